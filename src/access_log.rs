@@ -1,0 +1,400 @@
+//! The access log: what a line says, and how it gets to the file so that none is lost. It knows nothing of requests;
+//! `exchange.rs` builds the records.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
+
+use serde::{Serialize, Serializer};
+use uuid::Uuid;
+
+use crate::config::LogTarget;
+use crate::usage::Usage;
+
+/// The version of the schema that [`AccessRecord`] writes.
+const SCHEMA: u32 = 1;
+/// Lines that wait for a log that cannot be written, in bytes. Beyond it no further request is taken.
+const BACKLOG_BYTES: usize = 64 << 20;
+
+/// One line. The names of the fields are the names in the log.
+#[derive(Debug, Serialize)]
+pub struct AccessRecord<'a> {
+    #[serde(serialize_with = "event_id")]
+    pub event_id: (Uuid, u64),
+    /// RFC 3339 UTC with microseconds: when the request began.
+    pub time: &'a str,
+    pub duration_ms: Millis,
+    /// Until the first byte of the upstream's answer.
+    pub ttfb_ms: Option<Millis>,
+    #[serde(serialize_with = "uuid")]
+    pub request_id: Uuid,
+    pub turn: u64,
+    pub client: Option<std::net::IpAddr>,
+    pub user_agent: Option<&'a str>,
+    /// The key's name, never the key.
+    pub key: Option<&'a str>,
+    pub group: Option<&'a str>,
+    pub platform: Option<&'static str>,
+    pub policy: &'a str,
+    pub method: &'a str,
+    pub path: &'a str,
+    pub endpoint: &'static str,
+    pub transport: Transport,
+    pub model: Option<&'a str>,
+    /// Read from the bytes that went to the upstream.
+    pub service_tier: Option<&'a str>,
+    pub service_tier_client: Option<&'a str>,
+    pub service_tier_served: Option<&'a str>,
+    pub service_tier_billed: Option<&'a str>,
+    pub tier_reason: Option<&'static str>,
+    pub tier_billed_by: Option<&'static str>,
+    pub downgraded: bool,
+    pub upstream: Option<&'a str>,
+    pub upstream_status: Option<u16>,
+    pub upstream_request_id: Option<&'a str>,
+    pub response_id: Option<&'a str>,
+    pub status: Option<u16>,
+    pub outcome: Outcome,
+    pub error: Option<&'static str>,
+    pub usage_state: UsageState,
+    pub terminal_event: Option<&'a str>,
+    #[serde(flatten)]
+    pub usage: Usage,
+    /// A decimal in USD.
+    pub cost_usd: Option<String>,
+    pub request_bytes: u64,
+    pub upstream_request_bytes: u64,
+    pub response_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    Http,
+    Sse,
+    WebSocket,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Answered below 400 and ended properly.
+    Ok,
+    /// Refused for its key, group or path.
+    Denied,
+    /// Refused for its body or by a limit.
+    Rejected,
+    ClientClosed,
+    UpstreamError,
+    UpstreamCut,
+    Timeout,
+}
+
+impl Outcome {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Ok => "ok",
+            Outcome::Denied => "denied",
+            Outcome::Rejected => "rejected",
+            Outcome::ClientClosed => "client_closed",
+            Outcome::UpstreamError => "upstream_error",
+            Outcome::UpstreamCut => "upstream_cut",
+            Outcome::Timeout => "timeout",
+        }
+    }
+}
+
+/// How much of the usage the response told before it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UsageState {
+    Final,
+    Partial,
+    None,
+}
+
+/// Milliseconds with three decimals.
+#[derive(Clone, Copy, Debug)]
+pub struct Millis(pub std::time::Duration);
+
+impl Serialize for Millis {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(self.0.as_micros() as f64 / 1000.0)
+    }
+}
+
+fn uuid<S: Serializer>(id: &Uuid, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(id)
+}
+
+fn event_id<S: Serializer>(
+    (request, turn): &(Uuid, u64),
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{request}#{turn}"))
+}
+
+/// The open log. A line goes out in one `write(2)` of its own, before [`AccessLog::append`] returns; what cannot be
+/// written waits in order and is tried again by [`AccessLog::retry`].
+pub struct AccessLog {
+    target: LogTarget,
+    instance: Uuid,
+    writer: Mutex<Writer>,
+    errors: AtomicU64,
+    waiting_bytes: AtomicU64,
+}
+
+struct Writer {
+    file: File,
+    /// Lines numbered so far.
+    seq: u64,
+    line: Vec<u8>,
+    /// Whole lines that could not be written yet, oldest first.
+    waiting: VecDeque<Vec<u8>>,
+    waiting_bytes: usize,
+    /// How much of the first waiting line the file has taken: a full file system may take a part.
+    taken: usize,
+}
+
+impl AccessLog {
+    /// # Errors
+    /// Where the file cannot be opened for appending.
+    pub fn open(target: LogTarget) -> io::Result<Self> {
+        let file = open(&target)?;
+        Ok(Self {
+            target,
+            instance: Uuid::now_v7(),
+            writer: Mutex::new(Writer {
+                file,
+                seq: 0,
+                line: Vec::new(),
+                waiting: VecDeque::new(),
+                waiting_bytes: 0,
+                taken: 0,
+            }),
+            errors: AtomicU64::new(0),
+            waiting_bytes: AtomicU64::new(0),
+        })
+    }
+
+    pub fn append(&self, record: &AccessRecord<'_>) {
+        thread_local!(static BODY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
+        BODY.with_borrow_mut(|body| {
+            body.clear();
+            // A record holds nothing that JSON cannot say, and a `Vec` takes all that is written to it.
+            serde_json::to_writer(&mut *body, record).expect("an access record is valid JSON");
+            self.append_line(&body[1..]);
+        });
+    }
+
+    /// Numbers and writes a line, of which `rest` is all behind the members that are added here.
+    fn append_line(&self, rest: &[u8]) {
+        let mut guard = self.writer();
+        let writer = &mut *guard;
+        writer.line.clear();
+        let (seq, instance) = (writer.seq, self.instance);
+        writer.seq += 1;
+        write!(
+            writer.line,
+            r#"{{"schema":{SCHEMA},"seq":{seq},"instance":"{instance}","#
+        )
+        .expect("a Vec takes all");
+        writer.line.extend_from_slice(rest);
+        writer.line.push(b'\n');
+        if let Err(why) = writer.write_line() {
+            self.note_failure(&why);
+        }
+        self.waiting_bytes
+            .store(writer.waiting_bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Tries to write what waits; to be called a few times a second.
+    pub fn retry(&self) {
+        if self.waiting_bytes.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut writer = self.writer();
+        if let Err(why) = writer.flush_waiting() {
+            self.note_failure(&why);
+        }
+        self.waiting_bytes
+            .store(writer.waiting_bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Opens the file anew, after it was renamed. What waited goes to the new file.
+    ///
+    /// # Errors
+    /// Where the new file cannot be opened; the old one stays in use.
+    pub fn reopen(&self) -> io::Result<()> {
+        let file = open(&self.target)?;
+        let mut writer = self.writer();
+        writer.file = file;
+        // A line that the old file got in part is to be whole in the new one.
+        writer.taken = 0;
+        drop(writer);
+        self.retry();
+        Ok(())
+    }
+
+    /// How often a write failed since the start.
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+
+    /// Whether every line so far is in the log.
+    pub fn is_written(&self) -> bool {
+        self.waiting_bytes.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether so much waits that a further request could not be accounted for.
+    pub fn is_full(&self) -> bool {
+        self.waiting_bytes.load(Ordering::Relaxed) as usize >= BACKLOG_BYTES
+    }
+
+    fn note_failure(&self, why: &io::Error) {
+        // Each failure is counted, but only the first of a run is worth a line on stderr.
+        if self.errors.fetch_add(1, Ordering::Relaxed) == 0 || self.is_written() {
+            log::error!("the access log cannot be written, its lines wait in memory: {why}");
+        }
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Writer> {
+        // A panic while the lock was held cannot leave the writer in a state that matters: its line is rebuilt each time.
+        self.writer
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Writer {
+    /// Writes `self.line`, behind all that waits.
+    fn write_line(&mut self) -> io::Result<()> {
+        if self.waiting.is_empty() {
+            let (taken, result) = write_all(&self.file, &self.line);
+            if result.is_ok() {
+                return result;
+            }
+            self.wait();
+            self.taken = taken;
+            return result;
+        }
+        self.wait();
+        self.flush_waiting()
+    }
+
+    fn wait(&mut self) {
+        self.waiting_bytes += self.line.len();
+        self.waiting.push_back(self.line.clone());
+    }
+
+    fn flush_waiting(&mut self) -> io::Result<()> {
+        while let Some(first) = self.waiting.front() {
+            let (taken, result) = write_all(&self.file, &first[self.taken..]);
+            self.taken += taken;
+            result?;
+            self.taken = 0;
+            self.waiting_bytes -= first.len();
+            self.waiting.pop_front();
+        }
+        Ok(())
+    }
+}
+
+/// How much was written, and why not all.
+fn write_all(mut file: &File, line: &[u8]) -> (usize, io::Result<()>) {
+    let mut written = 0;
+    while written < line.len() {
+        match file.write(&line[written..]) {
+            Ok(0) => return (written, Err(io::ErrorKind::WriteZero.into())),
+            Ok(count) => written += count,
+            Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
+            Err(why) => return (written, Err(why)),
+        }
+    }
+    (written, Ok(()))
+}
+
+fn open(target: &LogTarget) -> io::Result<File> {
+    match target {
+        LogTarget::Stdout => Ok(File::from(io::stdout().as_fd().try_clone_to_owned()?)),
+        LogTarget::File(path) => {
+            // Reading is needed to see how the file ends, and a pipe or a device need not allow it.
+            let file = OpenOptions::new().append(true).create(true).open(path)?;
+            if file.metadata()?.is_file() {
+                end_last_line(&file, path)?;
+            }
+            Ok(file)
+        }
+    }
+}
+
+/// A process that died while the disk was full may have left half a line; the next one is not to be glued to it.
+fn end_last_line(mut file: &File, path: &Path) -> io::Result<()> {
+    let mut reader = File::open(path)?;
+    let mut last = [b'\n'];
+    if reader.seek(SeekFrom::End(-1)).is_ok() {
+        reader.read_exact(&mut last)?;
+    }
+    if last != *b"\n" {
+        file.write_all(b"\n")?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(path: &Path) -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(path).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn lines_are_numbered_and_appended() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("access.log");
+        std::fs::write(&path, "{\"half\":").unwrap();
+        let log = AccessLog::open(LogTarget::File(path.clone())).unwrap();
+        log.append_line(br#""a":1}"#);
+        log.append_line(br#""a":2}"#);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let own: Vec<serde_json::Value> = text
+            .lines()
+            .skip(1)
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!((&own[0]["seq"], &own[0]["a"]), (&0.into(), &1.into()));
+        assert_eq!((&own[1]["seq"], &own[1]["a"]), (&1.into(), &2.into()));
+        assert_eq!(own[0]["instance"], own[1]["instance"]);
+    }
+
+    #[test]
+    fn what_a_full_device_refuses_waits_in_order_for_the_next_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("access.log");
+        std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+        let log = AccessLog::open(LogTarget::File(path.clone())).unwrap();
+        for number in 0..3 {
+            log.append_line(format!(r#""a":{number}}}"#).as_bytes());
+        }
+        assert!(!log.is_written());
+        assert!(log.errors() >= 1);
+        std::fs::remove_file(&path).unwrap();
+        log.reopen().unwrap();
+        assert!(log.is_written());
+        let order: Vec<_> = lines(&path)
+            .iter()
+            .map(|line| line["a"].as_u64().unwrap())
+            .collect();
+        assert_eq!(order, [0, 1, 2]);
+    }
+}

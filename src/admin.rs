@@ -1,0 +1,112 @@
+//! The admin listener: health, readiness, status, metrics. It reads the state and changes nothing.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use http::{Method, Response, StatusCode};
+use pingora_core::apps::http_app::ServeHttp;
+use pingora_core::protocols::http::ServerSession;
+use serde_json::json;
+
+use crate::state::State;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+const JSON: &str = "application/json";
+
+pub struct Admin {
+    pub state: Arc<State>,
+}
+
+#[async_trait]
+impl ServeHttp for Admin {
+    async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        let head = session.req_header();
+        if head.method != Method::GET && head.method != Method::HEAD {
+            return answer(
+                StatusCode::METHOD_NOT_ALLOWED,
+                TEXT,
+                "only GET is answered here\n",
+            );
+        }
+        match head.uri.path() {
+            "/healthz" => answer(StatusCode::OK, TEXT, "ok\n"),
+            "/readyz" => match self.state.not_ready() {
+                None => answer(StatusCode::OK, TEXT, readiness(&self.state)),
+                Some(why) => answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n")),
+            },
+            "/status" => answer(StatusCode::OK, JSON, status(&self.state)),
+            "/metrics" => answer(
+                StatusCode::OK,
+                METRICS,
+                self.state.metrics.render(&self.state),
+            ),
+            _ => answer(
+                StatusCode::NOT_FOUND,
+                TEXT,
+                "there are /healthz /readyz /status /metrics\n",
+            ),
+        }
+    }
+}
+
+fn answer(status: StatusCode, kind: &str, body: impl Into<Vec<u8>>) -> Response<Vec<u8>> {
+    let body = body.into();
+    // The parts are constants and a number.
+    Response::builder()
+        .status(status)
+        .header(http::header::CONTENT_TYPE, kind)
+        .header(http::header::CONTENT_LENGTH, body.len())
+        .body(body)
+        .expect("a constant head is well formed")
+}
+
+/// A policy file that could not be taken is told here too; it does not keep the proxy from serving.
+fn readiness(state: &State) -> String {
+    let mistakes = state.policy.last().mistakes;
+    if mistakes.is_empty() {
+        return "ok\n".to_owned();
+    }
+    format!("ok, with the last good policy:\n{}\n", mistakes.join("\n"))
+}
+
+fn status(state: &State) -> String {
+    let policy = state.policy.current();
+    let last = state.policy.last();
+    let loaded_at = jiff::Timestamp::try_from(last.loaded_at)
+        .map(|time| time.to_string())
+        .ok();
+    let upstreams: serde_json::Map<String, serde_json::Value> = state
+        .upstreams()
+        .map(|upstream| {
+            let addresses: Vec<String> = upstream
+                .addresses()
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            let kind = upstream.config.kind.as_str();
+            (
+                upstream.config.name.clone(),
+                json!({"kind": kind, "addresses": addresses}),
+            )
+        })
+        .collect();
+    let value = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "uptime_seconds": state.started.elapsed().as_secs(),
+        "draining": state.is_draining(),
+        "policy": {
+            "revision": policy.revision(),
+            "groups": policy.groups().len(),
+            "keys": policy.key_count(),
+            "loaded_at": loaded_at,
+            "last_error": (!last.mistakes.is_empty()).then(|| last.mistakes.join("\n")),
+        },
+        "upstreams": upstreams,
+        "connections": state.metrics.connections.get(),
+        "requests_in_flight": state.metrics.in_flight.get(),
+        "buffered_bytes": state.budget.used(),
+        "access_log": {"errors": state.log.errors(), "written": state.log.is_written()},
+    });
+    format!("{value}\n")
+}

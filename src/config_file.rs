@@ -1,0 +1,340 @@
+//! The configuration as written: reads `tiergate.yaml` into a [`Config`], with every mistake and its place.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::{
+    Config, KINDS, Limits, Listen, LogTarget, MESSAGES_MODES, SERVED_TIERS, ServerOptions,
+    TlsFiles, Upstream, UpstreamKind, Url,
+};
+use crate::endpoint;
+use crate::mistake::{Mistake, Mistakes, Place};
+use crate::yaml::{self, Entry, Node};
+
+/// A configuration that has been read as far as it could be: settings with mistakes hold defaults, and only a file
+/// without mistakes may be used to serve.
+pub(crate) struct Draft {
+    pub config: Config,
+    pub mistakes: Vec<Mistake>,
+    pub warnings: Vec<Mistake>,
+}
+
+const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
+const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
+const DEFAULT_ACCESS_LOG: &str = "/var/log/tiergate/access.log";
+const DEFAULT_TIER_PATHS: [&str; 2] = ["/v1/agents", "/v1/agents/sessions"];
+const MAX_THREADS: u64 = 1024;
+const MAX_JSON_DEPTH: u64 = 65_536;
+const MAX_NAME_BYTES: usize = 64;
+
+impl Draft {
+    /// An unreadable file, or one without a tree, leaves nothing to go on with.
+    pub(crate) fn read(path: &Path) -> Result<Draft, Vec<Mistake>> {
+        let bytes = yaml::read(path).map_err(|mistake| vec![mistake])?;
+        let mistakes = Mistakes::new(path);
+        let warnings = Mistakes::new(path);
+        let Some(root) = yaml::parse(&bytes, &mistakes) else {
+            return Err(mistakes.into_vec());
+        };
+        let config = Reader {
+            path,
+            mistakes: &mistakes,
+        }
+        .config(&root);
+        warn_of_limits(&config.limits, &root, &warnings);
+        Ok(Draft {
+            config,
+            mistakes: mistakes.into_vec(),
+            warnings: warnings.into_vec(),
+        })
+    }
+}
+
+/// Reads the sections of the file; every mistake is noted and a default put in its place.
+struct Reader<'m> {
+    path: &'m Path,
+    mistakes: &'m Mistakes,
+}
+
+impl Reader<'_> {
+    fn config(&self, root: &Node<'_>) -> Config {
+        let mut fields = root.fields(root.place, self.mistakes);
+        let listen = fields.take("listen").map(|node| self.listen(node));
+        let admin = fields.take("admin").and_then(|node| self.address(node));
+        let policy = fields.required("policy").and_then(|node| self.file(node));
+        let config = Config {
+            path: self.path.to_owned(),
+            listen: listen.unwrap_or_else(|| {
+                vec![Listen {
+                    address: DEFAULT_LISTEN,
+                    tls: None,
+                }]
+            }),
+            admin: admin.unwrap_or(DEFAULT_ADMIN),
+            policy: policy.unwrap_or_default(),
+            prices: fields.optional("prices").and_then(|node| self.file(node)),
+            upstreams: fields
+                .required("upstreams")
+                .map_or_else(Vec::new, |node| self.upstreams(node)),
+            access_log: fields
+                .take_entry("access_log")
+                .map_or_else(default_log, |entry| self.access_log(entry)),
+            tier_paths: fields
+                .take("tier_paths")
+                .map_or_else(default_tier_paths, |node| self.tier_paths(node)),
+            limits: fields
+                .optional_entry("limits")
+                .map_or_else(Limits::default, |entry| self.limits(entry)),
+            server: self.server(fields.optional_entry("server")),
+        };
+        self.check_addresses(&config, root);
+        fields.finish();
+        config
+    }
+
+    fn listen(&self, node: &Node<'_>) -> Vec<Listen> {
+        if !node.is_list() {
+            return self.listener(node).into_iter().collect();
+        }
+        let items = node.list(self.mistakes);
+        if items.is_empty() {
+            self.mistakes
+                .add(node.place, "expected at least one address");
+        }
+        let mut listen: Vec<Listen> = Vec::new();
+        for item in items {
+            let Some(listener) = self.listener(item) else {
+                continue;
+            };
+            if listen.iter().any(|other| other.address == listener.address) {
+                self.mistakes.add(
+                    item.place,
+                    format!("address `{}` is listed twice", listener.address),
+                );
+            }
+            listen.push(listener);
+        }
+        listen
+    }
+
+    fn listener(&self, node: &Node<'_>) -> Option<Listen> {
+        if !node.is_mapping() {
+            return Some(Listen {
+                address: self.address(node)?,
+                tls: None,
+            });
+        }
+        let mut fields = node.fields(node.place, self.mistakes);
+        let address = fields
+            .required("address")
+            .and_then(|node| self.address(node));
+        let tls = fields.take_entry("tls").map(|entry| self.tls(entry));
+        fields.finish();
+        Some(Listen {
+            address: address?,
+            tls: tls.flatten(),
+        })
+    }
+
+    fn tls(&self, entry: &Entry<'_>) -> Option<TlsFiles> {
+        let mut fields = entry.value.fields(entry.place, self.mistakes);
+        let cert = fields.required("cert").and_then(|node| self.file(node));
+        let key = fields.required("key").and_then(|node| self.file(node));
+        fields.finish();
+        Some(TlsFiles {
+            cert: cert?,
+            key: key?,
+        })
+    }
+
+    fn upstreams(&self, node: &Node<'_>) -> Vec<Arc<Upstream>> {
+        let entries = node.entries(self.mistakes);
+        if entries.is_empty() && node.is_mapping() {
+            self.mistakes
+                .add(node.place, "expected at least one upstream");
+        }
+        entries
+            .iter()
+            .map(|entry| Arc::new(self.upstream(entry)))
+            .collect()
+    }
+
+    fn upstream(&self, entry: &Entry<'_>) -> Upstream {
+        check_name(&entry.key, entry.place, self.mistakes);
+        let mut fields = entry.value.fields(entry.place, self.mistakes);
+        let kind = fields.choice("kind", &KINDS, UpstreamKind::OpenAi);
+        let (served_tier, messages) = kind.presets();
+        let upstream = Upstream {
+            name: entry.key.to_string(),
+            url: fields
+                .required("url")
+                .and_then(|node| self.url(node))
+                .unwrap_or_else(Url::placeholder),
+            kind,
+            served_tier: fields.choice("served_tier", &SERVED_TIERS, served_tier),
+            messages: fields.choice("messages", &MESSAGES_MODES, messages),
+            credential_file: fields
+                .optional("credential_file")
+                .and_then(|node| self.file(node)),
+            connect_timeout: fields.timeout("connect_timeout", Duration::from_secs(5)),
+            response_timeout: fields.timeout("response_timeout", Duration::from_secs(600)),
+            idle_timeout: fields.timeout("idle_timeout", Duration::from_secs(600)),
+            place: entry.place,
+        };
+        fields.finish();
+        upstream
+    }
+
+    fn url(&self, node: &Node<'_>) -> Option<Url> {
+        let text = node.string(self.mistakes)?;
+        Url::parse(text)
+            .map_err(|reason| self.mistakes.add(node.place, reason))
+            .ok()
+    }
+
+    fn access_log(&self, entry: &Entry<'_>) -> LogTarget {
+        let mut fields = entry.value.fields(entry.place, self.mistakes);
+        let target = match fields
+            .required("path")
+            .and_then(|node| Some((node, node.string(self.mistakes)?)))
+        {
+            Some((_, "-")) => LogTarget::Stdout,
+            Some((node, _)) => self.file(node).map_or_else(default_log, LogTarget::File),
+            None => default_log(),
+        };
+        fields.finish();
+        target
+    }
+
+    fn tier_paths(&self, node: &Node<'_>) -> Vec<String> {
+        let mut paths = Vec::new();
+        for item in node.list(self.mistakes) {
+            let Some(text) = item.string(self.mistakes) else {
+                continue;
+            };
+            match endpoint::normalise(text) {
+                Some(path) => paths.push(path),
+                None => self.mistakes.add(item.place, "expected a plain path like `/v1/agents`, without query, escapes and dot segments"),
+            }
+        }
+        paths
+    }
+
+    fn limits(&self, entry: &Entry<'_>) -> Limits {
+        let default = Limits::default();
+        let mut fields = entry.value.fields(entry.place, self.mistakes);
+        let depth = fields.integer("json_depth", 1..=MAX_JSON_DEPTH, default.json_depth as u64);
+        let limits = Limits {
+            body: fields.size("body", default.body),
+            decoded_body: fields.size("decoded_body", default.decoded_body),
+            buffered: fields.size("buffered", default.buffered),
+            websocket_message: fields.size("websocket_message", default.websocket_message),
+            json_depth: usize::try_from(depth).unwrap_or(default.json_depth),
+            header_timeout: fields.timeout("header_timeout", default.header_timeout),
+            body_idle_timeout: fields.timeout("body_idle_timeout", default.body_idle_timeout),
+            body_timeout: fields.timeout("body_timeout", default.body_timeout),
+            keepalive_timeout: fields.timeout("keepalive_timeout", default.keepalive_timeout),
+        };
+        fields.finish();
+        limits
+    }
+
+    fn server(&self, entry: Option<&Entry<'_>>) -> ServerOptions {
+        let mut options = ServerOptions {
+            threads: 0,
+            drain: Duration::from_secs(60),
+            upgrade_socket: None,
+        };
+        if let Some(entry) = entry {
+            let mut fields = entry.value.fields(entry.place, self.mistakes);
+            options.threads =
+                usize::try_from(fields.integer("threads", 0..=MAX_THREADS, 0)).unwrap_or(0);
+            options.drain = fields.duration("drain", options.drain);
+            options.upgrade_socket = fields
+                .optional("upgrade_socket")
+                .and_then(|node| self.file(node));
+            fields.finish();
+        }
+        if options.threads == 0 {
+            options.threads = std::thread::available_parallelism().map_or(1, usize::from);
+        }
+        options
+    }
+
+    fn address(&self, node: &Node<'_>) -> Option<SocketAddr> {
+        let text = node.string(self.mistakes)?;
+        let numeric = match text.strip_prefix("localhost:") {
+            Some(port) => format!("127.0.0.1:{port}"),
+            None => text.to_owned(),
+        };
+        let address = numeric
+            .parse()
+            .ok()
+            .filter(|address: &SocketAddr| address.port() != 0);
+        if address.is_none() {
+            self.mistakes.add(
+                node.place,
+                "expected an address like `127.0.0.1:8080` or `[::]:8080`",
+            );
+        }
+        address
+    }
+
+    /// A path that is relative to the folder of the configuration.
+    fn file(&self, node: &Node<'_>) -> Option<PathBuf> {
+        let text = node.string(self.mistakes)?;
+        if text.is_empty() {
+            self.mistakes.add(node.place, "expected the path of a file");
+            return None;
+        }
+        Some(self.path.parent().unwrap_or(Path::new("")).join(text))
+    }
+
+    fn check_addresses(&self, config: &Config, root: &Node<'_>) {
+        if config
+            .listen
+            .iter()
+            .any(|listen| listen.address == config.admin)
+        {
+            let place = place_of_key(root, "admin")
+                .or_else(|| place_of_key(root, "listen"))
+                .unwrap_or(root.place);
+            self.mistakes.add(
+                place,
+                format!("`admin` and `listen` are both `{}`", config.admin),
+            );
+        }
+    }
+}
+
+/// Names of upstreams, groups and keys go into log lines and metrics.
+pub(crate) fn check_name(name: &str, place: Place, mistakes: &Mistakes) {
+    if name.is_empty() {
+        mistakes.add(place, "the name is empty");
+    } else if name.len() > MAX_NAME_BYTES {
+        mistakes.add(place, "the name is longer than 64 bytes");
+    } else if name.chars().any(char::is_control) {
+        mistakes.add(place, "the name has a control character");
+    }
+}
+
+fn warn_of_limits(limits: &Limits, root: &Node<'_>, warnings: &Mistakes) {
+    let place = place_of_key(root, "limits").unwrap_or(root.place);
+    if limits.body.max(limits.decoded_body) > limits.buffered {
+        warnings.add(place, "`buffered` is less than `body` or `decoded_body`: the largest bodies are always refused");
+    }
+}
+
+fn place_of_key(root: &Node<'_>, name: &str) -> Option<Place> {
+    root.member(name).map(|entry| entry.place)
+}
+
+fn default_log() -> LogTarget {
+    LogTarget::File(PathBuf::from(DEFAULT_ACCESS_LOG))
+}
+
+fn default_tier_paths() -> Vec<String> {
+    DEFAULT_TIER_PATHS.map(str::to_owned).to_vec()
+}

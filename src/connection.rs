@@ -1,0 +1,316 @@
+//! A client's connection: the stream that Pingora reads and writes, and the one deadline against which its current
+//! request runs. It knows nothing of keys or tiers.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, RawFd};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
+use pingora_core::protocols::http::ServerSession;
+use pingora_core::protocols::http::v2::server::H2Options;
+use pingora_core::protocols::{
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    TimingDigest, UniqueID, raw_connect::ProxyDigest,
+};
+use pingora_core::server::ShutdownWatch;
+use pingora_proxy::HttpProxy;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::proxy::Gate;
+
+/// Gathers an answer's head and the framing of its chunks into one segment; larger writes go past it.
+const WRITE_BUFFER_BYTES: usize = 1460;
+
+tokio::task_local! {
+    /// The deadline of the request that the current task serves; set around each request by [`Front`].
+    static DEADLINE: Arc<Deadline>;
+}
+
+/// An accepted TCP connection in the shape that Pingora asks of a stream.
+#[derive(Debug)]
+pub struct ClientStream {
+    io: BufWriter<TcpStream>,
+    accepted: SystemTime,
+    digest: Option<Arc<SocketDigest>>,
+}
+
+/// What a request waits for when its deadline passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Waiting {
+    /// For the rest of a request head: the connection is closed.
+    ForHead,
+    /// For the client's body, on connections where Pingora sets no time limit: the request is cut.
+    ForBody,
+    /// For the first byte of the answer: the upstream's connection is shut, so that the client gets a proper answer.
+    ForAnswer,
+    /// For the next byte of the answer, or the end of the drain: the request is cut.
+    ForMore,
+}
+
+/// The one time limit that a request runs against, moved on by whoever makes progress. Pingora has a single read timeout
+/// for the upstream and none for a whole request head or an HTTP/2 body; this stands in for those.
+#[derive(Debug)]
+pub struct Deadline {
+    /// Milliseconds after [`epoch`]; `NEVER` for none.
+    at: AtomicU64,
+    waiting: AtomicU8,
+    /// The upstream's socket while an HTTP/1 answer is awaited on it, else -1.
+    upstream: AtomicI32,
+    passed: AtomicBool,
+    /// Until when [`Deadline::passes`] sleeps, like `at`; a deadline set before it wakes it.
+    asleep_until: AtomicU64,
+    earlier: Notify,
+}
+
+const NEVER: u64 = u64::MAX;
+const NO_SOCKET: RawFd = -1;
+/// How long a deadline that is not set is slept through before it is looked at again.
+const IDLE_LOOK: Duration = Duration::from_secs(3600);
+
+/// The proxy behind its deadline: what Pingora's connection loop calls for each request.
+pub struct Front {
+    pub proxy: Arc<HttpProxy<Gate>>,
+    /// A whole request head.
+    pub header_timeout: Duration,
+    /// An idle connection between two requests.
+    pub keepalive_timeout: Duration,
+}
+
+impl ClientStream {
+    pub fn new(socket: TcpStream, peer: SocketAddr) -> Self {
+        let digest = SocketDigest::from_raw_fd(socket.as_raw_fd());
+        // The cell is new and empty.
+        let _ = digest.peer_addr.set(Some(peer.into()));
+        Self {
+            io: BufWriter::with_capacity(WRITE_BUFFER_BYTES, socket),
+            accepted: SystemTime::now(),
+            digest: Some(Arc::new(digest)),
+        }
+    }
+}
+
+impl Deadline {
+    fn new(waiting: Waiting, after: Duration) -> Arc<Self> {
+        let deadline = Self {
+            at: AtomicU64::new(NEVER),
+            waiting: AtomicU8::new(0),
+            upstream: AtomicI32::new(NO_SOCKET),
+            passed: AtomicBool::new(false),
+            asleep_until: AtomicU64::new(0),
+            earlier: Notify::new(),
+        };
+        deadline.set(waiting, after);
+        Arc::new(deadline)
+    }
+
+    /// The deadline of the request that this task serves; a free one in a task that serves none.
+    pub fn current() -> Arc<Self> {
+        DEADLINE.try_with(Arc::clone).unwrap_or_else(|_| {
+            let free = Self::new(Waiting::ForMore, Duration::ZERO);
+            free.clear();
+            free
+        })
+    }
+
+    pub fn set(&self, waiting: Waiting, after: Duration) {
+        let at = now_ms().saturating_add(after.as_millis() as u64);
+        self.waiting.store(waiting as u8, Ordering::Relaxed);
+        self.at.store(at, Ordering::Relaxed);
+        if at < self.asleep_until.load(Ordering::Relaxed) {
+            self.earlier.notify_one();
+        }
+    }
+
+    /// No limit for now.
+    pub fn clear(&self) {
+        self.at.store(NEVER, Ordering::Relaxed);
+        self.upstream.store(NO_SOCKET, Ordering::Relaxed);
+    }
+
+    /// The answer is awaited on this socket, which no other request uses, until [`Deadline::set`] or
+    /// [`Deadline::clear`] says otherwise.
+    pub fn await_answer(&self, socket: RawFd, after: Duration) {
+        self.set(Waiting::ForAnswer, after);
+        self.upstream.store(socket, Ordering::Relaxed);
+    }
+
+    /// Whether the request ended because its time was over.
+    pub fn has_passed(&self) -> bool {
+        self.passed.load(Ordering::Relaxed)
+    }
+
+    /// Returns when the request has to be cut.
+    async fn passes(&self) {
+        loop {
+            let now = now_ms();
+            let until = self
+                .at
+                .load(Ordering::Relaxed)
+                .min(now + IDLE_LOOK.as_millis() as u64);
+            if until > now {
+                self.asleep_until.store(until, Ordering::Relaxed);
+                tokio::select! {
+                    () = tokio::time::sleep(Duration::from_millis(until - now)) => {}
+                    () = self.earlier.notified() => {}
+                }
+                continue;
+            }
+            self.passed.store(true, Ordering::Relaxed);
+            if self.waiting.load(Ordering::Relaxed) != Waiting::ForAnswer as u8 {
+                return;
+            }
+            self.shut_upstream();
+        }
+    }
+
+    /// Ends the wait for an answer in a way that Pingora reports like any other loss of the upstream.
+    fn shut_upstream(&self) {
+        let socket = self.upstream.swap(NO_SOCKET, Ordering::Relaxed);
+        self.at.store(NEVER, Ordering::Relaxed);
+        if socket != NO_SOCKET {
+            // It is open: this runs in the task that owns the request, which holds the connection until the wait is over.
+            let _ = nix::sys::socket::shutdown(socket, nix::sys::socket::Shutdown::Both);
+        }
+    }
+}
+
+fn epoch() -> Instant {
+    static EPOCH: OnceLock<Instant> = OnceLock::new();
+    *EPOCH.get_or_init(Instant::now)
+}
+
+fn now_ms() -> u64 {
+    epoch().elapsed().as_millis() as u64
+}
+
+#[async_trait]
+impl HttpServerApp for Front {
+    async fn process_new_http(
+        self: &Arc<Self>,
+        session: ServerSession,
+        shutdown: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
+        let deadline = Deadline::new(
+            Waiting::ForHead,
+            self.header_timeout + self.keepalive_timeout,
+        );
+        let request = DEADLINE.scope(
+            deadline.clone(),
+            self.proxy.process_new_http(session, shutdown),
+        );
+        tokio::select! {
+            biased;
+            reusable = request => reusable,
+            // The request's future is dropped: both connections end without a proper end of their messages, and the
+            // request's context writes its line.
+            () = deadline.passes() => None,
+        }
+    }
+
+    fn h2_options(&self) -> Option<H2Options> {
+        self.proxy.h2_options()
+    }
+
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        self.proxy.server_options.as_ref()
+    }
+
+    async fn http_cleanup(&self) {
+        self.proxy.http_cleanup().await;
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(self.io.get_mut()).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+#[async_trait]
+impl Shutdown for ClientStream {
+    async fn shutdown(&mut self) {
+        // The client may have gone first; there is nobody left to tell.
+        let _ = self.io.shutdown().await;
+    }
+}
+
+impl UniqueID for ClientStream {
+    fn id(&self) -> RawFd {
+        self.io.get_ref().as_raw_fd()
+    }
+}
+
+impl Ssl for ClientStream {}
+
+impl Peek for ClientStream {}
+
+impl GetTimingDigest for ClientStream {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        vec![Some(TimingDigest {
+            established_ts: self.accepted,
+            ..Default::default()
+        })]
+    }
+}
+
+impl GetProxyDigest for ClientStream {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        None
+    }
+
+    fn set_proxy_digest(&mut self, _digest: ProxyDigest) {}
+}
+
+impl GetSocketDigest for ClientStream {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.digest.clone()
+    }
+
+    fn set_socket_digest(&mut self, digest: SocketDigest) {
+        self.digest = Some(Arc::new(digest));
+    }
+}

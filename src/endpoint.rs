@@ -1,0 +1,386 @@
+//! Which endpoint a request path names, and whether every upstream would read the path as we do.
+//! It sees the path alone: bytes in, a value out, no allocation.
+
+/// The endpoints that are told apart. `…` is any prefix, also none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// `…/responses`
+    Responses,
+    /// `…/responses/compact`
+    ResponsesCompact,
+    /// `…/chat/completions`
+    ChatCompletions,
+    /// `/messages`, `…/v1/messages`
+    Messages,
+    /// A path of the configuration's `tier_paths`.
+    Extra,
+    /// All else: it takes no service tier and is never touched.
+    Other,
+}
+
+/// Whose shape of error the callers of an endpoint expect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    OpenAi,
+    Anthropic,
+}
+
+/// What a request path says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// [`Endpoint::Other`] where the path is ambiguous.
+    pub endpoint: Endpoint,
+    /// Some upstream may read it as another path. Such a request is refused.
+    pub ambiguous: bool,
+    /// `…/batches`, where a file of requests is handed in.
+    pub batches: bool,
+}
+
+impl Endpoint {
+    /// As in the access log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Endpoint::Responses => "responses",
+            Endpoint::ResponsesCompact => "responses_compact",
+            Endpoint::ChatCompletions => "chat_completions",
+            Endpoint::Messages => "messages",
+            Endpoint::Extra => "extra",
+            Endpoint::Other => "other",
+        }
+    }
+
+    pub fn protocol(self) -> Protocol {
+        match self {
+            Endpoint::Messages => Protocol::Anthropic,
+            _ => Protocol::OpenAi,
+        }
+    }
+
+    /// Whether requests to it may carry a `service_tier`.
+    pub fn takes_tier(self) -> bool {
+        self != Endpoint::Other
+    }
+}
+
+impl Path {
+    const AMBIGUOUS: Path = Path {
+        endpoint: Endpoint::Other,
+        ambiguous: true,
+        batches: false,
+    };
+
+    fn of_segments(path: &[u8], cut: Cut) -> Path {
+        let endpoint = tier_endpoint(path, cut);
+        let batches = cut.matches(last_segment(path).0, b"batches");
+        Path {
+            endpoint,
+            ambiguous: false,
+            batches,
+        }
+    }
+
+    fn is_gated(&self) -> bool {
+        self.endpoint.takes_tier() || self.batches
+    }
+}
+
+/// Classifies a raw path without its query: ASCII case does not matter, nor does one trailing slash. `tier_paths` are
+/// whole paths as [`normalise`] returns them.
+pub fn classify(path: &[u8], tier_paths: &[String]) -> Path {
+    let path_given = path;
+    let path = path.strip_suffix(b"/").unwrap_or(path);
+    if !path_given.starts_with(b"/") || has_ambiguous_byte(path) || has_ambiguous_segment(path) {
+        return Path::AMBIGUOUS;
+    }
+    let plain = Path::of_segments(path, Cut::Nothing);
+    if plain.is_gated() {
+        return plain;
+    }
+    // Some servers drop `;parameters` before they choose a handler, others take them for a part of the name.
+    if path.contains(&b';') && Path::of_segments(path, Cut::Parameters).is_gated() {
+        return Path::AMBIGUOUS;
+    }
+    let is_extra = tier_paths
+        .iter()
+        .any(|extra| extra.as_bytes().eq_ignore_ascii_case(path));
+    Path {
+        endpoint: if is_extra {
+            Endpoint::Extra
+        } else {
+            Endpoint::Other
+        },
+        ..plain
+    }
+}
+
+/// A path of the configuration's `tier_paths` as [`classify`] compares it; none if no request could match it.
+pub fn normalise(path: &str) -> Option<String> {
+    if path.contains('?') || classify(path.as_bytes(), &[]).ambiguous {
+        return None;
+    }
+    Some(path.strip_suffix('/').unwrap_or(path).to_ascii_lowercase())
+}
+
+/// What of a segment is compared.
+#[derive(Clone, Copy, PartialEq)]
+enum Cut {
+    Nothing,
+    /// The part up to the first `;`.
+    Parameters,
+}
+
+impl Cut {
+    fn matches(self, segment: &[u8], name: &[u8]) -> bool {
+        let compared = match self {
+            Cut::Nothing => segment,
+            Cut::Parameters => without_parameters(segment),
+        };
+        compared.eq_ignore_ascii_case(name)
+    }
+}
+
+fn tier_endpoint(path: &[u8], cut: Cut) -> Endpoint {
+    let (last, before) = last_segment(path);
+    let (second, further) = last_segment(before);
+    let ends_with =
+        |first: &[u8], then: &[u8]| cut.matches(second, first) && cut.matches(last, then);
+    if cut.matches(last, b"responses") {
+        Endpoint::Responses
+    } else if ends_with(b"responses", b"compact") {
+        Endpoint::ResponsesCompact
+    } else if ends_with(b"chat", b"completions") {
+        Endpoint::ChatCompletions
+    } else if ends_with(b"v1", b"messages")
+        || (cut.matches(last, b"messages") && second.is_empty() && further.is_empty())
+    {
+        Endpoint::Messages
+    } else {
+        Endpoint::Other
+    }
+}
+
+/// The last segment and the path before its slash.
+fn last_segment(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|&byte| byte == b'/') {
+        Some(slash) => (&path[slash + 1..], &path[..slash]),
+        None => (path, b""),
+    }
+}
+
+fn without_parameters(segment: &[u8]) -> &[u8] {
+    segment
+        .split(|&byte| byte == b';')
+        .next()
+        .unwrap_or(segment)
+}
+
+/// Bytes that a path may not hold, or that servers are known to fold into others: a backslash is a slash to some, an
+/// escape of an unreserved character is that character by RFC 3986 §6.2.2.2, `%2f` may be decoded before routing, and
+/// an encoded control character may end the path (`%00`).
+fn has_ambiguous_byte(path: &[u8]) -> bool {
+    let mut rest = path;
+    while let [first, tail @ ..] = rest {
+        rest = tail;
+        match first {
+            b'%' => match escaped_byte(tail) {
+                Some(byte) if !is_foldable(byte) => rest = &tail[2..],
+                _ => return true,
+            },
+            b'\\' | b'#' | b'?' | 0..=b' ' | 0x7f.. => return true,
+            _ => {}
+        }
+    }
+    false
+}
+
+/// Empty and dot segments, after `;parameters` are dropped too: `..;` climbs on some servers. `path` has lost its one
+/// trailing slash.
+fn has_ambiguous_segment(path: &[u8]) -> bool {
+    let mut segments = path.split(|&byte| byte == b'/').skip(1);
+    segments.any(|segment| matches!(without_parameters(segment), b"" | b"." | b".."))
+}
+
+fn escaped_byte(after_percent: &[u8]) -> Option<u8> {
+    let digit = |at: usize| (*after_percent.get(at)? as char).to_digit(16);
+    u8::try_from(digit(0)? * 16 + digit(1)?).ok()
+}
+
+fn is_foldable(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~/\\".contains(&byte) || byte.is_ascii_control()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn endpoint(path: &str) -> Endpoint {
+        let extra = [
+            normalise("/v1/agents").unwrap(),
+            normalise("/V1/Agents/Sessions/").unwrap(),
+        ];
+        let seen = classify(path.as_bytes(), &extra);
+        assert!(!seen.ambiguous, "{path} is ambiguous");
+        seen.endpoint
+    }
+
+    fn is_ambiguous(path: &[u8]) -> bool {
+        let seen = classify(path, &[]);
+        assert!(!seen.ambiguous || (seen.endpoint == Endpoint::Other && !seen.batches));
+        seen.ambiguous
+    }
+
+    #[test]
+    fn any_prefix_any_case_and_one_trailing_slash_name_the_endpoint() {
+        let table = [
+            (
+                Endpoint::Responses,
+                "/responses /v1/responses /V1/Responses/ /backend-api/codex/responses /a/b/c/responses",
+            ),
+            (
+                Endpoint::ResponsesCompact,
+                "/responses/compact /v1/Responses/COMPACT/",
+            ),
+            (
+                Endpoint::ChatCompletions,
+                "/chat/completions /openai/v1/chat/completions/ /V1/CHAT/COMPLETIONS",
+            ),
+            (
+                Endpoint::Messages,
+                "/messages /messages/ /v1/messages /api/V1/Messages/",
+            ),
+            (
+                Endpoint::Extra,
+                "/v1/agents /v1/AGENTS/ /v1/agents/sessions",
+            ),
+        ];
+        for (expected, paths) in table {
+            for path in paths.split(' ') {
+                assert_eq!(endpoint(path), expected, "{path}");
+            }
+        }
+    }
+
+    #[test]
+    fn everything_near_a_tier_endpoint_is_other() {
+        for path in "/ /v1 /v1/responses/input_tokens /v1/responses/resp_1 /v1/responses/compact/x /v1/messages/count_tokens \
+            /v1/threads/t/messages /v1/completions /v1/xresponses /v1/responsesx /v1/chat /compact /v1/responses.json \
+            /v2/messages /xv1/messages /x/v1/agents /v1/agents/x /v1/files/a;b /v1/files/a%20b /v1/models/ft%3Agpt /v1/%C3%A9"
+            .split_ascii_whitespace()
+        {
+            assert_eq!(endpoint(path), Endpoint::Other, "{path}");
+        }
+    }
+
+    #[test]
+    fn batches_are_seen_under_any_prefix() {
+        for path in [
+            "/v1/batches",
+            "/V1/Batches/",
+            "/openai/v1/batches",
+            "/v1/messages/batches",
+            "/batches",
+        ] {
+            assert!(classify(path.as_bytes(), &[]).batches, "{path}");
+        }
+        for path in ["/v1/batches/b_1", "/v1/xbatches", "/v1/responses"] {
+            assert!(!classify(path.as_bytes(), &[]).batches, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_somebody_may_read_as_another_is_ambiguous() {
+        for path in "// //v1/responses /v1//responses /v1/responses// /v1/./responses /v1/../v1/responses /v1/responses/. \
+            /v1/responses/.. /v1\\responses /v1/%72esponses /v1%2fresponses /v1/responses%2F /v1/%2e/responses /v1/%5Cresponses \
+            /v1/x%7Ey /v1/%2D /v1/%5F /v1/%41 /v1/responses%00 /v1/a%0ab /v1/responses#x"
+            .split_ascii_whitespace()
+        {
+            assert!(is_ambiguous(path.as_bytes()), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_malformed_path_is_ambiguous() {
+        for path in [
+            &b""[..],
+            b"*",
+            b"v1/responses",
+            b"/v1/%",
+            b"/v1/%2",
+            b"/v1/%zz",
+            b"/v1/a b",
+            b"/v1/\xc3\xa9",
+            b"/v1/\x7f",
+            b"/v1/\t",
+        ] {
+            assert!(is_ambiguous(path), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn path_parameters_are_ambiguous_only_where_dropping_them_would_matter() {
+        for path in [
+            "/v1/responses;x=1",
+            "/v1/chat;a/completions;b",
+            "/v1;x/messages",
+            "/v1/batches;x",
+            "/v1/a/..;/b",
+            "/v1/;x/b",
+            "/v1/responses/;x",
+        ] {
+            assert!(is_ambiguous(path.as_bytes()), "{path}");
+        }
+        for path in ["/v1/files/a;b", "/v1;x/models"] {
+            assert!(!is_ambiguous(path.as_bytes()), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_tier_path_that_no_request_can_match_is_refused() {
+        for path in [
+            "",
+            "v1/agents",
+            "/v1//agents",
+            "/v1/agents?x",
+            "/v1/%61gents",
+        ] {
+            assert_eq!(normalise(path), None, "{path}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        #[test]
+        fn no_bytes_panic(path in proptest::collection::vec(any::<u8>(), 0..40)) {
+            classify(&path, &[]);
+        }
+
+        /// Decoding, dropping parameters and resolving dots, as any upstream might, turns no accepted path that is not
+        /// gated into one that is.
+        #[test]
+        fn an_accepted_path_stays_what_it_is(path in "(/(responses|v1|chat|completions|messages|compact|\\.|\\.\\.|%2e|%2F|r|;|%72|\\\\|%3b){0,3}){1,5}") {
+            let seen = classify(path.as_bytes(), &[]);
+            let read = lenient_reading(&path);
+            let again = classify(read.as_bytes(), &[]);
+            prop_assert!(seen.ambiguous || seen.is_gated() || !again.is_gated(), "{} is read as {}", path, read);
+        }
+    }
+
+    fn lenient_reading(path: &str) -> String {
+        let decoded = path
+            .replace("%2e", ".")
+            .replace("%2F", "/")
+            .replace("%72", "r")
+            .replace('\\', "/");
+        let mut segments: Vec<&str> = Vec::new();
+        for segment in decoded.split('/') {
+            match segment.split(';').next().unwrap() {
+                "" | "." => {}
+                ".." => drop(segments.pop()),
+                name => segments.push(name),
+            }
+        }
+        format!("/{}", segments.join("/"))
+    }
+}

@@ -1,0 +1,881 @@
+//! A strict, incremental scanner of JSON (RFC 8259): it checks every byte of a document that arrives in pieces, and
+//! shows a visitor those members it asks for. It builds no tree, holds no input beyond one short token, and does not
+//! know what a member means.
+
+mod plain;
+mod unescape;
+mod utf8;
+
+pub use plain::Kernel;
+use std::fmt;
+use unescape::Unescaped;
+use utf8::{Carry, Completion};
+
+/// The longest key, in bytes after unescaping, that is shown by name.
+pub const KEY_BYTES: usize = 64;
+
+/// The most bytes of a captured value that are kept: 256 bytes of text though each be spelled `\uXXXX`.
+pub const CAPTURE_BYTES: usize = 256 * LONGEST_ESCAPE;
+
+/// `\u0041` spells one byte with six.
+const LONGEST_ESCAPE: usize = 6;
+
+/// What a document is refused for. Offsets count bytes from the beginning of the document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The byte at this offset, or the end of the input there, is not what the grammar allows.
+    InvalidJson { at: u64 },
+    /// The code point that begins at this offset is malformed, overlong, a surrogate, or cut short by the end.
+    InvalidUtf8 { at: u64 },
+    /// More arrays and objects stand inside one another than the limit.
+    TooDeep,
+}
+
+/// What a visitor wants of the value that follows a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// Only that it ends.
+    Skip,
+    /// The bytes of it, if it is no array or object.
+    Capture,
+    /// Its members, if it is an object.
+    Enter,
+}
+
+/// Type of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Object,
+    Array,
+    String,
+    Number,
+    Bool,
+    Null,
+}
+
+/// The key of a member, shown at its closing quote.
+#[derive(Clone, Copy, Debug)]
+pub struct Key<'a> {
+    /// The key after unescaping, in UTF-8, lone surrogates as U+FFFD; `None` if longer than `KEY_BYTES`.
+    pub name: Option<&'a [u8]>,
+    /// 1 for a member of the top-level object.
+    pub depth: usize,
+    /// Offset of the opening quote.
+    pub start: u64,
+}
+
+/// The value of a member, shown when it is complete.
+#[derive(Clone, Copy, Debug)]
+pub struct Value<'a> {
+    pub kind: Kind,
+    /// The depth that its key had.
+    pub depth: usize,
+    /// Offset of the byte after it.
+    pub end: u64,
+    /// A captured string between its quotes, still escaped; a captured number or literal as spelled; else empty.
+    pub raw: &'a [u8],
+    /// Whether `raw` holds only the first `CAPTURE_BYTES` of it.
+    pub cut: bool,
+}
+
+/// Is shown the members of the top-level object, and of each object it enters, in the order of the document.
+pub trait Visitor {
+    /// A key was read; the answer says what is to be shown of its value.
+    fn key(&mut self, key: Key<'_>) -> Interest;
+
+    /// The value of the latest key of this depth is complete.
+    fn value(&mut self, value: Value<'_>);
+
+    /// A comma stands at this offset between two members of a shown object.
+    fn comma(&mut self, _at: u64) {}
+}
+
+/// The scanner of one document.
+#[derive(Debug)]
+pub struct Scanner {
+    kernel: Kernel,
+    state: State,
+    /// How far the number under way has come.
+    number: Number,
+    word: Word,
+    /// How many bytes of the word, or hexadecimal digits of the escape, have been seen.
+    seen: usize,
+    /// Whether the string under way is a key.
+    in_key: bool,
+    brackets: Brackets,
+    depth_limit: usize,
+    /// How many of the open brackets are objects that are shown; these are always the outermost.
+    shown: usize,
+    /// What the visitor said of the latest shown key; the top-level object is always entered.
+    interest: Interest,
+    key_start: u64,
+    token: Token,
+    unescaped: String,
+    carry: Carry,
+    /// Offset of the piece under way.
+    offset: u64,
+    fault: Option<Fault>,
+}
+
+/// What may come next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Value,
+    FirstElement,
+    FirstKey,
+    NextKey,
+    Colon,
+    AfterMember,
+    AfterElement,
+    AfterDocument,
+    String,
+    Escape,
+    Hex,
+    Number,
+    Word,
+}
+
+/// How far a number has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Number {
+    Minus,
+    Zero,
+    Integer,
+    Point,
+    Fraction,
+    Exponent,
+    Sign,
+    Power,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Word {
+    True,
+    False,
+    Null,
+}
+
+/// The open brackets, one bit each (1 for an object), the innermost lowest. Full words are moved to `outer`.
+#[derive(Debug, Default)]
+struct Brackets {
+    inner: u64,
+    outer: Vec<u64>,
+    depth: usize,
+}
+
+/// The key or value under way whose bytes are wanted. It is read from the piece itself where it lies in one piece, else
+/// gathered in `held`, which never grows beyond `CAPTURE_BYTES + 1`.
+#[derive(Debug, Default)]
+struct Token {
+    wanted: bool,
+    /// Where it begins, or goes on, in the piece under way.
+    start: usize,
+    held: Vec<u8>,
+}
+
+impl Scanner {
+    /// A scanner that refuses more than `depth_limit` brackets inside one another; it needs a bit for each.
+    pub fn new(depth_limit: usize) -> Scanner {
+        Scanner::with_kernel(depth_limit, Kernel::detect())
+    }
+
+    #[doc(hidden)]
+    pub fn with_kernel(depth_limit: usize, kernel: Kernel) -> Scanner {
+        Scanner {
+            kernel,
+            state: State::Value,
+            number: Number::Minus,
+            word: Word::Null,
+            seen: 0,
+            in_key: false,
+            brackets: Brackets::default(),
+            depth_limit,
+            shown: 0,
+            interest: Interest::Enter,
+            key_start: 0,
+            token: Token::default(),
+            unescaped: String::new(),
+            carry: Carry::default(),
+            offset: 0,
+            fault: None,
+        }
+    }
+
+    /// Scans the next piece. The fault reported is the first in the document, however it was split; once there is one,
+    /// it is returned for every further piece.
+    pub fn feed<V: Visitor>(&mut self, piece: &[u8], visitor: &mut V) -> Result<(), Fault> {
+        if self.fault.is_none() {
+            self.feed_code_points(piece, visitor);
+        }
+        self.fault.map_or(Ok(()), Err)
+    }
+
+    /// Whether what was fed is one whole document.
+    pub fn finish(&self) -> Result<(), Fault> {
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        if !self.carry.is_empty() {
+            return Err(Fault::InvalidUtf8 { at: self.offset });
+        }
+        match self.state {
+            State::AfterDocument => Ok(()),
+            State::Number if self.number.may_end() && self.brackets.depth == 0 => Ok(()),
+            _ => Err(Fault::InvalidJson { at: self.offset }),
+        }
+    }
+
+    /// Shows the grammar whole code points only, so that a fault of syntax and one of encoding at the same place are
+    /// told apart in the same way wherever the pieces were split. Like all that it calls, it gives `None` where it has
+    /// put down a fault.
+    fn feed_code_points<V: Visitor>(&mut self, mut piece: &[u8], visitor: &mut V) -> Option<()> {
+        if !self.carry.is_empty() {
+            match self.carry.complete(&mut piece) {
+                Completion::Whole { code_point, len } => self.scan(&code_point[..len], visitor)?,
+                Completion::Unfinished => return Some(()),
+                Completion::Invalid => return self.refuse(Fault::InvalidUtf8 { at: self.offset }),
+            }
+        }
+        let checked = utf8::check(piece);
+        self.scan(checked.whole, visitor)?;
+        if checked.invalid {
+            return self.refuse(Fault::InvalidUtf8 { at: self.offset });
+        }
+        self.carry.keep(checked.rest);
+        Some(())
+    }
+
+    fn scan<V: Visitor>(&mut self, bytes: &[u8], visitor: &mut V) -> Option<()> {
+        let mut at = 0;
+        while at < bytes.len() {
+            at = match self.state {
+                State::String => self.string(bytes, at, visitor)?,
+                State::Escape => self.escape(bytes, at)?,
+                State::Hex => self.hex(bytes, at)?,
+                State::Number => self.number(bytes, at, visitor)?,
+                State::Word => self.word(bytes, at, visitor)?,
+                _ => self.structure(bytes, at, visitor)?,
+            };
+        }
+        self.token.hold(bytes);
+        self.offset += bytes.len() as u64;
+        Some(())
+    }
+
+    /// Takes white space, and then one bracket, comma or colon, or all that this piece has of a key or scalar.
+    #[inline]
+    fn structure<V: Visitor>(&mut self, bytes: &[u8], at: usize, visitor: &mut V) -> Option<usize> {
+        let at = skip_white(bytes, at);
+        let Some(&byte) = bytes.get(at) else {
+            return Some(at);
+        };
+        match self.state {
+            State::Value => return self.value(bytes, at, visitor),
+            State::FirstKey if byte == b'}' => self.close(Kind::Object, at, visitor),
+            State::FirstKey | State::NextKey if byte == b'"' => {
+                return self.key(bytes, at, visitor);
+            }
+            State::Colon if byte == b':' => self.state = State::Value,
+            State::AfterMember if byte == b',' => return self.next_member(bytes, at, visitor),
+            State::AfterMember if byte == b'}' => self.close(Kind::Object, at, visitor),
+            State::FirstElement | State::AfterElement if byte == b']' => {
+                self.close(Kind::Array, at, visitor)
+            }
+            State::FirstElement => return self.value(bytes, at, visitor),
+            State::AfterElement if byte == b',' => self.state = State::Value,
+            _ => return self.invalid(at),
+        }
+        Some(at + 1)
+    }
+
+    #[inline]
+    fn next_member<V: Visitor>(
+        &mut self,
+        bytes: &[u8],
+        at: usize,
+        visitor: &mut V,
+    ) -> Option<usize> {
+        if self.is_shown() {
+            visitor.comma(self.offset + at as u64);
+        }
+        self.state = State::NextKey;
+        match bytes.get(at + 1) {
+            Some(b'"') => self.key(bytes, at + 1, visitor),
+            _ => Some(at + 1),
+        }
+    }
+
+    fn key<V: Visitor>(&mut self, bytes: &[u8], at: usize, visitor: &mut V) -> Option<usize> {
+        self.state = State::String;
+        self.in_key = true;
+        if self.is_shown() {
+            self.key_start = self.offset + at as u64;
+            self.token.begin(at + 1);
+        }
+        self.string(bytes, at + 1, visitor)
+    }
+
+    fn value<V: Visitor>(&mut self, bytes: &[u8], at: usize, visitor: &mut V) -> Option<usize> {
+        let byte = bytes[at];
+        if let b'{' | b'[' = byte {
+            self.open(byte == b'{')?;
+            return Some(at + 1);
+        }
+        if self.interest == Interest::Capture && self.is_shown() {
+            self.token.begin(if byte == b'"' { at + 1 } else { at });
+        }
+        if byte == b'"' {
+            self.state = State::String;
+            self.in_key = false;
+            return self.string(bytes, at + 1, visitor);
+        }
+        if let Some(number) = Number::begin(byte) {
+            self.state = State::Number;
+            self.number = number;
+            return self.number(bytes, at + 1, visitor);
+        }
+        let Some(word) = Word::begin(byte) else {
+            return self.invalid(at);
+        };
+        (self.state, self.word, self.seen) = (State::Word, word, 1);
+        self.word(bytes, at + 1, visitor)
+    }
+
+    fn open(&mut self, object: bool) -> Option<()> {
+        if self.brackets.depth == self.depth_limit {
+            return self.refuse(Fault::TooDeep);
+        }
+        if object && self.shown == self.brackets.depth && self.interest == Interest::Enter {
+            self.shown += 1;
+        }
+        self.brackets.push(object);
+        self.state = if object {
+            State::FirstKey
+        } else {
+            State::FirstElement
+        };
+        Some(())
+    }
+
+    fn close<V: Visitor>(&mut self, kind: Kind, at: usize, visitor: &mut V) {
+        if self.is_shown() {
+            self.shown -= 1;
+        }
+        self.brackets.pop();
+        self.end_value(kind, &[], at + 1, visitor);
+    }
+
+    fn end_value<V: Visitor>(&mut self, kind: Kind, raw: &[u8], end: usize, visitor: &mut V) {
+        self.state = self.brackets.after_value();
+        if self.is_shown() {
+            let (depth, end) = (self.brackets.depth, self.offset + end as u64);
+            let cut = raw.len() > CAPTURE_BYTES;
+            let raw = &raw[..raw.len().min(CAPTURE_BYTES)];
+            visitor.value(Value {
+                kind,
+                depth,
+                end,
+                raw,
+                cut,
+            });
+        }
+    }
+
+    /// Ends a string, number or literal whose last own byte, quotes apart, is the one before `text_end`.
+    fn end_scalar<V: Visitor>(
+        &mut self,
+        kind: Kind,
+        bytes: &[u8],
+        text_end: usize,
+        end: usize,
+        visitor: &mut V,
+    ) {
+        if !self.token.wanted {
+            return self.end_value(kind, &[], end, visitor);
+        }
+        let mut token = std::mem::take(&mut self.token);
+        self.end_value(kind, token.end(bytes, text_end), end, visitor);
+        self.token = token;
+    }
+
+    #[inline]
+    fn end_key<V: Visitor>(&mut self, bytes: &[u8], at: usize, visitor: &mut V) -> usize {
+        if self.is_shown() {
+            let raw = self.token.end(bytes, at);
+            let name = unescape_key(raw, &mut self.unescaped);
+            self.interest = visitor.key(Key {
+                name,
+                depth: self.brackets.depth,
+                start: self.key_start,
+            });
+        }
+        match bytes.get(at + 1) {
+            Some(b':') => {
+                self.state = State::Value;
+                at + 2
+            }
+            _ => {
+                self.state = State::Colon;
+                at + 1
+            }
+        }
+    }
+
+    fn string<V: Visitor>(
+        &mut self,
+        bytes: &[u8],
+        mut at: usize,
+        visitor: &mut V,
+    ) -> Option<usize> {
+        loop {
+            at = self.kernel.find_stop(bytes, at);
+            match bytes.get(at) {
+                None => return Some(at),
+                Some(b'"') if self.in_key => return Some(self.end_key(bytes, at, visitor)),
+                Some(b'"') => self.end_scalar(Kind::String, bytes, at, at + 1, visitor),
+                // An escape that lies whole in this piece takes no detour by the states.
+                Some(b'\\') if is_unicode_escape(&bytes[at..]) => {
+                    at += LONGEST_ESCAPE;
+                    continue;
+                }
+                Some(b'\\') => self.state = State::Escape,
+                Some(_) => return self.invalid(at),
+            }
+            return Some(at + 1);
+        }
+    }
+
+    fn escape(&mut self, bytes: &[u8], at: usize) -> Option<usize> {
+        self.state = match bytes[at] {
+            b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => State::String,
+            b'u' => State::Hex,
+            _ => return self.invalid(at),
+        };
+        self.seen = 0;
+        Some(at + 1)
+    }
+
+    fn hex(&mut self, bytes: &[u8], at: usize) -> Option<usize> {
+        if !bytes[at].is_ascii_hexdigit() {
+            return self.invalid(at);
+        }
+        self.seen += 1;
+        if self.seen == 4 {
+            self.state = State::String;
+        }
+        Some(at + 1)
+    }
+
+    fn number<V: Visitor>(
+        &mut self,
+        bytes: &[u8],
+        mut at: usize,
+        visitor: &mut V,
+    ) -> Option<usize> {
+        while let Some(&byte) = bytes.get(at) {
+            match self.number.step(byte) {
+                Some(next) => self.number = next,
+                None if self.number.may_end() => {
+                    self.end_scalar(Kind::Number, bytes, at, at, visitor);
+                    break;
+                }
+                None => return self.invalid(at),
+            }
+            at += 1;
+        }
+        Some(at)
+    }
+
+    fn word<V: Visitor>(&mut self, bytes: &[u8], mut at: usize, visitor: &mut V) -> Option<usize> {
+        let (spelling, kind) = self.word.spelling();
+        while let Some(&byte) = bytes.get(at) {
+            if byte != spelling[self.seen] {
+                return self.invalid(at);
+            }
+            at += 1;
+            self.seen += 1;
+            if self.seen == spelling.len() {
+                self.end_scalar(kind, bytes, at, at, visitor);
+                break;
+            }
+        }
+        Some(at)
+    }
+
+    /// Whether the innermost open bracket is an object whose members are shown.
+    fn is_shown(&self) -> bool {
+        self.shown == self.brackets.depth && self.shown != 0
+    }
+
+    fn invalid<T>(&mut self, at: usize) -> Option<T> {
+        self.refuse(Fault::InvalidJson {
+            at: self.offset + at as u64,
+        })
+    }
+
+    #[cold]
+    fn refuse<T>(&mut self, fault: Fault) -> Option<T> {
+        self.fault = Some(fault);
+        None
+    }
+}
+
+impl Value<'_> {
+    /// The text of a captured string, as far as it was kept; `None` for any other kind.
+    pub fn text(&self) -> Option<String> {
+        if self.kind != Kind::String {
+            return None;
+        }
+        match std::str::from_utf8(self.raw) {
+            Ok(plain) if !plain.contains('\\') => Some(plain.to_owned()),
+            _ => Some(Unescaped::new(self.raw).collect()),
+        }
+    }
+}
+
+impl Number {
+    fn begin(byte: u8) -> Option<Number> {
+        match byte {
+            b'-' => Some(Number::Minus),
+            b'0' => Some(Number::Zero),
+            b'1'..=b'9' => Some(Number::Integer),
+            _ => None,
+        }
+    }
+
+    fn step(self, byte: u8) -> Option<Number> {
+        use Number::*;
+        match (self, byte) {
+            (Minus, b'0') => Some(Zero),
+            (Minus, b'1'..=b'9') | (Integer, b'0'..=b'9') => Some(Integer),
+            (Zero | Integer, b'.') => Some(Point),
+            (Point | Fraction, b'0'..=b'9') => Some(Fraction),
+            (Zero | Integer | Fraction, b'e' | b'E') => Some(Exponent),
+            (Exponent, b'+' | b'-') => Some(Sign),
+            (Exponent | Sign | Power, b'0'..=b'9') => Some(Power),
+            _ => None,
+        }
+    }
+
+    fn may_end(self) -> bool {
+        matches!(
+            self,
+            Number::Zero | Number::Integer | Number::Fraction | Number::Power
+        )
+    }
+}
+
+impl Word {
+    fn begin(byte: u8) -> Option<Word> {
+        match byte {
+            b't' => Some(Word::True),
+            b'f' => Some(Word::False),
+            b'n' => Some(Word::Null),
+            _ => None,
+        }
+    }
+
+    fn spelling(self) -> (&'static [u8], Kind) {
+        match self {
+            Word::True => (b"true", Kind::Bool),
+            Word::False => (b"false", Kind::Bool),
+            Word::Null => (b"null", Kind::Null),
+        }
+    }
+}
+
+impl Brackets {
+    fn push(&mut self, object: bool) {
+        if self.depth > 0 && self.depth.is_multiple_of(64) {
+            self.outer.push(self.inner);
+        }
+        self.inner = self.inner << 1 | u64::from(object);
+        self.depth += 1;
+    }
+
+    fn pop(&mut self) {
+        self.depth -= 1;
+        self.inner >>= 1;
+        if self.depth.is_multiple_of(64) {
+            self.inner = self.outer.pop().unwrap_or(0);
+        }
+    }
+
+    fn after_value(&self) -> State {
+        match (self.depth, self.inner & 1) {
+            (0, _) => State::AfterDocument,
+            (_, 1) => State::AfterMember,
+            _ => State::AfterElement,
+        }
+    }
+}
+
+impl Token {
+    fn begin(&mut self, start: usize) {
+        self.wanted = true;
+        self.start = start;
+        self.held.clear();
+    }
+
+    /// Keeps what this piece has of it, before the piece goes.
+    fn hold(&mut self, bytes: &[u8]) {
+        if self.wanted {
+            self.append(&bytes[self.start..]);
+            self.start = 0;
+        }
+    }
+
+    /// The whole of it, or at least its first `CAPTURE_BYTES + 1` bytes.
+    fn end<'a>(&'a mut self, bytes: &'a [u8], end: usize) -> &'a [u8] {
+        self.wanted = false;
+        let last = &bytes[self.start..end];
+        if self.held.is_empty() {
+            return last;
+        }
+        self.append(last);
+        &self.held
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        let room = CAPTURE_BYTES + 1 - self.held.len();
+        self.held.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
+}
+
+/// The key that `raw` spells, or `None` if it is longer than `KEY_BYTES`. Uses `scratch` only where there are escapes.
+fn unescape_key<'a>(raw: &'a [u8], scratch: &'a mut String) -> Option<&'a [u8]> {
+    if raw.len() > KEY_BYTES * LONGEST_ESCAPE {
+        return None;
+    }
+    if !raw.contains(&b'\\') {
+        return (raw.len() <= KEY_BYTES).then_some(raw);
+    }
+    scratch.clear();
+    scratch.extend(Unescaped::new(raw));
+    (scratch.len() <= KEY_BYTES).then_some(scratch.as_bytes())
+}
+
+/// Whether `bytes`, which begin with a backslash, begin with a whole `\uXXXX`.
+#[inline]
+fn is_unicode_escape(bytes: &[u8]) -> bool {
+    match bytes.first_chunk::<LONGEST_ESCAPE>() {
+        Some([_, b'u', digits @ ..]) => digits.iter().all(u8::is_ascii_hexdigit),
+        _ => false,
+    }
+}
+
+/// The index of the first byte at or after `at` that is no white space, or the length of `bytes`.
+#[inline]
+fn skip_white(bytes: &[u8], mut at: usize) -> usize {
+    while let Some(b' ' | b'\t' | b'\n' | b'\r') = bytes.get(at) {
+        // Indentation is taken in strides.
+        at += if bytes[at..].starts_with(b"        ") {
+            8
+        } else {
+            1
+        };
+    }
+    at
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::InvalidJson { at } => write!(f, "invalid JSON at byte {at}"),
+            Fault::InvalidUtf8 { at } => write!(f, "invalid UTF-8 at byte {at}"),
+            Fault::TooDeep => write!(f, "nested too deeply"),
+        }
+    }
+}
+
+impl std::error::Error for Fault {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Enters the keys that begin with `e`, captures those that begin with `c`, and writes down what it is shown.
+    #[derive(Default)]
+    struct Recorder {
+        events: Vec<String>,
+    }
+
+    impl Visitor for Recorder {
+        fn key(&mut self, key: Key<'_>) -> Interest {
+            let name = key.name.map(String::from_utf8_lossy);
+            let shown = name.as_deref().unwrap_or("too long");
+            self.events
+                .push(format!("{} {shown} at {}", key.depth, key.start));
+            match name.as_deref().and_then(|name| name.bytes().next()) {
+                Some(b'e') => Interest::Enter,
+                Some(b'c') => Interest::Capture,
+                _ => Interest::Skip,
+            }
+        }
+
+        fn value(&mut self, value: Value<'_>) {
+            let raw = String::from_utf8_lossy(value.raw);
+            let cut = if value.cut { " cut" } else { "" };
+            let Value {
+                kind, depth, end, ..
+            } = value;
+            self.events
+                .push(format!("{depth} {kind:?} {raw}{cut} to {end}"));
+        }
+
+        fn comma(&mut self, at: u64) {
+            self.events.push(format!("comma at {at}"));
+        }
+    }
+
+    fn scan(pieces: &[&[u8]]) -> (Vec<String>, Result<(), Fault>) {
+        let mut recorder = Recorder::default();
+        let mut scanner = Scanner::new(100);
+        let fed = pieces
+            .iter()
+            .try_for_each(|piece| scanner.feed(piece, &mut recorder));
+        (recorder.events, fed.and_then(|()| scanner.finish()))
+    }
+
+    fn events(document: &str) -> Vec<String> {
+        let (events, result) = scan(&[document.as_bytes()]);
+        assert_eq!(result, Ok(()));
+        events
+    }
+
+    #[test]
+    fn the_members_of_the_top_level_are_shown_with_their_places() {
+        assert_eq!(
+            events(r#"{ "a" : [1, {"x":2}] , "b":{"x":{}}}"#),
+            [
+                "1 a at 2",
+                "1 Array  to 20",
+                "comma at 21",
+                "1 b at 23",
+                "1 Object  to 35"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_members_of_an_entered_object_are_shown_too() {
+        assert_eq!(
+            events(r#"{"e":{"s":{"c":1},"e":{"c":2}},"c":3}"#),
+            [
+                "1 e at 1",
+                "2 s at 6",
+                "2 Object  to 17",
+                "comma at 17",
+                "2 e at 18",
+                "3 c at 23",
+                "3 Number 2 to 28",
+                "2 Object  to 29",
+                "1 Object  to 30",
+                "comma at 30",
+                "1 c at 31",
+                "1 Number 3 to 36"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_no_object_is_not_entered() {
+        assert_eq!(
+            events(r#"{"e":[{"c":1}],"e":"x"}"#),
+            [
+                "1 e at 1",
+                "1 Array  to 14",
+                "comma at 14",
+                "1 e at 15",
+                "1 String  to 22"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_captured_scalar_is_shown_as_it_is_spelled() {
+        let values = events(r#"{"c1":"a\n\u00e9\"","c2":-1.50e+3,"c3":true,"c4":null,"c5":[1]}"#);
+        let values: Vec<&String> = values
+            .iter()
+            .filter(|event| event.contains(" to "))
+            .collect();
+        assert_eq!(
+            values,
+            [
+                r#"1 String a\n\u00e9\" to 19"#,
+                "1 Number -1.50e+3 to 33",
+                "1 Bool true to 43",
+                "1 Null null to 53",
+                "1 Array  to 62"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_key_is_too_long_by_what_it_says_and_not_by_how_it_is_spelled() {
+        let shown = |key: &str| events(&format!(r#"{{"{key}":0}}"#))[0].clone();
+        assert_eq!(shown(&"k".repeat(64)), format!("1 {} at 1", "k".repeat(64)));
+        assert_eq!(
+            shown(&"\\u006b".repeat(64)),
+            format!("1 {} at 1", "k".repeat(64))
+        );
+        assert_eq!(shown(&"k".repeat(65)), "1 too long at 1");
+        assert_eq!(shown(&"\\u006b".repeat(65)), "1 too long at 1");
+        assert_eq!(shown(&"k".repeat(100_000)), "1 too long at 1");
+    }
+
+    #[test]
+    fn a_captured_value_is_cut_at_its_limit() {
+        let shown = |len: usize| events(&format!(r#"{{"c":"{}"}}"#, "v".repeat(len)))[1].clone();
+        let whole = "v".repeat(CAPTURE_BYTES);
+        assert_eq!(shown(CAPTURE_BYTES), format!("1 String {whole} to 1543"));
+        assert_eq!(
+            shown(CAPTURE_BYTES + 1),
+            format!("1 String {whole} cut to 1544")
+        );
+    }
+
+    #[test]
+    fn any_split_shows_the_same() {
+        let long = "é".repeat(CAPTURE_BYTES);
+        let document = format!(
+            r#" {{"e":{{"c\u0065":"\ud83d\ude00é😀","\u0065":{{"c":[false,null]}}}} , "c":12.5E-7,"ſ":true,"c":"{long}"}} "#
+        );
+        let whole = scan(&[document.as_bytes()]);
+        assert_eq!(whole.1, Ok(()));
+        for size in 1..40 {
+            let pieces: Vec<&[u8]> = document.as_bytes().chunks(size).collect();
+            assert_eq!(scan(&pieces), whole);
+        }
+    }
+
+    #[test]
+    fn any_value_may_be_a_document_and_shows_no_members() {
+        for document in [
+            "[{\"c\":1}]",
+            "\"c\"",
+            " -0.1e1",
+            "0",
+            "true ",
+            "null",
+            "[]",
+            "{}",
+        ] {
+            assert_eq!(events(document), [""; 0], "{document}");
+        }
+        assert_eq!(
+            scan(&[b"1", b"2", b"."]).1,
+            Err(Fault::InvalidJson { at: 3 })
+        );
+    }
+
+    #[test]
+    fn what_was_shown_before_a_fault_stays_true() {
+        let (events, result) = scan(&[br#"{"c":1,"c":x"#]);
+        assert_eq!(
+            events,
+            ["1 c at 1", "1 Number 1 to 6", "comma at 6", "1 c at 7"]
+        );
+        assert_eq!(result, Err(Fault::InvalidJson { at: 11 }));
+    }
+}

@@ -1,0 +1,271 @@
+//! The catalogue of metrics, and the text that Prometheus scrapes. Labels are bounded: group and upstream names come from
+//! the operator's files, all else from fixed sets.
+
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+use crate::access_log::AccessRecord;
+use crate::state::State;
+
+/// Seconds; a model's answer takes from some milliseconds (a refusal) to many minutes.
+const DURATION_BUCKETS: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
+];
+/// The tiers that stand as labels; any other one is `other`, none is `none`.
+const KNOWN_TIERS: [&str; 9] = [
+    "auto",
+    "default",
+    "flex",
+    "scale",
+    "priority",
+    "fast",
+    "ultrafast",
+    "standard",
+    "batch",
+];
+
+pub struct Metrics {
+    registry: Registry,
+    pub requests: IntCounterVec,
+    pub downgraded: IntCounterVec,
+    pub tokens: IntCounterVec,
+    pub unpriced: IntCounterVec,
+    pub duration: Histogram,
+    pub time_to_first_byte: Histogram,
+    /// Bodies of forced requests that were about to leave without the forced tier, read from the outgoing bytes. They
+    /// are not sent; any value but 0 is a defect.
+    pub unforced_forwarded: IntCounter,
+    pub connections: IntGauge,
+    pub in_flight: IntGauge,
+    reloads: IntGaugeVec,
+    policy_info: IntGaugeVec,
+    policy_last_success: IntGauge,
+    buffered_bytes: IntGauge,
+    access_log_errors: IntGauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let registry = Registry::new();
+        Self {
+            requests: register(
+                &registry,
+                counters(
+                    "tiergate_requests_total",
+                    "Requests, and turns of WebSocket connections, by the tier that was sent upstream and how they ended.",
+                    &["group", "endpoint", "service_tier", "outcome"],
+                ),
+            ),
+            downgraded: register(
+                &registry,
+                counters(
+                    "tiergate_tier_downgraded_total",
+                    "Responses that a trusted upstream served on another tier than the priority it was asked for.",
+                    &["group", "upstream"],
+                ),
+            ),
+            tokens: register(
+                &registry,
+                counters(
+                    "tiergate_tokens_total",
+                    "Tokens used, by the tier that is billed.",
+                    &["group", "service_tier", "kind"],
+                ),
+            ),
+            unpriced: register(
+                &registry,
+                counters(
+                    "tiergate_unpriced_total",
+                    "Responses with usage for which the price file has no price.",
+                    &["group"],
+                ),
+            ),
+            duration: register(
+                &registry,
+                histogram(
+                    "tiergate_request_duration_seconds",
+                    "From the request's head to the end of the answer.",
+                ),
+            ),
+            time_to_first_byte: register(
+                &registry,
+                histogram(
+                    "tiergate_time_to_first_byte_seconds",
+                    "From the request's head to the first byte of the upstream's answer.",
+                ),
+            ),
+            unforced_forwarded: register(
+                &registry,
+                valid(IntCounter::new(
+                    "tiergate_unforced_forwarded_total",
+                    "Forced requests found without the forced tier in the outgoing bytes; any value but 0 is a defect.",
+                )),
+            ),
+            connections: register(
+                &registry,
+                valid(IntGauge::new(
+                    "tiergate_connections",
+                    "Open client connections.",
+                )),
+            ),
+            in_flight: register(
+                &registry,
+                valid(IntGauge::new(
+                    "tiergate_requests_in_flight",
+                    "Requests that are being served.",
+                )),
+            ),
+            reloads: register(
+                &registry,
+                gauges(
+                    "tiergate_policy_reloads_total",
+                    "Loads of the policy file, the first one included.",
+                    &["outcome"],
+                ),
+            ),
+            policy_info: register(
+                &registry,
+                gauges(
+                    "tiergate_policy_info",
+                    "The revision of the policy in force, as a label.",
+                    &["revision"],
+                ),
+            ),
+            policy_last_success: register(
+                &registry,
+                valid(IntGauge::new(
+                    "tiergate_policy_last_success_timestamp_seconds",
+                    "When the policy in force was loaded.",
+                )),
+            ),
+            buffered_bytes: register(
+                &registry,
+                valid(IntGauge::new(
+                    "tiergate_buffered_bytes",
+                    "Request bodies held at the moment.",
+                )),
+            ),
+            access_log_errors: register(
+                &registry,
+                valid(IntGauge::new(
+                    "tiergate_access_log_errors_total",
+                    "Failed writes to the access log; the lines wait and are tried again.",
+                )),
+            ),
+            registry,
+        }
+    }
+}
+
+impl Metrics {
+    /// Counts what a line of the access log says.
+    pub fn observe(
+        &self,
+        record: &AccessRecord<'_>,
+        duration: Duration,
+        time_to_first_byte: Option<Duration>,
+    ) {
+        let group = record.group.unwrap_or("");
+        let outcome = record.outcome.as_str();
+        self.requests
+            .with_label_values(&[
+                group,
+                record.endpoint,
+                tier_label(record.service_tier),
+                outcome,
+            ])
+            .inc();
+        if record.downgraded {
+            self.downgraded
+                .with_label_values(&[group, record.upstream.unwrap_or("")])
+                .inc();
+        }
+        self.duration.observe(duration.as_secs_f64());
+        if let Some(first) = time_to_first_byte {
+            self.time_to_first_byte.observe(first.as_secs_f64());
+        }
+        let billed = tier_label(record.service_tier_billed);
+        let usage = &record.usage;
+        for (kind, count) in [
+            ("input", usage.input_tokens),
+            ("cached_input", usage.cached_input_tokens),
+            ("cache_write", usage.cache_write_tokens),
+            ("output", usage.output_tokens),
+            ("reasoning", usage.reasoning_tokens),
+        ] {
+            if let Some(count) = count.filter(|count| *count > 0) {
+                self.tokens
+                    .with_label_values(&[group, billed, kind])
+                    .inc_by(count);
+            }
+        }
+    }
+
+    /// The text exposition of everything, with the values that live elsewhere read anew.
+    pub fn render(&self, state: &State) -> Vec<u8> {
+        let (succeeded, failed) = state.policy.counts();
+        self.reloads
+            .with_label_values(&["success"])
+            .set(succeeded as i64);
+        self.reloads
+            .with_label_values(&["failure"])
+            .set(failed as i64);
+        self.policy_info.reset();
+        self.policy_info
+            .with_label_values(&[state.policy.current().revision()])
+            .set(1);
+        let loaded_at = state.policy.last().loaded_at;
+        let since_epoch = loaded_at
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
+        self.policy_last_success.set(since_epoch.as_secs() as i64);
+        self.buffered_bytes.set(state.budget.used() as i64);
+        self.access_log_errors.set(state.log.errors() as i64);
+        let mut out = Vec::new();
+        // A `Vec` takes all that is written to it, and the families are well formed by construction.
+        TextEncoder::new()
+            .encode(&self.registry.gather(), &mut out)
+            .expect("metrics can be written to memory");
+        out
+    }
+}
+
+/// A tier as a label: no client can make new ones.
+pub fn tier_label(tier: Option<&str>) -> &'static str {
+    match tier {
+        None => "none",
+        Some(tier) => KNOWN_TIERS
+            .iter()
+            .find(|known| **known == tier)
+            .unwrap_or(&"other"),
+    }
+}
+
+fn counters(name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    valid(IntCounterVec::new(Opts::new(name, help), labels))
+}
+
+fn gauges(name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    valid(IntGaugeVec::new(Opts::new(name, help), labels))
+}
+
+fn histogram(name: &str, help: &str) -> Histogram {
+    valid(Histogram::with_opts(
+        HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec()),
+    ))
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> C {
+    valid(registry.register(Box::new(collector.clone())));
+    collector
+}
+
+/// Names and labels above are constants, so that a failure is a mistake in this file that every test run shows.
+fn valid<T>(made: prometheus::Result<T>) -> T {
+    made.expect("the catalogue of metrics is well formed")
+}

@@ -1,0 +1,190 @@
+//! What is wrong in a file, and where. It reads nothing.
+//!
+//! Mistakes never quote what could be an API key: unknown words are shown only where they are near to an expected one, or
+//! plainly a word.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Mistakes of one file that are kept; whoever has more needs no list.
+const MAX_MISTAKES: usize = 1000;
+/// Edits between a word and the one that was meant.
+const MAX_DISTANCE: usize = 3;
+
+/// A line and a column, both counted from 1, the column in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    pub line: u32,
+    pub column: u32,
+}
+
+/// One thing that is wrong in a file. Displayed as `path:line:column: message`. It never holds a part of an API key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    pub path: PathBuf,
+    pub line: u32,
+    pub column: u32,
+    pub message: String,
+}
+
+/// The mistakes of one file, collected while it is read.
+pub struct Mistakes {
+    path: PathBuf,
+    found: RefCell<Vec<Mistake>>,
+}
+
+impl Place {
+    pub const START: Place = Place { line: 1, column: 1 };
+}
+
+impl Mistake {
+    /// Of a file whose content is not to be had.
+    pub fn unreadable(path: &Path, reason: &dyn fmt::Display) -> Mistake {
+        Mistake {
+            path: path.to_owned(),
+            line: 1,
+            column: 1,
+            message: format!("cannot read: {reason}"),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.line, self.column)
+    }
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}:{}:{}: {}",
+            self.path.display(),
+            self.line,
+            self.column,
+            self.message
+        )
+    }
+}
+
+impl std::error::Error for Mistake {}
+
+impl Mistakes {
+    pub fn new(path: &Path) -> Mistakes {
+        Mistakes {
+            path: path.to_owned(),
+            found: RefCell::default(),
+        }
+    }
+
+    pub fn add(&self, place: Place, message: impl Into<String>) {
+        self.add_with(place, || message.into());
+    }
+
+    /// For a message that costs something to find: of very many mistakes most are not told.
+    pub fn add_with(&self, place: Place, message: impl FnOnce() -> String) {
+        let mut found = self.found.borrow_mut();
+        if found.len() < MAX_MISTAKES {
+            let (path, Place { line, column }) = (self.path.clone(), place);
+            found.push(Mistake {
+                path,
+                line,
+                column,
+                message: message(),
+            });
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.found.borrow().is_empty()
+    }
+
+    /// In the order of the file.
+    pub fn into_vec(self) -> Vec<Mistake> {
+        let mut found = self.found.into_inner();
+        found.sort_by_key(|mistake| (mistake.line, mistake.column));
+        found
+    }
+}
+
+/// The known name that somebody who wrote `text` most likely meant.
+pub fn nearest<'k>(text: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    known
+        .filter(|name| name.len().abs_diff(text.len()) <= 4 * MAX_DISTANCE)
+        .map(|name| (strsim::damerau_levenshtein(text, name), name))
+        .filter(|(distance, name)| *distance <= bearable_distance(name))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, name)| name)
+}
+
+/// `text` for the end of a phrase, in backticks, if it is plainly a word and cannot be an API key in the wrong place.
+pub fn shown(text: &str) -> String {
+    let is_word = text.len() <= 24
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || b"_-".contains(&byte));
+    if is_word && !text.starts_with("sk-") && !text.is_empty() {
+        format!(" `{text}`")
+    } else {
+        " (not shown: it could be an API key)".to_owned()
+    }
+}
+
+/// The expected words, for the end of a phrase.
+pub fn any_of(words: &[&str]) -> String {
+    let quoted: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
+    let one_of = if quoted.len() > 1 { "one of " } else { "" };
+    format!("{one_of}{}", quoted.join(", "))
+}
+
+/// In edits. An API key is further than this from every word.
+fn bearable_distance(name: &str) -> usize {
+    (name.chars().count() * 2 / 5).clamp(1, MAX_DISTANCE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_near_miss_is_found_and_a_far_one_is_not() {
+        let known = ["keys", "groups", "force_fast_mode", "plain"];
+        let near = |text| nearest(text, known.into_iter());
+        assert_eq!(near("keyz"), Some("keys"));
+        assert_eq!(near("plane"), Some("plain"));
+        assert_eq!(near("froce_fast_mod"), Some("force_fast_mode"));
+        for text in ["", "kz", "sk-plain-8f31c0", "version", "keys-and-more"] {
+            assert_eq!(near(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_words_are_shown() {
+        assert_eq!(shown("no-body_x"), " `no-body_x`");
+        for text in [
+            "",
+            "sk-abc",
+            "abc1",
+            "Abc",
+            "a b",
+            "abcdefghijklmnopqrstuvwxyz",
+        ] {
+            assert!(!shown(text).contains('`'), "{text}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_bounded_and_in_the_order_of_the_file() {
+        let mistakes = Mistakes::new(Path::new("a/b.yaml"));
+        for line in (1..=2000).rev() {
+            mistakes.add(Place { line, column: 2 }, "x");
+        }
+        let told = mistakes.into_vec();
+        assert_eq!(
+            (told.len(), told[0].to_string()),
+            (MAX_MISTAKES, "a/b.yaml:1001:2: x".to_owned())
+        );
+    }
+}

@@ -1,0 +1,743 @@
+//! The way of a request through Pingora's phases. Control flow stands here; what is decided, checked, rewritten and
+//! recorded stands in the modules that are called.
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::header;
+use http::{HeaderValue, Method};
+use pingora_core::protocols::Digest;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use tokio::time::{Instant, timeout};
+
+use crate::body::{HeldBody, ReadyBody, StreamedBody};
+use crate::connection::Waiting;
+use crate::endpoint::Endpoint;
+use crate::error::{Cause, Refusal};
+use crate::exchange::{Body, Ending, Exchange};
+use crate::policy::{CredentialHeader, FAST_MODE_BETA, Head, Order};
+use crate::service_tier::{Edit, PRIORITY, observed_tier};
+use crate::state::State;
+
+/// What Pingora keeps of a body for another attempt. The rest of a body that is read here has to fit, for Pingora sends
+/// a body only by replaying what it kept.
+const PINGORA_REPLAY_BYTES: u64 = 64 * 1024;
+/// What is still read of a refused request, so that its client gets to read the answer before the connection closes.
+const LINGER_BYTES: usize = 1 << 20;
+const LINGER_TIME: Duration = Duration::from_secs(2);
+/// The attempts for one request, over all addresses and dead pooled connections.
+const MOST_ATTEMPTS: usize = 4;
+/// A client that takes no byte of its answer for this long is gone.
+const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+
+const REQUEST_ID: &str = "x-tiergate-request-id";
+const ANTHROPIC_BETA: &str = "anthropic-beta";
+const ROUTING_HINT: &str = "x-codex-routing-hint";
+
+/// The error that carries a refusal through Pingora; the refusal itself is in the context.
+const REFUSED: ErrorType = ErrorType::new("refused");
+
+/// The proxy as Pingora runs it.
+pub struct Gate {
+    pub state: Arc<State>,
+}
+
+#[async_trait]
+impl ProxyHttp for Gate {
+    type CTX = Exchange;
+
+    fn new_ctx(&self) -> Exchange {
+        Exchange::new(&self.state)
+    }
+
+    fn init_downstream_modules(&self, _modules: &mut pingora_core::modules::http::HttpModules) {
+        // Pingora's default is a compressor; answers are not to be touched.
+    }
+
+    async fn early_request_filter(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        exchange.deadline.clear();
+        let limits = &self.state.limits;
+        if session.get_keepalive().is_some() {
+            // Not where the client asked for a close, or where its framing forbids another request.
+            session.set_keepalive(Some(limits.keepalive_timeout.as_secs().max(1)));
+        }
+        session.set_pipelining_enabled(true);
+        session.set_read_timeout(Some(limits.body_idle_timeout));
+        session.set_write_timeout(Some(CLIENT_WRITE_TIMEOUT));
+        Ok(())
+    }
+
+    /// Decides the request, and reads a body of known length that is to be rewritten. True: it is answered here.
+    async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
+        exchange.read_head(session);
+        if self.state.is_draining() {
+            session.set_keepalive(None);
+        }
+        let taken = match self.admit(session, exchange) {
+            Ok(()) => self.take_body(session, exchange).await,
+            Err(refusal) => Err(Stop::Refused(refusal)),
+        };
+        match taken {
+            Ok(()) => Ok(false),
+            Err(Stop::Refused(refusal)) => {
+                exchange.refusal = Some(refusal);
+                self.answer_refusal(session, exchange).await?;
+                Ok(true)
+            }
+            Err(Stop::Broken(error)) => Err(error),
+        }
+    }
+
+    async fn upstream_peer(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+    ) -> Result<Box<HttpPeer>> {
+        let Some(upstream) = exchange.upstream.clone() else {
+            return Error::e_explain(ErrorType::InternalError, "no upstream was decided");
+        };
+        if exchange.attempts == 0 {
+            exchange.turn = upstream.next_turn();
+        }
+        let turn = exchange.turn + exchange.attempts;
+        exchange.attempts += 1;
+        match upstream.peer(turn, session.is_upgrade_req()) {
+            Some(peer) => Ok(Box::new(peer)),
+            None => Error::e_explain(
+                ErrorType::ConnectNoRoute,
+                "the upstream's name has no address",
+            ),
+        }
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        _reused: bool,
+        _peer: &HttpPeer,
+        socket: RawFd,
+        _digest: Option<&Digest>,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        exchange.socket = Some(socket);
+        Ok(())
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        head: &mut RequestHeader,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        if head.version == http::Version::HTTP_2 {
+            // Other requests share the connection.
+            exchange.socket = None;
+        }
+        write_head(session, head, exchange)?;
+        exchange.begin_attempt();
+        Ok(())
+    }
+
+    async fn request_body_filter(
+        &self,
+        session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        exchange: &mut Exchange,
+    ) -> Result<()>
+    where
+        Self::CTX: Send + Sync,
+    {
+        if session.was_upgraded() {
+            return Ok(());
+        }
+        let filtered = self.filter_body(body, end_of_stream, exchange);
+        if let Err(refusal) = filtered {
+            exchange.refusal = Some(refusal);
+            // The client's fault: an HTTP/2 upstream's side would otherwise swallow it.
+            return Err(Error::explain(REFUSED, "the body is refused").into_down());
+        }
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        answer: &mut ResponseHeader,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        exchange.read_answer(answer.status.as_u16(), &answer.headers);
+        answer.insert_header(REQUEST_ID, request_id(exchange))?;
+        if answer.status == http::StatusCode::SWITCHING_PROTOCOLS {
+            // A socket may stay silent for as long as its peers like.
+            session.set_read_timeout(None);
+        }
+        watch_next_byte(exchange);
+        Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        exchange: &mut Exchange,
+    ) -> Result<Option<Duration>> {
+        if let Some(bytes) = body {
+            exchange.answer.bytes += bytes.len() as u64;
+            if let Some(observer) = &mut exchange.answer.observer {
+                observer.feed(bytes);
+            }
+        }
+        watch_next_byte(exchange);
+        Ok(None)
+    }
+
+    /// Tries again what a dead pooled connection swallowed, where that is safe.
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        exchange: &mut Exchange,
+        reused: bool,
+    ) -> Box<Error> {
+        exchange.deadline.clear();
+        exchange.socket = None;
+        let again = reused && is_stale_connection(&error) && may_retry(session, exchange);
+        error.set_retry(again);
+        error
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        exchange: &mut Exchange,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        let others = exchange
+            .upstream
+            .as_ref()
+            .map_or(0, |upstream| upstream.addresses().len());
+        error.set_retry(exchange.attempts < others.min(MOST_ATTEMPTS));
+        error
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        exchange: &mut Exchange,
+    ) -> FailToProxy {
+        let ending = ending_of(error, exchange);
+        if let Ending::Refused(cause) = ending {
+            exchange.refusal.get_or_insert_with(|| cause.into());
+            if cause.status() >= 500 {
+                log::warn!("request {}: {}: {error}", exchange.id, cause.code());
+            }
+            // A client that cannot be written to has gone; its line says what it would have been told.
+            let _ = self.answer_refusal(session, exchange).await;
+        }
+        FailToProxy {
+            error_code: exchange.answer.status.unwrap_or(0),
+            can_reuse_downstream: false,
+        }
+    }
+
+    async fn logging(
+        &self,
+        _session: &mut Session,
+        error: Option<&Error>,
+        exchange: &mut Exchange,
+    ) {
+        exchange.deadline.clear();
+        let ending = match error {
+            Some(error) => ending_of(error, exchange),
+            None => exchange.ending(),
+        };
+        exchange.settle(ending);
+    }
+
+    fn suppress_error_log(&self, _session: &Session, _exchange: &Exchange, _error: &Error) -> bool {
+        // The access log has it. Pingora's own line would print the request's query.
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _exchange: &Exchange,
+        _error: &Error,
+        _context: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+
+    fn request_summary(&self, _session: &Session, exchange: &Exchange) -> String {
+        format!("request {}", exchange.id)
+    }
+}
+
+/// Why a request goes no further.
+enum Stop {
+    Refused(Refusal),
+    /// The connection to the client is at fault.
+    Broken(Box<Error>),
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Self {
+        Stop::Refused(refusal)
+    }
+}
+
+impl Gate {
+    /// Who asks, for what, and what is to be done about the tier.
+    fn admit(&self, session: &Session, exchange: &mut Exchange) -> Result<(), Refusal> {
+        let head = session.req_header();
+        let path = head
+            .raw_path()
+            .split(|byte| *byte == b'?')
+            .next()
+            .unwrap_or_default();
+        let asked = Head {
+            method: &head.method,
+            path,
+            headers: &head.headers,
+        };
+        let decision = match exchange.policy.decide(&asked) {
+            Ok(decision) => decision,
+            Err(denied) => {
+                exchange.endpoint = denied.endpoint;
+                exchange.key = denied.key;
+                exchange.group = denied.group;
+                return Err(denied.cause.into());
+            }
+        };
+        exchange.endpoint = decision.endpoint;
+        exchange.key = decision.key;
+        exchange.order = decision.order;
+        exchange.credential = decision.credential.header;
+        exchange.upstream = self.state.upstream(&decision.group.upstream.name).cloned();
+        exchange.group = Some(decision.group);
+        if self.state.log.is_full() {
+            return Err(Cause::AccessLogUnavailable.into());
+        }
+        if exchange.order.is_some() && session.is_upgrade_req() {
+            return Err(Cause::WebSocketNotForced.into());
+        }
+        Ok(())
+    }
+
+    /// Reads a body that is to be rewritten, if its length is known; makes the others ready to be passed on.
+    async fn take_body(&self, session: &mut Session, exchange: &mut Exchange) -> Result<(), Stop> {
+        let head = session.req_header();
+        let length = content_length(head)?;
+        let limits = &self.state.limits;
+        let empty = session.as_downstream_mut().is_body_empty();
+        let Some(order) = exchange
+            .order
+            .filter(|_| !(empty && may_be_empty(exchange.method())))
+        else {
+            let body = StreamedBody::open(&session.req_header().headers, length, limits)?;
+            exchange.body = Body::Streamed(Box::new(body));
+            if !empty {
+                exchange.deadline.set(Waiting::ForBody, limits.body_timeout);
+            }
+            return continue_upload(session).await;
+        };
+        let headers = &session.req_header().headers;
+        let held = HeldBody::open(headers, length, order.body, limits, &self.state.budget)?;
+        continue_upload(session).await?;
+        exchange.body = Body::Held(Box::new(held));
+        if let Some(length) = length.or(empty.then_some(0)) {
+            return self.read_body(session, exchange, length).await;
+        }
+        exchange.deadline.set(Waiting::ForBody, limits.body_timeout);
+        Ok(())
+    }
+
+    /// Reads a whole body before any upstream is chosen, through the filter that Pingora drives for other bodies.
+    async fn read_body(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+        length: u64,
+    ) -> Result<(), Stop> {
+        let limits = &self.state.limits;
+        let deadline = Instant::now() + limits.body_timeout;
+        while !session.is_body_done() {
+            if length.saturating_sub(exchange.request_bytes) <= PINGORA_REPLAY_BYTES {
+                session.enable_retry_buffering();
+            }
+            let left = deadline
+                .saturating_duration_since(Instant::now())
+                .min(limits.body_idle_timeout);
+            let read = timeout(left, session.read_request_body())
+                .await
+                .map_err(|_| Stop::Refused(Cause::RequestTimeout.into()))?
+                .map_err(|error| Stop::Broken(error.into_down()))?;
+            let Some(chunk) = read else { break };
+            self.filter_body(&mut Some(chunk), false, exchange)?;
+        }
+        if length > 0 && session.get_retry_buffer().is_none() {
+            // Nothing would make Pingora send the body.
+            return Err(Stop::Refused(Cause::Internal.into()));
+        }
+        self.finish_held(exchange)?;
+        Ok(())
+    }
+
+    /// One piece of a request body on its way to the upstream. A held body comes out as one piece, at its end.
+    fn filter_body(
+        &self,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        exchange: &mut Exchange,
+    ) -> Result<(), Refusal> {
+        let piece = body.clone().unwrap_or_default();
+        match &mut exchange.body {
+            Body::Streamed(streamed) => {
+                exchange.request_bytes += piece.len() as u64;
+                streamed.pass(&piece)?;
+                exchange.sent.bytes += piece.len() as u64;
+                if end_of_stream && piece.is_empty() {
+                    // Pingora would end a chunked message twice (cloudflare/pingora#935).
+                    *body = None;
+                }
+            }
+            Body::Held(held) => {
+                exchange.request_bytes += piece.len() as u64;
+                held.push(&piece)?;
+                // `None` would end the message here.
+                *body = Some(Bytes::new());
+                if end_of_stream {
+                    self.finish_held(exchange)?;
+                    *body = Some(self.send_ready(exchange)?);
+                }
+            }
+            Body::Ready(_) => {
+                *body = Some(if end_of_stream {
+                    self.send_ready(exchange)?
+                } else {
+                    Bytes::new()
+                });
+            }
+            Body::None => {}
+        }
+        if end_of_stream {
+            watch_answer(exchange);
+        }
+        Ok(())
+    }
+
+    fn finish_held(&self, exchange: &mut Exchange) -> Result<(), Refusal> {
+        if let Body::Held(held) = std::mem::replace(&mut exchange.body, Body::None) {
+            let ReadyBody { bytes, facts } = held.finish()?;
+            exchange.facts = facts;
+            exchange.body = Body::Ready(bytes);
+        }
+        Ok(())
+    }
+
+    /// The bytes that now leave for the upstream: the last place to find that they are not what was ordered.
+    fn send_ready(&self, exchange: &mut Exchange) -> Result<Bytes, Refusal> {
+        let Body::Ready(bytes) = &exchange.body else {
+            return Err(Cause::Internal.into());
+        };
+        let bytes = bytes.clone();
+        let found = observed_tier(&bytes);
+        if exchange.order.is_some_and(|order| order.body == Edit::Set) && found != Some(PRIORITY) {
+            self.state.metrics.unforced_forwarded.inc();
+            log::error!(
+                "request {}: the outgoing body does not carry the forced tier; it is not sent",
+                exchange.id
+            );
+            return Err(Cause::Internal.into());
+        }
+        exchange.sent_whole(&bytes, found);
+        Ok(bytes)
+    }
+
+    /// Sends the answer for `exchange.refusal`, writes its line, and hears the client out for a moment.
+    async fn answer_refusal(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
+        let Some(refusal) = exchange.refusal.clone() else {
+            return Ok(());
+        };
+        if session
+            .response_written()
+            .is_some_and(|written| !written.status.is_informational())
+        {
+            return Ok(());
+        }
+        let answer = refusal.answer(exchange.protocol());
+        exchange.answer.status = Some(answer.status);
+        let mut head = ResponseHeader::build(answer.status, Some(6))?;
+        head.insert_header(header::CONTENT_TYPE, "application/json")?;
+        head.insert_header(header::CONTENT_LENGTH, answer.body.len())?;
+        head.insert_header(REQUEST_ID, request_id(exchange))?;
+        if let Some(seconds) = answer.retry_after {
+            head.insert_header(header::RETRY_AFTER, seconds)?;
+        }
+        if !answer.should_retry {
+            head.insert_header("x-should-retry", "false")?;
+        }
+        let unread = !session.is_body_done();
+        if unread {
+            session.set_keepalive(None);
+        }
+        let bodyless = exchange.method() == Method::HEAD;
+        session
+            .write_response_header(Box::new(head), bodyless)
+            .await?;
+        if !bodyless {
+            session.write_response_body(Some(answer.body), true).await?;
+        }
+        exchange.body = Body::None;
+        exchange.settle(Ending::Refused(refusal.cause));
+        if unread {
+            linger(session).await;
+        }
+        Ok(())
+    }
+}
+
+/// The request is with the upstream. Pingora has one time limit for the first byte of the answer and for those that
+/// follow; where the first has the shorter one, it is kept here.
+fn watch_answer(exchange: &Exchange) {
+    exchange.deadline.clear();
+    let (Some(upstream), Some(socket)) = (&exchange.upstream, exchange.socket) else {
+        return;
+    };
+    let settings = &upstream.config;
+    if settings.response_timeout < settings.idle_timeout
+        && exchange.answer.upstream_status.is_none()
+    {
+        exchange
+            .deadline
+            .await_answer(socket, settings.response_timeout);
+    }
+}
+
+/// Something of the answer has come; where what follows has the shorter time limit, it is kept here.
+fn watch_next_byte(exchange: &Exchange) {
+    let Some(upstream) = &exchange.upstream else {
+        return;
+    };
+    let upgraded = exchange.answer.upstream_status == Some(101);
+    if upstream.config.idle_timeout < upstream.config.response_timeout && !upgraded {
+        exchange
+            .deadline
+            .set(Waiting::ForMore, upstream.config.idle_timeout);
+    } else {
+        exchange.deadline.clear();
+    }
+}
+
+/// A request of these methods may go without a body, and then has none that could carry a tier.
+fn may_be_empty(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE
+    )
+}
+
+fn content_length(head: &RequestHeader) -> Result<Option<u64>, Refusal> {
+    let Some(value) = head.headers.get(header::CONTENT_LENGTH) else {
+        return Ok(None);
+    };
+    let length = value.to_str().ok().and_then(|text| text.parse().ok());
+    length.map(Some).ok_or_else(|| Cause::InvalidHttp.into())
+}
+
+/// Tells a client that waits for it to go on. The upstream is not asked: it may not even be HTTP/1.
+async fn continue_upload(session: &mut Session) -> Result<(), Stop> {
+    let expects = session.get_header(header::EXPECT);
+    if expects.is_none_or(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        return Ok(());
+    }
+    session.set_close_on_response_before_downstream_finish(false);
+    session
+        .write_continue_response()
+        .await
+        .map_err(|error| Stop::Broken(error.into_down()))
+}
+
+/// Reads what a refused client still sends, for a while: a close with bytes unread would take the answer away from it.
+async fn linger(session: &mut Session) {
+    let read = async {
+        let mut left = LINGER_BYTES;
+        while let Ok(Some(chunk)) = session.read_request_body().await {
+            left = left.saturating_sub(chunk.len());
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    // Time is up for whoever still sends.
+    let _ = timeout(LINGER_TIME, read).await;
+}
+
+/// The head as the upstream is to get it.
+fn write_head(session: &mut Session, head: &mut RequestHeader, exchange: &Exchange) -> Result<()> {
+    let Some(upstream) = &exchange.upstream else {
+        return Error::e_explain(ErrorType::InternalError, "no upstream was decided");
+    };
+    if !upstream.config.url.prefix.is_empty() {
+        let path = [
+            upstream.config.url.prefix.as_bytes(),
+            session.req_header().raw_path(),
+        ]
+        .concat();
+        head.set_raw_path(&path)?;
+    }
+    head.insert_header(header::HOST, upstream.host.clone())?;
+    head.remove_header(&header::EXPECT);
+    if exchange.is_observed() {
+        head.insert_header(header::ACCEPT_ENCODING, "identity")?;
+    }
+    if let Some(value) = upstream.credential(exchange.credential) {
+        head.remove_header(&header::AUTHORIZATION);
+        head.remove_header("x-api-key");
+        let name = match exchange.credential {
+            CredentialHeader::Authorization => "authorization",
+            CredentialHeader::XApiKey => "x-api-key",
+        };
+        head.insert_header(name, value)?;
+    }
+    match &exchange.body {
+        Body::Ready(bytes) => {
+            head.remove_header(&header::CONTENT_ENCODING);
+            head.insert_header(header::CONTENT_LENGTH, bytes.len())?;
+        }
+        Body::Held(_) => {
+            head.remove_header(&header::CONTENT_ENCODING);
+            head.remove_header(&header::CONTENT_LENGTH);
+        }
+        Body::Streamed(_) | Body::None => {}
+    }
+    match exchange.order {
+        Some(order) => write_tier_headers(head, order, exchange.endpoint),
+        None => Ok(()),
+    }
+}
+
+/// Headers that speak of the tier, brought into line with the body.
+fn write_tier_headers(head: &mut RequestHeader, order: Order, endpoint: Endpoint) -> Result<()> {
+    if order.beta_header && endpoint == Endpoint::Messages {
+        let lines = head.headers.get_all(ANTHROPIC_BETA).iter();
+        let tokens: Vec<&[u8]> = lines
+            .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+            .map(|token| token.trim_ascii())
+            .filter(|token| !token.is_empty() && *token != FAST_MODE_BETA.as_bytes())
+            .chain([FAST_MODE_BETA.as_bytes()])
+            .collect();
+        // The tokens come from header values, and what joins them may stand in one.
+        let line = HeaderValue::from_bytes(&tokens.join(&b","[..]))
+            .map_err(|why| Error::because(ErrorType::InternalError, "joining beta tokens", why))?;
+        head.insert_header(ANTHROPIC_BETA, line)?;
+    }
+    if let Some(hint) = head.headers.get(ROUTING_HINT) {
+        let others = hint
+            .as_bytes()
+            .split(|byte| *byte == b';')
+            .map(|part| part.trim_ascii());
+        let mut parts: Vec<&[u8]> = others
+            .filter(|part| !part.starts_with(b"tier=") && !part.is_empty())
+            .collect();
+        parts.push(b"tier=priority");
+        let hint = HeaderValue::from_bytes(&parts.join(&b";"[..])).map_err(|why| {
+            Error::because(ErrorType::InternalError, "writing the routing hint", why)
+        })?;
+        head.insert_header(ROUTING_HINT, hint)?;
+    }
+    Ok(())
+}
+
+fn request_id(exchange: &Exchange) -> HeaderValue {
+    // A UUID is plain ASCII.
+    HeaderValue::try_from(exchange.id.to_string()).expect("a UUID can stand in a header")
+}
+
+/// Whether the upstream had closed a pooled connection before it took the request: it ended without a byte or an error.
+/// A reset may come from a server that has read the request, so it is not tried again.
+fn is_stale_connection(error: &Error) -> bool {
+    *error.esource() == ErrorSource::Upstream
+        && matches!(error.etype(), ErrorType::ConnectionClosed)
+}
+
+/// Whether the same bytes can be sent again to an upstream that did not begin to answer.
+fn may_retry(session: &mut Session, exchange: &Exchange) -> bool {
+    let replayable = match &exchange.body {
+        Body::Ready(_) => true,
+        Body::Streamed(_) => session.is_body_done() && !session.retry_buffer_truncated(),
+        Body::Held(_) => false,
+        Body::None => session.as_downstream_mut().is_body_empty(),
+    };
+    replayable && exchange.answer.upstream_status.is_none() && exchange.attempts < MOST_ATTEMPTS
+}
+
+/// What an error of Pingora's means for this request.
+fn ending_of(error: &Error, exchange: &Exchange) -> Ending {
+    if let Some(refusal) = &exchange.refusal {
+        return Ending::Refused(refusal.cause);
+    }
+    let answered = exchange.answer.upstream_status.is_some();
+    let timed_out = exchange.deadline.has_passed();
+    match (error.esource(), error.etype()) {
+        (ErrorSource::Downstream, ErrorType::ReadTimedout) if !answered => {
+            Ending::Refused(Cause::RequestTimeout)
+        }
+        (
+            ErrorSource::Downstream,
+            ErrorType::ReadError | ErrorType::WriteError | ErrorType::WriteTimedout,
+        ) => Ending::ClientClosed,
+        (
+            ErrorSource::Downstream,
+            ErrorType::ConnectionClosed | ErrorType::ReadTimedout | ErrorType::H2Error,
+        ) => Ending::ClientClosed,
+        (ErrorSource::Downstream, _) if answered => Ending::ClientClosed,
+        (ErrorSource::Downstream, _) => Ending::Refused(Cause::InvalidHttp),
+        (ErrorSource::Upstream, ErrorType::ReadTimedout | ErrorType::WriteTimedout) if answered => {
+            Ending::Timeout
+        }
+        (ErrorSource::Upstream, _) if answered && timed_out => Ending::Timeout,
+        (ErrorSource::Upstream, _) if answered => Ending::UpstreamCut,
+        (ErrorSource::Upstream, etype) => Ending::Refused(upstream_failure(etype, timed_out)),
+        (_, ErrorType::WriteError | ErrorType::WriteTimedout) if answered => Ending::ClientClosed,
+        _ if answered => Ending::UpstreamCut,
+        _ => Ending::Refused(Cause::Internal),
+    }
+}
+
+/// Why there is no answer from the upstream.
+fn upstream_failure(etype: &ErrorType, timed_out: bool) -> Cause {
+    match etype {
+        _ if timed_out => Cause::UpstreamTimeout,
+        ErrorType::ConnectTimedout
+        | ErrorType::TLSHandshakeTimedout
+        | ErrorType::ReadTimedout
+        | ErrorType::WriteTimedout => Cause::UpstreamTimeout,
+        ErrorType::ConnectRefused
+        | ErrorType::ConnectNoRoute
+        | ErrorType::ConnectError
+        | ErrorType::SocketError
+        | ErrorType::BindError
+        | ErrorType::TLSHandshakeFailure
+        | ErrorType::InvalidCert
+        | ErrorType::HandshakeError
+        | ErrorType::ConnectProxyFailure => Cause::UpstreamUnreachable,
+        _ => Cause::UpstreamReset,
+    }
+}

@@ -1,0 +1,153 @@
+//! What all requests of the process share. It holds and hands out; it decides nothing.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use crate::access_log::AccessLog;
+use crate::body::Budget;
+use crate::config::{Config, Limits, Mistake};
+use crate::metrics::Metrics;
+use crate::policy::Policy;
+use crate::reload::{Follower, Live, Watch};
+use crate::upstream::Upstream;
+
+pub struct State {
+    pub config: Config,
+    pub limits: Arc<Limits>,
+    pub policy: Arc<Live<Policy>>,
+    pub log: AccessLog,
+    pub metrics: Metrics,
+    pub budget: Arc<Budget>,
+    pub started: Instant,
+    upstreams: HashMap<String, Arc<Upstream>>,
+    draining: AtomicBool,
+}
+
+/// Why a process cannot start.
+#[derive(Debug)]
+pub enum StartError {
+    /// Of any configuration file.
+    Mistakes(Vec<Mistake>),
+    /// What could not be done, and why.
+    Io(String, io::Error),
+}
+
+impl State {
+    /// Loads all that a configuration names. The followers are to be run by [`crate::reload::follow`].
+    ///
+    /// # Errors
+    /// Every mistake of the files, or what else is in the way.
+    pub fn load(config: Config) -> Result<(Arc<Self>, Vec<Follower>), StartError> {
+        let mut followers = Vec::new();
+        let upstreams = load_upstreams(&config, &mut followers)?;
+        let policy = load_policy(&config, &mut followers)?;
+        let log = AccessLog::open(config.access_log.clone())
+            .map_err(|why| StartError::Io("access log".to_owned(), why))?;
+        let state = Self {
+            limits: Arc::new(config.limits.clone()),
+            policy,
+            log,
+            metrics: Metrics::default(),
+            budget: Budget::new(config.limits.buffered),
+            started: Instant::now(),
+            upstreams,
+            draining: AtomicBool::new(false),
+            config,
+        };
+        Ok((Arc::new(state), followers))
+    }
+
+    /// The upstream of that name. A policy names only those of the configuration it was loaded with.
+    pub fn upstream(&self, name: &str) -> Option<&Arc<Upstream>> {
+        self.upstreams.get(name)
+    }
+
+    pub fn upstreams(&self) -> impl Iterator<Item = &Arc<Upstream>> {
+        self.config
+            .upstreams
+            .iter()
+            .filter_map(|settings| self.upstreams.get(&settings.name))
+    }
+
+    /// From now on no further request is taken.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Why requests should not be sent here, if so.
+    pub fn not_ready(&self) -> Option<&'static str> {
+        if self.is_draining() {
+            Some("draining")
+        } else if !self.log.is_written() {
+            Some("the access log cannot be written")
+        } else {
+            None
+        }
+    }
+}
+
+fn load_policy(
+    config: &Config,
+    followers: &mut Vec<Follower>,
+) -> Result<Arc<Live<Policy>>, StartError> {
+    let watch = Watch::new(&config.policy);
+    let (policy, warnings) = Policy::load(&config.policy, config).map_err(StartError::Mistakes)?;
+    warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    let live = Live::new(policy);
+    let (follows, config) = (live.clone(), config.clone());
+    followers.push(Follower::new(watch, move |content| {
+        let parsed = match content {
+            Ok(bytes) => Policy::parse(&config.policy, &bytes, &config),
+            Err(why) => Err(vec![Mistake::unreadable(&config.policy, &why)]),
+        };
+        follows.offer("policy", parsed);
+    }));
+    Ok(live)
+}
+
+type Upstreams = HashMap<String, Arc<Upstream>>;
+
+fn load_upstreams(config: &Config, followers: &mut Vec<Follower>) -> Result<Upstreams, StartError> {
+    let mut upstreams = HashMap::new();
+    for settings in &config.upstreams {
+        let upstream = Upstream::new(settings.clone()).map_err(|why| {
+            StartError::Io(
+                format!("upstream `{}`", settings.name),
+                io::Error::new(io::ErrorKind::InvalidInput, why),
+            )
+        })?;
+        let upstream = Arc::new(upstream);
+        if let Some(file) = &settings.credential_file {
+            followers.push(follow_credential(&upstream, file)?);
+        }
+        upstreams.insert(settings.name.clone(), upstream);
+    }
+    Ok(upstreams)
+}
+
+/// The upstream's key, read now and whenever its file changes.
+fn follow_credential(upstream: &Arc<Upstream>, file: &Path) -> Result<Follower, StartError> {
+    let watch = Watch::new(file);
+    upstream
+        .load_credential(std::fs::read(file))
+        .map_err(|why| StartError::Io(format!("credential_file {}", file.display()), why))?;
+    let (upstream, file) = (upstream.clone(), file.to_owned());
+    Ok(Follower::new(watch, move |content| {
+        match upstream.load_credential(content) {
+            Ok(()) => log::info!("upstream `{}`: key loaded", upstream.config.name),
+            Err(why) => log::error!(
+                "upstream `{}`: credential_file {}: {why}",
+                upstream.config.name,
+                file.display()
+            ),
+        }
+    }))
+}

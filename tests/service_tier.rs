@@ -1,0 +1,687 @@
+//! What the rewriter promises, held against an independent parser over generated, mutated and arbitrary bodies. Every
+//! property is checked with each kernel of the scanner.
+
+use proptest::prelude::*;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use std::fmt;
+use tiergate::json::Kernel;
+use tiergate::service_tier::{BodyFault, Edit, Facts, Observer, Rewriter, observed_tier};
+
+const DEPTH: usize = 100;
+
+fn kernels() -> [Kernel; 2] {
+    [Kernel::PORTABLE, Kernel::detect()]
+}
+
+fn rewrite_chunks(
+    edit: Edit,
+    kernel: Kernel,
+    chunks: &[&[u8]],
+) -> Result<(Vec<u8>, Facts), BodyFault> {
+    let mut rewriter = Rewriter::with_kernel(edit, DEPTH, 0, kernel);
+    for chunk in chunks {
+        rewriter.push(chunk)?;
+    }
+    let rewritten = rewriter.finish()?;
+    Ok((rewritten.as_bytes().to_vec(), rewritten.facts))
+}
+
+fn rewrite(edit: Edit, body: &[u8]) -> Result<(Vec<u8>, Facts), BodyFault> {
+    let [portable, detected] = kernels().map(|kernel| rewrite_chunks(edit, kernel, &[body]));
+    assert_eq!(portable, detected);
+    detected
+}
+
+fn set(body: &str) -> String {
+    String::from_utf8(rewrite(Edit::Set, body.as_bytes()).unwrap().0).unwrap()
+}
+
+fn remove(body: &str) -> String {
+    String::from_utf8(rewrite(Edit::Remove, body.as_bytes()).unwrap().0).unwrap()
+}
+
+fn fault(body: &[u8]) -> BodyFault {
+    let bytewise: Vec<&[u8]> = body.chunks(1).collect();
+    let fault = rewrite(Edit::Set, body).unwrap_err();
+    assert_eq!(
+        rewrite_chunks(Edit::Set, Kernel::detect(), &bytewise),
+        Err(fault)
+    );
+    fault
+}
+
+fn facts(body: &str) -> Facts {
+    rewrite(Edit::Set, body.as_bytes()).unwrap().1
+}
+
+fn client_tier(body: &str) -> String {
+    facts(body).service_tier.unwrap().as_str().to_owned()
+}
+
+/// The members of an object in their order, duplicates kept, values as spelled.
+struct Members(Vec<(String, Box<RawValue>)>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Members, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Members;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(InOrder)
+    }
+}
+
+fn members(body: &[u8]) -> Vec<(String, String)> {
+    let Members(members) = serde_json::from_slice(body).unwrap();
+    members
+        .into_iter()
+        .map(|(key, value)| (key, value.get().to_owned()))
+        .collect()
+}
+
+/// Case folding by another road than the rewriter's: every code point that Go folds to ASCII is mapped before the comparison.
+fn is_tier(key: &str) -> bool {
+    key.replace('\u{17f}', "s")
+        .replace('\u{212a}', "k")
+        .eq_ignore_ascii_case("service_tier")
+}
+
+/// Whether the other parser takes it for one object: skipped values, so that it accepts lone surrogate escapes too.
+fn is_object(body: &[u8]) -> bool {
+    serde_json::from_slice::<&RawValue>(body).is_ok_and(|raw| raw.get().starts_with('{'))
+}
+
+fn depth(body: &[u8]) -> usize {
+    let (mut depth, mut deepest, mut in_string, mut escaped) = (0usize, 0, false, false);
+    for &byte in body {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => depth += 1,
+            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest
+}
+
+fn white() -> impl Strategy<Value = String> {
+    prop_oneof![4 => Just(String::new()), 1 => "[ \t\r\n]{0,20}"]
+}
+
+fn character() -> impl Strategy<Value = String> {
+    prop_oneof![
+        8 => "[a-zA-Z0-9 _/:,{}\\[\\]]{1,40}",
+        2 => "[^\"\\\\\u{0}-\u{1f}]",
+        1 => prop::sample::select(vec![r#"\""#, r"\\", r"\/", r"\b", r"\f", r"\n", r"\r", r"\t"])
+            .prop_map(str::to_owned),
+        1 => "\\\\u[0-9a-fA-F]{4}",
+    ]
+}
+
+fn string() -> impl Strategy<Value = String> {
+    prop::collection::vec(character(), 0..6).prop_map(|parts| format!("\"{}\"", parts.concat()))
+}
+
+/// Spells some characters of `name` as escapes, and some letters in the other case or as U+017F.
+fn spellings(name: &'static str) -> impl Strategy<Value = String> {
+    prop::collection::vec(0..12u8, name.len()).prop_map(move |choices| {
+        let spelled: String = name
+            .chars()
+            .zip(choices)
+            .map(|(letter, choice)| spell(letter, choice))
+            .collect();
+        format!("\"{spelled}\"")
+    })
+}
+
+fn spell(letter: char, choice: u8) -> String {
+    match choice {
+        0 => letter.to_ascii_uppercase().to_string(),
+        1 => format!("\\u{:04x}", letter as u32),
+        2 => format!("\\u{:04X}", letter.to_ascii_uppercase() as u32),
+        3 if letter == 's' => "\u{17f}".into(),
+        4 if letter == 's' => "\\u017F".into(),
+        _ => letter.to_string(),
+    }
+}
+
+/// Keys that the other parser can decode: no lone surrogates.
+fn key() -> impl Strategy<Value = String> {
+    prop_oneof![
+        3 => spellings("service_tier"),
+        1 => spellings("type"),
+        1 => spellings("model"),
+        1 => spellings("stream"),
+        1 => Just("\"service_tier\\u0000\"".to_owned()),
+        1 => Just("\"service_tie\"".to_owned()),
+        1 => "[a-z]{60,70}".prop_map(|key| format!("\"{key}\"")),
+        4 => "[a-zA-Z_é\u{10000}]{0,9}".prop_map(|key| format!("\"{key}\"")),
+    ]
+}
+
+fn scalar() -> impl Strategy<Value = String> {
+    prop_oneof![
+        4 => string(),
+        2 => "-?(0|[1-9][0-9]{0,30})(\\.[0-9]{1,20})?([eE][+-]?[0-9]{1,4})?",
+        1 => prop::sample::select(vec!["true", "false", "null", "\"priority\"", "\" Flex \""])
+            .prop_map(str::to_owned),
+    ]
+}
+
+fn value() -> impl Strategy<Value = String> {
+    scalar().prop_recursive(4, 24, 4, |inner| {
+        let member = (key(), white(), inner.clone()).prop_map(|(k, w, v)| format!("{k}{w}:{w}{v}"));
+        prop_oneof![
+            (prop::collection::vec(inner, 0..4), white())
+                .prop_map(|(values, w)| format!("[{w}{}{w}]", values.join(","))),
+            (prop::collection::vec(member, 0..4), white())
+                .prop_map(|(members, w)| format!("{{{w}{}{w}}}", members.join(&format!("{w},"))))
+        ]
+    })
+}
+
+fn object() -> impl Strategy<Value = String> {
+    let member = (white(), key(), white(), white(), value(), white())
+        .prop_map(|(a, k, b, c, v, d)| format!("{a}{k}{b}:{c}{v}{d}"));
+    (white(), prop::collection::vec(member, 0..6), white())
+        .prop_map(|(before, members, after)| format!("{before}{{{}}}{after}", members.join(",")))
+}
+
+/// An object with some bytes overwritten, dropped, doubled or put in.
+fn mutated() -> impl Strategy<Value = Vec<u8>> {
+    let byte = prop_oneof![
+        any::<u8>(),
+        prop::sample::select(br#"{}[]",:\ utfn-+.eE019"#.to_vec()),
+        prop::sample::select(vec![0xc0, 0xc5, 0xe2, 0xed, 0xf0, 0xf4, 0x80, 0xa0, 0xbf]),
+    ];
+    let change = (0..4u8, any::<prop::sample::Index>(), byte);
+    (object(), prop::collection::vec(change, 1..4)).prop_map(|(body, changes)| {
+        let mut body = body.into_bytes();
+        for (change, place, byte) in changes {
+            let place = place.index(body.len() + 1);
+            match change {
+                0 => body.insert(place, byte),
+                1 if place < body.len() => body[place] = byte,
+                2 if place < body.len() => drop(body.remove(place)),
+                _ => body.truncate(place),
+            }
+        }
+        body
+    })
+}
+
+fn any_body() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        3 => object().prop_map(String::into_bytes),
+        4 => mutated(),
+        1 => value().prop_map(String::into_bytes),
+        1 => prop::collection::vec(any::<u8>(), 0..80),
+    ]
+}
+
+fn edit() -> impl Strategy<Value = Edit> {
+    prop::sample::select(vec![Edit::Set, Edit::Remove])
+}
+
+fn split<'a>(body: &'a [u8], places: &[prop::sample::Index]) -> Vec<&'a [u8]> {
+    let mut places: Vec<usize> = places
+        .iter()
+        .map(|place| place.index(body.len() + 1))
+        .collect();
+    places.extend([0, body.len()]);
+    places.sort();
+    places
+        .windows(2)
+        .map(|pair| &body[pair[0]..pair[1]])
+        .collect()
+}
+
+proptest! {
+    #[test]
+    fn any_split_gives_the_same_output_or_the_same_fault(
+        body in any_body(),
+        edit in edit(),
+        places in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
+    ) {
+        let whole = rewrite(edit, &body);
+        for kernel in kernels() {
+            let bytewise: Vec<&[u8]> = body.chunks(1).collect();
+            prop_assert_eq!(&rewrite_chunks(edit, kernel, &bytewise), &whole);
+            prop_assert_eq!(&rewrite_chunks(edit, kernel, &split(&body, &places)), &whole);
+        }
+    }
+
+    #[test]
+    fn set_puts_one_member_in_front_and_keeps_the_others_as_they_were(body in object()) {
+        let (output, _) = rewrite(Edit::Set, body.as_bytes()).unwrap();
+        let mut expected = members(body.as_bytes());
+        expected.retain(|(key, _)| !is_tier(key));
+        expected.insert(0, ("service_tier".into(), "\"priority\"".into()));
+        prop_assert_eq!(members(&output), expected);
+        prop_assert_eq!(observed_tier(&output), Some("priority"));
+    }
+
+    #[test]
+    fn remove_leaves_none_and_keeps_the_others_as_they_were(body in object()) {
+        let (output, _) = rewrite(Edit::Remove, body.as_bytes()).unwrap();
+        let mut expected = members(body.as_bytes());
+        expected.retain(|(key, _)| !is_tier(key));
+        prop_assert_eq!(members(&output), expected);
+    }
+
+    #[test]
+    fn no_byte_moves_and_none_turns_into_anything_but_a_space(body in object()) {
+        let (output, _) = rewrite(Edit::Set, body.as_bytes()).unwrap();
+        let behind = output.strip_prefix(br#"{"service_tier":"priority""#).unwrap();
+        let behind = behind.strip_prefix(b",").unwrap_or(behind);
+        let origin = &body.as_bytes()[body.len() - behind.len()..];
+        for (new, old) in behind.iter().zip(origin) {
+            prop_assert!(new == old || *new == b' ');
+        }
+    }
+
+    #[test]
+    fn a_second_pass_changes_nothing(body in object(), edit in edit()) {
+        let (once, _) = rewrite(edit, body.as_bytes()).unwrap();
+        let (twice, _) = rewrite(edit, &once).unwrap();
+        prop_assert_eq!(once, twice);
+    }
+
+    #[test]
+    fn accepts_what_another_parser_accepts_as_an_object(body in any_body()) {
+        prop_assume!(depth(&body) <= DEPTH);
+        prop_assert_eq!(rewrite(Edit::Set, &body).is_ok(), is_object(&body));
+    }
+
+    #[test]
+    fn a_fault_of_encoding_lies_where_the_standard_library_finds_it(body in any_body()) {
+        if let Err(BodyFault::InvalidUtf8 { at }) = rewrite(Edit::Set, &body) {
+            let error = std::str::from_utf8(&body).unwrap_err();
+            prop_assert_eq!(at, error.valid_up_to() as u64);
+        }
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(body in prop::collection::vec(any::<u8>(), 0..300), edit in edit()) {
+        let _ = rewrite(edit, &body);
+    }
+
+    #[test]
+    fn the_observer_sees_the_facts_that_the_rewriter_sees(
+        body in any_body(),
+        places in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
+    ) {
+        for kernel in kernels() {
+            let mut rewriter = Rewriter::with_kernel(Edit::Set, DEPTH, 0, kernel);
+            let mut observer = Observer::with_kernel(DEPTH, kernel);
+            let _ = rewriter.push(&body);
+            split(&body, &places).iter().for_each(|chunk| observer.feed(chunk));
+            prop_assert_eq!(rewriter.facts(), &observer.finish());
+        }
+    }
+
+    #[test]
+    fn the_facts_are_those_of_another_parser(body in object()) {
+        let facts = facts(&body);
+        let members = members(body.as_bytes());
+        let last = |name: &str| members.iter().rfind(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        let text = |raw: &str| serde_json::from_str::<String>(raw).ok();
+        if let Some(raw) = last("model") && let Some(model) = text(raw) && model.len() <= 256 {
+            prop_assert_eq!(facts.model, Some(model));
+        }
+        prop_assert_eq!(facts.stream, last("stream").and_then(|raw| raw.parse().ok()));
+        let types = members.iter().filter(|(key, _)| key.eq_ignore_ascii_case("type")).count();
+        prop_assert_eq!(facts.several_types, types > 1);
+        let tiers = members.iter().filter(|(key, _)| is_tier(key)).count();
+        prop_assert_eq!(facts.service_tier.is_some(), tiers > 0);
+    }
+}
+
+#[test]
+fn the_member_goes_in_front_of_the_others() {
+    assert_eq!(set(r#"{"a":1}"#), r#"{"service_tier":"priority","a":1}"#);
+    assert_eq!(
+        set(" \n{ \"a\" : 1 } "),
+        r#"{"service_tier":"priority", "a" : 1 } "#
+    );
+}
+
+#[test]
+fn an_empty_object_gets_the_member_and_no_comma() {
+    assert_eq!(set("{}"), r#"{"service_tier":"priority"}"#);
+    assert_eq!(set(" { \n } "), "{\"service_tier\":\"priority\" \n } ");
+}
+
+#[test]
+fn an_old_member_goes_with_one_comma_wherever_it_stands() {
+    assert_eq!(
+        set(r#"{"service_tier":"flex"}"#),
+        r#"{"service_tier":"priority"}"#
+    );
+    assert_eq!(
+        set(r#"{"service_tier":"flex","a":1}"#),
+        r#"{"service_tier":"priority","a":1}"#
+    );
+    assert_eq!(
+        set(r#"{"a":1,"service_tier":0}"#),
+        r#"{"service_tier":"priority","a":1                 }"#
+    );
+    assert_eq!(
+        set(r#"{"a":1,"service_tier":0,"b":2,"service_tier":0,"service_tier":0}"#),
+        r#"{"service_tier":"priority","a":1                 ,"b":2                                  }"#
+    );
+}
+
+#[test]
+fn every_spelling_that_some_reader_takes_for_the_name_goes() {
+    let all_escaped: String = "service_tier"
+        .bytes()
+        .map(|b| format!("\\u{b:04x}"))
+        .collect();
+    for key in [
+        "Service_Tier",
+        "SERVICE_TIER",
+        "\u{17f}ervice_tier",
+        "\\u017Fervice_tier",
+    ] {
+        assert_eq!(
+            set(&format!(r#"{{"{key}":1}}"#)),
+            r#"{"service_tier":"priority"}"#,
+            "{key}"
+        );
+    }
+    assert_eq!(
+        set(&format!(r#"{{"{all_escaped}":1}}"#)),
+        r#"{"service_tier":"priority"}"#
+    );
+}
+
+#[test]
+fn other_keys_stay() {
+    for key in [
+        "service_tier\\u0000",
+        "service_tier\\/",
+        "service-tier",
+        "service_tıer",
+        "x",
+    ] {
+        let body = format!(r#"{{"{key}":1}}"#);
+        assert_eq!(
+            set(&body),
+            format!(r#"{{"service_tier":"priority",{}"#, &body[1..])
+        );
+    }
+}
+
+#[test]
+fn nested_members_and_texts_stay() {
+    let body =
+        r#"{"m":{"service_tier":"x"},"l":[{"service_tier":"x"}],"s":"\",\"service_tier\":\"x"}"#;
+    assert_eq!(
+        set(body),
+        format!(r#"{{"service_tier":"priority",{}"#, &body[1..])
+    );
+    assert_eq!(remove(body), body);
+}
+
+#[test]
+fn remove_leaves_the_others() {
+    assert_eq!(remove(r#"{"service_tier":"flex"}"#), "{}");
+    assert_eq!(remove(r#"{"service_tier":"flex","a":1}"#), r#"{"a":1}"#);
+    assert_eq!(
+        remove(r#"{"a":1,"Service_Tier":0,"b":2}"#),
+        r#"{"a":1                 ,"b":2}"#
+    );
+}
+
+#[test]
+fn lone_surrogates_and_numbers_stay_as_they_are_spelled() {
+    let body = r#"{"a":"\ud800","\udfff":[-0.0,1e400,123456789012345678901234567890,1.10]}"#;
+    assert_eq!(
+        set(body),
+        format!(r#"{{"service_tier":"priority",{}"#, &body[1..])
+    );
+}
+
+#[test]
+fn a_million_duplicates_are_no_more_work_than_their_bytes() {
+    let body = format!(
+        "{{{}\"a\":1{}}}",
+        r#""service_tier":1,"#.repeat(500_000),
+        r#","service_tier":1"#.repeat(500_000)
+    );
+    let output = set(&body);
+    assert!(output.starts_with(r#"{"service_tier":"priority","a":1   "#));
+    assert_eq!(output.len(), 26 + 1 + 5 + 17 * 500_000 + 1);
+}
+
+#[test]
+fn the_top_level_must_be_an_object() {
+    for body in ["[", "[1", "\"a\"", "1", "-", "true", "nul", " \n[]"] {
+        assert_eq!(fault(body.as_bytes()), BodyFault::NotAnObject, "{body}");
+    }
+    for (body, at) in [
+        ("", 0),
+        (" \n", 2),
+        ("\u{feff}{}", 0),
+        ("\u{c}{}", 0),
+        ("}", 0),
+        ("N", 0),
+        ("'a'", 0),
+    ] {
+        assert_eq!(
+            fault(body.as_bytes()),
+            BodyFault::InvalidJson { at },
+            "{body:?}"
+        );
+    }
+}
+
+#[test]
+fn what_the_grammar_does_not_allow_is_refused_where_it_stands() {
+    for (body, at) in [
+        (r#"{"a":1,}"#, 7),
+        (r#"{"a":1]"#, 6),
+        (r#"{"a" 1}"#, 5),
+        (r#"{"a":NaN}"#, 5),
+        (r#"{"a":nulL}"#, 8),
+        (r#"{"a":01}"#, 6),
+        (r#"{"a":1.}"#, 7),
+        (r#"{"a":-}"#, 6),
+        (r#"{"a":1e+}"#, 8),
+        (r#"{"a":1.e1}"#, 7),
+        (r#"{"a":1e1.0}"#, 8),
+        (r#"{"a":-01}"#, 7),
+        (r#"{"a":+1}"#, 5),
+        (r#"{"a":.5}"#, 5),
+        (r#"{"a":"\x"}"#, 7),
+        (r#"{"a":"\u12g4"}"#, 10),
+        (r#"{"a":"\u123g"}"#, 11),
+        (r#"{"a":"\u123"}"#, 11),
+        (r#"{"\u123g":1}"#, 7),
+        ("{\"a\":\"\t\"}", 6),
+        ("{\"a\":\"\u{0}\"}", 6),
+        (r#"{"a":1} x"#, 8),
+        ("{}\0", 2),
+        ("{}\n{}", 3),
+        (r#"{/*c*/"a":1}"#, 1),
+        (r#"{a:1}"#, 1),
+        (r#"{"a":1"#, 6),
+        (r#"{"a":"b"#, 7),
+        (r#"{"a":[1,]}"#, 8),
+        (r#"{"a":{}"#, 7),
+        ("{\"é\":1,é}", 8),
+    ] {
+        assert_eq!(
+            fault(body.as_bytes()),
+            BodyFault::InvalidJson { at },
+            "{body}"
+        );
+    }
+}
+
+#[test]
+fn what_is_not_utf_8_is_refused_where_it_begins() {
+    for body in [
+        &b"{\"a\":\"\xff\"}"[..],
+        b"{\"a\":\"\xc0\xaf\"}",
+        b"{\"a\":\"\xe0\x80\xaf\"}",
+        b"{\"a\":\"\xed\xa0\x80\"}",
+        b"{\"a\":\"\xf4\x90\x80\x80\"}",
+        b"{\"a\":\"\xe2\x84\"}",
+        b"{\"a\":\"\xe2\x84",
+    ] {
+        assert_eq!(fault(body), BodyFault::InvalidUtf8 { at: 6 }, "{body:?}");
+    }
+}
+
+#[test]
+fn the_first_fault_in_the_bytes_is_the_one_that_is_told() {
+    assert_eq!(fault(b"{,\xff"), BodyFault::InvalidJson { at: 1 });
+    assert_eq!(fault(b"{\xff,"), BodyFault::InvalidUtf8 { at: 1 });
+    assert_eq!(fault(b"{\xc3\xa9,"), BodyFault::InvalidJson { at: 1 });
+    assert_eq!(
+        fault(format!("{{\"a\":{}x", "[".repeat(DEPTH - 1)).as_bytes()),
+        BodyFault::InvalidJson { at: 104 }
+    );
+    assert_eq!(
+        fault(format!("{{\"a\":{}x", "[".repeat(DEPTH)).as_bytes()),
+        BodyFault::TooDeep
+    );
+}
+
+#[test]
+fn the_limit_of_depth_counts_the_top_level() {
+    let nested = |depth: usize| {
+        format!(
+            "{{\"a\":{}1{}}}",
+            "[".repeat(depth - 1),
+            "]".repeat(depth - 1)
+        )
+    };
+    assert!(rewrite(Edit::Set, nested(DEPTH).as_bytes()).is_ok());
+    assert_eq!(fault(nested(DEPTH + 1).as_bytes()), BodyFault::TooDeep);
+}
+
+#[test]
+fn a_fault_is_told_again() {
+    let mut rewriter = Rewriter::new(Edit::Set, DEPTH, 0);
+    assert_eq!(rewriter.push(b"{]"), Err(BodyFault::InvalidJson { at: 1 }));
+    assert_eq!(rewriter.push(b"}"), Err(BodyFault::InvalidJson { at: 1 }));
+    assert_eq!(
+        rewriter.finish().unwrap_err(),
+        BodyFault::InvalidJson { at: 1 }
+    );
+}
+
+#[test]
+fn the_tier_of_the_client_is_that_of_the_last_exact_member() {
+    assert_eq!(client_tier(r#"{"service_tier":" Flex "}"#), "flex");
+    assert_eq!(
+        client_tier(r#"{"service_tier":"flex","service_tier":"auto","Service_Tier":"x"}"#),
+        "auto"
+    );
+    assert_eq!(
+        client_tier(r#"{"Service_Tier":"x","SERVICE_TIER":"y"}"#),
+        "y"
+    );
+    assert_eq!(client_tier(r#"{"service\u005ftier":"fl\u0065x"}"#), "flex");
+    assert_eq!(facts("{}").service_tier, None);
+}
+
+#[test]
+fn a_tier_that_is_no_string_is_told_by_its_type() {
+    for (value, told) in [
+        (r#"{"tier":"flex","service_tier":"x"}"#, "<object>"),
+        ("[1]", "<array>"),
+        ("-1", "<number>"),
+        ("true", "<bool>"),
+        ("null", "<null>"),
+    ] {
+        assert_eq!(client_tier(&format!(r#"{{"service_tier":{value}}}"#)), told);
+    }
+}
+
+#[test]
+fn long_values_are_cut_between_characters() {
+    let tier = client_tier(&format!(r#"{{"service_tier":"{}"}}"#, "é".repeat(50_000)));
+    assert_eq!(tier, "é".repeat(32));
+    let tier = client_tier(&format!(r#"{{"service_tier":"x{}"}}"#, "é".repeat(50_000)));
+    assert_eq!(tier, format!("x{}", "é".repeat(31)));
+    let model = facts(&format!(r#"{{"model":"{}"}}"#, "\\u0061".repeat(50_000))).model;
+    assert_eq!(model, Some("a".repeat(256)));
+    let facts = facts(&format!(
+        r#"{{"model":"{0}","type":"{0}"}}"#,
+        "m".repeat(300)
+    ));
+    assert_eq!(facts.model, Some("m".repeat(256)));
+    assert_eq!(facts.kind, Some("m".repeat(64)));
+}
+
+#[test]
+fn the_other_facts_are_those_of_the_top_level() {
+    let facts = facts(
+        r#"{"TYPE":"response.\u0063reate","model":"gpt","stream":true,"x":{"model":"y","type":"z"}}"#,
+    );
+    assert_eq!(facts.kind.as_deref(), Some("response.create"));
+    assert_eq!(facts.model.as_deref(), Some("gpt"));
+    assert_eq!(facts.stream, Some(true));
+    assert!(!facts.several_types);
+}
+
+#[test]
+fn two_members_that_may_be_read_as_the_type_are_noticed() {
+    assert!(facts(r#"{"type":"response.create","Type":"x"}"#).several_types);
+    assert!(facts(r#"{"type":1,"t\u0079pe":"x"}"#).several_types);
+}
+
+#[test]
+fn the_tier_is_read_back_only_from_the_member_in_front() {
+    assert_eq!(
+        observed_tier(br#"{"service_tier":"priority","a":1}"#),
+        Some("priority")
+    );
+    assert_eq!(
+        observed_tier(br#"{"service_tier":"priority"}"#),
+        Some("priority")
+    );
+    assert_eq!(observed_tier(br#"{"a":1,"service_tier":"priority"}"#), None);
+    assert_eq!(observed_tier(br#"{"service_tier":"flex"}"#), None);
+    assert_eq!(observed_tier(br#"{"service_tier":"priority""#), None);
+}
+
+#[test]
+fn an_announced_length_is_not_reserved_before_the_body_comes() {
+    let mut rewriter = Rewriter::new(Edit::Set, DEPTH, usize::MAX);
+    assert!(rewriter.capacity() < 2 << 20);
+    rewriter.push(b"{\"a\":\"").unwrap();
+    for _ in 0..40 {
+        rewriter.push(&[b'a'; 100_000]).unwrap();
+        assert!(rewriter.capacity() <= 2 * (rewriter.len() + (1 << 20)));
+    }
+}
+
+#[test]
+fn a_true_announcement_is_reserved_exactly() {
+    let mut rewriter = Rewriter::new(Edit::Set, DEPTH, 3_000_006);
+    rewriter.push(b"{\"a\":\"").unwrap();
+    for _ in 0..30 {
+        rewriter.push(&[b'a'; 100_000]).unwrap();
+    }
+    assert_eq!(rewriter.len(), 3_000_006);
+    assert_eq!(rewriter.capacity(), 3_000_006 + 26);
+}
