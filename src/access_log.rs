@@ -14,7 +14,7 @@ use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
 use crate::config::LogTarget;
-use crate::usage::Usage;
+use crate::usage::{Usage, UsageState};
 
 /// The version of the schema that [`AccessRecord`] writes.
 const SCHEMA: u32 = 1;
@@ -108,15 +108,6 @@ impl Outcome {
             Outcome::Timeout => "timeout",
         }
     }
-}
-
-/// How much of the usage the response told before it ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum UsageState {
-    Final,
-    Partial,
-    None,
 }
 
 /// Milliseconds with three decimals.

@@ -72,7 +72,7 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
-    fn lease(self: &Arc<Self>, bytes: u64) -> Result<Lease, Refusal> {
+    pub fn lease(self: &Arc<Self>, bytes: u64) -> Result<Lease, Refusal> {
         let mut lease = Lease {
             budget: self.clone(),
             bytes: 0,
@@ -83,7 +83,9 @@ impl Budget {
 }
 
 impl Lease {
-    fn grow_to(&mut self, bytes: u64) -> Result<(), Refusal> {
+    /// # Errors
+    /// `buffer_full` where all bodies together would take more than the budget.
+    pub fn grow_to(&mut self, bytes: u64) -> Result<(), Refusal> {
         let Some(more) = bytes.checked_sub(self.bytes).filter(|more| *more > 0) else {
             return Ok(());
         };
@@ -102,6 +104,15 @@ impl Lease {
             }
             Err(_) => Err(Cause::BufferFull.into()),
         }
+    }
+}
+
+impl Lease {
+    /// Gives back what is beyond this many bytes.
+    pub fn shrink_to(&mut self, bytes: u64) {
+        let less = self.bytes.saturating_sub(bytes);
+        self.budget.used.fetch_sub(less, Ordering::Relaxed);
+        self.bytes -= less;
     }
 }
 
@@ -283,7 +294,8 @@ fn keep(
     lease.grow_to(rewriter.capacity() as u64)
 }
 
-fn refuse_json(fault: &BodyFault, depth: usize) -> Refusal {
+/// The refusal of a body that cannot be rewritten; `depth` is the limit that it was read under.
+pub fn refuse_json(fault: &BodyFault, depth: usize) -> Refusal {
     match fault {
         BodyFault::InvalidJson { at } => Refusal::new(
             Cause::InvalidJson,

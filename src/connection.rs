@@ -24,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::proxy::Gate;
 
@@ -64,8 +65,10 @@ pub struct Deadline {
     /// Milliseconds after [`epoch`]; `NEVER` for none.
     at: AtomicU64,
     waiting: AtomicU8,
-    /// The upstream's socket while an HTTP/1 answer is awaited on it, else -1.
+    /// The upstream's socket, where no other request uses it, else -1.
     upstream: AtomicI32,
+    /// Nothing runs on an upgraded connection, so that a drain may end it.
+    idle: AtomicBool,
     passed: AtomicBool,
     /// Until when [`Deadline::passes`] sleeps, like `at`; a deadline set before it wakes it.
     asleep_until: AtomicU64,
@@ -84,6 +87,7 @@ pub struct Front {
     pub header_timeout: Duration,
     /// An idle connection between two requests.
     pub keepalive_timeout: Duration,
+    pub draining: CancellationToken,
 }
 
 impl ClientStream {
@@ -105,6 +109,7 @@ impl Deadline {
             at: AtomicU64::new(NEVER),
             waiting: AtomicU8::new(0),
             upstream: AtomicI32::new(NO_SOCKET),
+            idle: AtomicBool::new(false),
             passed: AtomicBool::new(false),
             asleep_until: AtomicU64::new(0),
             earlier: Notify::new(),
@@ -134,14 +139,24 @@ impl Deadline {
     /// No limit for now.
     pub fn clear(&self) {
         self.at.store(NEVER, Ordering::Relaxed);
-        self.upstream.store(NO_SOCKET, Ordering::Relaxed);
     }
 
-    /// The answer is awaited on this socket, which no other request uses, until [`Deadline::set`] or
-    /// [`Deadline::clear`] says otherwise.
-    pub fn await_answer(&self, socket: RawFd, after: Duration) {
-        self.set(Waiting::ForAnswer, after);
-        self.upstream.store(socket, Ordering::Relaxed);
+    /// The upstream's socket, as long as this request alone has it: until this is called with none.
+    pub fn hold_upstream(&self, socket: Option<RawFd>) {
+        self.upstream
+            .store(socket.unwrap_or(NO_SOCKET), Ordering::Relaxed);
+    }
+
+    /// Says whether a drain may end an upgraded connection now.
+    pub fn set_idle(&self, idle: bool) {
+        self.idle.store(idle, Ordering::Relaxed);
+    }
+
+    /// The process is about to end: an upgraded connection on which nothing runs ends now.
+    fn drain(&self) {
+        if self.idle.load(Ordering::Relaxed) {
+            self.shut_upstream();
+        }
     }
 
     /// Whether the request ended because its time was over.
@@ -173,12 +188,12 @@ impl Deadline {
         }
     }
 
-    /// Ends the wait for an answer in a way that Pingora reports like any other loss of the upstream.
-    fn shut_upstream(&self) {
+    /// Ends what is awaited from the upstream in a way that Pingora reports like an end of the upstream's own.
+    pub fn shut_upstream(&self) {
         let socket = self.upstream.swap(NO_SOCKET, Ordering::Relaxed);
         self.at.store(NEVER, Ordering::Relaxed);
         if socket != NO_SOCKET {
-            // It is open: this runs in the task that owns the request, which holds the connection until the wait is over.
+            // It is open: this runs in the task that owns the request, which holds the connection until it says otherwise.
             let _ = nix::sys::socket::shutdown(socket, nix::sys::socket::Shutdown::Both);
         }
     }
@@ -208,12 +223,20 @@ impl HttpServerApp for Front {
             deadline.clone(),
             self.proxy.process_new_http(session, shutdown),
         );
-        tokio::select! {
-            biased;
-            reusable = request => reusable,
-            // The request's future is dropped: both connections end without a proper end of their messages, and the
-            // request's context writes its line.
-            () = deadline.passes() => None,
+        tokio::pin!(request);
+        let mut told = false;
+        loop {
+            tokio::select! {
+                biased;
+                reusable = &mut request => return reusable,
+                // The request's future is dropped: both connections end without a proper end of their messages, and the
+                // request's context writes its line.
+                () = deadline.passes() => return None,
+                () = self.draining.cancelled(), if !told => {
+                    told = true;
+                    deadline.drain();
+                }
+            }
         }
     }
 

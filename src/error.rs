@@ -21,8 +21,6 @@ pub enum Cause {
     BatchesNotForced,
     MessagesNotForced,
     AmbiguousPath,
-    /// A WebSocket of a forced group; its messages cannot be rewritten here.
-    WebSocketNotForced,
     /// The message is not well-formed HTTP: a bad chunk, a body that is not as long as announced.
     InvalidHttp,
     InvalidJson,
@@ -151,11 +149,6 @@ impl Cause {
                 400,
                 "ambiguous_path",
                 "the path may be read as another path: it has an empty or dot segment, a backslash or a needless escape",
-            ),
-            Cause::WebSocketNotForced => (
-                426,
-                "websocket_not_forced",
-                "the group's service tier is forced, which is done over HTTP only: send the request as POST",
             ),
             Cause::InvalidHttp => (400, "invalid_http", "the request is not well-formed HTTP"),
             Cause::InvalidJson => (400, "invalid_json", "the body is not valid JSON"),

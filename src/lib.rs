@@ -37,6 +37,7 @@ mod yaml;
 // Carry.
 pub mod body;
 pub mod content_coding;
+pub mod conversation;
 pub mod error;
 pub mod json;
 pub mod proxy;
@@ -54,5 +55,7 @@ pub mod metrics;
 pub mod prices;
 pub mod report;
 pub mod seen;
+pub mod sse;
 pub mod table;
+pub mod turn;
 pub mod usage;

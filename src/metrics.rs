@@ -11,6 +11,7 @@ use prometheus::{
 
 use crate::access_log::AccessRecord;
 use crate::state::State;
+use crate::usage::UsageState;
 
 /// Seconds; a model's answer takes from some milliseconds (a refusal) to many minutes.
 const DURATION_BUCKETS: &[f64] = &[
@@ -188,6 +189,9 @@ impl Metrics {
         self.duration.observe(duration.as_secs_f64());
         if let Some(first) = time_to_first_byte {
             self.time_to_first_byte.observe(first.as_secs_f64());
+        }
+        if record.usage_state != UsageState::None && record.cost_usd.is_none() {
+            self.unpriced.with_label_values(&[group]).inc();
         }
         let billed = tier_label(record.service_tier_billed);
         let usage = &record.usage;

@@ -8,8 +8,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header;
-use http::{HeaderValue, Method};
+use http::{HeaderValue, Method, StatusCode};
 use pingora_core::protocols::Digest;
+use pingora_core::protocols::http::HttpTask;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -20,10 +21,11 @@ use crate::body::{HeldBody, ReadyBody, StreamedBody};
 use crate::connection::Waiting;
 use crate::endpoint::Endpoint;
 use crate::error::{Cause, Refusal};
-use crate::exchange::{Body, Ending, Exchange};
+use crate::exchange::{Body, Exchange};
 use crate::policy::{CredentialHeader, FAST_MODE_BETA, Head, Order};
 use crate::service_tier::{Edit, PRIORITY, observed_tier};
 use crate::state::State;
+use crate::turn::Ending;
 
 /// What Pingora keeps of a body for another attempt. The rest of a body that is read here has to fit, for Pingora sends
 /// a body only by replaying what it kept.
@@ -100,18 +102,18 @@ impl ProxyHttp for Gate {
 
     async fn upstream_peer(
         &self,
-        session: &mut Session,
+        _session: &mut Session,
         exchange: &mut Exchange,
     ) -> Result<Box<HttpPeer>> {
         let Some(upstream) = exchange.upstream.clone() else {
             return Error::e_explain(ErrorType::InternalError, "no upstream was decided");
         };
         if exchange.attempts == 0 {
-            exchange.turn = upstream.next_turn();
+            exchange.first_address = upstream.next_turn();
         }
-        let turn = exchange.turn + exchange.attempts;
+        let turn = exchange.first_address + exchange.attempts;
         exchange.attempts += 1;
-        match upstream.peer(turn, session.is_upgrade_req()) {
+        match upstream.peer(turn, exchange.upgrade) {
             Some(peer) => Ok(Box::new(peer)),
             None => Error::e_explain(
                 ErrorType::ConnectNoRoute,
@@ -129,7 +131,7 @@ impl ProxyHttp for Gate {
         _digest: Option<&Digest>,
         exchange: &mut Exchange,
     ) -> Result<()> {
-        exchange.socket = Some(socket);
+        exchange.deadline.hold_upstream(Some(socket));
         Ok(())
     }
 
@@ -141,7 +143,7 @@ impl ProxyHttp for Gate {
     ) -> Result<()> {
         if head.version == http::Version::HTTP_2 {
             // Other requests share the connection.
-            exchange.socket = None;
+            exchange.deadline.hold_upstream(None);
         }
         write_head(session, head, exchange)?;
         exchange.begin_attempt();
@@ -159,7 +161,9 @@ impl ProxyHttp for Gate {
         Self::CTX: Send + Sync,
     {
         if session.was_upgraded() {
-            return Ok(());
+            return self
+                .filter_client_frames(session, body, end_of_stream, exchange)
+                .await;
         }
         let filtered = self.filter_body(body, end_of_stream, exchange);
         if let Err(refusal) = filtered {
@@ -178,9 +182,10 @@ impl ProxyHttp for Gate {
     ) -> Result<()> {
         exchange.read_answer(answer.status.as_u16(), &answer.headers);
         answer.insert_header(REQUEST_ID, request_id(exchange))?;
-        if answer.status == http::StatusCode::SWITCHING_PROTOCOLS {
+        if answer.status == StatusCode::SWITCHING_PROTOCOLS {
             // A socket may stay silent for as long as its peers like.
             session.set_read_timeout(None);
+            begin_conversation(exchange)?;
         }
         watch_next_byte(exchange);
         Ok(())
@@ -190,14 +195,17 @@ impl ProxyHttp for Gate {
         &self,
         _session: &mut Session,
         body: &mut Option<Bytes>,
-        _end_of_stream: bool,
+        end_of_stream: bool,
         exchange: &mut Exchange,
     ) -> Result<Option<Duration>> {
         if let Some(bytes) = body {
-            exchange.answer.bytes += bytes.len() as u64;
-            if let Some(observer) = &mut exchange.answer.observer {
+            exchange.turn.answer.bytes += bytes.len() as u64;
+            if let Some(observer) = &mut exchange.observer {
                 observer.feed(bytes);
             }
+        }
+        if exchange.conversation.is_some() {
+            filter_server_frames(body, end_of_stream, exchange);
         }
         watch_next_byte(exchange);
         Ok(None)
@@ -213,7 +221,7 @@ impl ProxyHttp for Gate {
         reused: bool,
     ) -> Box<Error> {
         exchange.deadline.clear();
-        exchange.socket = None;
+        exchange.deadline.hold_upstream(None);
         let again = reused && is_stale_connection(&error) && may_retry(session, exchange);
         error.set_retry(again);
         error
@@ -244,13 +252,13 @@ impl ProxyHttp for Gate {
         if let Ending::Refused(cause) = ending {
             exchange.refusal.get_or_insert_with(|| cause.into());
             if cause.status() >= 500 {
-                log::warn!("request {}: {}: {error}", exchange.id, cause.code());
+                log::warn!("request {}: {}: {error}", exchange.arrival.id, cause.code());
             }
             // A client that cannot be written to has gone; its line says what it would have been told.
             let _ = self.answer_refusal(session, exchange).await;
         }
         FailToProxy {
-            error_code: exchange.answer.status.unwrap_or(0),
+            error_code: exchange.turn.answer.status.unwrap_or(0),
             can_reuse_downstream: false,
         }
     }
@@ -285,7 +293,7 @@ impl ProxyHttp for Gate {
     }
 
     fn request_summary(&self, _session: &Session, exchange: &Exchange) -> String {
-        format!("request {}", exchange.id)
+        format!("request {}", exchange.arrival.id)
     }
 }
 
@@ -316,26 +324,28 @@ impl Gate {
             path,
             headers: &head.headers,
         };
-        let decision = match exchange.policy.decide(&asked) {
+        let decision = match exchange.turn.policy.decide(&asked) {
             Ok(decision) => decision,
             Err(denied) => {
-                exchange.endpoint = denied.endpoint;
-                exchange.key = denied.key;
-                exchange.group = denied.group;
+                exchange.arrival.endpoint = denied.endpoint;
+                exchange.turn.key = denied.key;
+                exchange.turn.group = denied.group;
                 return Err(denied.cause.into());
             }
         };
-        exchange.endpoint = decision.endpoint;
-        exchange.key = decision.key;
-        exchange.order = decision.order;
-        exchange.credential = decision.credential.header;
+        exchange.arrival.endpoint = decision.endpoint;
+        exchange.turn.key = decision.key;
+        exchange.turn.order = decision.order;
+        exchange.credential = Some(decision.credential);
         exchange.upstream = self.state.upstream(&decision.group.upstream.name).cloned();
-        exchange.group = Some(decision.group);
+        exchange.turn.group = Some(decision.group);
         if self.state.log.is_full() {
             return Err(Cause::AccessLogUnavailable.into());
         }
-        if exchange.order.is_some() && session.is_upgrade_req() {
-            return Err(Cause::WebSocketNotForced.into());
+        exchange.upgrade = session.is_upgrade_req() && may_upgrade(exchange);
+        if exchange.upgrade && announces_body(head) {
+            // After the switch its bytes would be taken for frames.
+            return Err(Cause::InvalidHttp.into());
         }
         Ok(())
     }
@@ -347,8 +357,9 @@ impl Gate {
         let limits = &self.state.limits;
         let empty = session.as_downstream_mut().is_body_empty();
         let Some(order) = exchange
+            .turn
             .order
-            .filter(|_| !(empty && may_be_empty(exchange.method())))
+            .filter(|_| !(empty && may_be_empty(&exchange.arrival.method)))
         else {
             let body = StreamedBody::open(&session.req_header().headers, length, limits)?;
             exchange.body = Body::Streamed(Box::new(body));
@@ -378,7 +389,7 @@ impl Gate {
         let limits = &self.state.limits;
         let deadline = Instant::now() + limits.body_timeout;
         while !session.is_body_done() {
-            if length.saturating_sub(exchange.request_bytes) <= PINGORA_REPLAY_BYTES {
+            if length.saturating_sub(exchange.turn.request_bytes) <= PINGORA_REPLAY_BYTES {
                 session.enable_retry_buffering();
             }
             let left = deadline
@@ -409,16 +420,16 @@ impl Gate {
         let piece = body.clone().unwrap_or_default();
         match &mut exchange.body {
             Body::Streamed(streamed) => {
-                exchange.request_bytes += piece.len() as u64;
+                exchange.turn.request_bytes += piece.len() as u64;
                 streamed.pass(&piece)?;
-                exchange.sent.bytes += piece.len() as u64;
+                exchange.turn.sent.bytes += piece.len() as u64;
                 if end_of_stream && piece.is_empty() {
                     // Pingora would end a chunked message twice (cloudflare/pingora#935).
                     *body = None;
                 }
             }
             Body::Held(held) => {
-                exchange.request_bytes += piece.len() as u64;
+                exchange.turn.request_bytes += piece.len() as u64;
                 held.push(&piece)?;
                 // `None` would end the message here.
                 *body = Some(Bytes::new());
@@ -442,10 +453,46 @@ impl Gate {
         Ok(())
     }
 
+    /// What a client sends on an upgraded connection. Where its messages are judged, only what is good goes on.
+    async fn filter_client_frames(
+        &self,
+        session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        exchange: &mut Exchange,
+    ) -> Result<()> {
+        let chunk = body.clone().unwrap_or_default();
+        exchange.turn.request_bytes += chunk.len() as u64;
+        let Some(conversation) = &mut exchange.conversation else {
+            exchange.turn.sent.bytes += chunk.len() as u64;
+            return Ok(());
+        };
+        if chunk.is_empty() && end_of_stream {
+            conversation.client_ended();
+            return Ok(());
+        }
+        let passed = conversation.client_bytes(chunk, &exchange.arrival, &exchange.turn);
+        exchange.deadline.set_idle(conversation.is_idle());
+        exchange.turn.sent.bytes += passed.to_upstream.len() as u64;
+        *body = Some(passed.to_upstream);
+        if passed.refusal.is_some() {
+            exchange.refusal = passed.refusal;
+        }
+        if let Some(frames) = passed.to_client {
+            let farewell = vec![HttpTask::UpgradedBody(Some(frames), false)];
+            session
+                .as_downstream_mut()
+                .response_duplex_vec(farewell)
+                .await?;
+            exchange.deadline.shut_upstream();
+        }
+        Ok(())
+    }
+
     fn finish_held(&self, exchange: &mut Exchange) -> Result<(), Refusal> {
         if let Body::Held(held) = std::mem::replace(&mut exchange.body, Body::None) {
             let ReadyBody { bytes, facts } = held.finish()?;
-            exchange.facts = facts;
+            exchange.turn.facts = facts;
             exchange.body = Body::Ready(bytes);
         }
         Ok(())
@@ -458,15 +505,20 @@ impl Gate {
         };
         let bytes = bytes.clone();
         let found = observed_tier(&bytes);
-        if exchange.order.is_some_and(|order| order.body == Edit::Set) && found != Some(PRIORITY) {
+        if exchange
+            .turn
+            .order
+            .is_some_and(|order| order.body == Edit::Set)
+            && found != Some(PRIORITY)
+        {
             self.state.metrics.unforced_forwarded.inc();
             log::error!(
                 "request {}: the outgoing body does not carry the forced tier; it is not sent",
-                exchange.id
+                exchange.arrival.id
             );
             return Err(Cause::Internal.into());
         }
-        exchange.sent_whole(&bytes, found);
+        exchange.turn.sent_whole(bytes.len() as u64, found);
         Ok(bytes)
     }
 
@@ -482,7 +534,7 @@ impl Gate {
             return Ok(());
         }
         let answer = refusal.answer(exchange.protocol());
-        exchange.answer.status = Some(answer.status);
+        exchange.turn.answer.status = Some(answer.status);
         let mut head = ResponseHeader::build(answer.status, Some(6))?;
         head.insert_header(header::CONTENT_TYPE, "application/json")?;
         head.insert_header(header::CONTENT_LENGTH, answer.body.len())?;
@@ -497,7 +549,7 @@ impl Gate {
         if unread {
             session.set_keepalive(None);
         }
-        let bodyless = exchange.method() == Method::HEAD;
+        let bodyless = exchange.arrival.method == Method::HEAD;
         session
             .write_response_header(Box::new(head), bodyless)
             .await?;
@@ -517,16 +569,14 @@ impl Gate {
 /// follow; where the first has the shorter one, it is kept here.
 fn watch_answer(exchange: &Exchange) {
     exchange.deadline.clear();
-    let (Some(upstream), Some(socket)) = (&exchange.upstream, exchange.socket) else {
+    let Some(upstream) = &exchange.upstream else {
         return;
     };
     let settings = &upstream.config;
-    if settings.response_timeout < settings.idle_timeout
-        && exchange.answer.upstream_status.is_none()
-    {
-        exchange
-            .deadline
-            .await_answer(socket, settings.response_timeout);
+    let kept_here = exchange.upgrade || settings.response_timeout < settings.idle_timeout;
+    if kept_here && exchange.turn.answer.upstream_status.is_none() {
+        let limit = settings.response_timeout;
+        exchange.deadline.set(Waiting::ForAnswer, limit);
     }
 }
 
@@ -535,13 +585,57 @@ fn watch_next_byte(exchange: &Exchange) {
     let Some(upstream) = &exchange.upstream else {
         return;
     };
-    let upgraded = exchange.answer.upstream_status == Some(101);
+    let upgraded = exchange.turn.answer.upstream_status == Some(101);
     if upstream.config.idle_timeout < upstream.config.response_timeout && !upgraded {
         exchange
             .deadline
             .set(Waiting::ForMore, upstream.config.idle_timeout);
     } else {
         exchange.deadline.clear();
+    }
+}
+
+/// A forced group's upgrade goes on only to where its messages are judged; elsewhere the request is an ordinary one.
+fn may_upgrade(exchange: &Exchange) -> bool {
+    let judged_or_free = matches!(
+        exchange.arrival.endpoint,
+        Endpoint::Responses | Endpoint::Other
+    );
+    exchange.arrival.method == Method::GET && judged_or_free
+}
+
+fn announces_body(head: &RequestHeader) -> bool {
+    let length = head.headers.get(header::CONTENT_LENGTH);
+    head.headers.contains_key(header::TRANSFER_ENCODING)
+        || length.is_some_and(|length| length != "0")
+}
+
+fn begin_conversation(exchange: &mut Exchange) -> Result<()> {
+    if exchange.arrival.endpoint != Endpoint::Responses {
+        return Ok(());
+    }
+    if let Err(refusal) = exchange.begin_conversation() {
+        exchange.refusal = Some(refusal);
+        return Error::e_explain(REFUSED, "the upgrade is refused");
+    }
+    exchange.deadline.set_idle(true);
+    Ok(())
+}
+
+/// What the upstream sends on an upgraded connection goes on as it is, until the proxy has a last word.
+fn filter_server_frames(body: &mut Option<Bytes>, end_of_stream: bool, exchange: &mut Exchange) {
+    let Some(conversation) = &mut exchange.conversation else {
+        return;
+    };
+    let last_word = match body {
+        Some(bytes) => conversation.server_bytes(bytes, &exchange.arrival, &exchange.turn),
+        None if end_of_stream => conversation.server_ended(),
+        None => None,
+    };
+    exchange.deadline.set_idle(conversation.is_idle());
+    if let Some(frames) = last_word {
+        *body = Some(frames);
+        exchange.deadline.shut_upstream();
     }
 }
 
@@ -604,13 +698,23 @@ fn write_head(session: &mut Session, head: &mut RequestHeader, exchange: &Exchan
     }
     head.insert_header(header::HOST, upstream.host.clone())?;
     head.remove_header(&header::EXPECT);
+    if !exchange.upgrade {
+        head.remove_header(&header::UPGRADE);
+        head.remove_header(&header::CONNECTION);
+    } else if exchange.arrival.endpoint == Endpoint::Responses {
+        // A compressed message could not be looked at.
+        head.remove_header(&header::SEC_WEBSOCKET_EXTENSIONS);
+    }
     if exchange.is_observed() {
         head.insert_header(header::ACCEPT_ENCODING, "identity")?;
     }
-    if let Some(value) = upstream.credential(exchange.credential) {
+    let sent_in = exchange.credential.map(|credential| credential.header);
+    if let Some((sent_in, value)) =
+        sent_in.and_then(|like| Some((like, upstream.credential(like)?)))
+    {
         head.remove_header(&header::AUTHORIZATION);
         head.remove_header("x-api-key");
-        let name = match exchange.credential {
+        let name = match sent_in {
             CredentialHeader::Authorization => "authorization",
             CredentialHeader::XApiKey => "x-api-key",
         };
@@ -627,8 +731,8 @@ fn write_head(session: &mut Session, head: &mut RequestHeader, exchange: &Exchan
         }
         Body::Streamed(_) | Body::None => {}
     }
-    match exchange.order {
-        Some(order) => write_tier_headers(head, order, exchange.endpoint),
+    match exchange.turn.order {
+        Some(order) => write_tier_headers(head, order, exchange.arrival.endpoint),
         None => Ok(()),
     }
 }
@@ -667,7 +771,7 @@ fn write_tier_headers(head: &mut RequestHeader, order: Order, endpoint: Endpoint
 
 fn request_id(exchange: &Exchange) -> HeaderValue {
     // A UUID is plain ASCII.
-    HeaderValue::try_from(exchange.id.to_string()).expect("a UUID can stand in a header")
+    HeaderValue::try_from(exchange.arrival.id.to_string()).expect("a UUID can stand in a header")
 }
 
 /// Whether the upstream had closed a pooled connection before it took the request: it ended without a byte or an error.
@@ -685,7 +789,9 @@ fn may_retry(session: &mut Session, exchange: &Exchange) -> bool {
         Body::Held(_) => false,
         Body::None => session.as_downstream_mut().is_body_empty(),
     };
-    replayable && exchange.answer.upstream_status.is_none() && exchange.attempts < MOST_ATTEMPTS
+    replayable
+        && exchange.turn.answer.upstream_status.is_none()
+        && exchange.attempts < MOST_ATTEMPTS
 }
 
 /// What an error of Pingora's means for this request.
@@ -693,7 +799,7 @@ fn ending_of(error: &Error, exchange: &Exchange) -> Ending {
     if let Some(refusal) = &exchange.refusal {
         return Ending::Refused(refusal.cause);
     }
-    let answered = exchange.answer.upstream_status.is_some();
+    let answered = exchange.turn.answer.upstream_status.is_some();
     let timed_out = exchange.deadline.has_passed();
     match (error.esource(), error.etype()) {
         (ErrorSource::Downstream, ErrorType::ReadTimedout) if !answered => {

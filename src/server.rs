@@ -237,6 +237,7 @@ fn front(state: &Arc<State>) -> Front {
         proxy: Arc::new(proxy),
         header_timeout: state.limits.header_timeout,
         keepalive_timeout: state.limits.keepalive_timeout,
+        draining: state.draining(),
     }
 }
 

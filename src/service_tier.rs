@@ -23,6 +23,7 @@ const FIRST_RESERVATION: usize = 1 << 20;
 const TIER_BYTES: usize = 64;
 const MODEL_BYTES: usize = 256;
 const KIND_BYTES: usize = 64;
+const STREAM_ID_BYTES: usize = 128;
 
 /// What is done to the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +57,8 @@ pub struct Facts {
     pub several_types: bool,
     /// The last `stream`, if a boolean.
     pub stream: Option<bool>,
+    /// The last `stream_id`, if a string, cut to 128 bytes: the lane of a WebSocket that the message belongs to.
+    pub stream_id: Option<String>,
 }
 
 /// A tier as a client named it: trimmed, in lower case, cut to 64 bytes; a value that is no string as its type, `<object>`.
@@ -128,6 +131,7 @@ enum Topic {
     },
     Type,
     Stream,
+    StreamId,
     #[default]
     Other,
 }
@@ -360,6 +364,7 @@ impl Visitor for Reader {
             Topic::Stream => {
                 self.facts.stream = (value.kind == Kind::Bool).then_some(value.raw == b"true")
             }
+            Topic::StreamId => self.facts.stream_id = text_of(value, STREAM_ID_BYTES),
             Topic::Type => {
                 self.facts.kind = text_of(value, KIND_BYTES);
                 self.facts.several_types |= self.typed;
@@ -380,6 +385,7 @@ impl Topic {
             4 if folds_to(name, "type") => Topic::Type,
             5 if name == b"model" => Topic::Model,
             6 if name == b"stream" => Topic::Stream,
+            9 if name == b"stream_id" => Topic::StreamId,
             12 if name == MEMBER.as_bytes() => Topic::Tier { exact: true },
             // U+017F is one byte longer than the `s` it folds to.
             12 | 13 if folds_to(name, MEMBER) => Topic::Tier { exact: false },

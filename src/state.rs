@@ -4,27 +4,34 @@ use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+
+use jiff::Timestamp;
+use rust_decimal::Decimal;
+use tokio_util::sync::CancellationToken;
 
 use crate::access_log::AccessLog;
 use crate::body::Budget;
 use crate::config::{Config, Limits, Mistake};
 use crate::metrics::Metrics;
 use crate::policy::Policy;
+use crate::prices::Prices;
 use crate::reload::{Follower, Live, Watch};
 use crate::upstream::Upstream;
+use crate::usage::{Observed, UsageState};
 
 pub struct State {
     pub config: Config,
     pub limits: Arc<Limits>,
     pub policy: Arc<Live<Policy>>,
+    pub prices: Option<Arc<Live<Prices>>>,
     pub log: AccessLog,
     pub metrics: Metrics,
     pub budget: Arc<Budget>,
     pub started: Instant,
     upstreams: HashMap<String, Arc<Upstream>>,
-    draining: AtomicBool,
+    /// Cancelled when no further request is to be taken.
+    draining: CancellationToken,
 }
 
 /// Why a process cannot start.
@@ -45,17 +52,19 @@ impl State {
         let mut followers = Vec::new();
         let upstreams = load_upstreams(&config, &mut followers)?;
         let policy = load_policy(&config, &mut followers)?;
+        let prices = load_prices(&config, &mut followers)?;
         let log = AccessLog::open(config.access_log.clone())
             .map_err(|why| StartError::Io("access log".to_owned(), why))?;
         let state = Self {
             limits: Arc::new(config.limits.clone()),
             policy,
+            prices,
             log,
             metrics: Metrics::default(),
             budget: Budget::new(config.limits.buffered),
             started: Instant::now(),
             upstreams,
-            draining: AtomicBool::new(false),
+            draining: CancellationToken::new(),
             config,
         };
         Ok((Arc::new(state), followers))
@@ -73,13 +82,35 @@ impl State {
             .filter_map(|settings| self.upstreams.get(&settings.name))
     }
 
+    /// What the usage of a response costs in USD; none without a price for each class of tokens that was used.
+    pub fn cost(
+        &self,
+        at: Timestamp,
+        model: Option<&str>,
+        tier: Option<&str>,
+        observed: &Observed,
+    ) -> Option<Decimal> {
+        if observed.usage_state == UsageState::None {
+            return None;
+        }
+        self.prices
+            .as_ref()?
+            .current()
+            .cost(at, model?, tier, &observed.usage)
+    }
+
     /// From now on no further request is taken.
     pub fn drain(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+        self.draining.cancel();
+    }
+
+    /// For those who wait for the drain to begin.
+    pub fn draining(&self) -> CancellationToken {
+        self.draining.clone()
     }
 
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        self.draining.is_cancelled()
     }
 
     /// Why requests should not be sent here, if so.
@@ -111,6 +142,26 @@ fn load_policy(
         follows.offer("policy", parsed);
     }));
     Ok(live)
+}
+
+fn load_prices(
+    config: &Config,
+    followers: &mut Vec<Follower>,
+) -> Result<Option<Arc<Live<Prices>>>, StartError> {
+    let Some(path) = config.prices.clone() else {
+        return Ok(None);
+    };
+    let watch = Watch::new(&path);
+    let live = Live::new(Prices::load(&path).map_err(StartError::Mistakes)?);
+    let follows = live.clone();
+    followers.push(Follower::new(watch, move |content| {
+        let parsed = match content {
+            Ok(bytes) => Prices::parse(&path, &bytes),
+            Err(why) => Err(vec![Mistake::unreadable(&path, &why)]),
+        };
+        follows.offer("prices", parsed.map(|prices| (prices, Vec::new())));
+    }));
+    Ok(Some(live))
 }
 
 type Upstreams = HashMap<String, Arc<Upstream>>;

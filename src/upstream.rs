@@ -104,8 +104,8 @@ impl Upstream {
 
     /// The peer for one attempt; none while no address is known.
     ///
-    /// `http1_only` is for requests that HTTP/2 cannot carry: upgrades.
-    pub fn peer(&self, turn: usize, http1_only: bool) -> Option<HttpPeer> {
+    /// An upgraded connection may stay silent for as long as its peers like, and HTTP/2 cannot carry one.
+    pub fn peer(&self, turn: usize, upgrade: bool) -> Option<HttpPeer> {
         let addresses = self.addresses.load();
         let address = *addresses.get(turn % addresses.len().max(1))?;
         let config = &self.config;
@@ -114,12 +114,12 @@ impl Upstream {
         let options = &mut peer.options;
         options.connection_timeout = Some(config.connect_timeout);
         options.total_connection_timeout = Some(config.connect_timeout);
-        options.read_timeout = Some(config.response_timeout.max(config.idle_timeout));
+        options.read_timeout = (!upgrade).then(|| config.response_timeout.max(config.idle_timeout));
         options.write_timeout = Some(config.idle_timeout);
         options.idle_timeout = Some(POOL_IDLE);
         options.tcp_keepalive = Some(KEEPALIVE);
         options.max_h2_streams = H2_STREAMS;
-        if config.url.tls && !http1_only {
+        if config.url.tls && !upgrade {
             options.set_http_version(2, 1);
         } else {
             options.set_http_version(1, 1);
