@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -194,7 +194,8 @@ impl Deadline {
         self.at.store(NEVER, Ordering::Relaxed);
         if socket != NO_SOCKET {
             // It is open: this runs in the task that owns the request, which holds the connection until it says otherwise.
-            let _ = nix::sys::socket::shutdown(socket, nix::sys::socket::Shutdown::Both);
+            // Only reading ends, so that the peer cannot answer with a reset before Pingora has seen the end.
+            let _ = nix::sys::socket::shutdown(socket, nix::sys::socket::Shutdown::Read);
         }
     }
 }
@@ -259,6 +260,9 @@ impl AsyncRead for ClientStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // Pingora waits for the client while it waits for the upstream. What it has written until then goes out now:
+        // it flushes an answer of known length only at its end. A failure shows in its next write.
+        let _ = Pin::new(&mut self.io).poll_flush(cx);
         Pin::new(self.io.get_mut()).poll_read(cx, buf)
     }
 }
@@ -290,6 +294,14 @@ impl AsyncWrite for ClientStream {
 
     fn is_write_vectored(&self) -> bool {
         self.io.is_write_vectored()
+    }
+}
+
+impl Drop for ClientStream {
+    /// An answer that was cut is to reach the client as far as it came.
+    fn drop(&mut self) {
+        let mut context = Context::from_waker(Waker::noop());
+        let _ = Pin::new(&mut self.io).poll_flush(&mut context);
     }
 }
 

@@ -184,6 +184,10 @@ impl Exchange {
         if let Body::Streamed(body) = std::mem::replace(&mut self.body, Body::None) {
             self.turn.facts = body.finish();
         }
+        let ending = match &mut self.conversation {
+            Some(conversation) => conversation.finish(ending, &self.arrival),
+            None => ending,
+        };
         let observed = self
             .observer
             .take()

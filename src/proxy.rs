@@ -556,8 +556,8 @@ impl Gate {
         if !bodyless {
             session.write_response_body(Some(answer.body), true).await?;
         }
-        exchange.body = Body::None;
         exchange.settle(Ending::Refused(refusal.cause));
+        exchange.body = Body::None;
         if unread {
             linger(session).await;
         }

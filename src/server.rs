@@ -12,7 +12,7 @@ use pingora_core::protocols::Stream;
 use pingora_core::server::configuration::ServerConf;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -96,13 +96,18 @@ impl Server {
 
     /// Serves until SIGTERM or SIGINT, then drains.
     pub fn run(self) -> io::Result<()> {
-        let reload_now = self.reload_now.clone();
-        let state = self.state.clone();
-        self.run_until(async move { signals(&state, &reload_now).await })
+        let signals = {
+            // Before anything is served: a signal that came sooner would end the process.
+            let _context = self.runtime.enter();
+            Signals::register()?
+        };
+        let (state, reload_now) = (self.state.clone(), self.reload_now.clone());
+        self.run_until(async move { signals.act(&state, &reload_now).await });
+        Ok(())
     }
 
     /// Serves until `stop` is ready, then drains: requests that run may end within `server.drain`.
-    pub fn run_until(self, stop: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    pub fn run_until(self, stop: impl Future<Output = ()>) {
         let Self {
             state,
             runtime,
@@ -110,12 +115,11 @@ impl Server {
             admin,
             reload_now,
         } = self;
-        let stopped = runtime.block_on(serve(state.clone(), listeners, admin, stop));
+        runtime.block_on(serve(state.clone(), listeners, admin, stop));
         // Whatever still runs is dropped here, and writes its line as it goes.
         runtime.shutdown_timeout(ABORT_TIME);
         drop(reload_now);
         state.log.retry();
-        stopped
     }
 }
 
@@ -159,8 +163,8 @@ async fn serve(
     state: Arc<State>,
     listeners: Listeners,
     admin: TcpListener,
-    stop: impl Future<Output = io::Result<()>>,
-) -> io::Result<()> {
+    stop: impl Future<Output = ()>,
+) {
     resolve_all(&state).await;
     tokio::spawn(retry_log(state.clone()));
     let (shut, shutdown) = watch::channel(false);
@@ -190,7 +194,7 @@ async fn serve(
             listen.address
         );
     }
-    let stopped = stop.await;
+    stop.await;
     log::info!("draining for at most {:?}", state.config.server.drain);
     state.drain();
     accepting.cancel();
@@ -210,7 +214,6 @@ async fn serve(
         // Tasks that do not end are dropped with the runtime.
         let _ = tokio::time::timeout(ABORT_TIME, tasks.wait()).await;
     }
-    stopped
 }
 
 /// Connections have ended, and with them the requests; those of HTTP/2 run in tasks of their own.
@@ -354,24 +357,39 @@ async fn retry_log(state: Arc<State>) {
     }
 }
 
-/// Acts on signals until one asks for the end.
-async fn signals(state: &State, reload_now: &Sender<()>) -> io::Result<()> {
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut reopen = signal(SignalKind::user_defined1())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    loop {
-        tokio::select! {
-            _ = hangup.recv() => {
-                // The other end lives as long as the process serves.
-                let _ = reload_now.send(());
+/// The signals that the process acts on.
+struct Signals {
+    hangup: Signal,
+    reopen: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn register() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            reopen: signal(SignalKind::user_defined1())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Acts on them until one asks for the end.
+    async fn act(mut self, state: &State, reload_now: &Sender<()>) {
+        loop {
+            tokio::select! {
+                _ = self.hangup.recv() => {
+                    // The other end lives as long as the process serves.
+                    let _ = reload_now.send(());
+                }
+                _ = self.reopen.recv() => match state.log.reopen() {
+                    Ok(()) => log::info!("access log reopened"),
+                    Err(why) => log::error!("the access log cannot be reopened, the old file stays in use: {why}"),
+                },
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
             }
-            _ = reopen.recv() => match state.log.reopen() {
-                Ok(()) => log::info!("access log reopened"),
-                Err(why) => log::error!("the access log cannot be reopened, the old file stays in use: {why}"),
-            },
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
         }
     }
 }

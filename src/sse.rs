@@ -198,6 +198,7 @@ mod tests {
             events(b"data: 1\r\n\rdata: 2\n\r\ndata: 3\r\r"),
             ["1", "2", "3"]
         );
+        assert_eq!(events(b"data: 1\r\n\ndata: 2\r\n\n"), ["1", "2"]);
     }
 
     #[test]

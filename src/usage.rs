@@ -804,6 +804,8 @@ mod tests {
         assert!(!observed.lacks_end);
         assert_eq!(observed.usage_state, UsageState::Final);
         assert_eq!(observed.terminal_event, None);
+        let cut = stream(ChatCompletions, &[&finished, &USED[..USED.len() - 1]]);
+        assert_eq!(cut.usage_state, UsageState::Partial);
         let cut = stream(ChatCompletions, &[CHUNK, USED]);
         assert!(cut.lacks_end);
         assert_eq!(cut.usage_state, UsageState::Partial);
@@ -989,6 +991,8 @@ mod tests {
                 ..Event::default()
             };
             assert_eq!(message_of(&mut observer, delta, step), event);
+            let late = r#"{"n":1,"type":"response.output_text.delta","stream_id":"s1","response":{"id":"r"}}"#;
+            assert_eq!(message_of(&mut observer, late, step), event);
             let ended = Event {
                 kind: some("response.completed"),
                 response_id: some("resp_1"),

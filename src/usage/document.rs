@@ -73,7 +73,7 @@ struct Paths {
     shape: Shape,
     /// The open objects, the outermost first.
     objects: [Object; 4],
-    /// What the value under way tells.
+    /// What the value under way tells. A value is complete before the next key is shown, unless it is entered.
     fact: Option<Fact>,
     facts: Facts,
     /// Where the first `choices` of a chat document stands.
@@ -295,7 +295,6 @@ impl Paths {
 
 impl Visitor for Paths {
     fn key(&mut self, key: Key<'_>) -> Interest {
-        self.fact = None;
         // Only objects of the table are entered, which are four deep at most.
         let member = match key.name {
             Some(name) if !self.is_settled() => self.objects[key.depth - 1].member(name),
