@@ -32,6 +32,9 @@ enum Command {
     Run {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// Take the listening sockets over from the process that serves on the same `upgrade_socket`; it then drains and ends.
+        #[arg(long)]
+        takeover: bool,
     },
     /// Load everything that `run` would load, and print every mistake as `path:line:column: message`.
     Check {
@@ -56,7 +59,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let result = match arguments.command {
-        Command::Run { config } => serve(&config),
+        Command::Run { config, takeover } => serve(&config, takeover),
         Command::Check { config } => check(&config),
         Command::HashKey => hash_keys(),
     };
@@ -93,10 +96,10 @@ impl From<io::Error> for Failure {
     }
 }
 
-fn serve(path: &Path) -> Result<(), Failure> {
+fn serve(path: &Path, takeover: bool) -> Result<(), Failure> {
     let (config, warnings) = Config::load(path).map_err(Failure::Mistakes)?;
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
-    let server = Server::new(config).map_err(|why| match why {
+    let server = Server::new(config, takeover).map_err(|why| match why {
         StartError::Mistakes(mistakes) => Failure::Mistakes(mistakes),
         StartError::Io(what, why) => Failure::Other(format!("{what}: {why}")),
     })?;

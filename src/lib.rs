@@ -18,9 +18,12 @@
 // Enter.
 pub mod cli;
 pub mod connection;
+pub mod listen;
 pub mod server;
+pub mod service_manager;
 pub mod state;
 pub mod tls;
+pub mod upgrade;
 
 // Decide.
 pub mod api_key;

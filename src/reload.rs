@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
+use tokio::sync::oneshot;
 
 use crate::config::Mistake;
 
@@ -77,11 +78,18 @@ impl Follower {
     }
 }
 
+/// Whoever asks for a reload is told here when it is done.
+pub type Reloaded = oneshot::Sender<()>;
+
 /// Follows the files until the other end of `reload_now` is dropped. A message on it has all of them read at once.
-pub fn follow(mut followers: Vec<Follower>, reload_now: &Receiver<()>) {
+pub fn follow(mut followers: Vec<Follower>, reload_now: &Receiver<Reloaded>) {
     loop {
         match reload_now.recv_timeout(LOOK_EVERY) {
-            Ok(()) => followers.iter_mut().for_each(Follower::load_now),
+            Ok(done) => {
+                followers.iter_mut().for_each(Follower::load_now);
+                // Whoever asked may have gone.
+                let _ = done.send(());
+            }
             Err(RecvTimeoutError::Timeout) => followers.iter_mut().for_each(Follower::look),
             Err(RecvTimeoutError::Disconnected) => return,
         }

@@ -1,100 +1,89 @@
-//! The running process: listeners, the tasks beside them, signals, the end. It assembles; requests are `proxy.rs`'s.
+//! The running process: what is assembled, the tasks beside the listeners, signals, the end. Requests are `proxy.rs`'s.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
 
-use pingora_core::apps::ServerApp;
 use pingora_core::apps::http_app::HttpServer;
+use pingora_core::apps::{HttpServerApp, ServerApp};
 use pingora_core::protocols::Stream;
 use pingora_core::server::configuration::ServerConf;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
 use crate::config::Config;
 use crate::connection::{ClientStream, Front};
+use crate::listen::{ACCEPT_REST, Listeners, Site};
 use crate::proxy::Gate;
-use crate::reload::{self, Follower};
+use crate::reload::{self, Reloaded};
+use crate::service_manager;
 use crate::state::{StartError, State};
-use crate::tls::LiveAcceptor;
+use crate::upgrade::{Handover, Taken};
 use crate::upstream::{RESOLVE_EVERY, Upstream};
 
-/// Connections that wait to be accepted.
-const BACKLOG: u32 = 4096;
 /// Idle connections kept to all upstreams, for each thread.
 const POOLED_CONNECTIONS: usize = 512;
 /// How long a start waits for the upstreams' names. Those that do not resolve until then go on in the background.
 const FIRST_RESOLVE: Duration = Duration::from_secs(5);
-/// A client's TLS handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// What waits for the access log is tried again this often.
 const LOG_RETRY: Duration = Duration::from_millis(200);
+/// How often the end of the last request is looked for.
+const DRAIN_LOOK: Duration = Duration::from_millis(10);
 /// How long the tasks may take to end once they are told to, after the drain.
 const ABORT_TIME: Duration = Duration::from_secs(2);
-/// How long accepting rests after it failed, mostly for want of descriptors.
-const ACCEPT_REST: Duration = Duration::from_millis(100);
 
 /// A process that is ready to serve: everything loaded, every listener bound.
 pub struct Server {
     pub state: Arc<State>,
     runtime: Runtime,
-    reload_now: Sender<()>,
-    listeners: Vec<(TcpListener, Option<Arc<LiveAcceptor>>)>,
-    admin: TcpListener,
-}
-
-/// What the connections of one listener share.
-struct Site<App> {
-    app: Arc<App>,
-    state: Arc<State>,
-    shutdown: watch::Receiver<bool>,
-    tasks: TaskTracker,
-    /// Ends the tasks that are left when the drain is over.
-    abort: CancellationToken,
+    listeners: Listeners,
+    reload_now: Sender<Reloaded>,
+    taken: Option<Taken>,
 }
 
 impl Server {
+    /// Loads what the configuration names. With `takeover` the listening sockets come from the process that serves on the
+    /// same `server.upgrade_socket`; it goes on until this one serves.
+    ///
     /// # Errors
     /// Mistakes in the files, or what else is in the way: a port in use, a log that cannot be opened.
-    pub fn new(config: Config) -> Result<Self, StartError> {
+    pub fn new(config: Config, takeover: bool) -> Result<Self, StartError> {
         let (state, mut followers) = State::load(config)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(state.config.server.threads)
-            .enable_all()
-            .thread_name("tiergate")
-            .build()
-            .map_err(|why| StartError::Io("threads".to_owned(), why))?;
-        let (listeners, admin) = runtime.block_on(bind_all(&state, &mut followers))?;
-        let (reload_now, pokes) = mpsc::channel();
+        let runtime = runtime(&state)?;
+        let mut taken = if takeover {
+            Some(take_over(&state)?)
+        } else {
+            None
+        };
+        let listeners = {
+            let _context = runtime.enter();
+            Listeners::bind(&state, &mut followers, taken.as_mut())?
+        };
+        let (reload_now, asked) = mpsc::channel();
         std::thread::Builder::new()
             .name("reload".to_owned())
-            .spawn(move || reload::follow(followers, &pokes))
+            .spawn(move || reload::follow(followers, &asked))
             .map_err(|why| StartError::Io("the reload thread".to_owned(), why))?;
         Ok(Self {
             state,
             runtime,
-            reload_now,
             listeners,
-            admin,
+            reload_now,
+            taken,
         })
     }
 
-    /// The address of each listener, with the port that the system chose where none was given.
-    pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.listeners
-            .iter()
-            .filter_map(|(listener, _)| listener.local_addr().ok())
-            .collect()
-    }
-
-    /// Serves until SIGTERM or SIGINT, then drains.
+    /// Serves until SIGTERM or SIGINT, or until another process has taken over, then drains.
+    ///
+    /// # Errors
+    /// Where signals cannot be received.
     pub fn run(self) -> io::Result<()> {
         let signals = {
             // Before anything is served: a signal that came sooner would end the process.
@@ -112,10 +101,10 @@ impl Server {
             state,
             runtime,
             listeners,
-            admin,
             reload_now,
+            taken,
         } = self;
-        runtime.block_on(serve(state.clone(), listeners, admin, stop));
+        runtime.block_on(serve(state.clone(), listeners, taken, stop));
         // Whatever still runs is dropped here, and writes its line as it goes.
         runtime.shutdown_timeout(ABORT_TIME);
         drop(reload_now);
@@ -123,104 +112,144 @@ impl Server {
     }
 }
 
-type Listeners = Vec<(TcpListener, Option<Arc<LiveAcceptor>>)>;
-
-async fn bind_all(
-    state: &State,
-    followers: &mut Vec<Follower>,
-) -> Result<(Listeners, TcpListener), StartError> {
-    let mut listeners = Vec::new();
-    for listen in &state.config.listen {
-        let acceptor = match &listen.tls {
-            None => None,
-            Some(files) => {
-                let (acceptor, follows) = LiveAcceptor::load(files)
-                    .map_err(|why| StartError::Io("TLS".to_owned(), why))?;
-                followers.extend(follows);
-                Some(acceptor)
-            }
-        };
-        listeners.push((bind(listen.address)?, acceptor));
-    }
-    Ok((listeners, bind(state.config.admin)?))
+fn runtime(state: &State) -> Result<Runtime, StartError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(state.config.server.threads)
+        .enable_all()
+        .thread_name("tiergate")
+        .build()
+        .map_err(|why| StartError::Io("threads".to_owned(), why))
 }
 
-fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
-    let bound = || {
-        let socket = if address.is_ipv4() {
-            TcpSocket::new_v4()?
-        } else {
-            TcpSocket::new_v6()?
-        };
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
+fn take_over(state: &State) -> Result<Taken, StartError> {
+    let Some(path) = &state.config.server.upgrade_socket else {
+        let missing = io::Error::new(
+            io::ErrorKind::NotFound,
+            "the configuration has no `server.upgrade_socket`",
+        );
+        return Err(StartError::Io("takeover".to_owned(), missing));
     };
-    bound().map_err(|why| StartError::Io(format!("listen on {address}"), why))
+    Taken::from(path).map_err(|why| StartError::Io(format!("takeover at {}", path.display()), why))
 }
 
 async fn serve(
     state: Arc<State>,
     listeners: Listeners,
-    admin: TcpListener,
+    taken: Option<Taken>,
     stop: impl Future<Output = ()>,
 ) {
     resolve_all(&state).await;
     tokio::spawn(retry_log(state.clone()));
     let (shut, shutdown) = watch::channel(false);
-    let (tasks, abort) = (TaskTracker::new(), CancellationToken::new());
-    let front = Arc::new(front(&state));
-    let site = Site {
-        app: front.clone(),
+    let site = Arc::new(Site {
+        app: Arc::new(front(&state)),
         state: state.clone(),
         shutdown,
-        tasks: tasks.clone(),
-        abort: abort.clone(),
-    };
-    let site = Arc::new(site);
+        tasks: TaskTracker::new(),
+        abort: CancellationToken::new(),
+        accepted: AtomicU64::new(0),
+    });
+    let (handover, address) = (offer_sockets(&state, &listeners), listeners.reachable_at());
     let accepting = CancellationToken::new();
-    for (listener, acceptor) in listeners {
-        tokio::spawn(accepting.clone().run_until_cancelled_owned(accept(
-            listener,
-            acceptor,
-            site.clone(),
-        )));
+    tokio::spawn(serve_admin(
+        listeners.accept(&site, &accepting),
+        state.clone(),
+    ));
+    if let Some(Err(why)) = taken.map(Taken::confirm) {
+        log::warn!("the process whose sockets were taken over has ended: {why}");
     }
-    tokio::spawn(serve_admin(admin, state.clone()));
-    for listen in &state.config.listen {
-        log::info!(
-            "tiergate {} serves on {}",
-            env!("CARGO_PKG_VERSION"),
-            listen.address
-        );
-    }
-    stop.await;
-    log::info!("draining for at most {:?}", state.config.server.drain);
-    state.drain();
+    let addresses: Vec<String> = state
+        .config
+        .listen
+        .iter()
+        .map(|listen| listen.address.to_string())
+        .collect();
+    log::info!(
+        "tiergate {} serves on {}",
+        env!("CARGO_PKG_VERSION"),
+        addresses.join(", ")
+    );
+    service_manager::ready();
+    let watched = site.clone();
+    tokio::spawn(async move { service_manager::feed_watchdog(&watched, address).await });
+    let succeeded = tokio::select! {
+        () = stop => false,
+        () = handed_over(handover.clone()) => true,
+    };
     accepting.cancel();
+    if let Some(handover) = handover.filter(|_| !succeeded) {
+        handover.withdraw();
+    }
+    if !succeeded {
+        // A successor is the service's main process by now, and it is not stopping.
+        service_manager::stopping();
+    }
     // A closed channel would mean that no connection is left to tell.
     let _ = shut.send(true);
-    pingora_core::apps::HttpServerApp::http_cleanup(&*front).await;
-    tasks.close();
-    if tokio::time::timeout(state.config.server.drain, drained(&state, &tasks))
-        .await
-        .is_err()
-    {
+    drain(&site).await;
+}
+
+/// Lets the requests that run come to their end, and cuts those that take longer than they may.
+async fn drain(site: &Site) {
+    let (state, limit) = (&site.state, site.state.config.server.drain);
+    log::info!("draining for at most {limit:?}");
+    state.drain();
+    site.app.http_cleanup().await;
+    site.tasks.close();
+    if tokio::time::timeout(limit, drained(site)).await.is_err() {
         log::warn!(
             "the drain is over, {} requests are cut",
             state.metrics.in_flight.get()
         );
-        abort.cancel();
+        site.abort.cancel();
         // Tasks that do not end are dropped with the runtime.
-        let _ = tokio::time::timeout(ABORT_TIME, tasks.wait()).await;
+        let _ = tokio::time::timeout(ABORT_TIME, site.tasks.wait()).await;
     }
 }
 
 /// Connections have ended, and with them the requests; those of HTTP/2 run in tasks of their own.
-async fn drained(state: &State, tasks: &TaskTracker) {
-    tasks.wait().await;
-    while state.metrics.in_flight.get() > 0 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+async fn drained(site: &Site) {
+    site.tasks.wait().await;
+    while site.state.metrics.in_flight.get() > 0 {
+        tokio::time::sleep(DRAIN_LOOK).await;
+    }
+}
+
+/// Offers the listening sockets to a process that comes after this one, where the configuration says how.
+fn offer_sockets(state: &State, listeners: &Listeners) -> Option<Arc<Handover>> {
+    let path = state.config.server.upgrade_socket.as_ref()?;
+    match listeners
+        .handles()
+        .and_then(|sockets| Handover::offer(path, sockets))
+    {
+        Ok(handover) => Some(Arc::new(handover)),
+        Err(why) => {
+            log::error!(
+                "no takeover is possible, upgrade_socket {}: {why}",
+                path.display()
+            );
+            None
+        }
+    }
+}
+
+/// Returns when another process serves on the sockets.
+async fn handed_over(handover: Option<Arc<Handover>>) {
+    let Some(handover) = handover else {
+        return std::future::pending().await;
+    };
+    let (done, waits) = oneshot::channel();
+    // A thread of its own: it may wait for as long as the process lives.
+    let waiting = std::thread::Builder::new()
+        .name("takeover".to_owned())
+        .spawn(move || {
+            let result = handover.wait();
+            // Nobody is left to hear it where the process ends first.
+            let _ = done.send(result);
+        });
+    match (waiting, waits.await) {
+        (Ok(_), Ok(Ok(()))) => log::info!("another process has taken over"),
+        _ => std::future::pending().await,
     }
 }
 
@@ -241,71 +270,6 @@ fn front(state: &Arc<State>) -> Front {
         header_timeout: state.limits.header_timeout,
         keepalive_timeout: state.limits.keepalive_timeout,
         draining: state.draining(),
-    }
-}
-
-async fn accept(
-    listener: TcpListener,
-    acceptor: Option<Arc<LiveAcceptor>>,
-    site: Arc<Site<Front>>,
-) {
-    loop {
-        match listener.accept().await {
-            Ok((socket, peer)) => {
-                let (site, acceptor) = (site.clone(), acceptor.clone());
-                let tasks = site.tasks.clone();
-                tasks.spawn(async move {
-                    let abort = site.abort.clone();
-                    abort
-                        .run_until_cancelled(serve_connection(socket, peer, acceptor, &site))
-                        .await;
-                });
-            }
-            Err(why) => {
-                log::error!("accepting a connection failed: {why}");
-                tokio::time::sleep(ACCEPT_REST).await;
-            }
-        }
-    }
-}
-
-async fn serve_connection(
-    socket: TcpStream,
-    peer: SocketAddr,
-    acceptor: Option<Arc<LiveAcceptor>>,
-    site: &Site<Front>,
-) {
-    let _open = Open::new(&site.state);
-    // Answers are written whole or flushed at once; Nagle's delay would only hold their last piece back.
-    let _ = socket.set_nodelay(true);
-    let stream = ClientStream::new(socket, peer);
-    let stream: Stream = match acceptor {
-        None => Box::new(stream),
-        Some(acceptor) => {
-            let handshake = async { acceptor.current().tls_handshake(stream).await };
-            match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-                Ok(Ok(stream)) => Box::new(stream),
-                // A scanner, or a client that does not trust the certificate.
-                Ok(Err(_)) | Err(_) => return,
-            }
-        }
-    };
-    ServerApp::process_new(&site.app, stream, &site.shutdown).await;
-}
-
-/// Counts a connection while it is open.
-struct Open<'a>(&'a State);
-
-impl<'a> Open<'a> {
-    fn new(state: &'a State) -> Self {
-        state.metrics.connections.inc();
-        Self(state)
-    }
-}
-
-impl Drop for Open<'_> {
-    fn drop(&mut self) {
-        self.0.metrics.connections.dec();
     }
 }
 
@@ -376,13 +340,10 @@ impl Signals {
     }
 
     /// Acts on them until one asks for the end.
-    async fn act(mut self, state: &State, reload_now: &Sender<()>) {
+    async fn act(mut self, state: &State, reload_now: &Sender<Reloaded>) {
         loop {
             tokio::select! {
-                _ = self.hangup.recv() => {
-                    // The other end lives as long as the process serves.
-                    let _ = reload_now.send(());
-                }
+                _ = self.hangup.recv() => reload(reload_now).await,
                 _ = self.reopen.recv() => match state.log.reopen() {
                     Ok(()) => log::info!("access log reopened"),
                     Err(why) => log::error!("the access log cannot be reopened, the old file stays in use: {why}"),
@@ -392,4 +353,15 @@ impl Signals {
             }
         }
     }
+}
+
+/// Has every followed file read anew, good or bad.
+async fn reload(reload_now: &Sender<Reloaded>) {
+    service_manager::reloading();
+    let (done, waits) = oneshot::channel();
+    if reload_now.send(done).is_ok() {
+        // An error would mean that the reload thread is gone, and with it what there was to wait for.
+        let _ = waits.await;
+    }
+    service_manager::ready();
 }

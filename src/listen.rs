@@ -1,0 +1,202 @@
+//! The public listeners: bound or taken over, with or without TLS, and the connections that they accept.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use pingora_core::apps::ServerApp;
+use pingora_core::protocols::Stream;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::connection::{ClientStream, Front};
+use crate::reload::Follower;
+use crate::state::{StartError, State};
+use crate::tls::LiveAcceptor;
+use crate::upgrade::Taken;
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 4096;
+/// A client's TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long accepting rests after it failed, mostly for want of descriptors.
+pub const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// The sockets of a process, each listening.
+pub struct Listeners {
+    public: Vec<Listener>,
+    pub admin: TcpListener,
+}
+
+struct Listener {
+    socket: TcpListener,
+    acceptor: Option<Arc<LiveAcceptor>>,
+}
+
+/// What all client connections share.
+pub struct Site {
+    pub app: Arc<Front>,
+    pub state: Arc<State>,
+    /// True once the process is about to end.
+    pub shutdown: watch::Receiver<bool>,
+    pub tasks: TaskTracker,
+    /// Ends the tasks that are left when the drain is over.
+    pub abort: CancellationToken,
+    /// Connections accepted so far.
+    pub accepted: AtomicU64,
+}
+
+impl Listeners {
+    /// Binds every address of the configuration that is not `taken` from an older process. Followers of certificates are
+    /// added to `followers`.
+    ///
+    /// # Errors
+    /// Where an address cannot be had, or a certificate cannot be read.
+    pub fn bind(
+        state: &State,
+        followers: &mut Vec<Follower>,
+        mut taken: Option<&mut Taken>,
+    ) -> Result<Self, StartError> {
+        let mut public = Vec::new();
+        for listen in &state.config.listen {
+            let acceptor = match &listen.tls {
+                None => None,
+                Some(files) => {
+                    let (acceptor, follows) = LiveAcceptor::load(files)
+                        .map_err(|why| StartError::Io("TLS".to_owned(), why))?;
+                    followers.extend(follows);
+                    Some(acceptor)
+                }
+            };
+            let socket = bind(listen.address, taken.as_deref_mut())?;
+            public.push(Listener { socket, acceptor });
+        }
+        let admin = bind(state.config.admin, taken)?;
+        Ok(Self { public, admin })
+    }
+
+    /// A second handle on each socket, with its address, for a process that comes after this one.
+    ///
+    /// # Errors
+    /// Where no further descriptor is to be had.
+    pub fn handles(&self) -> io::Result<Vec<(SocketAddr, OwnedFd)>> {
+        let public = self.public.iter().map(|listener| &listener.socket);
+        public
+            .chain([&self.admin])
+            .map(|socket| {
+                let handle = std::os::fd::AsFd::as_fd(socket).try_clone_to_owned()?;
+                Ok((socket.local_addr()?, handle))
+            })
+            .collect()
+    }
+
+    /// An address at which this machine reaches the first listener.
+    pub fn reachable_at(&self) -> Option<SocketAddr> {
+        let mut address = self.public.first()?.socket.local_addr().ok()?;
+        if address.ip().is_unspecified() {
+            address.set_ip(match address {
+                SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        Some(address)
+    }
+
+    /// Accepts on every public listener until `stop`; the admin listener is given back.
+    pub fn accept(self, site: &Arc<Site>, stop: &CancellationToken) -> TcpListener {
+        for listener in self.public {
+            let accepting = accept(listener, site.clone());
+            tokio::spawn(stop.clone().run_until_cancelled_owned(accepting));
+        }
+        self.admin
+    }
+}
+
+fn bind(address: SocketAddr, taken: Option<&mut Taken>) -> Result<TcpListener, StartError> {
+    let bound = match taken.and_then(|taken| taken.socket(address)) {
+        Some(socket) => socket
+            .set_nonblocking(true)
+            .and_then(|()| TcpListener::from_std(socket)),
+        None => bind_new(address),
+    };
+    bound.map_err(|why| StartError::Io(format!("listen on {address}"), why))
+}
+
+fn bind_new(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+async fn accept(listener: Listener, site: Arc<Site>) {
+    let Listener { socket, acceptor } = listener;
+    loop {
+        match socket.accept().await {
+            Ok((client, peer)) => {
+                site.accepted.fetch_add(1, Ordering::Relaxed);
+                let (site, acceptor) = (site.clone(), acceptor.clone());
+                let tasks = site.tasks.clone();
+                tasks.spawn(async move {
+                    let abort = site.abort.clone();
+                    abort
+                        .run_until_cancelled(serve(client, peer, acceptor, &site))
+                        .await;
+                });
+            }
+            Err(why) => {
+                log::error!("accepting a connection failed: {why}");
+                tokio::time::sleep(ACCEPT_REST).await;
+            }
+        }
+    }
+}
+
+async fn serve(
+    client: TcpStream,
+    peer: SocketAddr,
+    acceptor: Option<Arc<LiveAcceptor>>,
+    site: &Site,
+) {
+    let _open = Open::new(&site.state);
+    // Answers are written whole or flushed at once; Nagle's delay would only hold their last piece back.
+    let _ = client.set_nodelay(true);
+    let stream = ClientStream::new(client, peer);
+    let stream: Stream = match acceptor {
+        None => Box::new(stream),
+        Some(acceptor) => {
+            let handshake = async { acceptor.current().tls_handshake(stream).await };
+            match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+                Ok(Ok(stream)) => Box::new(stream),
+                // A scanner, or a client that does not trust the certificate.
+                Ok(Err(_)) | Err(_) => return,
+            }
+        }
+    };
+    ServerApp::process_new(&site.app, stream, &site.shutdown).await;
+}
+
+/// Counts a connection while it is open.
+struct Open<'a>(&'a State);
+
+impl<'a> Open<'a> {
+    fn new(state: &'a State) -> Self {
+        state.metrics.connections.inc();
+        Self(state)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.metrics.connections.dec();
+    }
+}

@@ -1,0 +1,187 @@
+//! Upgrade without a refused connection: a new process takes the listening sockets over from the one that runs. It moves
+//! descriptors over a Unix socket (`unix(7)`, `SCM_RIGHTS`); who accepts on them is decided elsewhere.
+//!
+//! The new process connects, gets the addresses and the sockets, begins to serve, and only then says so. Until it does,
+//! the old one goes on as if nothing had happened; afterwards it drains. Both accept for a moment, none refuses.
+
+use std::collections::HashMap;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+
+/// Listening sockets that one process may have; more do not fit one message.
+const MOST_SOCKETS: usize = 64;
+/// An IPv6 address with its port, and a line end.
+const ADDRESS_BYTES: usize = 64;
+/// How long a new process may take from getting the sockets to serving on them.
+const START_TIME: Duration = Duration::from_secs(60);
+const SERVES: u8 = b'+';
+const OWNER_ONLY: u32 = 0o600;
+
+/// What a process offers to the one that comes after it.
+pub struct Handover {
+    path: PathBuf,
+    listener: UnixListener,
+    sockets: Mutex<Vec<(SocketAddr, OwnedFd)>>,
+}
+
+/// The sockets of the old process, and the way to tell it that they are served.
+pub struct Taken {
+    sockets: HashMap<SocketAddr, TcpListener>,
+    old: UnixStream,
+}
+
+impl Handover {
+    /// Offers the sockets at `path`, in the place of any process that did so before.
+    ///
+    /// # Errors
+    /// Where the path cannot be listened on.
+    pub fn offer(path: &Path, sockets: Vec<(SocketAddr, OwnedFd)>) -> io::Result<Self> {
+        match std::fs::remove_file(path) {
+            Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(OWNER_ONLY))?;
+        Ok(Self {
+            path: path.to_owned(),
+            listener,
+            sockets: Mutex::new(sockets),
+        })
+    }
+
+    /// Blocks until a new process has taken the sockets and serves on them.
+    ///
+    /// # Errors
+    /// Where nobody can connect any more.
+    pub fn wait(&self) -> io::Result<()> {
+        loop {
+            let (new, _) = self.listener.accept()?;
+            match self.hand_to(new) {
+                Ok(()) => {
+                    self.sockets().clear();
+                    return Ok(());
+                }
+                Err(why) => log::warn!(
+                    "a process that took the sockets over does not serve, this one goes on: {why}"
+                ),
+            }
+        }
+    }
+
+    /// Takes the offer back. A drain without a successor has to: while a handle on a socket is open, clients connect.
+    pub fn withdraw(&self) {
+        self.sockets().clear();
+        // It may be gone already; then nobody finds it either.
+        let _ = std::fs::remove_file(&self.path);
+    }
+
+    fn hand_to(&self, mut new: UnixStream) -> io::Result<()> {
+        self.send(&new)?;
+        new.set_read_timeout(Some(START_TIME))?;
+        let mut word = [0];
+        new.read_exact(&mut word)?;
+        if word == [SERVES] {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::InvalidData.into())
+        }
+    }
+
+    fn send(&self, new: &UnixStream) -> io::Result<()> {
+        let sockets = self.sockets();
+        let addresses: Vec<String> = sockets
+            .iter()
+            .map(|(address, _)| address.to_string())
+            .collect();
+        let descriptors: Vec<BorrowedFd<'_>> = sockets
+            .iter()
+            .map(|(_, descriptor)| descriptor.as_fd())
+            .collect();
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_SOCKETS))];
+        let mut control = SendAncillaryBuffer::new(&mut room);
+        if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+            return Err(io::Error::other(
+                "more listening sockets than can be handed over",
+            ));
+        }
+        let text = addresses.join("\n");
+        sendmsg(
+            new,
+            &[IoSlice::new(text.as_bytes())],
+            &mut control,
+            SendFlags::empty(),
+        )?;
+        Ok(())
+    }
+
+    fn sockets(&self) -> std::sync::MutexGuard<'_, Vec<(SocketAddr, OwnedFd)>> {
+        // The list is whole at any time.
+        self.sockets
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Taken {
+    /// Takes the sockets over from the process that offers them at `path`.
+    ///
+    /// # Errors
+    /// Where none does, or what it sends is not understood.
+    pub fn from(path: &Path) -> io::Result<Self> {
+        let old = UnixStream::connect(path)?;
+        let mut text = [0; MOST_SOCKETS * ADDRESS_BYTES];
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_SOCKETS))];
+        let mut control = RecvAncillaryBuffer::new(&mut room);
+        let received = recvmsg(
+            &old,
+            &mut [IoSliceMut::new(&mut text)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        )?;
+        let mut descriptors: Vec<OwnedFd> = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(some) = message {
+                descriptors.extend(some);
+            }
+        }
+        let text =
+            std::str::from_utf8(&text[..received.bytes]).map_err(|_| io::ErrorKind::InvalidData)?;
+        let addresses = text
+            .lines()
+            .map(|line| line.parse().map_err(|_| io::ErrorKind::InvalidData));
+        let addresses: Vec<SocketAddr> = addresses.collect::<Result<_, _>>()?;
+        if addresses.is_empty() || addresses.len() != descriptors.len() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let sockets = addresses
+            .into_iter()
+            .zip(descriptors.into_iter().map(TcpListener::from))
+            .collect();
+        Ok(Self { sockets, old })
+    }
+
+    /// The socket that listens on this address, if the old process had one.
+    pub fn socket(&mut self, address: SocketAddr) -> Option<TcpListener> {
+        self.sockets.remove(&address)
+    }
+
+    /// Tells the old process that its sockets are served, so that it may end.
+    ///
+    /// # Errors
+    /// Where it has ended already.
+    pub fn confirm(mut self) -> io::Result<()> {
+        self.old.write_all(&[SERVES])
+    }
+}
