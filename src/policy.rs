@@ -99,6 +99,7 @@ pub enum TierReason {
 pub struct Denied {
     pub cause: Cause,
     pub key: Option<Arc<str>>,
+    pub key_place: Option<Place>,
     pub group: Option<Arc<Group>>,
     /// [`Endpoint::Other`] where the path is ambiguous.
     pub endpoint: Endpoint,
@@ -325,6 +326,7 @@ impl Denied {
         Denied {
             cause,
             key: None,
+            key_place: None,
             group: None,
             endpoint,
         }
@@ -361,6 +363,7 @@ impl Holder {
         Denied {
             cause,
             key: self.key,
+            key_place: self.key_place,
             group: Some(self.group),
             endpoint: self.endpoint,
         }
