@@ -16,9 +16,8 @@ use crate::conversation::Conversation;
 use crate::endpoint::{Endpoint, Protocol};
 use crate::error::{Cause, Refusal};
 use crate::policy::Credential;
-use crate::service_tier::PRIORITY;
 use crate::state::State;
-use crate::turn::{Ending, Sent, Turn, cut, header_text};
+use crate::turn::{Ending, Sent, Turn, cut, header_text, set_tier};
 use crate::upstream::Upstream;
 use crate::usage::ResponseObserver;
 
@@ -104,14 +103,9 @@ impl Exchange {
     /// Takes from the request's head what the log tells of it.
     pub fn read_head(&mut self, session: &Session) {
         let head = session.req_header();
-        let path = head
-            .raw_path()
-            .split(|byte| *byte == b'?')
-            .next()
-            .unwrap_or_default();
         let arrival = &mut self.arrival;
         arrival.method = head.method.clone();
-        arrival.path = cut(&String::from_utf8_lossy(path), PATH_BYTES).to_owned();
+        arrival.path = logged_path(without_query(head.raw_path()));
         arrival.client = session
             .client_addr()
             .and_then(|address| address.as_inet())
@@ -135,10 +129,10 @@ impl Exchange {
             self.turn.request_bytes = 0;
         }
         let reached = !matches!(self.body, Body::Held(_));
-        let in_header = reached && self.turn.order.is_some_and(|order| order.beta_header);
+        let in_header = set_tier(self.turn.order, None).filter(|_| reached);
         self.turn.sent = Sent {
             reached,
-            tier: in_header.then(|| PRIORITY.to_owned()),
+            tier: in_header.map(str::to_owned),
             bytes: 0,
         };
     }
@@ -210,6 +204,16 @@ impl Drop for Exchange {
         };
         self.settle(ending);
     }
+}
+
+/// The part of a request's target that is compared and logged.
+pub(crate) fn without_query(target: &[u8]) -> &[u8] {
+    let end = target.iter().position(|byte| *byte == b'?');
+    &target[..end.unwrap_or(target.len())]
+}
+
+pub(crate) fn logged_path(path: &[u8]) -> String {
+    cut(&String::from_utf8_lossy(path), PATH_BYTES).to_owned()
 }
 
 fn transport(status: u16, headers: &HeaderMap) -> Transport {

@@ -18,6 +18,7 @@
 // Enter.
 pub mod cli;
 pub mod connection;
+pub mod demo;
 pub mod listen;
 pub mod server;
 pub mod service_manager;
@@ -27,9 +28,11 @@ pub mod upgrade;
 
 // Decide.
 pub mod api_key;
+pub mod check;
 pub mod config;
 mod config_file;
 pub mod endpoint;
+pub mod explain;
 pub mod mistake;
 pub mod policy;
 mod policy_file;

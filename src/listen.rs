@@ -96,15 +96,19 @@ impl Listeners {
     }
 
     /// An address at which this machine reaches the first listener.
-    pub fn reachable_at(&self) -> Option<SocketAddr> {
-        let mut address = self.public.first()?.socket.local_addr().ok()?;
+    ///
+    /// # Errors
+    /// Where the socket does not tell.
+    pub fn reachable_at(&self) -> io::Result<SocketAddr> {
+        let first = self.public.first().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let mut address = first.socket.local_addr()?;
         if address.ip().is_unspecified() {
             address.set_ip(match address {
                 SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
                 SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
             });
         }
-        Some(address)
+        Ok(address)
     }
 
     /// Accepts on every public listener until `stop`; the admin listener is given back.
@@ -124,7 +128,7 @@ fn bind(address: SocketAddr, taken: Option<&mut Taken>) -> Result<TcpListener, S
             .and_then(|()| TcpListener::from_std(socket)),
         None => bind_new(address),
     };
-    bound.map_err(|why| StartError::Io(format!("listen on {address}"), why))
+    bound.map_err(|why| StartError::Io(format!("cannot listen on {address}"), why))
 }
 
 fn bind_new(address: SocketAddr) -> io::Result<TcpListener> {

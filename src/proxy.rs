@@ -21,11 +21,12 @@ use crate::body::{HeldBody, ReadyBody, StreamedBody};
 use crate::connection::Waiting;
 use crate::endpoint::Endpoint;
 use crate::error::{Cause, Refusal};
-use crate::exchange::{Body, Exchange};
+use crate::exchange::{Body, Exchange, without_query};
 use crate::policy::{CredentialHeader, FAST_MODE_BETA, Head, Order};
 use crate::service_tier::{Edit, PRIORITY, observed_tier};
 use crate::state::State;
 use crate::turn::Ending;
+use crate::upstream::Upstream;
 
 /// What Pingora keeps of a body for another attempt. The rest of a body that is read here has to fit, for Pingora sends
 /// a body only by replaying what it kept.
@@ -314,14 +315,9 @@ impl Gate {
     /// Who asks, for what, and what is to be done about the tier.
     fn admit(&self, session: &Session, exchange: &mut Exchange) -> Result<(), Refusal> {
         let head = session.req_header();
-        let path = head
-            .raw_path()
-            .split(|byte| *byte == b'?')
-            .next()
-            .unwrap_or_default();
         let asked = Head {
             method: &head.method,
-            path,
+            path: without_query(head.raw_path()),
             headers: &head.headers,
         };
         let decision = match exchange.turn.policy.decide(&asked) {
@@ -342,7 +338,9 @@ impl Gate {
         if self.state.log.is_full() {
             return Err(Cause::AccessLogUnavailable.into());
         }
-        exchange.upgrade = session.is_upgrade_req() && may_upgrade(exchange);
+        let arrival = &exchange.arrival;
+        exchange.upgrade =
+            session.is_upgrade_req() && may_upgrade(&arrival.method, arrival.endpoint);
         if exchange.upgrade && announces_body(head) {
             // After the switch its bytes would be taken for frames.
             return Err(Cause::InvalidHttp.into());
@@ -356,11 +354,8 @@ impl Gate {
         let length = content_length(head)?;
         let limits = &self.state.limits;
         let empty = session.as_downstream_mut().is_body_empty();
-        let Some(order) = exchange
-            .turn
-            .order
-            .filter(|_| !(empty && may_be_empty(&exchange.arrival.method)))
-        else {
+        let method = &exchange.arrival.method;
+        let Some(order) = order_for_body(exchange.turn.order, method, empty) else {
             let body = StreamedBody::open(&session.req_header().headers, length, limits)?;
             exchange.body = Body::Streamed(Box::new(body));
             if !empty {
@@ -504,20 +499,14 @@ impl Gate {
             return Err(Cause::Internal.into());
         };
         let bytes = bytes.clone();
-        let found = observed_tier(&bytes);
-        if exchange
-            .turn
-            .order
-            .is_some_and(|order| order.body == Edit::Set)
-            && found != Some(PRIORITY)
-        {
+        let Ok(found) = outgoing_tier(exchange.turn.order, &bytes) else {
             self.state.metrics.unforced_forwarded.inc();
             log::error!(
                 "request {}: the outgoing body does not carry the forced tier; it is not sent",
                 exchange.arrival.id
             );
             return Err(Cause::Internal.into());
-        }
+        };
         exchange.turn.sent_whole(bytes.len() as u64, found);
         Ok(bytes)
     }
@@ -596,12 +585,8 @@ fn watch_next_byte(exchange: &Exchange) {
 }
 
 /// A forced group's upgrade goes on only to where its messages are judged; elsewhere the request is an ordinary one.
-fn may_upgrade(exchange: &Exchange) -> bool {
-    let judged_or_free = matches!(
-        exchange.arrival.endpoint,
-        Endpoint::Responses | Endpoint::Other
-    );
-    exchange.arrival.method == Method::GET && judged_or_free
+pub(crate) fn may_upgrade(method: &Method, endpoint: Endpoint) -> bool {
+    method == Method::GET && matches!(endpoint, Endpoint::Responses | Endpoint::Other)
 }
 
 fn announces_body(head: &RequestHeader) -> bool {
@@ -639,12 +624,32 @@ fn filter_server_frames(body: &mut Option<Bytes>, end_of_stream: bool, exchange:
     }
 }
 
-/// A request of these methods may go without a body, and then has none that could carry a tier.
-fn may_be_empty(method: &Method) -> bool {
+/// What is to be done to the body. A request of some methods may go without one, and then has none that could carry a
+/// tier.
+pub(crate) fn order_for_body(order: Option<Order>, method: &Method, empty: bool) -> Option<Order> {
+    order.filter(|_| !(empty && may_be_empty(method)))
+}
+
+pub(crate) fn may_be_empty(method: &Method) -> bool {
     matches!(
         *method,
         Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE
     )
+}
+
+/// The tier in a rewritten body, read from the bytes that leave.
+///
+/// # Errors
+/// Where it is not the one that was ordered.
+pub(crate) fn outgoing_tier(
+    order: Option<Order>,
+    bytes: &[u8],
+) -> Result<Option<&'static str>, Cause> {
+    let found = observed_tier(bytes);
+    if order.is_some_and(|order| order.body == Edit::Set) && found != Some(PRIORITY) {
+        return Err(Cause::Internal);
+    }
+    Ok(found)
 }
 
 fn content_length(head: &RequestHeader) -> Result<Option<u64>, Refusal> {
@@ -688,52 +693,101 @@ fn write_head(session: &mut Session, head: &mut RequestHeader, exchange: &Exchan
     let Some(upstream) = &exchange.upstream else {
         return Error::e_explain(ErrorType::InternalError, "no upstream was decided");
     };
-    if !upstream.config.url.prefix.is_empty() {
-        let path = [
-            upstream.config.url.prefix.as_bytes(),
-            session.req_header().raw_path(),
-        ]
-        .concat();
-        head.set_raw_path(&path)?;
+    let edit = HeadEdit {
+        upstream,
+        target: session.req_header().raw_path(),
+        credential: exchange.credential.map(|credential| credential.header),
+        endpoint: exchange.arrival.endpoint,
+        order: exchange.turn.order,
+        upgrade: exchange.upgrade,
+        length: match &exchange.body {
+            Body::Ready(bytes) => Length::Known(bytes.len()),
+            Body::Held(_) => Length::Unknown,
+            Body::Streamed(_) | Body::None => Length::Same,
+        },
+    };
+    edit.write(head)
+}
+
+/// What decides how a head is changed on its way to the upstream.
+pub(crate) struct HeadEdit<'a> {
+    pub upstream: &'a Upstream,
+    /// The path and query that the client asked for.
+    pub target: &'a [u8],
+    /// The header in which the client sent its key.
+    pub credential: Option<CredentialHeader>,
+    pub endpoint: Endpoint,
+    pub order: Option<Order>,
+    pub upgrade: bool,
+    pub length: Length,
+}
+
+/// Of the body that goes to the upstream.
+pub(crate) enum Length {
+    /// It goes as it came.
+    Same,
+    /// It was rewritten.
+    Known(usize),
+    /// It is being rewritten.
+    Unknown,
+}
+
+impl HeadEdit<'_> {
+    pub(crate) fn write(&self, head: &mut RequestHeader) -> Result<()> {
+        let prefix = self.upstream.config.url.prefix.as_bytes();
+        if !prefix.is_empty() {
+            head.set_raw_path(&[prefix, self.target].concat())?;
+        }
+        head.insert_header(header::HOST, self.upstream.host.clone())?;
+        head.remove_header(&header::EXPECT);
+        if !self.upgrade {
+            head.remove_header(&header::UPGRADE);
+            head.remove_header(&header::CONNECTION);
+        } else if self.endpoint == Endpoint::Responses {
+            // A compressed message could not be looked at.
+            head.remove_header(&header::SEC_WEBSOCKET_EXTENSIONS);
+        }
+        if self.endpoint.takes_tier() {
+            // The answer is observed.
+            head.insert_header(header::ACCEPT_ENCODING, "identity")?;
+        }
+        self.write_credential(head)?;
+        self.write_length(head)?;
+        match self.order {
+            Some(order) => write_tier_headers(head, order, self.endpoint),
+            None => Ok(()),
+        }
     }
-    head.insert_header(header::HOST, upstream.host.clone())?;
-    head.remove_header(&header::EXPECT);
-    if !exchange.upgrade {
-        head.remove_header(&header::UPGRADE);
-        head.remove_header(&header::CONNECTION);
-    } else if exchange.arrival.endpoint == Endpoint::Responses {
-        // A compressed message could not be looked at.
-        head.remove_header(&header::SEC_WEBSOCKET_EXTENSIONS);
-    }
-    if exchange.is_observed() {
-        head.insert_header(header::ACCEPT_ENCODING, "identity")?;
-    }
-    let sent_in = exchange.credential.map(|credential| credential.header);
-    if let Some((sent_in, value)) =
-        sent_in.and_then(|like| Some((like, upstream.credential(like)?)))
-    {
+
+    fn write_credential(&self, head: &mut RequestHeader) -> Result<()> {
+        let Some(sent_in) = self.credential else {
+            return Ok(());
+        };
+        let Some(value) = self.upstream.credential(sent_in) else {
+            return Ok(());
+        };
         head.remove_header(&header::AUTHORIZATION);
         head.remove_header("x-api-key");
         let name = match sent_in {
             CredentialHeader::Authorization => "authorization",
             CredentialHeader::XApiKey => "x-api-key",
         };
-        head.insert_header(name, value)?;
+        head.insert_header(name, value)
     }
-    match &exchange.body {
-        Body::Ready(bytes) => {
-            head.remove_header(&header::CONTENT_ENCODING);
-            head.insert_header(header::CONTENT_LENGTH, bytes.len())?;
+
+    fn write_length(&self, head: &mut RequestHeader) -> Result<()> {
+        match self.length {
+            Length::Same => Ok(()),
+            Length::Known(length) => {
+                head.remove_header(&header::CONTENT_ENCODING);
+                head.insert_header(header::CONTENT_LENGTH, length)
+            }
+            Length::Unknown => {
+                head.remove_header(&header::CONTENT_ENCODING);
+                head.remove_header(&header::CONTENT_LENGTH);
+                Ok(())
+            }
         }
-        Body::Held(_) => {
-            head.remove_header(&header::CONTENT_ENCODING);
-            head.remove_header(&header::CONTENT_LENGTH);
-        }
-        Body::Streamed(_) | Body::None => {}
-    }
-    match exchange.turn.order {
-        Some(order) => write_tier_headers(head, order, exchange.arrival.endpoint),
-        None => Ok(()),
     }
 }
 

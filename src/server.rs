@@ -1,6 +1,7 @@
 //! The running process: what is assembled, the tasks beside the listeners, signals, the end. Requests are `proxy.rs`'s.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{self, Sender};
@@ -78,6 +79,14 @@ impl Server {
             reload_now,
             taken,
         })
+    }
+
+    /// Where the first listener is reached from this machine, with the port that the system chose where none was given.
+    ///
+    /// # Errors
+    /// Where the socket does not tell.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listeners.reachable_at()
     }
 
     /// Serves until SIGTERM or SIGINT, or until another process has taken over, then drains.
@@ -171,7 +180,12 @@ async fn serve(
     );
     service_manager::ready();
     let watched = site.clone();
-    tokio::spawn(async move { service_manager::feed_watchdog(&watched, address).await });
+    match address {
+        Ok(address) => {
+            tokio::spawn(async move { service_manager::feed_watchdog(&watched, address).await });
+        }
+        Err(why) => log::error!("the watchdog cannot be fed: {why}"),
+    }
     let succeeded = tokio::select! {
         () = stop => false,
         () = handed_over(handover.clone()) => true,

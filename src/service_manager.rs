@@ -1,10 +1,14 @@
 //! What systemd is told (`sd_notify(3)`): ready, reloading, stopping, alive. Without a service manager nothing is.
 
-use std::net::SocketAddr;
+use std::ffi::OsStr;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use sd_notify::NotifyState;
+use rustix::time::ClockId;
 use tokio::net::TcpStream;
 
 use crate::listen::Site;
@@ -15,32 +19,32 @@ const ACCEPT_LOOK: Duration = Duration::from_millis(5);
 
 /// Requests are taken. After a takeover this process is the service's main one.
 pub fn ready() {
-    tell(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
+    tell(&format!("MAINPID={}\nREADY=1", std::process::id()));
 }
 
 /// Files are being read anew; [`ready`] ends it.
 pub fn reloading() {
-    match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(why) => log::warn!("the monotonic clock cannot be read: {why}"),
-    }
+    // Of CLOCK_MONOTONIC, so that systemd can tell this reload from one it asked for later.
+    let now = rustix::time::clock_gettime(ClockId::Monotonic);
+    let micros = now.tv_sec * 1_000_000 + now.tv_nsec / 1_000;
+    tell(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
 }
 
 /// Requests that run are still finished.
 pub fn stopping() {
-    tell(&[NotifyState::Stopping]);
+    tell("STOPPING=1");
 }
 
 /// Feeds the watchdog, if there is one, for as long as new connections are accepted.
-pub async fn feed_watchdog(site: &Site, address: Option<SocketAddr>) {
-    let (Some(limit), Some(address)) = (sd_notify::watchdog_enabled(), address) else {
+pub async fn feed_watchdog(site: &Site, address: std::net::SocketAddr) {
+    let Some(limit) = watchdog_limit() else {
         return;
     };
     let mut beat = tokio::time::interval(limit / 3);
     loop {
         beat.tick().await;
         match tokio::time::timeout(ACCEPT_TIME, accepts(site, address)).await {
-            Ok(Ok(())) => tell(&[NotifyState::Watchdog]),
+            Ok(Ok(())) => tell("WATCHDOG=1"),
             Ok(Err(why)) => {
                 log::error!("the watchdog is not fed, no connection to {address}: {why}")
             }
@@ -50,7 +54,7 @@ pub async fn feed_watchdog(site: &Site, address: Option<SocketAddr>) {
 }
 
 /// A connection reaches the accepting task, not only the kernel's queue.
-async fn accepts(site: &Site, address: SocketAddr) -> std::io::Result<()> {
+async fn accepts(site: &Site, address: std::net::SocketAddr) -> io::Result<()> {
     let before = site.accepted.load(Ordering::Relaxed);
     let _connection = TcpStream::connect(address).await?;
     while site.accepted.load(Ordering::Relaxed) == before {
@@ -59,8 +63,30 @@ async fn accepts(site: &Site, address: SocketAddr) -> std::io::Result<()> {
     Ok(())
 }
 
-fn tell(states: &[NotifyState<'_>]) {
-    if let Err(why) = sd_notify::notify(states) {
-        log::warn!("the service manager cannot be told {states:?}: {why}");
+/// How often the service manager wants to hear of this process, if it does.
+fn watchdog_limit() -> Option<Duration> {
+    let meant = std::env::var("WATCHDOG_PID")
+        .ok()
+        .is_none_or(|pid| pid == std::process::id().to_string());
+    let micros = std::env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
+    (meant && micros > 0).then(|| Duration::from_micros(micros))
+}
+
+/// Sends one datagram of `NAME=value` lines to the service manager, if one listens.
+fn tell(lines: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    if let Err(why) = send(path.as_bytes(), lines) {
+        log::warn!("the service manager cannot be told: {why}");
     }
+}
+
+fn send(path: &[u8], lines: &str) -> io::Result<()> {
+    let address = match path.strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(OsStr::from_bytes(path))?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(lines.as_bytes(), &address)?;
+    Ok(())
 }

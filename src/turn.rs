@@ -105,11 +105,7 @@ impl Turn {
 
     /// The whole of a forced body is on its way. Its tier is what stands in its bytes, or else in the header.
     pub fn sent_whole(&mut self, bytes: u64, tier_in_bytes: Option<&str>) {
-        let in_header = self
-            .order
-            .is_some_and(|order| order.beta_header)
-            .then_some(PRIORITY);
-        let tier = tier_in_bytes.or(in_header).map(str::to_owned);
+        let tier = set_tier(self.order, tier_in_bytes).map(str::to_owned);
         self.sent = Sent {
             reached: true,
             tier,
@@ -129,12 +125,8 @@ impl Turn {
         let duration = self.began.elapsed();
         let time = self.time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
         let tiers = self.tiers(upstream, observed);
-        let model = self
-            .facts
-            .model
-            .as_deref()
-            .or(observed.model.as_deref())
-            .map(|model| cut(model, MODEL_BYTES));
+        let model = logged_model(&self.facts)
+            .or_else(|| Some(cut(observed.model.as_deref()?, MODEL_BYTES)));
         let cost = state.cost(self.time, model, tiers.billed, observed);
         let record = AccessRecord {
             event_id: (arrival.id, self.number),
@@ -196,7 +188,7 @@ impl Turn {
         }
         let sent = match self.order {
             Some(_) => self.sent.tier.as_deref(),
-            None => client.filter(|tier| *tier != NULL),
+            None => own_tier(&self.facts),
         };
         let served = observed.served_tier.as_deref();
         let trusted =
@@ -259,11 +251,28 @@ impl Answered {
 
 /// Why a body asks for the tier that it asks for.
 pub fn tier_reason(order: Option<Order>, facts: &Facts) -> &'static str {
-    match (order, &facts.service_tier) {
-        (Some(order), _) => order.reason.as_str(),
-        (None, Some(tier)) if tier.as_str() != NULL => "client",
-        (None, _) => "none",
+    match order {
+        Some(order) => order.reason.as_str(),
+        None if own_tier(facts).is_some() => "client",
+        None => "none",
     }
+}
+
+/// The tier of a body that goes on as it came.
+pub fn own_tier(facts: &Facts) -> Option<&str> {
+    let tier = facts.service_tier.as_ref()?.as_str();
+    (tier != NULL).then_some(tier)
+}
+
+/// The tier of a request that was changed to ask for it: what its bytes say, or else its header.
+pub fn set_tier(order: Option<Order>, in_bytes: Option<&str>) -> Option<&str> {
+    let in_header = order.is_some_and(|order| order.beta_header);
+    in_bytes.or(in_header.then_some(PRIORITY))
+}
+
+/// The model that a body names, as it is logged.
+pub fn logged_model(facts: &Facts) -> Option<&str> {
+    Some(cut(facts.model.as_deref()?, MODEL_BYTES))
 }
 
 fn error(ending: Ending) -> Option<&'static str> {
