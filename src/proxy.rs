@@ -670,11 +670,15 @@ fn request_id(exchange: &Exchange) -> HeaderValue {
     HeaderValue::try_from(exchange.id.to_string()).expect("a UUID can stand in a header")
 }
 
-/// Whether the upstream had closed a pooled connection before it took the request: it ended without a byte or an error.
-/// A reset may come from a server that has read the request, so it is not tried again.
+/// Whether the upstream had closed a pooled connection before it took the request: it ended without a byte or an error,
+/// or took no more of the request before all of it was written, as happens to bodies that no socket buffer holds.
+/// A reset after that may come from a server that has read the request, so it is not tried again.
 fn is_stale_connection(error: &Error) -> bool {
     *error.esource() == ErrorSource::Upstream
-        && matches!(error.etype(), ErrorType::ConnectionClosed)
+        && matches!(
+            error.etype(),
+            ErrorType::ConnectionClosed | ErrorType::WriteError
+        )
 }
 
 /// Whether the same bytes can be sent again to an upstream that did not begin to answer.
