@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::access_log::{AccessRecord, Millis, Outcome, Transport, UsageState};
 use crate::body::{HeldBody, StreamedBody};
 use crate::config::ServedTier;
-use crate::connection::Deadline;
+use crate::connection::{Deadline, Waiting};
 use crate::endpoint::{Endpoint, Protocol};
 use crate::error::{Cause, Refusal};
 use crate::policy::{CredentialHeader, Group, Order, Policy};
@@ -52,6 +52,8 @@ pub struct Exchange {
     /// The header in which the client sent its key.
     pub credential: CredentialHeader,
     pub body: Body,
+    /// How long the next piece of a body that Pingora reads may take, where Pingora has no limit for it.
+    pub body_idle: Option<Duration>,
     /// Why the proxy itself answers, if it does.
     pub refusal: Option<Refusal>,
     /// What the client's body says; of a body that passes as it is, also what the upstream gets.
@@ -135,6 +137,7 @@ impl Exchange {
             order: None,
             credential: CredentialHeader::Authorization,
             body: Body::None,
+            body_idle: None,
             refusal: None,
             facts: Facts::default(),
             request_bytes: 0,
@@ -233,9 +236,21 @@ impl Exchange {
     pub fn ending(&self) -> Ending {
         match &self.refusal {
             Some(refusal) => Ending::Refused(refusal.cause),
+            None if self.deadline.has_passed_for_body() => Ending::Refused(Cause::RequestTimeout),
             None if self.deadline.has_passed() => Ending::Timeout,
             None => Ending::Whole,
         }
+    }
+
+    /// Pingora now waits for a piece of the client's body.
+    pub fn await_body(&self) {
+        let left = self
+            .state
+            .limits
+            .body_timeout
+            .saturating_sub(self.began.elapsed());
+        let limit = self.body_idle.map_or(left, |idle| idle.min(left));
+        self.deadline.set(Waiting::ForBody, limit);
     }
 
     /// Writes the request's one line and counts it. A second call does nothing.

@@ -162,6 +162,12 @@ impl ProxyHttp for Gate {
             return Ok(());
         }
         let filtered = self.filter_body(body, end_of_stream, exchange);
+        if !end_of_stream
+            && exchange.body_idle.is_some()
+            && exchange.answer.upstream_status.is_none()
+        {
+            exchange.await_body();
+        }
         if let Err(refusal) = filtered {
             exchange.refusal = Some(refusal);
             // The client's fault: an HTTP/2 upstream's side would otherwise swallow it.
@@ -346,6 +352,10 @@ impl Gate {
         let length = content_length(head)?;
         let limits = &self.state.limits;
         let empty = session.as_downstream_mut().is_body_empty();
+        exchange.body_idle = session
+            .as_downstream()
+            .is_http2()
+            .then_some(limits.body_idle_timeout);
         let Some(order) = exchange
             .order
             .filter(|_| !(empty && may_be_empty(exchange.method())))
@@ -353,7 +363,7 @@ impl Gate {
             let body = StreamedBody::open(&session.req_header().headers, length, limits)?;
             exchange.body = Body::Streamed(Box::new(body));
             if !empty {
-                exchange.deadline.set(Waiting::ForBody, limits.body_timeout);
+                exchange.await_body();
             }
             return continue_upload(session).await;
         };
@@ -364,7 +374,7 @@ impl Gate {
         if let Some(length) = length.or(empty.then_some(0)) {
             return self.read_body(session, exchange, length).await;
         }
-        exchange.deadline.set(Waiting::ForBody, limits.body_timeout);
+        exchange.await_body();
         Ok(())
     }
 
