@@ -205,6 +205,35 @@ fn an_upstream_of_http_2_that_says_nothing_within_its_time() {
     }
 }
 
+#[test]
+fn a_client_of_http_2_whose_body_stops() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .tls()
+        .setting("limits: {body_idle_timeout: 300ms}")
+        .run();
+    let begun = Instant::now();
+    let answer = post(&proxy, "sk-fast", b"{", Framing::StalledLength);
+    assert_eq!(
+        (answer.status, answer.openai_code().as_str()),
+        (408, "request_timeout")
+    );
+    upstream.assert_untouched();
+    // Here the upstream has the head already, and the stream is reset.
+    let answer = post(&proxy, "sk-fast", b"{", Framing::StalledNoLength);
+    assert!(!answer.whole || answer.status == 408, "{answer:?}");
+    let answer = post(&proxy, "sk-plain", b"{", Framing::StalledLength);
+    assert!(!answer.whole || answer.status == 408, "{answer:?}");
+    assert!(begun.elapsed() < Duration::from_secs(6));
+    for record in proxy.access_log(3) {
+        assert_eq!(
+            json!([record["outcome"], record["error"]]),
+            json!(["timeout", "request_timeout"])
+        );
+    }
+}
+
 fn assert_times_out(proxy: &Proxy) {
     let begun = Instant::now();
     let answer = proxy.client("sk-fast").post(PATH, "{}");

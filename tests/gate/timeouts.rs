@@ -1,11 +1,13 @@
 //! Every time limit, and the limit on all bodies together. The limits are short and what they cut would last for much
 //! longer, so that a limit that does nothing is seen.
 
+use std::io::Write;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::support::client::chunk;
+use super::support::client::{Connection, chunk};
 use super::support::upstream::{self, reply};
 use super::support::{eventually, object_of, proxy};
 
@@ -182,6 +184,17 @@ fn a_body_that_stops_for_its_idle_timeout() {
     assert_eq!(proxy.status()["buffered_bytes"], 0);
 }
 
+/// Sends a byte every 50 ms until the proxy closes.
+fn drip(connection: &Connection, byte: &'static [u8]) -> JoinHandle<()> {
+    let mut sender = connection.socket().try_clone().unwrap();
+    std::thread::spawn(move || {
+        let begun = Instant::now();
+        while begun.elapsed() < SOON && sender.write_all(byte).is_ok() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    })
+}
+
 #[test]
 fn a_body_that_takes_longer_than_its_timeout() {
     let upstream = upstream::json("{}").run();
@@ -192,14 +205,7 @@ fn a_body_that_takes_longer_than_its_timeout() {
     let client = proxy.client("sk-fast");
     let mut connection = client.connect();
     connection.send(client.head_of(PATH, 1000));
-    let mut sender = connection.socket().try_clone().unwrap();
-    let dripping = std::thread::spawn(move || {
-        let begun = Instant::now();
-        // Ends when the proxy closes.
-        while begun.elapsed() < SOON && std::io::Write::write_all(&mut sender, b" ").is_ok() {
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    });
+    let dripping = drip(&connection, b" ");
     let answer = within(SOON, || connection.answer());
     assert_eq!(
         (answer.status, answer.openai_code().as_str()),
@@ -208,6 +214,32 @@ fn a_body_that_takes_longer_than_its_timeout() {
     drop(connection);
     dripping.join().unwrap();
     upstream.assert_untouched();
+    assert_eq!(proxy.record()["error"], "request_timeout");
+}
+
+#[test]
+fn a_chunked_body_that_takes_longer_than_its_timeout() {
+    for key in ["sk-fast", "sk-plain"] {
+        let upstream = upstream::json("{}").run();
+        let proxy = proxy::new()
+            .upstream(&upstream)
+            .setting("limits: {body_timeout: 600ms}")
+            .run();
+        let client = proxy.client(key).header("Transfer-Encoding", "chunked");
+        let mut connection = client.connect();
+        connection.send(client.head("POST", PATH));
+        let dripping = drip(&connection, b"1\r\n \r\n");
+        // The upstream has the head, so the request may be cut instead of being answered.
+        let answer = within(SOON, || connection.try_answer());
+        assert!(answer.is_none_or(|answer| answer.status == 408));
+        drop(connection);
+        dripping.join().unwrap();
+        let record = proxy.record();
+        assert_eq!(
+            json!([record["outcome"], record["error"]]),
+            json!(["timeout", "request_timeout"])
+        );
+    }
 }
 
 #[test]

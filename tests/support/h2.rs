@@ -25,6 +25,10 @@ pub enum Framing {
     NoLength,
     /// Without one; an empty data frame ends the stream.
     EmptyEnd,
+    /// With a `content-length` of one byte more than is sent.
+    StalledLength,
+    /// Without one, and the stream does not end.
+    StalledNoLength,
 }
 
 /// Sends one request over a connection of its own. A stream that is reset gives an answer that is not whole, and one
@@ -60,15 +64,20 @@ async fn exchange(
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    if framing == Framing::Length {
-        request = request.header("content-length", body.len());
+    let announced = match framing {
+        Framing::Length => Some(body.len()),
+        Framing::StalledLength => Some(body.len() + 1),
+        _ => None,
+    };
+    if let Some(length) = announced {
+        request = request.header("content-length", length);
     }
     let request = request.body(()).unwrap();
     let (answer, mut stream) = sender.send_request(request, false).unwrap();
-    let empty_end = framing == Framing::EmptyEnd;
+    let end = matches!(framing, Framing::Length | Framing::NoLength);
     // A refused request may be answered, and its stream ended, before all of it was sent.
-    let _ = stream.send_data(Bytes::copy_from_slice(body), !empty_end);
-    if empty_end {
+    let _ = stream.send_data(Bytes::copy_from_slice(body), end);
+    if framing == Framing::EmptyEnd {
         let _ = stream.send_data(Bytes::new(), true);
     }
     match answer.await {
