@@ -164,6 +164,11 @@ impl Deadline {
         self.passed.load(Ordering::Relaxed)
     }
 
+    /// Whether it was the client's body that did not come in time.
+    pub fn has_passed_for_body(&self) -> bool {
+        self.has_passed() && self.waiting.load(Ordering::Relaxed) == Waiting::ForBody as u8
+    }
+
     /// Returns when the request has to be cut.
     async fn passes(&self) {
         loop {

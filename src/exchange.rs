@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -11,7 +12,7 @@ use uuid::Uuid;
 
 use crate::access_log::Transport;
 use crate::body::{HeldBody, StreamedBody};
-use crate::connection::Deadline;
+use crate::connection::{Deadline, Waiting};
 use crate::conversation::Conversation;
 use crate::endpoint::{Endpoint, Protocol};
 use crate::error::{Cause, Refusal};
@@ -35,6 +36,8 @@ pub struct Exchange {
     pub credential: Option<Credential>,
     pub turn: Turn,
     pub body: Body,
+    /// How long the next piece of a body that Pingora reads may take, where Pingora has no limit for it.
+    pub body_idle: Option<Duration>,
     /// Why the proxy itself answers, if it does.
     pub refusal: Option<Refusal>,
     pub upstream: Option<Arc<Upstream>>,
@@ -89,6 +92,7 @@ impl Exchange {
             turn: Turn::new(0, state.policy.current()),
             state: state.clone(),
             body: Body::None,
+            body_idle: None,
             refusal: None,
             upstream: None,
             first_address: 0,
@@ -164,9 +168,18 @@ impl Exchange {
     pub fn ending(&self) -> Ending {
         match &self.refusal {
             Some(refusal) => Ending::Refused(refusal.cause),
+            None if self.deadline.has_passed_for_body() => Ending::Refused(Cause::RequestTimeout),
             None if self.deadline.has_passed() => Ending::Timeout,
             None => Ending::Whole,
         }
+    }
+
+    /// Pingora now waits for a piece of the client's body.
+    pub fn await_body(&self) {
+        let elapsed = self.turn.began.elapsed();
+        let left = self.state.limits.body_timeout.saturating_sub(elapsed);
+        let limit = self.body_idle.map_or(left, |idle| idle.min(left));
+        self.deadline.set(Waiting::ForBody, limit);
     }
 
     /// Writes the request's line and counts it. A second call does nothing.

@@ -167,6 +167,12 @@ impl ProxyHttp for Gate {
                 .await;
         }
         let filtered = self.filter_body(body, end_of_stream, exchange);
+        if !end_of_stream
+            && exchange.body_idle.is_some()
+            && exchange.turn.answer.upstream_status.is_none()
+        {
+            exchange.await_body();
+        }
         if let Err(refusal) = filtered {
             exchange.refusal = Some(refusal);
             // The client's fault: an HTTP/2 upstream's side would otherwise swallow it.
@@ -354,12 +360,16 @@ impl Gate {
         let length = content_length(head)?;
         let limits = &self.state.limits;
         let empty = session.as_downstream_mut().is_body_empty();
+        exchange.body_idle = session
+            .as_downstream()
+            .is_http2()
+            .then_some(limits.body_idle_timeout);
         let method = &exchange.arrival.method;
         let Some(order) = order_for_body(exchange.turn.order, method, empty) else {
             let body = StreamedBody::open(&session.req_header().headers, length, limits)?;
             exchange.body = Body::Streamed(Box::new(body));
             if !empty {
-                exchange.deadline.set(Waiting::ForBody, limits.body_timeout);
+                exchange.await_body();
             }
             return continue_upload(session).await;
         };
@@ -370,7 +380,7 @@ impl Gate {
         if let Some(length) = length.or(empty.then_some(0)) {
             return self.read_body(session, exchange, length).await;
         }
-        exchange.deadline.set(Waiting::ForBody, limits.body_timeout);
+        exchange.await_body();
         Ok(())
     }
 
@@ -828,11 +838,15 @@ fn request_id(exchange: &Exchange) -> HeaderValue {
     HeaderValue::try_from(exchange.arrival.id.to_string()).expect("a UUID can stand in a header")
 }
 
-/// Whether the upstream had closed a pooled connection before it took the request: it ended without a byte or an error.
-/// A reset may come from a server that has read the request, so it is not tried again.
+/// Whether the upstream had closed a pooled connection before it took the request: it ended without a byte or an error,
+/// or took no more of the request before all of it was written, as happens to bodies that no socket buffer holds.
+/// A reset after that may come from a server that has read the request, so it is not tried again.
 fn is_stale_connection(error: &Error) -> bool {
     *error.esource() == ErrorSource::Upstream
-        && matches!(error.etype(), ErrorType::ConnectionClosed)
+        && matches!(
+            error.etype(),
+            ErrorType::ConnectionClosed | ErrorType::WriteError
+        )
 }
 
 /// Whether the same bytes can be sent again to an upstream that did not begin to answer.

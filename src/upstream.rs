@@ -119,7 +119,9 @@ impl Upstream {
         options.idle_timeout = Some(POOL_IDLE);
         options.tcp_keepalive = Some(KEEPALIVE);
         options.max_h2_streams = H2_STREAMS;
-        if config.url.tls && !upgrade {
+        // On HTTP/2 Pingora has one limit for all reads, and the connection cannot be shut for one request alone.
+        let waits_less_for_first = config.response_timeout < config.idle_timeout;
+        if config.url.tls && !upgrade && !waits_less_for_first {
             options.set_http_version(2, 1);
         } else {
             options.set_http_version(1, 1);

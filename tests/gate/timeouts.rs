@@ -1,0 +1,314 @@
+//! Every time limit, and the limit on all bodies together. The limits are short and what they cut would last for much
+//! longer, so that a limit that does nothing is seen.
+
+use std::io::Write;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::support::client::{Connection, chunk};
+use super::support::upstream::{self, reply};
+use super::support::{eventually, object_of, proxy};
+
+const PATH: &str = "/v1/responses";
+/// No limit of these tests is longer than this with all that stands around it.
+const SOON: Duration = Duration::from_secs(4);
+
+fn within<T>(most: Duration, work: impl FnOnce() -> T) -> T {
+    let begun = Instant::now();
+    let result = work();
+    assert!(begun.elapsed() < most, "it took {:?}", begun.elapsed());
+    result
+}
+
+#[test]
+fn an_upstream_that_says_nothing_within_its_response_timeout() {
+    let upstream = upstream::script([upstream::silence()]).run();
+    let proxy = proxy::new()
+        .upstream_with(
+            "main",
+            &upstream,
+            "response_timeout: 300ms, idle_timeout: 20s",
+        )
+        .run();
+    let answer = within(SOON, || proxy.client("sk-fast").post(PATH, "{}"));
+    assert_eq!(
+        (answer.status, answer.openai_code().as_str()),
+        (504, "upstream_timeout")
+    );
+    let record = proxy.record();
+    assert_eq!(
+        json!([
+            record["outcome"],
+            record["error"],
+            record["service_tier_billed"]
+        ]),
+        json!(["timeout", "upstream_timeout", "priority"])
+    );
+    upstream.release();
+}
+
+#[test]
+fn an_upstream_that_falls_silent_for_its_idle_timeout() {
+    let script = [reply(200).sse_begun(&["data: 1\n\n"]).hold()];
+    let upstream = upstream::script(script).run();
+    let proxy = proxy::new()
+        .upstream_with(
+            "main",
+            &upstream,
+            "response_timeout: 20s, idle_timeout: 300ms",
+        )
+        .run();
+    let answer = within(SOON, || proxy.client("sk-fast").post(PATH, "{}"));
+    assert_eq!((answer.status, answer.whole), (200, false));
+    assert_eq!(answer.text(), "data: 1\n\n");
+    let record = proxy.record();
+    assert_eq!(
+        json!([record["status"], record["outcome"], record["error"]]),
+        json!([200, "timeout", "upstream_timeout"])
+    );
+    upstream.release();
+}
+
+#[test]
+fn the_idle_timeout_does_not_end_a_wait_for_the_first_byte() {
+    let script = [upstream::Reply::default()
+        .wait(Duration::from_millis(900))
+        .send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")];
+    let upstream = upstream::script(script).run();
+    let proxy = proxy::new()
+        .upstream_with(
+            "main",
+            &upstream,
+            "response_timeout: 20s, idle_timeout: 300ms",
+        )
+        .run();
+    assert_eq!(proxy.client("sk-fast").post(PATH, "{}").status, 200);
+}
+
+#[test]
+fn the_response_timeout_does_not_end_a_stream_that_has_begun() {
+    let script = [reply(200)
+        .sse_begun(&["data: 1\n\n"])
+        .wait(Duration::from_millis(900))
+        .chunk("data: 2\n\n")
+        .send("0\r\n\r\n")];
+    let upstream = upstream::script(script).run();
+    let proxy = proxy::new()
+        .upstream_with(
+            "main",
+            &upstream,
+            "response_timeout: 300ms, idle_timeout: 20s",
+        )
+        .run();
+    let answer = proxy.client("sk-fast").post(PATH, "{}");
+    assert_eq!(
+        (answer.whole, answer.text()),
+        (true, "data: 1\n\ndata: 2\n\n")
+    );
+}
+
+#[test]
+fn a_head_that_does_not_end() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("limits: {header_timeout: 300ms, keepalive_timeout: 1s}")
+        .run();
+    let mut connection = proxy.client("sk-fast").connect();
+    let begun = Instant::now();
+    // Not one pause is as long as the limit.
+    let mut ended = false;
+    connection.send("POST /v1/responses HTTP/1.1\r\nX: ");
+    connection
+        .socket()
+        .set_read_timeout(Some(Duration::from_millis(100)))
+        .unwrap();
+    while begun.elapsed() < SOON && !ended {
+        connection.send("x");
+        let mut byte = [0];
+        let read = std::io::Read::read(&mut connection.socket(), &mut byte);
+        ended = match read {
+            Ok(_) => true,
+            Err(why) => why.kind() == std::io::ErrorKind::ConnectionReset,
+        };
+    }
+    assert!(ended, "the connection is still open");
+    upstream.assert_untouched();
+}
+
+#[test]
+fn an_idle_connection_is_closed_after_its_keepalive_timeout() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("limits: {keepalive_timeout: 1s, header_timeout: 1s}")
+        .run();
+    let client = proxy.client("sk-fast");
+    let mut connection = client.connect();
+    connection.send(client.message(PATH, b"{}"));
+    assert_eq!(connection.answer().status, 200);
+    within(SOON, || connection.assert_closed());
+}
+
+#[test]
+fn a_body_that_stops_for_its_idle_timeout() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("limits: {body_idle_timeout: 300ms}")
+        .run();
+    let client = proxy.client("sk-fast");
+    let mut connection = client.connect();
+    connection.send(client.head_of(PATH, 100));
+    connection.send("{");
+    let answer = within(SOON, || connection.answer());
+    assert_eq!(
+        (answer.status, answer.openai_code().as_str()),
+        (408, "request_timeout")
+    );
+    upstream.assert_untouched();
+    assert_eq!(proxy.access_log(1)[0]["outcome"], "timeout");
+    let chunked = client.clone().header("Transfer-Encoding", "chunked");
+    let mut connection = chunked.connect();
+    connection.send(chunked.head("POST", PATH));
+    connection.send(chunk(b"{"));
+    let answer = within(SOON, || connection.answer());
+    assert_eq!(
+        (answer.status, answer.openai_code().as_str()),
+        (408, "request_timeout")
+    );
+    assert_eq!(proxy.access_log(2)[1]["error"], "request_timeout");
+    // Nothing of it is held any longer.
+    assert_eq!(proxy.status()["buffered_bytes"], 0);
+}
+
+/// Sends a byte every 50 ms until the proxy closes.
+fn drip(connection: &Connection, byte: &'static [u8]) -> JoinHandle<()> {
+    let mut sender = connection.socket().try_clone().unwrap();
+    std::thread::spawn(move || {
+        let begun = Instant::now();
+        while begun.elapsed() < SOON && sender.write_all(byte).is_ok() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    })
+}
+
+#[test]
+fn a_body_that_takes_longer_than_its_timeout() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("limits: {body_timeout: 600ms}")
+        .run();
+    let client = proxy.client("sk-fast");
+    let mut connection = client.connect();
+    connection.send(client.head_of(PATH, 1000));
+    let dripping = drip(&connection, b" ");
+    let answer = within(SOON, || connection.answer());
+    assert_eq!(
+        (answer.status, answer.openai_code().as_str()),
+        (408, "request_timeout")
+    );
+    drop(connection);
+    dripping.join().unwrap();
+    upstream.assert_untouched();
+    assert_eq!(proxy.record()["error"], "request_timeout");
+}
+
+#[test]
+fn a_chunked_body_that_takes_longer_than_its_timeout() {
+    for key in ["sk-fast", "sk-plain"] {
+        let upstream = upstream::json("{}").run();
+        let proxy = proxy::new()
+            .upstream(&upstream)
+            .setting("limits: {body_timeout: 600ms}")
+            .run();
+        let client = proxy.client(key).header("Transfer-Encoding", "chunked");
+        let mut connection = client.connect();
+        connection.send(client.head("POST", PATH));
+        let dripping = drip(&connection, b"1\r\n \r\n");
+        // The upstream has the head, so the request may be cut instead of being answered.
+        let answer = within(SOON, || connection.try_answer());
+        assert!(answer.is_none_or(|answer| answer.status == 408));
+        drop(connection);
+        dripping.join().unwrap();
+        let record = proxy.record();
+        assert_eq!(
+            json!([record["outcome"], record["error"]]),
+            json!(["timeout", "request_timeout"])
+        );
+    }
+}
+
+#[test]
+fn bodies_beyond_the_buffer_are_refused_and_there_is_room_afterwards() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("limits: {buffered: 300KB, body: 200KB}")
+        .run();
+    let client = proxy.client("sk-fast");
+    let mut half = client.connect();
+    let body = object_of(190_000);
+    half.send(client.head_of(PATH, body.len()));
+    half.send(&body[..1000]);
+    eventually("the body is held", || {
+        (proxy.status()["buffered_bytes"].as_u64() >= Some(190_000)).then_some(())
+    });
+    for (path, number) in [(PATH, 1), ("/v1/messages", 2)] {
+        let answer = client.post(path, object_of(150_000));
+        assert_eq!(answer.status, 503);
+        assert_eq!(answer.header("retry-after"), Some("1"));
+        assert_eq!(answer.header("x-should-retry"), None);
+        let record = &proxy.access_log(number)[number - 1];
+        assert_eq!(
+            json!([record["error"], record["outcome"]]),
+            json!(["buffer_full", "rejected"])
+        );
+    }
+    upstream.assert_untouched();
+    // A small one still fits, and groups that are not forced need no room.
+    assert_eq!(client.post(PATH, object_of(1000)).status, 200);
+    assert_eq!(
+        proxy
+            .client("sk-plain")
+            .post(PATH, object_of(150_000))
+            .status,
+        200
+    );
+    half.send(&body[1000..]);
+    assert_eq!(half.answer().status, 200);
+    assert_eq!(client.post(PATH, object_of(150_000)).status, 200);
+    assert_eq!(proxy.status()["buffered_bytes"], 0);
+}
+
+#[test]
+fn a_chunked_body_beyond_the_buffer_is_refused_too() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("limits: {buffered: 100KB, body: 100KB}")
+        .run();
+    let body = object_of(99_000);
+    let client = proxy.client("sk-fast");
+    let mut half = client.connect();
+    half.send(client.head_of(PATH, body.len()));
+    eventually("the body is held", || {
+        (proxy.status()["buffered_bytes"].as_u64() >= Some(99_000)).then_some(())
+    });
+    let pieces: Vec<&[u8]> = body.chunks(10_000).collect();
+    let answer = client.post_chunked(PATH, &pieces);
+    assert_eq!(
+        (answer.status, answer.openai_code().as_str()),
+        (503, "buffer_full")
+    );
+    drop(half);
+    eventually("room again", || {
+        (proxy.status()["buffered_bytes"] == 0).then_some(())
+    });
+    for request in upstream.received() {
+        assert_eq!((request.whole, request.body.len()), (false, 0));
+    }
+}
