@@ -1,0 +1,249 @@
+//! HTTP/2 over TLS: a client towards the proxy, and an upstream behind it.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use bytes::Bytes;
+use h2::{RecvStream, SendStream};
+use http::{HeaderMap, Request, Response};
+use rustls::pki_types::ServerName;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::client::Answer;
+use super::upstream::Received;
+use super::{PATIENCE, eventually, tls};
+
+/// How the body of a request is framed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// With a `content-length`.
+    Length,
+    /// Without one; the last data frame ends the stream.
+    NoLength,
+    /// Without one; an empty data frame ends the stream.
+    EmptyEnd,
+}
+
+/// Sends one request over a connection of its own. A stream that is reset gives an answer that is not whole, and one
+/// without a head the status 0.
+pub fn post(
+    address: SocketAddr,
+    headers: &[(&str, &str)],
+    path: &str,
+    body: &[u8],
+    framing: Framing,
+) -> Answer {
+    let exchange = exchange(address, headers, path, body, framing);
+    runtime().block_on(async {
+        let answer = timeout(PATIENCE, exchange).await;
+        answer.expect("an answer in time")
+    })
+}
+
+async fn exchange(
+    address: SocketAddr,
+    headers: &[(&str, &str)],
+    path: &str,
+    body: &[u8],
+    framing: Framing,
+) -> Answer {
+    let socket = TcpStream::connect(address).await.unwrap();
+    let name = ServerName::from(address.ip());
+    let connector = TlsConnector::from(tls::client_config());
+    let stream = connector.connect(name, socket).await.unwrap();
+    let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let mut request = Request::post(format!("https://{address}{path}"));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    if framing == Framing::Length {
+        request = request.header("content-length", body.len());
+    }
+    let request = request.body(()).unwrap();
+    let (answer, mut stream) = sender.send_request(request, false).unwrap();
+    let empty_end = framing == Framing::EmptyEnd;
+    // A refused request may be answered, and its stream ended, before all of it was sent.
+    let _ = stream.send_data(Bytes::copy_from_slice(body), !empty_end);
+    if empty_end {
+        let _ = stream.send_data(Bytes::new(), true);
+    }
+    match answer.await {
+        Ok(answer) => read_answer(answer).await,
+        Err(_) => Answer {
+            status: 0,
+            headers: Vec::new(),
+            body: Vec::new(),
+            whole: false,
+        },
+    }
+}
+
+async fn read_answer(answer: Response<RecvStream>) -> Answer {
+    let (head, mut stream) = answer.into_parts();
+    let (body, whole) = read_all(&mut stream).await;
+    let headers = head.headers.iter().map(|(name, value)| {
+        let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
+        (name.to_string(), value)
+    });
+    Answer {
+        status: head.status.as_u16(),
+        headers: headers.collect(),
+        body,
+        whole,
+    }
+}
+
+async fn read_all(stream: &mut RecvStream) -> (Vec<u8>, bool) {
+    let mut body = Vec::new();
+    while let Some(piece) = stream.data().await {
+        let Ok(piece) = piece else {
+            return (body, false);
+        };
+        body.extend_from_slice(&piece);
+        let _ = stream.flow_control().release_capacity(piece.len());
+    }
+    (body, true)
+}
+
+/// An upstream that speaks HTTP/2 over TLS and answers every request with the same JSON.
+pub struct Upstream {
+    pub address: SocketAddr,
+    received: Arc<Mutex<Vec<Received>>>,
+}
+
+/// What the upstream does once a request is here.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    Json(String),
+    /// A piece of an event stream, then a reset.
+    Cut(String),
+    /// Nothing, for as long as the client waits.
+    Silence,
+}
+
+pub fn upstream(reply: Reply) -> Upstream {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let upstream = Upstream {
+        address: listener.local_addr().unwrap(),
+        received: Arc::default(),
+    };
+    runtime().spawn(accept(listener, reply, upstream.received.clone()));
+    upstream
+}
+
+impl Upstream {
+    pub fn received(&self) -> Vec<Received> {
+        self.received.lock().unwrap().clone()
+    }
+
+    /// The one request that arrived, and arrived whole.
+    pub fn request(&self) -> Received {
+        let mut received = eventually("a request at the upstream", || {
+            Some(self.received()).filter(|received| !received.is_empty())
+        });
+        assert!(received.len() == 1 && received[0].whole, "{received:?}");
+        received.remove(0)
+    }
+}
+
+async fn accept(
+    listener: std::net::TcpListener,
+    reply: Reply,
+    received: Arc<Mutex<Vec<Received>>>,
+) {
+    let listener = TcpListener::from_std(listener).unwrap();
+    let acceptor = TlsAcceptor::from(tls::server_config(&[b"h2"]));
+    for number in 0.. {
+        let Ok((socket, _)) = listener.accept().await else {
+            return;
+        };
+        let (acceptor, reply, received) = (acceptor.clone(), reply.clone(), received.clone());
+        tokio::spawn(async move {
+            let stream = acceptor.accept(socket).await.ok()?;
+            let mut connection = h2::server::handshake(stream).await.ok()?;
+            while let Some(Ok((request, stream))) = connection.accept().await {
+                tokio::spawn(serve(
+                    request,
+                    stream,
+                    number,
+                    reply.clone(),
+                    received.clone(),
+                ));
+            }
+            Some(())
+        });
+    }
+}
+
+async fn serve(
+    request: Request<RecvStream>,
+    mut respond: h2::server::SendResponse<Bytes>,
+    connection: usize,
+    reply: Reply,
+    received: Arc<Mutex<Vec<Received>>>,
+) {
+    let (head, mut body) = request.into_parts();
+    let (body, whole) = read_all(&mut body).await;
+    received.lock().unwrap().push(Received {
+        connection,
+        head: head_text(
+            &format!("{} {} HTTP/2", head.method, head.uri),
+            &head.headers,
+        ),
+        body,
+        whole,
+    });
+    match reply {
+        // The stream is open for as long as its two halves are.
+        Reply::Silence => std::future::poll_fn(|context| respond.poll_reset(context))
+            .await
+            .map_or((), drop),
+        Reply::Json(text) => drop(answer(&mut respond, "application/json", &text, true)),
+        Reply::Cut(text) => {
+            if let Some(mut stream) = answer(&mut respond, "text/event-stream", &text, false) {
+                // The piece is to leave before the reset does.
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                stream.send_reset(h2::Reason::INTERNAL_ERROR);
+            }
+        }
+    }
+}
+
+fn answer(
+    respond: &mut h2::server::SendResponse<Bytes>,
+    kind: &str,
+    text: &str,
+    end: bool,
+) -> Option<SendStream<Bytes>> {
+    let head = Response::builder()
+        .header("content-type", kind)
+        .body(())
+        .unwrap();
+    let mut stream = respond.send_response(head, false).ok()?;
+    stream.send_data(Bytes::from(text.to_owned()), end).ok()?;
+    Some(stream)
+}
+
+fn head_text(line: &str, headers: &HeaderMap) -> String {
+    let lines = headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {}\r\n", String::from_utf8_lossy(value.as_bytes())));
+    format!("{line}\r\n{}\r\n", lines.collect::<String>())
+}
+
+/// All HTTP/2 of the tests runs here. The other peers are plain threads.
+fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap()
+    })
+}

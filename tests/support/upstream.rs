@@ -1,0 +1,449 @@
+//! A scripted HTTP/1.1 upstream. It keeps what it was sent, byte for byte, and answers each request by its script.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use nix::sys::socket::{setsockopt, sockopt};
+use rustls::{ServerConnection, StreamOwned};
+
+use super::{PATIENCE, eventually, tls};
+
+/// One request as it arrived.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// The number of the connection that it came on, from 0.
+    pub connection: usize,
+    /// The request line and the header lines, with their line ends.
+    pub head: String,
+    /// Without its framing.
+    pub body: Vec<u8>,
+    /// Whether it ended as its framing says.
+    pub whole: bool,
+}
+
+/// What the upstream does about one request.
+#[derive(Clone, Debug, Default)]
+pub struct Reply {
+    before_body: bool,
+    steps: Vec<Step>,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Send(Vec<u8>),
+    Wait(Duration),
+    /// Until the test calls [`Upstream::release`].
+    Hold,
+    /// An orderly end of the connection, with whatever was not read left unread.
+    Close,
+    Reset,
+}
+
+/// An upstream that is yet to run.
+pub struct Script(Vec<Reply>);
+
+pub struct Upstream {
+    pub address: SocketAddr,
+    /// Whether it speaks TLS.
+    pub tls: bool,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    replies: Vec<Reply>,
+    /// Requests whose head has arrived.
+    heads: AtomicUsize,
+    connections: AtomicUsize,
+    /// Connections that the proxy has ended.
+    ended: AtomicUsize,
+    received: Mutex<Vec<Received>>,
+    released: Mutex<bool>,
+    release: Condvar,
+}
+
+/// Answers every request with this JSON.
+pub fn json(body: &str) -> Script {
+    script([reply(200).json(body)])
+}
+
+/// Answers every request with these pieces as an event stream.
+pub fn sse(pieces: &[&str]) -> Script {
+    script([reply(200).sse(pieces)])
+}
+
+/// Answers the first request by the first reply, and so on; the last one is for all further requests.
+pub fn script(replies: impl IntoIterator<Item = Reply>) -> Script {
+    Script(replies.into_iter().collect())
+}
+
+/// The address of an upstream that does not listen.
+pub fn nobody() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap()
+}
+
+pub fn reply(status: u16) -> Unsent {
+    Unsent(status)
+}
+
+/// A reply that says nothing until the test releases it.
+pub fn silence() -> Reply {
+    Reply::default().hold()
+}
+
+/// A reply of which only the status is known.
+pub struct Unsent(u16);
+
+impl Unsent {
+    pub fn json(self, body: &str) -> Reply {
+        let Self(status) = self;
+        Reply::default().send(format!(
+            "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nX-Request-Id: req_1\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        ))
+    }
+
+    pub fn sse(self, pieces: &[&str]) -> Reply {
+        self.sse_begun(pieces).send("0\r\n\r\n")
+    }
+
+    /// The same without the end of the message.
+    pub fn sse_begun(self, pieces: &[&str]) -> Reply {
+        let Self(status) = self;
+        let begun = Reply::default().send(format!(
+            "HTTP/1.1 {status} X\r\nContent-Type: text/event-stream\r\nX-Request-Id: req_1\r\n\
+             Transfer-Encoding: chunked\r\n\r\n"
+        ));
+        pieces.iter().fold(begun, |reply, piece| {
+            reply.send(format!("{:x}\r\n{piece}\r\n", piece.len()))
+        })
+    }
+}
+
+impl Reply {
+    /// The reply begins as soon as the request's head is here.
+    pub fn before_body(mut self) -> Self {
+        self.before_body = true;
+        self
+    }
+
+    pub fn send(self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.then(Step::Send(bytes.into()))
+    }
+
+    pub fn chunk(self, piece: &str) -> Self {
+        self.send(format!("{:x}\r\n{piece}\r\n", piece.len()))
+    }
+
+    pub fn wait(self, time: Duration) -> Self {
+        self.then(Step::Wait(time))
+    }
+
+    pub fn hold(self) -> Self {
+        self.then(Step::Hold)
+    }
+
+    pub fn close(self) -> Self {
+        self.then(Step::Close)
+    }
+
+    pub fn reset(self) -> Self {
+        self.then(Step::Reset)
+    }
+
+    fn then(mut self, step: Step) -> Self {
+        self.steps.push(step);
+        self
+    }
+}
+
+impl Script {
+    pub fn run(self) -> Upstream {
+        self.listen(false)
+    }
+
+    pub fn run_with_tls(self) -> Upstream {
+        self.listen(true)
+    }
+
+    fn listen(self, tls: bool) -> Upstream {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let shared = Arc::new(Shared {
+            replies: self.0,
+            ..Shared::default()
+        });
+        let upstream = Upstream {
+            address: listener.local_addr().unwrap(),
+            tls,
+            shared: shared.clone(),
+        };
+        std::thread::spawn(move || {
+            for socket in listener.incoming().map_while(Result::ok) {
+                let shared = shared.clone();
+                let number = shared.connections.fetch_add(1, Ordering::SeqCst);
+                std::thread::spawn(move || serve(open(socket, tls), number, &shared));
+            }
+        });
+        upstream
+    }
+}
+
+impl Upstream {
+    /// All requests so far that have ended, one way or another.
+    pub fn received(&self) -> Vec<Received> {
+        self.shared.received().clone()
+    }
+
+    /// Waits for this many requests, and fails if there are more.
+    pub fn requests(&self, count: usize) -> Vec<Received> {
+        eventually("the upstream's requests", || {
+            (self.shared.received().len() >= count).then_some(())
+        });
+        let received = self.received();
+        assert_eq!(received.len(), count, "{received:?}");
+        received
+    }
+
+    /// The one request that arrived, and arrived whole.
+    pub fn request(&self) -> Received {
+        let request = self.requests(1).remove(0);
+        assert!(request.whole, "{request:?}");
+        request
+    }
+
+    pub fn await_heads(&self, count: usize) {
+        eventually("the upstream gets request heads", || {
+            (self.shared.heads.load(Ordering::SeqCst) >= count).then_some(())
+        });
+    }
+
+    /// Waits until the proxy has ended this many connections.
+    pub fn await_ended(&self, count: usize) {
+        eventually("the proxy ends its connections", || {
+            (self.shared.ended.load(Ordering::SeqCst) >= count).then_some(())
+        });
+    }
+
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// Fails if the proxy so much as connected.
+    pub fn assert_untouched(&self) {
+        assert_eq!(self.connections(), 0, "{:?}", self.received());
+    }
+
+    /// Lets all replies go on that hold.
+    pub fn release(&self) {
+        *self.shared.released.lock().unwrap() = true;
+        self.shared.release.notify_all();
+    }
+}
+
+impl Received {
+    pub fn request_line(&self) -> &str {
+        self.head.lines().next().unwrap_or_default()
+    }
+
+    /// The values of a header, in order.
+    pub fn header(&self, name: &str) -> Vec<&str> {
+        self.head
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split_once(':'))
+            .filter(|(found, _)| found.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.trim())
+            .collect()
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+}
+
+impl Shared {
+    fn received(&self) -> MutexGuard<'_, Vec<Received>> {
+        self.received.lock().unwrap()
+    }
+
+    fn hold(&self) {
+        let released = self.released.lock().unwrap();
+        drop(
+            self.release
+                .wait_timeout_while(released, PATIENCE, |released| !*released),
+        );
+    }
+}
+
+/// A connection with the bytes of it that were read and not yet used.
+struct Wire {
+    socket: Box<dyn Socket>,
+    unused: Vec<u8>,
+}
+
+trait Socket: Read + Write {
+    fn tcp(&self) -> &TcpStream;
+}
+
+impl Socket for TcpStream {
+    fn tcp(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Socket for StreamOwned<ServerConnection, TcpStream> {
+    fn tcp(&self) -> &TcpStream {
+        &self.sock
+    }
+}
+
+fn open(socket: TcpStream, tls: bool) -> Box<dyn Socket> {
+    let _ = socket.set_nodelay(true);
+    if !tls {
+        return Box::new(socket);
+    }
+    let config = tls::server_config(&[b"http/1.1"]);
+    Box::new(StreamOwned::new(
+        ServerConnection::new(config).unwrap(),
+        socket,
+    ))
+}
+
+impl Wire {
+    /// Reads more; false at the end of the stream.
+    fn more(&mut self) -> bool {
+        let mut piece = [0; 16 * 1024];
+        loop {
+            match self.socket.read(&mut piece) {
+                Ok(0) => return false,
+                Ok(count) => {
+                    self.unused.extend_from_slice(&piece[..count]);
+                    return true;
+                }
+                Err(why) if why.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// The bytes up to and with an end mark; none if the stream ends before.
+    fn until(&mut self, mark: &[u8]) -> Option<Vec<u8>> {
+        loop {
+            let found = self
+                .unused
+                .windows(mark.len())
+                .position(|window| window == mark);
+            if let Some(at) = found {
+                return Some(self.unused.drain(..at + mark.len()).collect());
+            }
+            if !self.more() {
+                return None;
+            }
+        }
+    }
+
+    /// Moves `count` bytes to `body`; false if the stream ends before.
+    fn take(&mut self, count: usize, body: &mut Vec<u8>) -> bool {
+        while self.unused.len() < count {
+            if !self.more() {
+                body.append(&mut self.unused);
+                return false;
+            }
+        }
+        body.extend(self.unused.drain(..count));
+        true
+    }
+
+    fn body(&mut self, head: &Received, body: &mut Vec<u8>) -> bool {
+        if head.header("transfer-encoding") == ["chunked"] {
+            return self.chunks(body);
+        }
+        let length = head.header("content-length").first().map_or(0, |length| {
+            length.parse().expect("a length that is a number")
+        });
+        self.take(length, body)
+    }
+
+    fn chunks(&mut self, body: &mut Vec<u8>) -> bool {
+        loop {
+            let Some(line) = self.until(b"\r\n") else {
+                return false;
+            };
+            let line = String::from_utf8(line).unwrap();
+            let size = usize::from_str_radix(line.trim_end(), 16).expect("a chunk's size");
+            if size == 0 {
+                return self.until(b"\r\n").is_some();
+            }
+            if !self.take(size, body) || self.until(b"\r\n").is_none() {
+                return false;
+            }
+        }
+    }
+}
+
+fn serve(socket: Box<dyn Socket>, number: usize, shared: &Shared) {
+    let mut wire = Wire {
+        socket,
+        unused: Vec::new(),
+    };
+    while serve_request(&mut wire, number, shared) {}
+    shared.ended.fetch_add(1, Ordering::SeqCst);
+}
+
+/// False when the connection is over.
+fn serve_request(wire: &mut Wire, connection: usize, shared: &Shared) -> bool {
+    let Some(head) = wire.until(b"\r\n\r\n") else {
+        return false;
+    };
+    let turn = shared.heads.fetch_add(1, Ordering::SeqCst);
+    let reply = &shared.replies[turn.min(shared.replies.len() - 1)];
+    let mut request = Received {
+        connection,
+        head: String::from_utf8(head).unwrap(),
+        body: Vec::new(),
+        whole: false,
+    };
+    let ended = reply.before_body.then(|| play(wire, reply, shared));
+    let mut body = Vec::new();
+    if ended != Some(false) {
+        request.whole = wire.body(&request, &mut body);
+    }
+    request.body = body;
+    let whole = request.whole;
+    shared.received().push(request);
+    ended.unwrap_or_else(|| whole && play(wire, reply, shared)) && whole
+}
+
+/// False where the reply ends the connection.
+fn play(wire: &mut Wire, reply: &Reply, shared: &Shared) -> bool {
+    for step in &reply.steps {
+        match step {
+            Step::Send(bytes) => {
+                if wire.socket.write_all(bytes).is_err() {
+                    return false;
+                }
+            }
+            Step::Wait(time) => std::thread::sleep(*time),
+            Step::Hold => shared.hold(),
+            Step::Close => {
+                let _ = wire.socket.tcp().shutdown(Shutdown::Write);
+                return false;
+            }
+            Step::Reset => {
+                // A close with this set sends a reset instead of an end.
+                let linger = libc::linger {
+                    l_onoff: 1,
+                    l_linger: 0,
+                };
+                setsockopt(wire.socket.tcp(), sockopt::Linger, &linger).unwrap();
+                return false;
+            }
+        }
+    }
+    true
+}
