@@ -217,15 +217,14 @@ impl Turn {
     fn outcome(&self, ending: Ending, observed: &Observed) -> Outcome {
         match ending {
             Ending::Refused(cause) => cause.outcome(),
-            Ending::ClientClosed => Outcome::ClientClosed,
             Ending::UpstreamCut => Outcome::UpstreamCut,
             Ending::Timeout => Outcome::Timeout,
-            Ending::Whole if self.answer.status.is_none_or(|status| status >= 400) => {
-                Outcome::UpstreamError
-            }
-            Ending::Whole if observed.failed => Outcome::UpstreamError,
-            Ending::Whole if observed.lacks_end => Outcome::UpstreamCut,
-            Ending::Whole => Outcome::Ok,
+            // Codex and OpenAI's Python SDK leave at the event that ends the stream, before the end of the message.
+            Ending::ClientClosed if observed.terminal_event.is_none() => Outcome::ClientClosed,
+            _ if self.answer.status.is_none_or(|status| status >= 400) => Outcome::UpstreamError,
+            _ if observed.failed => Outcome::UpstreamError,
+            _ if observed.lacks_end => Outcome::UpstreamCut,
+            _ => Outcome::Ok,
         }
     }
 }
