@@ -1,26 +1,44 @@
 //! The command line: what can be asked of the program, and which function answers.
 
 use std::ffi::OsString;
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use sha2::{Digest, Sha256};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use http::{HeaderName, HeaderValue, Method};
+use jiff::Timestamp;
 
-use crate::config::{Config, Mistake};
-use crate::policy::Policy;
+use crate::check::{check, check_config};
+use crate::config::Mistake;
+use crate::demo;
+use crate::explain::{self, Explanation};
+use crate::log_line::Field;
+use crate::policy::{Policy, hash_key};
+use crate::prices::Prices;
+use crate::report::{self, ReportError, parse_time};
 use crate::server::Server;
 use crate::state::StartError;
+use crate::table::Format;
 
 const FAILED: u8 = 1;
 const BAD_USAGE: u8 = 2;
 /// `EX_CONFIG` of sysexits.h.
 const BAD_CONFIGURATION: u8 = 78;
 
+/// In the place of a file's name: the standard input.
+const STDIN: &str = "-";
+
 /// A reverse proxy that decides, per group of API keys, on which service tier every request runs.
 #[derive(Parser)]
-#[command(version, subcommand_required = true, arg_required_else_help = false)]
+#[command(
+    version,
+    subcommand_required = true,
+    arg_required_else_help = false,
+    after_help = "Begin with `tiergate demo`.\n\n\
+        Exit codes: 0 done, 1 failed at run time, 2 wrong usage, 78 bad configuration."
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -30,35 +48,106 @@ struct Arguments {
 enum Command {
     /// Serve until told to stop.
     Run {
+        /// The server configuration; it names the policy.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
     /// Load everything that `run` would load, and print every mistake as `path:line:column: message`.
     Check {
+        /// The server configuration; it names the policy.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Say what would happen to a request, and which line of which file decides it. Uses no network.
+    Explain(ExplainArguments),
     /// Read API keys from stdin, one to a line, and print their digests for the policy file.
     HashKey,
+    /// Show what the proxy does: a few requests through it to an upstream of its own. Needs no file and no network.
+    Demo,
+    /// Sum requests, tokens and cost out of access logs, by any of their fields.
+    Report(ReportArguments),
+}
+
+#[derive(Args)]
+struct ExplainArguments {
+    /// The server configuration; it names the policy.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// The client's API key; `-` reads it from stdin, so that it is in no shell history.
+    #[arg(long, value_name = "KEY|-")]
+    key: String,
+    #[arg(long, default_value = "POST")]
+    method: Method,
+    /// The path as the client would send it.
+    #[arg(long, default_value = "/v1/responses")]
+    path: String,
+    /// A header of the request; may be given several times.
+    #[arg(long = "header", value_name = "NAME: VALUE")]
+    headers: Vec<String>,
+    /// The request's body; `-` reads it from stdin. Without it the body is `{}`, or none with GET and its like.
+    #[arg(long, value_name = "FILE|-")]
+    body: Option<PathBuf>,
+    /// Print one JSON object with the access log's field names, and `denied`: an error code or null.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct ReportArguments {
+    /// Access logs, also rotated and compressed ones (.gz, .zst); `-` is stdin.
+    #[arg(required = true, value_name = "LOG")]
+    logs: Vec<PathBuf>,
+    /// The fields to group by.
+    #[arg(long, value_name = "FIELD,...", value_delimiter = ',', default_values_t = default_by())]
+    by: Vec<FieldName>,
+    /// Price every request by this file, and not by the cost that its line holds.
+    #[arg(long, value_name = "FILE")]
+    prices: Option<PathBuf>,
+    /// Only requests that began at this time or later: a date, or RFC 3339.
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    since: Option<Timestamp>,
+    /// Only requests that began before this time.
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    until: Option<Timestamp>,
+    /// table, csv or json.
+    #[arg(long, default_value = "table")]
+    format: Format,
+}
+
+/// A field as an argument: it is shown by its name.
+#[derive(Clone)]
+struct FieldName(Field);
+
+impl std::str::FromStr for FieldName {
+    type Err = <Field as std::str::FromStr>::Err;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        name.parse().map(FieldName)
+    }
+}
+
+impl std::fmt::Display for FieldName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0.name())
+    }
+}
+
+fn default_by() -> [FieldName; 3] {
+    report::DEFAULT_BY.map(FieldName)
 }
 
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
-        Err(why) => {
-            // Help and version are asked for; all else is wrong usage. Nothing can be done where neither can be shown.
-            let _ = why.print();
-            return if why.use_stderr() {
-                BAD_USAGE.into()
-            } else {
-                ExitCode::SUCCESS
-            };
-        }
+        Err(why) => return answer_without_command(&why),
     };
     let result = match arguments.command {
         Command::Run { config } => serve(&config),
-        Command::Check { config } => check(&config),
+        Command::Check { config } => tell_mistakes(&config),
+        Command::Explain(arguments) => explain(&arguments),
         Command::HashKey => hash_keys(),
+        Command::Demo => run_demo(),
+        Command::Report(arguments) => write_report(arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -66,8 +155,20 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// Help and version are asked for; all else is wrong usage.
+fn answer_without_command(why: &clap::Error) -> ExitCode {
+    // Nothing can be done where neither can be shown.
+    let _ = why.print();
+    if why.use_stderr() {
+        BAD_USAGE.into()
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
 /// Why a command did not do what it was asked.
 enum Failure {
+    Usage(String),
     Mistakes(Vec<Mistake>),
     Other(String),
 }
@@ -75,6 +176,9 @@ enum Failure {
 impl Failure {
     fn report(self) -> ExitCode {
         match self {
+            Failure::Usage(why) => {
+                answer_without_command(&Arguments::command().error(ErrorKind::ValueValidation, why))
+            }
             Failure::Mistakes(mistakes) => {
                 mistakes.iter().for_each(|mistake| eprintln!("{mistake}"));
                 BAD_CONFIGURATION.into()
@@ -93,31 +197,162 @@ impl From<io::Error> for Failure {
     }
 }
 
-fn serve(path: &Path) -> Result<(), Failure> {
-    let (config, warnings) = Config::load(path).map_err(Failure::Mistakes)?;
-    warnings.iter().for_each(|warning| log::warn!("{warning}"));
-    let server = Server::new(config).map_err(|why| match why {
-        StartError::Mistakes(mistakes) => Failure::Mistakes(mistakes),
-        StartError::Io(what, why) => Failure::Other(format!("{what}: {why}")),
-    })?;
-    Ok(server.run()?)
+impl From<StartError> for Failure {
+    fn from(why: StartError) -> Self {
+        match why {
+            StartError::Mistakes(mistakes) => Failure::Mistakes(mistakes),
+            StartError::Io(what, why) => Failure::Other(format!("{what}: {why}")),
+        }
+    }
 }
 
-fn check(path: &Path) -> Result<(), Failure> {
-    let (_, _, warnings) = Policy::load_with_config(path).map_err(|mistakes| {
-        mistakes.iter().for_each(|mistake| println!("{mistake}"));
-        Failure::Mistakes(Vec::new())
-    })?;
-    warnings.iter().for_each(|warning| println!("{warning}"));
-    Ok(())
+fn serve(path: &Path) -> Result<(), Failure> {
+    let (config, warnings) = check_config(path).map_err(Failure::Mistakes)?;
+    warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    Ok(Server::new(config)?.run()?)
+}
+
+fn tell_mistakes(path: &Path) -> Result<(), Failure> {
+    let told = |mistakes: &[Mistake]| {
+        let lines = mistakes.iter();
+        print(
+            &lines
+                .map(|mistake| format!("{mistake}\n"))
+                .collect::<String>(),
+        )
+    };
+    match check(path) {
+        Ok((config, policy, warnings)) => {
+            told(&warnings)?;
+            eprintln!(
+                "{}: no mistakes; upstreams: {}, groups: {}, keys: {}",
+                path.display(),
+                config.upstreams.len(),
+                policy.groups().len(),
+                policy.key_count()
+            );
+            Ok(())
+        }
+        Err(mistakes) => {
+            told(&mistakes)?;
+            Err(Failure::Mistakes(Vec::new()))
+        }
+    }
+}
+
+fn explain(arguments: &ExplainArguments) -> Result<(), Failure> {
+    let both = arguments.key == STDIN && arguments.body.as_deref() == Some(Path::new(STDIN));
+    if both {
+        let why = "only one of --key and --body can be read from stdin";
+        return Err(Failure::Usage(why.to_owned()));
+    }
+    let request = request(arguments)?;
+    let (config, policy, _) =
+        Policy::load_with_config(&arguments.config).map_err(Failure::Mistakes)?;
+    let explanation = explain::explain(&config, &policy, &request);
+    print(&if arguments.json {
+        json(&explanation)
+    } else {
+        explanation.to_string()
+    })
+}
+
+fn json(explanation: &Explanation) -> String {
+    // The record's fields are texts and numbers.
+    let object = serde_json::to_string(&explanation.record).expect("a record is valid JSON");
+    object + "\n"
+}
+
+fn request(arguments: &ExplainArguments) -> Result<explain::Request, Failure> {
+    let key = match arguments.key.as_str() {
+        STDIN => first_line(io::stdin().lock())?,
+        key => key.to_owned(),
+    };
+    let body = arguments.body.as_deref().map(read_input).transpose()?;
+    let headers = arguments.headers.iter().map(|text| parse_header(text));
+    let headers: Result<_, _> = headers.collect();
+    headers
+        .and_then(|headers| {
+            explain::Request::new(&key, &arguments.method, &arguments.path, headers, body)
+        })
+        .map_err(Failure::Usage)
+}
+
+fn first_line(mut input: impl BufRead) -> Result<String, Failure> {
+    let mut line = String::new();
+    input.read_line(&mut line)?;
+    match line.trim_end_matches(['\r', '\n']) {
+        "" => Err(Failure::Usage("stdin holds no key".to_owned())),
+        key => Ok(key.to_owned()),
+    }
+}
+
+fn read_input(path: &Path) -> Result<Vec<u8>, Failure> {
+    let read = if path == Path::new(STDIN) {
+        let mut bytes = Vec::new();
+        io::stdin().read_to_end(&mut bytes).map(|_| bytes)
+    } else {
+        std::fs::read(path)
+    };
+    read.map_err(|why| Failure::Other(format!("cannot read `{}`: {why}", path.display())))
+}
+
+/// The messages quote nothing: a header may hold a key.
+fn parse_header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let (name, value) = text.split_once(':').ok_or("expected `name: value`")?;
+    let name =
+        HeaderName::try_from(name.trim()).map_err(|_| "the name of the header is not valid")?;
+    let value =
+        HeaderValue::try_from(value.trim()).map_err(|_| "the value of the header is not valid")?;
+    Ok((name, value))
 }
 
 fn hash_keys() -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
     for line in io::stdin().lock().lines() {
         let line = line?;
         let key = line.trim_end_matches('\r');
-        writeln!(out, "sha256:{:x}", Sha256::digest(key.as_bytes()))?;
+        print(&format!("{}\n", hash_key(key.as_bytes())))?;
     }
     Ok(())
+}
+
+fn run_demo() -> Result<(), Failure> {
+    // What the proxy says of itself would stand between the lines; what fails is returned.
+    log::set_max_level(log::LevelFilter::Off);
+    let highlight = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let screen = demo::run(highlight)?;
+    print(&screen)
+}
+
+fn write_report(arguments: ReportArguments) -> Result<(), Failure> {
+    let prices = arguments.prices.as_deref().map(Prices::load).transpose();
+    let options = report::Options {
+        logs: arguments.logs,
+        by: arguments.by.into_iter().map(|field| field.0).collect(),
+        prices: prices.map_err(Failure::Mistakes)?,
+        since: arguments.since,
+        until: arguments.until,
+        format: arguments.format,
+        progress: io::stderr().is_terminal(),
+    };
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    match report::run(&options, &mut out, &mut io::stderr().lock()) {
+        Ok(()) => Ok(()),
+        Err(ReportError::Write(why)) => unless_closed(Err(why)),
+        Err(why) => Err(Failure::Other(why.to_string())),
+    }
+}
+
+/// Writes to stdout.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    unless_closed(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+/// A reader that has seen enough, as `head` has, is no failure.
+fn unless_closed(written: io::Result<()>) -> Result<(), Failure> {
+    match written {
+        Err(why) if why.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
 }

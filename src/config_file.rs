@@ -1,5 +1,6 @@
 //! The configuration as written: reads `tiergate.yaml` into a [`Config`], with every mistake and its place.
 
+use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +20,15 @@ pub(crate) struct Draft {
     pub config: Config,
     pub mistakes: Vec<Mistake>,
     pub warnings: Vec<Mistake>,
+    /// The files that serving needs besides the policy, each with the place of its setting.
+    pub files: Vec<(Place, NamedFile)>,
+}
+
+/// A file that the configuration names.
+pub(crate) enum NamedFile {
+    Prices(PathBuf),
+    Tls(TlsFiles),
+    Credential(PathBuf),
 }
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
@@ -38,13 +48,15 @@ impl Draft {
         let Some(root) = yaml::parse(&bytes, &mistakes) else {
             return Err(mistakes.into_vec());
         };
-        let config = Reader {
+        let reader = Reader {
             path,
             mistakes: &mistakes,
-        }
-        .config(&root);
+            files: RefCell::default(),
+        };
+        let config = reader.config(&root);
         warn_of_limits(&config.limits, &root, &warnings);
         Ok(Draft {
+            files: reader.files.into_inner(),
             config,
             mistakes: mistakes.into_vec(),
             warnings: warnings.into_vec(),
@@ -56,6 +68,7 @@ impl Draft {
 struct Reader<'m> {
     path: &'m Path,
     mistakes: &'m Mistakes,
+    files: RefCell<Vec<(Place, NamedFile)>>,
 }
 
 impl Reader<'_> {
@@ -74,7 +87,9 @@ impl Reader<'_> {
             }),
             admin: admin.unwrap_or(DEFAULT_ADMIN),
             policy: policy.unwrap_or_default(),
-            prices: fields.optional("prices").and_then(|node| self.file(node)),
+            prices: fields
+                .optional("prices")
+                .and_then(|node| self.file_of(node, NamedFile::Prices)),
             upstreams: fields
                 .required("upstreams")
                 .map_or_else(Vec::new, |node| self.upstreams(node)),
@@ -143,10 +158,14 @@ impl Reader<'_> {
         let cert = fields.required("cert").and_then(|node| self.file(node));
         let key = fields.required("key").and_then(|node| self.file(node));
         fields.finish();
-        Some(TlsFiles {
+        let files = TlsFiles {
             cert: cert?,
             key: key?,
-        })
+        };
+        self.files
+            .borrow_mut()
+            .push((entry.place, NamedFile::Tls(files.clone())));
+        Some(files)
     }
 
     fn upstreams(&self, node: &Node<'_>) -> Vec<Arc<Upstream>> {
@@ -177,7 +196,7 @@ impl Reader<'_> {
             messages: fields.choice("messages", &MESSAGES_MODES, messages),
             credential_file: fields
                 .optional("credential_file")
-                .and_then(|node| self.file(node)),
+                .and_then(|node| self.file_of(node, NamedFile::Credential)),
             connect_timeout: fields.timeout("connect_timeout", Duration::from_secs(5)),
             response_timeout: fields.timeout("response_timeout", Duration::from_secs(600)),
             idle_timeout: fields.timeout("idle_timeout", Duration::from_secs(600)),
@@ -290,6 +309,15 @@ impl Reader<'_> {
             return None;
         }
         Some(self.path.parent().unwrap_or(Path::new("")).join(text))
+    }
+
+    /// As [`Reader::file`], for a file that is opened at start.
+    fn file_of(&self, node: &Node<'_>, kind: fn(PathBuf) -> NamedFile) -> Option<PathBuf> {
+        let path = self.file(node)?;
+        self.files
+            .borrow_mut()
+            .push((node.place, kind(path.clone())));
+        Some(path)
     }
 
     fn check_addresses(&self, config: &Config, root: &Node<'_>) {

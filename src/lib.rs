@@ -18,15 +18,18 @@
 // Enter.
 pub mod cli;
 pub mod connection;
+pub mod demo;
 pub mod server;
 pub mod state;
 pub mod tls;
 
 // Decide.
 pub mod api_key;
+pub mod check;
 pub mod config;
 mod config_file;
 pub mod endpoint;
+pub mod explain;
 pub mod mistake;
 pub mod policy;
 mod policy_file;

@@ -138,7 +138,13 @@ impl Policy {
 
     /// The configuration and the policy that it names, with the warnings of both, or every mistake of both.
     pub fn load_with_config(path: &Path) -> Result<(Config, Policy, Vec<Mistake>), Vec<Mistake>> {
-        let draft = Draft::read(path)?;
+        Policy::load_with_draft(Draft::read(path)?)
+    }
+
+    /// [`Policy::load_with_config`] for a configuration that has been read.
+    pub(crate) fn load_with_draft(
+        draft: Draft,
+    ) -> Result<(Config, Policy, Vec<Mistake>), Vec<Mistake>> {
         // Without an upstream each group of the policy would be one more mistake, and none of its own making.
         if draft.config.policy.as_os_str().is_empty() || draft.config.upstreams.is_empty() {
             return Err(draft.mistakes);

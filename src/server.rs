@@ -156,7 +156,7 @@ fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
         socket.bind(address)?;
         socket.listen(BACKLOG)
     };
-    bound().map_err(|why| StartError::Io(format!("listen on {address}"), why))
+    bound().map_err(|why| StartError::Io(format!("cannot listen on {address}"), why))
 }
 
 async fn serve(

@@ -48,6 +48,14 @@ impl LiveAcceptor {
     }
 }
 
+/// Whether a listener could be opened with these files.
+///
+/// # Errors
+/// As of [`LiveAcceptor::load`].
+pub fn check(files: &TlsFiles) -> io::Result<()> {
+    acceptor(files).map(drop)
+}
+
 fn acceptor(files: &TlsFiles) -> io::Result<Acceptor> {
     let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&files.cert)
         .and_then(Iterator::collect)

@@ -1,0 +1,69 @@
+//! `tiergate check`: loads everything that a start would load, and throws it away. It opens no socket and writes nothing.
+
+use std::path::Path;
+
+use crate::config::Config;
+use crate::config_file::{Draft, NamedFile};
+use crate::mistake::{Mistake, Place};
+use crate::policy::Policy;
+use crate::prices::Prices;
+use crate::tls;
+use crate::upstream::Upstream;
+
+/// The configuration, the policy, and warnings about both.
+///
+/// # Errors
+/// Every mistake of these and of every other file that the configuration names.
+pub fn check(path: &Path) -> Result<(Config, Policy, Vec<Mistake>), Vec<Mistake>> {
+    Policy::load_with_draft(read(path)?)
+}
+
+/// The configuration alone and warnings about it: a start reads the policy later.
+///
+/// # Errors
+/// Every mistake of it and of the files that it names, but for the policy.
+pub fn check_config(path: &Path) -> Result<(Config, Vec<Mistake>), Vec<Mistake>> {
+    let draft = read(path)?;
+    if draft.mistakes.is_empty() {
+        Ok((draft.config, draft.warnings))
+    } else {
+        Err(draft.mistakes)
+    }
+}
+
+/// A draft that has the mistakes of the files it names as well, at the settings that name them where a file has no lines.
+fn read(path: &Path) -> Result<Draft, Vec<Mistake>> {
+    let mut draft = Draft::read(path)?;
+    for (place, file) in &draft.files {
+        let fault = match file {
+            NamedFile::Prices(prices) => {
+                let told = Prices::load(prices).err();
+                draft.mistakes.extend(told.unwrap_or_default());
+                continue;
+            }
+            NamedFile::Tls(files) => tls::check(files).err().map(|why| why.to_string()),
+            NamedFile::Credential(file) => credential_fault(file, &draft.config),
+        };
+        let told = fault.map(|message| mistake_at(*place, path, message));
+        draft.mistakes.extend(told);
+    }
+    Ok(draft)
+}
+
+/// Why an upstream could not take its key from this file.
+fn credential_fault(file: &Path, config: &Config) -> Option<String> {
+    let mut upstreams = config.upstreams.iter();
+    let settings = upstreams.find(|upstream| upstream.credential_file.as_deref() == Some(file))?;
+    let upstream = Upstream::new(settings.clone()).ok()?;
+    let why = upstream.load_credential(std::fs::read(file)).err()?;
+    Some(format!("{}: {why}", file.display()))
+}
+
+fn mistake_at(place: Place, path: &Path, message: String) -> Mistake {
+    Mistake {
+        path: path.to_owned(),
+        line: place.line,
+        column: place.column,
+        message,
+    }
+}
