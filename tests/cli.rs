@@ -1,0 +1,629 @@
+//! The command line as a user meets it: the binary, its output and its exit codes.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const POLICY: &str = "\
+version: 1
+groups:
+  fast:
+    platform: openai
+    force_fast_mode: true
+  calm: {platform: openai}
+  shut: {platform: openai, enabled: false}
+keys:
+  sk-fast-1: {group: fast, name: alice}
+  sk-calm-1: {group: calm, name: bob}
+  sk-shut-1: {group: shut, name: carol}
+";
+
+/// A folder with a configuration in it.
+struct Site {
+    folder: TempDir,
+}
+
+impl Site {
+    fn new(config: &str) -> Site {
+        let site = Site {
+            folder: tempfile::tempdir().unwrap(),
+        };
+        site.write("policy.yaml", POLICY);
+        site.write("tiergate.yaml", config);
+        site
+    }
+
+    /// For commands that open no socket.
+    fn plain() -> Site {
+        Site::new("policy: policy.yaml\nupstreams:\n  openai: {url: https://api.example}\n")
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    fn config(&self) -> String {
+        self.path("tiergate.yaml").to_str().unwrap().to_owned()
+    }
+
+    fn explain(&self, key: &str, arguments: &[&str], stdin: &str) -> Output {
+        let config = self.config();
+        let fixed = ["explain", "--config", &config, "--key", key];
+        tiergate(&[&fixed, arguments].concat(), stdin)
+    }
+
+    fn explain_json(&self, key: &str, arguments: &[&str], stdin: &str) -> Value {
+        let done = self.explain(key, &[arguments, &["--json"]].concat(), stdin);
+        assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
+        serde_json::from_str(&stdout(&done)).unwrap()
+    }
+
+    fn check(&self) -> Output {
+        tiergate(&["check", "--config", &self.config()], "")
+    }
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tiergate"));
+    command
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn tiergate(arguments: &[&str], stdin: &str) -> Output {
+    let mut child = command(arguments).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    // A command that reads nothing may be gone by now.
+    let _ = input.write_all(stdin.as_bytes());
+    drop(input);
+    child.wait_with_output().unwrap()
+}
+
+fn stdout(done: &Output) -> String {
+    String::from_utf8(done.stdout.clone()).unwrap()
+}
+
+fn stderr(done: &Output) -> String {
+    String::from_utf8(done.stderr.clone()).unwrap()
+}
+
+/// Ends the process with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// Answers every request with an empty object.
+fn upstream() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut reader = BufReader::new(stream.unwrap());
+            let mut length = 0;
+            loop {
+                let mut line = String::new();
+                reader.read_line(&mut line).unwrap();
+                if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                    length = value.trim().parse().unwrap();
+                }
+                if line.trim().is_empty() {
+                    break;
+                }
+            }
+            reader.read_exact(&mut vec![0; length]).unwrap();
+            let answer = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+            reader.get_mut().write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    port
+}
+
+fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = found() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn wrong_usage_ends_with_2_and_words_on_stderr() {
+    let site = Site::plain();
+    let config = site.config();
+    for arguments in [
+        &[][..],
+        &["serve"],
+        &["run"],
+        &["explain", "--config", &config],
+        &["explain", "--config", &config, "--key", "-", "--body", "-"],
+        &[
+            "explain", "--config", &config, "--key", "k", "--header", "nocolon",
+        ],
+        &["report"],
+        &["report", "x.log", "--by", "gruop"],
+        &["report", "x.log", "--since", "yesterday"],
+        &["report", "x.log", "--format", "xml"],
+        &["hash-key", "sk-1"],
+    ] {
+        let done = tiergate(arguments, "");
+        assert_eq!(done.status.code(), Some(2), "{arguments:?}");
+        assert!(
+            !done.stderr.is_empty() && done.stdout.is_empty(),
+            "{arguments:?}"
+        );
+    }
+}
+
+#[test]
+fn a_field_that_does_not_exist_gets_a_suggestion() {
+    let done = tiergate(&["report", "x.log", "--by", "gruop"], "");
+    assert!(
+        stderr(&done).contains("did you mean `group`?"),
+        "{}",
+        stderr(&done)
+    );
+}
+
+#[test]
+fn help_names_every_command_and_the_exit_codes() {
+    let done = tiergate(&["--help"], "");
+    assert_eq!(done.status.code(), Some(0));
+    for word in [
+        "run",
+        "check",
+        "explain",
+        "hash-key",
+        "demo",
+        "report",
+        "78 bad configuration",
+    ] {
+        assert!(stdout(&done).contains(word), "{word}");
+    }
+}
+
+#[test]
+fn hash_key_prints_what_the_policy_takes() {
+    let site = Site::plain();
+    let digest = stdout(&tiergate(&["hash-key"], "sk-fast-1\r\n"));
+    site.write(
+        "policy.yaml",
+        &POLICY.replace("sk-fast-1", &format!("{:?}", digest.trim())),
+    );
+    assert_eq!(site.explain_json("sk-fast-1", &[], "")["key"], "alice");
+}
+
+#[test]
+fn explain_says_what_the_log_of_live_traffic_says() {
+    let (port, admin) = (free_port(), free_port());
+    let site = Site::new(&format!(
+        "listen: 127.0.0.1:{port}\nadmin: 127.0.0.1:{admin}\npolicy: policy.yaml\naccess_log: {{path: access.log}}\n\
+        upstreams:\n  here: {{url: \"http://127.0.0.1:{}\", kind: gateway}}\n",
+        upstream()
+    ));
+    let run = ["run", "--config", &site.config()].map(str::to_owned);
+    let run: Vec<&str> = run.iter().map(String::as_str).collect();
+    let _running = Running(command(&run).stderr(Stdio::null()).spawn().unwrap());
+    until("the proxy does not listen", || {
+        TcpStream::connect(("127.0.0.1", port)).ok()
+    });
+    let beta = "anthropic-beta: fast-mode-2026-02-01";
+    let flex = r#"{"model":"m","service_tier":" Flex "}"#;
+    for (number, (key, path, header, body)) in [
+        ("sk-fast-1", "/v1/responses", "x: y", flex),
+        ("sk-fast-1", "/V1/Chat/Completions/?q=1", "x: y", "{}"),
+        (
+            "sk-fast-1",
+            "/v1/messages",
+            "x: y",
+            r#"{"service_tier":null}"#,
+        ),
+        ("sk-fast-1", "/v1/embeddings", "x: y", flex),
+        ("sk-fast-1", "/v1/batches", "x: y", "{}"),
+        ("sk-fast-1", "/v1//responses", "x: y", "{}"),
+        ("sk-fast-1", "/v1/responses", "x: y", "[1]"),
+        (
+            "sk-fast-1",
+            "/v1/responses",
+            "content-type: multipart/form-data",
+            "{}",
+        ),
+        ("sk-calm-1", "/v1/responses", "x: y", flex),
+        (
+            "sk-calm-1",
+            "/v1/responses",
+            "x: y",
+            r#"{"service_tier":null}"#,
+        ),
+        ("sk-calm-1", "/v1/responses", "x: y", "no json"),
+        ("sk-calm-1", "/v1/messages", beta, flex),
+        ("sk-shut-1", "/v1/responses", "x: y", flex),
+        ("sk-nobody", "/v1/responses", "x: y", flex),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let arguments = ["--path", path, "--header", header, "--body", "-"];
+        let told = site.explain_json(key, &arguments, body);
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let length = body.len();
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: h\r\nauthorization: Bearer {key}\r\n{header}\r\ncontent-length: {length}\r\n\
+            connection: close\r\n\r\n{body}"
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        stream.read_to_end(&mut Vec::new()).unwrap();
+        let line = until("no line in the log", || {
+            let log = fs::read_to_string(site.path("access.log")).unwrap();
+            log.lines().nth(number).map(str::to_owned)
+        });
+        let line: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(told["denied"], line["error"], "{path} {body}");
+        let told = told.as_object().unwrap();
+        // The upstream's status is not foreseen, nor how much of a refused body is read.
+        let refused = !line["error"].is_null();
+        let unforeseen = if refused { "request_bytes" } else { "status" };
+        for (name, value) in told
+            .iter()
+            .filter(|(name, _)| *name != "denied" && *name != unforeseen)
+        {
+            assert_eq!(*value, line[name], "{name} of {key} {path} {body}");
+        }
+    }
+}
+
+#[test]
+fn explain_names_the_lines_that_decide_and_what_is_changed() {
+    let site = Site::plain();
+    site.write("body.json", r#"{"service_tier":"flex","model":"m"}"#);
+    let body = site.path("body.json");
+    let done = site.explain("sk-fast-1", &["--body", body.to_str().unwrap()], "");
+    let text = stdout(&done);
+    let row = |about: &str, holds: &str, place: &str| {
+        let found = text
+            .lines()
+            .find(|line| line.trim_start().starts_with(about))
+            .unwrap_or_default();
+        assert!(
+            found.contains(holds) && found.ends_with(place),
+            "{about}: {text}"
+        );
+    };
+    assert!(
+        text.starts_with("POST /v1/responses is sent to `openai` with service_tier `priority`\n"),
+        "{text}"
+    );
+    row("key", "alice", "policy.yaml:9:3");
+    row("group", "fast", "policy.yaml:3:3");
+    row("tier", "the group forces it", "policy.yaml:5:5");
+    row("client", "`flex`", "");
+    row("upstream", "https://api.example", "tiergate.yaml:3:3");
+    row("header    host", "api.example", "");
+    row("header    content-length", "39  (was 35)", "");
+    assert!(
+        text.contains(r#"{"service_tier":"priority","model":"m"}"#),
+        "{text}"
+    );
+}
+
+#[test]
+fn explain_of_a_refusal_names_code_and_line_and_ends_with_0() {
+    let site = Site::plain();
+    let done = site.explain("sk-shut-1", &[], "");
+    assert_eq!(done.status.code(), Some(0));
+    let text = stdout(&done);
+    assert!(text.contains("is refused: 403 group_disabled"), "{text}");
+    assert!(
+        text.contains("policy.yaml:7:3") && text.contains("policy.yaml:11:3"),
+        "{text}"
+    );
+    assert!(!text.contains("upstream"), "{text}");
+}
+
+#[test]
+fn explain_reads_the_key_from_stdin_and_never_prints_one() {
+    let site = Site::plain();
+    let secret = "sk-calm-1";
+    let arguments = [
+        "--path",
+        "/v1/messages",
+        "--header",
+        "anthropic-beta: sk-calm-1, fast-mode-2026-02-01",
+    ];
+    assert_eq!(site.explain_json("-", &[], "sk-calm-1\n")["key"], "bob");
+    site.write(
+        "body.json",
+        r#"{"model":"sk-calm-1","service_tier":"sk-calm-1"}"#,
+    );
+    let body = site.path("body.json");
+    for format in [&[][..], &["--json"]] {
+        let body = ["--body", body.to_str().unwrap()];
+        let done = site.explain(
+            "-",
+            &[&arguments[..], &body, format].concat(),
+            "sk-calm-1\n",
+        );
+        assert_eq!(done.status.code(), Some(0));
+        assert!(stdout(&done).contains("priority"), "{}", stdout(&done));
+        assert!(!stdout(&done).contains(secret), "{}", stdout(&done));
+    }
+    let wrong = site.explain("-", &["--header", "sk-calm-1"], "sk-calm-1\n");
+    assert!(!stderr(&wrong).contains(secret), "{}", stderr(&wrong));
+}
+
+#[test]
+fn explain_needs_no_secret_of_the_service() {
+    let site = Site::new(
+        "policy: policy.yaml\nupstreams:\n  a: {url: https://api.example, credential_file: nowhere}\n",
+    );
+    let text = stdout(&site.explain("sk-fast-1", &[], ""));
+    assert!(
+        text.contains("authorization: the key of `credential_file`"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_demo_shows_both_sides_and_leaves_nothing_behind() {
+    let temporary = tempfile::tempdir().unwrap();
+    let began = Instant::now();
+    let done = command(&["demo"])
+        .env("TMPDIR", temporary.path())
+        .output()
+        .unwrap();
+    assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
+    assert!(began.elapsed() < PATIENCE);
+    let text = stdout(&done);
+    for line in [
+        r#"   client sent        {"model":"gpt-5.5","service_tier":"flex","input":"hello"}"#,
+        r#"   upstream received  {"model":"gpt-5.5","service_tier":"flex","input":"hello"}"#,
+        r#"   upstream received  {"service_tier":"priority","model":"gpt-5.5","stream":true,"input":"hello"}"#,
+        "   upstream received  nothing",
+    ] {
+        assert!(text.lines().any(|other| other == line), "{line}\n{text}");
+    }
+    for word in [
+        "group_force",
+        "sse",
+        "rejected",
+        "denied",
+        "invalid_json",
+        "\"schema\":1",
+        "tiergate check",
+    ] {
+        assert!(text.contains(word), "{word}\n{text}");
+    }
+    assert!(
+        text.lines().count() <= 48 && text.lines().all(|line| line.chars().count() <= 110),
+        "{text}"
+    );
+    assert!(
+        !text.contains('\x1b') && done.stderr.is_empty(),
+        "{text}{}",
+        stderr(&done)
+    );
+    assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 0);
+}
+
+fn log_line(number: usize, group: &str) -> String {
+    format!(
+        r#"{{"schema":1,"event_id":"e{number}#0","seq":{number},"instance":"i","time":"2026-11-0{number}T00:00:00.000000Z","turn":0,"group":"{group}","model":"m","service_tier_billed":"priority","input_tokens":1000000,"cached_input_tokens":0,"cache_write_tokens":0,"output_tokens":0,"reasoning_tokens":0,"cost_usd":null}}"#
+    ) + "\n"
+}
+
+#[test]
+fn report_groups_by_the_fields_within_the_window_and_prices() {
+    let site = Site::plain();
+    site.write(
+        "access.log",
+        &(1..=4)
+            .map(|number| log_line(number, ["a", "b"][number % 2]))
+            .collect::<String>(),
+    );
+    site.write(
+        "prices.yaml",
+        "version: 1\nprices:\n  - models: [m]\n    tiers: {priority: {input: 2.5, output: 1}}\n",
+    );
+    let (log, prices) = (site.path("access.log"), site.path("prices.yaml"));
+    let (log, prices) = (log.to_str().unwrap(), prices.to_str().unwrap());
+    let window = ["--since", "2026-11-02", "--until", "2026-11-04T00:00:00Z"];
+    let by = [
+        "report",
+        log,
+        "--by",
+        "group,model",
+        "--prices",
+        prices,
+        "--format",
+        "csv",
+    ];
+    let done = tiergate(&[&by[..], &window].concat(), "");
+    assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
+    let text = stdout(&done);
+    let rows: Vec<Vec<&str>> = text
+        .lines()
+        .map(|line| line.split(',').take(9).collect())
+        .collect();
+    assert_eq!(rows[0][..3], ["group", "model", "requests"]);
+    assert_eq!(
+        rows[1],
+        ["a", "m", "1", "1000000", "0", "0", "0", "0", "2.5"]
+    );
+    assert_eq!(
+        rows[2],
+        ["b", "m", "1", "1000000", "0", "0", "0", "0", "2.5"]
+    );
+    assert_eq!(rows.len(), 3);
+}
+
+#[test]
+fn report_ends_with_78_for_bad_prices_and_with_1_for_no_log() {
+    let site = Site::plain();
+    site.write("prices.yaml", "version: 1\nprices:\n  - {modles: [m]}\n");
+    let prices = site.path("prices.yaml");
+    let done = tiergate(&["report", "-", "--prices", prices.to_str().unwrap()], "");
+    assert_eq!(done.status.code(), Some(78));
+    assert!(
+        stderr(&done).contains("prices.yaml:3:6: "),
+        "{}",
+        stderr(&done)
+    );
+    let missing = site.path("nowhere.log");
+    assert_eq!(
+        tiergate(&["report", missing.to_str().unwrap()], "")
+            .status
+            .code(),
+        Some(1)
+    );
+}
+
+#[test]
+fn a_report_whose_reader_has_gone_ends_quietly() {
+    let mut child = command(&["report", "-"]).spawn().unwrap();
+    drop(child.stdout.take());
+    // The report is written when the log has ended, so its reader is gone by then.
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(log_line(1, "a").as_bytes())
+        .unwrap();
+    let done = child.wait_with_output().unwrap();
+    assert_eq!(
+        (done.status.code(), stderr(&done)),
+        (Some(0), String::new())
+    );
+}
+
+#[test]
+fn every_sample_passes_the_check() {
+    let conf = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf");
+    let site = Site::plain();
+    for entry in fs::read_dir(&conf).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_file() {
+            fs::copy(entry.path(), site.path(entry.file_name().to_str().unwrap())).unwrap();
+        }
+    }
+    let text = fs::read_to_string(conf.join("tiergate.yaml")).unwrap();
+    let with_prices = text.replace("\n# prices: ", "\nprices: ");
+    assert_ne!(text, with_prices);
+    for text in [text, with_prices] {
+        site.write("tiergate.yaml", &text);
+        let done = site.check();
+        assert_eq!(
+            (done.status.code(), stdout(&done)),
+            (Some(0), String::new())
+        );
+        assert!(stderr(&done).contains("no mistakes"), "{}", stderr(&done));
+    }
+}
+
+#[test]
+fn check_tells_the_faults_of_all_named_files_at_once() {
+    let site = Site::new(
+        "listen:\n  - address: 127.0.0.1:1\n    tls: {cert: cert.pem, key: key.pem}\npolicy: policy.yaml\n\
+        prices: prices.yaml\nupstreams:\n  a:\n    url: http://h\n    credential_file: empty\n",
+    );
+    site.write("prices.yaml", "version: 1\nprices: {}\n");
+    site.write("empty", "\n");
+    site.write(
+        "policy.yaml",
+        &POLICY.replace("{group: calm", "{group: clam"),
+    );
+    let done = site.check();
+    assert_eq!(done.status.code(), Some(78));
+    let text = stdout(&done);
+    for start in [
+        "tiergate.yaml:3:5: ",
+        "prices.yaml:2:9: ",
+        "tiergate.yaml:9:22: ",
+        "policy.yaml:10:",
+    ] {
+        assert!(text.contains(&format!("/{start}")), "{start}\n{text}");
+    }
+    assert!(
+        text.contains("cert.pem") && text.contains("the file holds no key"),
+        "{text}"
+    );
+    assert_eq!(text.lines().count(), 4, "{text}");
+}
+
+#[test]
+fn check_warns_of_a_force_that_has_no_effect() {
+    let site = Site::plain();
+    site.write(
+        "policy.yaml",
+        &POLICY.replace(
+            "  calm: {platform: openai}",
+            "  calm: {platform: anthropic, force_fast_mode: true}",
+        ),
+    );
+    let done = site.check();
+    assert_eq!(done.status.code(), Some(0));
+    assert!(
+        stdout(&done).contains("policy.yaml:6:3: `force_fast_mode` has no effect"),
+        "{}",
+        stdout(&done)
+    );
+}
+
+#[test]
+fn run_tells_a_port_in_use_in_one_line_and_ends_with_1() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let site = Site::new(&format!(
+        "listen: {address}\nadmin: 127.0.0.1:{}\npolicy: policy.yaml\naccess_log: {{path: access.log}}\n\
+        upstreams:\n  a: {{url: http://127.0.0.1:9}}\n",
+        free_port()
+    ));
+    let done = tiergate(&["run", "--config", &site.config()], "");
+    assert_eq!(done.status.code(), Some(1));
+    let told = stderr(&done);
+    assert!(
+        told.starts_with(&format!("tiergate: cannot listen on {address}: ")),
+        "{told}"
+    );
+    assert_eq!(told.lines().count(), 1, "{told}");
+}
+
+#[test]
+fn run_does_not_start_without_an_upstreams_key() {
+    let site = Site::new(
+        "policy: policy.yaml\naccess_log: {path: access.log}\nupstreams:\n  a: {url: http://h, credential_file: nowhere}\n",
+    );
+    let done = tiergate(&["run", "--config", &site.config()], "");
+    assert_eq!(done.status.code(), Some(78));
+    assert!(
+        stderr(&done).contains("tiergate.yaml:4:39: "),
+        "{}",
+        stderr(&done)
+    );
+}
