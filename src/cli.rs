@@ -27,6 +27,9 @@ const BAD_USAGE: u8 = 2;
 /// `EX_CONFIG` of sysexits.h.
 const BAD_CONFIGURATION: u8 = 78;
 
+/// [`report::DEFAULT_BY`] as it would be given.
+const DEFAULT_BY: &str = "group,key,service_tier_billed";
+
 /// In the place of a file's name: the standard input.
 const STDIN: &str = "-";
 
@@ -76,6 +79,7 @@ struct ExplainArguments {
     /// The client's API key; `-` reads it from stdin, so that it is in no shell history.
     #[arg(long, value_name = "KEY|-")]
     key: String,
+    /// The method of the request.
     #[arg(long, default_value = "POST")]
     method: Method,
     /// The path as the client would send it.
@@ -98,8 +102,8 @@ struct ReportArguments {
     #[arg(required = true, value_name = "LOG")]
     logs: Vec<PathBuf>,
     /// The fields to group by.
-    #[arg(long, value_name = "FIELD,...", value_delimiter = ',', default_values_t = default_by())]
-    by: Vec<FieldName>,
+    #[arg(long, value_name = "FIELD,...", value_delimiter = ',', default_value = DEFAULT_BY)]
+    by: Vec<Field>,
     /// Price every request by this file, and not by the cost that its line holds.
     #[arg(long, value_name = "FILE")]
     prices: Option<PathBuf>,
@@ -112,28 +116,6 @@ struct ReportArguments {
     /// table, csv or json.
     #[arg(long, default_value = "table")]
     format: Format,
-}
-
-/// A field as an argument: it is shown by its name.
-#[derive(Clone)]
-struct FieldName(Field);
-
-impl std::str::FromStr for FieldName {
-    type Err = <Field as std::str::FromStr>::Err;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        name.parse().map(FieldName)
-    }
-}
-
-impl std::fmt::Display for FieldName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.0.name())
-    }
-}
-
-fn default_by() -> [FieldName; 3] {
-    report::DEFAULT_BY.map(FieldName)
 }
 
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -328,7 +310,7 @@ fn write_report(arguments: ReportArguments) -> Result<(), Failure> {
     let prices = arguments.prices.as_deref().map(Prices::load).transpose();
     let options = report::Options {
         logs: arguments.logs,
-        by: arguments.by.into_iter().map(|field| field.0).collect(),
+        by: arguments.by,
         prices: prices.map_err(Failure::Mistakes)?,
         since: arguments.since,
         until: arguments.until,
@@ -354,5 +336,19 @@ fn unless_closed(written: io::Result<()>) -> Result<(), Failure> {
     match written {
         Err(why) if why.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => Ok(written?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_groups_by_the_default_fields_where_none_are_given() {
+        let arguments = Arguments::try_parse_from(["tiergate", "report", "x"]).unwrap();
+        let Command::Report(arguments) = arguments.command else {
+            panic!("another command")
+        };
+        assert_eq!(arguments.by, report::DEFAULT_BY);
     }
 }

@@ -94,47 +94,57 @@ struct Outcome {
 /// # Errors
 /// Where the machine gives no loopback port or no temporary folder, or a request is not answered.
 pub fn run(highlight: bool) -> Result<String, StartError> {
-    let failed = |what: &str| {
-        let what = format!("demo: {what}");
-        move |why: io::Error| StartError::Io(what, why)
-    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(failed("a runtime"))?;
-    let loopback = (Ipv4Addr::LOCALHOST, 0);
+        .map_err(failed("no runtime"))?;
     let listener = runtime
-        .block_on(TcpListener::bind(loopback))
-        .map_err(failed("a loopback port"))?;
-    let upstream = listener.local_addr().map_err(failed("a loopback port"))?;
-    let folder = Folder::new().map_err(failed("a temporary folder"))?;
-    let config = config(&folder.0, upstream)?;
-    let server = Server::new(config)?;
-    let log = fs::File::open(folder.0.join("access.log")).map_err(failed("the access log"))?;
-    // What is open stays readable, and an interrupted demonstration leaves nothing behind.
-    drop(folder);
+        .block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
+        .map_err(failed("no loopback port"))?;
+    let upstream = listener.local_addr().map_err(failed("no loopback port"))?;
+    let (server, log) = assemble(upstream)?;
+    // A configuration has a listener.
     let proxy = server.addresses()[0];
+    let outcomes = while_serving(server, || {
+        runtime.block_on(async {
+            tokio::time::timeout(PATIENCE, play(proxy, listener))
+                .await
+                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        })
+    })
+    .map_err(failed("a request came to nothing"))?;
+    let log = io::read_to_string(log).map_err(failed("no access log"))?;
+    Ok(Screen { highlight }.show(&outcomes, &log))
+}
+
+fn failed(what: &str) -> impl FnOnce(io::Error) -> StartError {
+    move |why| StartError::Io(format!("demo: {what}"), why)
+}
+
+/// The proxy, ready to serve, and its access log.
+fn assemble(upstream: SocketAddr) -> Result<(Server, fs::File), StartError> {
+    let folder = Folder::new().map_err(failed("no temporary folder"))?;
+    let server = Server::new(config(&folder.0, upstream)?)?;
+    let log = fs::File::open(folder.0.join("access.log")).map_err(failed("no access log"))?;
+    // The folder goes here: what is open stays readable, and an interrupted demonstration leaves nothing behind.
+    Ok((server, log))
+}
+
+/// Serves until `play` has returned and the proxy has drained: every request then has its line.
+fn while_serving<T>(server: Server, play: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = std::thread::spawn(move || {
         server.run_until(async {
-            // Told to stop, or left alone.
+            // Ready when the other end is dropped.
             let _ = stopped.await;
             Ok(())
         })
     });
-    let played = runtime.block_on(async {
-        tokio::time::timeout(PATIENCE, play(proxy, listener))
-            .await
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-    });
+    let played = play();
     drop(stop);
-    let served = serving
-        .join()
-        .unwrap_or_else(|_| Err(io::Error::other("the proxy panicked")));
-    let outcomes = played.map_err(failed("a request"))?;
-    served.map_err(failed("the proxy"))?;
-    let log = io::read_to_string(log).map_err(failed("the access log"))?;
-    Ok(Screen { highlight }.show(&outcomes, &log))
+    let served = serving.join();
+    served.unwrap_or_else(|_| Err(io::Error::other("the proxy panicked")))?;
+    played
 }
 
 /// A temporary folder with the demonstration's files, removed when dropped.
@@ -301,28 +311,26 @@ struct Screen {
     highlight: bool,
 }
 
+const PURPOSE: &str = "\
+tiergate stands in front of OpenAI-type upstreams and decides, per group of API keys, on which service tier
+every request runs. Here it just ran on loopback, between a small client and a small upstream.
+";
+const NEXT: &str = "Next: edit conf/tiergate.yaml and conf/policy.yaml, then `tiergate check --config conf/tiergate.yaml`";
+
 impl Screen {
     fn show(&self, outcomes: &[Outcome], log: &str) -> String {
-        let mut lines = vec![
-            "tiergate stands in front of OpenAI-type upstreams and decides, per group of API keys, on which service".to_owned(),
-            "tier every request runs. Here it just ran on loopback, between a small client and a small upstream.".to_owned(),
-            String::new(),
-        ];
-        for (number, (scene, outcome)) in (1..).zip(SCENES.iter().zip(outcomes)) {
-            lines.extend(self.scene(number, scene, outcome));
-        }
+        let scenes = (1..).zip(SCENES.iter().zip(outcomes));
+        let scenes =
+            scenes.flat_map(|(number, (scene, outcome))| self.scene(number, scene, outcome));
+        let mut lines = vec![PURPOSE.to_owned()];
+        lines.extend(scenes);
         lines.push(self.strong("The access log has a line for each of them; of their fields:"));
         lines.extend(self.table(log));
-        lines.push(String::new());
         lines.push(self.strong("The first line whole:"));
         lines.extend(wrapped(log.lines().next().unwrap_or_default()));
         lines.push(String::new());
-        lines.push(
-            "Next: put your upstream in conf/tiergate.yaml and your keys in conf/policy.yaml, then"
-                .to_owned(),
-        );
-        lines.push("  tiergate check --config conf/tiergate.yaml && tiergate run --config conf/tiergate.yaml".to_owned());
-        lines.join("\n") + "\n"
+        lines.push(format!("{NEXT}\n"));
+        lines.join("\n")
     }
 
     /// What the client sent above what the upstream received, so that the eye finds the difference.
