@@ -137,13 +137,12 @@ fn while_serving<T>(server: Server, play: impl FnOnce() -> io::Result<T>) -> io:
         server.run_until(async {
             // Ready when the other end is dropped.
             let _ = stopped.await;
-            Ok(())
         })
     });
     let played = play();
     drop(stop);
     let served = serving.join();
-    served.unwrap_or_else(|_| Err(io::Error::other("the proxy panicked")))?;
+    served.map_err(|_| io::Error::other("the proxy panicked"))?;
     played
 }
 

@@ -12,12 +12,14 @@ use serde::Serialize;
 
 use crate::body::{Budget, HeldBody, ReadyBody, StreamedBody};
 use crate::config::Config;
+use crate::endpoint::Endpoint;
 use crate::error::{Cause, Refusal};
-use crate::exchange::{logged_model, logged_path, own_tier, set_tier, tier_reason, without_query};
+use crate::exchange::{logged_path, without_query};
 use crate::mistake::Place;
 use crate::policy::{Decision, Denied, Group, Head, Order, Policy, TierReason};
-use crate::proxy::{HeadEdit, Length, may_be_empty, order_for_body, outgoing_tier};
+use crate::proxy::{HeadEdit, Length, may_be_empty, may_upgrade, order_for_body, outgoing_tier};
 use crate::service_tier::Facts;
+use crate::turn::{logged_model, own_tier, set_tier, tier_reason};
 use crate::upstream::Upstream;
 
 /// How much of a rewritten body is shown, in characters.
@@ -38,6 +40,8 @@ pub struct Explanation {
     refusal: Option<Refusal>,
     key_place: Option<Place>,
     group: Option<Arc<Group>>,
+    /// It becomes a WebSocket whose messages are judged one by one.
+    conversation: bool,
     edits: Vec<String>,
     /// The beginning of the body, where it is rewritten.
     body: Option<String>,
@@ -114,6 +118,12 @@ impl Request {
         self.body.len() as u64
     }
 
+    /// Whether it would become a WebSocket, if the upstream agrees.
+    fn upgrades(&self, endpoint: Endpoint) -> bool {
+        let asked = self.head.headers.contains_key(header::UPGRADE);
+        asked && may_upgrade(&self.head.method, endpoint)
+    }
+
     /// Text of the request's that is shown only if the key is not in it.
     fn shown<'t>(&self, text: &'t str) -> &'t str {
         if text.contains(&self.key) {
@@ -169,6 +179,7 @@ impl Explanation {
             refusal: None,
             key_place: None,
             group: None,
+            conversation: false,
             edits: Vec::new(),
             body: None,
             policy_path: policy.path().to_owned(),
@@ -212,6 +223,8 @@ impl Explanation {
             decision.endpoint.as_str(),
         );
         self.record.request_bytes = request.length();
+        self.conversation =
+            decision.endpoint == Endpoint::Responses && request.upgrades(decision.endpoint);
         let carried = carry(config, decision.order, request);
         let facts = carried.as_ref().map(|carried| carried.facts.clone());
         self.record.tier_reason = Some(tier_reason(decision.order, &facts.unwrap_or_default()));
@@ -296,9 +309,10 @@ fn header_edits(
     let edit = HeadEdit {
         upstream,
         target: request.head.raw_path(),
-        credential: decision.credential.header,
+        credential: Some(decision.credential.header),
         endpoint: decision.endpoint,
         order: decision.order,
+        upgrade: request.upgrades(decision.endpoint),
         length: rewritten.map_or(Length::Same, |bytes| Length::Known(bytes.len())),
     };
     let mut after = request.head.clone();
@@ -464,6 +478,11 @@ impl Explanation {
                 Row::new("tier", "the group forces `priority`", force)
             }
             _ if self.refusal.is_some() => Row::new("tier", "the group forces none", force),
+            Some(_) if forced && self.conversation => {
+                let text =
+                    "priority in each `response.create` of the WebSocket: the group forces it";
+                Row::new("tier", text, force)
+            }
             Some(_) if forced && self.record.service_tier.is_none() => Row::new(
                 "tier",
                 "none: a request without a body carries no tier",

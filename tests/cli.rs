@@ -380,6 +380,29 @@ fn explain_reads_the_key_from_stdin_and_never_prints_one() {
 }
 
 #[test]
+fn explain_of_an_upgrade_says_where_the_tier_is_set() {
+    let site = Site::plain();
+    let upgrade = [
+        "--method",
+        "GET",
+        "--header",
+        "connection: upgrade",
+        "--header",
+        "upgrade: websocket",
+        "--header",
+        "sec-websocket-extensions: permessage-deflate",
+    ];
+    let text = stdout(&site.explain("sk-fast-1", &upgrade, ""));
+    assert!(
+        text.contains("priority in each `response.create`"),
+        "{text}"
+    );
+    assert!(text.contains("sec-websocket-extensions: removed"), "{text}");
+    let plain = stdout(&site.explain("sk-fast-1", &["--method", "GET"], ""));
+    assert!(!plain.contains("response.create"), "{plain}");
+}
+
+#[test]
 fn explain_needs_no_secret_of_the_service() {
     let site = Site::new(
         "policy: policy.yaml\nupstreams:\n  a: {url: https://api.example, credential_file: nowhere}\n",
