@@ -107,7 +107,6 @@ impl Cause {
         Cause::BatchesNotForced,
         Cause::MessagesNotForced,
         Cause::AmbiguousPath,
-        Cause::WebSocketNotForced,
         Cause::InvalidHttp,
         Cause::InvalidJson,
         Cause::NotAJsonObject,
