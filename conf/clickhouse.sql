@@ -4,6 +4,8 @@
 -- grown, by two shippers, or after a failure in between: with FINAL no line counts twice. `make test-ecosystem` runs this
 -- file on a log that the proxy wrote.
 
+-- A WebSocket has a line for the connection (`turn` 0) beside those of its responses; only these are counted.
+
 -- == table ==
 
 CREATE DATABASE IF NOT EXISTS tiergate;
@@ -91,7 +93,7 @@ SELECT
     sum(cost_usd) AS cost_usd,
     countIf(usage_state != 'none' AND line.cost_usd IS NULL) AS unpriced
 FROM tiergate.access AS line FINAL
-WHERE upstream IS NOT NULL
+WHERE upstream IS NOT NULL AND NOT (transport = 'websocket' AND turn = 0)
 GROUP BY month, `group`, key, model, service_tier_billed
 ORDER BY month, `group`, key, model, service_tier_billed;
 
@@ -108,7 +110,7 @@ SELECT
     countIf(downgraded) AS downgraded,
     sumIf(cost_usd, service_tier_billed = 'priority') AS priority_usd
 FROM tiergate.access FINAL
-WHERE upstream IS NOT NULL AND endpoint != 'other'
+WHERE upstream IS NOT NULL AND endpoint != 'other' AND NOT (transport = 'websocket' AND turn = 0)
 GROUP BY `group`, tier_reason
 ORDER BY `group`, tier_reason;
 
@@ -118,7 +120,7 @@ ORDER BY `group`, tier_reason;
 
 SELECT upstream, endpoint, outcome, usage_state, count() AS requests, sum(response_bytes) AS response_bytes
 FROM tiergate.access FINAL
-WHERE upstream IS NOT NULL AND endpoint != 'other' AND usage_state != 'final'
+WHERE upstream IS NOT NULL AND endpoint != 'other' AND NOT (transport = 'websocket' AND turn = 0) AND usage_state != 'final'
 GROUP BY upstream, endpoint, outcome, usage_state
 ORDER BY requests DESC, upstream, endpoint, outcome, usage_state;
 

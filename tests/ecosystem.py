@@ -4,9 +4,11 @@ What the sums have to be is worked out from what the upstream said, not from the
 PyPI and have to be there. Fluent Bit is tried where FLUENT_BIT names the program; it is said where it is not.
 """
 
+import base64
 import collections
 import decimal
 import gzip
+import hashlib
 import http.client
 import http.server
 import json
@@ -39,6 +41,28 @@ PRICES = {
 KEYS = {"sk-alice": ("codex-fast", "alice"), "sk-bob": ("codex", "bob")}
 
 
+WEBSOCKET_GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+
+def text_frame(text, mask):
+    """A whole text message; a client's is masked, here with zeros."""
+    payload = text.encode()
+    length = bytes([len(payload)]) if len(payload) < 126 else b"\x7e" + len(payload).to_bytes(2, "big")
+    return bytes([0x81, mask << 7 | length[0]]) + length[1:] + bytes(4 * mask) + payload
+
+
+def read_text(stream):
+    """The next text message, if there is one before the close."""
+    head = stream.read(2)
+    if len(head) < 2 or head[0] & 0x0F != 1:
+        return None
+    length = head[1] & 0x7F
+    if length >= 126:
+        length = int.from_bytes(stream.read(2 if length == 126 else 8), "big")
+    mask = stream.read(4) if head[1] & 0x80 else bytes(4)
+    return bytes(byte ^ mask[index % 4] for index, byte in enumerate(stream.read(length))).decode()
+
+
 class Upstream(http.server.BaseHTTPRequestHandler):
     """Answers as the Responses API does, each time with another usage, and notes what it said."""
 
@@ -53,12 +77,32 @@ class Upstream(http.server.BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if request["model"] == "gpt-down":
             return self.answer(500, "application/json", b'{"error":{"message":"down","type":"server_error"}}')
+        response = self.respond(request)
+        if request.get("stream"):
+            event = json.dumps({"type": "response.completed", "response": response})
+            return self.answer(200, "text/event-stream", f"event: response.completed\ndata: {event}\n\n".encode())
+        self.answer(200, "application/json", json.dumps(response).encode())
+
+    def do_GET(self):
+        """A WebSocket on which each message asks for a response."""
+        accept = hashlib.sha1((self.headers["sec-websocket-key"] + WEBSOCKET_GUID).encode()).digest()
+        self.send_response(101)
+        self.send_header("upgrade", "websocket")
+        self.send_header("connection", "upgrade")
+        self.send_header("sec-websocket-accept", base64.b64encode(accept).decode())
+        self.end_headers()
+        self.close_connection = True
+        while message := read_text(self.rfile):
+            response = self.respond(json.loads(message))
+            self.wfile.write(text_frame(json.dumps({"type": "response.completed", "response": response}), mask=False))
+
+    def respond(self, request):
         with self.lock:
             number = len(self.said)
             usage = (1000 + 7 * number, 100 + number, 50 + 3 * number, number)
             served = "default" if request.get("metadata", {}).get("busy") else request.get("service_tier", "default")
             self.said.append((request["model"], served, usage))
-        response = {
+        return {
             "id": f"resp_{number}", "object": "response", "status": "completed", "model": request["model"],
             "service_tier": served, "output": [],
             "usage": {
@@ -67,10 +111,6 @@ class Upstream(http.server.BaseHTTPRequestHandler):
                 "total_tokens": usage[0] + usage[2],
             },
         }
-        if request.get("stream"):
-            event = json.dumps({"type": "response.completed", "response": response})
-            return self.answer(200, "text/event-stream", f"event: response.completed\ndata: {event}\n\n".encode())
-        self.answer(200, "application/json", json.dumps(response).encode())
 
     def answer(self, status, kind, body):
         self.send_response(status)
@@ -154,6 +194,22 @@ class Proxy:
         connection.close()
         return response.status
 
+    def converse(self, key, messages):
+        """Asks for responses on one WebSocket, each after the one before it."""
+        with socket.create_connection(("127.0.0.1", self.port), DEADLINE) as connection:
+            connection.sendall(
+                f"GET /v1/responses HTTP/1.1\r\nhost: h\r\nauthorization: Bearer {key}\r\nupgrade: websocket\r\n"
+                "connection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
+            )
+            stream = connection.makefile("rb")
+            assert b" 101 " in stream.readline()
+            while stream.readline() != b"\r\n":
+                pass
+            for message in messages:
+                connection.sendall(text_frame(json.dumps({"type": "response.create", **message}), mask=True))
+                assert read_text(stream)
+            connection.sendall(b"\x88\x80" + bytes(4))
+
     def rotate(self):
         self.log.rename(self.folder / "access.log.1")
         self.process.send_signal(signal.SIGUSR1)
@@ -175,7 +231,10 @@ def traffic(proxy):
             sent = "priority" if key == "sk-alice" else None
             expected[(*KEYS[key], model, sent)][0] += 1
             return
-        _, served, usage = Upstream.said[-1]
+        add(key, model)
+
+    def add(key, model, said=-1):
+        _, served, usage = Upstream.said[said]
         row = expected[(*KEYS[key], model, served)]
         for index, count in enumerate((1, *usage)):
             row[index] += count
@@ -196,12 +255,16 @@ def traffic(proxy):
     ask("sk-bob", "gpt-priced", service_tier="flex")
     ask("sk-alice", "gpt-unknown")
     ask("sk-alice", "gpt-down")
+    proxy.converse("sk-alice", [{"model": "gpt-priced", "input": "hi"}] * 3)
+    for said in (-3, -2, -1):
+        add("sk-alice", "gpt-priced", said)
     assert proxy.post("sk-alice", '{"model":') == 400
     assert proxy.post("sk-nobody", "{}") == 401
     return {key: tuple(row) for key, row in expected.items()}
 
 
-LINES = 80 + 6
+# Of plain requests, of the odd ones, of a WebSocket: three responses and the connection.
+LINES = 80 + 6 + 4
 
 
 def sections(path):
@@ -293,7 +356,7 @@ class Ecosystem(unittest.TestCase):
             self.assertEqual(tiers, {
                 ("codex", "client"): [1, 1, 1, 0],
                 ("codex", "none"): [40, 40, 40, 0],
-                ("codex-fast", "group_force"): [43, 43, 0, 1],
+                ("codex-fast", "group_force"): [46, 46, 0, 1],
             })
             self.assertEqual(database.run("unbilled"), [["openai", "responses", "upstream_error", "none", "1", "50"]])
 
