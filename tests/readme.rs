@@ -389,8 +389,33 @@ fn the_metrics_have_the_types_and_labels_that_are_told() {
     assert!(seen >= 10, "{text}");
 }
 
+/// The lines of the text block that begins with these words.
+fn shown(beginning: &str) -> Vec<&'static str> {
+    let block = README
+        .split("```text\n")
+        .find(|block| block.starts_with(beginning));
+    let block = block.unwrap_or_else(|| panic!("nothing shown begins with `{beginning}`"));
+    let lines = block.split("```").next().unwrap().lines();
+    lines.filter(|line| !line.is_empty()).collect()
+}
+
 #[test]
-fn the_quick_start_files_pass_the_check_and_its_key_is_found() {
+fn what_the_demo_is_shown_to_print_is_what_it_prints() {
+    let demo = Command::new(env!("CARGO_BIN_EXE_tiergate"))
+        .arg("demo")
+        .output()
+        .unwrap();
+    let printed = String::from_utf8(demo.stdout).unwrap();
+    for line in shown("1  alice") {
+        assert!(
+            printed.lines().any(|printed| printed == line),
+            "{line}\nin\n{printed}"
+        );
+    }
+}
+
+#[test]
+fn the_quick_start_files_do_what_is_shown() {
     let blocks: Vec<&str> = README
         .split("```yaml\n")
         .skip(1)
@@ -412,6 +437,15 @@ fn the_quick_start_files_pass_the_check_and_its_key_is_found() {
         (Some(0), &b""[..]),
         "{good:?}"
     );
+    let explain = Command::new(env!("CARGO_BIN_EXE_tiergate"))
+        .args(["explain", "--config", "tiergate.yaml", "--key", "sk-demo-1"])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let explained = String::from_utf8(explain.stdout).unwrap();
+    let explained: Vec<&str> = explained.lines().filter(|line| !line.is_empty()).collect();
+    assert_eq!(explained, shown("POST /v1/responses"));
+
     let digest = tiergate::policy::hash_key(b"sk-demo-1");
     assert!(
         blocks[1].contains(&digest),
