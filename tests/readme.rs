@@ -321,6 +321,32 @@ fn the_map_has_every_file_of_the_source_and_no_other() {
     assert_eq!(told.collect::<BTreeSet<_>>(), files);
 }
 
+/// The numbered sentences behind "What always holds:", in one line each.
+fn invariants(text: &str) -> Vec<String> {
+    let (_, text) = text.split_once("What always holds:").unwrap();
+    let words = text.split_whitespace().filter(|word| *word != "//!");
+    let text = words.collect::<Vec<_>>().join(" ");
+    let (text, _) = text
+        .split_once(" In reading order")
+        .or_else(|| text.split_once(" ## "))
+        .unwrap();
+    (1..=6)
+        .map(|number| {
+            let (_, from) = text.split_once(&format!("{number}. ")).unwrap();
+            let to = from.split(&format!(" {}. ", number + 1)).next().unwrap();
+            to.to_owned()
+        })
+        .collect()
+}
+
+#[test]
+fn the_invariants_are_those_of_the_library() {
+    assert_eq!(
+        invariants(README),
+        invariants(include_str!("../src/lib.rs"))
+    );
+}
+
 #[test]
 fn every_link_to_a_file_leads_somewhere() {
     let targets = README
