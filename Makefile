@@ -2,13 +2,21 @@
 
 CARGO ?= cargo
 # The demo shows the same build that the tests use, so that a newcomer waits for one build only.
-.PHONY: demo test build lint bench clean tools
+.PHONY: demo test test-ecosystem build lint bench clean tools
 
 demo: tools
 	$(CARGO) run --quiet -- demo
 
 test: tools
 	$(CARGO) test
+
+# The examples in conf/ for databases, on a log that the proxy writes. Their programs come from PyPI, to target/ only.
+# FLUENT_BIT=program has that shipper tried as well.
+test-ecosystem: tools
+	$(CARGO) build
+	python3 -m venv target/ecosystem
+	target/ecosystem/bin/pip install --quiet chdb==4.4.0 duckdb==2.0.0
+	target/ecosystem/bin/python tests/ecosystem.py
 
 build: tools
 	$(CARGO) build --release

@@ -40,7 +40,7 @@ pub enum Cause {
     Draining,
     /// The access log cannot be written and its backlog is full: what cannot be billed is not served.
     AccessLogUnavailable,
-    /// A defect of the proxy's own; the request was not sent on.
+    /// A defect of the proxy's own; the request was not sent on. Stands last: [`Cause::ALL`] counts on it.
     Internal,
 }
 
@@ -97,6 +97,36 @@ impl Refusal {
 }
 
 impl Cause {
+    /// In the order of the declaration.
+    pub const ALL: [Cause; Cause::Internal as usize + 1] = [
+        Cause::MissingApiKey,
+        Cause::InvalidApiKey,
+        Cause::ConflictingApiKeys,
+        Cause::KeyDisabled,
+        Cause::GroupDisabled,
+        Cause::BatchesNotForced,
+        Cause::MessagesNotForced,
+        Cause::AmbiguousPath,
+        Cause::InvalidHttp,
+        Cause::InvalidJson,
+        Cause::NotAJsonObject,
+        Cause::JsonTooDeep,
+        Cause::InvalidUtf8,
+        Cause::InvalidContentEncoding,
+        Cause::RequestTimeout,
+        Cause::BodyTooLarge,
+        Cause::DecodedBodyTooLarge,
+        Cause::UnsupportedContentEncoding,
+        Cause::UnsupportedContentType,
+        Cause::UpstreamUnreachable,
+        Cause::UpstreamReset,
+        Cause::UpstreamTimeout,
+        Cause::BufferFull,
+        Cause::Draining,
+        Cause::AccessLogUnavailable,
+        Cause::Internal,
+    ];
+
     pub fn code(self) -> &'static str {
         self.row().1
     }
