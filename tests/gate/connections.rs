@@ -37,6 +37,22 @@ fn a_close_that_the_client_asks_for_is_respected() {
 }
 
 #[test]
+fn a_client_of_http_1_0_gets_one_answer_and_a_close() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let client = proxy.client("sk-fast");
+    let message = client.message(PATH, b"{}");
+    let message = String::from_utf8(message)
+        .unwrap()
+        .replace("HTTP/1.1", "HTTP/1.0");
+    let mut connection = client.connect();
+    connection.send(message);
+    assert_eq!(connection.answer().status, 200);
+    connection.assert_closed();
+    assert!(upstream.request().text().contains("priority"));
+}
+
+#[test]
 fn requests_in_one_packet_are_answered_in_order() {
     let replies = ["1", "2", "3"].map(|body| reply(200).json(body));
     let upstream = upstream::script(replies).run();

@@ -143,7 +143,7 @@ fn an_idle_connection_is_closed_after_its_keepalive_timeout() {
     let upstream = upstream::json("{}").run();
     let proxy = proxy::new()
         .upstream(&upstream)
-        .setting("limits: {keepalive_timeout: 1s, header_timeout: 1s}")
+        .setting("limits: {keepalive_timeout: 1s, header_timeout: 20s}")
         .run();
     let client = proxy.client("sk-fast");
     let mut connection = client.connect();
