@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::support::proxy;
-use super::support::record::{observed, with};
+use super::support::record::with;
 use super::support::upstream::{self, reply};
 
 /// The record of a forced request that was answered with JSON that says nothing of itself.
@@ -128,7 +128,7 @@ fn a_forced_request_answered_with_events() {
         "output_tokens": 7,
         "reasoning_tokens": 3,
     });
-    assert_eq!(proxy.stop(), [observed(expected, said)]);
+    assert_eq!(proxy.stop(), [with(expected, said)]);
 }
 
 #[test]

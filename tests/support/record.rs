@@ -69,15 +69,3 @@ fn uuid(value: &Value) -> String {
     text.parse::<uuid::Uuid>().expect("a UUID");
     text.to_owned()
 }
-
-/// Whether the proxy reads responses for usage and tier.
-const RESPONSES_ARE_READ: bool = false;
-
-/// A record with what the response said in it.
-pub fn observed(record: Value, said: Value) -> Value {
-    if RESPONSES_ARE_READ {
-        with(record, said)
-    } else {
-        record
-    }
-}
