@@ -45,8 +45,6 @@ pub struct Site {
     /// True once the process is about to end.
     pub shutdown: watch::Receiver<bool>,
     pub tasks: TaskTracker,
-    /// Ends the tasks that are left when the drain is over.
-    pub abort: CancellationToken,
     /// Connections accepted so far.
     pub accepted: AtomicU64,
 }
@@ -150,12 +148,7 @@ async fn accept(listener: Listener, site: Arc<Site>) {
                 site.accepted.fetch_add(1, Ordering::Relaxed);
                 let (site, acceptor) = (site.clone(), acceptor.clone());
                 let tasks = site.tasks.clone();
-                tasks.spawn(async move {
-                    let abort = site.abort.clone();
-                    abort
-                        .run_until_cancelled(serve(client, peer, acceptor, &site))
-                        .await;
-                });
+                tasks.spawn(async move { serve(client, peer, acceptor, &site).await });
             }
             Err(why) => {
                 log::error!("accepting a connection failed: {why}");
@@ -174,7 +167,7 @@ async fn serve(
     let _open = Open::new(&site.state);
     // Answers are written whole or flushed at once; Nagle's delay would only hold their last piece back.
     let _ = client.set_nodelay(true);
-    let stream = ClientStream::new(client, peer);
+    let stream = ClientStream::new(client, peer, acceptor.is_none());
     let stream: Stream = match acceptor {
         None => Box::new(stream),
         Some(acceptor) => {

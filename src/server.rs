@@ -155,7 +155,6 @@ async fn serve(
         state: state.clone(),
         shutdown,
         tasks: TaskTracker::new(),
-        abort: CancellationToken::new(),
         accepted: AtomicU64::new(0),
     });
     let (handover, address) = (offer_sockets(&state, &listeners), listeners.reachable_at());
@@ -215,9 +214,7 @@ async fn drain(site: &Site) {
             "the drain is over, {} requests are cut",
             state.metrics.in_flight.get()
         );
-        site.abort.cancel();
-        // Tasks that do not end are dropped with the runtime.
-        let _ = tokio::time::timeout(ABORT_TIME, site.tasks.wait()).await;
+        // Dropped with the runtime, whatever they wait for.
     }
 }
 
@@ -299,7 +296,7 @@ async fn serve_admin(listener: TcpListener, state: Arc<State>) {
         };
         let (app, shutdown) = (app.clone(), shutdown.clone());
         tokio::spawn(async move {
-            let stream: Stream = Box::new(ClientStream::new(socket, peer));
+            let stream: Stream = Box::new(ClientStream::new(socket, peer, true));
             ServerApp::process_new(&app, stream, &shutdown).await;
         });
     }
