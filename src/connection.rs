@@ -5,12 +5,13 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use once_cell::sync::Lazy;
 use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::http::v2::server::H2Options;
@@ -73,7 +74,7 @@ pub enum Waiting {
 /// for the upstream and none for a whole request head or an HTTP/2 body; this stands in for those.
 #[derive(Debug)]
 pub struct Deadline {
-    /// Milliseconds after [`epoch`]; `NEVER` for none.
+    /// Milliseconds after [`EPOCH`]; `NEVER` for none.
     at: AtomicU64,
     waiting: AtomicU8,
     /// The upstream's socket, where no other request uses it, else -1.
@@ -259,13 +260,11 @@ impl Deadline {
     }
 }
 
-fn epoch() -> Instant {
-    static EPOCH: OnceLock<Instant> = OnceLock::new();
-    *EPOCH.get_or_init(Instant::now)
-}
+/// What deadlines are counted from.
+static EPOCH: Lazy<Instant> = Lazy::new(Instant::now);
 
 fn now_ms() -> u64 {
-    epoch().elapsed().as_millis() as u64
+    EPOCH.elapsed().as_millis() as u64
 }
 
 #[async_trait]

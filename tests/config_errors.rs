@@ -142,3 +142,24 @@ fn golden_files() -> Vec<PathBuf> {
     files.sort();
     files
 }
+
+/// What the samples say, read by another parser through serde.
+#[test]
+fn the_samples_are_read_the_same_by_another_reader() {
+    #[derive(serde::Deserialize)]
+    struct Sample {
+        groups: std::collections::BTreeMap<String, serde::de::IgnoredAny>,
+        keys: std::collections::BTreeMap<String, serde::de::IgnoredAny>,
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf");
+    let text = fs::read_to_string(root.join("policy.yaml")).unwrap();
+    let sample: Sample = serde_yaml::from_str(&text).unwrap();
+    let (config, _) = Config::load(&root.join("tiergate.yaml")).unwrap();
+    let (policy, _) = Policy::load(&root.join("policy.yaml"), &config).unwrap();
+    let groups: Vec<&str> = policy.groups().iter().map(|group| &*group.name).collect();
+    let expected: Vec<&String> = sample.groups.keys().collect();
+    let mut sorted = groups.clone();
+    sorted.sort_unstable();
+    assert_eq!(sorted, expected);
+    assert_eq!(policy.key_count(), sample.keys.len());
+}
