@@ -20,6 +20,7 @@ pub mod cli;
 pub mod connection;
 pub mod demo;
 pub mod listen;
+pub mod patient;
 pub mod server;
 pub mod service_manager;
 pub mod state;

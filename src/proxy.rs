@@ -206,10 +206,7 @@ impl ProxyHttp for Gate {
         exchange: &mut Exchange,
     ) -> Result<Option<Duration>> {
         if let Some(bytes) = body {
-            exchange.turn.answer.bytes += bytes.len() as u64;
-            if let Some(observer) = &mut exchange.observer {
-                observer.feed(bytes);
-            }
+            exchange.observe(bytes);
         }
         if exchange.conversation.is_some() {
             filter_server_frames(body, end_of_stream, exchange);
@@ -453,6 +450,7 @@ impl Gate {
             Body::None => {}
         }
         if end_of_stream {
+            exchange.outlive_client();
             watch_answer(exchange);
         }
         Ok(())
