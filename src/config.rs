@@ -160,7 +160,7 @@ pub(crate) const SERVED_TIERS: [(&str, ServedTier); 2] = [
     ("trusted", ServedTier::Trusted),
     ("ignored", ServedTier::Ignored),
 ];
-pub(crate) const ON_CLIENT_ABORT: [(&str, OnClientAbort); 2] = [
+pub(crate) const ABORTS: [(&str, OnClientAbort); 2] = [
     ("cancel", OnClientAbort::Cancel),
     ("drain", OnClientAbort::Drain),
 ];

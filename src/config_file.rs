@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{
-    Config, KINDS, Limits, Listen, LogTarget, MESSAGES_MODES, ON_CLIENT_ABORT, OnClientAbort,
-    SERVED_TIERS, ServerOptions, TlsFiles, Upstream, UpstreamKind, Url,
+    ABORTS, Config, KINDS, Limits, Listen, LogTarget, MESSAGES_MODES, OnClientAbort, SERVED_TIERS,
+    ServerOptions, TlsFiles, Upstream, UpstreamKind, Url,
 };
 use crate::endpoint;
 use crate::mistake::{Mistake, Mistakes, Place};
@@ -200,11 +200,7 @@ impl Reader<'_> {
             connect_timeout: fields.timeout("connect_timeout", Duration::from_secs(5)),
             response_timeout: fields.timeout("response_timeout", Duration::from_secs(600)),
             idle_timeout: fields.timeout("idle_timeout", Duration::from_secs(600)),
-            on_client_abort: fields.choice(
-                "on_client_abort",
-                &ON_CLIENT_ABORT,
-                OnClientAbort::Cancel,
-            ),
+            on_client_abort: fields.choice("on_client_abort", &ABORTS, OnClientAbort::Cancel),
             abort_drain: fields.timeout("abort_drain", Duration::from_secs(30)),
             place: entry.place,
         };
