@@ -21,7 +21,7 @@ pub struct Config {
     pub prices: Option<PathBuf>,
     /// At least one, in the order of the file; no name twice.
     pub upstreams: Vec<Arc<Upstream>>,
-    pub access_log: LogTarget,
+    pub access_log: LogSettings,
     /// As [`endpoint::normalise`] returns them.
     pub tier_paths: Vec<String>,
     pub limits: Limits,
@@ -114,6 +114,21 @@ pub enum OnClientAbort {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    pub target: LogTarget,
+    pub format: LogFormat,
+}
+
+/// By which names a line of the access log calls its fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Its own.
+    Json,
+    /// Those of OpenTelemetry, and `tiergate.*` where it has none.
+    Otel,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogTarget {
     Stdout,
     File(PathBuf),
@@ -160,6 +175,8 @@ pub(crate) const SERVED_TIERS: [(&str, ServedTier); 2] = [
     ("trusted", ServedTier::Trusted),
     ("ignored", ServedTier::Ignored),
 ];
+pub(crate) const LOG_FORMATS: [(&str, LogFormat); 2] =
+    [("json", LogFormat::Json), ("otel", LogFormat::Otel)];
 pub(crate) const ABORTS: [(&str, OnClientAbort); 2] = [
     ("cancel", OnClientAbort::Cancel),
     ("drain", OnClientAbort::Drain),

@@ -1,9 +1,10 @@
 //! The access log's record of a request, whole, for each way in which a request can go.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use tiergate::log_line::{FIELDS, OTEL_FIELDS};
 
 use super::support::proxy;
-use super::support::record::with;
+use super::support::record::{normalised, with};
 use super::support::upstream::{self, reply};
 
 /// The record of a forced request that was answered with JSON that says nothing of itself.
@@ -129,6 +130,41 @@ fn a_forced_request_answered_with_events() {
         "reasoning_tokens": 3,
     });
     assert_eq!(proxy.stop(), [with(expected, said)]);
+}
+
+#[test]
+fn a_record_under_the_names_of_opentelemetry_says_the_same() {
+    let upstream = upstream::sse(&[CREATED, COMPLETED]).run();
+    let line = |format: &str| {
+        let proxy = proxy::new().upstream(&upstream).log_format(format).run();
+        let client = proxy.client("sk-fast").header("User-Agent", "codex/1");
+        client.post("/v1/responses", BODY);
+        proxy.access_log_lines(1).remove(0)
+    };
+    let otel: Map<String, Value> = serde_json::from_str(&line("otel")).unwrap();
+    for (name, value) in [
+        ("openai.request.service_tier", json!("priority")),
+        ("openai.response.service_tier", json!("default")),
+        ("gen_ai.usage.input_tokens", json!(10)),
+        ("gen_ai.usage.output_tokens", json!(7)),
+        ("gen_ai.request.model", json!("m-1")),
+        ("gen_ai.response.id", json!("resp_1")),
+        ("http.request.method", json!("POST")),
+        ("url.path", json!("/v1/responses")),
+        ("http.response.status_code", json!(200)),
+        ("client.address", json!("127.0.0.1")),
+        ("user_agent.original", json!("codex/1")),
+        ("tiergate.service_tier_billed", json!("default")),
+    ] {
+        assert_eq!(otel[name], value, "{name}");
+    }
+    assert_eq!(otel.len(), OTEL_FIELDS.len());
+    let renamed = FIELDS.iter().zip(OTEL_FIELDS);
+    let renamed: Map<String, Value> = renamed
+        .map(|(plain, otel_name)| (plain.to_string(), otel[otel_name].clone()))
+        .collect();
+    let renamed = serde_json::to_string(&renamed).unwrap();
+    assert_eq!(normalised(&renamed), normalised(&line("json")));
 }
 
 #[test]
