@@ -254,6 +254,62 @@ fn a_request_that_is_rejected_for_its_body() {
 }
 
 #[test]
+fn a_response_in_the_background_has_no_usage_and_asking_for_it_is_no_use_of_it() {
+    let counts = r#""usage":{"input_tokens":10,"output_tokens":7}"#;
+    let queued = r#"{"id":"resp_1","status":"queued","service_tier":"auto","usage":null}"#;
+    let made =
+        format!(r#"{{"id":"resp_1","status":"completed","service_tier":"default",{counts}}}"#);
+    let event = format!(
+        "data: {{\"type\":\"response.completed\",\"response\":{{\"id\":\"resp_1\",{counts}}}}}\n\n"
+    );
+    let upstream = upstream::script([
+        reply(200).json(queued),
+        reply(200).json(&made),
+        reply(200).sse(&[&event]),
+        reply(200).json(&made),
+    ])
+    .run();
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, "on_client_abort: drain")
+        .run();
+    let client = proxy.client("sk-fast");
+    client.post("/v1/responses", r#"{"model":"m-1","background":true}"#);
+    client.get("/v1/responses/resp_1");
+    client.get("/v1/responses/resp_1?stream=true");
+    client.post("/v1/responses/resp_1/cancel", "");
+    let records = proxy.stop();
+    for record in &records {
+        let told = [
+            "service_tier_served",
+            "input_tokens",
+            "output_tokens",
+            "cost_usd",
+        ];
+        assert!(told.iter().all(|name| record[name].is_null()), "{record}");
+        assert_eq!(
+            (&record["outcome"], &record["usage_state"]),
+            (&json!("ok"), &json!("none"))
+        );
+    }
+    let ids: Vec<&Value> = records
+        .iter()
+        .map(|record| &record["response_id"])
+        .collect();
+    assert_eq!(
+        ids,
+        [&json!("resp_1"), &json!(null), &json!(null), &json!(null)]
+    );
+    let billed: Vec<&Value> = records
+        .iter()
+        .map(|record| &record["service_tier_billed"])
+        .collect();
+    assert_eq!(
+        billed,
+        [&json!("priority"), &json!(null), &json!(null), &json!(null)]
+    );
+}
+
+#[test]
 fn a_client_that_goes_away_in_mid_stream() {
     let script = [reply(200).sse_begun(&[CREATED]).hold()];
     let upstream = upstream::script(script).run();
