@@ -171,7 +171,7 @@ impl Deadline {
     }
 
     /// The client has left. False where the request ends with it.
-    fn client_leaves(&self) -> bool {
+    pub fn client_leaves(&self) -> bool {
         let patience = self.patience.load(Ordering::Relaxed);
         if patience == 0 {
             return false;

@@ -17,6 +17,7 @@ use crate::connection::{Deadline, Waiting};
 use crate::conversation::Conversation;
 use crate::endpoint::{Endpoint, Protocol};
 use crate::error::{Cause, Refusal};
+use crate::patient_h2::make_patient;
 use crate::policy::Credential;
 use crate::state::State;
 use crate::turn::{Ending, Sent, Turn, cut, header_text, set_tier};
@@ -132,12 +133,13 @@ impl Exchange {
 
     /// The request is with the upstream, which may charge for it. Should the client leave now, the answer is read on
     /// where the upstream's settings say so.
-    pub fn outlive_client(&self) {
+    pub fn outlive_client(&self, session: &mut Session) {
         let Some(upstream) = &self.upstream else {
             return;
         };
         if self.is_observed() && upstream.config.on_client_abort == OnClientAbort::Drain {
             self.deadline.outlive_client(upstream.config.abort_drain);
+            make_patient(session.as_downstream_mut(), &self.deadline);
         }
     }
 

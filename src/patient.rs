@@ -21,8 +21,8 @@ use crate::connection::outlives_client;
 /// Stands outside of TLS, whose end of a stream comes before that of the socket.
 ///
 /// Pingora reads from an idle client to see it go, and then ends the request to the upstream at once. Here such a read
-/// stays pending, and what can no longer be written is dropped. HTTP/2 is not served so: its connections are read by a
-/// task of their own, which belongs to no request, and Pingora asks h2 itself whether a stream was reset.
+/// stays pending, and what can no longer be written is dropped. A connection of HTTP/2 is read by a task of its own that
+/// belongs to no request, so nothing of this happens there; `patient_h2.rs` is for its streams.
 #[derive(Debug)]
 pub struct PatientStream<S> {
     io: S,

@@ -178,6 +178,9 @@ impl ProxyHttp for Gate {
             // The client's fault: an HTTP/2 upstream's side would otherwise swallow it.
             return Err(Error::explain(REFUSED, "the body is refused").into_down());
         }
+        if end_of_stream {
+            exchange.outlive_client(session);
+        }
         Ok(())
     }
 
@@ -450,7 +453,6 @@ impl Gate {
             Body::None => {}
         }
         if end_of_stream {
-            exchange.outlive_client();
             watch_answer(exchange);
         }
         Ok(())

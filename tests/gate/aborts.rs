@@ -10,7 +10,7 @@ use rustls::{ClientConnection, StreamOwned};
 use serde_json::{Value, json};
 
 use super::support::client::Connection;
-use super::support::h2::{self, Framing};
+use super::support::h2::{self, Framing, Leaving};
 use super::support::proxy::{self, Proxy};
 use super::support::upstream::{self, Reply, Upstream, reply};
 use super::support::{PATIENCE, tls};
@@ -260,12 +260,85 @@ fn a_connection_is_not_used_again_for_a_client_that_left() {
     assert_eq!(proxy.stop().len(), 2);
 }
 
+const KEY: [(&str, &str); 1] = [("authorization", "Bearer sk-fast")];
+
+#[test]
+fn an_answer_is_read_on_when_its_client_of_http_2_resets_the_stream_or_goes() {
+    for how in [Leaving::Stream, Leaving::Connection] {
+        let upstream = upstream::script([stream()]).run();
+        let proxy = patient(&upstream);
+        h2::leave(proxy.tls_address, &KEY, PATH, BODY, how);
+        std::thread::sleep(MOMENT);
+        upstream.release();
+        assert_eq!(told(&proxy.record()), drained(), "{how:?}");
+    }
+}
+
+#[test]
+fn an_answer_is_read_on_from_an_upstream_of_http_2_as_well() {
+    let upstream = h2::upstream(h2::Reply::Paused(
+        CREATED.into(),
+        MOMENT * 2,
+        COMPLETED.into(),
+    ));
+    let settings = "on_client_abort: drain";
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, settings)
+        .tls()
+        .run();
+    h2::leave(proxy.tls_address, &KEY, PATH, BODY, Leaving::Stream);
+    drop(listener(&proxy));
+    for record in proxy.access_log(2) {
+        assert_eq!(told(&record), drained());
+    }
+}
+
+#[test]
+fn a_client_of_http_2_that_leaves_ends_its_request_where_nothing_else_is_said() {
+    let upstream = upstream::script([stream()]).run();
+    let proxy = proxy::new().upstream(&upstream).tls().run();
+    h2::leave(proxy.tls_address, &KEY, PATH, BODY, Leaving::Stream);
+    // The upstream holds.
+    let record = proxy.record();
+    assert_eq!(
+        (&record["outcome"], &record["usage_state"]),
+        (&json!("client_closed"), &json!("none"))
+    );
+    upstream.release();
+}
+
+#[test]
+fn an_upstream_that_is_cut_is_cut_for_a_client_of_http_2_that_would_be_outlived() {
+    let upstream = upstream::script([reply(200).sse_begun(&[CREATED]).close()]).run();
+    let proxy = patient(&upstream);
+    let answer = h2::post(proxy.tls_address, &KEY, PATH, BODY, Framing::Length);
+    assert!(
+        !answer.whole && answer.body == CREATED.as_bytes(),
+        "{answer:?}"
+    );
+    assert_eq!(proxy.record()["outcome"], "upstream_cut");
+}
+
+#[test]
+fn a_client_of_http_2_whose_upstream_says_nothing_is_told_so() {
+    let upstream = upstream::script([reply(200).json("{}"), Reply::default().reset()]).run();
+    let proxy = patient(&upstream);
+    assert_eq!(
+        h2::post(proxy.tls_address, &KEY, PATH, BODY, Framing::Length).status,
+        200
+    );
+    let answer = h2::post(proxy.tls_address, &KEY, PATH, BODY, Framing::NoLength);
+    assert_eq!(
+        (answer.status, answer.openai_code().as_str()),
+        (502, "upstream_reset")
+    );
+}
+
 #[test]
 fn a_client_of_http_2_is_served_as_ever() {
     let upstream = upstream::sse(&[CREATED, COMPLETED]).run();
     let proxy = patient(&upstream);
-    let key = [("authorization", "Bearer sk-fast")];
-    let answer = h2::post(proxy.tls_address, &key, PATH, BODY, Framing::Length);
+    let answer = h2::post(proxy.tls_address, &KEY, PATH, BODY, Framing::Length);
     assert!(answer.whole && answer.body.ends_with(COMPLETED.as_bytes()));
     assert_eq!(proxy.record()["outcome"], "ok");
 }
