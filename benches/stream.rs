@@ -24,8 +24,9 @@ const COMPLETED: &str = "event: response.completed\ndata: {\"type\":\"response.c
     \"service_tier\":\"default\",\"usage\":{\"input_tokens\":9,\"output_tokens\":8}}}\n\n";
 
 fn main() {
-    let events = std::env::args().filter_map(|argument| argument.parse().ok());
-    let events = events.last().unwrap_or(2_000);
+    let events = std::env::args()
+        .find_map(|argument| argument.parse().ok())
+        .unwrap_or(2_000);
     let (upstream, orders) = upstream();
     let proxy = Proxy::start(upstream);
     let ratios = [
