@@ -81,6 +81,8 @@ pub struct Deadline {
 
 const NEVER: u64 = u64::MAX;
 const NO_SOCKET: RawFd = -1;
+/// From the event that ends a stream to the end of its message.
+const MESSAGE_END: Duration = Duration::from_secs(1);
 /// How long a deadline that is not set is slept through before it is looked at again.
 const IDLE_LOOK: Duration = Duration::from_secs(3600);
 
@@ -163,6 +165,18 @@ impl Deadline {
     pub fn outlive_client(&self, patience: Duration) {
         let patience = patience.as_millis() as u64;
         self.patience.store(patience, Ordering::Relaxed);
+    }
+
+    /// The answer has told all that a client is outlived for. One that has left is so only for the message's end, that the
+    /// upstream's connection may be used again.
+    pub fn has_all(&self) {
+        if self.has_client_left() {
+            let ends = now_ms() + MESSAGE_END.as_millis() as u64;
+            self.patience_ends.fetch_min(ends, Ordering::Relaxed);
+            self.set_at(self.at.load(Ordering::Relaxed));
+        } else {
+            self.patience.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Whether the client has left and its answer is read on.

@@ -150,8 +150,12 @@ impl Exchange {
             return;
         };
         // Many clients leave at the event that ends a stream, and have then left in good order.
-        self.outlived |= self.deadline.has_client_left() && !observer.has_terminal_event();
+        let had_all = observer.has_terminal_event();
+        self.outlived |= self.deadline.has_client_left() && !had_all;
         observer.feed(bytes);
+        if !had_all && observer.has_terminal_event() {
+            self.deadline.has_all();
+        }
     }
 
     /// A head is about to go out. A body that passes as it comes will come from its beginning.
