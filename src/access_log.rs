@@ -13,11 +13,18 @@ use std::sync::{Mutex, MutexGuard};
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
-use crate::config::LogTarget;
+use crate::config::{LogFormat, LogSettings, LogTarget};
+use crate::log_line::{Field, Line, Wanted};
 use crate::usage::{Usage, UsageState};
 
 /// The version of the schema that [`AccessRecord`] writes.
 const SCHEMA: u32 = 1;
+/// The fields that a line gets when it is numbered, in their order.
+const ADDED: [Field; 3] = [
+    Field::named("schema"),
+    Field::named("seq"),
+    Field::named("instance"),
+];
 /// Lines that wait for a log that cannot be written, in bytes. Beyond it no further request is taken.
 const BACKLOG_BYTES: usize = 64 << 20;
 
@@ -135,6 +142,7 @@ fn event_id<S: Serializer>(
 /// written waits in order and is tried again by [`AccessLog::retry`].
 pub struct AccessLog {
     target: LogTarget,
+    format: LogFormat,
     instance: Uuid,
     writer: Mutex<Writer>,
     errors: AtomicU64,
@@ -156,10 +164,12 @@ struct Writer {
 impl AccessLog {
     /// # Errors
     /// Where the file cannot be opened for appending.
-    pub fn open(target: LogTarget) -> io::Result<Self> {
+    pub fn open(settings: LogSettings) -> io::Result<Self> {
+        let LogSettings { target, format } = settings;
         let file = open(&target)?;
         Ok(Self {
             target,
+            format,
             instance: Uuid::now_v7(),
             writer: Mutex::new(Writer {
                 file,
@@ -180,7 +190,10 @@ impl AccessLog {
             body.clear();
             // A record holds nothing that JSON cannot say, and a `Vec` takes all that is written to it.
             serde_json::to_writer(&mut *body, record).expect("an access record is valid JSON");
-            self.append_line(&body[1..]);
+            match self.format {
+                LogFormat::Json => self.append_line(&body[1..]),
+                LogFormat::Otel => self.append_line(&renamed(body)),
+            }
         });
     }
 
@@ -191,9 +204,10 @@ impl AccessLog {
         writer.line.clear();
         let (seq, instance) = (writer.seq, self.instance);
         writer.seq += 1;
+        let [schema_name, seq_name, instance_name] = ADDED.map(|field| field.name_in(self.format));
         write!(
             writer.line,
-            r#"{{"schema":{SCHEMA},"seq":{seq},"instance":"{instance}","#
+            r#"{{"{schema_name}":{SCHEMA},"{seq_name}":{seq},"{instance_name}":"{instance}","#
         )
         .expect("a Vec takes all");
         writer.line.extend_from_slice(rest);
@@ -297,6 +311,21 @@ impl Writer {
     }
 }
 
+/// The members of a record by their names in `format: otel`, as they stand behind those that are added.
+fn renamed(record: &[u8]) -> Vec<u8> {
+    let wanted = Wanted::without(ADDED);
+    // It was written by this process, from a struct that has each field once.
+    let line = Line::parse(record, &wanted).expect("an access record is one JSON object");
+    let mut members = Vec::with_capacity(2 * record.len());
+    for field in wanted.fields() {
+        let name = field.name_in(LogFormat::Otel);
+        write!(members, r#""{name}":{},"#, line.raw(field)).expect("a Vec takes all");
+    }
+    members.pop();
+    members.push(b'}');
+    members
+}
+
 /// How much was written, and why not all.
 fn write_all(mut file: &File, line: &[u8]) -> (usize, io::Result<()>) {
     let mut written = 0;
@@ -342,6 +371,13 @@ fn end_last_line(mut file: &File, path: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    fn plain(path: &Path) -> LogSettings {
+        LogSettings {
+            target: LogTarget::File(path.to_owned()),
+            format: LogFormat::Json,
+        }
+    }
+
     fn lines(path: &Path) -> Vec<serde_json::Value> {
         let text = std::fs::read_to_string(path).unwrap();
         text.lines()
@@ -354,7 +390,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("access.log");
         std::fs::write(&path, "{\"half\":").unwrap();
-        let log = AccessLog::open(LogTarget::File(path.clone())).unwrap();
+        let log = AccessLog::open(plain(&path)).unwrap();
         log.append_line(br#""a":1}"#);
         log.append_line(br#""a":2}"#);
         let text = std::fs::read_to_string(&path).unwrap();
@@ -373,7 +409,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("access.log");
         std::os::unix::fs::symlink("/dev/full", &path).unwrap();
-        let log = AccessLog::open(LogTarget::File(path.clone())).unwrap();
+        let log = AccessLog::open(plain(&path)).unwrap();
         for number in 0..3 {
             log.append_line(format!(r#""a":{number}}}"#).as_bytes());
         }

@@ -21,7 +21,7 @@ pub struct Config {
     pub prices: Option<PathBuf>,
     /// At least one, in the order of the file; no name twice.
     pub upstreams: Vec<Arc<Upstream>>,
-    pub access_log: LogTarget,
+    pub access_log: LogSettings,
     /// As [`endpoint::normalise`] returns them.
     pub tier_paths: Vec<String>,
     pub limits: Limits,
@@ -55,6 +55,9 @@ pub struct Upstream {
     pub response_timeout: Duration,
     /// Between two reads of the response.
     pub idle_timeout: Duration,
+    pub on_client_abort: OnClientAbort,
+    /// How long an answer is read on without its client, where `on_client_abort` says so.
+    pub abort_drain: Duration,
     /// Of its name in the configuration.
     pub place: Place,
 }
@@ -99,6 +102,30 @@ pub enum MessagesMode {
     TierAndBeta,
     /// Not at all: a forced group is refused there.
     Off,
+}
+
+/// What becomes of an answer whose client leaves before its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnClientAbort {
+    /// The request to the upstream ends too; the line has the usage that was told so far, mostly none.
+    Cancel,
+    /// The answer is read on, for its usage and served tier.
+    Drain,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    pub target: LogTarget,
+    pub format: LogFormat,
+}
+
+/// By which names a line of the access log calls its fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Its own.
+    Json,
+    /// Those of OpenTelemetry, and `tiergate.*` where it has none.
+    Otel,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,6 +174,12 @@ pub(crate) const KINDS: [(&str, UpstreamKind); 4] = [
 pub(crate) const SERVED_TIERS: [(&str, ServedTier); 2] = [
     ("trusted", ServedTier::Trusted),
     ("ignored", ServedTier::Ignored),
+];
+pub(crate) const LOG_FORMATS: [(&str, LogFormat); 2] =
+    [("json", LogFormat::Json), ("otel", LogFormat::Otel)];
+pub(crate) const ABORTS: [(&str, OnClientAbort); 2] = [
+    ("cancel", OnClientAbort::Cancel),
+    ("drain", OnClientAbort::Drain),
 ];
 pub(crate) const MESSAGES_MODES: [(&str, MessagesMode); 4] = [
     ("tier", MessagesMode::Tier),

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{
-    Config, KINDS, Limits, Listen, LogTarget, MESSAGES_MODES, SERVED_TIERS, ServerOptions,
-    TlsFiles, Upstream, UpstreamKind, Url,
+    ABORTS, Config, KINDS, LOG_FORMATS, Limits, Listen, LogFormat, LogSettings, LogTarget,
+    MESSAGES_MODES, OnClientAbort, SERVED_TIERS, ServerOptions, TlsFiles, Upstream, UpstreamKind,
+    Url,
 };
 use crate::endpoint;
 use crate::mistake::{Mistake, Mistakes, Place};
@@ -200,6 +201,8 @@ impl Reader<'_> {
             connect_timeout: fields.timeout("connect_timeout", Duration::from_secs(5)),
             response_timeout: fields.timeout("response_timeout", Duration::from_secs(600)),
             idle_timeout: fields.timeout("idle_timeout", Duration::from_secs(600)),
+            on_client_abort: fields.choice("on_client_abort", &ABORTS, OnClientAbort::Cancel),
+            abort_drain: fields.timeout("abort_drain", Duration::from_secs(30)),
             place: entry.place,
         };
         fields.finish();
@@ -213,18 +216,21 @@ impl Reader<'_> {
             .ok()
     }
 
-    fn access_log(&self, entry: &Entry<'_>) -> LogTarget {
+    fn access_log(&self, entry: &Entry<'_>) -> LogSettings {
         let mut fields = entry.value.fields(entry.place, self.mistakes);
         let target = match fields
             .required("path")
             .and_then(|node| Some((node, node.string(self.mistakes)?)))
         {
             Some((_, "-")) => LogTarget::Stdout,
-            Some((node, _)) => self.file(node).map_or_else(default_log, LogTarget::File),
-            None => default_log(),
+            Some((node, _)) => self
+                .file(node)
+                .map_or_else(|| default_log().target, LogTarget::File),
+            None => default_log().target,
         };
+        let format = fields.choice("format", &LOG_FORMATS, LogFormat::Json);
         fields.finish();
-        target
+        LogSettings { target, format }
     }
 
     fn tier_paths(&self, node: &Node<'_>) -> Vec<String> {
@@ -359,8 +365,11 @@ fn place_of_key(root: &Node<'_>, name: &str) -> Option<Place> {
     root.member(name).map(|entry| entry.place)
 }
 
-fn default_log() -> LogTarget {
-    LogTarget::File(PathBuf::from(DEFAULT_ACCESS_LOG))
+fn default_log() -> LogSettings {
+    LogSettings {
+        target: LogTarget::File(PathBuf::from(DEFAULT_ACCESS_LOG)),
+        format: LogFormat::Json,
+    }
 }
 
 fn default_tier_paths() -> Vec<String> {

@@ -82,6 +82,10 @@ pub struct Deadline {
     /// Nothing runs on an upgraded connection, so that a drain may end it.
     idle: AtomicBool,
     passed: AtomicBool,
+    /// For how many milliseconds an answer is read on without its client; 0 for not at all.
+    patience: AtomicU64,
+    /// When that time is over, like `at`: `NEVER` as long as the client has not left.
+    patience_ends: AtomicU64,
     /// Until when [`Deadline::passes`] sleeps, like `at`; a deadline set before it wakes it.
     asleep_until: AtomicU64,
     earlier: Notify,
@@ -89,6 +93,8 @@ pub struct Deadline {
 
 const NEVER: u64 = u64::MAX;
 const NO_SOCKET: RawFd = -1;
+/// From the event that ends a stream to the end of its message.
+const MESSAGE_END: Duration = Duration::from_secs(1);
 /// How long a deadline that is not set is slept through before it is looked at again.
 const IDLE_LOOK: Duration = Duration::from_secs(3600);
 
@@ -158,6 +164,13 @@ impl ClientStream {
     }
 }
 
+/// The client of the request that this task serves has left. Whether the request goes on without it.
+pub fn outlives_client() -> bool {
+    DEADLINE
+        .try_with(|deadline| deadline.client_leaves())
+        .unwrap_or(false)
+}
+
 impl Deadline {
     fn new(waiting: Waiting, after: Duration) -> Arc<Self> {
         let deadline = Self {
@@ -166,6 +179,8 @@ impl Deadline {
             upstream: AtomicI32::new(NO_SOCKET),
             idle: AtomicBool::new(false),
             passed: AtomicBool::new(false),
+            patience: AtomicU64::new(0),
+            patience_ends: AtomicU64::new(NEVER),
             asleep_until: AtomicU64::new(0),
             earlier: Notify::new(),
         };
@@ -185,15 +200,57 @@ impl Deadline {
     pub fn set(&self, waiting: Waiting, after: Duration) {
         let at = now_ms().saturating_add(after.as_millis() as u64);
         self.waiting.store(waiting as u8, Ordering::Relaxed);
+        self.set_at(at);
+    }
+
+    fn set_at(&self, at: u64) {
+        let at = at.min(self.patience_ends.load(Ordering::Relaxed));
         self.at.store(at, Ordering::Relaxed);
         if at < self.asleep_until.load(Ordering::Relaxed) {
             self.earlier.notify_one();
         }
     }
 
-    /// No limit for now.
+    /// No limit for now, but for that of an answer without its client.
     pub fn clear(&self) {
-        self.at.store(NEVER, Ordering::Relaxed);
+        self.set_at(NEVER);
+    }
+
+    /// From now on, should the client leave, its answer is read on for so long.
+    pub fn outlive_client(&self, patience: Duration) {
+        let patience = patience.as_millis() as u64;
+        self.patience.store(patience, Ordering::Relaxed);
+    }
+
+    /// The answer has told all that a client is outlived for. One that has left is so only for the message's end, that the
+    /// upstream's connection may be used again.
+    pub fn has_all(&self) {
+        if self.has_client_left() {
+            let ends = now_ms() + MESSAGE_END.as_millis() as u64;
+            self.patience_ends.fetch_min(ends, Ordering::Relaxed);
+            self.set_at(self.at.load(Ordering::Relaxed));
+        } else {
+            self.patience.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the client has left and its answer is read on.
+    pub fn has_client_left(&self) -> bool {
+        self.patience_ends.load(Ordering::Relaxed) != NEVER
+    }
+
+    /// The client has left. False where the request ends with it.
+    pub fn client_leaves(&self) -> bool {
+        let patience = self.patience.load(Ordering::Relaxed);
+        if patience == 0 {
+            return false;
+        }
+        if !self.has_client_left() {
+            let ends = now_ms().saturating_add(patience);
+            self.patience_ends.store(ends, Ordering::Relaxed);
+            self.set_at(self.at.load(Ordering::Relaxed));
+        }
+        true
     }
 
     /// The upstream's socket, as long as this request alone has it: until this is called with none.
@@ -241,7 +298,8 @@ impl Deadline {
                 continue;
             }
             self.passed.store(true, Ordering::Relaxed);
-            if self.waiting.load(Ordering::Relaxed) != Waiting::ForAnswer as u8 {
+            let for_answer = self.waiting.load(Ordering::Relaxed) == Waiting::ForAnswer as u8;
+            if !for_answer || self.has_client_left() {
                 return;
             }
             self.shut_upstream();
@@ -251,7 +309,7 @@ impl Deadline {
     /// Ends what is awaited from the upstream in a way that Pingora reports like an end of the upstream's own.
     pub fn shut_upstream(&self) {
         let socket = self.upstream.swap(NO_SOCKET, Ordering::Relaxed);
-        self.at.store(NEVER, Ordering::Relaxed);
+        self.clear();
         if socket != NO_SOCKET {
             // It is open: this runs in the task that owns the request, which holds the connection until it says otherwise.
             // Only reading ends, so that the peer cannot answer with a reset before Pingora has seen the end.

@@ -12,10 +12,12 @@ use uuid::Uuid;
 
 use crate::access_log::Transport;
 use crate::body::{HeldBody, StreamedBody};
+use crate::config::OnClientAbort;
 use crate::connection::{Deadline, Waiting};
 use crate::conversation::Conversation;
 use crate::endpoint::{Endpoint, Protocol};
 use crate::error::{Cause, Refusal};
+use crate::patient_h2::make_patient;
 use crate::policy::Credential;
 use crate::state::State;
 use crate::turn::{Ending, Sent, Turn, cut, header_text, set_tier};
@@ -49,6 +51,8 @@ pub struct Exchange {
     pub upgrade: bool,
     /// The WebSocket, once the upstream has agreed to one whose messages are judged.
     pub conversation: Option<Box<Conversation>>,
+    /// More of the answer came after its client had left.
+    outlived: bool,
     settled: bool,
 }
 
@@ -100,6 +104,7 @@ impl Exchange {
             observer: None,
             upgrade: false,
             conversation: None,
+            outlived: false,
             settled: false,
         }
     }
@@ -123,7 +128,34 @@ impl Exchange {
 
     /// Whether answers to this request are read for usage and tier.
     pub fn is_observed(&self) -> bool {
-        self.arrival.endpoint != Endpoint::Other
+        self.arrival.endpoint != Endpoint::Other && self.arrival.method == http::Method::POST
+    }
+
+    /// The request is with the upstream, which may charge for it. Should the client leave now, the answer is read on
+    /// where the upstream's settings say so.
+    pub fn outlive_client(&self, session: &mut Session) {
+        let Some(upstream) = &self.upstream else {
+            return;
+        };
+        if self.is_observed() && upstream.config.on_client_abort == OnClientAbort::Drain {
+            self.deadline.outlive_client(upstream.config.abort_drain);
+            make_patient(session.as_downstream_mut(), &self.deadline);
+        }
+    }
+
+    /// Looks at the next piece of the answer.
+    pub fn observe(&mut self, bytes: &[u8]) {
+        self.turn.answer.bytes += bytes.len() as u64;
+        let Some(observer) = &mut self.observer else {
+            return;
+        };
+        // Many clients leave at the event that ends a stream, and have then left in good order.
+        let had_all = observer.has_terminal_event();
+        self.outlived |= self.deadline.has_client_left() && !had_all;
+        observer.feed(bytes);
+        if !had_all && observer.has_terminal_event() {
+            self.deadline.has_all();
+        }
     }
 
     /// A head is about to go out. A body that passes as it comes will come from its beginning.
@@ -147,7 +179,11 @@ impl Exchange {
         self.turn
             .answer
             .read_head(status, headers, self.turn.began.elapsed(), transport);
-        if self.is_observed() && self.arrival.method == http::Method::POST && status != 101 {
+        if self.deadline.has_client_left() {
+            // Nobody got it.
+            self.turn.answer.status = None;
+        }
+        if self.is_observed() && status != 101 {
             let event_stream = transport == Transport::Sse;
             self.observer = ResponseObserver::new(self.arrival.endpoint, event_stream, headers);
         }
@@ -174,6 +210,15 @@ impl Exchange {
         }
     }
 
+    /// How it ended where the client had left before.
+    fn ending_without_client(&self) -> Option<Ending> {
+        match self.deadline.has_client_left() {
+            true if self.outlived => Some(Ending::Outlived),
+            true => Some(Ending::ClientClosed),
+            false => None,
+        }
+    }
+
     /// Pingora now waits for a piece of the client's body.
     pub fn await_body(&self) {
         let elapsed = self.turn.began.elapsed();
@@ -187,6 +232,7 @@ impl Exchange {
         if std::mem::replace(&mut self.settled, true) {
             return;
         }
+        let ending = self.ending_without_client().unwrap_or(ending);
         self.state.metrics.in_flight.dec();
         if let Body::Streamed(body) = std::mem::replace(&mut self.body, Body::None) {
             self.turn.facts = body.finish();

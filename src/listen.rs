@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::connection::{ClientStream, Front};
+use crate::patient::PatientStream;
 use crate::reload::Follower;
 use crate::state::{StartError, State};
 use crate::tls::LiveAcceptor;
@@ -169,11 +170,11 @@ async fn serve(
     let _ = client.set_nodelay(true);
     let stream = ClientStream::new(client, peer, acceptor.is_none());
     let stream: Stream = match acceptor {
-        None => Box::new(stream),
+        None => Box::new(PatientStream::new(stream)),
         Some(acceptor) => {
             let handshake = async { acceptor.current().tls_handshake(stream).await };
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-                Ok(Ok(stream)) => Box::new(stream),
+                Ok(Ok(stream)) => Box::new(PatientStream::new(stream)),
                 // A scanner, or a client that does not trust the certificate.
                 Ok(Err(_)) | Err(_) => return,
             }

@@ -8,54 +8,80 @@ use std::str::FromStr;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// Every field of the access log, in the order in which a line holds them.
-pub const FIELDS: [&str; 45] = [
-    "schema",
-    "event_id",
-    "seq",
-    "instance",
-    "time",
-    "duration_ms",
-    "ttfb_ms",
-    "request_id",
-    "turn",
-    "client",
-    "user_agent",
-    "key",
-    "group",
-    "platform",
-    "policy",
-    "method",
-    "path",
-    "endpoint",
-    "transport",
-    "model",
-    "service_tier",
-    "service_tier_client",
-    "service_tier_served",
-    "service_tier_billed",
-    "tier_reason",
-    "tier_billed_by",
-    "downgraded",
-    "upstream",
-    "upstream_status",
-    "upstream_request_id",
-    "response_id",
-    "status",
-    "outcome",
-    "error",
-    "usage_state",
-    "terminal_event",
-    "input_tokens",
-    "cached_input_tokens",
-    "cache_write_tokens",
-    "output_tokens",
-    "reasoning_tokens",
-    "cost_usd",
-    "request_bytes",
-    "upstream_request_bytes",
-    "response_bytes",
+use crate::config::LogFormat;
+
+/// The names of every field, in the order in which a line holds them: the log's own, and those of `format: otel`. The latter
+/// are OpenTelemetry's where its conventions have one that means the same
+/// (<https://opentelemetry.io/docs/specs/semconv/gen-ai/>).
+const NAMES: [[&str; 2]; 45] = [
+    ["schema", "tiergate.schema"],
+    ["event_id", "tiergate.event_id"],
+    ["seq", "tiergate.seq"],
+    ["instance", "tiergate.instance"],
+    ["time", "tiergate.time"],
+    ["duration_ms", "tiergate.duration_ms"],
+    ["ttfb_ms", "tiergate.ttfb_ms"],
+    ["request_id", "tiergate.request_id"],
+    ["turn", "tiergate.turn"],
+    ["client", "client.address"],
+    ["user_agent", "user_agent.original"],
+    ["key", "tiergate.key"],
+    ["group", "tiergate.group"],
+    ["platform", "tiergate.platform"],
+    ["policy", "tiergate.policy"],
+    ["method", "http.request.method"],
+    ["path", "url.path"],
+    ["endpoint", "tiergate.endpoint"],
+    ["transport", "tiergate.transport"],
+    ["model", "gen_ai.request.model"],
+    ["service_tier", "openai.request.service_tier"],
+    ["service_tier_client", "tiergate.service_tier_client"],
+    ["service_tier_served", "openai.response.service_tier"],
+    ["service_tier_billed", "tiergate.service_tier_billed"],
+    ["tier_reason", "tiergate.tier_reason"],
+    ["tier_billed_by", "tiergate.tier_billed_by"],
+    ["downgraded", "tiergate.downgraded"],
+    ["upstream", "tiergate.upstream"],
+    ["upstream_status", "tiergate.upstream_status"],
+    ["upstream_request_id", "tiergate.upstream_request_id"],
+    ["response_id", "gen_ai.response.id"],
+    ["status", "http.response.status_code"],
+    ["outcome", "tiergate.outcome"],
+    ["error", "tiergate.error"],
+    ["usage_state", "tiergate.usage_state"],
+    ["terminal_event", "tiergate.terminal_event"],
+    ["input_tokens", "gen_ai.usage.input_tokens"],
+    [
+        "cached_input_tokens",
+        "gen_ai.usage.cache_read.input_tokens",
+    ],
+    [
+        "cache_write_tokens",
+        "gen_ai.usage.cache_creation.input_tokens",
+    ],
+    ["output_tokens", "gen_ai.usage.output_tokens"],
+    ["reasoning_tokens", "gen_ai.usage.reasoning.output_tokens"],
+    ["cost_usd", "tiergate.cost_usd"],
+    ["request_bytes", "tiergate.request_bytes"],
+    ["upstream_request_bytes", "tiergate.upstream_request_bytes"],
+    ["response_bytes", "tiergate.response_bytes"],
 ];
+
+/// Every field of the access log, in the order in which a line holds them.
+pub const FIELDS: [&str; NAMES.len()] = names(0);
+
+/// The same under the names of `format: otel`.
+pub const OTEL_FIELDS: [&str; NAMES.len()] = names(1);
+
+const fn names(column: usize) -> [&'static str; NAMES.len()] {
+    let mut names = [""; NAMES.len()];
+    let mut index = 0;
+    while index < NAMES.len() {
+        names[index] = NAMES[index][column];
+        index += 1;
+    }
+    names
+}
 
 /// A field of the access log, by its place in [`FIELDS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +117,13 @@ impl Field {
     pub fn name(self) -> &'static str {
         FIELDS[self.0]
     }
+
+    pub fn name_in(self, format: LogFormat) -> &'static str {
+        match format {
+            LogFormat::Json => FIELDS[self.0],
+            LogFormat::Otel => OTEL_FIELDS[self.0],
+        }
+    }
 }
 
 impl FromStr for Field {
@@ -125,6 +158,20 @@ impl Wanted {
             wanted[field.0] = true;
         }
         Wanted(wanted)
+    }
+
+    /// All but these.
+    pub fn without(fields: impl IntoIterator<Item = Field>) -> Wanted {
+        let mut wanted = [true; FIELDS.len()];
+        for field in fields {
+            wanted[field.0] = false;
+        }
+        Wanted(wanted)
+    }
+
+    pub fn fields(&self) -> impl Iterator<Item = Field> {
+        let all = (0..FIELDS.len()).map(Field);
+        all.filter(|field| self.0[field.0])
     }
 }
 
@@ -227,12 +274,15 @@ impl<'de> Visitor<'de> for NameSeed {
     }
 }
 
-/// Where `name` stands in [`FIELDS`], looked for at `expected` first.
+/// Where `name` stands in [`FIELDS`] or in [`OTEL_FIELDS`], looked for at `expected` first.
 fn position(name: &str, expected: usize) -> Option<usize> {
-    if FIELDS.get(expected) == Some(&name) {
+    if NAMES
+        .get(expected)
+        .is_some_and(|names| names.contains(&name))
+    {
         return Some(expected);
     }
-    FIELDS.iter().position(|field| *field == name)
+    NAMES.iter().position(|names| names.contains(&name))
 }
 
 /// Whether two names are equal, in a constant.
@@ -284,6 +334,23 @@ mod tests {
             "{\"group\":\"\n\"}",
         ] {
             assert!(parse(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn no_two_fields_have_a_name_in_common() {
+        let names: std::collections::HashSet<&str> = NAMES.into_iter().flatten().collect();
+        assert_eq!(names.len(), 2 * NAMES.len());
+    }
+
+    #[test]
+    fn a_line_says_the_same_under_either_name() {
+        for [plain, otel] in NAMES {
+            let field: Field = plain.parse().unwrap();
+            assert_eq!(otel.parse(), Ok(field));
+            let text = format!(r#"{{"{otel}":7,"tiergate.x":8}}"#);
+            let line = Line::parse(text.as_bytes(), &Wanted::new([field])).unwrap();
+            assert_eq!(line.count(field), Some(7));
         }
     }
 

@@ -178,6 +178,9 @@ impl ProxyHttp for Gate {
             // The client's fault: an HTTP/2 upstream's side would otherwise swallow it.
             return Err(Error::explain(REFUSED, "the body is refused").into_down());
         }
+        if end_of_stream {
+            exchange.outlive_client(session);
+        }
         Ok(())
     }
 
@@ -206,10 +209,7 @@ impl ProxyHttp for Gate {
         exchange: &mut Exchange,
     ) -> Result<Option<Duration>> {
         if let Some(bytes) = body {
-            exchange.turn.answer.bytes += bytes.len() as u64;
-            if let Some(observer) = &mut exchange.observer {
-                observer.feed(bytes);
-            }
+            exchange.observe(bytes);
         }
         if exchange.conversation.is_some() {
             filter_server_frames(body, end_of_stream, exchange);

@@ -69,6 +69,8 @@ pub enum Ending {
     /// The messages ended as their framing says.
     Whole,
     ClientClosed,
+    /// The client left before the answer's end, which was read on without it.
+    Outlived,
     UpstreamCut,
     Timeout,
     /// The proxy answered in the upstream's place, for this reason.
@@ -219,6 +221,7 @@ impl Turn {
             Ending::Refused(cause) => cause.outcome(),
             Ending::UpstreamCut => Outcome::UpstreamCut,
             Ending::Timeout => Outcome::Timeout,
+            Ending::Outlived => Outcome::ClientClosed,
             // Codex and OpenAI's Python SDK leave at the event that ends the stream, before the end of the message.
             Ending::ClientClosed if observed.terminal_event.is_none() => Outcome::ClientClosed,
             _ if self.answer.status.is_none_or(|status| status >= 400) => Outcome::UpstreamError,

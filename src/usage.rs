@@ -160,6 +160,11 @@ impl ResponseObserver {
         }
     }
 
+    /// Whether the event that ends a stream has come, after which a client may well leave.
+    pub fn has_terminal_event(&self) -> bool {
+        self.body.tally.terminal.is_some()
+    }
+
     /// The body has ended, or was cut off here.
     pub fn finish(self) -> Observed {
         let observed = self.body.finish();

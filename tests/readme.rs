@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tiergate::config::Config;
 use tiergate::error::Cause;
-use tiergate::log_line::FIELDS;
+use tiergate::log_line::{FIELDS, OTEL_FIELDS};
 
 const README: &str = include_str!("../README.md");
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -67,6 +67,20 @@ fn root() -> PathBuf {
 #[test]
 fn the_log_fields_are_those_of_a_line_in_its_order() {
     assert_eq!(names("Access log", "field"), FIELDS);
+}
+
+#[test]
+fn the_names_of_opentelemetry_are_those_of_the_code() {
+    let rows = table("Access log", "`format: otel`");
+    let told: Vec<[String; 2]> = rows
+        .iter()
+        .map(|row| [name(&row[0]), name(&row[1])])
+        .collect();
+    let known = OTEL_FIELDS.iter().zip(FIELDS);
+    let known: Vec<[String; 2]> = known
+        .map(|(otel, field)| [*otel, field].map(str::to_owned))
+        .collect();
+    assert_eq!(told, known);
 }
 
 #[test]

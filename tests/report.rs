@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use tempfile::TempDir;
+use tiergate::log_line::{FIELDS, OTEL_FIELDS};
 use tiergate::prices::Prices;
 use tiergate::report::{self, DEFAULT_BY, Options, ReportError};
 use tiergate::table::Format;
@@ -47,6 +48,16 @@ fn some_lines() -> Vec<String> {
                 "input_tokens":null,"cached_input_tokens":null,"output_tokens":null,"reasoning_tokens":null,"cost_usd":null}"#,
         ),
     ]
+}
+
+/// The same line by the names of `format: otel`.
+fn otel(line: &str) -> String {
+    let line: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).unwrap();
+    let renamed = line.into_iter().map(|(name, value)| {
+        let at = FIELDS.iter().position(|field| *field == name).unwrap();
+        (OTEL_FIELDS[at].to_owned(), value)
+    });
+    serde_json::to_string(&renamed.collect::<serde_json::Map<_, _>>()).unwrap()
 }
 
 fn gzip(text: &str) -> Vec<u8> {
@@ -173,6 +184,18 @@ fast,alice,priority,2,2000,800,0,200,120,0.002,0,2,0,0,
 fast,\"bob, \"\"the builder\"\"\",priority,2,1000,400,0,100,60,,1,2,0,0,
 ";
     assert_eq!(Report::of(&some_lines()).text(), expected);
+}
+
+#[test]
+fn lines_in_either_form_are_read_alike() {
+    let plain = some_lines();
+    let renamed: Vec<String> = plain.iter().map(|line| otel(line)).collect();
+    let expected = Report::of(&plain).text();
+    assert_eq!(Report::of(&renamed).text(), expected);
+    let mixed: Vec<String> = plain[..3].iter().chain(&renamed[3..]).cloned().collect();
+    assert_eq!(Report::of(&mixed).text(), expected);
+    let by = "tiergate.group,tiergate.key,tiergate.service_tier_billed";
+    assert_eq!(Report::of(&mixed).by(by).text(), expected);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 // A record of 45 fields in one `json!`.
 #![recursion_limit = "256"]
 
+mod aborts;
 mod connections;
 mod http2;
 mod modes;

@@ -1,9 +1,10 @@
 //! The access log's record of a request, whole, for each way in which a request can go.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use tiergate::log_line::{FIELDS, OTEL_FIELDS};
 
 use super::support::proxy;
-use super::support::record::with;
+use super::support::record::{normalised, with};
 use super::support::upstream::{self, reply};
 
 /// The record of a forced request that was answered with JSON that says nothing of itself.
@@ -132,6 +133,41 @@ fn a_forced_request_answered_with_events() {
 }
 
 #[test]
+fn a_record_under_the_names_of_opentelemetry_says_the_same() {
+    let upstream = upstream::sse(&[CREATED, COMPLETED]).run();
+    let line = |format: &str| {
+        let proxy = proxy::new().upstream(&upstream).log_format(format).run();
+        let client = proxy.client("sk-fast").header("User-Agent", "codex/1");
+        client.post("/v1/responses", BODY);
+        proxy.access_log_lines(1).remove(0)
+    };
+    let otel: Map<String, Value> = serde_json::from_str(&line("otel")).unwrap();
+    for (name, value) in [
+        ("openai.request.service_tier", json!("priority")),
+        ("openai.response.service_tier", json!("default")),
+        ("gen_ai.usage.input_tokens", json!(10)),
+        ("gen_ai.usage.output_tokens", json!(7)),
+        ("gen_ai.request.model", json!("m-1")),
+        ("gen_ai.response.id", json!("resp_1")),
+        ("http.request.method", json!("POST")),
+        ("url.path", json!("/v1/responses")),
+        ("http.response.status_code", json!(200)),
+        ("client.address", json!("127.0.0.1")),
+        ("user_agent.original", json!("codex/1")),
+        ("tiergate.service_tier_billed", json!("default")),
+    ] {
+        assert_eq!(otel[name], value, "{name}");
+    }
+    assert_eq!(otel.len(), OTEL_FIELDS.len());
+    let renamed = FIELDS.iter().zip(OTEL_FIELDS);
+    let renamed: Map<String, Value> = renamed
+        .map(|(plain, otel_name)| (plain.to_string(), otel[otel_name].clone()))
+        .collect();
+    let renamed = serde_json::to_string(&renamed).unwrap();
+    assert_eq!(normalised(&renamed), normalised(&line("json")));
+}
+
+#[test]
 fn a_request_that_is_not_forced() {
     let upstream = upstream::json("{}").run();
     let proxy = proxy::new().upstream(&upstream).run();
@@ -218,6 +254,62 @@ fn a_request_that_is_rejected_for_its_body() {
         "error": "invalid_json", "request_bytes": 16,
     });
     assert_eq!(proxy.stop(), [with(refused(), expected)]);
+}
+
+#[test]
+fn a_response_in_the_background_has_no_usage_and_asking_for_it_is_no_use_of_it() {
+    let counts = r#""usage":{"input_tokens":10,"output_tokens":7}"#;
+    let queued = r#"{"id":"resp_1","status":"queued","service_tier":"auto","usage":null}"#;
+    let made =
+        format!(r#"{{"id":"resp_1","status":"completed","service_tier":"default",{counts}}}"#);
+    let event = format!(
+        "data: {{\"type\":\"response.completed\",\"response\":{{\"id\":\"resp_1\",{counts}}}}}\n\n"
+    );
+    let upstream = upstream::script([
+        reply(200).json(queued),
+        reply(200).json(&made),
+        reply(200).sse(&[&event]),
+        reply(200).json(&made),
+    ])
+    .run();
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, "on_client_abort: drain")
+        .run();
+    let client = proxy.client("sk-fast");
+    client.post("/v1/responses", r#"{"model":"m-1","background":true}"#);
+    client.get("/v1/responses/resp_1");
+    client.get("/v1/responses/resp_1?stream=true");
+    client.post("/v1/responses/resp_1/cancel", "");
+    let records = proxy.stop();
+    for record in &records {
+        let told = [
+            "service_tier_served",
+            "input_tokens",
+            "output_tokens",
+            "cost_usd",
+        ];
+        assert!(told.iter().all(|name| record[name].is_null()), "{record}");
+        assert_eq!(
+            (&record["outcome"], &record["usage_state"]),
+            (&json!("ok"), &json!("none"))
+        );
+    }
+    let ids: Vec<&Value> = records
+        .iter()
+        .map(|record| &record["response_id"])
+        .collect();
+    assert_eq!(
+        ids,
+        [&json!("resp_1"), &json!(null), &json!(null), &json!(null)]
+    );
+    let billed: Vec<&Value> = records
+        .iter()
+        .map(|record| &record["service_tier_billed"])
+        .collect();
+    assert_eq!(
+        billed,
+        [&json!("priority"), &json!(null), &json!(null), &json!(null)]
+    );
 }
 
 #[test]

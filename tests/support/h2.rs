@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
@@ -45,6 +46,49 @@ pub fn post(
         let answer = timeout(PATIENCE, exchange).await;
         answer.expect("an answer in time")
     })
+}
+
+/// How a client leaves that has got the first piece of its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaving {
+    /// It resets the stream, and the connection goes on.
+    Stream,
+    Connection,
+}
+
+/// Sends one request and leaves in mid-answer.
+pub fn leave(address: SocketAddr, headers: &[(&str, &str)], path: &str, body: &[u8], how: Leaving) {
+    let leave = async {
+        let socket = TcpStream::connect(address).await.unwrap();
+        let connector = TlsConnector::from(tls::client_config());
+        let name = ServerName::from(address.ip());
+        let stream = connector.connect(name, socket).await.unwrap();
+        let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let mut request = Request::post(format!("https://{address}{path}"));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.header("content-length", body.len());
+        let (answer, mut stream) = sender
+            .send_request(request.body(()).unwrap(), false)
+            .unwrap();
+        stream
+            .send_data(Bytes::copy_from_slice(body), true)
+            .unwrap();
+        let mut answer = answer.await.unwrap().into_body();
+        answer.data().await.unwrap().unwrap();
+        match how {
+            Leaving::Connection => connection.abort(),
+            // It outlives this future, in the runtime.
+            Leaving::Stream => stream.send_reset(h2::Reason::CANCEL),
+        }
+        // The sender keeps the connection open.
+        if how == Leaving::Stream {
+            std::mem::forget(sender);
+        }
+    };
+    runtime().block_on(async { timeout(PATIENCE, leave).await.expect("an answer in time") });
 }
 
 async fn exchange(
@@ -130,6 +174,8 @@ pub enum Reply {
     Json(String),
     /// A piece of an event stream, then a reset.
     Cut(String),
+    /// A piece of an event stream, and after a while the rest.
+    Paused(String, Duration, String),
     /// Nothing, for as long as the client waits.
     Silence,
 }
@@ -219,10 +265,17 @@ async fn serve(
             .await
             .map_or((), drop),
         Reply::Json(text) => drop(answer(&mut respond, "application/json", &text, true)),
+        Reply::Paused(first, pause, last) => {
+            if let Some(mut stream) = answer(&mut respond, "text/event-stream", &first, false) {
+                tokio::time::sleep(pause).await;
+                // It may have been reset.
+                let _ = stream.send_data(last.into(), true);
+            }
+        }
         Reply::Cut(text) => {
             if let Some(mut stream) = answer(&mut respond, "text/event-stream", &text, false) {
                 // The piece is to leave before the reset does.
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
                 stream.send_reset(h2::Reason::INTERNAL_ERROR);
             }
         }

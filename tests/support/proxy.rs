@@ -36,6 +36,7 @@ pub struct Builder {
     tls: bool,
     trusting: bool,
     log: PathBuf,
+    log_format: String,
 }
 
 pub struct Proxy {
@@ -85,6 +86,7 @@ pub fn new() -> Builder {
         tls: false,
         trusting: true,
         log: PathBuf::from("access.log"),
+        log_format: "json".to_owned(),
     }
 }
 
@@ -139,6 +141,11 @@ impl Builder {
     /// The access log, relative to the proxy's folder.
     pub fn log(mut self, path: &str) -> Self {
         self.log = PathBuf::from(path);
+        self
+    }
+
+    pub fn log_format(mut self, format: &str) -> Self {
+        self.log_format = format.to_owned();
         self
     }
 
@@ -203,9 +210,10 @@ impl Builder {
         };
         let mut config = format!(
             "listen: [\"{address}\"{tls}]\nadmin: \"{admin}\"\npolicy: {}\n\
-             access_log: {{path: \"{}\"}}\nupstreams:\n{}{}",
+             access_log: {{path: \"{}\", format: {}}}\nupstreams:\n{}{}",
             self.policy_file.as_deref().unwrap_or("policy.yaml"),
             self.log.display(),
+            self.log_format,
             self.upstreams,
             self.settings
         );
@@ -284,11 +292,17 @@ impl Proxy {
 
     /// Waits for so many lines, and fails if there are more.
     pub fn access_log(&self, count: usize) -> Vec<Value> {
+        let lines = self.access_log_lines(count);
+        lines.iter().map(|line| record::normalised(line)).collect()
+    }
+
+    /// The same as they stand in the file.
+    pub fn access_log_lines(&self, count: usize) -> Vec<String> {
         let lines = eventually("lines in the access log", || {
             Some(self.log_lines()).filter(|lines| lines.len() >= count)
         });
         assert_eq!(lines.len(), count, "{lines:#?}");
-        lines.iter().map(|line| record::normalised(line)).collect()
+        lines
     }
 
     /// The only line there is.

@@ -156,6 +156,12 @@ impl Reply {
         self.then(Step::Reset)
     }
 
+    /// Goes on with all that another reply does.
+    pub fn then_all(mut self, other: Reply) -> Self {
+        self.steps.extend(other.steps);
+        self
+    }
+
     fn then(mut self, step: Step) -> Self {
         self.steps.push(step);
         self
