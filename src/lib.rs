@@ -23,6 +23,7 @@ pub mod listen;
 pub mod server;
 pub mod service_manager;
 pub mod state;
+pub mod successor;
 pub mod tls;
 pub mod upgrade;
 
