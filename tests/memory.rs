@@ -19,6 +19,7 @@ fn warm_up(proxy: &Proxy) {
         proxy.client("sk-fast").post(PATH, object_of(1000)).status,
         200
     );
+    proxy.access_log(1);
 }
 
 #[test]

@@ -326,10 +326,8 @@ fn invariants(text: &str) -> Vec<String> {
     let (_, text) = text.split_once("What always holds:").unwrap();
     let words = text.split_whitespace().filter(|word| *word != "//!");
     let text = words.collect::<Vec<_>>().join(" ");
-    let (text, _) = text
-        .split_once(" In reading order")
-        .or_else(|| text.split_once(" ## "))
-        .unwrap();
+    let text = text.split(" ## ").next().unwrap();
+    let text = text.split(" In reading order").next().unwrap();
     (1..=6)
         .map(|number| {
             let (_, from) = text.split_once(&format!("{number}. ")).unwrap();

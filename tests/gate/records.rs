@@ -137,6 +137,8 @@ fn a_request_that_is_not_forced() {
     let proxy = proxy::new().upstream(&upstream).run();
     let client = proxy.client("sk-plain").header("User-Agent", "codex/1");
     client.post("/v1/responses", BODY);
+    // A line is written once its answer is on its way, so the next request waits for it.
+    proxy.access_log(1);
     client.post("/v1/responses", "{}");
     let plain = json!({
         "key": "paula", "group": "plain",
@@ -185,6 +187,7 @@ fn a_request_that_is_denied() {
         "request_bytes": 0,
     });
     assert_eq!(answer.status, 401);
+    proxy.access_log(1);
     let client = proxy.client("sk-closed").header("User-Agent", "codex/1");
     assert_eq!(client.post("/v1/chat/completions", "").status, 403);
     let closed = json!({

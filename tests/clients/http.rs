@@ -1,23 +1,15 @@
-//! Requests of real clients, captured from the Codex CLI and the SDKs of OpenAI and Anthropic and replayed byte for byte:
-//! what of each reaches the upstream, what comes back, and what the log says of it.
-//!
-//! `fixtures/clients/` holds one request a file. Its key and its host are dummies, its long texts are cut, and a body that
-//! was compressed is in the clear; all else is as the client wrote it, the order and spelling of the headers too.
-
-mod support;
+//! Requests over HTTP: what of each reaches the upstream, what comes back, and what the log says of it.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use support::client::{Answer, Connection};
-use support::proxy::{self, Proxy};
-use support::upstream::{self, Received, Reply, Upstream, reply};
 
-/// The key in the fixtures. Each test puts one of its own in its place.
-const FIXTURE_KEY: &str = "sk-client";
+use super::support::client::{Answer, Connection};
+use super::support::proxy::{self, Proxy};
+use super::support::upstream::{self, Received, Reply, Upstream, reply};
+use super::{FIXTURE_KEY, fixtures, split_tiers};
+
 const FAST_MODE_BETA: &str = "fast-mode-2026-02-01";
 
 /// A captured request.
@@ -63,21 +55,8 @@ impl Group {
 
 impl Fixture {
     fn all() -> Vec<Fixture> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/clients");
-        let mut paths: Vec<_> = fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .collect();
-        paths.sort();
-        paths.iter().map(|path| Fixture::read(path)).collect()
-    }
-
-    fn read(path: &Path) -> Fixture {
-        let text = fs::read_to_string(path).unwrap();
-        let fixture = serde_json::from_str(&text);
-        let fixture: Fixture = fixture.unwrap_or_else(|why| panic!("{}: {why}", path.display()));
-        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
-        Fixture { name, ..fixture }
+        let named = |(name, fixture)| Fixture { name, ..fixture };
+        fixtures("clients").into_iter().map(named).collect()
     }
 
     /// The bytes after the head.
@@ -447,34 +426,4 @@ fn there_are_captures_of_every_client() {
             "{client}: nothing that takes a tier"
         );
     }
-}
-
-/// The members of a JSON object as they are spelled: those named `service_tier`, and the others in order.
-fn split_tiers(body: &[u8]) -> (Vec<&[u8]>, Vec<&[u8]>) {
-    let body = body.trim_ascii();
-    let inner = body.strip_prefix(b"{").unwrap().strip_suffix(b"}").unwrap();
-    members(inner)
-        .into_iter()
-        .filter(|member| !member.is_empty())
-        .partition(|member| member.starts_with(br#""service_tier""#))
-}
-
-/// Splits at the commas that stand in no string and no bracket.
-fn members(inner: &[u8]) -> Vec<&[u8]> {
-    let (mut depth, mut in_string, mut escaped) = (0, false, false);
-    inner
-        .split(|byte| {
-            match byte {
-                _ if escaped => escaped = false,
-                b'\\' => escaped = in_string,
-                b'"' => in_string = !in_string,
-                _ if in_string => {}
-                b'{' | b'[' => depth += 1,
-                b'}' | b']' => depth -= 1,
-                _ => {}
-            }
-            *byte == b',' && depth == 0 && !in_string
-        })
-        .map(<[u8]>::trim_ascii)
-        .collect()
 }
