@@ -46,6 +46,7 @@ pub mod body;
 pub mod content_coding;
 pub mod conversation;
 pub mod error;
+pub mod in_flight;
 pub mod json;
 pub mod proxy;
 pub mod service_tier;

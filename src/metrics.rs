@@ -42,6 +42,7 @@ pub struct Metrics {
     /// are not sent; any value but 0 is a defect.
     pub unforced_forwarded: IntCounter,
     pub connections: IntGauge,
+    pub accept_rests: IntCounter,
     pub in_flight: IntGauge,
     reloads: IntGaugeVec,
     policy_info: IntGaugeVec,
@@ -112,6 +113,13 @@ impl Default for Metrics {
                 valid(IntGauge::new(
                     "tiergate_connections",
                     "Open client connections.",
+                )),
+            ),
+            accept_rests: register(
+                &registry,
+                valid(IntCounter::new(
+                    "tiergate_accept_rests_total",
+                    "Times that no connection was accepted until another one ended, because of `limits.connections`.",
                 )),
             ),
             in_flight: register(

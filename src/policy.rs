@@ -41,6 +41,8 @@ pub struct Group {
     /// Whether a client may ask for priority by the fast-mode beta.
     pub fast_mode_beta: bool,
     pub batches_allowed: bool,
+    /// Requests of the group that may run at once.
+    pub max_in_flight: Option<u64>,
     pub enabled: bool,
     pub upstream: Arc<Upstream>,
     /// Of its name in the policy.

@@ -14,7 +14,7 @@ use pingora_core::server::configuration::ServerConf;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -159,6 +159,7 @@ async fn serve(
         tasks: TaskTracker::new(),
         abort: CancellationToken::new(),
         accepted: AtomicU64::new(0),
+        room: Arc::new(Semaphore::new(state.limits.connections)),
     });
     let (handover, address) = (offer_sockets(&state, &listeners), listeners.reachable_at());
     let accepting = CancellationToken::new();

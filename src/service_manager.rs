@@ -40,7 +40,8 @@ pub fn stopping() {
     tell("STOPPING=1");
 }
 
-/// Feeds the watchdog, if there is one, for as long as new connections are accepted, or none are to be.
+/// Feeds the watchdog, if there is one, for as long as new connections are accepted, or none are
+/// to be.
 pub async fn feed_watchdog(site: &Site, address: std::net::SocketAddr) {
     let Some(limit) = watchdog_limit() else {
         return;
@@ -50,7 +51,9 @@ pub async fn feed_watchdog(site: &Site, address: std::net::SocketAddr) {
         beat.tick().await;
         match tokio::time::timeout(ACCEPT_TIME, accepts(site, address)).await {
             Ok(Ok(())) => tell("WATCHDOG=1"),
-            _ if site.state.is_draining() => tell("WATCHDOG=1"),
+            _ if site.state.is_draining() || site.room.available_permits() == 0 => {
+                tell("WATCHDOG=1");
+            }
             Ok(Err(why)) => {
                 log::error!("the watchdog is not fed, no connection to {address}: {why}")
             }
