@@ -11,8 +11,9 @@ use http::{HeaderName, HeaderValue, Method};
 use jiff::Timestamp;
 
 use crate::check::{check, check_config};
-use crate::config::Mistake;
+use crate::config::{Config, Mistake};
 use crate::demo;
+use crate::diff::Diff;
 use crate::explain::{self, Explanation};
 use crate::log_line::Field;
 use crate::policy::{Policy, hash_key};
@@ -66,6 +67,8 @@ enum Command {
     },
     /// Say what would happen to a request, and which line of which file decides it. Uses no network.
     Explain(ExplainArguments),
+    /// Say what another policy would change: for which groups and keys, and for how much of a log.
+    Diff(DiffArguments),
     /// Read API keys from stdin, one to a line, and print their digests for the policy file.
     HashKey,
     /// Show what the proxy does: a few requests through it to an upstream of its own. Needs no file and no network.
@@ -95,6 +98,25 @@ struct ExplainArguments {
     #[arg(long, value_name = "FILE|-")]
     body: Option<PathBuf>,
     /// Print one JSON object with the access log's field names, and `denied`: an error code or null.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct DiffArguments {
+    /// The policy as it is.
+    #[arg(value_name = "OLD")]
+    old: PathBuf,
+    /// The policy as it would be.
+    #[arg(value_name = "NEW")]
+    new: PathBuf,
+    /// The server configuration; it has the upstreams.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// An access log: how much of it would have been touched. May be given several times.
+    #[arg(long = "log", value_name = "FILE")]
+    logs: Vec<PathBuf>,
+    /// Print one JSON object.
     #[arg(long)]
     json: bool,
 }
@@ -130,6 +152,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run { config, takeover } => serve(&config, takeover),
         Command::Check { config } => tell_mistakes(&config),
         Command::Explain(arguments) => explain(&arguments),
+        Command::Diff(arguments) => diff(&arguments),
         Command::HashKey => hash_keys(),
         Command::Demo => run_demo(),
         Command::Report(arguments) => write_report(arguments),
@@ -290,6 +313,24 @@ fn parse_header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let value =
         HeaderValue::try_from(value.trim()).map_err(|_| "the value of the header is not valid")?;
     Ok((name, value))
+}
+
+fn diff(arguments: &DiffArguments) -> Result<(), Failure> {
+    let (config, _) = Config::load(&arguments.config).map_err(Failure::Mistakes)?;
+    let load = |path: &Path| Policy::load(path, &config).map_err(Failure::Mistakes);
+    let (old, new) = (load(&arguments.old)?.0, load(&arguments.new)?.0);
+    let mut diff = Diff::between(&old, &new);
+    if !arguments.logs.is_empty() {
+        diff.read_logs(&arguments.logs).map_err(|(path, why)| {
+            Failure::Other(format!("cannot read `{}`: {why}", path.display()))
+        })?;
+    }
+    print(&if arguments.json {
+        // Texts and numbers under names that are texts.
+        serde_json::to_string(&diff).expect("a difference is valid JSON") + "\n"
+    } else {
+        diff.to_string()
+    })
 }
 
 fn hash_keys() -> Result<(), Failure> {

@@ -32,6 +32,7 @@ pub mod api_key;
 pub mod check;
 pub mod config;
 mod config_file;
+pub mod diff;
 pub mod endpoint;
 pub mod explain;
 pub mod mistake;

@@ -51,6 +51,15 @@ pub struct Group {
     pub force_place: Option<Place>,
 }
 
+/// A key as the policy lists it.
+pub struct ListedKey<'p> {
+    /// Tells it from others, also over policies; not for showing.
+    pub(crate) id: &'p [u8; 32],
+    pub name: Arc<str>,
+    pub group: &'p Group,
+    pub enabled: bool,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Platform {
     OpenAi,
@@ -186,6 +195,16 @@ impl Policy {
 
     pub fn key_count(&self) -> usize {
         self.keys.len()
+    }
+
+    /// All keys that are listed, in no order that means anything.
+    pub fn keys(&self) -> impl Iterator<Item = ListedKey<'_>> {
+        self.keys.iter().map(|key| ListedKey {
+            id: &key.digest,
+            name: self.keys.name(key),
+            group: &self.groups[key.group as usize],
+            enabled: key.enabled,
+        })
     }
 
     /// Key first, then path, then tier: nobody without a key learns anything about the rest.
