@@ -18,6 +18,7 @@ use crate::explain::{self, Explanation};
 use crate::log_line::Field;
 use crate::policy::{Policy, hash_key};
 use crate::prices::Prices;
+use crate::probe;
 use crate::report::{self, ReportError, parse_time};
 use crate::server::Server;
 use crate::state::StartError;
@@ -73,6 +74,8 @@ enum Command {
     HashKey,
     /// Show what the proxy does: a few requests through it to an upstream of its own. Needs no file and no network.
     Demo,
+    /// Send a few small real requests through each group's upstream, and say what it made of the tier. They cost money.
+    Probe(ProbeArguments),
     /// Sum requests, tokens and cost out of access logs, by any of their fields.
     Report(ReportArguments),
 }
@@ -122,6 +125,25 @@ struct DiffArguments {
 }
 
 #[derive(Args)]
+struct ProbeArguments {
+    /// The server configuration; it names the policy.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// The API key to ask with; `-` reads it from stdin. The upstream gets it, unless it has a `credential_file`.
+    #[arg(long, value_name = "KEY|-")]
+    key: String,
+    /// Only this group's upstream.
+    #[arg(long, value_name = "NAME")]
+    group: Option<String>,
+    /// The model to ask.
+    #[arg(long)]
+    model: String,
+    /// table, csv or json.
+    #[arg(long, default_value = "table")]
+    format: Format,
+}
+
+#[derive(Args)]
 struct ReportArguments {
     /// Access logs, also rotated and compressed ones (.gz, .zst); `-` is stdin.
     #[arg(required = true, value_name = "LOG")]
@@ -155,6 +177,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Diff(arguments) => diff(&arguments),
         Command::HashKey => hash_keys(),
         Command::Demo => run_demo(),
+        Command::Probe(arguments) => run_probe(&arguments),
         Command::Report(arguments) => write_report(arguments),
     };
     match result {
@@ -272,10 +295,7 @@ fn json(explanation: &Explanation) -> String {
 }
 
 fn request(arguments: &ExplainArguments) -> Result<explain::Request, Failure> {
-    let key = match arguments.key.as_str() {
-        STDIN => first_line(io::stdin().lock())?,
-        key => key.to_owned(),
-    };
+    let key = read_key(&arguments.key)?;
     let body = arguments.body.as_deref().map(read_input).transpose()?;
     let headers = arguments.headers.iter().map(|text| parse_header(text));
     let headers: Result<_, _> = headers.collect();
@@ -284,6 +304,13 @@ fn request(arguments: &ExplainArguments) -> Result<explain::Request, Failure> {
             explain::Request::new(&key, &arguments.method, &arguments.path, headers, body)
         })
         .map_err(Failure::Usage)
+}
+
+fn read_key(given: &str) -> Result<String, Failure> {
+    match given {
+        STDIN => first_line(io::stdin().lock()),
+        key => Ok(key.to_owned()),
+    }
 }
 
 fn first_line(mut input: impl BufRead) -> Result<String, Failure> {
@@ -348,6 +375,21 @@ fn run_demo() -> Result<(), Failure> {
     let highlight = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let screen = demo::run(highlight)?;
     print(&screen)
+}
+
+fn run_probe(arguments: &ProbeArguments) -> Result<(), Failure> {
+    // What the proxy says of itself is not asked for; what fails is in the table.
+    log::set_max_level(log::LevelFilter::Off);
+    let (config, policy, _) =
+        Policy::load_with_config(&arguments.config).map_err(Failure::Mistakes)?;
+    let key = read_key(&arguments.key)?;
+    let options = probe::Options {
+        group: arguments.group.as_deref(),
+        key: &key,
+        model: &arguments.model,
+    };
+    let table = probe::run(&config, &policy, &options)?;
+    unless_closed(table.write(arguments.format, &mut io::stdout().lock()))
 }
 
 fn write_report(arguments: ReportArguments) -> Result<(), Failure> {

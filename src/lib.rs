@@ -20,6 +20,8 @@ pub mod cli;
 pub mod connection;
 pub mod demo;
 pub mod listen;
+pub mod probe;
+mod rehearsal;
 pub mod server;
 pub mod service_manager;
 pub mod state;
