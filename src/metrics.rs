@@ -1,6 +1,7 @@
 //! The catalogue of metrics, and the text that Prometheus scrapes. Labels are bounded: group and upstream names come from
 //! the operator's files, all else from fixed sets.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus::core::Collector;
@@ -44,17 +45,21 @@ pub struct Metrics {
     pub connections: IntGauge,
     pub accept_rests: IntCounter,
     pub in_flight: IntGauge,
-    reloads: IntGaugeVec,
+    /// Held while a text is made: values that live elsewhere are brought up to date by the difference.
+    rendering: Mutex<()>,
+    reloads: IntCounterVec,
     policy_info: IntGaugeVec,
     policy_last_success: IntGauge,
     buffered_bytes: IntGauge,
-    access_log_errors: IntGauge,
+    buffered_limit: IntGauge,
+    access_log_errors: IntCounter,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         let registry = Registry::new();
         Self {
+            rendering: Mutex::default(),
             requests: register(
                 &registry,
                 counters(
@@ -131,7 +136,7 @@ impl Default for Metrics {
             ),
             reloads: register(
                 &registry,
-                gauges(
+                counters(
                     "tiergate_policy_reloads_total",
                     "Loads of the policy file, the first one included.",
                     &["outcome"],
@@ -159,9 +164,16 @@ impl Default for Metrics {
                     "Request bodies held at the moment.",
                 )),
             ),
-            access_log_errors: register(
+            buffered_limit: register(
                 &registry,
                 valid(IntGauge::new(
+                    "tiergate_buffered_limit_bytes",
+                    "The limit of tiergate_buffered_bytes.",
+                )),
+            ),
+            access_log_errors: register(
+                &registry,
+                valid(IntCounter::new(
                     "tiergate_access_log_errors_total",
                     "Failed writes to the access log; the lines wait and are tried again.",
                 )),
@@ -220,13 +232,13 @@ impl Metrics {
 
     /// The text exposition of everything, with the values that live elsewhere read anew.
     pub fn render(&self, state: &State) -> Vec<u8> {
+        let _alone = self
+            .rendering
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let (succeeded, failed) = state.policy.counts();
-        self.reloads
-            .with_label_values(&["success"])
-            .set(succeeded as i64);
-        self.reloads
-            .with_label_values(&["failure"])
-            .set(failed as i64);
+        raise_to(&self.reloads.with_label_values(&["success"]), succeeded);
+        raise_to(&self.reloads.with_label_values(&["failure"]), failed);
         self.policy_info.reset();
         self.policy_info
             .with_label_values(&[state.policy.current().revision()])
@@ -237,7 +249,8 @@ impl Metrics {
             .unwrap_or_default();
         self.policy_last_success.set(since_epoch.as_secs() as i64);
         self.buffered_bytes.set(state.budget.used() as i64);
-        self.access_log_errors.set(state.log.errors() as i64);
+        self.buffered_limit.set(state.limits.buffered as i64);
+        raise_to(&self.access_log_errors, state.log.errors());
         let mut out = Vec::new();
         // A `Vec` takes all that is written to it, and the families are well formed by construction.
         TextEncoder::new()
@@ -256,6 +269,11 @@ pub fn tier_label(tier: Option<&str>) -> &'static str {
             .find(|known| **known == tier)
             .unwrap_or(&"other"),
     }
+}
+
+/// Takes over a count that is kept elsewhere and only rises.
+fn raise_to(counter: &IntCounter, count: u64) {
+    counter.inc_by(count.saturating_sub(counter.get()));
 }
 
 fn counters(name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
