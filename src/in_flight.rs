@@ -47,6 +47,14 @@ impl InFlight {
         Ok([in_process, in_group])
     }
 
+    /// Requests of the group of this name that run.
+    pub fn of_group(&self, name: &str) -> u64 {
+        let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        groups
+            .get(name)
+            .map_or(0, |running| running.load(Ordering::Relaxed))
+    }
+
     fn counter(&self, group: &Arc<str>) -> Counter {
         // Counters are whole at any time, whoever panics.
         let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);

@@ -1,6 +1,7 @@
 //! The catalogue of metrics, and the text that Prometheus scrapes. Labels are bounded: group and upstream names come from
 //! the operator's files, all else from fixed sets.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -53,6 +54,17 @@ pub struct Metrics {
     buffered_bytes: IntGauge,
     buffered_limit: IntGauge,
     access_log_errors: IntCounter,
+}
+
+/// What one group has done since the start.
+#[derive(Debug, Default)]
+pub struct GroupSums {
+    pub outcomes: BTreeMap<String, u64>,
+    /// As sent upstream.
+    pub service_tiers: BTreeMap<String, u64>,
+    /// Input and output.
+    pub tokens: u64,
+    pub downgraded: u64,
 }
 
 impl Default for Metrics {
@@ -230,6 +242,29 @@ impl Metrics {
         }
     }
 
+    /// What the counters say of each group.
+    pub fn by_group(&self) -> BTreeMap<String, GroupSums> {
+        let mut groups: BTreeMap<String, GroupSums> = BTreeMap::new();
+        for (labels, count) in samples(&self.requests) {
+            let sums = groups.entry(labels("group")).or_default();
+            *sums.outcomes.entry(labels("outcome")).or_default() += count;
+            *sums
+                .service_tiers
+                .entry(labels("service_tier"))
+                .or_default() += count;
+        }
+        for (labels, count) in samples(&self.downgraded) {
+            groups.entry(labels("group")).or_default().downgraded += count;
+        }
+        for (labels, count) in samples(&self.tokens) {
+            // The other kinds are parts of these.
+            if matches!(labels("kind").as_str(), "input" | "output") {
+                groups.entry(labels("group")).or_default().tokens += count;
+            }
+        }
+        groups
+    }
+
     /// The text exposition of everything, with the values that live elsewhere read anew.
     pub fn render(&self, state: &State) -> Vec<u8> {
         let _alone = self
@@ -269,6 +304,22 @@ pub fn tier_label(tier: Option<&str>) -> &'static str {
             .find(|known| **known == tier)
             .unwrap_or(&"other"),
     }
+}
+
+/// The value of each label by its name, and the count, of every series.
+fn samples(counters: &IntCounterVec) -> Vec<(impl Fn(&str) -> String, u64)> {
+    let families = counters.collect();
+    let series = families.iter().flat_map(|family| family.get_metric());
+    let told = series.map(|metric| {
+        let pairs = metric.get_label().iter();
+        let labels: BTreeMap<String, String> = pairs
+            .map(|pair| (pair.name().to_owned(), pair.value().to_owned()))
+            .collect();
+        let label = move |name: &str| labels.get(name).cloned().unwrap_or_default();
+        // Counts are integers far below 2^53.
+        (label, metric.get_counter().get_value() as u64)
+    });
+    told.collect()
 }
 
 /// Takes over a count that is kept elsewhere and only rises.
