@@ -14,6 +14,10 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const JSON: &str = "application/json";
 
+const HTML: &str = "text/html; charset=utf-8";
+/// Shows what `/status` says, and asks it again and again.
+const PAGE: &str = include_str!("page.html");
+
 pub struct Admin {
     pub state: Arc<State>,
 }
@@ -30,6 +34,7 @@ impl ServeHttp for Admin {
             );
         }
         match head.uri.path() {
+            "/" => answer(StatusCode::OK, HTML, PAGE),
             "/healthz" => answer(StatusCode::OK, TEXT, "ok\n"),
             "/readyz" => match self.state.not_ready() {
                 None => answer(StatusCode::OK, TEXT, readiness(&self.state)),
@@ -44,7 +49,7 @@ impl ServeHttp for Admin {
             _ => answer(
                 StatusCode::NOT_FOUND,
                 TEXT,
-                "there are /healthz /readyz /status /metrics\n",
+                "there are / /healthz /readyz /status /metrics\n",
             ),
         }
     }
@@ -68,6 +73,26 @@ fn readiness(state: &State) -> String {
         return "ok\n".to_owned();
     }
     format!("ok, with the last good policy:\n{}\n", mistakes.join("\n"))
+}
+
+/// What each group of the policy has done since the start. Others are gone from it, or refused before theirs was known.
+fn groups(state: &State) -> serde_json::Map<String, serde_json::Value> {
+    let mut sums = state.metrics.by_group();
+    for group in state.policy.current().groups() {
+        sums.entry(group.name.to_string()).or_default();
+    }
+    let told = sums.into_iter().map(|(name, sums)| {
+        let in_flight = state.in_flight.of_group(&name);
+        let told = json!({
+            "outcomes": sums.outcomes,
+            "service_tiers": sums.service_tiers,
+            "tokens": sums.tokens,
+            "downgraded": sums.downgraded,
+            "in_flight": in_flight,
+        });
+        (name, told)
+    });
+    told.collect()
 }
 
 fn status(state: &State) -> String {
@@ -102,6 +127,7 @@ fn status(state: &State) -> String {
             "loaded_at": loaded_at,
             "last_error": (!last.mistakes.is_empty()).then(|| last.mistakes.join("\n")),
         },
+        "groups": groups(state),
         "upstreams": upstreams,
         "connections": state.metrics.connections.get(),
         "requests_in_flight": state.metrics.in_flight.get(),

@@ -127,6 +127,10 @@ impl KeyTable {
         self.keys.len()
     }
 
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Key> {
+        self.keys.iter()
+    }
+
     pub(crate) fn find(&self, digest: &[u8; 32]) -> Option<&Key> {
         let index = self
             .keys

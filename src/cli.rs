@@ -11,12 +11,14 @@ use http::{HeaderName, HeaderValue, Method};
 use jiff::Timestamp;
 
 use crate::check::{check, check_config};
-use crate::config::Mistake;
+use crate::config::{Config, Mistake};
 use crate::demo;
+use crate::diff::Diff;
 use crate::explain::{self, Explanation};
 use crate::log_line::Field;
 use crate::policy::{Policy, hash_key};
 use crate::prices::Prices;
+use crate::probe;
 use crate::report::{self, ReportError, parse_time};
 use crate::server::Server;
 use crate::state::StartError;
@@ -66,10 +68,14 @@ enum Command {
     },
     /// Say what would happen to a request, and which line of which file decides it. Uses no network.
     Explain(ExplainArguments),
+    /// Say what another policy would change: for which groups and keys, and for how much of a log.
+    Diff(DiffArguments),
     /// Read API keys from stdin, one to a line, and print their digests for the policy file.
     HashKey,
     /// Show what the proxy does: a few requests through it to an upstream of its own. Needs no file and no network.
     Demo,
+    /// Send a few small real requests through each group's upstream, and say what it made of the tier. They cost money.
+    Probe(ProbeArguments),
     /// Sum requests, tokens and cost out of access logs, by any of their fields.
     Report(ReportArguments),
 }
@@ -97,6 +103,44 @@ struct ExplainArguments {
     /// Print one JSON object with the access log's field names, and `denied`: an error code or null.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Args)]
+struct DiffArguments {
+    /// The policy as it is.
+    #[arg(value_name = "OLD")]
+    old: PathBuf,
+    /// The policy as it would be.
+    #[arg(value_name = "NEW")]
+    new: PathBuf,
+    /// The server configuration; it has the upstreams.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// An access log: how much of it would have been touched. May be given several times.
+    #[arg(long = "log", value_name = "FILE")]
+    logs: Vec<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct ProbeArguments {
+    /// The server configuration; it names the policy.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// The API key to ask with; `-` reads it from stdin. The upstream gets it, unless it has a `credential_file`.
+    #[arg(long, value_name = "KEY|-")]
+    key: String,
+    /// Only this group's upstream.
+    #[arg(long, value_name = "NAME")]
+    group: Option<String>,
+    /// The model to ask.
+    #[arg(long)]
+    model: String,
+    /// table, csv or json.
+    #[arg(long, default_value = "table")]
+    format: Format,
 }
 
 #[derive(Args)]
@@ -130,8 +174,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Run { config, takeover } => serve(&config, takeover),
         Command::Check { config } => tell_mistakes(&config),
         Command::Explain(arguments) => explain(&arguments),
+        Command::Diff(arguments) => diff(&arguments),
         Command::HashKey => hash_keys(),
         Command::Demo => run_demo(),
+        Command::Probe(arguments) => run_probe(&arguments),
         Command::Report(arguments) => write_report(arguments),
     };
     match result {
@@ -249,10 +295,7 @@ fn json(explanation: &Explanation) -> String {
 }
 
 fn request(arguments: &ExplainArguments) -> Result<explain::Request, Failure> {
-    let key = match arguments.key.as_str() {
-        STDIN => first_line(io::stdin().lock())?,
-        key => key.to_owned(),
-    };
+    let key = read_key(&arguments.key)?;
     let body = arguments.body.as_deref().map(read_input).transpose()?;
     let headers = arguments.headers.iter().map(|text| parse_header(text));
     let headers: Result<_, _> = headers.collect();
@@ -261,6 +304,13 @@ fn request(arguments: &ExplainArguments) -> Result<explain::Request, Failure> {
             explain::Request::new(&key, &arguments.method, &arguments.path, headers, body)
         })
         .map_err(Failure::Usage)
+}
+
+fn read_key(given: &str) -> Result<String, Failure> {
+    match given {
+        STDIN => first_line(io::stdin().lock()),
+        key => Ok(key.to_owned()),
+    }
 }
 
 fn first_line(mut input: impl BufRead) -> Result<String, Failure> {
@@ -292,6 +342,24 @@ fn parse_header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     Ok((name, value))
 }
 
+fn diff(arguments: &DiffArguments) -> Result<(), Failure> {
+    let (config, _) = Config::load(&arguments.config).map_err(Failure::Mistakes)?;
+    let load = |path: &Path| Policy::load(path, &config).map_err(Failure::Mistakes);
+    let (old, new) = (load(&arguments.old)?.0, load(&arguments.new)?.0);
+    let mut diff = Diff::between(&old, &new);
+    if !arguments.logs.is_empty() {
+        diff.read_logs(&arguments.logs).map_err(|(path, why)| {
+            Failure::Other(format!("cannot read `{}`: {why}", path.display()))
+        })?;
+    }
+    print(&if arguments.json {
+        // Texts and numbers under names that are texts.
+        serde_json::to_string(&diff).expect("a difference is valid JSON") + "\n"
+    } else {
+        diff.to_string()
+    })
+}
+
 fn hash_keys() -> Result<(), Failure> {
     for line in io::stdin().lock().lines() {
         let line = line?;
@@ -307,6 +375,21 @@ fn run_demo() -> Result<(), Failure> {
     let highlight = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let screen = demo::run(highlight)?;
     print(&screen)
+}
+
+fn run_probe(arguments: &ProbeArguments) -> Result<(), Failure> {
+    // What the proxy says of itself is not asked for; what fails is in the table.
+    log::set_max_level(log::LevelFilter::Off);
+    let (config, policy, _) =
+        Policy::load_with_config(&arguments.config).map_err(Failure::Mistakes)?;
+    let key = read_key(&arguments.key)?;
+    let options = probe::Options {
+        group: arguments.group.as_deref(),
+        key: &key,
+        model: &arguments.model,
+    };
+    let table = probe::run(&config, &policy, &options)?;
+    unless_closed(table.write(arguments.format, &mut io::stdout().lock()))
 }
 
 fn write_report(arguments: ReportArguments) -> Result<(), Failure> {

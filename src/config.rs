@@ -144,8 +144,14 @@ pub struct Limits {
     /// Of all bodies that are held at once in the process.
     pub buffered: u64,
     pub websocket_message: u64,
+    /// Of one request head: the target and the headers.
+    pub header: u64,
     /// The top level counts as 1.
     pub json_depth: usize,
+    /// Open client connections; beyond them none is accepted.
+    pub connections: usize,
+    /// Requests that run in the process at once.
+    pub requests_in_flight: Option<u64>,
     /// For a whole request head.
     pub header_timeout: Duration,
     /// Between two reads of a request body.
@@ -238,7 +244,10 @@ impl Default for Limits {
             decoded_body: 128 << 20,
             buffered: 1 << 30,
             websocket_message: 64 << 20,
+            header: 64 << 10,
             json_depth: 512,
+            connections: 65_536,
+            requests_in_flight: None,
             header_timeout: Duration::from_secs(30),
             body_idle_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(600),

@@ -38,6 +38,9 @@ const DEFAULT_ACCESS_LOG: &str = "/var/log/tiergate/access.log";
 const DEFAULT_TIER_PATHS: [&str; 2] = ["/v1/agents", "/v1/agents/sessions"];
 const MAX_THREADS: u64 = 1024;
 const MAX_JSON_DEPTH: u64 = 65_536;
+const MAX_CONNECTIONS: u64 = 1_000_000;
+/// Of `requests_in_flight`, and of a group's `max_in_flight`.
+pub(crate) const MAX_IN_FLIGHT: u64 = 1_000_000;
 const MAX_NAME_BYTES: usize = 64;
 
 impl Draft {
@@ -251,7 +254,14 @@ impl Reader<'_> {
         let default = Limits::default();
         let mut fields = entry.value.fields(entry.place, self.mistakes);
         let depth = fields.integer("json_depth", 1..=MAX_JSON_DEPTH, default.json_depth as u64);
+        let connections = default.connections as u64;
+        let connections = fields.integer("connections", 1..=MAX_CONNECTIONS, connections);
         let limits = Limits {
+            header: fields.size("header", default.header),
+            connections: usize::try_from(connections).unwrap_or(default.connections),
+            requests_in_flight: fields
+                .optional("requests_in_flight")
+                .and_then(|node| node.integer(1..=MAX_IN_FLIGHT, self.mistakes)),
             body: fields.size("body", default.body),
             decoded_body: fields.size("decoded_body", default.decoded_body),
             buffered: fields.size("buffered", default.buffered),

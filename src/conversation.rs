@@ -377,7 +377,18 @@ impl Conversation {
                 connection,
             ));
         }
+        let places = match self.state.in_flight.enter(&decision.group) {
+            Ok(places) => places,
+            Err(refusal) => {
+                let facts = Some(body.facts);
+                let decision = Some(decision);
+                return Err(
+                    self.refuse_turn(refusal, policy, decision, facts, &message, connection)
+                );
+            }
+        };
         let mut turn = self.turns.next(policy, connection);
+        turn.places = Some(places);
         turn.request_bytes = message.payload_length as u64;
         turn.key = decision.key.clone();
         turn.group = Some(decision.group.clone());
@@ -449,7 +460,9 @@ impl Conversation {
     /// Tells the client why, now or when the server's message under way has ended.
     fn refuse(&mut self, stop: Stop, unsent: Vec<OpenTurn>, arrival: &Arrival) -> Passed {
         let (refusal, code) = match stop {
-            Stop::Refused(refusal) if refusal.cause == Cause::BufferFull => {
+            Stop::Refused(refusal)
+                if matches!(refusal.cause, Cause::BufferFull | Cause::TooManyRequests) =>
+            {
                 (refusal, TRY_AGAIN_LATER)
             }
             Stop::Refused(refusal) => (refusal, POLICY_VIOLATION),

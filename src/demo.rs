@@ -4,16 +4,16 @@
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
-use uuid::Uuid;
+use tokio::sync::mpsc;
 
 use crate::config::Config;
+use crate::rehearsal::{self, Folder, post, while_serving};
 use crate::server::Server;
 use crate::state::StartError;
 
@@ -126,61 +126,21 @@ fn failed(what: &str) -> impl FnOnce(io::Error) -> StartError {
 /// The proxy, ready to serve, and its access log.
 fn assemble(upstream: SocketAddr) -> Result<(Server, fs::File), StartError> {
     let folder = Folder::new().map_err(failed("no temporary folder"))?;
-    let server = Server::new(config(&folder.0, upstream)?, false)?;
-    let log = fs::File::open(folder.0.join("access.log")).map_err(failed("no access log"))?;
+    let server = Server::new(config(folder.path(), upstream)?, false)?;
+    let log = fs::File::open(folder.path().join("access.log")).map_err(failed("no access log"))?;
     // The folder goes here: what is open stays readable, and an interrupted demonstration leaves nothing behind.
     Ok((server, log))
 }
 
-/// Serves until `play` has returned and the proxy has drained: every request then has its line.
-fn while_serving<T>(server: Server, play: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    let (stop, stopped) = oneshot::channel::<()>();
-    let serving = std::thread::spawn(move || {
-        server.run_until(async {
-            // Ready when the other end is dropped.
-            let _ = stopped.await;
-        })
-    });
-    let played = play();
-    drop(stop);
-    let served = serving.join();
-    served.map_err(|_| io::Error::other("the proxy panicked"))?;
-    played
-}
-
-/// A temporary folder with the demonstration's files, removed when dropped.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> io::Result<Folder> {
-        let path = std::env::temp_dir().join(format!("tiergate-demo-{}", Uuid::now_v7()));
-        fs::create_dir(&path)?;
-        Ok(Folder(path))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // It lies in the system's folder for such things, which is swept.
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 /// The files of a small installation, loaded. The listeners take whatever port is free.
 fn config(folder: &Path, upstream: SocketAddr) -> Result<Config, StartError> {
-    let text = format!(
-        "policy: policy.yaml\naccess_log: {{path: access.log}}\nupstreams:\n  demo: {{url: \"http://{upstream}\"}}\n\
-        server: {{threads: 1, drain: 1s}}\n"
-    );
+    let text = format!("policy: policy.yaml\nupstreams:\n  demo: {{url: \"http://{upstream}\"}}\n");
     let path = folder.join("tiergate.yaml");
     fs::write(folder.join("policy.yaml"), POLICY)
         .and_then(|()| fs::write(&path, text))
         .map_err(|why| StartError::Io("demo: a temporary file".to_owned(), why))?;
     let (mut config, _) = Config::load(&path).map_err(StartError::Mistakes)?;
-    config.admin.set_port(0);
-    for listen in &mut config.listen {
-        listen.address.set_port(0);
-    }
+    rehearsal::confine(&mut config, folder);
     Ok(config)
 }
 
@@ -203,17 +163,8 @@ async fn play(proxy: SocketAddr, listener: TcpListener) -> io::Result<Vec<Outcom
 
 /// The status and content type of the proxy's answer.
 async fn ask(proxy: SocketAddr, scene: &Scene) -> io::Result<(String, String)> {
-    let mut stream = TcpStream::connect(proxy).await?;
-    let request = format!(
-        "POST /v1/responses HTTP/1.1\r\nhost: tiergate\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\n\
-        content-length: {}\r\nconnection: close\r\n\r\n{}",
-        scene.key,
-        scene.body.len(),
-        scene.body
-    );
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await?;
+    let headers = format!("authorization: Bearer {}\r\n", scene.key);
+    let answer = post(proxy, "/v1/responses", &headers, scene.body).await?;
     let answer = String::from_utf8_lossy(&answer);
     let status = answer.split(' ').nth(1).unwrap_or("no answer");
     let kind = header(&answer, "content-type").unwrap_or("no content");

@@ -29,6 +29,8 @@ pub enum Cause {
     InvalidUtf8,
     InvalidContentEncoding,
     RequestTimeout,
+    HeaderTooLarge,
+    TooManyRequests,
     BodyTooLarge,
     DecodedBodyTooLarge,
     UnsupportedContentEncoding,
@@ -114,6 +116,8 @@ impl Cause {
         Cause::InvalidUtf8,
         Cause::InvalidContentEncoding,
         Cause::RequestTimeout,
+        Cause::HeaderTooLarge,
+        Cause::TooManyRequests,
         Cause::BodyTooLarge,
         Cause::DecodedBodyTooLarge,
         Cause::UnsupportedContentEncoding,
@@ -195,6 +199,16 @@ impl Cause {
                 "request_timeout",
                 "the request took too long to arrive",
             ),
+            Cause::HeaderTooLarge => (
+                431,
+                "header_too_large",
+                "the request's head is larger than the limit",
+            ),
+            Cause::TooManyRequests => (
+                429,
+                "too_many_requests",
+                "as many requests run as may; try again",
+            ),
             Cause::BodyTooLarge => (413, "body_too_large", "the body is larger than the limit"),
             Cause::DecodedBodyTooLarge => (
                 413,
@@ -245,6 +259,7 @@ impl Cause {
     fn openai_type(self) -> &'static str {
         match self.status() {
             403 => "permission_error",
+            429 => "rate_limit_error",
             500.. => "server_error",
             _ => "invalid_request_error",
         }
@@ -255,7 +270,8 @@ impl Cause {
         match self.status() {
             401 => "authentication_error",
             403 => "permission_error",
-            413 => "request_too_large",
+            413 | 431 => "request_too_large",
+            429 => "rate_limit_error",
             503 => "overloaded_error",
             408 | 504 => "timeout_error",
             500.. => "api_error",

@@ -196,6 +196,8 @@ impl Exchange {
         };
         let conversation = Conversation::new(&self.state, self.upstream.clone(), credential)?;
         self.conversation = Some(Box::new(conversation));
+        // It is the responses on it that count.
+        self.turn.places = None;
         self.turn.order = None;
         Ok(())
     }

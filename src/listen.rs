@@ -10,7 +10,7 @@ use std::time::Duration;
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -48,6 +48,8 @@ pub struct Site {
     pub tasks: TaskTracker,
     /// Connections accepted so far.
     pub accepted: AtomicU64,
+    /// One for each connection that may be open.
+    pub room: Arc<Semaphore>,
 }
 
 impl Listeners {
@@ -147,9 +149,15 @@ async fn accept(listener: Listener, site: Arc<Site>) {
         match socket.accept().await {
             Ok((client, peer)) => {
                 site.accepted.fetch_add(1, Ordering::Relaxed);
+                let Some(room) = await_room(&site).await else {
+                    return;
+                };
                 let (site, acceptor) = (site.clone(), acceptor.clone());
                 let tasks = site.tasks.clone();
-                tasks.spawn(async move { serve(client, peer, acceptor, &site).await });
+                tasks.spawn(async move {
+                    let _room = room;
+                    serve(client, peer, acceptor, &site).await;
+                });
             }
             Err(why) => {
                 log::error!("accepting a connection failed: {why}");
@@ -157,6 +165,21 @@ async fn accept(listener: Listener, site: Arc<Site>) {
             }
         }
     }
+}
+
+/// Room for one more connection. Until there is, those that come wait in the kernel's queue. None: never again.
+async fn await_room(site: &Site) -> Option<OwnedSemaphorePermit> {
+    let room = site.room.clone();
+    if let Ok(room) = room.clone().try_acquire_owned() {
+        return Some(room);
+    }
+    let rests = &site.state.metrics.accept_rests;
+    if rests.get() == 0 {
+        // Once: the metric has the rest, and it may be many.
+        log::warn!("`limits.connections` is reached, new ones wait");
+    }
+    rests.inc();
+    room.acquire_owned().await.ok()
 }
 
 async fn serve(

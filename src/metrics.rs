@@ -1,6 +1,8 @@
 //! The catalogue of metrics, and the text that Prometheus scrapes. Labels are bounded: group and upstream names come from
 //! the operator's files, all else from fixed sets.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus::core::Collector;
@@ -42,18 +44,34 @@ pub struct Metrics {
     /// are not sent; any value but 0 is a defect.
     pub unforced_forwarded: IntCounter,
     pub connections: IntGauge,
+    pub accept_rests: IntCounter,
     pub in_flight: IntGauge,
-    reloads: IntGaugeVec,
+    /// Held while a text is made: values that live elsewhere are brought up to date by the difference.
+    rendering: Mutex<()>,
+    reloads: IntCounterVec,
     policy_info: IntGaugeVec,
     policy_last_success: IntGauge,
     buffered_bytes: IntGauge,
-    access_log_errors: IntGauge,
+    buffered_limit: IntGauge,
+    access_log_errors: IntCounter,
+}
+
+/// What one group has done since the start.
+#[derive(Debug, Default)]
+pub struct GroupSums {
+    pub outcomes: BTreeMap<String, u64>,
+    /// As sent upstream.
+    pub service_tiers: BTreeMap<String, u64>,
+    /// Input and output.
+    pub tokens: u64,
+    pub downgraded: u64,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         let registry = Registry::new();
         Self {
+            rendering: Mutex::default(),
             requests: register(
                 &registry,
                 counters(
@@ -114,6 +132,13 @@ impl Default for Metrics {
                     "Open client connections.",
                 )),
             ),
+            accept_rests: register(
+                &registry,
+                valid(IntCounter::new(
+                    "tiergate_accept_rests_total",
+                    "Times that no connection was accepted until another one ended, because of `limits.connections`.",
+                )),
+            ),
             in_flight: register(
                 &registry,
                 valid(IntGauge::new(
@@ -123,7 +148,7 @@ impl Default for Metrics {
             ),
             reloads: register(
                 &registry,
-                gauges(
+                counters(
                     "tiergate_policy_reloads_total",
                     "Loads of the policy file, the first one included.",
                     &["outcome"],
@@ -151,9 +176,16 @@ impl Default for Metrics {
                     "Request bodies held at the moment.",
                 )),
             ),
-            access_log_errors: register(
+            buffered_limit: register(
                 &registry,
                 valid(IntGauge::new(
+                    "tiergate_buffered_limit_bytes",
+                    "The limit of tiergate_buffered_bytes.",
+                )),
+            ),
+            access_log_errors: register(
+                &registry,
+                valid(IntCounter::new(
                     "tiergate_access_log_errors_total",
                     "Failed writes to the access log; the lines wait and are tried again.",
                 )),
@@ -210,15 +242,38 @@ impl Metrics {
         }
     }
 
+    /// What the counters say of each group.
+    pub fn by_group(&self) -> BTreeMap<String, GroupSums> {
+        let mut groups: BTreeMap<String, GroupSums> = BTreeMap::new();
+        for (labels, count) in samples(&self.requests) {
+            let sums = groups.entry(labels("group")).or_default();
+            *sums.outcomes.entry(labels("outcome")).or_default() += count;
+            *sums
+                .service_tiers
+                .entry(labels("service_tier"))
+                .or_default() += count;
+        }
+        for (labels, count) in samples(&self.downgraded) {
+            groups.entry(labels("group")).or_default().downgraded += count;
+        }
+        for (labels, count) in samples(&self.tokens) {
+            // The other kinds are parts of these.
+            if matches!(labels("kind").as_str(), "input" | "output") {
+                groups.entry(labels("group")).or_default().tokens += count;
+            }
+        }
+        groups
+    }
+
     /// The text exposition of everything, with the values that live elsewhere read anew.
     pub fn render(&self, state: &State) -> Vec<u8> {
+        let _alone = self
+            .rendering
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let (succeeded, failed) = state.policy.counts();
-        self.reloads
-            .with_label_values(&["success"])
-            .set(succeeded as i64);
-        self.reloads
-            .with_label_values(&["failure"])
-            .set(failed as i64);
+        raise_to(&self.reloads.with_label_values(&["success"]), succeeded);
+        raise_to(&self.reloads.with_label_values(&["failure"]), failed);
         self.policy_info.reset();
         self.policy_info
             .with_label_values(&[state.policy.current().revision()])
@@ -229,7 +284,8 @@ impl Metrics {
             .unwrap_or_default();
         self.policy_last_success.set(since_epoch.as_secs() as i64);
         self.buffered_bytes.set(state.budget.used() as i64);
-        self.access_log_errors.set(state.log.errors() as i64);
+        self.buffered_limit.set(state.limits.buffered as i64);
+        raise_to(&self.access_log_errors, state.log.errors());
         let mut out = Vec::new();
         // A `Vec` takes all that is written to it, and the families are well formed by construction.
         TextEncoder::new()
@@ -248,6 +304,27 @@ pub fn tier_label(tier: Option<&str>) -> &'static str {
             .find(|known| **known == tier)
             .unwrap_or(&"other"),
     }
+}
+
+/// The value of each label by its name, and the count, of every series.
+fn samples(counters: &IntCounterVec) -> Vec<(impl Fn(&str) -> String, u64)> {
+    let families = counters.collect();
+    let series = families.iter().flat_map(|family| family.get_metric());
+    let told = series.map(|metric| {
+        let pairs = metric.get_label().iter();
+        let labels: BTreeMap<String, String> = pairs
+            .map(|pair| (pair.name().to_owned(), pair.value().to_owned()))
+            .collect();
+        let label = move |name: &str| labels.get(name).cloned().unwrap_or_default();
+        // Counts are integers far below 2^53.
+        (label, metric.get_counter().get_value() as u64)
+    });
+    told.collect()
+}
+
+/// Takes over a count that is kept elsewhere and only rises.
+fn raise_to(counter: &IntCounter, count: u64) {
+    counter.inc_by(count.saturating_sub(counter.get()));
 }
 
 fn counters(name: &str, help: &str, labels: &[&str]) -> IntCounterVec {

@@ -41,12 +41,23 @@ pub struct Group {
     /// Whether a client may ask for priority by the fast-mode beta.
     pub fast_mode_beta: bool,
     pub batches_allowed: bool,
+    /// Requests of the group that may run at once.
+    pub max_in_flight: Option<u64>,
     pub enabled: bool,
     pub upstream: Arc<Upstream>,
     /// Of its name in the policy.
     pub place: Place,
     /// Of `force_fast_mode`, where it is written.
     pub force_place: Option<Place>,
+}
+
+/// A key as the policy lists it.
+pub struct ListedKey<'p> {
+    /// Tells it from others, also over policies; not for showing.
+    pub(crate) id: &'p [u8; 32],
+    pub name: Arc<str>,
+    pub group: &'p Group,
+    pub enabled: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,6 +195,16 @@ impl Policy {
 
     pub fn key_count(&self) -> usize {
         self.keys.len()
+    }
+
+    /// All keys that are listed, in no order that means anything.
+    pub fn keys(&self) -> impl Iterator<Item = ListedKey<'_>> {
+        self.keys.iter().map(|key| ListedKey {
+            id: &key.digest,
+            name: self.keys.name(key),
+            group: &self.groups[key.group as usize],
+            enabled: key.enabled,
+        })
     }
 
     /// Key first, then path, then tier: nobody without a key learns anything about the rest.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::api_key::{KeyTable, NewKey, digest, parse_digest};
 use crate::config::{Config, MessagesMode, Upstream};
-use crate::config_file::check_name;
+use crate::config_file::{MAX_IN_FLIGHT, check_name};
 use crate::mistake::{Mistakes, Place, nearest, shown};
 use crate::policy::{Group, Platform};
 use crate::yaml::{Entry, Node};
@@ -82,6 +82,9 @@ impl Reader<'_> {
         );
         let fast_mode_beta = fields.boolean("fast_mode_beta", true);
         let batches_allowed = fields.choice("batches", &[("allow", true)], false);
+        let max_in_flight = fields
+            .optional("max_in_flight")
+            .and_then(|node| node.integer(1..=MAX_IN_FLIGHT, self.mistakes));
         let enabled = fields.boolean("enabled", true);
         let upstream = self.upstream(fields.take("upstream"), entry.place);
         fields.finish();
@@ -91,6 +94,7 @@ impl Reader<'_> {
             force_fast_mode,
             fast_mode_beta,
             batches_allowed,
+            max_in_flight,
             enabled,
             upstream: upstream?,
             place: entry.place,

@@ -214,6 +214,10 @@ impl ProxyHttp for Gate {
         if exchange.conversation.is_some() {
             filter_server_frames(body, end_of_stream, exchange);
         }
+        if end_of_stream {
+            // A client that has its whole answer may ask again at once.
+            exchange.turn.places = None;
+        }
         watch_next_byte(exchange);
         Ok(None)
     }
@@ -341,6 +345,12 @@ impl Gate {
         exchange.credential = Some(decision.credential);
         exchange.upstream = self.state.upstream(&decision.group.upstream.name).cloned();
         exchange.turn.group = Some(decision.group);
+        if head_bytes(head) > self.state.limits.header {
+            return Err(Cause::HeaderTooLarge.into());
+        }
+        if let Some(group) = &exchange.turn.group {
+            exchange.turn.places = Some(self.state.in_flight.enter(group)?);
+        }
         if self.state.log.is_full() {
             return Err(Cause::AccessLogUnavailable.into());
         }
@@ -532,6 +542,7 @@ impl Gate {
         {
             return Ok(());
         }
+        exchange.turn.places = None;
         let answer = refusal.answer(exchange.protocol());
         exchange.turn.answer.status = Some(answer.status);
         let mut head = ResponseHeader::build(answer.status, Some(6))?;
@@ -562,6 +573,14 @@ impl Gate {
         }
         Ok(())
     }
+}
+
+/// The target and the headers, as HTTP/1.1 writes them.
+fn head_bytes(head: &RequestHeader) -> u64 {
+    const SEPARATORS: usize = ": \r\n".len();
+    let headers = head.headers.iter();
+    let headers = headers.map(|(name, value)| name.as_str().len() + value.len() + SEPARATORS);
+    (head.raw_path().len() + headers.sum::<usize>()) as u64
 }
 
 /// The request is with the upstream. Pingora has one time limit for the first byte of the answer and for those that

@@ -14,7 +14,7 @@ use pingora_core::server::configuration::ServerConf;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -26,6 +26,7 @@ use crate::proxy::Gate;
 use crate::reload::{self, Reloaded};
 use crate::service_manager;
 use crate::state::{StartError, State};
+use crate::successor::Successor;
 use crate::upgrade::{Handover, Taken};
 use crate::upstream::{RESOLVE_EVERY, Upstream};
 
@@ -92,15 +93,16 @@ impl Server {
     /// Serves until SIGTERM or SIGINT, or until another process has taken over, then drains.
     ///
     /// # Errors
-    /// Where signals cannot be received.
+    /// Where signals cannot be received, or the program does not know itself.
     pub fn run(self) -> io::Result<()> {
+        let successor = Successor::of_this_process()?;
         let signals = {
             // Before anything is served: a signal that came sooner would end the process.
             let _context = self.runtime.enter();
             Signals::register()?
         };
         let (state, reload_now) = (self.state.clone(), self.reload_now.clone());
-        self.run_until(async move { signals.act(&state, &reload_now).await });
+        self.run_until(async move { signals.act(&state, &reload_now, successor).await });
         Ok(())
     }
 
@@ -156,6 +158,7 @@ async fn serve(
         shutdown,
         tasks: TaskTracker::new(),
         accepted: AtomicU64::new(0),
+        room: Arc::new(Semaphore::new(state.limits.connections)),
     });
     let (handover, address) = (offer_sockets(&state, &listeners), listeners.reachable_at());
     let accepting = CancellationToken::new();
@@ -163,6 +166,8 @@ async fn serve(
         listeners.accept(&site, &accepting),
         state.clone(),
     ));
+    // Before the old process may end: the service must have its new main process by then, or it counts as stopped.
+    service_manager::ready();
     if let Some(Err(why)) = taken.map(Taken::confirm) {
         log::warn!("the process whose sockets were taken over has ended: {why}");
     }
@@ -177,36 +182,42 @@ async fn serve(
         env!("CARGO_PKG_VERSION"),
         addresses.join(", ")
     );
-    service_manager::ready();
-    let watched = site.clone();
+    // Cancelled when another process does it.
+    let watching = CancellationToken::new();
     match address {
-        Ok(address) => {
-            tokio::spawn(async move { service_manager::feed_watchdog(&watched, address).await });
-        }
+        Ok(address) => feed_watchdog(&site, address, &watching),
         Err(why) => log::error!("the watchdog cannot be fed: {why}"),
     }
     let succeeded = tokio::select! {
         () = stop => false,
         () = handed_over(handover.clone()) => true,
     };
+    if succeeded {
+        // The successor is the service's main process by now, and it is not stopping.
+        watching.cancel();
+    } else {
+        service_manager::stopping();
+    }
     accepting.cancel();
     if let Some(handover) = handover.filter(|_| !succeeded) {
         handover.withdraw();
     }
-    if !succeeded {
-        // A successor is the service's main process by now, and it is not stopping.
-        service_manager::stopping();
-    }
+    state.drain();
     // A closed channel would mean that no connection is left to tell.
     let _ = shut.send(true);
     drain(&site).await;
+}
+
+fn feed_watchdog(site: &Arc<Site>, address: SocketAddr, stop: &CancellationToken) {
+    let site = site.clone();
+    let feeding = async move { service_manager::feed_watchdog(&site, address).await };
+    tokio::spawn(stop.clone().run_until_cancelled_owned(feeding));
 }
 
 /// Lets the requests that run come to their end, and cuts those that take longer than they may.
 async fn drain(site: &Site) {
     let (state, limit) = (&site.state, site.state.config.server.drain);
     log::info!("draining for at most {limit:?}");
-    state.drain();
     site.app.http_cleanup().await;
     site.tasks.close();
     if tokio::time::timeout(limit, drained(site)).await.is_err() {
@@ -336,6 +347,7 @@ async fn retry_log(state: Arc<State>) {
 struct Signals {
     hangup: Signal,
     reopen: Signal,
+    upgrade: Signal,
     terminate: Signal,
     interrupt: Signal,
 }
@@ -345,13 +357,14 @@ impl Signals {
         Ok(Self {
             hangup: signal(SignalKind::hangup())?,
             reopen: signal(SignalKind::user_defined1())?,
+            upgrade: signal(SignalKind::user_defined2())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
     }
 
     /// Acts on them until one asks for the end.
-    async fn act(mut self, state: &State, reload_now: &Sender<Reloaded>) {
+    async fn act(mut self, state: &State, reload_now: &Sender<Reloaded>, mut successor: Successor) {
         loop {
             tokio::select! {
                 _ = self.hangup.recv() => reload(reload_now).await,
@@ -359,10 +372,27 @@ impl Signals {
                     Ok(()) => log::info!("access log reopened"),
                     Err(why) => log::error!("the access log cannot be reopened, the old file stays in use: {why}"),
                 },
+                _ = self.upgrade.recv() => upgrade(state, &mut successor),
+                ended = successor.failed() => match ended {
+                    Ok(status) => log::error!("the new process does not take over ({status}), this one goes on"),
+                    Err(why) => log::error!("the new process cannot be waited for: {why}"),
+                },
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
             }
         }
+    }
+}
+
+/// Starts the process that is to take over. This one goes on until it has.
+fn upgrade(state: &State, successor: &mut Successor) {
+    if state.config.server.upgrade_socket.is_none() {
+        log::error!("no upgrade: the configuration has no `server.upgrade_socket`");
+        return;
+    }
+    match successor.start() {
+        Ok(()) => log::info!("a new process is started to take over"),
+        Err(why) => log::error!("no upgrade, a new process cannot be started: {why}"),
     }
 }
 
@@ -374,5 +404,5 @@ async fn reload(reload_now: &Sender<Reloaded>) {
         // An error would mean that the reload thread is gone, and with it what there was to wait for.
         let _ = waits.await;
     }
-    service_manager::ready();
+    service_manager::reloaded();
 }

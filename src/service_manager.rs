@@ -22,7 +22,7 @@ pub fn ready() {
     tell(&format!("MAINPID={}\nREADY=1", std::process::id()));
 }
 
-/// Files are being read anew; [`ready`] ends it.
+/// Files are being read anew; [`reloaded`] ends it.
 pub fn reloading() {
     // Of CLOCK_MONOTONIC, so that systemd can tell this reload from one it asked for later.
     let now = rustix::time::clock_gettime(ClockId::Monotonic);
@@ -30,12 +30,18 @@ pub fn reloading() {
     tell(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
 }
 
+/// Without the process: another one may be the main one by now.
+pub fn reloaded() {
+    tell("READY=1");
+}
+
 /// Requests that run are still finished.
 pub fn stopping() {
     tell("STOPPING=1");
 }
 
-/// Feeds the watchdog, if there is one, for as long as new connections are accepted.
+/// Feeds the watchdog, if there is one, for as long as new connections are accepted, or none are
+/// to be.
 pub async fn feed_watchdog(site: &Site, address: std::net::SocketAddr) {
     let Some(limit) = watchdog_limit() else {
         return;
@@ -45,6 +51,9 @@ pub async fn feed_watchdog(site: &Site, address: std::net::SocketAddr) {
         beat.tick().await;
         match tokio::time::timeout(ACCEPT_TIME, accepts(site, address)).await {
             Ok(Ok(())) => tell("WATCHDOG=1"),
+            _ if site.state.is_draining() || site.room.available_permits() == 0 => {
+                tell("WATCHDOG=1");
+            }
             Ok(Err(why)) => {
                 log::error!("the watchdog is not fed, no connection to {address}: {why}")
             }

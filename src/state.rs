@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access_log::AccessLog;
 use crate::body::Budget;
 use crate::config::{Config, Limits, Mistake};
+use crate::in_flight::InFlight;
 use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::prices::Prices;
@@ -28,6 +29,7 @@ pub struct State {
     pub log: AccessLog,
     pub metrics: Metrics,
     pub budget: Arc<Budget>,
+    pub in_flight: InFlight,
     pub started: Instant,
     upstreams: HashMap<String, Arc<Upstream>>,
     /// Cancelled when no further request is to be taken.
@@ -62,6 +64,7 @@ impl State {
             log,
             metrics: Metrics::default(),
             budget: Budget::new(config.limits.buffered),
+            in_flight: InFlight::new(config.limits.requests_in_flight),
             started: Instant::now(),
             upstreams,
             draining: CancellationToken::new(),

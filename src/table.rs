@@ -32,6 +32,7 @@ pub enum Cell {
 pub struct Table {
     pub columns: Vec<&'static str>,
     pub rows: Vec<Vec<Cell>>,
+    /// Empty: none are shown.
     pub totals: Vec<Cell>,
 }
 
@@ -121,7 +122,7 @@ impl Table {
         let rows = self
             .rows
             .iter()
-            .chain([&self.totals])
+            .chain(self.totals())
             .map(|row| row.iter().map(Cell::for_people).collect());
         let lines: Vec<Vec<String>> = std::iter::once(header).chain(rows).collect();
         let widths: Vec<usize> = (0..self.columns.len())
@@ -178,11 +179,15 @@ impl Table {
         )
     }
 
+    fn totals(&self) -> Option<&Vec<Cell>> {
+        Some(&self.totals).filter(|totals| !totals.is_empty())
+    }
+
     /// Whether a column holds text, which stands on the left; numbers stand on the right.
     fn is_text(&self, column: usize) -> bool {
         self.rows
             .iter()
-            .chain([&self.totals])
+            .chain(self.totals())
             .any(|row| matches!(row[column], Cell::Text(_)))
     }
 }

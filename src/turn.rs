@@ -11,6 +11,7 @@ use crate::access_log::{AccessRecord, Millis, Outcome, Transport};
 use crate::config::ServedTier;
 use crate::error::Cause;
 use crate::exchange::Arrival;
+use crate::in_flight::Places;
 use crate::policy::{Group, Order, Policy};
 use crate::service_tier::{Facts, PRIORITY};
 use crate::state::State;
@@ -37,6 +38,8 @@ pub struct Turn {
     pub request_bytes: u64,
     pub sent: Sent,
     pub answer: Answered,
+    /// Held while it runs.
+    pub places: Option<Places>,
     pub began: Instant,
     time: Timestamp,
 }
@@ -100,6 +103,7 @@ impl Turn {
             request_bytes: 0,
             sent: Sent::default(),
             answer: Answered::default(),
+            places: None,
             began: Instant::now(),
             time: Timestamp::now(),
         }

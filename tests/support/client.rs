@@ -171,6 +171,13 @@ impl Connection {
         assert_eq!(String::from_utf8_lossy(&rest), "");
     }
 
+    /// All that comes until the end.
+    pub fn rest(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        self.reader.read_to_end(&mut rest).expect("an orderly end");
+        rest
+    }
+
     fn line(&mut self) -> Option<String> {
         let mut line = String::new();
         match self.reader.read_line(&mut line) {

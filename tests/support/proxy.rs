@@ -37,6 +37,8 @@ pub struct Builder {
     trusting: bool,
     log: PathBuf,
     log_format: String,
+    program: PathBuf,
+    environment: Vec<(String, String)>,
 }
 
 pub struct Proxy {
@@ -87,6 +89,8 @@ pub fn new() -> Builder {
         trusting: true,
         log: PathBuf::from("access.log"),
         log_format: "json".to_owned(),
+        program: PathBuf::from(env!("CARGO_BIN_EXE_tiergate")),
+        environment: Vec::new(),
     }
 }
 
@@ -149,6 +153,17 @@ impl Builder {
         self
     }
 
+    /// What is run in the place of the binary; it ends up in it.
+    pub fn program(mut self, path: PathBuf) -> Self {
+        self.program = path;
+        self
+    }
+
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     pub fn run(self) -> Proxy {
         let folder = tempfile::tempdir().unwrap();
         self.run_in(folder)
@@ -169,12 +184,13 @@ impl Builder {
     fn start(&self, folder: TempDir) -> Result<Proxy, TempDir> {
         let [address, tls_address, admin] = free_addresses();
         self.write_files(&folder, [address, tls_address, admin]);
-        let child = Command::new(env!("CARGO_BIN_EXE_tiergate"))
+        let child = Command::new(&self.program)
             .args(["run", "--config", "tiergate.yaml"])
             .current_dir(folder.path())
             .env("SSL_CERT_FILE", folder.path().join("authority.pem"))
             .env_remove("SSL_CERT_DIR")
             .env_remove("RUST_LOG")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdout(fs::File::create(folder.path().join("stdout")).unwrap())
             .stderr(fs::File::create(folder.path().join("stderr")).unwrap())
             .spawn()
@@ -310,10 +326,13 @@ impl Proxy {
         self.access_log(1).remove(0)
     }
 
+    pub fn id(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
+    }
+
     pub fn signal(&self, signal: i32) {
-        let pid = i32::try_from(self.child.id()).unwrap();
         // SAFETY: the child has not been waited for, so the id is still its own; sending a signal touches no memory.
-        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+        assert_eq!(unsafe { libc::kill(self.id(), signal) }, 0);
     }
 
     /// Waits for the process to end by itself.

@@ -244,6 +244,11 @@ impl Upstream {
         assert_eq!(self.connections(), 0, "{:?}", self.received());
     }
 
+    /// Replies hold again, after a release.
+    pub fn hold_again(&self) {
+        *self.shared.released.lock().unwrap() = false;
+    }
+
     /// Lets all replies go on that hold.
     pub fn release(&self) {
         *self.shared.released.lock().unwrap() = true;

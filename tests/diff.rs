@@ -1,0 +1,188 @@
+//! `tiergate diff`: what another policy would do, as the binary tells it.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const OLD: &str = "\
+version: 1
+groups:
+  fast: {platform: openai, force_fast_mode: true}
+  calm: {platform: openai}
+  gone: {platform: openai}
+keys:
+  sk-alice: {group: fast, name: alice}
+  sk-bob: {group: calm, name: bob}
+  sk-carol: {group: calm, name: carol}
+  sk-dave: {group: gone, name: dave}
+  sk-erin: {group: fast, name: erin}
+";
+
+const NEW: &str = "\
+version: 1
+groups:
+  calm: {platform: openai, force_fast_mode: true}
+  fast: {platform: openai, force_fast_mode: true}
+  late: {platform: openai, max_in_flight: 3}
+keys:
+  sk-erin: {group: fast, name: erin, enabled: false}
+  sk-alice: {group: fast, name: alice}
+  sk-bob: {group: calm, name: bob}
+  sk-carol: {group: late, name: carol}
+  sk-frank: {group: late, name: frank}
+";
+
+fn folder() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    write("old.yaml", OLD);
+    write("new.yaml", NEW);
+    // There is no such policy: only the two that are given are read.
+    write(
+        "tiergate.yaml",
+        "policy: none.yaml\nupstreams: {u: {url: \"http://h\"}}\n",
+    );
+    folder
+}
+
+fn diff(folder: &Path, arguments: &[&str]) -> Output {
+    let output = Command::new(env!("CARGO_BIN_EXE_tiergate"))
+        .args(["diff", "--config", "tiergate.yaml"])
+        .args(arguments)
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    let told = [&output.stdout[..], &output.stderr].concat();
+    assert!(
+        !String::from_utf8_lossy(&told).contains("sk-"),
+        "a key is printed"
+    );
+    output
+}
+
+fn diff_json(folder: &Path, arguments: &[&str]) -> Value {
+    let output = diff(folder, &[arguments, &["--json"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn every_group_and_key_that_is_treated_otherwise_is_told_and_no_other() {
+    let folder = folder();
+    let told = diff_json(folder.path(), &["old.yaml", "new.yaml"]);
+    let names = |what: &str| -> Vec<(String, String)> {
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let list = told[what].as_array().unwrap().iter();
+        list.map(|change| (text(&change["name"]), text(&change["kind"])))
+            .collect()
+    };
+    let pairs = |list: &[(&str, &str)]| -> Vec<(String, String)> {
+        list.iter()
+            .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
+            .collect()
+    };
+    assert_eq!(
+        names("groups"),
+        pairs(&[("calm", "changed"), ("gone", "removed"), ("late", "added")])
+    );
+    assert_eq!(
+        names("keys"),
+        pairs(&[
+            ("bob", "changed"),
+            ("carol", "changed"),
+            ("dave", "removed"),
+            ("erin", "changed"),
+            ("frank", "added"),
+        ])
+    );
+    assert_eq!(
+        told["keys"][0]["changes"],
+        json!({"tier": ["client", "priority"]})
+    );
+    let carol = json!({"group": ["calm", "late"], "max_in_flight": ["none", "3"]});
+    assert_eq!(told["keys"][1]["changes"], carol);
+    assert_eq!(
+        told["keys"][3]["changes"],
+        json!({"enabled": ["true", "false"]})
+    );
+    assert_eq!(
+        (&told["unlisted"], &told["log"]),
+        (&Value::Null, &Value::Null)
+    );
+}
+
+#[test]
+fn a_default_group_is_what_a_removed_key_gets() {
+    let folder = folder();
+    let new = OLD
+        .replace("groups:", "default_group: fast\ngroups:")
+        .replace("  sk-dave: {group: gone, name: dave}\n", "");
+    fs::write(folder.path().join("new.yaml"), new).unwrap();
+    let told = diff_json(folder.path(), &["old.yaml", "new.yaml"]);
+    let dave = &told["keys"][0];
+    assert_eq!(
+        (&dave["name"], &dave["kind"]),
+        (&json!("dave"), &json!("removed"))
+    );
+    let changes = json!({"group": ["gone", "fast"], "name": ["dave", "none"], "tier": ["client", "priority"]});
+    assert_eq!(dave["changes"], changes);
+    assert_eq!(
+        told["unlisted"]["changes"]["enabled"],
+        json!(["false", "true"])
+    );
+}
+
+/// A line with the fields that matter here.
+fn line(number: u64, key: &str, endpoint: &str, cost: &str) -> String {
+    format!(
+        r#"{{"event_id":"e{number}#0","seq":{number},"instance":"i","key":{key},"group":"g","endpoint":"{endpoint}","transport":"http","turn":0,"input_tokens":100,"output_tokens":10,"cost_usd":{cost}}}"#
+    )
+}
+
+#[test]
+fn the_requests_of_a_log_that_are_touched_are_counted_once() {
+    let folder = folder();
+    let lines = [
+        line(0, r#""alice""#, "responses", r#""1""#),
+        line(1, r#""bob""#, "responses", r#""0.1""#),
+        // Only the tier of bob changes, and this has none.
+        line(2, r#""bob""#, "other", r#""0.2""#),
+        line(3, r#""dave""#, "other", r#""0.25""#),
+        line(4, r#""erin""#, "messages", "null"),
+        line(1, r#""bob""#, "responses", r#""0.1""#),
+        line(5, "null", "responses", "null"),
+        "no line".to_owned(),
+    ];
+    fs::write(folder.path().join("log"), lines.join("\n")).unwrap();
+    let told = diff_json(
+        folder.path(),
+        &["old.yaml", "new.yaml", "--log", "log", "--log", "log"],
+    );
+    let expected = json!({"requests": 6, "affected": 3, "input_tokens": 300, "output_tokens": 30,
+        "cost_usd": "0.35", "unpriced": 1, "unreadable": 2});
+    assert_eq!(told["log"], expected);
+    let text = diff(folder.path(), &["old.yaml", "new.yaml", "--log", "log"]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(
+        text.contains("  ~ bob              tier: client -> priority\n"),
+        "{text}"
+    );
+    assert!(text.contains("\n  3 of 6 requests are of keys"), "{text}");
+}
+
+#[test]
+fn equal_policies_and_bad_ones_are_told() {
+    let folder = folder();
+    let same = diff(folder.path(), &["old.yaml", "old.yaml"]);
+    assert_eq!(same.stdout, b"no group and no key is treated otherwise\n");
+    fs::write(folder.path().join("new.yaml"), "version: 2\n").unwrap();
+    let bad = diff(folder.path(), &["old.yaml", "new.yaml"]);
+    assert_eq!(bad.status.code(), Some(78));
+    let told = String::from_utf8(bad.stderr).unwrap();
+    assert!(told.contains("new.yaml:1:10: unknown version"), "{told}");
+    let missing = diff(folder.path(), &["old.yaml", "old.yaml", "--log", "nowhere"]);
+    assert_eq!(missing.status.code(), Some(1));
+}
