@@ -480,15 +480,18 @@ impl Gate {
         exchange.deadline.set_idle(conversation.is_idle());
         exchange.turn.sent.bytes += passed.to_upstream.len() as u64;
         *body = Some(passed.to_upstream);
-        if passed.refusal.is_some() {
-            exchange.refusal = passed.refusal;
+        if let Some(refusal) = passed.refusal {
+            exchange.refusal = Some(refusal);
+            watch_farewell(exchange);
         }
         if let Some(frames) = passed.to_client {
-            let farewell = vec![HttpTask::UpgradedBody(Some(frames), false)];
-            session
-                .as_downstream_mut()
-                .response_duplex_vec(farewell)
-                .await?;
+            if !frames.is_empty() {
+                let farewell = vec![HttpTask::UpgradedBody(Some(frames), false)];
+                session
+                    .as_downstream_mut()
+                    .response_duplex_vec(farewell)
+                    .await?;
+            }
             exchange.deadline.shut_upstream();
         }
         Ok(())
@@ -579,8 +582,20 @@ fn watch_answer(exchange: &Exchange) {
     }
 }
 
+/// A client is to be sent away once the server's message under way has ended, which may take no longer than this.
+fn watch_farewell(exchange: &Exchange) {
+    if let Some(upstream) = &exchange.upstream {
+        let limit = upstream.config.idle_timeout;
+        exchange.deadline.set(Waiting::ForMore, limit);
+    }
+}
+
 /// Something of the answer has come; where what follows has the shorter time limit, it is kept here.
 fn watch_next_byte(exchange: &Exchange) {
+    if exchange.conversation.is_some() && exchange.refusal.is_some() {
+        // The time for the farewell is running.
+        return;
+    }
     let Some(upstream) = &exchange.upstream else {
         return;
     };
