@@ -1,6 +1,7 @@
 //! A client's connection: the stream that Pingora reads and writes, and the one deadline against which its current
 //! request runs. It knows nothing of keys or tiers.
 
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
@@ -26,6 +27,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::cork::Cork;
 use crate::proxy::Gate;
 
 /// Gathers an answer's head and the framing of its chunks into one segment; larger writes go past it.
@@ -73,6 +75,8 @@ pub struct Deadline {
     /// Until when [`Deadline::passes`] sleeps, like `at`; a deadline set before it wakes it.
     asleep_until: AtomicU64,
     earlier: Notify,
+    /// What holds the head of an upgrade request back.
+    pub cork: Cork,
 }
 
 const NEVER: u64 = u64::MAX;
@@ -113,6 +117,7 @@ impl Deadline {
             passed: AtomicBool::new(false),
             asleep_until: AtomicU64::new(0),
             earlier: Notify::new(),
+            cork: Cork::default(),
         };
         deadline.set(waiting, after);
         Arc::new(deadline)
@@ -230,6 +235,11 @@ impl HttpServerApp for Front {
             self.proxy.process_new_http(session, shutdown),
         );
         tokio::pin!(request);
+        let mut request = poll_fn(|context| {
+            let polled = request.as_mut().poll(context);
+            deadline.cork.count_poll(context);
+            polled
+        });
         let mut told = false;
         loop {
             tokio::select! {

@@ -44,6 +44,7 @@ mod yaml;
 pub mod body;
 pub mod content_coding;
 pub mod conversation;
+pub mod cork;
 pub mod error;
 pub mod json;
 pub mod proxy;

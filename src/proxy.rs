@@ -18,7 +18,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use tokio::time::{Instant, timeout};
 
 use crate::body::{HeldBody, ReadyBody, StreamedBody};
-use crate::connection::Waiting;
+use crate::connection::{Deadline, Waiting};
 use crate::endpoint::Endpoint;
 use crate::error::{Cause, Refusal};
 use crate::exchange::{Body, Exchange, without_query};
@@ -34,6 +34,8 @@ const PINGORA_REPLAY_BYTES: u64 = 64 * 1024;
 /// What is still read of a refused request, so that its client gets to read the answer before the connection closes.
 const LINGER_BYTES: usize = 1 << 20;
 const LINGER_TIME: Duration = Duration::from_secs(2);
+/// Keeps the pooled connections of other requests from upgrades.
+const UPGRADES: u64 = 1;
 /// The attempts for one request, over all addresses and dead pooled connections.
 const MOST_ATTEMPTS: usize = 4;
 /// A client that takes no byte of its answer for this long is gone.
@@ -115,6 +117,7 @@ impl ProxyHttp for Gate {
         let turn = exchange.first_address + exchange.attempts;
         exchange.attempts += 1;
         match upstream.peer(turn, exchange.upgrade) {
+            Some(peer) if exchange.upgrade => Ok(Box::new(corked(peer, &exchange.deadline))),
             Some(peer) => Ok(Box::new(peer)),
             None => Error::e_explain(
                 ErrorType::ConnectNoRoute,
@@ -133,6 +136,7 @@ impl ProxyHttp for Gate {
         exchange: &mut Exchange,
     ) -> Result<()> {
         exchange.deadline.hold_upstream(Some(socket));
+        exchange.deadline.cork.close();
         Ok(())
     }
 
@@ -565,6 +569,17 @@ impl Gate {
         }
         Ok(())
     }
+}
+
+/// A peer to which an upgrade goes: its connection is a fresh one, for only those can be corked.
+fn corked(mut peer: HttpPeer, deadline: &Arc<Deadline>) -> HttpPeer {
+    let deadline = deadline.clone();
+    peer.group_key = UPGRADES;
+    peer.options.upstream_tcp_sock_tweak_hook = Some(Arc::new(move |socket| {
+        let taken = deadline.cork.take(socket);
+        taken.map_err(|why| Error::because(ErrorType::SocketError, "duplicating a socket", why))
+    }));
+    peer
 }
 
 /// The request is with the upstream. Pingora has one time limit for the first byte of the answer and for those that

@@ -51,6 +51,19 @@ fn a_silent_socket_outlives_every_timeout() {
 }
 
 #[test]
+fn an_upstream_that_answers_at_once_keeps_its_sockets() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new().upstream(&upstream.address).run();
+    for _ in 0..200 {
+        let mut socket = upstream.open(&proxy, "sk-fast");
+        socket.client.say("{}");
+        assert_eq!(socket.server.hear_text(), "{}");
+        socket.server.say("{}");
+        assert_eq!(socket.client.hear_text(), "{}");
+    }
+}
+
+#[test]
 fn an_upstream_that_does_not_answer_the_handshake_is_timed_out() {
     let upstream = upstream::script([upstream::silence()]).run();
     let proxy = proxy::new()
