@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 # The demo shows the same build that the tests use, so that a newcomer waits for one build only.
-.PHONY: demo test test-ecosystem build lint bench clean tools
+.PHONY: demo test test-ecosystem build lint bench bench-sockets clean tools
 
 demo: tools
 	$(CARGO) run --quiet -- demo
@@ -27,6 +27,10 @@ lint: tools
 
 bench: tools
 	$(CARGO) bench
+
+# For other loads: cargo bench --bench websocket_sockets -- IDLE BUSY SECONDS
+bench-sockets: tools
+	$(CARGO) bench --bench websocket_sockets
 
 clean:
 	$(CARGO) clean

@@ -1,6 +1,7 @@
 //! A client's connection: the stream that Pingora reads and writes, and the one deadline against which its current
 //! request runs. It knows nothing of keys or tiers.
 
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
@@ -27,6 +28,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::cork::Cork;
 use crate::proxy::Gate;
 
 /// What is gathered before it goes out, in bytes; larger writes go past it.
@@ -89,6 +91,8 @@ pub struct Deadline {
     /// Until when [`Deadline::passes`] sleeps, like `at`; a deadline set before it wakes it.
     asleep_until: AtomicU64,
     earlier: Notify,
+    /// What holds the head of an upgrade request back.
+    pub cork: Cork,
 }
 
 const NEVER: u64 = u64::MAX;
@@ -183,6 +187,7 @@ impl Deadline {
             patience_ends: AtomicU64::new(NEVER),
             asleep_until: AtomicU64::new(0),
             earlier: Notify::new(),
+            cork: Cork::default(),
         };
         deadline.set(waiting, after);
         Arc::new(deadline)
@@ -341,6 +346,11 @@ impl HttpServerApp for Front {
             self.proxy.process_new_http(session, shutdown),
         );
         tokio::pin!(request);
+        let mut request = poll_fn(|context| {
+            let polled = request.as_mut().poll(context);
+            deadline.cork.count_poll(context);
+            polled
+        });
         let mut told = false;
         loop {
             tokio::select! {

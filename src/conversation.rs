@@ -102,7 +102,7 @@ impl Inherited {
 #[derive(Default)]
 pub struct Passed {
     pub to_upstream: Bytes,
-    /// Frames for the client, after which both sides are to be closed.
+    /// Frames for the client, maybe none, after which both sides are to be closed.
     pub to_client: Option<Bytes>,
     /// Why the client is told to go, where that is so.
     pub refusal: Option<Refusal>,
@@ -143,9 +143,10 @@ impl Conversation {
         })
     }
 
-    /// Whether no response runs.
+    /// Whether nothing runs that a drain should wait for: no response, and no message of the server whose end is to come.
     pub fn is_idle(&self) -> bool {
-        self.turns.open.is_empty() && self.farewell.is_none()
+        let in_message = !self.server.at_message_boundary() && !self.server.has_ended();
+        self.turns.open.is_empty() && self.farewell.is_none() && !in_message
     }
 
     /// What came from the client. Messages are judged one by one, each by the policy of that moment.
@@ -234,6 +235,10 @@ impl Conversation {
             return None;
         }
         self.over = true;
+        // In the middle of a message the client would take anything for a part of it.
+        if !self.server.at_message_boundary() {
+            return None;
+        }
         let drained = self.state.is_draining() && self.turns.open.is_empty();
         self.farewell.take().or_else(|| drained.then(restart_frame))
     }
@@ -498,17 +503,24 @@ impl Conversation {
             ]
             .concat(),
         );
-        let to_client = if self.server.at_message_boundary() || self.server_closed {
+        Passed {
+            to_upstream: Bytes::new(),
+            to_client: self.last_word(frames),
+            refusal: Some(refusal),
+        }
+    }
+
+    /// These frames, if it is the moment for them; nothing, if no moment will come; else they wait for theirs.
+    fn last_word(&mut self, frames: Bytes) -> Option<Bytes> {
+        if self.server.at_message_boundary() {
             self.over = true;
             Some(frames)
+        } else if self.server.has_ended() {
+            self.over = true;
+            Some(Bytes::new())
         } else {
             self.farewell = Some(frames);
             None
-        };
-        Passed {
-            to_upstream: Bytes::new(),
-            to_client,
-            refusal: Some(refusal),
         }
     }
 }

@@ -50,6 +50,7 @@ mod yaml;
 pub mod body;
 pub mod content_coding;
 pub mod conversation;
+pub mod cork;
 pub mod error;
 pub mod in_flight;
 pub mod json;

@@ -18,7 +18,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use tokio::time::{Instant, timeout};
 
 use crate::body::{HeldBody, ReadyBody, StreamedBody};
-use crate::connection::Waiting;
+use crate::connection::{Deadline, Waiting};
 use crate::endpoint::Endpoint;
 use crate::error::{Cause, Refusal};
 use crate::exchange::{Body, Exchange, without_query};
@@ -34,6 +34,8 @@ const PINGORA_REPLAY_BYTES: u64 = 64 * 1024;
 /// What is still read of a refused request, so that its client gets to read the answer before the connection closes.
 const LINGER_BYTES: usize = 1 << 20;
 const LINGER_TIME: Duration = Duration::from_secs(2);
+/// Keeps the pooled connections of other requests from upgrades.
+const UPGRADES: u64 = 1;
 /// The attempts for one request, over all addresses and dead pooled connections.
 const MOST_ATTEMPTS: usize = 4;
 /// A client that takes no byte of its answer for this long is gone.
@@ -115,6 +117,7 @@ impl ProxyHttp for Gate {
         let turn = exchange.first_address + exchange.attempts;
         exchange.attempts += 1;
         match upstream.peer(turn, exchange.upgrade) {
+            Some(peer) if exchange.upgrade => Ok(Box::new(corked(peer, &exchange.deadline))),
             Some(peer) => Ok(Box::new(peer)),
             None => Error::e_explain(
                 ErrorType::ConnectNoRoute,
@@ -133,6 +136,7 @@ impl ProxyHttp for Gate {
         exchange: &mut Exchange,
     ) -> Result<()> {
         exchange.deadline.hold_upstream(Some(socket));
+        exchange.deadline.cork.close();
         Ok(())
     }
 
@@ -490,15 +494,18 @@ impl Gate {
         exchange.deadline.set_idle(conversation.is_idle());
         exchange.turn.sent.bytes += passed.to_upstream.len() as u64;
         *body = Some(passed.to_upstream);
-        if passed.refusal.is_some() {
-            exchange.refusal = passed.refusal;
+        if let Some(refusal) = passed.refusal {
+            exchange.refusal = Some(refusal);
+            watch_farewell(exchange);
         }
         if let Some(frames) = passed.to_client {
-            let farewell = vec![HttpTask::UpgradedBody(Some(frames), false)];
-            session
-                .as_downstream_mut()
-                .response_duplex_vec(farewell)
-                .await?;
+            if !frames.is_empty() {
+                let farewell = vec![HttpTask::UpgradedBody(Some(frames), false)];
+                session
+                    .as_downstream_mut()
+                    .response_duplex_vec(farewell)
+                    .await?;
+            }
             exchange.deadline.shut_upstream();
         }
         Ok(())
@@ -583,6 +590,17 @@ fn head_bytes(head: &RequestHeader) -> u64 {
     (head.raw_path().len() + headers.sum::<usize>()) as u64
 }
 
+/// A peer to which an upgrade goes: its connection is a fresh one, for only those can be corked.
+fn corked(mut peer: HttpPeer, deadline: &Arc<Deadline>) -> HttpPeer {
+    let deadline = deadline.clone();
+    peer.group_key = UPGRADES;
+    peer.options.upstream_tcp_sock_tweak_hook = Some(Arc::new(move |socket| {
+        let taken = deadline.cork.take(socket);
+        taken.map_err(|why| Error::because(ErrorType::SocketError, "duplicating a socket", why))
+    }));
+    peer
+}
+
 /// The request is with the upstream. Pingora has one time limit for the first byte of the answer and for those that
 /// follow; where the first has the shorter one, it is kept here.
 fn watch_answer(exchange: &Exchange) {
@@ -598,8 +616,20 @@ fn watch_answer(exchange: &Exchange) {
     }
 }
 
+/// A client is to be sent away once the server's message under way has ended, which may take no longer than this.
+fn watch_farewell(exchange: &Exchange) {
+    if let Some(upstream) = &exchange.upstream {
+        let limit = upstream.config.idle_timeout;
+        exchange.deadline.set(Waiting::ForMore, limit);
+    }
+}
+
 /// Something of the answer has come; where what follows has the shorter time limit, it is kept here.
 fn watch_next_byte(exchange: &Exchange) {
+    if exchange.conversation.is_some() && exchange.refusal.is_some() {
+        // The time for the farewell is running.
+        return;
+    }
     let Some(upstream) = &exchange.upstream else {
         return;
     };

@@ -592,6 +592,12 @@ impl ServerReader {
         !self.ended && self.parser.frame.is_none() && self.parser.header_read == 0
     }
 
+    /// Whether the server has said that it closes, or the reader has lost its place: what follows is not read, and
+    /// nothing of the proxy's own may follow it.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
     /// Whether a message of the proxy's own may follow the bytes fed so far: not inside a frame,
     /// nor between two fragments.
     pub fn at_message_boundary(&self) -> bool {
