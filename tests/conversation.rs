@@ -1,0 +1,228 @@
+//! A conversation without sockets: however the bytes of both sides are cut, the same bytes go on and the same lines are
+//! written.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use tiergate::config::Config;
+use tiergate::conversation::Conversation;
+use tiergate::endpoint::Endpoint;
+use tiergate::exchange::Arrival;
+use tiergate::policy::Head;
+use tiergate::state::State;
+use tiergate::turn::{Ending, Turn};
+use tiergate::websocket::{Opcode, encode};
+
+const CONFIG: &str = "\
+policy: policy.yaml
+access_log: {path: access.log}
+upstreams:
+  main: {url: \"http://127.0.0.1:1\"}
+";
+const POLICY: &str = "\
+version: 1
+groups:
+  fast: {platform: openai, force_fast_mode: true}
+  plain: {platform: openai}
+keys:
+  sk-fast: fast
+  sk-plain: plain
+";
+const MASK: Option<[u8; 4]> = Some([7, 77, 177, 27]);
+
+/// What a conversation came to.
+#[derive(Debug, PartialEq)]
+struct Outcome {
+    to_upstream: Vec<u8>,
+    to_client: Vec<u8>,
+    lines: Vec<Value>,
+}
+
+/// The client's messages and what the server says to them.
+#[derive(Clone, Debug)]
+struct Script {
+    key: &'static str,
+    creates: Vec<String>,
+    client: Vec<u8>,
+    server: Vec<u8>,
+}
+
+fn script() -> impl Strategy<Value = Script> {
+    let key = prop_oneof![Just("sk-fast"), Just("sk-plain")];
+    let tier = prop_oneof![
+        Just(r#""service_tier":"flex","#),
+        Just(""),
+        Just(r#""a":[1.0],"Service_Tier":null,"#),
+    ];
+    let turn = (tier, 0..300_usize, any::<bool>(), 1..4_usize);
+    (key, vec(turn, 0..5)).prop_map(|(key, turns)| {
+        let mut script = Script {
+            key,
+            creates: Vec::new(),
+            client: Vec::new(),
+            server: Vec::new(),
+        };
+        for (number, (tier, length, ping, fragments)) in turns.into_iter().enumerate() {
+            let filler = "é".repeat(length);
+            let create =
+                format!(r#"{{"type":"response.create",{tier}"n":{number},"input":"{filler}"}}"#);
+            fragment(&mut script.client, create.as_bytes(), fragments, ping, MASK);
+            let completed = json!({
+                "type": "response.completed",
+                "response": {"id": format!("r{number}"), "usage": {"output_tokens": length}},
+            });
+            let delta = encode(true, Opcode::Text, None, br#"{"type":"delta"}"#);
+            script.server.extend(delta);
+            let completed = completed.to_string();
+            fragment(
+                &mut script.server,
+                completed.as_bytes(),
+                fragments,
+                ping,
+                None,
+            );
+            script.creates.push(create);
+        }
+        script
+    })
+}
+
+/// Frames of one message, with a ping before the last of them where asked for.
+fn fragment(out: &mut Vec<u8>, text: &[u8], count: usize, ping: bool, mask: Option<[u8; 4]>) {
+    let pieces: Vec<&[u8]> = text.chunks(text.len().div_ceil(count)).collect();
+    for (at, piece) in pieces.iter().enumerate() {
+        let (first, last) = (at == 0, at + 1 == pieces.len());
+        if ping && last {
+            out.extend(encode(true, Opcode::Ping, mask, b"now"));
+        }
+        let opcode = if first {
+            Opcode::Text
+        } else {
+            Opcode::Continuation
+        };
+        out.extend(encode(last, opcode, mask, piece));
+    }
+}
+
+fn load(folder: &Path) -> Arc<State> {
+    let path = folder.join("tiergate.yaml");
+    fs::write(&path, CONFIG).unwrap();
+    fs::write(folder.join("policy.yaml"), POLICY).unwrap();
+    let (config, _) = Config::load(&path).expect("a good configuration");
+    let Ok((state, _)) = State::load(config) else {
+        panic!("it loads");
+    };
+    state
+}
+
+/// Runs a conversation over these chunks. All of the client comes first.
+fn run(key: &str, client: &[Bytes], server: &[Bytes]) -> Outcome {
+    let folder = tempfile::tempdir().unwrap();
+    let state = load(folder.path());
+    let mut headers = HeaderMap::new();
+    let key = HeaderValue::from_str(&format!("Bearer {key}")).unwrap();
+    headers.insert("authorization", key);
+    let policy = state.policy.current();
+    let head = Head {
+        method: &Method::GET,
+        path: b"/v1/responses",
+        headers: &headers,
+    };
+    let Ok(decision) = policy.decide(&head) else {
+        panic!("a key of the policy");
+    };
+    let arrival = Arrival {
+        id: uuid::Uuid::now_v7(),
+        client: None,
+        user_agent: None,
+        method: Method::GET,
+        path: "/v1/responses".to_owned(),
+        endpoint: Endpoint::Responses,
+    };
+    let mut connection = Turn::new(0, policy);
+    connection.answer.status = Some(101);
+    let upstream = state.upstream("main").cloned();
+    let Ok(mut conversation) = Conversation::new(&state, upstream, decision.credential) else {
+        panic!("there is memory for it");
+    };
+    let (mut to_upstream, mut to_client) = (Vec::new(), Vec::new());
+    for chunk in client {
+        let passed = conversation.client_bytes(chunk.clone(), &arrival, &connection);
+        to_upstream.extend(passed.to_upstream);
+        to_client.extend(passed.to_client.unwrap_or_default());
+    }
+    for chunk in server {
+        let replaced = conversation.server_bytes(chunk, &arrival, &connection);
+        to_client.extend(replaced.unwrap_or_else(|| chunk.clone()));
+    }
+    conversation.finish(Ending::Whole, &arrival);
+    let log = fs::read_to_string(folder.path().join("access.log")).unwrap();
+    Outcome {
+        to_upstream,
+        to_client,
+        lines: log.lines().map(lasting).collect(),
+    }
+}
+
+/// A line without what differs from run to run.
+fn lasting(line: &str) -> Value {
+    let mut line: Value = serde_json::from_str(line).unwrap();
+    for name in [
+        "event_id",
+        "instance",
+        "time",
+        "duration_ms",
+        "ttfb_ms",
+        "request_id",
+    ] {
+        line[name].take();
+    }
+    line
+}
+
+/// Cuts anywhere.
+fn cut(bytes: &[u8], cuts: &[prop::sample::Index]) -> Vec<Bytes> {
+    let mut places: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+    places.extend([0, bytes.len()]);
+    places.sort_unstable();
+    let pieces = places.windows(2).map(|ends| &bytes[ends[0]..ends[1]]);
+    pieces.map(Bytes::copy_from_slice).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    #[test]
+    fn any_split_of_both_sides_gives_the_same_bytes_and_lines(
+        script in script(),
+        client_cuts in vec(any::<prop::sample::Index>(), 0..30),
+        server_cuts in vec(any::<prop::sample::Index>(), 0..30),
+    ) {
+        let one = |bytes: &[u8]| [Bytes::copy_from_slice(bytes)];
+        let whole = run(script.key, &one(&script.client), &one(&script.server));
+        prop_assert_eq!(&whole.to_client, &script.server);
+        prop_assert_eq!(whole.lines.len(), script.creates.len());
+        for (line, create) in whole.lines.iter().zip(&script.creates) {
+            prop_assert_eq!(&line["request_bytes"], create.len());
+            prop_assert_eq!(&line["outcome"], "ok");
+            let forced = script.key == "sk-fast";
+            prop_assert_eq!(line["service_tier"] == "priority", forced);
+        }
+        let cut = run(
+            script.key,
+            &cut(&script.client, &client_cuts),
+            &cut(&script.server, &server_cuts),
+        );
+        if script.key == "sk-plain" {
+            // Control frames go ahead of the message that they interrupt, so only the number of bytes is the same.
+            prop_assert_eq!(whole.to_upstream.len(), script.client.len());
+        }
+        prop_assert_eq!(cut, whole);
+    }
+}
