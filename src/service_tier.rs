@@ -17,9 +17,6 @@ const REMOVED: &[u8] = b"{";
 /// Room kept in front of the body, so that `SET` can end where its opening brace did.
 const HEADROOM: usize = SET.len() - 1;
 
-/// The most that is reserved for a body before any of it has arrived, in bytes.
-const FIRST_RESERVATION: usize = 1 << 20;
-
 const TIER_BYTES: usize = 64;
 const MODEL_BYTES: usize = 256;
 const KIND_BYTES: usize = 64;
@@ -71,7 +68,6 @@ pub struct Rewriter {
     edit: Edit,
     /// `HEADROOM` bytes, then the body.
     buffer: Vec<u8>,
-    expected_len: usize,
     scanner: Scanner,
     reader: Reader,
     cuts: Cuts,
@@ -145,7 +141,8 @@ struct Editor<'a> {
 
 impl Rewriter {
     /// A rewriter of one body. `json_depth` is the most brackets inside one another, the outermost counted; `expected_len`
-    /// the announced length in bytes, or 0.
+    /// the announced length in bytes, or 0. All of it is reserved at once: a buffer that grows is copied, and for a moment
+    /// there twice. Memory that is reserved costs nothing until bytes arrive.
     pub fn new(edit: Edit, json_depth: usize, expected_len: usize) -> Rewriter {
         Rewriter::with_kernel(edit, json_depth, expected_len, Kernel::detect())
     }
@@ -157,12 +154,11 @@ impl Rewriter {
         expected_len: usize,
         kernel: Kernel,
     ) -> Rewriter {
-        let mut buffer = Vec::with_capacity(HEADROOM + expected_len.min(FIRST_RESERVATION));
+        let mut buffer = Vec::with_capacity(HEADROOM + expected_len);
         buffer.resize(HEADROOM, b' ');
         Rewriter {
             edit,
             buffer,
-            expected_len,
             scanner: Scanner::with_kernel(json_depth, kernel),
             reader: Reader::default(),
             cuts: Cuts::default(),
@@ -190,9 +186,9 @@ impl Rewriter {
         self.len() == 0
     }
 
-    /// Bytes that are allocated for it.
+    /// Bytes allocated for the body; a little more than [`Rewriter::len`] where it had to grow.
     pub fn capacity(&self) -> usize {
-        self.buffer.capacity()
+        self.buffer.capacity() - HEADROOM
     }
 
     /// What is known so far, for the log line of a body that is refused.
@@ -254,18 +250,11 @@ impl Rewriter {
         }
     }
 
-    /// Makes room for `more` bytes: never more than twice what has arrived, whatever length was announced, and no more than
-    /// announced while the announcement holds.
+    /// Makes room for `more` bytes beyond what was announced.
     fn reserve(&mut self, more: usize) {
         let needed = self.buffer.len() + more;
-        let announced = HEADROOM.saturating_add(self.expected_len);
         if needed > self.buffer.capacity() {
-            let wanted = if needed <= announced {
-                announced.min(2 * needed)
-            } else {
-                2 * needed
-            };
-            self.buffer.reserve_exact(wanted - self.buffer.len());
+            self.buffer.reserve_exact(2 * needed - self.buffer.len());
         }
     }
 }
