@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use pingora_core::apps::ServerApp;
 use pingora_core::protocols::Stream;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -25,6 +26,10 @@ use crate::upgrade::Taken;
 const BACKLOG: u32 = 4096;
 /// A client's TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
+/// A client that answers none of the probes is gone after two minutes.
+const KEEPALIVE_IDLE_SECONDS: u32 = 60;
+const KEEPALIVE_INTERVAL_SECONDS: u32 = 15;
+const KEEPALIVE_PROBES: u32 = 4;
 /// How long accepting rests after it failed, mostly for want of descriptors.
 pub const ACCEPT_REST: Duration = Duration::from_millis(100);
 
@@ -191,6 +196,7 @@ async fn serve(
     let _open = Open::new(&site.state);
     // Answers are written whole or flushed at once; Nagle's delay would only hold their last piece back.
     let _ = client.set_nodelay(true);
+    keep_alive(&client);
     let stream = ClientStream::new(client, peer, acceptor.is_none());
     let stream: Stream = match acceptor {
         None => Box::new(PatientStream::new(stream)),
@@ -204,6 +210,23 @@ async fn serve(
         }
     };
     ServerApp::process_new(&site.app, stream, &site.shutdown).await;
+}
+
+/// Has the kernel find out that a client is gone which never says so: a WebSocket may be silent for as long as it likes.
+fn keep_alive(client: &TcpStream) {
+    let set = setsockopt(client, sockopt::KeepAlive, &true)
+        .and_then(|()| setsockopt(client, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE_SECONDS))
+        .and_then(|()| {
+            setsockopt(
+                client,
+                sockopt::TcpKeepInterval,
+                &KEEPALIVE_INTERVAL_SECONDS,
+            )
+        })
+        .and_then(|()| setsockopt(client, sockopt::TcpKeepCount, &KEEPALIVE_PROBES));
+    if let Err(why) = set {
+        log::debug!("no TCP keepalive for a client: {why}");
+    }
 }
 
 /// Counts a connection while it is open.
