@@ -5,11 +5,14 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use h2::client::SendRequest;
 use h2::{RecvStream, SendStream};
+use http::request::Builder;
 use http::{HeaderMap, Request, Response};
 use rustls::pki_types::ServerName;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -59,17 +62,8 @@ pub enum Leaving {
 /// Sends one request and leaves in mid-answer.
 pub fn leave(address: SocketAddr, headers: &[(&str, &str)], path: &str, body: &[u8], how: Leaving) {
     let leave = async {
-        let socket = TcpStream::connect(address).await.unwrap();
-        let connector = TlsConnector::from(tls::client_config());
-        let name = ServerName::from(address.ip());
-        let stream = connector.connect(name, socket).await.unwrap();
-        let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
-        let connection = tokio::spawn(connection);
-        let mut request = Request::post(format!("https://{address}{path}"));
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let request = request.header("content-length", body.len());
+        let (mut sender, connection) = connect(address).await;
+        let request = request(address, headers, path).header("content-length", body.len());
         let (answer, mut stream) = sender
             .send_request(request.body(()).unwrap(), false)
             .unwrap();
@@ -91,6 +85,24 @@ pub fn leave(address: SocketAddr, headers: &[(&str, &str)], path: &str, body: &[
     runtime().block_on(async { timeout(PATIENCE, leave).await.expect("an answer in time") });
 }
 
+/// A connection of its own, and the task that drives it.
+async fn connect(address: SocketAddr) -> (SendRequest<Bytes>, JoinHandle<Result<(), h2::Error>>) {
+    let socket = TcpStream::connect(address).await.unwrap();
+    let connector = TlsConnector::from(tls::client_config());
+    let name = ServerName::from(address.ip());
+    let stream = connector.connect(name, socket).await.unwrap();
+    let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+    (sender, tokio::spawn(connection))
+}
+
+fn request(address: SocketAddr, headers: &[(&str, &str)], path: &str) -> Builder {
+    let mut request = Request::post(format!("https://{address}{path}"));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request
+}
+
 async fn exchange(
     address: SocketAddr,
     headers: &[(&str, &str)],
@@ -98,16 +110,8 @@ async fn exchange(
     body: &[u8],
     framing: Framing,
 ) -> Answer {
-    let socket = TcpStream::connect(address).await.unwrap();
-    let name = ServerName::from(address.ip());
-    let connector = TlsConnector::from(tls::client_config());
-    let stream = connector.connect(name, socket).await.unwrap();
-    let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
-    tokio::spawn(connection);
-    let mut request = Request::post(format!("https://{address}{path}"));
-    for (name, value) in headers {
-        request = request.header(*name, *value);
-    }
+    let (mut sender, _connection) = connect(address).await;
+    let mut request = request(address, headers, path);
     let announced = match framing {
         Framing::Length => Some(body.len()),
         Framing::StalledLength => Some(body.len() + 1),
