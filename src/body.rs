@@ -177,6 +177,20 @@ impl HeldBody {
         }
     }
 
+    /// The held bytes of a body in no coding, for who can put the next ones behind them without a copy; [`HeldBody::check`]
+    /// is to follow.
+    pub fn buffer(&mut self) -> Option<&mut Vec<u8>> {
+        self.decoder.is_none().then(|| self.rewriter.buffer())
+    }
+
+    /// Checks `count` bytes that were put into the buffer, like [`HeldBody::push`].
+    pub fn check(&mut self, count: u64) -> Result<(), Refusal> {
+        self.received += count;
+        let checked = self.rewriter.check();
+        checked.map_err(|fault| refuse_json(&fault, self.limits.json_depth))?;
+        self.lease.grow_to(self.rewriter.capacity() as u64)
+    }
+
     /// The end of the body: what is to be sent in its place.
     pub fn finish(self) -> Result<ReadyBody, Refusal> {
         let depth = self.limits.json_depth;

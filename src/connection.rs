@@ -1,61 +1,30 @@
-//! A client's connection: the stream that Pingora reads and writes, and the one deadline against which its current
-//! request runs. It knows nothing of keys or tiers.
+//! A client's connection as it goes from request to request, and the one deadline against which the current one runs. It
+//! knows nothing of keys or tiers.
 
 use std::future::{Future, poll_fn};
-use std::io::{self, IoSlice};
-use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, RawFd};
-use std::pin::Pin;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
-use std::task::{Context, Poll, Waker, ready};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use once_cell::sync::Lazy;
 use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::http::v2::server::H2Options;
-use pingora_core::protocols::{
-    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
-    TimingDigest, UniqueID, raw_connect::ProxyDigest,
-};
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::client_stream::ClientSocket;
 use crate::cork::Cork;
 use crate::proxy::Gate;
-
-/// What is gathered before it goes out, in bytes; larger writes go past it.
-const GATHERED_BYTES: usize = 16 * 1024;
-/// A gathering buffer that grew beyond this is given back once it is empty.
-const KEPT_BYTES: usize = 4 * 1024;
 
 tokio::task_local! {
     /// The deadline of the request that the current task serves; set around each request by [`Front`].
     static DEADLINE: Arc<Deadline>;
-}
-
-/// An accepted TCP connection in the shape that Pingora asks of a stream.
-///
-/// Pingora flushes after each piece of an answer that it has at hand: its head, every chunk, the end. Here the pieces are
-/// gathered, and leave when Pingora next waits for the client, which it does whenever it waits for more of the answer:
-/// one segment where there were up to eight, and as many system calls less.
-#[derive(Debug)]
-pub struct ClientStream {
-    socket: TcpStream,
-    gathered: Vec<u8>,
-    /// How much of `gathered` has gone out.
-    gone: usize,
-    /// Whether a flush may wait for the next read.
-    lazy: bool,
-    accepted: SystemTime,
-    digest: Option<Arc<SocketDigest>>,
 }
 
 /// What a request waits for when its deadline passes.
@@ -110,62 +79,6 @@ pub struct Front {
     /// An idle connection between two requests.
     pub keepalive_timeout: Duration,
     pub draining: CancellationToken,
-}
-
-impl ClientStream {
-    /// `lazy` is for HTTP/1 without TLS, where a read always follows what is flushed; TLS and HTTP/2 have an order of
-    /// their own.
-    pub fn new(socket: TcpStream, peer: SocketAddr, lazy: bool) -> Self {
-        let digest = SocketDigest::from_raw_fd(socket.as_raw_fd());
-        // The cell is new and empty.
-        let _ = digest.peer_addr.set(Some(peer.into()));
-        Self {
-            socket,
-            gathered: Vec::new(),
-            gone: 0,
-            lazy,
-            accepted: SystemTime::now(),
-            digest: Some(Arc::new(digest)),
-        }
-    }
-
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.gone < self.gathered.len() {
-            let left = &self.gathered[self.gone..];
-            match ready!(Pin::new(&mut self.socket).poll_write(cx, left))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                count => self.gone += count,
-            }
-        }
-        self.gone = 0;
-        self.gathered.clear();
-        if self.gathered.capacity() > KEPT_BYTES {
-            self.gathered = Vec::new();
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Sends what is gathered and `pieces` behind it. Returns how much of the pieces has gone.
-    fn poll_send_past(
-        &mut self,
-        cx: &mut Context<'_>,
-        pieces: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let mut all = Vec::with_capacity(pieces.len() + 1);
-        let left = self.gathered.len() - self.gone;
-        all.push(IoSlice::new(&self.gathered[self.gone..]));
-        all.extend(pieces.iter().map(|piece| IoSlice::new(piece)));
-        let written = ready!(Pin::new(&mut self.socket).poll_write_vectored(cx, &all))?;
-        self.gone += written.min(left);
-        if written <= left {
-            // Nothing of the pieces has gone yet; a count of 0 would look like the end.
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        self.gone = 0;
-        self.gathered.clear();
-        Poll::Ready(Ok(written - left))
-    }
 }
 
 /// The client of the request that this task serves has left. Whether the request goes on without it.
@@ -337,6 +250,9 @@ impl HttpServerApp for Front {
         session: ServerSession,
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
+        if let Some(client) = ClientSocket::current() {
+            client.begin_request();
+        }
         let deadline = Deadline::new(
             Waiting::ForHead,
             self.header_timeout + self.keepalive_timeout,
@@ -377,121 +293,5 @@ impl HttpServerApp for Front {
 
     async fn http_cleanup(&self) {
         self.proxy.http_cleanup().await;
-    }
-}
-
-impl AsyncRead for ClientStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        // A failure shows in the next write.
-        let _ = self.poll_send(cx);
-        let (probes, before) = (buf.remaining() == 1, buf.filled().len());
-        let read = Pin::new(&mut self.socket).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            // Pingora looks for a client that goes away by reading one byte. If it finds the next request instead, it
-            // reads no more until this answer has ended, so that no read would send what is gathered.
-            self.lazy &= !probes;
-        }
-        read
-    }
-}
-
-impl AsyncWrite for ClientStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        if self.gathered.len() + buf.len() <= GATHERED_BYTES {
-            self.gathered.extend_from_slice(buf);
-            return Poll::Ready(Ok(buf.len()));
-        }
-        self.poll_send_past(cx, &[IoSlice::new(buf)])
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.lazy {
-            Poll::Ready(Ok(()))
-        } else {
-            self.poll_send(cx)
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_send(cx))?;
-        Pin::new(&mut self.socket).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let length: usize = bufs.iter().map(|piece| piece.len()).sum();
-        if self.gathered.len() + length <= GATHERED_BYTES {
-            bufs.iter()
-                .for_each(|piece| self.gathered.extend_from_slice(piece));
-            return Poll::Ready(Ok(length));
-        }
-        self.poll_send_past(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-}
-
-impl Drop for ClientStream {
-    /// An answer that was cut is to reach the client as far as it came.
-    fn drop(&mut self) {
-        let _ = self.poll_send(&mut Context::from_waker(Waker::noop()));
-    }
-}
-
-#[async_trait]
-impl Shutdown for ClientStream {
-    async fn shutdown(&mut self) {
-        // The client may have gone first; there is nobody left to tell.
-        let _ = AsyncWriteExt::shutdown(self).await;
-    }
-}
-
-impl UniqueID for ClientStream {
-    fn id(&self) -> RawFd {
-        self.socket.as_raw_fd()
-    }
-}
-
-impl Ssl for ClientStream {}
-
-impl Peek for ClientStream {}
-
-impl GetTimingDigest for ClientStream {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        vec![Some(TimingDigest {
-            established_ts: self.accepted,
-            ..Default::default()
-        })]
-    }
-}
-
-impl GetProxyDigest for ClientStream {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        None
-    }
-
-    fn set_proxy_digest(&mut self, _digest: ProxyDigest) {}
-}
-
-impl GetSocketDigest for ClientStream {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.digest.clone()
-    }
-
-    fn set_socket_digest(&mut self, digest: SocketDigest) {
-        self.digest = Some(Arc::new(digest));
     }
 }

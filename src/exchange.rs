@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::access_log::Transport;
 use crate::body::{HeldBody, StreamedBody};
+use crate::client_stream::DirectBody;
 use crate::config::OnClientAbort;
 use crate::connection::{Deadline, Waiting};
 use crate::conversation::Conversation;
@@ -38,6 +39,8 @@ pub struct Exchange {
     pub credential: Option<Credential>,
     pub turn: Turn,
     pub body: Body,
+    /// What of the body is read past Pingora.
+    pub direct: Option<DirectBody>,
     /// How long the next piece of a body that Pingora reads may take, where Pingora has no limit for it.
     pub body_idle: Option<Duration>,
     /// Why the proxy itself answers, if it does.
@@ -96,6 +99,7 @@ impl Exchange {
             turn: Turn::new(0, state.policy.current()),
             state: state.clone(),
             body: Body::None,
+            direct: None,
             body_idle: None,
             refusal: None,
             upstream: None,

@@ -254,12 +254,74 @@ impl Scanner {
                 State::Hex => self.hex(bytes, at)?,
                 State::Number => self.number(bytes, at, visitor)?,
                 State::Word => self.word(bytes, at, visitor)?,
-                _ => self.structure(bytes, at, visitor)?,
+                _ => match self.skim(bytes, at) {
+                    next if self.state.is_in_token() => next,
+                    next => self.structure(bytes, next, visitor)?,
+                },
             };
         }
         self.token.hold(bytes);
         self.offset += bytes.len() as u64;
         Some(())
+    }
+
+    /// Takes all that is plain inside a value of which nobody is shown more than its end, where most of a large document
+    /// lies. What is not plain, from the end of that value to a fault, is left to the functions below, which also go on
+    /// with a token that is cut off. They alone take half as long again.
+    fn skim(&mut self, bytes: &[u8], mut at: usize) -> usize {
+        while self.brackets.depth > self.shown {
+            at = skip_white(bytes, at);
+            let Some(&byte) = bytes.get(at) else {
+                break;
+            };
+            self.state = match (self.state, byte) {
+                (State::FirstKey | State::NextKey, b'"') => {
+                    at = self.kernel.find_stop(bytes, at + 1);
+                    match bytes[at..] {
+                        [b'"', b':', ..] => {
+                            at += 1;
+                            State::Value
+                        }
+                        [b'"', ..] => State::Colon,
+                        _ => return self.leave_string(at, true),
+                    }
+                }
+                (State::Value | State::FirstElement, b'"') => {
+                    at = self.kernel.find_stop(bytes, at + 1);
+                    match bytes[at..] {
+                        [b'"', ..] => self.brackets.after_value(),
+                        _ => return self.leave_string(at, false),
+                    }
+                }
+                (State::Value | State::FirstElement, b'{' | b'[')
+                    if self.brackets.depth < self.depth_limit =>
+                {
+                    self.brackets.push(byte == b'{');
+                    match byte {
+                        b'{' => State::FirstKey,
+                        _ => State::FirstElement,
+                    }
+                }
+                (State::Colon, b':') | (State::AfterElement, b',') => State::Value,
+                (State::AfterMember, b',') => State::NextKey,
+                (State::FirstKey | State::AfterMember, b'}')
+                | (State::FirstElement | State::AfterElement, b']')
+                    if self.brackets.depth > self.shown + 1 =>
+                {
+                    self.brackets.pop();
+                    self.brackets.after_value()
+                }
+                _ => break,
+            };
+            at += 1;
+        }
+        at
+    }
+
+    /// Leaves the rest of a string, from `at` on, to [`Scanner::string`].
+    fn leave_string(&mut self, at: usize, in_key: bool) -> usize {
+        (self.state, self.in_key) = (State::String, in_key);
+        at
     }
 
     /// Takes white space, and then one bracket, comma or colon, or all that this piece has of a key or scalar.
@@ -517,6 +579,14 @@ impl Scanner {
     fn refuse<T>(&mut self, fault: Fault) -> Option<T> {
         self.fault = Some(fault);
         None
+    }
+}
+
+impl State {
+    /// Whether the next byte belongs to the token of the one before.
+    fn is_in_token(self) -> bool {
+        use State::*;
+        matches!(self, String | Escape | Hex | Number | Word)
     }
 }
 

@@ -17,6 +17,7 @@
 
 // Enter.
 pub mod cli;
+pub mod client_stream;
 pub mod connection;
 pub mod demo;
 pub mod listen;

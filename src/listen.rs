@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use pingora_core::apps::ServerApp;
-use pingora_core::protocols::Stream;
+use pingora_core::protocols::{IO, Stream};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::connection::{ClientStream, Front};
+use crate::client_stream::ClientStream;
+use crate::connection::Front;
 use crate::patient::PatientStream;
 use crate::reload::Follower;
 use crate::state::{StartError, State};
@@ -198,17 +199,19 @@ async fn serve(
     let _ = client.set_nodelay(true);
     keep_alive(&client);
     let stream = ClientStream::new(client, peer, acceptor.is_none());
-    let stream: Stream = match acceptor {
-        None => Box::new(PatientStream::new(stream)),
-        Some(acceptor) => {
-            let handshake = async { acceptor.current().tls_handshake(stream).await };
-            match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-                Ok(Ok(stream)) => Box::new(PatientStream::new(stream)),
-                // A scanner, or a client that does not trust the certificate.
-                Ok(Err(_)) | Err(_) => return,
-            }
-        }
+    let Some(acceptor) = acceptor else {
+        let socket = stream.socket();
+        return socket.serve(serve_http(stream, site)).await;
     };
+    let handshake = async { acceptor.current().tls_handshake(stream).await };
+    // Who fails is a scanner, or a client that does not trust the certificate.
+    if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+        serve_http(stream, site).await;
+    }
+}
+
+async fn serve_http(stream: impl IO + 'static, site: &Site) {
+    let stream: Stream = Box::new(PatientStream::new(stream));
     ServerApp::process_new(&site.app, stream, &site.shutdown).await;
 }
 

@@ -12,12 +12,13 @@ use http::{HeaderValue, Method, StatusCode};
 use pingora_core::protocols::Digest;
 use pingora_core::protocols::http::HttpTask;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_core::{Error, ErrorSource, ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::body::{HeldBody, ReadyBody, StreamedBody};
+use crate::client_stream::{ClientSocket, DirectBody};
 use crate::connection::{Deadline, Waiting};
 use crate::endpoint::Endpoint;
 use crate::error::{Cause, Refusal};
@@ -373,7 +374,8 @@ impl Gate {
         let head = session.req_header();
         let length = content_length(head)?;
         let limits = &self.state.limits;
-        let empty = session.as_downstream_mut().is_body_empty();
+        let direct = direct_body(session, exchange, length);
+        let empty = direct.is_none() && session.as_downstream_mut().is_body_empty();
         exchange.body_idle = session
             .as_downstream()
             .is_http2()
@@ -391,11 +393,30 @@ impl Gate {
         let held = HeldBody::open(headers, length, order.body, limits, &self.state.budget)?;
         continue_upload(session).await?;
         exchange.body = Body::Held(Box::new(held));
+        if let Some(direct) = direct {
+            return self.read_directly(session, exchange, direct).await;
+        }
         if let Some(length) = length.or(empty.then_some(0)) {
             return self.read_body(session, exchange, length).await;
         }
         exchange.await_body();
         Ok(())
+    }
+
+    /// Reads a whole body before any upstream is chosen, straight into the buffer in which it is held. In Pingora's eyes it
+    /// has one byte.
+    async fn read_directly(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+        mut direct: DirectBody,
+    ) -> Result<(), Stop> {
+        let head = session.req_header_mut();
+        head.insert_header(header::CONTENT_LENGTH, 1)
+            .map_err(Stop::Broken)?;
+        direct.leave_first_byte();
+        exchange.direct = Some(direct);
+        self.read_body(session, exchange, 1).await
     }
 
     /// Reads a whole body before any upstream is chosen, through the filter that Pingora drives for other bodies.
@@ -421,6 +442,7 @@ impl Gate {
             let Some(chunk) = read else { break };
             self.filter_body(&mut Some(chunk), false, exchange)?;
         }
+        read_rest(exchange, deadline, limits.body_idle_timeout).await?;
         if length > 0 && session.get_retry_buffer().is_none() {
             // Nothing would make Pingora send the body.
             return Err(Stop::Refused(Cause::Internal.into()));
@@ -562,7 +584,11 @@ impl Gate {
         if !answer.should_retry {
             head.insert_header("x-should-retry", "false")?;
         }
-        let unread = !session.is_body_done();
+        let rest = exchange.direct.take().and_then(|mut rest| {
+            rest.skip_ahead();
+            (rest.left() > 0).then_some(rest)
+        });
+        let unread = rest.is_some() || !session.is_body_done();
         if unread {
             session.set_keepalive(None);
         }
@@ -576,7 +602,7 @@ impl Gate {
         exchange.settle(Ending::Refused(refusal.cause));
         exchange.body = Body::None;
         if unread {
-            linger(session).await;
+            linger(session, rest).await;
         }
         Ok(())
     }
@@ -719,6 +745,47 @@ fn content_length(head: &RequestHeader) -> Result<Option<u64>, Refusal> {
     length.map(Some).ok_or_else(|| Cause::InvalidHttp.into())
 }
 
+/// The body, if it can be read past Pingora: it comes next, and as it is.
+fn direct_body(session: &Session, exchange: &Exchange, length: Option<u64>) -> Option<DirectBody> {
+    let session = session.as_downstream().as_http1()?;
+    let head = session.req_header();
+    let detours = [header::CONTENT_ENCODING, header::EXPECT];
+    if exchange.turn.order.is_none() || detours.iter().any(|name| head.headers.contains_key(name)) {
+        return None;
+    }
+    ClientSocket::current()?.body_behind(session.get_headers_raw_bytes().len(), length?)
+}
+
+/// Reads what of a body is read past Pingora.
+async fn read_rest(
+    exchange: &mut Exchange,
+    deadline: Instant,
+    idle_timeout: Duration,
+) -> Result<(), Stop> {
+    let Some(direct) = &mut exchange.direct else {
+        return Ok(());
+    };
+    let Body::Held(held) = &mut exchange.body else {
+        return Err(Stop::Refused(Cause::Internal.into()));
+    };
+    while direct.left() > 0 {
+        let buffer = held.buffer().ok_or(Stop::Refused(Cause::Internal.into()))?;
+        let until = deadline.min(Instant::now() + idle_timeout);
+        let read = timeout_at(until, direct.read(buffer))
+            .await
+            .map_err(|_| Stop::Refused(Cause::RequestTimeout.into()))?
+            .or_err(ErrorType::ReadError, "reading a body")
+            .map_err(|error| Stop::Broken(error.into_down()))?;
+        if read == 0 {
+            let error = Error::explain(ErrorType::ConnectionClosed, "a body was cut");
+            return Err(Stop::Broken(error.into_down()));
+        }
+        exchange.turn.request_bytes += read as u64;
+        held.check(read as u64)?;
+    }
+    Ok(())
+}
+
 /// Tells a client that waits for it to go on. The upstream is not asked: it may not even be HTTP/1.
 async fn continue_upload(session: &mut Session) -> Result<(), Stop> {
     let expects = session.get_header(header::EXPECT);
@@ -733,9 +800,12 @@ async fn continue_upload(session: &mut Session) -> Result<(), Stop> {
 }
 
 /// Reads what a refused client still sends, for a while: a close with bytes unread would take the answer away from it.
-async fn linger(session: &mut Session) {
+async fn linger(session: &mut Session, rest: Option<DirectBody>) {
     let read = async {
         let mut left = LINGER_BYTES;
+        if let Some(mut rest) = rest {
+            return rest.discard(left).await;
+        }
         while let Ok(Some(chunk)) = session.read_request_body().await {
             left = left.saturating_sub(chunk.len());
             if left == 0 {

@@ -20,7 +20,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
 use crate::config::Config;
-use crate::connection::{ClientStream, Front};
+use crate::client_stream::ClientStream;
+use crate::connection::Front;
 use crate::listen::{ACCEPT_REST, Listeners, Site};
 use crate::proxy::Gate;
 use crate::reload::{self, Reloaded};

@@ -3,6 +3,7 @@
 
 use crate::json::{Fault, Interest, Kernel, Key, Kind, Scanner, Value, Visitor};
 use std::fmt;
+use std::ops::Range;
 
 /// The member that asks for a tier.
 pub const MEMBER: &str = "service_tier";
@@ -68,6 +69,8 @@ pub struct Rewriter {
     edit: Edit,
     /// `HEADROOM` bytes, then the body.
     buffer: Vec<u8>,
+    /// How much of the buffer was checked.
+    checked: usize,
     scanner: Scanner,
     reader: Reader,
     cuts: Cuts,
@@ -105,6 +108,8 @@ struct Cuts {
     member: usize,
     /// Whether the member under way goes.
     goes: bool,
+    /// What is to be blanked once the piece under way has been scanned.
+    blanks: Vec<Range<usize>>,
 }
 
 /// Gathers the facts, whichever way the body goes.
@@ -132,9 +137,8 @@ enum Topic {
     Other,
 }
 
-/// Shows the scanner's members to the reader, and blanks in the buffer those that go.
+/// Shows the scanner's members to the reader, and notes which of them go.
 struct Editor<'a> {
-    buffer: &'a mut [u8],
     cuts: &'a mut Cuts,
     reader: &'a mut Reader,
 }
@@ -159,6 +163,7 @@ impl Rewriter {
         Rewriter {
             edit,
             buffer,
+            checked: HEADROOM,
             scanner: Scanner::with_kernel(json_depth, kernel),
             reader: Reader::default(),
             cuts: Cuts::default(),
@@ -172,9 +177,23 @@ impl Rewriter {
         if let Some(fault) = self.fault {
             return Err(fault);
         }
-        let result = self.take(chunk);
-        self.fault = result.err();
-        result
+        self.reserve(chunk.len());
+        self.buffer.extend_from_slice(chunk);
+        self.check()
+    }
+
+    /// The held bytes, for who can put the next ones behind them without a copy; [`Rewriter::check`] is to follow. No other
+    /// byte may be changed.
+    pub fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.buffer
+    }
+
+    /// Checks what was put behind the bytes that were checked before, like [`Rewriter::push`].
+    pub fn check(&mut self) -> Result<(), BodyFault> {
+        if self.fault.is_none() {
+            self.fault = self.scan().err();
+        }
+        self.fault.map_or(Ok(()), Err)
     }
 
     /// Bytes of the body that are held.
@@ -217,26 +236,33 @@ impl Rewriter {
         })
     }
 
-    fn take(&mut self, chunk: &[u8]) -> Result<(), BodyFault> {
-        self.open(chunk)?;
-        self.reserve(chunk.len());
-        self.buffer.extend_from_slice(chunk);
-        let mut editor = Editor {
-            buffer: &mut self.buffer,
-            cuts: &mut self.cuts,
-            reader: &mut self.reader,
-        };
-        self.scanner.feed(chunk, &mut editor)?;
-        Ok(())
+    fn scan(&mut self) -> Result<(), BodyFault> {
+        self.open()?;
+        let Self {
+            buffer,
+            checked,
+            cuts,
+            reader,
+            ..
+        } = self;
+        let scanned = self
+            .scanner
+            .feed(&buffer[*checked..], &mut Editor { cuts, reader });
+        *checked = buffer.len();
+        for blank in cuts.blanks.drain(..) {
+            buffer[blank].fill(b' ');
+        }
+        Ok(scanned?)
     }
 
     /// Looks for the opening brace. Another type of value is refused at its first byte; whatever is no JSON at all is left
     /// to the scanner.
-    fn open(&mut self, chunk: &[u8]) -> Result<(), BodyFault> {
+    fn open(&mut self) -> Result<(), BodyFault> {
         let is_white = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
         if self.cuts.begun {
             return Ok(());
         }
+        let chunk = &self.buffer[self.checked..];
         let Some(first) = chunk.iter().position(|byte| !is_white(byte)) else {
             return Ok(());
         };
@@ -244,7 +270,7 @@ impl Rewriter {
         match chunk[first] {
             b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n' => Err(BodyFault::NotAnObject),
             _ => {
-                self.cuts.front = self.buffer.len() + first + 1;
+                self.cuts.front = self.checked + first + 1;
                 Ok(())
             }
         }
@@ -321,8 +347,8 @@ impl Visitor for Editor<'_> {
             (false, _) => cuts.kept = true,
             (true, false) => cuts.front = end,
             (true, true) => {
-                self.buffer[cuts.comma] = b' ';
-                self.buffer[cuts.member..end].fill(b' ');
+                cuts.blanks.push(cuts.comma..cuts.comma + 1);
+                cuts.blanks.push(cuts.member..end);
             }
         }
     }

@@ -114,44 +114,115 @@ mod sse2 {
 mod avx2 {
     use std::arch::x86_64::*;
 
+    /// Sixteen entries for each half of a 256-bit register.
+    const fn twice(table: [u8; 16]) -> [u8; 32] {
+        let mut both = [0; 32];
+        let mut index = 0;
+        while index < 32 {
+            both[index] = table[index % 16];
+            index += 1;
+        }
+        both
+    }
+
+    /// A byte makes an escape of two bytes if the entries for its two halves have a bit in common: the bits stand for the
+    /// upper halves 2 (`"` and `/`), 5 (`\`), 6 (`b`, `f`, `n`) and 7 (`r`, `t`).
+    const LOWER: [u8; 32] = twice([0, 0, 13, 0, 8, 0, 4, 0, 0, 0, 0, 0, 2, 0, 4, 1]);
+    const UPPER: [u8; 32] = twice([0, 0, 1, 0, 0, 2, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0]);
+
+    /// The classes of 64 bytes, one bit for each byte.
+    #[derive(Default)]
+    struct Classes {
+        quote: u64,
+        backslash: u64,
+        control: u64,
+    }
+
     #[target_feature(enable = "avx2")]
     pub(super) fn find_stop(bytes: &[u8], mut from: usize) -> usize {
         while let Some(block) = bytes.get(from..).and_then(|rest| rest.first_chunk::<64>()) {
-            let mut hits = specials(block);
-            let mut passed = 64;
-            while hits != 0 {
-                let index = hits.trailing_zeros() as usize;
-                if !super::is_short_escape(bytes, from + index) {
-                    return from + index;
-                }
-                // The escaped byte goes with its backslash, even into the next block.
-                hits &= !(0b11 << index);
-                passed = passed.max(index + 2);
+            let Classes {
+                quote,
+                backslash,
+                control,
+            } = classes(block);
+            let escaped = escaped(backslash);
+            let mut stops = (quote & !escaped) | control;
+            if backslash != 0 {
+                // All escapes of the block at once: one by one they took a third of the time for program text.
+                let wrong = escaped & !escapes(block);
+                stops |= wrong >> 1;
             }
-            from += passed;
+            if stops != 0 {
+                return from + stops.trailing_zeros() as usize;
+            }
+            // A backslash at the end begins the next block, together with the byte that it escapes.
+            let cut_off = (backslash & !escaped) >> 63;
+            from += 64 - cut_off as usize;
         }
         super::find_stop(bytes, from)
     }
 
-    /// One bit for every special byte.
+    /// The bytes before which stands a backslash that is not escaped itself, where the byte before the block is none.
+    ///
+    /// A run of backslashes that begins at an odd index is added to the others, so that its carry comes out behind its
+    /// end; the parity of that place tells the parity of the run
+    /// (Langdale and Lemire, "Parsing Gigabytes of JSON per Second", 2019, section 3.1.1).
     #[inline]
-    #[target_feature(enable = "avx2")]
-    fn specials(block: &[u8; 64]) -> u64 {
-        let (low, high) = block.split_at(32);
-        u64::from(specials_of_half(low)) | u64::from(specials_of_half(high)) << 32
+    fn escaped(backslash: u64) -> u64 {
+        const EVEN: u64 = u64::MAX / 3;
+        let follows = backslash << 1;
+        let odd_starts = backslash & !EVEN & !follows;
+        let carried = odd_starts.wrapping_add(backslash) << 1;
+        (EVEN ^ carried) & follows
     }
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn specials_of_half(half: &[u8]) -> u32 {
-        assert!(half.len() == 32);
-        // SAFETY: `half` is 32 readable bytes, as was just asserted, and the load has no need of alignment.
-        let half = unsafe { _mm256_loadu_si256(half.as_ptr().cast()) };
-        let quote = _mm256_cmpeq_epi8(half, _mm256_set1_epi8(b'"' as i8));
-        let backslash = _mm256_cmpeq_epi8(half, _mm256_set1_epi8(b'\\' as i8));
-        let last_control = _mm256_set1_epi8(0x1f);
-        let control = _mm256_cmpeq_epi8(_mm256_max_epu8(half, last_control), last_control);
-        _mm256_movemask_epi8(_mm256_or_si256(_mm256_or_si256(quote, backslash), control)) as u32
+    fn classes(block: &[u8; 64]) -> Classes {
+        let mut classes = Classes::default();
+        for (index, half) in halves(block).into_iter().enumerate() {
+            let bits = |found| u64::from(_mm256_movemask_epi8(found) as u32) << (32 * index);
+            // A byte is below 0x20 exactly if the greater of it and 0x1f is 0x1f; there is no unsigned comparison.
+            let last_control = _mm256_set1_epi8(0x1f);
+            let control = _mm256_cmpeq_epi8(_mm256_max_epu8(half, last_control), last_control);
+            classes.quote |= bits(_mm256_cmpeq_epi8(half, _mm256_set1_epi8(b'"' as i8)));
+            classes.backslash |= bits(_mm256_cmpeq_epi8(half, _mm256_set1_epi8(b'\\' as i8)));
+            classes.control |= bits(control);
+        }
+        classes
+    }
+
+    /// The bytes that make an escape of two bytes with a backslash before them.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn escapes(block: &[u8; 64]) -> u64 {
+        let [lower, upper] = [load(&LOWER), load(&UPPER)];
+        let nibble = _mm256_set1_epi8(0x0f);
+        let mut escapes = 0;
+        for (index, half) in halves(block).into_iter().enumerate() {
+            // A byte beyond ASCII finds 0 in the first table.
+            let low = _mm256_shuffle_epi8(lower, half);
+            let high = _mm256_and_si256(_mm256_srli_epi16(half, 4), nibble);
+            let common = _mm256_and_si256(low, _mm256_shuffle_epi8(upper, high));
+            let none = _mm256_cmpeq_epi8(common, _mm256_setzero_si256());
+            escapes |= u64::from(!_mm256_movemask_epi8(none) as u32) << (32 * index);
+        }
+        escapes
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn halves(block: &[u8; 64]) -> [__m256i; 2] {
+        let (low, high) = block.split_at(32);
+        [low, high].map(|half| load(half.first_chunk().expect("a half of 64 bytes has 32")))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn load(bytes: &[u8; 32]) -> __m256i {
+        // SAFETY: these are 32 readable bytes, and the load has no need of alignment.
+        unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
     }
 }
 
