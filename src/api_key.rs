@@ -3,10 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 
 use crate::mistake::{Mistakes, Place};
+
+pub static X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// The key that a request came with.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -71,7 +73,7 @@ impl Credential {
             .iter()
             .filter_map(|line| bearer_key(line.as_bytes()));
         let direct = headers
-            .get_all("x-api-key")
+            .get_all(&X_API_KEY)
             .iter()
             .map(|line| line.as_bytes().trim_ascii());
         let mut keys = bearer

@@ -117,7 +117,11 @@ impl ClientStream {
             },
             incoming: Incoming {
                 // Through TLS there are no heads to be seen.
-                head: if lazy { HeadEnd::InLine } else { HeadEnd::Found },
+                head: if lazy {
+                    HeadEnd::InLine
+                } else {
+                    HeadEnd::Found
+                },
                 ..Incoming::default()
             },
         };
@@ -352,9 +356,7 @@ impl HeadEnd {
         let mut at = 0;
         while at < bytes.len() {
             at = match (&self, bytes[at]) {
-                (HeadEnd::InLine | HeadEnd::Found, _) => {
-                    at + memchr::memchr(b'\n', &bytes[at..])?
-                }
+                (HeadEnd::InLine | HeadEnd::Found, _) => at + memchr::memchr(b'\n', &bytes[at..])?,
                 _ => at,
             };
             *self = match (&self, bytes[at]) {

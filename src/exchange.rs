@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, header};
 use pingora_proxy::Session;
 use uuid::Uuid;
 
@@ -123,7 +123,7 @@ impl Exchange {
             .client_addr()
             .and_then(|address| address.as_inet())
             .map(|address| address.ip());
-        arrival.user_agent = header_text(&head.headers, "user-agent", USER_AGENT_BYTES);
+        arrival.user_agent = header_text(&head.headers, &header::USER_AGENT, USER_AGENT_BYTES);
     }
 
     pub fn protocol(&self) -> Protocol {

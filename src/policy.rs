@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderName, Method};
 
 pub use crate::api_key::{Credential, CredentialHeader, hash_key};
 use crate::api_key::{KeyTable, NoKey, digest, hex};
@@ -19,6 +19,8 @@ use crate::policy_file::{Reader, Rules};
 use crate::service_tier::Edit;
 use crate::yaml;
 
+/// The header in which a client of Anthropic's API asks for what is not general yet.
+pub static ANTHROPIC_BETA: HeaderName = HeaderName::from_static("anthropic-beta");
 /// The token of `anthropic-beta` by which Anthropic's clients ask for fast mode.
 pub const FAST_MODE_BETA: &str = "fast-mode-2026-02-01";
 
@@ -362,7 +364,7 @@ impl Denied {
 
 /// Whether a client asks for fast mode: the token exactly, in the comma lists of all lines of `anthropic-beta`.
 pub fn asks_for_fast_mode(headers: &HeaderMap) -> bool {
-    let lines = headers.get_all("anthropic-beta").iter();
+    let lines = headers.get_all(&ANTHROPIC_BETA).iter();
     lines
         .flat_map(|line| line.as_bytes().split(|&byte| byte == b','))
         .any(|token| token.trim_ascii() == FAST_MODE_BETA.as_bytes())

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header;
-use http::{HeaderValue, Method, StatusCode};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use pingora_core::protocols::Digest;
 use pingora_core::protocols::http::HttpTask;
 use pingora_core::upstreams::peer::HttpPeer;
@@ -17,13 +17,14 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::api_key::X_API_KEY;
 use crate::body::{HeldBody, ReadyBody, StreamedBody};
 use crate::client_stream::{ClientSocket, DirectBody};
 use crate::connection::{Deadline, Waiting};
 use crate::endpoint::Endpoint;
 use crate::error::{Cause, Refusal};
 use crate::exchange::{Body, Exchange, without_query};
-use crate::policy::{CredentialHeader, FAST_MODE_BETA, Head, Order};
+use crate::policy::{ANTHROPIC_BETA, CredentialHeader, FAST_MODE_BETA, Head, Order};
 use crate::service_tier::{Edit, PRIORITY, observed_tier};
 use crate::state::State;
 use crate::turn::Ending;
@@ -42,9 +43,8 @@ const MOST_ATTEMPTS: usize = 4;
 /// A client that takes no byte of its answer for this long is gone.
 const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
-const REQUEST_ID: &str = "x-tiergate-request-id";
-const ANTHROPIC_BETA: &str = "anthropic-beta";
-const ROUTING_HINT: &str = "x-codex-routing-hint";
+static REQUEST_ID: HeaderName = HeaderName::from_static("x-tiergate-request-id");
+static ROUTING_HINT: HeaderName = HeaderName::from_static("x-codex-routing-hint");
 
 /// The error that carries a refusal through Pingora; the refusal itself is in the context.
 const REFUSED: ErrorType = ErrorType::new("refused");
@@ -56,10 +56,11 @@ pub struct Gate {
 
 #[async_trait]
 impl ProxyHttp for Gate {
-    type CTX = Exchange;
+    /// Boxed, for Pingora moves it from future to future: inline it made each of them larger and took 5 % of a small request.
+    type CTX = Box<Exchange>;
 
-    fn new_ctx(&self) -> Exchange {
-        Exchange::new(&self.state)
+    fn new_ctx(&self) -> Box<Exchange> {
+        Box::new(Exchange::new(&self.state))
     }
 
     fn init_downstream_modules(&self, _modules: &mut pingora_core::modules::http::HttpModules) {
@@ -69,7 +70,7 @@ impl ProxyHttp for Gate {
     async fn early_request_filter(
         &self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> Result<()> {
         exchange.deadline.clear();
         let limits = &self.state.limits;
@@ -84,7 +85,11 @@ impl ProxyHttp for Gate {
     }
 
     /// Decides the request, and reads a body of known length that is to be rewritten. True: it is answered here.
-    async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
+    async fn request_filter(
+        &self,
+        session: &mut Session,
+        exchange: &mut Box<Exchange>,
+    ) -> Result<bool> {
         exchange.read_head(session);
         if self.state.is_draining() {
             session.set_keepalive(None);
@@ -107,7 +112,7 @@ impl ProxyHttp for Gate {
     async fn upstream_peer(
         &self,
         _session: &mut Session,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> Result<Box<HttpPeer>> {
         let Some(upstream) = exchange.upstream.clone() else {
             return Error::e_explain(ErrorType::InternalError, "no upstream was decided");
@@ -134,7 +139,7 @@ impl ProxyHttp for Gate {
         _peer: &HttpPeer,
         socket: RawFd,
         _digest: Option<&Digest>,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> Result<()> {
         exchange.deadline.hold_upstream(Some(socket));
         exchange.deadline.cork.close();
@@ -145,7 +150,7 @@ impl ProxyHttp for Gate {
         &self,
         session: &mut Session,
         head: &mut RequestHeader,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> Result<()> {
         if head.version == http::Version::HTTP_2 {
             // Other requests share the connection.
@@ -161,7 +166,7 @@ impl ProxyHttp for Gate {
         session: &mut Session,
         body: &mut Option<Bytes>,
         end_of_stream: bool,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> Result<()>
     where
         Self::CTX: Send + Sync,
@@ -193,10 +198,10 @@ impl ProxyHttp for Gate {
         &self,
         session: &mut Session,
         answer: &mut ResponseHeader,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> Result<()> {
         exchange.read_answer(answer.status.as_u16(), &answer.headers);
-        answer.insert_header(REQUEST_ID, request_id(exchange))?;
+        answer.insert_header(&REQUEST_ID, request_id(exchange))?;
         if answer.status == StatusCode::SWITCHING_PROTOCOLS {
             // A socket may stay silent for as long as its peers like.
             session.set_read_timeout(None);
@@ -211,7 +216,7 @@ impl ProxyHttp for Gate {
         _session: &mut Session,
         body: &mut Option<Bytes>,
         end_of_stream: bool,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> Result<Option<Duration>> {
         if let Some(bytes) = body {
             exchange.observe(bytes);
@@ -233,7 +238,7 @@ impl ProxyHttp for Gate {
         _peer: &HttpPeer,
         session: &mut Session,
         mut error: Box<Error>,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
         reused: bool,
     ) -> Box<Error> {
         exchange.deadline.clear();
@@ -247,7 +252,7 @@ impl ProxyHttp for Gate {
         &self,
         _session: &mut Session,
         _peer: &HttpPeer,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
         mut error: Box<Error>,
     ) -> Box<Error> {
         let others = exchange
@@ -262,7 +267,7 @@ impl ProxyHttp for Gate {
         &self,
         session: &mut Session,
         error: &Error,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) -> FailToProxy {
         let ending = ending_of(error, exchange);
         if let Ending::Refused(cause) = ending {
@@ -283,7 +288,7 @@ impl ProxyHttp for Gate {
         &self,
         _session: &mut Session,
         error: Option<&Error>,
-        exchange: &mut Exchange,
+        exchange: &mut Box<Exchange>,
     ) {
         exchange.deadline.clear();
         let ending = match error {
@@ -293,7 +298,12 @@ impl ProxyHttp for Gate {
         exchange.settle(ending);
     }
 
-    fn suppress_error_log(&self, _session: &Session, _exchange: &Exchange, _error: &Error) -> bool {
+    fn suppress_error_log(
+        &self,
+        _session: &Session,
+        _exchange: &Box<Exchange>,
+        _error: &Error,
+    ) -> bool {
         // The access log has it. Pingora's own line would print the request's query.
         true
     }
@@ -301,14 +311,14 @@ impl ProxyHttp for Gate {
     fn suppress_proxy_warn_log(
         &self,
         _session: &Session,
-        _exchange: &Exchange,
+        _exchange: &Box<Exchange>,
         _error: &Error,
         _context: ProxyWarnLogContext,
     ) -> bool {
         true
     }
 
-    fn request_summary(&self, _session: &Session, exchange: &Exchange) -> String {
+    fn request_summary(&self, _session: &Session, exchange: &Box<Exchange>) -> String {
         format!("request {}", exchange.arrival.id)
     }
 }
@@ -577,7 +587,7 @@ impl Gate {
         let mut head = ResponseHeader::build(answer.status, Some(6))?;
         head.insert_header(header::CONTENT_TYPE, "application/json")?;
         head.insert_header(header::CONTENT_LENGTH, answer.body.len())?;
-        head.insert_header(REQUEST_ID, request_id(exchange))?;
+        head.insert_header(&REQUEST_ID, request_id(exchange))?;
         if let Some(seconds) = answer.retry_after {
             head.insert_header(header::RETRY_AFTER, seconds)?;
         }
@@ -896,10 +906,10 @@ impl HeadEdit<'_> {
             return Ok(());
         };
         head.remove_header(&header::AUTHORIZATION);
-        head.remove_header("x-api-key");
+        head.remove_header(&X_API_KEY);
         let name = match sent_in {
-            CredentialHeader::Authorization => "authorization",
-            CredentialHeader::XApiKey => "x-api-key",
+            CredentialHeader::Authorization => &header::AUTHORIZATION,
+            CredentialHeader::XApiKey => &X_API_KEY,
         };
         head.insert_header(name, value)
     }
@@ -923,7 +933,7 @@ impl HeadEdit<'_> {
 /// Headers that speak of the tier, brought into line with the body.
 fn write_tier_headers(head: &mut RequestHeader, order: Order, endpoint: Endpoint) -> Result<()> {
     if order.beta_header && endpoint == Endpoint::Messages {
-        let lines = head.headers.get_all(ANTHROPIC_BETA).iter();
+        let lines = head.headers.get_all(&ANTHROPIC_BETA).iter();
         let tokens: Vec<&[u8]> = lines
             .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
             .map(|token| token.trim_ascii())
@@ -933,9 +943,9 @@ fn write_tier_headers(head: &mut RequestHeader, order: Order, endpoint: Endpoint
         // The tokens come from header values, and what joins them may stand in one.
         let line = HeaderValue::from_bytes(&tokens.join(&b","[..]))
             .map_err(|why| Error::because(ErrorType::InternalError, "joining beta tokens", why))?;
-        head.insert_header(ANTHROPIC_BETA, line)?;
+        head.insert_header(&ANTHROPIC_BETA, line)?;
     }
-    if let Some(hint) = head.headers.get(ROUTING_HINT) {
+    if let Some(hint) = head.headers.get(&ROUTING_HINT) {
         let others = hint
             .as_bytes()
             .split(|byte| *byte == b';')
@@ -947,7 +957,7 @@ fn write_tier_headers(head: &mut RequestHeader, order: Order, endpoint: Endpoint
         let hint = HeaderValue::from_bytes(&parts.join(&b";"[..])).map_err(|why| {
             Error::because(ErrorType::InternalError, "writing the routing hint", why)
         })?;
-        head.insert_header(ROUTING_HINT, hint)?;
+        head.insert_header(&ROUTING_HINT, hint)?;
     }
     Ok(())
 }

@@ -19,8 +19,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
-use crate::config::Config;
 use crate::client_stream::ClientStream;
+use crate::config::Config;
 use crate::connection::Front;
 use crate::listen::{ACCEPT_REST, Listeners, Site};
 use crate::proxy::Gate;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use jiff::Timestamp;
 
 use crate::access_log::{AccessRecord, Millis, Outcome, Transport};
@@ -21,6 +21,9 @@ use crate::usage::{Observed, UsageState};
 /// The longest model that is logged, in bytes.
 const MODEL_BYTES: usize = 128;
 const UPSTREAM_ID_BYTES: usize = 128;
+/// The upstream's own name of a request: OpenAI's, and Anthropic's.
+static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+static REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 /// A body that says `null` asks for nothing, like one without the member.
 const NULL: &str = "<null>";
 
@@ -129,14 +132,12 @@ impl Turn {
         observed: &Observed,
     ) {
         let duration = self.began.elapsed();
-        let time = self.time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
         let tiers = self.tiers(upstream, observed);
         let model = logged_model(&self.facts)
             .or_else(|| Some(cut(observed.model.as_deref()?, MODEL_BYTES)));
         let cost = state.cost(self.time, model, tiers.billed, observed);
         let record = AccessRecord {
-            event_id: (arrival.id, self.number),
-            time: &time,
+            time: self.time,
             duration_ms: Millis(duration),
             ttfb_ms: self.answer.time_to_first_byte.map(Millis),
             request_id: arrival.id,
@@ -249,7 +250,7 @@ impl Answered {
         self.upstream_status = Some(status);
         self.time_to_first_byte.get_or_insert(after);
         self.transport = Some(transport);
-        self.upstream_request_id = ["x-request-id", "request-id"]
+        self.upstream_request_id = [&X_REQUEST_ID, &REQUEST_ID]
             .iter()
             .find_map(|name| header_text(headers, name, UPSTREAM_ID_BYTES));
     }
@@ -296,7 +297,7 @@ fn canonical(tier: &str) -> &str {
 }
 
 /// A header as text, cut to a number of bytes.
-pub fn header_text(headers: &HeaderMap, name: &str, most: usize) -> Option<String> {
+pub fn header_text(headers: &HeaderMap, name: &HeaderName, most: usize) -> Option<String> {
     let value = headers.get(name)?;
     Some(cut(&String::from_utf8_lossy(value.as_bytes()), most).to_owned())
 }

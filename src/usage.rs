@@ -11,7 +11,6 @@ use crate::sse::{EventStream, Part};
 use document::{Document, Facts, Shape};
 use http::HeaderMap;
 use http::header::CONTENT_ENCODING;
-use serde::Serialize;
 
 /// How much of a coded response is looked at once it is decoded, in bytes: small data may decode to any amount.
 pub const DECODED_LIMIT: u64 = 256 << 20;
@@ -23,7 +22,7 @@ pub const TIER_BYTES: usize = 64;
 pub const TEXT_BYTES: usize = 128;
 
 /// Token counts of one response; null where the upstream did not tell.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// All input, cached and cache-write tokens included, whatever the protocol.
     pub input_tokens: Option<u64>,
@@ -35,14 +34,23 @@ pub struct Usage {
 }
 
 /// How much of the usage the response told before it ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UsageState {
     Final,
     /// There were counts, but the response did not come to its end.
     Partial,
     #[default]
     None,
+}
+
+impl UsageState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            UsageState::Final => "final",
+            UsageState::Partial => "partial",
+            UsageState::None => "none",
+        }
+    }
 }
 
 /// What was read from a response.
