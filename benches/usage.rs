@@ -1,17 +1,14 @@
 //! What observation costs, in bytes of the response per second. A stream arrives one event at a time, as from an
 //! upstream that writes each delta at once.
 
+mod samples;
+
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use http::HeaderMap;
+use samples::{DELTAS, responses_events};
 use tiergate::endpoint::Endpoint;
 use tiergate::usage::ResponseObserver;
-
-/// A stream: 400 deltas between its first and its last events.
-const DELTAS: usize = 400;
-
-/// A tool schema, as responses echo them: 40 KB.
-const TOOLS: usize = 400;
 
 fn main() {
     divan::main();
@@ -43,28 +40,6 @@ data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text
     let mut events = vec![format!("{delta}\n\n"); DELTAS];
     events.push("event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n".into());
     run(bencher, Endpoint::Messages, &events);
-}
-
-fn responses_events() -> Vec<String> {
-    let tool = r#"{"type":"function","name":"set_tier","parameters":{"type":"object","properties":{"a":{"type":"string"}}}}"#;
-    let tools = vec![tool; TOOLS].join(",");
-    let event = |kind: &str, usage: &str| {
-        format!(
-            "event: {kind}\ndata: {{\"type\":\"{kind}\",\"sequence_number\":1,\"response\":{{\"id\":\"resp_1\",\"model\":\"gpt-5.5\",\"tools\":[{tools}],\"service_tier\":\"priority\",\"usage\":{usage}}}}}\n\n"
-        )
-    };
-    let delta = r#"event: response.output_text.delta
-data: {"type":"response.output_text.delta","sequence_number":4,"item_id":"msg_68aa00026b1c81a1b2c3d4e5f6a7b8c9","output_index":0,"content_index":0,"delta":" token","logprobs":[],"obfuscation":"aB3xYz09"}"#;
-    let mut events = vec![
-        event("response.created", "null"),
-        event("response.in_progress", "null"),
-    ];
-    events.extend(vec![format!("{delta}\n\n"); DELTAS]);
-    events.push(event(
-        "response.completed",
-        r#"{"input_tokens":9,"output_tokens":8}"#,
-    ));
-    events
 }
 
 fn run(bencher: Bencher, endpoint: Endpoint, events: &[String]) {

@@ -254,10 +254,11 @@ impl Scanner {
                 State::Hex => self.hex(bytes, at)?,
                 State::Number => self.number(bytes, at, visitor)?,
                 State::Word => self.word(bytes, at, visitor)?,
-                _ => match self.skim(bytes, at) {
+                _ if self.brackets.depth > self.shown => match self.skim(bytes, at) {
                     next if self.state.is_in_token() => next,
                     next => self.structure(bytes, next, visitor)?,
                 },
+                _ => self.structure(bytes, at, visitor)?,
             };
         }
         self.token.hold(bytes);
