@@ -23,6 +23,43 @@ fn a_connection_serves_one_request_after_another() {
 }
 
 #[test]
+fn requests_that_come_in_one_packet_are_told_apart() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let client = proxy.client("sk-fast");
+    let large = object_of(100_000);
+    let messages = [
+        client.message(PATH, br#"{"a":1}"#),
+        client.head("GET", "/v1/models"),
+        client.message(PATH, &large),
+        client.message(PATH, b"{}"),
+        client.head("GET", "/v1/models"),
+        client.message(PATH, br#"{"a":2}"#),
+    ];
+    let mut connection = client.connect();
+    connection.send(messages.concat());
+    for _ in &messages {
+        assert_eq!(connection.answer().status, 200);
+    }
+    let received = upstream.requests(messages.len());
+    let lengths = received.iter().map(|request| request.body.len());
+    let member = r#""service_tier":"priority","#.len();
+    // The empty object gets no comma.
+    let expected = [
+        7 + member,
+        0,
+        large.len() + member,
+        1 + member,
+        0,
+        7 + member,
+    ];
+    assert_eq!(lengths.collect::<Vec<_>>(), expected);
+    for request in received.iter().filter(|request| !request.body.is_empty()) {
+        assert!(request.text().starts_with(r#"{"service_tier":"priority""#));
+    }
+}
+
+#[test]
 fn a_close_that_the_client_asks_for_is_respected() {
     let upstream = upstream::json("{}").run();
     let proxy = proxy::new().upstream(&upstream).run();

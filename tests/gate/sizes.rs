@@ -1,6 +1,7 @@
 //! Bodies of every size around Pingora's replay buffer of 64 KiB, whose tail alone makes Pingora send a body that was
-//! read here.
+//! read here; and the same bodies read past Pingora, as they are where nothing stands against it.
 
+use super::support::client::Client;
 use super::support::proxy::{self, Proxy};
 use super::support::upstream::{self, Received, Upstream};
 use super::support::{client, object_of};
@@ -27,12 +28,27 @@ fn assert_forced(request: &Received, sent: &[u8]) {
 
 #[test]
 fn a_body_with_a_length_arrives_once_and_whole_however_it_is_cut_into_packets() {
+    arrives_however_it_is_cut(|proxy| proxy.client("sk-fast"));
+}
+
+#[test]
+fn so_does_one_that_is_read_through_pingora() {
+    // Whatever names a coding goes that way.
+    let named = |proxy: &Proxy| {
+        proxy
+            .client("sk-fast")
+            .header("Content-Encoding", "identity")
+    };
+    arrives_however_it_is_cut(named);
+}
+
+fn arrives_however_it_is_cut(client: impl Fn(&Proxy) -> Client) {
     let (upstream, proxy) = forced();
     let mut count = 0;
     for size in SIZES {
         for with_head in [0, 1, 4096, size] {
             let body = object_of(size);
-            let client = proxy.client("sk-fast");
+            let client = client(&proxy);
             let mut connection = client.connect();
             let at = with_head.min(size);
             connection.send([client.head_of("/v1/responses", size), body[..at].to_vec()].concat());
