@@ -39,7 +39,7 @@ fn a_large_body_takes_little_more_than_its_own_size() {
     );
     let size = body.len() as u64;
     assert!(
-        taken >= size,
+        taken * 10 >= size * 9,
         "{taken} bytes for {size}: it was not held at all"
     );
     assert!(taken * 10 <= size * 11, "{taken} bytes for {size}");
