@@ -21,6 +21,12 @@ pub fn body(name: &str) -> Vec<u8> {
             text(220)
         ),
         "agent_1k" => conversation(1 << 10, &[&text(150)], ""),
+        "codex_16k" => conversation(16 << 10, &[&text(900), &text(200)], ""),
+        "codex_2m" => conversation(
+            2 << 20,
+            &[&text(900), &text(6000), &text(200)],
+            &image(300 << 10),
+        ),
         "codex_256k" => conversation(
             256 << 10,
             &[&text(900), &text(6000), &text(200)],
