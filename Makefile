@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 # The demo shows the same build that the tests use, so that a newcomer waits for one build only.
-.PHONY: demo test test-ecosystem build lint bench bench-sockets clean tools
+.PHONY: demo test test-ecosystem fuzz build lint bench bench-sockets clean tools
 
 demo: tools
 	$(CARGO) run --quiet -- demo
@@ -18,12 +18,26 @@ test-ecosystem: tools
 	target/ecosystem/bin/pip install --quiet chdb==4.4.0 duckdb==2.0.0
 	target/ecosystem/bin/python tests/ecosystem.py
 
+# Each target a short while, with a stable compiler. A long run: TARGETS=rewriter RUNS=10000000 make fuzz
+# Inputs that reach something new are kept in fuzz/corpus, those that fail in fuzz/artifacts.
+RUNS ?= 2000
+TARGETS ?= $(sort $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs))))
+fuzz: tools
+	cd fuzz && $(CARGO) build --release
+	cd fuzz && for target in $(TARGETS); do \
+	    mkdir -p corpus/$$target artifacts/$$target && echo "$$target, $(RUNS) runs" && \
+	    $(CARGO) run --release --quiet --bin $$target -- -runs=$(RUNS) -verbosity=0 -max_len=2048 -timeout=60 \
+	        -dict=dictionaries/$$target.dict -artifact_prefix=artifacts/$$target/ corpus/$$target seeds/$$target \
+	        || exit 1; \
+	done
+
 build: tools
 	$(CARGO) build --release
 
 lint: tools
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
+	cd fuzz && $(CARGO) fmt --check
 
 bench: tools
 	$(CARGO) bench
@@ -34,6 +48,7 @@ bench-sockets: tools
 
 clean:
 	$(CARGO) clean
+	cd fuzz && $(CARGO) clean
 
 # Pingora compiles zlib-ng, which needs cmake, and ring, which needs a C compiler.
 tools:

@@ -69,8 +69,11 @@ impl Path {
         batches: false,
     };
 
-    fn of_segments(path: &[u8], cut: Cut) -> Path {
-        let endpoint = tier_endpoint(path, cut);
+    fn of_segments(path: &[u8], tier_paths: &[String], cut: Cut) -> Path {
+        let endpoint = match tier_endpoint(path, cut) {
+            Endpoint::Other if is_listed(path, tier_paths, cut) => Endpoint::Extra,
+            endpoint => endpoint,
+        };
         let batches = cut.matches(last_segment(path).0, b"batches");
         Path {
             endpoint,
@@ -92,25 +95,16 @@ pub fn classify(path: &[u8], tier_paths: &[String]) -> Path {
     if !path_given.starts_with(b"/") || has_ambiguous_byte(path) || has_ambiguous_segment(path) {
         return Path::AMBIGUOUS;
     }
-    let plain = Path::of_segments(path, Cut::Nothing);
-    if plain.is_gated() {
-        return plain;
-    }
+    let plain = Path::of_segments(path, tier_paths, Cut::Nothing);
     // Some servers drop `;parameters` before they choose a handler, others take them for a part of the name.
-    if path.contains(&b';') && Path::of_segments(path, Cut::Parameters).is_gated() {
+    let may_have_parameters = path.iter().any(|byte| b";%".contains(byte));
+    if !plain.is_gated()
+        && may_have_parameters
+        && Path::of_segments(path, tier_paths, Cut::Parameters).is_gated()
+    {
         return Path::AMBIGUOUS;
     }
-    let is_extra = tier_paths
-        .iter()
-        .any(|extra| extra.as_bytes().eq_ignore_ascii_case(path));
-    Path {
-        endpoint: if is_extra {
-            Endpoint::Extra
-        } else {
-            Endpoint::Other
-        },
-        ..plain
-    }
+    plain
 }
 
 /// A path of the configuration's `tier_paths` as [`classify`] compares it; none if no request could match it.
@@ -159,6 +153,19 @@ fn tier_endpoint(path: &[u8], cut: Cut) -> Endpoint {
     }
 }
 
+fn is_listed(path: &[u8], tier_paths: &[String], cut: Cut) -> bool {
+    tier_paths.iter().any(|listed| {
+        let is_slash = |byte: &u8| *byte == b'/';
+        let mut segments = path.split(is_slash);
+        let mut names = listed.as_bytes().split(is_slash);
+        names.all(|name| {
+            segments
+                .next()
+                .is_some_and(|segment| cut.matches(segment, name))
+        }) && segments.next().is_none()
+    })
+}
+
 /// The last segment and the path before its slash.
 fn last_segment(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|&byte| byte == b'/') {
@@ -167,16 +174,20 @@ fn last_segment(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
+/// The segment up to its first `;`, which may be escaped: whoever stands behind a server that decodes sees it plain.
 fn without_parameters(segment: &[u8]) -> &[u8] {
-    segment
-        .split(|&byte| byte == b';')
-        .next()
-        .unwrap_or(segment)
+    let begins_parameters = |at: &usize| match segment[*at] {
+        b'%' => escaped_byte(&segment[at + 1..]) == Some(b';'),
+        byte => byte == b';',
+    };
+    let end = (0..segment.len()).find(begins_parameters);
+    &segment[..end.unwrap_or(segment.len())]
 }
 
 /// Bytes that a path may not hold, or that servers are known to fold into others: a backslash is a slash to some, an
-/// escape of an unreserved character is that character by RFC 3986 §6.2.2.2, `%2f` may be decoded before routing, and
-/// an encoded control character may end the path (`%00`).
+/// escape of an unreserved character is that character by RFC 3986 §6.2.2.2, `%2f` may be decoded before routing, an
+/// encoded control character may end the path (`%00`), and so may `%3f` and `%23` where one server hands a decoded path
+/// to the next.
 fn has_ambiguous_byte(path: &[u8]) -> bool {
     let mut rest = path;
     while let [first, tail @ ..] = rest {
@@ -200,13 +211,25 @@ fn has_ambiguous_segment(path: &[u8]) -> bool {
     segments.any(|segment| matches!(without_parameters(segment), b"" | b"." | b".."))
 }
 
+/// What `%` and the bytes after it come to, however often they are decoded: `%2572` is `r` to whoever decodes twice.
 fn escaped_byte(after_percent: &[u8]) -> Option<u8> {
-    let digit = |at: usize| (*after_percent.get(at)? as char).to_digit(16);
+    let mut byte = byte_of_digits(after_percent)?;
+    let mut rest = &after_percent[2..];
+    while byte == b'%'
+        && let Some(inner) = byte_of_digits(rest)
+    {
+        (byte, rest) = (inner, &rest[2..]);
+    }
+    Some(byte)
+}
+
+fn byte_of_digits(text: &[u8]) -> Option<u8> {
+    let digit = |at: usize| (*text.get(at)? as char).to_digit(16);
     u8::try_from(digit(0)? * 16 + digit(1)?).ok()
 }
 
 fn is_foldable(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~/\\".contains(&byte) || byte.is_ascii_control()
+    byte.is_ascii_alphanumeric() || b"-._~/\\?#".contains(&byte) || byte.is_ascii_control()
 }
 
 #[cfg(test)]
@@ -292,10 +315,25 @@ mod tests {
     fn a_path_that_somebody_may_read_as_another_is_ambiguous() {
         for path in "// //v1/responses /v1//responses /v1/responses// /v1/./responses /v1/../v1/responses /v1/responses/. \
             /v1/responses/.. /v1\\responses /v1/%72esponses /v1%2fresponses /v1/responses%2F /v1/%2e/responses /v1/%5Cresponses \
-            /v1/x%7Ey /v1/%2D /v1/%5F /v1/%41 /v1/responses%00 /v1/a%0ab /v1/responses#x"
+            /v1/x%7Ey /v1/%2D /v1/%5F /v1/%41 /v1/responses%00 /v1/a%0ab /v1/responses#x /v1/responses%3Fx /v1/responses%23x"
             .split_ascii_whitespace()
         {
             assert!(is_ambiguous(path.as_bytes()), "{path}");
+        }
+    }
+
+    #[test]
+    fn an_escape_is_what_it_comes_to_when_decoded_again_and_again() {
+        for path in
+            "/v1/%2572esponses /v1/%252572esponses /v1/a/%252e%252E/b /v1%252fresponses /v1/a%255cb"
+                .split(' ')
+        {
+            assert!(is_ambiguous(path.as_bytes()), "{path}");
+        }
+        for path in
+            "/v1/files/100%25 /v1/files/a%25zz /v1/files/a%2520b /v1/models/ft%253Agpt".split(' ')
+        {
+            assert!(!is_ambiguous(path.as_bytes()), "{path}");
         }
     }
 
@@ -325,13 +363,32 @@ mod tests {
             "/v1;x/messages",
             "/v1/batches;x",
             "/v1/a/..;/b",
+            "/v1/a/..%3B/b",
             "/v1/;x/b",
             "/v1/responses/;x",
+            "/v1/responses%3bx",
+            "/v1/responses%253bx",
         ] {
             assert!(is_ambiguous(path.as_bytes()), "{path}");
         }
-        for path in ["/v1/files/a;b", "/v1;x/models"] {
+        for path in ["/v1/files/a;b", "/v1;x/models", "/v1/files/a%3Bb"] {
             assert!(!is_ambiguous(path.as_bytes()), "{path}");
+        }
+    }
+
+    #[test]
+    fn path_parameters_do_not_hide_a_tier_path() {
+        let tier_paths = [normalise("/v1/agents/sessions").unwrap()];
+        let is_ambiguous = |path: &str| classify(path.as_bytes(), &tier_paths).ambiguous;
+        for path in [
+            "/v1/agents/sessions;x",
+            "/v1;a/Agents;b/sessions/",
+            "/v1/agents%3b/sessions",
+        ] {
+            assert!(is_ambiguous(path), "{path}");
+        }
+        for path in ["/v1/agents;x", "/v1/agents/sessions/s;x"] {
+            assert!(!is_ambiguous(path), "{path}");
         }
     }
 

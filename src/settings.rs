@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::mistake::{Mistakes, Place, any_of, nearest, shown};
-use crate::yaml::{Entry, Node, Value};
+use crate::yaml::{Entry, Node, Value, spells_nothing};
 
 /// Longer than any timeout makes sense, and far from what clocks cannot add.
 const MAX_DURATION: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -74,7 +74,7 @@ impl<'a> Node<'a> {
         let (Value::Scalar { text, .. }, Kind::Number) = (&self.value, self.kind()) else {
             return self.unexpected("an integer", mistakes);
         };
-        let value = text.parse().ok().filter(|value| range.contains(value));
+        let value = parse_digits(text).filter(|value| range.contains(value));
         if value.is_none() {
             mistakes.add(
                 self.place,
@@ -274,8 +274,8 @@ impl Kind {
     /// string is reported where a truth value is expected.
     fn of_plain(text: &str) -> Kind {
         match text {
-            "" | "~" | "null" | "Null" | "NULL" => Kind::Null,
             "true" | "false" => Kind::Boolean,
+            _ if spells_nothing(text) => Kind::Null,
             _ if looks_numeric(text) => Kind::Number,
             _ => Kind::String,
         }
@@ -329,7 +329,13 @@ fn split_unit(text: &str) -> Option<(u64, &str)> {
     let end = text
         .find(|c: char| !c.is_ascii_digit())
         .unwrap_or(text.len());
-    Some((text[..end].parse().ok()?, text[end..].trim_start()))
+    Some((parse_digits(&text[..end])?, text[end..].trim_start()))
+}
+
+/// A zero in front is refused: to readers of YAML 1.1 it makes an octal number.
+fn parse_digits(text: &str) -> Option<u64> {
+    let is_octal = text.len() > 1 && text.starts_with('0');
+    text.parse().ok().filter(|_| !is_octal)
 }
 
 #[cfg(test)]
@@ -382,6 +388,13 @@ mod tests {
         ] {
             assert_eq!(parse_size(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn no_number_has_a_zero_in_front() {
+        assert_eq!((parse_digits("0"), parse_digits("10")), (Some(0), Some(10)));
+        assert_eq!((parse_digits("010"), parse_digits("00")), (None, None));
+        assert_eq!((parse_size("010"), parse_duration("05s")), (None, None));
     }
 
     #[test]

@@ -231,11 +231,13 @@ fn entries<'a>(mut nodes: std::vec::Drain<'_, Node<'a>>, mistakes: &Mistakes) ->
     let mut entries = Vec::with_capacity(nodes.len() / 2);
     while let (Some(key), Some(value)) = (nodes.next(), nodes.next()) {
         match key.value {
-            Value::Scalar { text, .. } => entries.push(Entry {
-                key: text,
-                place: key.place,
-                value,
-            }),
+            Value::Scalar { text, plain } if !(plain && spells_nothing(&text)) => {
+                entries.push(Entry {
+                    key: text,
+                    place: key.place,
+                    value,
+                })
+            }
             _ => mistakes.add(key.place, "a key must be a string"),
         }
     }
@@ -250,6 +252,11 @@ fn entries<'a>(mut nodes: std::vec::Drain<'_, Node<'a>>, mistakes: &Mistakes) ->
         entries.retain(|entry| !repeated.contains_key(&entry.place));
     }
     entries.into_boxed_slice()
+}
+
+/// Whether a scalar without quotes says `null`. Where nothing stands, the parser puts `~`.
+pub(crate) fn spells_nothing(text: &str) -> bool {
+    matches!(text, "" | "~" | "null" | "Null" | "NULL")
 }
 
 /// The places of the members whose key was there before, and where it was.
@@ -292,15 +299,15 @@ fn place_of(marker: &Marker) -> Place {
     }
 }
 
+/// Lines end by LF, CR or both, as the parser counts them.
 fn place_after(text: &[u8]) -> Place {
-    let line_start = text
-        .iter()
-        .rposition(|&byte| byte == b'\n')
-        .map_or(0, |at| at + 1);
-    let line = text.iter().filter(|&&byte| byte == b'\n').count() + 1;
+    let is_break = |byte: &u8| matches!(byte, b'\n' | b'\r');
+    let line_start = text.iter().rposition(is_break).map_or(0, |at| at + 1);
+    let breaks = text.iter().filter(|byte| is_break(byte)).count();
+    let pairs = text.windows(2).filter(|pair| pair == b"\r\n").count();
     let column = String::from_utf8_lossy(&text[line_start..]).chars().count() + 1;
     Place {
-        line: narrow(line),
+        line: narrow(breaks - pairs + 1),
         column: narrow(column),
     }
 }
@@ -333,7 +340,8 @@ mod tests {
     #[test]
     fn keys_keep_their_spelling_and_their_place() {
         let place = |line, column| Place { line, column };
-        let (found, mistakes) = keys("0123: a\n\n'1e5': b\n# é\n\"\\u00e9\": {x: 1}\nnull: c\n");
+        let (found, mistakes) =
+            keys("0123: a\n\n'1e5': b\n# é\n\"\\u00e9\": {x: 1}\n\"null\": c\n");
         let expected = [
             ("0123", place(1, 1)),
             ("1e5", place(3, 1)),
@@ -342,6 +350,40 @@ mod tests {
         ];
         assert_eq!(found, expected.map(|(key, place)| (key.to_owned(), place)));
         assert_eq!(mistakes, [""; 0]);
+    }
+
+    #[test]
+    fn a_key_that_is_nothing_is_a_mistake() {
+        for text in [": a\n", "~: a\n", "null: a\n", "? \n: a\n", "{: a}"] {
+            let (found, mistakes) = keys(text);
+            assert_eq!(found, []);
+            assert!(mistakes[0].ends_with("a key must be a string"), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_place_of_a_broken_byte_counts_every_kind_of_line_end() {
+        for before in [
+            "a: 1\nb: ",
+            "a: 1\rb: ",
+            "a: 1\r\nb: ",
+            "\u{e9}\u{e9}\u{e9}",
+        ] {
+            let mistakes = Mistakes::new(Path::new("f"));
+            let text = [before.as_bytes(), b"\xff"].concat();
+            assert!(parse(&text, &mistakes).is_none());
+            let place = if before.contains('a') {
+                "f:2:4"
+            } else {
+                "f:1:4"
+            };
+            let told = mistakes.into_vec()[0].to_string();
+            assert_eq!(
+                told,
+                format!("{place}: this byte is not UTF-8"),
+                "{before:?}"
+            );
+        }
     }
 
     #[test]

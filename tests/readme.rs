@@ -281,6 +281,52 @@ fn the_make_targets_are_those_of_the_makefile() {
     }
 }
 
+#[test]
+fn the_fuzz_targets_are_those_of_the_folder_and_have_seeds() {
+    let files = |folder: &str| {
+        let entries = fs::read_dir(root().join("fuzz").join(folder)).unwrap();
+        let paths = entries.map(|entry| entry.unwrap().path());
+        let stems = paths.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned());
+        stems.collect::<BTreeSet<String>>()
+    };
+    let told: BTreeSet<String> = names("Testing", "fuzz target").into_iter().collect();
+    for folder in ["fuzz_targets", "seeds", "dictionaries"] {
+        assert_eq!(told, files(folder), "{folder}");
+    }
+}
+
+#[test]
+fn fuzzing_stands_on_the_versions_of_the_program() {
+    let read = |file: &str| fs::read_to_string(root().join(file)).unwrap();
+    let dependencies = |file: &str| {
+        let file = read(file);
+        let (_, lines) = file.split_once("\n[dependencies]\n").unwrap();
+        let lines = lines.lines().take_while(|line| !line.starts_with('['));
+        let names = lines.filter_map(|line| line.split_once(" = "));
+        names
+            .map(|(name, _)| name.to_owned())
+            .collect::<BTreeSet<_>>()
+    };
+    let versions = |file: &str, name: &str| {
+        let file = read(file);
+        let begin = format!("\nname = \"{name}\"\nversion = ");
+        let versions = file.split(&begin).skip(1);
+        let lines = versions.map(|rest| rest.lines().next().unwrap().to_owned());
+        lines.collect::<BTreeSet<_>>()
+    };
+    let fuzzing = dependencies("fuzz/Cargo.toml");
+    let program = dependencies("Cargo.toml");
+    let shared: Vec<&String> = fuzzing.intersection(&program).collect();
+    assert!(shared.len() > 10);
+    for name in shared {
+        let (fuzzed, used) = (
+            versions("fuzz/Cargo.lock", name),
+            versions("Cargo.lock", name),
+        );
+        assert!(fuzzed.is_subset(&used), "{name}");
+    }
+}
+
 /// The commands of the shell blocks, without their comments.
 fn shell_commands() -> impl Iterator<Item = String> {
     let blocks = README.split("```sh\n").skip(1);

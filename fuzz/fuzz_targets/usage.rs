@@ -1,0 +1,238 @@
+//! What is observed of responses, held against a tree of one answer: the same counts, tier and names, whether it comes as
+//! one document, in an event, on a WebSocket or coded, and however it is cut. Of a document that is broken nothing is
+//! final. Memory is bounded.
+
+#![no_main]
+
+use std::io::Write;
+
+use http::{HeaderMap, HeaderValue};
+use libfuzzer_sys::fuzz_target;
+use serde_json::Value;
+use tiergate_fuzz::endpoint::Endpoint;
+use tiergate_fuzz::usage::{
+    EventObserver, Observed, ResponseObserver, TEXT_BYTES, TIER_BYTES, Usage, UsageState,
+};
+use tiergate_fuzz::{Meter, pieces};
+
+const ENDPOINTS: [Endpoint; 4] = [
+    Endpoint::Responses,
+    Endpoint::ChatCompletions,
+    Endpoint::Messages,
+    Endpoint::Extra,
+];
+
+/// What an observer may take for a body that is not coded, in bytes, whatever its length: the few texts that it keeps, of
+/// six bytes for each that they may spell, and a bit for each open bracket, once for a document and once for a choice.
+const MEMORY: usize = 40_000;
+
+fuzz_target!(|input: &[u8]| {
+    let Some(([low, high, mode], body)) = input.split_first_chunk::<3>() else {
+        return;
+    };
+    let endpoint = ENDPOINTS[usize::from(mode & 3)];
+    let as_stream = mode & 4 != 0;
+    let pieces = pieces(body, u16::from_le_bytes([*low, *high]));
+    let observed = observe_however_it_arrives(endpoint, as_stream, body, &pieces);
+    check_bounds(&observed);
+    check_memory(endpoint, as_stream, &pieces);
+    match answer(body) {
+        Some(answer) if !as_stream => {
+            assert_eq!(observed, expected(endpoint, &answer));
+            check_events(endpoint, body, observed);
+        }
+        None if !as_stream && serde_json::from_slice::<Value>(body).is_err_and(|e| e.is_eof()) => {
+            assert!(observed.usage_state != UsageState::Final && observed.served_tier.is_none());
+        }
+        _ => {}
+    }
+});
+
+fn observe(endpoint: Endpoint, as_stream: bool, coding: &str, pieces: &[&[u8]]) -> Observed {
+    let mut headers = HeaderMap::new();
+    let coding = HeaderValue::from_str(coding).expect("a plain word");
+    headers.insert("content-encoding", coding);
+    let observer = ResponseObserver::new(endpoint, as_stream, &headers);
+    let mut observer = observer.expect("these are observed");
+    pieces.iter().for_each(|piece| observer.feed(piece));
+    observer.finish()
+}
+
+fn observe_however_it_arrives(
+    endpoint: Endpoint,
+    as_stream: bool,
+    body: &[u8],
+    pieces: &[&[u8]],
+) -> Observed {
+    let whole = observe(endpoint, as_stream, "identity", &[body]);
+    let single: Vec<&[u8]> = body.chunks(1).collect();
+    for pieces in [pieces, &single] {
+        assert_eq!(observe(endpoint, as_stream, "identity", pieces), whole);
+    }
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(body).expect("memory can be written to");
+    let coded = encoder.finish().expect("memory can be written to");
+    assert_eq!(observe(endpoint, as_stream, "gzip", &[&coded]), whole);
+    whole
+}
+
+fn check_bounds(observed: &Observed) {
+    let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    assert!(length(&observed.served_tier) <= TIER_BYTES);
+    assert!(length(&observed.response_id) <= TEXT_BYTES);
+    assert!(length(&observed.model) <= TEXT_BYTES);
+    let has_usage = observed.usage != Usage::default();
+    assert_eq!(observed.usage_state != UsageState::None, has_usage);
+}
+
+/// Also of a body that goes on and on.
+fn check_memory(endpoint: Endpoint, as_stream: bool, pieces: &[&[u8]]) {
+    let meter = Meter::start();
+    let observer = ResponseObserver::new(endpoint, as_stream, &HeaderMap::new());
+    let mut observer = observer.expect("these are observed");
+    for _ in 0..10 {
+        pieces.iter().for_each(|piece| observer.feed(piece));
+    }
+    let peak = meter.peak_bytes();
+    assert!(peak <= MEMORY, "{peak} bytes");
+}
+
+/// The object that the body is, if every reader of JSON would say so.
+fn answer(body: &[u8]) -> Option<Value> {
+    let value: Value = serde_json::from_slice(body).ok()?;
+    // A tree keeps one of two equal members, and then its text has fewer of these signs than the body.
+    let signs = |text: &[u8]| text.iter().filter(|byte| **byte == b':').count();
+    let is_plain = signs(body) == signs(value.to_string().as_bytes());
+    (is_plain && value.is_object() && !body.contains(&b'\\')).then_some(value)
+}
+
+fn expected(endpoint: Endpoint, answer: &Value) -> Observed {
+    let usage = usage(endpoint, &answer["usage"]);
+    let has_usage = usage != Usage::default();
+    let status = answer["status"].as_str().filter(|_| is_responses(endpoint));
+    let waits = matches!(status, Some("queued" | "in_progress")) && !has_usage;
+    Observed {
+        usage: with_cache_in_input(endpoint, usage),
+        usage_state: if has_usage {
+            UsageState::Final
+        } else {
+            UsageState::None
+        },
+        served_tier: tier(endpoint, answer).filter(|_| !waits),
+        response_id: text(&answer["id"]),
+        model: text(&answer["model"]),
+        failed: answer["error"].is_object()
+            || answer["error"].is_string()
+            || status == Some("failed"),
+        background: waits,
+        ..Observed::default()
+    }
+}
+
+fn is_responses(endpoint: Endpoint) -> bool {
+    matches!(endpoint, Endpoint::Responses | Endpoint::Extra)
+}
+
+fn usage(endpoint: Endpoint, told: &Value) -> Usage {
+    let count = |path: &str| told.pointer(path).and_then(Value::as_u64);
+    match endpoint {
+        Endpoint::Messages => Usage {
+            input_tokens: count("/input_tokens"),
+            cached_input_tokens: count("/cache_read_input_tokens"),
+            cache_write_tokens: count("/cache_creation_input_tokens"),
+            output_tokens: count("/output_tokens"),
+            reasoning_tokens: None,
+        },
+        Endpoint::ChatCompletions => Usage {
+            input_tokens: count("/prompt_tokens"),
+            cached_input_tokens: count("/prompt_tokens_details/cached_tokens"),
+            cache_write_tokens: count("/prompt_tokens_details/cache_write_tokens"),
+            output_tokens: count("/completion_tokens"),
+            reasoning_tokens: count("/completion_tokens_details/reasoning_tokens"),
+        },
+        _ => Usage {
+            input_tokens: count("/input_tokens"),
+            cached_input_tokens: count("/input_tokens_details/cached_tokens"),
+            cache_write_tokens: count("/input_tokens_details/cache_write_tokens"),
+            output_tokens: count("/output_tokens"),
+            reasoning_tokens: count("/output_tokens_details/reasoning_tokens"),
+        },
+    }
+}
+
+fn with_cache_in_input(endpoint: Endpoint, usage: Usage) -> Usage {
+    let cache = [usage.cached_input_tokens, usage.cache_write_tokens];
+    let sum = |input: u64| {
+        cache
+            .iter()
+            .flatten()
+            .fold(input, |sum, more| sum.saturating_add(*more))
+    };
+    match endpoint {
+        Endpoint::Messages => Usage {
+            input_tokens: usage.input_tokens.map(sum),
+            ..usage
+        },
+        _ => usage,
+    }
+}
+
+fn tier(endpoint: Endpoint, answer: &Value) -> Option<String> {
+    let named = |value: &Value| {
+        let name = value.as_str()?.trim().to_lowercase();
+        let name = &name[..name.floor_char_boundary(TIER_BYTES)];
+        (!name.is_empty()).then(|| name.to_owned())
+    };
+    let usage = &answer["usage"];
+    match endpoint {
+        Endpoint::Messages => named(&usage["speed"])
+            .filter(|speed| speed == "fast")
+            .or_else(|| named(&usage["service_tier"])),
+        _ => named(&answer["service_tier"]),
+    }
+}
+
+fn text(value: &Value) -> Option<String> {
+    let text = value.as_str()?;
+    let text = &text[..text.floor_char_boundary(TEXT_BYTES)];
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// The answer within the event that ends a stream, or a message of a WebSocket, tells the same.
+fn check_events(endpoint: Endpoint, body: &[u8], observed: Observed) {
+    let Ok(body) = str::from_utf8(body) else {
+        return;
+    };
+    if body.contains(['\r', '\n']) || observed.background {
+        return;
+    }
+    let told = |observed: Observed| {
+        (
+            observed.usage,
+            observed.served_tier,
+            observed.response_id,
+            observed.model,
+        )
+    };
+    let observed = told(observed);
+    match endpoint {
+        Endpoint::Responses => {
+            let event = format!("{{\"type\":\"response.completed\",\"response\":{body}}}");
+            let stream = format!("event: response.completed\ndata: {event}\n\n");
+            let streamed = observe(endpoint, true, "", &[stream.as_bytes()]);
+            assert!(streamed.usage_state != UsageState::Partial && !streamed.lacks_end);
+            assert_eq!(told(streamed), observed);
+            let mut observer = EventObserver::new();
+            observer.feed(event.as_bytes());
+            let event = observer.end().observed.expect("it ends the response");
+            assert_eq!(told(event), observed);
+        }
+        Endpoint::ChatCompletions => {
+            let stream = format!("data: {body}\n\ndata: [DONE]\n\n");
+            let streamed = observe(endpoint, true, "", &[stream.as_bytes()]);
+            assert!(streamed.usage_state != UsageState::Partial && !streamed.lacks_end);
+            assert_eq!(told(streamed), observed);
+        }
+        _ => {}
+    }
+}
