@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::header;
 use http::{HeaderValue, Method, StatusCode};
 use pingora_core::protocols::Digest;
-use pingora_core::protocols::http::HttpTask;
+use pingora_core::protocols::http::{HttpTask, ServerSession};
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -22,6 +22,7 @@ use crate::connection::{Deadline, Waiting};
 use crate::endpoint::Endpoint;
 use crate::error::{Cause, Refusal};
 use crate::exchange::{Body, Exchange, without_query};
+use crate::framing;
 use crate::policy::{CredentialHeader, FAST_MODE_BETA, Head, Order};
 use crate::service_tier::{Edit, PRIORITY, observed_tier};
 use crate::state::State;
@@ -88,7 +89,7 @@ impl ProxyHttp for Gate {
         if self.state.is_draining() {
             session.set_keepalive(None);
         }
-        let taken = match self.admit(session, exchange) {
+        let taken = match check_framing(session).and_then(|()| self.admit(session, exchange)) {
             Ok(()) => self.take_body(session, exchange).await,
             Err(refusal) => Err(Stop::Refused(refusal)),
         };
@@ -580,6 +581,20 @@ impl Gate {
         }
         Ok(())
     }
+}
+
+/// Refuses a head that an upstream, or a proxy before this one, could take apart in another way.
+fn check_framing(session: &mut Session) -> Result<(), Refusal> {
+    let unambiguous = match session.as_downstream() {
+        ServerSession::H1(session) => framing::is_unambiguous(&session.get_headers_raw_bytes()),
+        other => framing::is_unambiguous_h2(&other.req_header().headers),
+    };
+    if unambiguous {
+        return Ok(());
+    }
+    // Nobody knows where the next request would begin.
+    session.set_keepalive(None);
+    Err(Cause::InvalidHttp.into())
 }
 
 /// The target and the headers, as HTTP/1.1 writes them.
