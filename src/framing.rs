@@ -21,8 +21,9 @@ pub fn is_unambiguous(mut head: &[u8]) -> bool {
         && has_one_framing(lines.filter_map(header))
 }
 
-/// The same for a head of HTTP/2, whose frames leave only the length to be doubted.
-pub fn is_unambiguous_h2(headers: &HeaderMap) -> bool {
+/// The part of it that parsed headers still show: those of HTTP/2, whose frames leave only the length to be doubted, and
+/// those of an answer.
+pub fn has_plain_framing(headers: &HeaderMap) -> bool {
     let headers = headers.iter();
     has_one_framing(headers.map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())))
 }
@@ -150,7 +151,7 @@ mod tests {
             for value in values {
                 headers.append("content-length", http::HeaderValue::from_static(value));
             }
-            is_unambiguous_h2(&headers)
+            has_plain_framing(&headers)
         };
         assert!(map(&[]) && map(&["12"]));
         assert!(!map(&["12", "12"]) && !map(&["1", "2"]) && !map(&["+1"]));

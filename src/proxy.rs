@@ -195,6 +195,7 @@ impl ProxyHttp for Gate {
         answer: &mut ResponseHeader,
         exchange: &mut Exchange,
     ) -> Result<()> {
+        check_answer(answer, exchange)?;
         exchange.read_answer(answer.status.as_u16(), &answer.headers);
         answer.insert_header(REQUEST_ID, request_id(exchange))?;
         if answer.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -268,7 +269,8 @@ impl ProxyHttp for Gate {
         if let Ending::Refused(cause) = ending {
             exchange.refusal.get_or_insert_with(|| cause.into());
             if cause.status() >= 500 {
-                log::warn!("request {}: {}: {error}", exchange.arrival.id, cause.code());
+                let (id, code) = (exchange.arrival.id, cause.code());
+                log::warn!("request {id}: {code}: {}", told_of(error));
             }
             // A client that cannot be written to has gone; its line says what it would have been told.
             let _ = self.answer_refusal(session, exchange).await;
@@ -587,7 +589,7 @@ impl Gate {
 fn check_framing(session: &mut Session) -> Result<(), Refusal> {
     let unambiguous = match session.as_downstream() {
         ServerSession::H1(session) => framing::is_unambiguous(&session.get_headers_raw_bytes()),
-        other => framing::is_unambiguous_h2(&other.req_header().headers),
+        other => framing::has_plain_framing(&other.req_header().headers),
     };
     if unambiguous {
         return Ok(());
@@ -595,6 +597,17 @@ fn check_framing(session: &mut Session) -> Result<(), Refusal> {
     // Nobody knows where the next request would begin.
     session.set_keepalive(None);
     Err(Cause::InvalidHttp.into())
+}
+
+/// Refuses an answer that the client could take apart in another way than Pingora, and an upgrade that nobody asked for.
+fn check_answer(answer: &ResponseHeader, exchange: &mut Exchange) -> Result<()> {
+    let unasked = answer.status == StatusCode::SWITCHING_PROTOCOLS && !exchange.upgrade;
+    if !unasked && framing::has_plain_framing(&answer.headers) {
+        return Ok(());
+    }
+    let words = "the upstream's answer is not well-formed HTTP";
+    exchange.refusal = Some(Refusal::new(Cause::UpstreamReset, words));
+    Error::e_explain(REFUSED, words)
 }
 
 /// The target and the headers, as HTTP/1.1 writes them.
@@ -956,6 +969,16 @@ fn ending_of(error: &Error, exchange: &Exchange) -> Ending {
         (_, ErrorType::WriteError | ErrorType::WriteTimedout) if answered => Ending::ClientClosed,
         _ if answered => Ending::UpstreamCut,
         _ => Ending::Refused(Cause::Internal),
+    }
+}
+
+/// An error in words for the log, without the bytes that it quotes where a head could not be parsed.
+fn told_of(error: &Error) -> String {
+    match error.root_etype() {
+        ErrorType::InvalidHTTPHeader => {
+            format!("{} {}", error.esource().as_str(), error.etype().as_str())
+        }
+        _ => error.to_string(),
     }
 }
 

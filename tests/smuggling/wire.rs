@@ -5,6 +5,8 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
+use serde_json::Value;
+
 use super::support::eventually;
 
 /// A request as it stood on the wire.
@@ -33,8 +35,21 @@ pub struct Upstream {
     connections: Arc<Mutex<Vec<Connection>>>,
 }
 
+/// The bytes of an answer.
+pub type Answer = fn(&Request) -> Vec<u8>;
+
 /// Answers each request with its own target.
 pub fn upstream() -> Upstream {
+    upstream_with(plain_answer)
+}
+
+pub fn plain_answer(request: &Request) -> Vec<u8> {
+    let body = format!("{:?}", request.target);
+    let length = body.len();
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}").into_bytes()
+}
+
+pub fn upstream_with(answer: Answer) -> Upstream {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let upstream = Upstream {
         address: listener.local_addr().unwrap(),
@@ -44,7 +59,7 @@ pub fn upstream() -> Upstream {
     std::thread::spawn(move || {
         for socket in listener.incoming().map_while(Result::ok) {
             let connections = connections.clone();
-            std::thread::spawn(move || serve(socket, &connections));
+            std::thread::spawn(move || serve(socket, answer, &connections));
         }
     });
     upstream
@@ -67,7 +82,21 @@ impl Upstream {
     }
 }
 
-fn serve(mut socket: TcpStream, connections: &Mutex<Vec<Connection>>) {
+/// Fails unless the upstream answered just those requests that the log tells of, each with its tier.
+pub fn assert_books_agree(received: &[Request], lines: &[Value]) {
+    let answered = lines.iter().filter(|line| line["upstream_status"] == 200);
+    let mut told: Vec<&str> = answered.filter_map(|line| line["path"].as_str()).collect();
+    let whole = || received.iter().filter(|request| request.whole);
+    let mut sent: Vec<&str> = whole().map(Request::path).collect();
+    told.sort_unstable();
+    sent.sort_unstable();
+    assert_eq!(sent, told, "what the upstream has, and what the log has");
+    if let Some(request) = whole().find(|request| !request.has_its_tier()) {
+        panic!("the tier of {request:?}");
+    }
+}
+
+fn serve(mut socket: TcpStream, answer: Answer, connections: &Mutex<Vec<Connection>>) {
     let number = {
         let mut connections = connections.lock().unwrap();
         connections.push(Connection::default());
@@ -78,14 +107,10 @@ fn serve(mut socket: TcpStream, connections: &Mutex<Vec<Connection>>) {
     loop {
         match read_request(&unread) {
             Ok((request, length)) if request.whole => {
-                let body = format!("{:?}", request.target);
                 unread.drain(..length);
                 keep(&|connection| connection.requests.push(request.clone()));
-                let answer = format!(
-                    "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-                    body.len()
-                );
-                let _ = socket.write_all(answer.as_bytes());
+                // The proxy may have had enough.
+                let _ = socket.write_all(&answer(&request));
                 continue;
             }
             Ok(_) => {}
@@ -208,6 +233,13 @@ impl Request {
     /// The target without its query.
     pub fn path(&self) -> &str {
         self.target.split('?').next().unwrap_or_default()
+    }
+
+    /// All bodies that the tests send are `{}`, or none.
+    fn has_its_tier(&self) -> bool {
+        let forced = self.values("authorization") == ["Bearer sk-fast"];
+        let takes_tier = self.path().ends_with("/responses") && self.method == "POST";
+        !(forced && takes_tier) || self.body == br#"{"service_tier":"priority"}"#
     }
 
     pub fn values(&self, name: &str) -> Vec<&str> {
