@@ -14,18 +14,36 @@ pub fn is_unambiguous(mut head: &[u8]) -> bool {
     let Some(lines) = head.strip_suffix(b"\n\r\n") else {
         return false;
     };
-    let mut lines = lines.split(|byte| *byte == b'\n');
-    let first = lines.next().unwrap_or_default();
-    is_request_line(first)
-        && lines.clone().all(|line| header(line).is_some())
-        && has_one_framing(lines.filter_map(header))
+    let (first, rest) = split_at_line_end(lines);
+    is_request_line(first) && has_one_framing(Lines(rest).map(header))
 }
 
 /// The part of it that parsed headers still show: those of HTTP/2, whose frames leave only the length to be doubted, and
 /// those of an answer.
 pub fn has_plain_framing(headers: &HeaderMap) -> bool {
     let headers = headers.iter();
-    has_one_framing(headers.map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())))
+    has_one_framing(headers.map(|(name, value)| Some((name.as_str().as_bytes(), value.as_bytes()))))
+}
+
+/// What is left of a head, line by line without LF.
+struct Lines<'h>(Option<&'h [u8]>);
+
+impl<'h> Iterator for Lines<'h> {
+    type Item = &'h [u8];
+
+    fn next(&mut self) -> Option<&'h [u8]> {
+        let (line, rest) = split_at_line_end(self.0?);
+        self.0 = rest;
+        Some(line)
+    }
+}
+
+/// The first line without LF, and what follows it.
+fn split_at_line_end(lines: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match memchr::memchr(b'\n', lines) {
+        Some(end) => (&lines[..end], Some(&lines[end + 1..])),
+        None => (lines, None),
+    }
 }
 
 /// `line` without its LF.
@@ -35,35 +53,43 @@ fn is_request_line(line: &[u8]) -> bool {
     let [Some(method), Some(target), Some(version), None] = words else {
         return false;
     };
-    let is_target = |byte: &u8| byte.is_ascii_graphic() && *byte != b'#';
     is_token(method)
         && !target.is_empty()
-        && target.iter().all(is_target)
+        && are_all(target, |byte| byte.is_ascii_graphic() && byte != b'#')
         && matches!(version, b"HTTP/1.1\r" | b"HTTP/1.0\r")
 }
 
 /// Name and value of a header line without its LF; none for a line that is not just that.
 fn header(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let line = line.strip_suffix(b"\r")?;
-    let (name, value) = line.split_at(line.iter().position(|byte| *byte == b':')?);
+    let (name, value) = line.split_at(memchr::memchr(b':', line)?);
     let value = &value[1..];
-    let is_plain = |byte: &u8| *byte == b'\t' || !byte.is_ascii_control();
-    (is_token(name) && value.iter().all(is_plain)).then_some((name, value.trim_ascii()))
+    let is_plain = are_all(value, |byte| byte >= b' ' && byte != 0x7f || byte == b'\t');
+    (is_plain && is_token(name)).then_some((name, value.trim_ascii()))
 }
 
-/// At most one header says how long the body is, and says it in the way that all understand.
-fn has_one_framing<'h>(headers: impl Iterator<Item = (&'h [u8], &'h [u8])>) -> bool {
-    let mut framings = headers.filter(|(name, _)| is_framing(name));
-    match (framings.next(), framings.next()) {
-        (None, _) => true,
-        (Some((name, value)), None) if name.eq_ignore_ascii_case(CONTENT_LENGTH) => {
-            !value.is_empty() && value.iter().all(u8::is_ascii_digit)
+/// At most one header says how long the body is, and says it in the way that all understand; and all are headers.
+fn has_one_framing<'h>(headers: impl Iterator<Item = Option<(&'h [u8], &'h [u8])>>) -> bool {
+    let mut framed = false;
+    for header in headers {
+        let Some((name, value)) = header else {
+            return false;
+        };
+        if is_framing(name) {
+            if framed || !is_plain_framing(name, value) {
+                return false;
+            }
+            framed = true;
         }
-        (Some((name, value)), None) => {
-            name.eq_ignore_ascii_case(TRANSFER_ENCODING) && value.eq_ignore_ascii_case(b"chunked")
-        }
-        _ => false,
     }
+    true
+}
+
+fn is_plain_framing(name: &[u8], value: &[u8]) -> bool {
+    if name.eq_ignore_ascii_case(CONTENT_LENGTH) {
+        return !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+    }
+    name.eq_ignore_ascii_case(TRANSFER_ENCODING) && value.eq_ignore_ascii_case(b"chunked")
 }
 
 const CONTENT_LENGTH: &[u8] = b"content-length";
@@ -82,8 +108,28 @@ fn is_framing(name: &[u8]) -> bool {
 
 /// RFC 9110 §5.6.2.
 fn is_token(name: &[u8]) -> bool {
-    let is_tchar = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
-    !name.is_empty() && name.iter().all(is_tchar)
+    !name.is_empty() && are_all(name, |byte| TOKEN[usize::from(byte)])
+}
+
+const TOKEN: [bool; 256] = {
+    let mut token = [false; 256];
+    let marks = b"!#$%&'*+-.^_`|~";
+    let mut at = 0;
+    while at < token.len() {
+        token[at] = (at as u8).is_ascii_alphanumeric();
+        at += 1;
+    }
+    at = 0;
+    while at < marks.len() {
+        token[marks[at] as usize] = true;
+        at += 1;
+    }
+    token
+};
+
+/// To the end in any case: without a way out in the middle, many bytes are looked at together.
+fn are_all(bytes: &[u8], is: impl Fn(u8) -> bool) -> bool {
+    bytes.iter().fold(true, |all, byte| all & is(*byte))
 }
 
 #[cfg(test)]
