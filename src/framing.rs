@@ -2,7 +2,7 @@
 //! recipient forgive, and what one forgives, another reads as the beginning of another request. So the head is looked at
 //! once more as it came. It is bytes in, an answer out, and knows nothing of keys or tiers.
 
-use http::HeaderMap;
+use http::{HeaderMap, header};
 
 /// Whether a head of HTTP/1, to the end of its empty line, has one reading only: by RFC 9112 §2.2 (line ends), §3 (the
 /// request line), §5.1 and §5.2 (white space, folding) and §6 (one framing, in its one spelling).
@@ -15,14 +15,22 @@ pub fn is_unambiguous(mut head: &[u8]) -> bool {
         return false;
     };
     let (first, rest) = split_at_line_end(lines);
-    is_request_line(first) && has_one_framing(Lines(rest).map(header))
+    is_request_line(first) && has_one_framing(Lines(rest).map(name_and_value))
 }
 
-/// The part of it that parsed headers still show: those of HTTP/2, whose frames leave only the length to be doubted, and
-/// those of an answer.
-pub fn has_plain_framing(headers: &HeaderMap) -> bool {
+/// The same for a head of HTTP/2, whose frames leave only the length to be doubted.
+pub fn is_unambiguous_h2(headers: &HeaderMap) -> bool {
     let headers = headers.iter();
     has_one_framing(headers.map(|(name, value)| Some((name.as_str().as_bytes(), value.as_bytes()))))
+}
+
+/// What parsed headers show of it for an answer. Nobody reads an answer in the manner of CGI.
+pub fn is_unambiguous_answer(headers: &HeaderMap) -> bool {
+    let framings = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+    has_one_framing(framings.iter().flat_map(|name| {
+        let values = headers.get_all(name).iter();
+        values.map(move |value| Some((name.as_str().as_bytes(), value.as_bytes())))
+    }))
 }
 
 /// What is left of a head, line by line without LF.
@@ -60,7 +68,7 @@ fn is_request_line(line: &[u8]) -> bool {
 }
 
 /// Name and value of a header line without its LF; none for a line that is not just that.
-fn header(line: &[u8]) -> Option<(&[u8], &[u8])> {
+fn name_and_value(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let line = line.strip_suffix(b"\r")?;
     let (name, value) = line.split_at(memchr::memchr(b':', line)?);
     let value = &value[1..];
@@ -197,9 +205,24 @@ mod tests {
             for value in values {
                 headers.append("content-length", http::HeaderValue::from_static(value));
             }
-            has_plain_framing(&headers)
+            is_unambiguous_h2(&headers)
         };
         assert!(map(&[]) && map(&["12"]));
         assert!(!map(&["12", "12"]) && !map(&["1", "2"]) && !map(&["+1"]));
+    }
+
+    #[test]
+    fn an_answer_is_framed_once() {
+        let answer = |lines: &[(&'static str, &'static str)]| {
+            let lines = lines.iter().map(|(name, value)| {
+                let value = http::HeaderValue::from_static(value);
+                (http::HeaderName::from_static(name), value)
+            });
+            is_unambiguous_answer(&lines.collect())
+        };
+        let (length, coding) = (("content-length", "1"), ("transfer-encoding", "chunked"));
+        assert!(answer(&[]) && answer(&[length]) && answer(&[coding]));
+        assert!(answer(&[length, ("content_length", "2")]));
+        assert!(!answer(&[length, coding]) && !answer(&[("transfer-encoding", "gzip, chunked")]));
     }
 }

@@ -589,7 +589,7 @@ impl Gate {
 fn check_framing(session: &mut Session) -> Result<(), Refusal> {
     let unambiguous = match session.as_downstream() {
         ServerSession::H1(session) => framing::is_unambiguous(&session.get_headers_raw_bytes()),
-        other => framing::has_plain_framing(&other.req_header().headers),
+        other => framing::is_unambiguous_h2(&other.req_header().headers),
     };
     if unambiguous {
         return Ok(());
@@ -602,7 +602,7 @@ fn check_framing(session: &mut Session) -> Result<(), Refusal> {
 /// Refuses an answer that the client could take apart in another way than Pingora, and an upgrade that nobody asked for.
 fn check_answer(answer: &ResponseHeader, exchange: &mut Exchange) -> Result<()> {
     let unasked = answer.status == StatusCode::SWITCHING_PROTOCOLS && !exchange.upgrade;
-    if !unasked && framing::has_plain_framing(&answer.headers) {
+    if !unasked && framing::is_unambiguous_answer(&answer.headers) {
         return Ok(());
     }
     let words = "the upstream's answer is not well-formed HTTP";
