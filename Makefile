@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 # The demo shows the same build that the tests use, so that a newcomer waits for one build only.
-.PHONY: demo test test-ecosystem fuzz build lint bench bench-sockets clean tools
+.PHONY: demo test test-ecosystem fuzz build lint audit bench bench-sockets clean tools
 
 demo: tools
 	$(CARGO) run --quiet -- demo
@@ -38,6 +38,12 @@ lint: tools
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
 	cd fuzz && $(CARGO) fmt --check
+
+# Licences, bans and sources by deny.toml, and known vulnerabilities by the newest list, for which it needs the network.
+# The first run builds cargo-deny, which takes some minutes, to target/ only.
+audit: tools
+	$(CARGO) install --quiet --locked --root target/audit cargo-deny@0.20.2
+	target/audit/bin/cargo-deny check
 
 bench: tools
 	$(CARGO) bench

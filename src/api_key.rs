@@ -133,6 +133,8 @@ impl KeyTable {
         self.keys.iter()
     }
 
+    /// The time it takes may tell how far digests agree, and nothing of a key: whoever sees a digest's first bytes agree
+    /// cannot make the next ones do so but by trying keys.
     pub(crate) fn find(&self, digest: &[u8; 32]) -> Option<&Key> {
         let index = self
             .keys

@@ -7,6 +7,7 @@ use crate::config_file::{Draft, NamedFile};
 use crate::mistake::{Mistake, Place};
 use crate::policy::Policy;
 use crate::prices::Prices;
+use crate::reload;
 use crate::tls;
 use crate::upstream::Upstream;
 
@@ -55,7 +56,7 @@ fn credential_fault(file: &Path, config: &Config) -> Option<String> {
     let mut upstreams = config.upstreams.iter();
     let settings = upstreams.find(|upstream| upstream.credential_file.as_deref() == Some(file))?;
     let upstream = Upstream::new(settings.clone()).ok()?;
-    let why = upstream.load_credential(std::fs::read(file)).err()?;
+    let why = upstream.load_credential(reload::read(file)).err()?;
     Some(format!("{}: {why}", file.display()))
 }
 

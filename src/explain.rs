@@ -249,7 +249,7 @@ impl Explanation {
         let upstream = Upstream::new(settings.clone()).map_err(|_| Cause::Internal)?;
         if settings.credential_file.is_some() {
             upstream
-                .load_credential(Ok(NO_SECRET.to_vec()))
+                .load_credential(Ok(NO_SECRET.to_vec().into()))
                 .map_err(|_| Cause::Internal)?;
         }
         self.edits = header_edits(request, decision, &upstream, rewritten.as_ref())?;

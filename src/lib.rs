@@ -40,6 +40,7 @@ mod config_file;
 pub mod diff;
 pub mod endpoint;
 pub mod explain;
+pub mod framing;
 pub mod mistake;
 pub mod policy;
 mod policy_file;

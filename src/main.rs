@@ -11,6 +11,8 @@ fn main() -> ExitCode {
         .filter_module("tiergate", log::LevelFilter::Info)
         // Pingora's own lines below errors quote request heads, and with them keys.
         .filter_module("pingora", log::LevelFilter::Off)
+        // Any peer could fill the log with what it does in a handshake.
+        .filter_module("rustls", log::LevelFilter::Off)
         .format_target(false)
         .init();
     tiergate::cli::run(std::env::args_os())

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::header;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use pingora_core::protocols::Digest;
-use pingora_core::protocols::http::HttpTask;
+use pingora_core::protocols::http::{HttpTask, ServerSession};
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -24,6 +24,7 @@ use crate::connection::{Deadline, Waiting};
 use crate::endpoint::Endpoint;
 use crate::error::{Cause, Refusal};
 use crate::exchange::{Body, Exchange, without_query};
+use crate::framing;
 use crate::policy::{ANTHROPIC_BETA, CredentialHeader, FAST_MODE_BETA, Head, Order};
 use crate::service_tier::{Edit, PRIORITY, observed_tier};
 use crate::state::State;
@@ -94,7 +95,7 @@ impl ProxyHttp for Gate {
         if self.state.is_draining() {
             session.set_keepalive(None);
         }
-        let taken = match self.admit(session, exchange) {
+        let taken = match check_framing(session).and_then(|()| self.admit(session, exchange)) {
             Ok(()) => self.take_body(session, exchange).await,
             Err(refusal) => Err(Stop::Refused(refusal)),
         };
@@ -200,6 +201,7 @@ impl ProxyHttp for Gate {
         answer: &mut ResponseHeader,
         exchange: &mut Box<Exchange>,
     ) -> Result<()> {
+        check_answer(answer, exchange)?;
         exchange.read_answer(answer.status.as_u16(), &answer.headers);
         answer.insert_header(&REQUEST_ID, request_id(exchange))?;
         if answer.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -273,7 +275,8 @@ impl ProxyHttp for Gate {
         if let Ending::Refused(cause) = ending {
             exchange.refusal.get_or_insert_with(|| cause.into());
             if cause.status() >= 500 {
-                log::warn!("request {}: {}: {error}", exchange.arrival.id, cause.code());
+                let (id, code) = (exchange.arrival.id, cause.code());
+                log::warn!("request {id}: {code}: {}", told_of(error));
             }
             // A client that cannot be written to has gone; its line says what it would have been told.
             let _ = self.answer_refusal(session, exchange).await;
@@ -616,6 +619,31 @@ impl Gate {
         }
         Ok(())
     }
+}
+
+/// Refuses a head that an upstream, or a proxy before this one, could take apart in another way.
+fn check_framing(session: &mut Session) -> Result<(), Refusal> {
+    let unambiguous = match session.as_downstream() {
+        ServerSession::H1(session) => framing::is_unambiguous(&session.get_headers_raw_bytes()),
+        other => framing::is_unambiguous_h2(&other.req_header().headers),
+    };
+    if unambiguous {
+        return Ok(());
+    }
+    // Nobody knows where the next request would begin.
+    session.set_keepalive(None);
+    Err(Cause::InvalidHttp.into())
+}
+
+/// Refuses an answer that the client could take apart in another way than Pingora, and an upgrade that nobody asked for.
+fn check_answer(answer: &ResponseHeader, exchange: &mut Exchange) -> Result<()> {
+    let unasked = answer.status == StatusCode::SWITCHING_PROTOCOLS && !exchange.upgrade;
+    if !unasked && framing::is_unambiguous_answer(&answer.headers) {
+        return Ok(());
+    }
+    let words = "the upstream's answer is not well-formed HTTP";
+    exchange.refusal = Some(Refusal::new(Cause::UpstreamReset, words));
+    Error::e_explain(REFUSED, words)
 }
 
 /// The target and the headers, as HTTP/1.1 writes them.
@@ -1021,6 +1049,16 @@ fn ending_of(error: &Error, exchange: &Exchange) -> Ending {
         (_, ErrorType::WriteError | ErrorType::WriteTimedout) if answered => Ending::ClientClosed,
         _ if answered => Ending::UpstreamCut,
         _ => Ending::Refused(Cause::Internal),
+    }
+}
+
+/// An error in words for the log, without the bytes that it quotes where a head could not be parsed.
+fn told_of(error: &Error) -> String {
+    match error.root_etype() {
+        ErrorType::InvalidHTTPHeader => {
+            format!("{} {}", error.esource().as_str(), error.etype().as_str())
+        }
+        _ => error.to_string(),
     }
 }
 

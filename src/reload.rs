@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
+use zeroize::Zeroizing;
 
 use crate::config::Mistake;
 
@@ -26,8 +27,11 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// A file and what to do with its new content, or with the reason why there is none.
 pub struct Follower {
     watch: Watch,
-    load: Box<dyn FnMut(io::Result<Vec<u8>>) + Send>,
+    load: Box<dyn FnMut(io::Result<FileBytes>) + Send>,
 }
+
+/// What a file held. It is wiped from memory when it is dropped, for it may hold keys.
+pub type FileBytes = Zeroizing<Vec<u8>>;
 
 /// Looks at a file until it has settled on something that was not read yet. It is to be made before the file is first
 /// read, so that no change falls between the two.
@@ -59,7 +63,7 @@ pub struct Last {
 }
 
 impl Follower {
-    pub fn new(watch: Watch, load: impl FnMut(io::Result<Vec<u8>>) + Send + 'static) -> Self {
+    pub fn new(watch: Watch, load: impl FnMut(io::Result<FileBytes>) + Send + 'static) -> Self {
         Self {
             watch,
             load: Box::new(load),
@@ -107,7 +111,7 @@ impl Watch {
         }
     }
 
-    fn look(&mut self, now: Instant) -> Option<io::Result<Vec<u8>>> {
+    fn look(&mut self, now: Instant) -> Option<io::Result<FileBytes>> {
         let found = fingerprint(&self.path);
         if found != self.seen {
             self.seen = found;
@@ -129,12 +133,18 @@ impl Watch {
         Some(content)
     }
 
-    fn read(&mut self) -> io::Result<Vec<u8>> {
+    fn read(&mut self) -> io::Result<FileBytes> {
         self.read = fingerprint(&self.path);
         self.seen = self.read;
         self.changing = None;
-        fs::read(&self.path)
+        read(&self.path)
     }
+}
+
+/// # Errors
+/// Those of reading it.
+pub fn read(path: &Path) -> io::Result<FileBytes> {
+    fs::read(path).map(FileBytes::new)
 }
 
 fn fingerprint(path: &Path) -> Fingerprint {

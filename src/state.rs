@@ -17,7 +17,7 @@ use crate::in_flight::InFlight;
 use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::prices::Prices;
-use crate::reload::{Follower, Live, Watch};
+use crate::reload::{self, Follower, Live, Watch};
 use crate::upstream::Upstream;
 use crate::usage::{Observed, UsageState};
 
@@ -191,7 +191,7 @@ fn load_upstreams(config: &Config, followers: &mut Vec<Follower>) -> Result<Upst
 fn follow_credential(upstream: &Arc<Upstream>, file: &Path) -> Result<Follower, StartError> {
     let watch = Watch::new(file);
     upstream
-        .load_credential(std::fs::read(file))
+        .load_credential(reload::read(file))
         .map_err(|why| StartError::Io(format!("credential_file {}", file.display()), why))?;
     let (upstream, file) = (upstream.clone(), file.to_owned());
     Ok(Follower::new(watch, move |content| {

@@ -20,6 +20,8 @@ use crate::usage::{Observed, UsageState};
 
 /// The longest model that is logged, in bytes.
 const MODEL_BYTES: usize = 128;
+/// HTTP allows any word of any length.
+const METHOD_BYTES: usize = 32;
 const UPSTREAM_ID_BYTES: usize = 128;
 /// The upstream's own name of a request: OpenAI's, and Anthropic's.
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -148,7 +150,7 @@ impl Turn {
             group: self.group.as_ref().map(|group| &*group.name),
             platform: self.group.as_ref().map(|group| group.platform.as_str()),
             policy: self.policy.revision(),
-            method: arrival.method.as_str(),
+            method: cut(arrival.method.as_str(), METHOD_BYTES),
             path: &arrival.path,
             endpoint: arrival.endpoint.as_str(),
             transport: self.answer.transport.unwrap_or(Transport::Http),

@@ -14,6 +14,7 @@ use pingora_core::upstreams::peer::HttpPeer;
 
 use crate::config;
 use crate::policy::CredentialHeader;
+use crate::reload::FileBytes;
 
 /// How often a name is resolved again. `getaddrinfo` tells no time to live; ten seconds follow a failover soon enough.
 pub const RESOLVE_EVERY: Duration = Duration::from_secs(10);
@@ -133,9 +134,10 @@ impl Upstream {
     ///
     /// # Errors
     /// Where the file could not be read or holds no key that can stand in a header; the last good key stays.
-    pub fn load_credential(&self, content: io::Result<Vec<u8>>) -> io::Result<()> {
-        let text =
-            String::from_utf8(content?).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    pub fn load_credential(&self, content: io::Result<FileBytes>) -> io::Result<()> {
+        let content = content?;
+        let text = std::str::from_utf8(&content)
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
         let key = text.lines().next().unwrap_or_default().trim();
         if key.is_empty() {
             return Err(io::Error::new(

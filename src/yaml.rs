@@ -10,6 +10,7 @@ use std::path::Path;
 use granit_parser::{ErrorKind, Event, Marker, Parser, ScalarStyle, ScanError};
 
 use crate::mistake::{Mistake, Mistakes, Place};
+use crate::reload::FileBytes;
 
 /// The largest file that is read: some ten million keys. Offsets into a file fit 32 bits.
 const MAX_FILE_BYTES: usize = 1 << 30;
@@ -43,9 +44,12 @@ pub struct Entry<'a> {
 }
 
 /// The bytes of a file; one that cannot be read, or is beyond all sense large, is a mistake at its first line.
-pub fn read(path: &Path) -> Result<Vec<u8>, Mistake> {
+pub fn read(path: &Path) -> Result<FileBytes, Mistake> {
     let file = std::fs::File::open(path).map_err(|error| Mistake::unreadable(path, &error))?;
-    let mut bytes = Vec::new();
+    let length = file.metadata().map_or(0, |found| found.len());
+    // At once: a buffer that grows leaves a copy behind.
+    let length = usize::try_from(length).unwrap_or(MAX_FILE_BYTES);
+    let mut bytes = FileBytes::new(Vec::with_capacity(length.min(MAX_FILE_BYTES)));
     file.take(MAX_FILE_BYTES as u64 + 1)
         .read_to_end(&mut bytes)
         .map_err(|error| Mistake::unreadable(path, &error))?;

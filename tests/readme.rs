@@ -406,6 +406,30 @@ fn the_invariants_are_those_of_the_library() {
 }
 
 #[test]
+fn every_promise_names_tests_that_exist() {
+    let mut folders = vec![root().join("tests"), root().join("src")];
+    let mut code = String::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                code += &fs::read_to_string(path).unwrap();
+            }
+        }
+    }
+    for row in table("Threat model", "promise") {
+        let names = quoted(&row[1]);
+        assert!(!names.is_empty(), "{row:?}");
+        for name in names {
+            let found = code.contains(&format!("#[test]\nfn {name}() {{"));
+            assert!(found, "there is no test `{name}`");
+        }
+    }
+}
+
+#[test]
 fn every_link_to_a_file_leads_somewhere() {
     let targets = README
         .split("](")

@@ -5,6 +5,7 @@
 
 mod aborts;
 mod connections;
+mod handshakes;
 mod http2;
 mod modes;
 mod records;

@@ -401,4 +401,7 @@ fn texts_that_others_choose_are_cut_and_escaped() {
     for (name, most) in [("model", 128), ("user_agent", 512), ("path", 1024)] {
         assert!(record[name].as_str().unwrap().len() <= most, "{name}");
     }
+    let head = client.head(&"M".repeat(20_000), "/v1/models");
+    assert_eq!(client.exchange(&head).status, 200);
+    assert_eq!(proxy.access_log(2)[1]["method"], "M".repeat(32));
 }

@@ -190,6 +190,9 @@ impl Connection {
 
     /// Whether the body was whole.
     fn body(&mut self, answer: &mut Answer) -> bool {
+        if matches!(answer.status, 204 | 304) {
+            return true;
+        }
         if answer.header("transfer-encoding") == Some("chunked") {
             return self.chunks(&mut answer.body);
         }

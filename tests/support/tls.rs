@@ -6,7 +6,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 
 /// The authority's certificate and one for this machine that it signed, all as PEM.
 pub struct Certificates {
@@ -58,14 +58,19 @@ pub fn server_config(protocols: &[&[u8]]) -> Arc<ServerConfig> {
 
 /// A client that speaks HTTP/2 only and trusts the tests' authority only.
 pub fn client_config() -> Arc<ClientConfig> {
+    let mut config = client_config_of(rustls::DEFAULT_VERSIONS);
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Arc::new(config)
+}
+
+/// The same for some versions of TLS, without a word on protocols.
+pub fn client_config_of(versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     let authority = CertificateDer::from_pem_slice(certificates().authority.as_bytes()).unwrap();
     roots.add(authority).unwrap();
-    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
+    ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(versions)
         .unwrap()
         .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Arc::new(config)
+        .with_no_client_auth()
 }

@@ -258,6 +258,13 @@ impl End {
         }
     }
 
+    /// So many bytes, as they are.
+    pub fn read_raw(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        self.socket.get_mut().read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
     /// All bytes until the end, as they are.
     pub fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();

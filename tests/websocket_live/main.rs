@@ -4,6 +4,7 @@
 // A record of 45 fields in one `json!`.
 #![recursion_limit = "256"]
 
+mod conformance;
 mod connections;
 mod ends;
 mod records;

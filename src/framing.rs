@@ -1,0 +1,228 @@
+//! Whether all who read a request's head would take it apart alike. Pingora's parser forgives what the standard lets a
+//! recipient forgive, and what one forgives, another reads as the beginning of another request. So the head is looked at
+//! once more as it came. It is bytes in, an answer out, and knows nothing of keys or tiers.
+
+use http::{HeaderMap, header};
+
+/// Whether a head of HTTP/1, to the end of its empty line, has one reading only: by RFC 9112 §2.2 (line ends), §3 (the
+/// request line), §5.1 and §5.2 (white space, folding) and §6 (one framing, in its one spelling).
+pub fn is_unambiguous(mut head: &[u8]) -> bool {
+    // Empty lines before the first are to be passed over.
+    while let Some(rest) = head.strip_prefix(b"\r\n") {
+        head = rest;
+    }
+    let Some(lines) = head.strip_suffix(b"\n\r\n") else {
+        return false;
+    };
+    let (first, rest) = split_at_line_end(lines);
+    is_request_line(first) && has_one_framing(Lines(rest).map(name_and_value))
+}
+
+/// The same for a head of HTTP/2, whose frames leave only the length to be doubted.
+pub fn is_unambiguous_h2(headers: &HeaderMap) -> bool {
+    let headers = headers.iter();
+    has_one_framing(headers.map(|(name, value)| Some((name.as_str().as_bytes(), value.as_bytes()))))
+}
+
+/// What parsed headers show of it for an answer. Nobody reads an answer in the manner of CGI.
+pub fn is_unambiguous_answer(headers: &HeaderMap) -> bool {
+    let framings = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+    has_one_framing(framings.iter().flat_map(|name| {
+        let values = headers.get_all(name).iter();
+        values.map(move |value| Some((name.as_str().as_bytes(), value.as_bytes())))
+    }))
+}
+
+/// What is left of a head, line by line without LF.
+struct Lines<'h>(Option<&'h [u8]>);
+
+impl<'h> Iterator for Lines<'h> {
+    type Item = &'h [u8];
+
+    fn next(&mut self) -> Option<&'h [u8]> {
+        let (line, rest) = split_at_line_end(self.0?);
+        self.0 = rest;
+        Some(line)
+    }
+}
+
+/// The first line without LF, and what follows it.
+fn split_at_line_end(lines: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match memchr::memchr(b'\n', lines) {
+        Some(end) => (&lines[..end], Some(&lines[end + 1..])),
+        None => (lines, None),
+    }
+}
+
+/// `line` without its LF.
+fn is_request_line(line: &[u8]) -> bool {
+    let mut words = line.split(|byte| *byte == b' ');
+    let words = [words.next(), words.next(), words.next(), words.next()];
+    let [Some(method), Some(target), Some(version), None] = words else {
+        return false;
+    };
+    is_token(method)
+        && !target.is_empty()
+        && are_all(target, |byte| byte.is_ascii_graphic() && byte != b'#')
+        && matches!(version, b"HTTP/1.1\r" | b"HTTP/1.0\r")
+}
+
+/// Name and value of a header line without its LF; none for a line that is not just that.
+fn name_and_value(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let line = line.strip_suffix(b"\r")?;
+    let (name, value) = line.split_at(memchr::memchr(b':', line)?);
+    let value = &value[1..];
+    let is_plain = are_all(value, |byte| byte >= b' ' && byte != 0x7f || byte == b'\t');
+    (is_plain && is_token(name)).then_some((name, value.trim_ascii()))
+}
+
+/// At most one header says how long the body is, and says it in the way that all understand; and all are headers.
+fn has_one_framing<'h>(headers: impl Iterator<Item = Option<(&'h [u8], &'h [u8])>>) -> bool {
+    let mut framed = false;
+    for header in headers {
+        let Some((name, value)) = header else {
+            return false;
+        };
+        if is_framing(name) {
+            if framed || !is_plain_framing(name, value) {
+                return false;
+            }
+            framed = true;
+        }
+    }
+    true
+}
+
+fn is_plain_framing(name: &[u8], value: &[u8]) -> bool {
+    if name.eq_ignore_ascii_case(CONTENT_LENGTH) {
+        return !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+    }
+    name.eq_ignore_ascii_case(TRANSFER_ENCODING) && value.eq_ignore_ascii_case(b"chunked")
+}
+
+const CONTENT_LENGTH: &[u8] = b"content-length";
+const TRANSFER_ENCODING: &[u8] = b"transfer-encoding";
+
+/// Also by a name with underscores, which servers in the manner of CGI (RFC 3875 §4.1.18) take for hyphens.
+fn is_framing(name: &[u8]) -> bool {
+    [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|framing| {
+        let folded = |byte: &u8| match byte {
+            b'_' => b'-',
+            other => other.to_ascii_lowercase(),
+        };
+        name.len() == framing.len() && name.iter().map(folded).eq(framing.iter().copied())
+    })
+}
+
+/// RFC 9110 §5.6.2.
+fn is_token(name: &[u8]) -> bool {
+    !name.is_empty() && are_all(name, |byte| TOKEN[usize::from(byte)])
+}
+
+const TOKEN: [bool; 256] = {
+    let mut token = [false; 256];
+    let marks = b"!#$%&'*+-.^_`|~";
+    let mut at = 0;
+    while at < token.len() {
+        token[at] = (at as u8).is_ascii_alphanumeric();
+        at += 1;
+    }
+    at = 0;
+    while at < marks.len() {
+        token[marks[at] as usize] = true;
+        at += 1;
+    }
+    token
+};
+
+/// To the end in any case: without a way out in the middle, many bytes are looked at together.
+fn are_all(bytes: &[u8], is: impl Fn(u8) -> bool) -> bool {
+    bytes.iter().fold(true, |all, byte| all & is(*byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(lines: &str) -> bool {
+        is_unambiguous(format!("POST /a?b HTTP/1.1\r\n{lines}\r\n").as_bytes())
+    }
+
+    #[test]
+    fn what_clients_send_has_one_reading() {
+        for lines in [
+            "",
+            "Host: h\r\n",
+            "content-length: 0012\r\nX-Y_z: \t a\u{e4}, b  \r\nEmpty:\r\n",
+            "TRANSFER-encoding:Chunked \r\n",
+        ] {
+            assert!(head(lines), "{lines:?}");
+        }
+        assert!(is_unambiguous(b"\r\n\r\nGET /{x}|y HTTP/1.0\r\n\r\n"));
+    }
+
+    #[test]
+    fn what_two_could_read_in_two_ways_has_none() {
+        for lines in [
+            "A: b\n",
+            "A: b\rC: d\r\n",
+            "A: b\r\r\n",
+            "A: b\0\r\n",
+            "A : b\r\n",
+            "A: b\r\n c\r\n",
+            ": b\r\n",
+            "A\r\n",
+            "Content-Length: 1\r\nContent-Length: 1\r\n",
+            "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+            "Content-Length: 1, 1\r\n",
+            "Content-Length: +1\r\n",
+            "Content-Length:\r\n",
+            "Content_Length: 1\r\n",
+            "Transfer-Encoding: gzip, chunked\r\n",
+            "Transfer-Encoding: \x0bchunked\r\n",
+            "Transfer_Encoding: chunked\r\n",
+        ] {
+            assert!(!head(lines), "{lines:?}");
+        }
+        for whole in [
+            "POST /a HTTP/1.1\nA: b\r\n\r\n",
+            "POST /a HTTP/1.1\r\n\n",
+            "\nPOST /a HTTP/1.1\r\n\r\n",
+            "POST  /a HTTP/1.1\r\n\r\n",
+            "POST /a#b HTTP/1.1\r\n\r\n",
+            "POST /a b HTTP/1.1\r\n\r\n",
+            "POST /a HTTP/1.1",
+            "",
+        ] {
+            assert!(!is_unambiguous(whole.as_bytes()), "{whole:?}");
+        }
+    }
+
+    #[test]
+    fn a_length_of_http_2_is_told_once_and_in_digits() {
+        let map = |values: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append("content-length", http::HeaderValue::from_static(value));
+            }
+            is_unambiguous_h2(&headers)
+        };
+        assert!(map(&[]) && map(&["12"]));
+        assert!(!map(&["12", "12"]) && !map(&["1", "2"]) && !map(&["+1"]));
+    }
+
+    #[test]
+    fn an_answer_is_framed_once() {
+        let answer = |lines: &[(&'static str, &'static str)]| {
+            let lines = lines.iter().map(|(name, value)| {
+                let value = http::HeaderValue::from_static(value);
+                (http::HeaderName::from_static(name), value)
+            });
+            is_unambiguous_answer(&lines.collect())
+        };
+        let (length, coding) = (("content-length", "1"), ("transfer-encoding", "chunked"));
+        assert!(answer(&[]) && answer(&[length]) && answer(&[coding]));
+        assert!(answer(&[length, ("content_length", "2")]));
+        assert!(!answer(&[length, coding]) && !answer(&[("transfer-encoding", "gzip, chunked")]));
+    }
+}
