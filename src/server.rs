@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
 
+use nix::sys::signal::Signal::SIGXFSZ;
 use pingora_core::apps::http_app::HttpServer;
 use pingora_core::apps::{HttpServerApp, ServerApp};
 use pingora_core::protocols::Stream;
@@ -350,6 +351,9 @@ struct Signals {
     upgrade: Signal,
     terminate: Signal,
     interrupt: Signal,
+    /// A file has reached the process's limit of sizes. By default that ends the process; here the write fails, as on a
+    /// full disk.
+    _file_too_large: Signal,
 }
 
 impl Signals {
@@ -360,6 +364,7 @@ impl Signals {
             upgrade: signal(SignalKind::user_defined2())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            _file_too_large: signal(SignalKind::from_raw(SIGXFSZ as i32))?,
         })
     }
 

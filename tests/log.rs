@@ -61,6 +61,25 @@ fn a_full_device_loses_nothing_and_is_told_of() {
 }
 
 #[test]
+fn a_limit_of_file_sizes_is_like_a_full_device() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    post(&proxy);
+    proxy.access_log(1);
+    // Some of the next line still fits.
+    let full = fs::metadata(proxy.log_path()).unwrap().len() + 100;
+    proxy.limit_files(full);
+    for _ in 0..3 {
+        post(&proxy);
+    }
+    eventually("a failed write", || {
+        (proxy.metric("tiergate_access_log_errors_total") >= 1.0).then_some(())
+    });
+    proxy.limit_files(libc::RLIM_INFINITY);
+    assert_no_gap(&proxy.access_log(4));
+}
+
+#[test]
 fn a_rotation_under_load_loses_nothing() {
     let upstream = upstream::json("{}").run();
     let proxy = proxy::new().upstream(&upstream).run();
