@@ -277,8 +277,12 @@ impl Audit<'_> {
             if answered.status != 200 || !plan.reply.tells_usage() || !plan.endpoint.takes_tier() {
                 continue;
             }
-            // One that was answered early may still lack a part of its own body.
-            let ended = line.outcome == "ok" || plan.reply.when != When::AfterBody;
+            // The rest of a body that was answered early, or had a wrong length, may have gone wrong afterwards. And who
+            // closes a connection of HTTP/2 at the end of the last answer may be taken for gone before it.
+            let orderly = plan.reply.when == When::AfterBody
+                && plan.may_be_followed()
+                && !self.world.is_http2(*tag);
+            let ended = line.outcome == "ok" || !orderly;
             let complete = line.usage_state == "final"
                 && ended
                 && line.input_tokens.is_some()

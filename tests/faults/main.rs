@@ -8,11 +8,13 @@ mod audit;
 mod bodies;
 mod books;
 mod chance;
+mod chart;
 mod http2;
 mod operator;
 mod plan;
 mod policies;
 mod reading;
+mod soak;
 mod sockets;
 #[path = "../support/mod.rs"]
 mod support;

@@ -81,9 +81,8 @@ impl World {
             let _ = sockets::visit(self, tag);
             return;
         }
-        let mut chance = Chance::of(&[self.recipe.seed, 7, tag]);
         // A visit that ends early ends like one of a client that left.
-        let _ = match chance.one_in(7) {
+        let _ = match self.is_http2(tag) {
             true => http2::visit(self, tag),
             false => visitors::visit(self, tag),
         };
@@ -92,6 +91,12 @@ impl World {
     /// Whether the visit that this tag belongs to is one by WebSocket.
     pub fn is_socket(&self, tag: u64) -> bool {
         Chance::of(&[self.recipe.seed, 13, tag - offset(tag)]).one_in(8)
+    }
+
+    /// The same for a visit by HTTP/2.
+    pub fn is_http2(&self, tag: u64) -> bool {
+        let visit = tag - offset(tag);
+        !self.is_socket(tag) && Chance::of(&[self.recipe.seed, 7, visit]).one_in(7)
     }
 
     pub fn visits(&self) -> u64 {
