@@ -82,7 +82,7 @@ impl Operator {
             9..11 => self.rotate(),
             11 => self.lose_log(),
             12 => self.fill_log(),
-            13 if self.chance.one_in(2) => {
+            13 => {
                 if self.chance.one_in(2) {
                     self.restore_log();
                     self.change_policy();
