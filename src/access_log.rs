@@ -257,6 +257,11 @@ impl AccessLog {
         self.waiting_bytes.load(Ordering::Relaxed) == 0
     }
 
+    /// Lines that are not in the log.
+    pub fn waiting_lines(&self) -> usize {
+        self.writer().waiting.len()
+    }
+
     /// Whether so much waits that a further request could not be accounted for.
     pub fn is_full(&self) -> bool {
         self.waiting_bytes.load(Ordering::Relaxed) as usize >= BACKLOG_BYTES

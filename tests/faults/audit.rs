@@ -166,7 +166,8 @@ impl Audit<'_> {
             return;
         };
         let (last, former) = entries.split_last().expect("an entry");
-        if former.iter().any(|entry| entry.answered) {
+        // What was answered before it was read may be lost by the reset that follows.
+        if former.iter().any(|entry| entry.whole && entry.answered) {
             self.find(tag, "sent again after an answer");
         }
         let connection = tag - u64::from(message) * offset(tag);

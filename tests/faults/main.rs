@@ -122,11 +122,11 @@ fn builder(chance: &mut Chance, upstreams: &[Upstream; 2]) -> proxy::Builder {
         .log("logs/access.log")
         .tls()
         .setting(
-            "limits: {body: 180KB, decoded_body: 190KB, buffered: 2MB, json_depth: 500, websocket_message: 25KB, \
+            "limits: {body: 180KB, decoded_body: 400KB, buffered: 2MB, json_depth: 500, websocket_message: 25KB, \
              header_timeout: 1s, body_idle_timeout: 1s, body_timeout: 4s, keepalive_timeout: 2s}",
         )
         .setting(&format!(
-            "server: {{drain: 3s, upgrade_socket: upgrade.sock, threads: {}}}",
+            "server: {{drain: 8s, upgrade_socket: upgrade.sock, threads: {}}}",
             chance.between(1, 3)
         ));
     match program {

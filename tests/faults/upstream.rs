@@ -155,12 +155,14 @@ impl Shared {
             Act::Cut { .. } => return cut(wire, plan),
             _ => {}
         }
-        for piece in answer_pieces(plan) {
+        let mut pieces = answer_pieces(plan);
+        if reply.act == Act::Twice {
+            // In one piece: what comes later may meet the next request on the connection, and no proxy could tell.
+            pieces = vec![[pieces.concat(), pieces.concat()].concat()];
+        }
+        for piece in pieces {
             wire.send(&piece)?;
             std::thread::sleep(reply.pause / 8);
-        }
-        if reply.act == Act::Twice {
-            wire.send(&answer_pieces(plan).concat())?;
         }
         self.books
             .note(plan.tag, attempt, |entry| entry.told = true);
