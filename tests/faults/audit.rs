@@ -278,12 +278,12 @@ impl Audit<'_> {
             if answered.status != 200 || !plan.reply.tells_usage() || !plan.endpoint.takes_tier() {
                 continue;
             }
-            // The rest of a body that was answered early, or had a wrong length, may have gone wrong afterwards. And who
-            // closes a connection of HTTP/2 at the end of the last answer may be taken for gone before it.
-            let orderly = plan.reply.when == When::AfterBody
-                && plan.may_be_followed()
-                && !self.world.is_http2(*tag);
-            let ended = line.outcome == "ok" || !orderly;
+            if plan.reply.when != When::AfterBody || !plan.may_be_followed() {
+                // What came of the rest of its body is another matter.
+                continue;
+            }
+            // Who closes a connection of HTTP/2 at the end of the last answer may be taken for gone before it.
+            let ended = line.outcome == "ok" || self.world.is_http2(*tag);
             let complete = line.usage_state == "final"
                 && ended
                 && line.input_tokens.is_some()

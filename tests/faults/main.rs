@@ -73,7 +73,7 @@ impl Run {
         std::fs::create_dir(folder.path().join("logs")).expect("a folder");
         let policy = Policy::choose(&mut chance, 0);
         let mut policies = Policies::default();
-        policies.written(&policy);
+        let _ = policies.written(&policy);
         let proxy = builder(&mut chance, &upstreams)
             .policy(&policy.text())
             .run_in(folder);

@@ -75,7 +75,7 @@ impl Operator {
     pub fn act(&mut self) {
         self.follow_upgrade();
         match self.chance.below(20) {
-            0..5 => self.change_policy(),
+            0..5 => drop(self.change_policy()),
             5 => self.break_policy(),
             6 => self.lose_policy(),
             7 | 8 => self.signal(Signal::SIGHUP),
@@ -94,11 +94,11 @@ impl Operator {
         }
     }
 
-    /// Another good policy, saved in one of the usual ways.
-    pub fn change_policy(&mut self) {
+    /// Another good policy, saved in one of the usual ways. Returns its revision.
+    pub fn change_policy(&mut self) -> String {
         let policy = Policy::choose(&mut self.chance, self.policies_written);
         self.policies_written += 1;
-        self.policies.written(&policy);
+        let revision = self.policies.written(&policy);
         let (path, text) = (self.proxy.path("policy.yaml"), policy.text());
         match self.chance.below(3) {
             0 => self.write("policy.yaml", &text),
@@ -115,6 +115,7 @@ impl Operator {
                 self.write("policy.yaml", &text);
             }
         }
+        revision
     }
 
     fn break_policy(&mut self) {
@@ -200,7 +201,7 @@ impl Operator {
         }
     }
 
-    /// Waits until one process serves, and nothing is in the way of its log.
+    /// Waits until one process serves by a good policy, and nothing is in the way of its log.
     pub fn settle(&mut self) {
         self.restore_log();
         eventually("the end of an upgrade", || {
@@ -212,6 +213,10 @@ impl Operator {
         self.signal(Signal::SIGUSR1);
         eventually("a log that is written", || {
             (self.proxy.admin("/readyz").status == 200).then_some(())
+        });
+        let revision = self.change_policy();
+        eventually("the newest policy", || {
+            (self.proxy.status()["policy"]["revision"] == *revision).then_some(())
         });
     }
 

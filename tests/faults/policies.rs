@@ -114,8 +114,8 @@ impl Policy {
 }
 
 impl Policies {
-    /// This policy is in the file from now on.
-    pub fn written(&mut self, policy: &Policy) {
+    /// This policy is in the file from now on. Returns its revision.
+    pub fn written(&mut self, policy: &Policy) -> String {
         let now = SystemTime::now();
         for other in self.0.values_mut() {
             if let Some((_, until @ None)) = other.times.last_mut() {
@@ -123,11 +123,12 @@ impl Policies {
             }
         }
         let revision = revision(policy.text().as_bytes());
-        let in_force = self.0.entry(revision).or_insert_with(|| InForce {
+        let in_force = self.0.entry(revision.clone()).or_insert_with(|| InForce {
             policy: policy.clone(),
             times: Vec::new(),
         });
         in_force.times.push((now, None));
+        revision
     }
 
     /// The policy of this revision, if it may have decided a request that began then.
