@@ -161,7 +161,7 @@ impl Audit<'_> {
         }
         let [line] = &lines[..] else {
             if self.killed.is_none() || lines.len() > 1 {
-                self.find(tag, &format!("{} lines", lines.len()));
+                self.find(tag, format!("{} lines", lines.len()));
             }
             return;
         };
@@ -268,17 +268,17 @@ impl Audit<'_> {
                 .iter()
                 .find(|line| line.request_id == answered.request_id);
             let Some(line) = line else {
-                self.find(*tag, &format!("no line for {answered:?}"));
+                self.find(*tag, format!("no line for {answered:?}"));
                 continue;
             };
             if line.status != Some(answered.status) {
-                self.find(*tag, &format!("another status than in {answered:?}"));
+                self.find(*tag, format!("another status than in {answered:?}"));
             }
             let plan = Plan::of(self.world.recipe, *tag);
             if answered.status != 200 || !plan.reply.tells_usage() || !plan.endpoint.takes_tier() {
                 continue;
             }
-            if plan.reply.when != When::AfterBody || !plan.may_be_followed() {
+            if plan.reply.when != When::Afterwards || !plan.may_be_followed() {
                 // What came of the rest of its body is another matter.
                 continue;
             }

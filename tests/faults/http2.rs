@@ -1,6 +1,6 @@
 //! Clients of HTTP/2: several requests at once over one connection, with and without lengths, cut at any byte.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +10,7 @@ use http::Request;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
@@ -27,46 +28,23 @@ pub fn visit(world: &World, tag: u64) -> Option<()> {
     let leaves = chance.one_in(8).then(|| chance.millis(0, 60));
     runtime().block_on(async {
         let (sender, connection) = connect(world).await?;
-        let requests = plans
-            .iter()
-            .map(|plan| exchange(world, plan, sender.clone()));
-        let all = async {
-            let mut set = Vec::new();
-            for request in requests {
-                set.push(Box::pin(request));
-            }
-            join(set).await;
+        let request = |at: usize| {
+            let (plan, sender) = (plans.get(at), sender.clone());
+            async move { exchange(world, plan?, sender).await }
         };
+        let all = async { tokio::join!(request(0), request(1), request(2), request(3)) };
         match leaves {
             // The connection goes, whatever its requests are about.
             Some(after) => drop(timeout(after, all).await),
-            None => all.await,
+            None => drop(all.await),
         }
         connection.abort();
         Some(())
     })
 }
 
-async fn join<F: Future<Output = Option<()>>>(mut all: Vec<std::pin::Pin<Box<F>>>) {
-    let mut done = vec![false; all.len()];
-    std::future::poll_fn(|context| {
-        for (future, done) in all.iter_mut().zip(&mut done) {
-            *done = *done || future.as_mut().poll(context).is_ready();
-        }
-        match done.iter().all(|done| *done) {
-            true => std::task::Poll::Ready(()),
-            false => std::task::Poll::Pending,
-        }
-    })
-    .await;
-}
-
-async fn connect(
-    world: &World,
-) -> Option<(
-    SendRequest<Bytes>,
-    tokio::task::JoinHandle<Result<(), h2::Error>>,
-)> {
+/// The connection, and the task that drives it.
+async fn connect(world: &World) -> Option<(SendRequest<Bytes>, JoinHandle<Result<(), h2::Error>>)> {
     let socket = TcpStream::connect(world.tls_address).await.ok()?;
     let connector = TlsConnector::from(tls::client_config());
     let name = ServerName::from(world.tls_address.ip());
@@ -160,13 +138,14 @@ async fn send_body(plan: &Plan, mut stream: SendStream<Bytes>, chance: &mut Chan
     }
 }
 
-fn runtime() -> &'static Runtime {
-    static RUNTIME: OnceLock<Arc<Runtime>> = OnceLock::new();
+/// All HTTP/2 of a run is here. The other parties are plain threads.
+pub fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
+        tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
-            .build();
-        Arc::new(runtime.expect("threads can be had"))
+            .build()
+            .expect("threads can be had")
     })
 }

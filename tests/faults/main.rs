@@ -10,6 +10,7 @@ mod books;
 mod chance;
 mod chart;
 mod http2;
+mod http2_upstream;
 mod operator;
 mod plan;
 mod policies;
@@ -59,16 +60,28 @@ enum End {
 struct Run {
     world: Arc<World>,
     operator: Operator,
-    upstreams: [Upstream; 2],
+    upstreams: Upstreams,
     /// Of the process before anybody came.
     descriptors: usize,
+}
+
+struct Upstreams {
+    main: Upstream,
+    /// With TLS.
+    secure: Upstream,
+    /// With HTTP/2.
+    modern: http2_upstream::Upstream,
 }
 
 impl Run {
     fn begin(recipe: Recipe, pace: Duration) -> Self {
         let mut chance = Chance::of(&[recipe.seed, 14]);
         let books = Arc::new(Books::default());
-        let upstreams = [false, true].map(|tls| Upstream::run(recipe, &books, tls));
+        let upstreams = Upstreams {
+            main: Upstream::run(recipe, &books, false),
+            secure: Upstream::run(recipe, &books, true),
+            modern: http2_upstream::Upstream::run(recipe, &books),
+        };
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::create_dir(folder.path().join("logs")).expect("a folder");
         let policy = Policy::choose(&mut chance, 0);
@@ -89,7 +102,9 @@ impl Run {
 
     /// Nobody is left, and it shows.
     fn assert_quiet(&self) {
-        self.upstreams.iter().for_each(Upstream::rest);
+        self.upstreams.main.rest();
+        self.upstreams.secure.rest();
+        self.upstreams.modern.rest();
         let proxy = &self.operator.proxy;
         for name in [
             "tiergate_requests_in_flight",
@@ -108,7 +123,7 @@ impl Run {
 }
 
 /// A proxy of little patience, so that every limit is met.
-fn builder(chance: &mut Chance, upstreams: &[Upstream; 2]) -> proxy::Builder {
+fn builder(chance: &mut Chance, upstreams: &Upstreams) -> proxy::Builder {
     let settings = format!(
         "connect_timeout: 1s, response_timeout: {}, idle_timeout: {}, on_client_abort: {}, abort_drain: 1s",
         chance.pick(&["1s", "2s"]),
@@ -117,8 +132,9 @@ fn builder(chance: &mut Chance, upstreams: &[Upstream; 2]) -> proxy::Builder {
     );
     let program = std::env::var_os("TIERGATE_PROGRAM");
     let builder = proxy::new()
-        .upstream_with("main", &upstreams[0], &settings)
-        .upstream_with("secure", &upstreams[1], &settings)
+        .upstream_with("main", &upstreams.main, &settings)
+        .upstream_with("secure", &upstreams.secure, &settings)
+        .upstream_with("modern", &upstreams.modern, &settings)
         .log("logs/access.log")
         .tls()
         .setting(

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::bodies;
 use super::chance::Chance;
 
-/// Groups of the policy; the last of them has an upstream with TLS.
+/// Groups of the policy.
 pub const GROUPS: usize = 4;
 /// Of each group.
 pub const KEYS: usize = 2;
@@ -105,11 +105,12 @@ pub struct Reply {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
-    AfterBody,
-    /// As soon as the head is here; the body is read afterwards.
-    BeforeBody,
-    /// The body is never read.
-    WithoutBody,
+    /// When the body is whole.
+    Afterwards,
+    /// As soon as the head is here; the body is read then.
+    First,
+    /// The same, and the body is never read.
+    Unread,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,9 +219,9 @@ impl Reply {
             _ => Act::Answer(200),
         };
         let when = match chance.below(odds) {
-            0..3 => When::BeforeBody,
-            3..5 => When::WithoutBody,
-            _ => When::AfterBody,
+            0..3 => When::First,
+            3..5 => When::Unread,
+            _ => When::Afterwards,
         };
         let then = match chance.below(odds / 3) {
             0 => Then::Close,

@@ -11,6 +11,9 @@ use super::plan::{Asker, Endpoint, GROUPS, KEYS, Plan};
 /// A change of the file is in force within a second; the rest is for a busy machine.
 const SEEN_WITHIN: Duration = Duration::from_secs(5);
 
+/// Of the groups, in their order.
+const UPSTREAMS: [&str; GROUPS] = ["main", "main", "modern", "secure"];
+
 #[derive(Clone, Debug)]
 pub struct Policy {
     groups: [GroupState; GROUPS],
@@ -63,7 +66,7 @@ impl Policy {
         for (name, group) in self.groups.iter().enumerate() {
             text.push_str(&format!(
                 "  g{name}: {{platform: openai, upstream: {}, force_fast_mode: {}, fast_mode_beta: {}, enabled: {}{}}}\n",
-                if name == GROUPS - 1 { "secure" } else { "main" },
+                UPSTREAMS[name],
                 group.force,
                 group.beta,
                 group.enabled,

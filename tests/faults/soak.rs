@@ -23,11 +23,37 @@ const UPGRADE_EVERY: Duration = Duration::from_secs(120);
 const MOST_SAMPLES: u32 = 600;
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// How much more the last third of a process's time may show than its first: a part of it, and a little more.
-struct Allowance {
+type Reading = fn(&Sample) -> f64;
+
+/// A reading that is not to grow: how much more the last third of a process's time may show than its first, as a part of
+/// it, and beyond that.
+struct Flat {
+    name: &'static str,
+    of: Reading,
     part: f64,
     more: f64,
 }
+
+const FLAT: [Flat; 3] = [
+    Flat {
+        name: "resident MiB",
+        of: |sample| sample.resident_mib,
+        part: 0.05,
+        more: 4.0,
+    },
+    Flat {
+        name: "descriptors",
+        of: |sample| sample.descriptors,
+        part: 0.1,
+        more: 10.0,
+    },
+    Flat {
+        name: "threads",
+        of: |sample| sample.threads,
+        part: 0.0,
+        more: 2.0,
+    },
+];
 
 /// What one look at the process shows.
 #[derive(Clone, Copy)]
@@ -42,7 +68,7 @@ struct Sample {
     connections: f64,
 }
 
-/// The days of one soak.
+/// What happens how often.
 struct Timetable {
     length: Duration,
     policy: Duration,
@@ -136,7 +162,7 @@ fn is_due(last: &mut Instant, every: Duration) -> bool {
 
 /// Of the last process, the first tenth of the time left out, in which pools and caches fill: the median of the first
 /// third of what remains, and that of the last.
-fn ends(samples: &[Sample], of: fn(&Sample) -> f64) -> (f64, f64) {
+fn ends(samples: &[Sample], of: Reading) -> (f64, f64) {
     let last = samples.last().map(|sample| sample.process);
     let own: Vec<f64> = samples
         .iter()
@@ -154,39 +180,19 @@ fn median(values: &[f64]) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// What has grown by more than it may, of the curves that are to be flat.
+/// What has grown by more than it may.
 fn grown(samples: &[Sample]) -> Vec<String> {
-    let curves: [(&str, fn(&Sample) -> f64, Allowance); 3] = [
-        (
-            "resident MiB",
-            |sample| sample.resident_mib,
-            Allowance {
-                part: 0.05,
-                more: 4.0,
-            },
-        ),
-        (
-            "descriptors",
-            |sample| sample.descriptors,
-            Allowance {
-                part: 0.1,
-                more: 10.0,
-            },
-        ),
-        (
-            "threads",
-            |sample| sample.threads,
-            Allowance {
-                part: 0.0,
-                more: 2.0,
-            },
-        ),
-    ];
     let mut grown = Vec::new();
-    for (name, of, allowance) in curves {
+    for Flat {
+        name,
+        of,
+        part,
+        more,
+    } in FLAT
+    {
         let (first, last) = ends(samples, of);
         println!("{name}: {first:.1} in the first third, {last:.1} in the last");
-        let flat = last <= first * (1.0 + allowance.part) + allowance.more;
+        let flat = last <= first * (1.0 + part) + more;
         if !flat {
             grown.push(format!("{name} grew from {first:.1} to {last:.1}"));
         }
@@ -195,7 +201,7 @@ fn grown(samples: &[Sample]) -> Vec<String> {
 }
 
 fn draw(samples: &[Sample], title: &str) -> String {
-    let curve = |name: &'static str, of: fn(&Sample) -> f64| Curve {
+    let curve = |name: &'static str, of: Reading| Curve {
         name,
         points: samples
             .iter()

@@ -15,8 +15,9 @@ use super::wire::{End, Head, Wire, chunk};
 /// How long a request may take to arrive: longer than the proxy lets any client take.
 const REQUEST_TIME: Duration = Duration::from_secs(10);
 /// The longest silence, longer than the proxy's patience.
-const SILENCE: Duration = Duration::from_secs(4);
-const ENDLESS: Duration = Duration::from_secs(3);
+pub const SILENCE: Duration = Duration::from_secs(4);
+pub const ENDLESS: Duration = Duration::from_secs(3);
+pub const EVENT_EVERY: Duration = Duration::from_millis(40);
 
 pub struct Upstream {
     pub address: SocketAddr,
@@ -102,11 +103,11 @@ impl Shared {
         let attempt = self.books.open(plan.tag, has_changed(head, &plan));
         let reply = plan.reply;
         let mut answered = None;
-        if reply.when != When::AfterBody {
+        if reply.when != When::Afterwards {
             answered = Some(self.answer(&mut wire, &plan, attempt));
         }
         let mut whole = false;
-        if reply.when != When::WithoutBody {
+        if reply.when != When::Unread {
             let mut body = Vec::new();
             whole = wire.body(head, &mut body) == End::Whole;
             self.books.note_body(&plan, attempt, &body, whole);
@@ -229,7 +230,7 @@ fn endless(wire: &mut Wire) -> Option<()> {
     let begun = Instant::now();
     while begun.elapsed() < ENDLESS {
         wire.send(&chunk(b"data: {\"type\":\"response.in_progress\"}\n\n"))?;
-        std::thread::sleep(Duration::from_millis(40));
+        std::thread::sleep(EVENT_EVERY);
     }
     None
 }
