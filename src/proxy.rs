@@ -222,7 +222,12 @@ impl ProxyHttp for Gate {
             // A client that has its whole answer may ask again at once.
             exchange.turn.places = None;
         }
-        watch_next_byte(exchange);
+        if end_of_stream && exchange.conversation.is_none() {
+            // What is left is for the client to read.
+            exchange.deadline.clear();
+        } else {
+            watch_next_byte(exchange);
+        }
         Ok(None)
     }
 
@@ -920,6 +925,8 @@ fn may_retry(session: &mut Session, exchange: &Exchange) -> bool {
     };
     replayable
         && exchange.turn.answer.upstream_status.is_none()
+        // The end of a connection may be that of our own patience.
+        && !exchange.deadline.has_passed()
         && exchange.attempts < MOST_ATTEMPTS
 }
 

@@ -165,36 +165,42 @@ impl Audit<'_> {
             }
             return;
         };
-        let (last, former) = entries.split_last().expect("an entry");
+        let connection = tag - u64::from(message) * offset(tag);
+        let plan = Plan::of(recipe, connection);
+        if let Some(order) = self.order(line, &plan) {
+            let judged = message || !self.world.is_socket(tag);
+            self.check_entries(tag, entries, order, judged);
+            let last = entries.last().filter(|_| judged);
+            let wrong = wrong_line(line, last, order, &plan);
+            wrong.into_iter().for_each(|what| self.find(tag, what));
+        }
+    }
+
+    /// What the upstream got, against what the policy orders. The head of a WebSocket is not `judged`, its messages are.
+    fn check_entries(&mut self, tag: u64, entries: &[Entry], order: Order, judged: bool) {
+        let former = &entries[..entries.len() - 1];
         // What was answered before it was read may be lost by the reset that follows.
         if former.iter().any(|entry| entry.whole && entry.answered) {
             self.find(tag, "sent again after an answer");
         }
-        let connection = tag - u64::from(message) * offset(tag);
-        let plan = Plan::of(recipe, connection);
-        let Some(order) = self.order(line, &plan) else {
+        if !judged {
             return;
-        };
-        let is_socket = self.world.is_socket(tag);
-        match order {
-            _ if is_socket && !message => {}
-            Order::Denied => self.find(tag, "it was to be denied"),
-            Order::Forced => self.looked.forced += 1,
-            Order::AsItCame => {}
         }
-        for entry in entries.iter().filter(|_| !is_socket || message) {
-            if order == Order::Forced && entry.bytes > 0 && entry.not_forced.is_some() {
-                self.find(tag, "A FORCED REQUEST WITHOUT ITS TIER");
-            }
-            if order == Order::AsItCame && (entry.whole || entry.bytes > 0) && !entry.as_it_came {
-                self.find(tag, "a body that was to pass has changed");
-            }
-            if entry.head_changed {
-                self.find(tag, "a header or the path has changed");
-            }
-        }
-        if let Some(what) = wrong_line(line, last, order, is_socket, &plan) {
-            self.find(tag, &what);
+        self.looked.forced += usize::from(order == Order::Forced);
+        for entry in entries {
+            let some = entry.whole || entry.bytes > 0;
+            let wrong = match order {
+                Order::Denied => Some("it was to be denied"),
+                Order::Forced if entry.bytes > 0 && entry.not_forced.is_some() => {
+                    Some("A FORCED REQUEST WITHOUT ITS TIER")
+                }
+                Order::AsItCame if some && !entry.as_it_came => {
+                    Some("a body that was to pass has changed")
+                }
+                _ if entry.head_changed => Some("a header or the path has changed"),
+                _ => None,
+            };
+            wrong.into_iter().for_each(|what| self.find(tag, what));
         }
     }
 
@@ -296,20 +302,12 @@ impl Audit<'_> {
     }
 }
 
-/// What is wrong with the line of a request that reached the upstream.
-fn wrong_line(
-    line: &Line,
-    entry: &Entry,
-    order: Order,
-    is_socket: bool,
-    plan: &Plan,
-) -> Option<String> {
+/// What is wrong with the line of a request that reached the upstream. Without an entry, it is that of a WebSocket.
+fn wrong_line(line: &Line, entry: Option<&Entry>, order: Order, plan: &Plan) -> Option<String> {
     if line.upstream.is_none() {
         return Some("the line names no upstream".to_owned());
     }
-    if is_socket && line.turn == 0 {
-        return None;
-    }
+    let entry = entry?;
     let sent = line.upstream_request_bytes;
     if sent < entry.bytes || (entry.whole && sent != entry.bytes) {
         return Some("the line counts other bytes to the upstream".to_owned());
@@ -317,9 +315,9 @@ fn wrong_line(
     if !entry.whole {
         return None;
     }
-    let tier = match (order, is_socket) {
-        (Order::Forced, _) => Some("priority".to_owned()),
-        (_, true) => entry.tier.clone(),
+    let tier = match order {
+        Order::Forced => Some("priority".to_owned()),
+        _ if line.turn > 0 => entry.tier.clone(),
         // What a bad body says before the place where it is bad is nobody's promise.
         _ => {
             reading::members(plan.decoded()?)?;

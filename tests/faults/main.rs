@@ -211,10 +211,7 @@ fn assert_sound(seed: u64) {
         findings.len(),
         told.join("\n")
     );
-    assert!(
-        looked.forced > 0 && looked.answered > 0,
-        "nothing was looked at: {looked:?}"
-    );
+    assert!(looked.answered > 0, "nothing was looked at: {looked:?}");
 }
 
 fn number(name: &str) -> Option<u64> {

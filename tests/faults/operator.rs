@@ -27,6 +27,8 @@ const BROKEN: [&str; 5] = [
 ];
 /// A new process that is not seen within this time is none.
 const START_TIME: Duration = Duration::from_secs(5);
+/// A drain, and a start on a busy machine.
+const UPGRADE_TIME: Duration = Duration::from_secs(90);
 
 pub struct Operator {
     pub proxy: Proxy,
@@ -121,11 +123,13 @@ impl Operator {
     fn break_policy(&mut self) {
         let text = self.chance.pick(&BROKEN);
         self.write("policy.yaml", text);
+        self.policies.broken();
     }
 
-    fn lose_policy(&self) {
+    fn lose_policy(&mut self) {
         // It may be gone already.
         let _ = fs::remove_file(self.proxy.path("policy.yaml"));
+        self.policies.broken();
     }
 
     pub fn rotate(&mut self) {
@@ -204,10 +208,12 @@ impl Operator {
     /// Waits until one process serves by a good policy, and nothing is in the way of its log.
     pub fn settle(&mut self) {
         self.restore_log();
-        eventually("the end of an upgrade", || {
+        let begun = Instant::now();
+        while self.upgrade.is_some() {
+            assert!(begun.elapsed() < UPGRADE_TIME, "no end of an upgrade");
+            std::thread::sleep(Duration::from_millis(10));
             self.follow_upgrade();
-            self.upgrade.is_none().then_some(())
-        });
+        }
         // A process that was started meanwhile has inherited the limit.
         self.limit_files(libc::RLIM_INFINITY);
         self.signal(Signal::SIGUSR1);
@@ -223,7 +229,14 @@ impl Operator {
     /// Ends the process in good order.
     pub fn terminate(&mut self) {
         self.signal(Signal::SIGTERM);
-        let code = eventually("the end of the process", || self.ended(self.current));
+        let begun = Instant::now();
+        let code = loop {
+            if let Some(code) = self.ended(self.current) {
+                break code;
+            }
+            assert!(begun.elapsed() < UPGRADE_TIME, "no end of the process");
+            std::thread::sleep(Duration::from_millis(10));
+        };
         assert_eq!(code, 0, "{}", self.proxy.stderr());
     }
 

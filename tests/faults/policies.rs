@@ -134,6 +134,17 @@ impl Policies {
         revision
     }
 
+    /// The file is no policy from now on. One that was written just before may never have been read, so that the one
+    /// before it stays in force.
+    pub fn broken(&mut self) {
+        let recently = SystemTime::now() - SEEN_WITHIN;
+        for found in self.0.values_mut() {
+            if let Some((_, until)) = found.times.last_mut() {
+                *until = until.filter(|until| *until < recently);
+            }
+        }
+    }
+
     /// The policy of this revision, if it may have decided a request that began then.
     pub fn that_decided(&self, revision: &str, began: SystemTime) -> Option<&Policy> {
         let found = self.0.get(revision)?;

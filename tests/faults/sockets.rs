@@ -1,5 +1,6 @@
 //! WebSockets of a run: what their clients say and how they leave, and what the upstream makes of it.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -14,7 +15,7 @@ use super::chance::Chance;
 use super::plan::{self, Asker, Plan, Recipe};
 use super::reading;
 use super::upstream::Shared;
-use super::wire::{Head, Stream, Wire};
+use super::wire::{Head, Stream, Wire, reset_on_close};
 use super::world::World;
 
 /// Messages of one connection; they have the tags behind that of the connection.
@@ -134,60 +135,61 @@ fn take(
     if !spoken.creates {
         return Some(());
     }
-    let events = plan::events(plan::Endpoint::Responses, tag);
-    let mut events = events
-        .iter()
-        .map(|event| event["data: ".len()..].trim().to_owned());
-    let (created, delta) = (events.next()?, events.next()?);
-    let completed = events.next()?;
-    let mut say = |text: String| socket.send(Message::Text(text.into())).ok();
+    respond(shared, socket, tag, attempt)
+}
+
+/// Answers a message that begins a response.
+fn respond(
+    shared: &Shared,
+    socket: &mut WebSocket<Box<dyn Stream>>,
+    tag: u64,
+    attempt: usize,
+) -> Option<()> {
     let response = Response::of(shared.recipe, tag);
     if response == Response::Silence {
         // Whatever was said now would be taken for another response.
         std::thread::sleep(SOCKET_TIME / 4);
         return None;
     }
-    say(created)?;
+    let events = plan::events(plan::Endpoint::Responses, tag);
+    let events: Vec<&str> = events
+        .iter()
+        .map(|event| event["data: ".len()..].trim())
+        .collect();
+    say_whole(socket, events[0])?;
     match response {
         Response::Completed => {
-            say(delta)?;
-            say(completed)?;
+            say_whole(socket, events[1])?;
+            say_whole(socket, events[2])?;
             shared.books.note(tag, attempt, |entry| entry.told = true);
+            Some(())
         }
         Response::Failed => {
             let response = json!({"id": format!("resp_{tag}"), "status": "failed", "usage": null});
-            say(json!({"type": "response.failed", "response": response}).to_string())?;
+            let event = json!({"type": "response.failed", "response": response});
+            say_whole(socket, &event.to_string())
         }
         Response::Close => {
             let bye = CloseFrame {
                 code: CloseCode::Error,
                 reason: "no".into(),
             };
-            socket.close(Some(bye)).ok()?;
+            socket.close(Some(bye)).ok()
         }
         Response::Garbage => {
-            use std::io::Write;
-            socket
-                .get_mut()
-                .write_all(&[0x83, 0xff, 0, 1, 2, 0xff])
-                .ok()?;
-            return None;
+            let _ = socket.get_mut().write_all(&[0x83, 0xff, 0, 1, 2, 0xff]);
+            None
         }
-        Response::Cut { reset } => {
-            if reset {
-                let linger = libc::linger {
-                    l_onoff: 1,
-                    l_linger: 0,
-                };
-                let tcp = socket.get_ref().tcp();
-                let _ =
-                    nix::sys::socket::setsockopt(tcp, nix::sys::socket::sockopt::Linger, &linger);
-            }
-            return None;
+        Response::Cut { reset: true } => {
+            reset_on_close(socket.get_ref().tcp());
+            None
         }
-        Response::Silence => {}
+        Response::Cut { reset: false } | Response::Silence => None,
     }
-    Some(())
+}
+
+fn say_whole(socket: &mut WebSocket<Box<dyn Stream>>, text: &str) -> Option<()> {
+    socket.send(Message::Text(text.into())).ok()
 }
 
 fn tag_in(text: &str) -> Option<u64> {
@@ -289,7 +291,7 @@ fn hear_ends(socket: &mut WebSocket<Box<dyn Stream>>, deadline: Instant) -> Opti
 
 fn say(socket: &mut WebSocket<Box<dyn Stream>>, text: &str, chance: &mut Chance) -> Option<()> {
     if !chance.one_in(4) || text.len() < 3 {
-        return socket.send(Message::Text(text.into())).ok();
+        return say_whole(socket, text);
     }
     let cut = chance.between(1, text.len() - 1);
     let (first, second) = text.as_bytes().split_at(cut);
@@ -304,7 +306,6 @@ fn say(socket: &mut WebSocket<Box<dyn Stream>>, text: &str, chance: &mut Chance)
 }
 
 fn leave(mut socket: WebSocket<Box<dyn Stream>>, chance: &mut Chance) {
-    use std::io::Write;
     match chance.below(5) {
         0 => {}
         1 => {

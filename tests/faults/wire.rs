@@ -209,12 +209,7 @@ impl Wire {
     pub fn end(self, reset: bool) {
         let tcp = self.stream.tcp();
         if reset {
-            // A close with this set sends a reset in the place of an end.
-            let linger = libc::linger {
-                l_onoff: 1,
-                l_linger: 0,
-            };
-            let _ = setsockopt(tcp, sockopt::Linger, &linger);
+            reset_on_close(tcp);
         } else {
             let _ = tcp.shutdown(Shutdown::Write);
         }
@@ -242,6 +237,15 @@ impl Head {
         let path = self.line.split(' ').nth(1)?;
         path.split('/').nth(1)?.parse().ok()
     }
+}
+
+/// A close then sends a reset in the place of an end.
+pub fn reset_on_close(tcp: &TcpStream) {
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    let _ = setsockopt(tcp, sockopt::Linger, &linger);
 }
 
 pub fn chunk(piece: &[u8]) -> Vec<u8> {
