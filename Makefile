@@ -2,13 +2,24 @@
 
 CARGO ?= cargo
 # The demo shows the same build that the tests use, so that a newcomer waits for one build only.
-.PHONY: demo test test-ecosystem fuzz build lint audit bench bench-sockets clean tools
+.PHONY: demo test test-long soak test-ecosystem fuzz build lint audit bench bench-sockets clean tools
 
 demo: tools
 	$(CARGO) run --quiet -- demo
 
 test: tools
 	$(CARGO) test
+
+# Three minutes of faults by new seeds, and three of steady load. A failure prints its seed: TIERGATE_SEED=n makes it the only one.
+test-long: tools
+	TIERGATE_SECONDS=180 $(CARGO) test --test faults new_seed -- --nocapture
+	TIERGATE_SOAK_MINUTES=3 $(CARGO) test --test faults leaves_nothing_behind -- --nocapture
+
+# A steady load for MINUTES, drawn into target/soak.svg. TIERGATE_PROGRAM=path takes another binary than that of the tests.
+MINUTES ?= 20
+soak: tools
+	TIERGATE_SOAK_MINUTES=$(MINUTES) TIERGATE_SOAK_SVG=$(CURDIR)/target/soak.svg \
+		$(CARGO) test --test faults leaves_nothing_behind -- --nocapture
 
 # The examples in conf/ for databases, on a log that the proxy writes. Their programs come from PyPI, to target/ only.
 # FLUENT_BIT=program has that shipper tried as well.

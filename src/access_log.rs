@@ -246,7 +246,7 @@ struct Writer {
     /// Whole lines that could not be written yet, oldest first.
     waiting: VecDeque<Vec<u8>>,
     waiting_bytes: usize,
-    /// How much of the first waiting line the file has taken: a full file system may take a part.
+    /// How much of the first waiting line the file has taken and keeps, as a pipe does.
     taken: usize,
 }
 
@@ -350,6 +350,11 @@ impl AccessLog {
         self.waiting_bytes.load(Ordering::Relaxed) == 0
     }
 
+    /// Lines that are not in the log.
+    pub fn waiting_lines(&self) -> usize {
+        self.writer().waiting.len()
+    }
+
     /// Whether so much waits that a further request could not be accounted for.
     pub fn is_full(&self) -> bool {
         self.waiting_bytes.load(Ordering::Relaxed) as usize >= BACKLOG_BYTES
@@ -379,7 +384,7 @@ impl Writer {
                 return result;
             }
             self.wait();
-            self.taken = taken;
+            self.keep_taken(taken);
             return result;
         }
         self.wait();
@@ -394,13 +399,22 @@ impl Writer {
     fn flush_waiting(&mut self) -> io::Result<()> {
         while let Some(first) = self.waiting.front() {
             let (taken, result) = write_all(&self.file, &first[self.taken..]);
-            self.taken += taken;
-            result?;
+            if result.is_err() {
+                self.keep_taken(taken);
+                return result;
+            }
             self.taken = 0;
             self.waiting_bytes -= first.len();
             self.waiting.pop_front();
         }
         Ok(())
+    }
+
+    /// The file has taken so much more of a line, and no more. A full file system may do that.
+    fn keep_taken(&mut self, taken: usize) {
+        if taken > 0 && take_back(&self.file, taken).is_err() {
+            self.taken += taken;
+        }
     }
 }
 
@@ -432,6 +446,20 @@ fn write_all(mut file: &File, line: &[u8]) -> (usize, io::Result<()>) {
         }
     }
     (written, Ok(()))
+}
+
+/// Takes a part of a line from the end of the file again. During an upgrade another process writes to it as well, and the
+/// next line of that would be glued to the part.
+fn take_back(mut file: &File, part: usize) -> io::Result<()> {
+    let end = file.stream_position()?;
+    if file.metadata()?.len() != end {
+        // Something stands behind it already, or this is no file.
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    let begin = end - part as u64;
+    file.set_len(begin)?;
+    file.seek(SeekFrom::Start(begin))?;
+    Ok(())
 }
 
 fn open(target: &LogTarget) -> io::Result<File> {

@@ -332,23 +332,22 @@ impl Conversation {
             (Err(_), Ok(decision)) if decision.order.is_none() => Ok(message.raw),
             (Err(fault), Ok(decision)) => {
                 let refusal = refuse_json(&fault, depth);
-                Err(self.refuse_turn(refusal, policy, Some(decision), None, &message, connection))
+                Err(self.refuse_turn(refusal, policy, decision, None, &message, connection))
             }
-            (Ok(body), _) if body.facts.several_types => {
+            (Ok(body), Ok(decision)) if body.facts.several_types => {
                 let refusal = Refusal::new(
                     Cause::InvalidJson,
                     "the message has several members that may be its `type`",
                 );
-                Err(self.refuse_turn(
-                    refusal,
-                    policy,
-                    None,
-                    Some(body.facts),
-                    &message,
-                    connection,
-                ))
+                let facts = Some(body.facts);
+                Err(self.refuse_turn(refusal, policy, decision, facts, &message, connection))
             }
-            (Ok(body), _) if body.facts.kind.as_deref() != Some(RESPONSE_CREATE) => Ok(message.raw),
+            (Ok(body), _)
+                if !body.facts.several_types
+                    && body.facts.kind.as_deref() != Some(RESPONSE_CREATE) =>
+            {
+                Ok(message.raw)
+            }
             (Ok(body), Ok(decision)) => {
                 self.begin_turn(policy, decision, body, message, connection)
             }
@@ -376,7 +375,7 @@ impl Conversation {
             return Err(self.refuse_turn(
                 refusal,
                 policy,
-                Some(decision),
+                decision,
                 Some(body.facts),
                 &message,
                 connection,
@@ -386,7 +385,6 @@ impl Conversation {
             Ok(places) => places,
             Err(refusal) => {
                 let facts = Some(body.facts);
-                let decision = Some(decision);
                 return Err(
                     self.refuse_turn(refusal, policy, decision, facts, &message, connection)
                 );
@@ -436,17 +434,15 @@ impl Conversation {
         &mut self,
         refusal: Refusal,
         policy: Arc<Policy>,
-        decision: Option<Decision>,
+        decision: Decision,
         facts: Option<Facts>,
         message: &Message,
         connection: &Turn,
     ) -> Stop {
         let mut turn = self.turns.next(policy, connection);
-        if let Some(decision) = decision {
-            turn.key = decision.key;
-            turn.group = Some(decision.group);
-            turn.order = decision.order;
-        }
+        turn.key = decision.key;
+        turn.group = Some(decision.group);
+        turn.order = decision.order;
         self.open_refused(turn, facts, message);
         Stop::Refused(refusal)
     }

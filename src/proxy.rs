@@ -230,7 +230,12 @@ impl ProxyHttp for Gate {
             // A client that has its whole answer may ask again at once.
             exchange.turn.places = None;
         }
-        watch_next_byte(exchange);
+        if end_of_stream && exchange.conversation.is_none() {
+            // What is left is for the client to read.
+            exchange.deadline.clear();
+        } else {
+            watch_next_byte(exchange);
+        }
         Ok(None)
     }
 
@@ -997,13 +1002,25 @@ fn request_id(exchange: &Exchange) -> HeaderValue {
 
 /// Whether the upstream had closed a pooled connection before it took the request: it ended without a byte or an error,
 /// or took no more of the request before all of it was written, as happens to bodies that no socket buffer holds.
-/// A reset after that may come from a server that has read the request, so it is not tried again.
+/// A reset after that may come from a server that has read the request, so it is not tried again; nor is what was answered
+/// by a part of a head.
 fn is_stale_connection(error: &Error) -> bool {
     *error.esource() == ErrorSource::Upstream
-        && matches!(
-            error.etype(),
-            ErrorType::ConnectionClosed | ErrorType::WriteError
-        )
+        && match error.etype() {
+            ErrorType::ConnectionClosed => !has_begun_to_answer(error),
+            ErrorType::WriteError => true,
+            _ => false,
+        }
+}
+
+/// Pingora says in words only how much of a head it has read.
+fn has_begun_to_answer(error: &Error) -> bool {
+    let context = error
+        .context
+        .as_ref()
+        .map_or("", |context| context.as_str());
+    let read = context.rsplit_once("bytes already read: ");
+    read.is_some_and(|(_, count)| count != "0")
 }
 
 /// Whether the same bytes can be sent again to an upstream that did not begin to answer.
@@ -1016,6 +1033,8 @@ fn may_retry(session: &mut Session, exchange: &Exchange) -> bool {
     };
     replayable
         && exchange.turn.answer.upstream_status.is_none()
+        // The end of a connection may be that of our own patience.
+        && !exchange.deadline.has_passed()
         && exchange.attempts < MOST_ATTEMPTS
 }
 

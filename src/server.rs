@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
 
+use nix::sys::signal::Signal::SIGXFSZ;
 use pingora_core::apps::http_app::HttpServer;
 use pingora_core::apps::{HttpServerApp, ServerApp};
 use pingora_core::protocols::Stream;
@@ -94,7 +95,8 @@ impl Server {
     /// Serves until SIGTERM or SIGINT, or until another process has taken over, then drains.
     ///
     /// # Errors
-    /// Where signals cannot be received, or the program does not know itself.
+    /// Where signals cannot be received, the program does not know itself, or lines of the access log are lost because it
+    /// could not be written up to the end.
     pub fn run(self) -> io::Result<()> {
         let successor = Successor::of_this_process()?;
         let signals = {
@@ -103,8 +105,14 @@ impl Server {
             Signals::register()?
         };
         let (state, reload_now) = (self.state.clone(), self.reload_now.clone());
-        self.run_until(async move { signals.act(&state, &reload_now, successor).await });
-        Ok(())
+        let acting = state.clone();
+        self.run_until(async move { signals.act(&acting, &reload_now, successor).await });
+        match state.log.waiting_lines() {
+            0 => Ok(()),
+            lost => Err(io::Error::other(format!(
+                "the access log cannot be written, lines lost: {lost}"
+            ))),
+        }
     }
 
     /// Serves until `stop` is ready, then drains: requests that run may end within `server.drain`.
@@ -230,10 +238,11 @@ async fn drain(site: &Site) {
     }
 }
 
-/// Connections have ended, and with them the requests; those of HTTP/2 run in tasks of their own.
+/// Connections have ended, and with them the requests; those of HTTP/2 run in tasks of their own. And every line is in the
+/// log: what waits for it would end with the process.
 async fn drained(site: &Site) {
     site.tasks.wait().await;
-    while site.state.metrics.in_flight.get() > 0 {
+    while site.state.metrics.in_flight.get() > 0 || !site.state.log.is_written() {
         tokio::time::sleep(DRAIN_LOOK).await;
     }
 }
@@ -351,6 +360,9 @@ struct Signals {
     upgrade: Signal,
     terminate: Signal,
     interrupt: Signal,
+    /// A file has reached the process's limit of sizes. By default that ends the process; here the write fails, as on a
+    /// full disk.
+    _file_too_large: Signal,
 }
 
 impl Signals {
@@ -361,6 +373,7 @@ impl Signals {
             upgrade: signal(SignalKind::user_defined2())?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            _file_too_large: signal(SignalKind::from_raw(SIGXFSZ as i32))?,
         })
     }
 

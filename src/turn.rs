@@ -16,7 +16,7 @@ use crate::policy::{Group, Order, Policy};
 use crate::service_tier::{Facts, PRIORITY};
 use crate::state::State;
 use crate::upstream::Upstream;
-use crate::usage::{Observed, UsageState};
+use crate::usage::Observed;
 
 /// The longest model that is logged, in bytes.
 const MODEL_BYTES: usize = 128;
@@ -169,11 +169,7 @@ impl Turn {
             status: self.answer.status,
             outcome: self.outcome(ending, observed),
             error: error(ending),
-            usage_state: if self.sent.reached {
-                observed.usage_state
-            } else {
-                UsageState::None
-            },
+            usage_state: observed.usage_state,
             terminal_event: observed.terminal_event.as_deref(),
             usage: observed.usage,
             cost_usd: cost.map(|cost| cost.to_string()),

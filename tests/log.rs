@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::proxy::{self, Proxy, lines_of};
-use support::upstream::{self, reply};
+use support::upstream::{self, Upstream, reply};
 use support::{eventually, record};
 
 const PATH: &str = "/v1/responses";
@@ -58,6 +58,64 @@ fn a_full_device_loses_nothing_and_is_told_of() {
     });
     post(&proxy);
     assert_no_gap(&proxy.access_log(6));
+}
+
+#[test]
+fn a_limit_of_file_sizes_is_like_a_full_device() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    post(&proxy);
+    proxy.access_log(1);
+    // Some of the next line still fits.
+    let full = fs::metadata(proxy.log_path()).unwrap().len() + 100;
+    proxy.limit_files(full);
+    for _ in 0..3 {
+        post(&proxy);
+    }
+    eventually("a failed write", || {
+        (proxy.metric("tiergate_access_log_errors_total") >= 1.0).then_some(())
+    });
+    // What fitted of the line was taken back: another process may write to the file as well.
+    assert_eq!(fs::metadata(proxy.log_path()).unwrap().len(), full - 100);
+    proxy.limit_files(libc::RLIM_INFINITY);
+    assert_no_gap(&proxy.access_log(4));
+}
+
+#[test]
+fn the_end_waits_for_a_log_that_cannot_be_written() {
+    let (_upstream, mut proxy, full) = with_a_full_log("server: {drain: 20s}");
+    proxy.signal(libc::SIGTERM);
+    proxy.await_stderr("draining");
+    assert!(proxy.ended().is_none());
+    // The administrator makes room.
+    proxy.limit_files(full + 100_000);
+    assert_eq!(proxy.wait().code(), Some(0));
+    assert_no_gap(&proxy.access_log(2));
+}
+
+#[test]
+fn lines_that_are_lost_at_the_end_are_told_of() {
+    let (_upstream, mut proxy, _) = with_a_full_log("server: {drain: 200ms}");
+    proxy.signal(libc::SIGTERM);
+    assert_eq!(proxy.wait().code(), Some(1));
+    proxy.await_stderr("the access log cannot be written, lines lost: 1");
+    assert_no_gap(&proxy.access_log(1));
+}
+
+/// A proxy that has served two requests, and has no room for the line of the second. Its log has so many bytes.
+fn with_a_full_log(setting: &str) -> (Upstream, Proxy, u64) {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).setting(setting).run();
+    post(&proxy);
+    proxy.access_log(1);
+    // What the proxy says on stderr has room.
+    let full = fs::metadata(proxy.log_path()).unwrap().len();
+    proxy.limit_files(full);
+    post(&proxy);
+    eventually("a failed write", || {
+        (proxy.metric("tiergate_access_log_errors_total") >= 1.0).then_some(())
+    });
+    (upstream, proxy, full)
 }
 
 #[test]

@@ -275,6 +275,23 @@ fn a_post_that_was_read_and_then_reset_is_not_sent_again() {
 }
 
 #[test]
+fn a_post_that_was_answered_by_a_part_of_a_head_is_not_sent_again() {
+    let replies = [
+        reply(200).json("1"),
+        Reply::default().send("HTTP/1.1 200").close(),
+        reply(200).json("2"),
+    ];
+    let upstream = upstream::script(replies).run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let client = proxy.client("sk-fast");
+    assert_eq!(client.post(PATH, "{}").text(), "1");
+    await_pooled(&proxy);
+    assert_eq!(client.post(PATH, r#"{"a":1}"#).status, 502);
+    assert_eq!(proxy.stop().len(), 2);
+    upstream.requests(2);
+}
+
+#[test]
 fn a_client_that_goes_ends_the_request_upstream() {
     let upstream = upstream::script([upstream::silence()]).run();
     let proxy = proxy::new().upstream(&upstream).run();

@@ -50,6 +50,31 @@ fn an_upstream_that_says_nothing_within_its_response_timeout() {
 }
 
 #[test]
+fn a_request_that_timed_out_on_a_pooled_connection_is_not_sent_again() {
+    let replies = [
+        reply(200).json("1"),
+        upstream::silence(),
+        reply(200).json("2"),
+    ];
+    let upstream = upstream::script(replies).run();
+    let proxy = proxy::new()
+        .upstream_with(
+            "main",
+            &upstream,
+            "response_timeout: 300ms, idle_timeout: 20s",
+        )
+        .run();
+    let client = proxy.client("sk-fast");
+    assert_eq!(client.post(PATH, "{}").text(), "1");
+    // Its line says that the connection is back in the pool.
+    proxy.access_log(1);
+    assert_eq!(client.post(PATH, "{}").status, 504);
+    upstream.release();
+    upstream.requests(2);
+    assert_eq!(upstream.connections(), 1);
+}
+
+#[test]
 fn an_upstream_that_falls_silent_for_its_idle_timeout() {
     let script = [reply(200).sse_begun(&["data: 1\n\n"]).hold()];
     let upstream = upstream::script(script).run();

@@ -335,9 +335,19 @@ impl Proxy {
         assert_eq!(unsafe { libc::kill(self.id(), signal) }, 0);
     }
 
+    /// Lets no file of the process grow beyond this size, in bytes.
+    pub fn limit_files(&self, bytes: u64) {
+        limit_files(self.id(), bytes);
+    }
+
     /// Waits for the process to end by itself.
     pub fn wait(&mut self) -> ExitStatus {
         eventually("the end of the process", || self.child.try_wait().unwrap())
+    }
+
+    /// How the process has ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
     }
 
     /// Ends the process in good order and gives the whole access log.
@@ -377,6 +387,17 @@ impl Proxy {
         }
         panic!("the proxy does not say that it serves: {}", self.stderr());
     }
+}
+
+/// The same for any process; one that is gone is passed over.
+pub fn limit_files(process: i32, bytes: u64) {
+    let limit = libc::rlimit {
+        rlim_cur: bytes,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    let (resource, new) = (libc::RLIMIT_FSIZE, &raw const limit);
+    // SAFETY: the limit is only read, within the call, and the old one is not asked for.
+    unsafe { libc::prlimit(process, resource, new, std::ptr::null_mut()) };
 }
 
 pub fn lines_of(path: &std::path::Path) -> Vec<String> {

@@ -53,6 +53,7 @@ fn a_message_that_cannot_be_forced_is_refused() {
         assert_eq!(told(&lines[0]), json!([1, "rejected", code, null, null]));
         assert_eq!(lines[0]["request_bytes"], message.len());
         assert_eq!(lines[0]["status"], 400);
+        assert_eq!(lines[0]["key"], "fiona");
         assert_eq!(told(&lines[1]), json!([0, "rejected", code, null, "main"]));
     }
 }

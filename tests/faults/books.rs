@@ -1,0 +1,132 @@
+//! The upstream's own books: what reached it, judged on the spot against what the client had to send, so that a long run
+//! keeps no bodies.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use super::plan::Plan;
+use super::reading;
+use super::sockets::Spoken;
+
+/// One request as it reached the upstream. One that was sent again has several.
+#[derive(Clone, Debug, Default)]
+pub struct Entry {
+    /// Whether the body ended as its framing says.
+    pub whole: bool,
+    /// Bytes of the body.
+    pub bytes: u64,
+    /// Whether they are those that the client sent, or the first of them where it is not whole.
+    pub as_it_came: bool,
+    /// What is wrong with them as a forced body; of one that is not whole, with its beginning.
+    pub not_forced: Option<String>,
+    /// The tier that they ask for.
+    pub tier: Option<String>,
+    /// Whether a header that nobody is to touch has changed.
+    pub head_changed: bool,
+    /// Whether a byte of an answer was sent.
+    pub answered: bool,
+    /// Whether all of the answer was handed to the connection.
+    pub told: bool,
+}
+
+/// A message on a WebSocket that no reader could make sense of.
+#[derive(Clone, Copy, Debug)]
+pub struct Unreadable {
+    /// Of the connection.
+    pub tag: u64,
+    pub at: SystemTime,
+}
+
+#[derive(Default)]
+pub struct Books {
+    entries: Mutex<HashMap<u64, Vec<Entry>>>,
+    unreadable: Mutex<Vec<Unreadable>>,
+}
+
+impl Books {
+    /// A head has arrived. Returns the number of the attempt.
+    pub fn open(&self, tag: u64, head_changed: bool) -> usize {
+        let mut entries = self.entries();
+        let of_tag = entries.entry(tag).or_default();
+        of_tag.push(Entry {
+            head_changed,
+            ..Entry::default()
+        });
+        of_tag.len() - 1
+    }
+
+    pub fn note(&self, tag: u64, attempt: usize, note: impl FnOnce(&mut Entry)) {
+        if let Some(entry) = self
+            .entries()
+            .get_mut(&tag)
+            .and_then(|all| all.get_mut(attempt))
+        {
+            note(entry);
+        }
+    }
+
+    /// What came of a request's body.
+    pub fn note_body(&self, plan: &Plan, attempt: usize, got: &[u8], whole: bool) {
+        let (framed, can_be_whole) = plan.framed();
+        let as_it_came = match whole {
+            true => can_be_whole && got == framed,
+            false => framed.starts_with(got),
+        };
+        let not_forced = match whole {
+            true => match plan.decoded() {
+                Some(sent) => reading::check_forced(sent, got).err(),
+                None => Some("the client's body cannot be decoded".to_owned()),
+            },
+            false => {
+                (!reading::begins_forced(got)).then(|| "the tier does not come first".to_owned())
+            }
+        };
+        let tier = whole.then(|| reading::tier(got)).flatten();
+        self.note(plan.tag, attempt, |entry| {
+            entry.whole = whole;
+            entry.bytes = got.len() as u64;
+            entry.as_it_came = as_it_came;
+            entry.not_forced = not_forced;
+            entry.tier = tier;
+        });
+    }
+
+    /// A message on a WebSocket has arrived. Returns the number of the attempt.
+    pub fn note_spoken(&self, spoken: &Spoken, got: &str) -> usize {
+        let attempt = self.open(spoken.tag, false);
+        let not_forced = reading::check_forced(spoken.text.as_bytes(), got.as_bytes()).err();
+        self.note(spoken.tag, attempt, |entry| {
+            entry.whole = true;
+            entry.bytes = got.len() as u64;
+            entry.as_it_came = got == spoken.text;
+            entry.not_forced = not_forced;
+            entry.tier = reading::tier(got.as_bytes());
+        });
+        attempt
+    }
+
+    pub fn note_unreadable(&self, tag: u64) {
+        let unreadable = Unreadable {
+            tag,
+            at: SystemTime::now(),
+        };
+        let mut all = self
+            .unreadable
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        all.push(unreadable);
+    }
+
+    pub fn unreadable(&self) -> Vec<Unreadable> {
+        let all = self
+            .unreadable
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        all.clone()
+    }
+
+    pub fn entries(&self) -> MutexGuard<'_, HashMap<u64, Vec<Entry>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
