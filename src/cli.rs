@@ -11,7 +11,7 @@ use http::{HeaderName, HeaderValue, Method};
 use jiff::Timestamp;
 
 use crate::check::{check, check_config};
-use crate::config::{Config, Mistake};
+use crate::config::{Config, Mistake, Url};
 use crate::demo;
 use crate::diff::Diff;
 use crate::explain::{self, Explanation};
@@ -74,7 +74,7 @@ enum Command {
     HashKey,
     /// Show what the proxy does: a few requests through it to an upstream of its own. Needs no file and no network.
     Demo,
-    /// Send a few small real requests through each group's upstream, and say what it made of the tier. They cost money.
+    /// Send four small real requests to each group's upstream, and say what it made of the tier. They cost money.
     Probe(ProbeArguments),
     /// Sum requests, tokens and cost out of access logs, by any of their fields.
     Report(ReportArguments),
@@ -133,8 +133,12 @@ struct ProbeArguments {
     #[arg(long, value_name = "KEY|-")]
     key: String,
     /// Only this group's upstream.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "through")]
     group: Option<String>,
+    /// Ask the tiergate that runs at this URL, as a client with this key would, and not the upstreams. The policy says whether
+    /// it has to force the tier for the key.
+    #[arg(long, value_name = "URL", value_parser = Url::parse)]
+    through: Option<Url>,
     /// The model to ask.
     #[arg(long)]
     model: String,
@@ -387,6 +391,7 @@ fn run_probe(arguments: &ProbeArguments) -> Result<(), Failure> {
         group: arguments.group.as_deref(),
         key: &key,
         model: &arguments.model,
+        through: arguments.through.as_ref(),
     };
     let table = probe::run(&config, &policy, &options)?;
     unless_closed(table.write(arguments.format, &mut io::stdout().lock()))
