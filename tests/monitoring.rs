@@ -1,9 +1,10 @@
-//! The rules and the dashboard in conf/ speak of metrics that there are.
+//! What monitoring reads: the rules and the dashboard in conf/ speak of metrics that there are, and the journal gets its lines.
 
 mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -121,4 +122,27 @@ fn a_chain_ends_with_the_first_of_its_certificates() {
 fn seconds(time: &str) -> f64 {
     let time: jiff::Timestamp = time.parse().unwrap();
     time.as_second() as f64
+}
+
+/// What the proxy says on stderr when it is told that its stderr is this stream of the journal.
+fn said_to(stream: impl Fn(&fs::Metadata) -> String) -> String {
+    let upstream = upstream::json("{}").run();
+    let folder = tempfile::tempdir().unwrap();
+    // The file is kept when the proxy is started with it.
+    let stderr = fs::File::create(folder.path().join("stderr")).unwrap();
+    let stream = stream(&stderr.metadata().unwrap());
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .environment("JOURNAL_STREAM", &stream)
+        .run_in(folder);
+    proxy.await_stderr("serves on");
+    proxy.stderr()
+}
+
+#[test]
+fn lines_for_the_journal_begin_with_their_priority() {
+    let said = said_to(|file| format!("{}:{}", file.dev(), file.ino()));
+    assert!(said.starts_with("<6>tiergate "), "{said}");
+    let elsewhere = said_to(|file| format!("{}:{}", file.dev(), file.ino() + 1));
+    assert!(elsewhere.starts_with("[INFO ] tiergate "), "{elsewhere}");
 }
