@@ -10,7 +10,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use http::{HeaderName, HeaderValue, Method};
 use jiff::Timestamp;
 
-use crate::check::{check, check_config};
+use crate::check::{Secrets, check, check_config};
 use crate::config::{Config, Mistake, Url};
 use crate::demo;
 use crate::diff::Diff;
@@ -65,6 +65,9 @@ enum Command {
         /// The server configuration; it names the policy.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// Leave keys and certificates unread: systemd shows the service's credentials to the service alone.
+        #[arg(long)]
+        without_secrets: bool,
     },
     /// Say what would happen to a request, and which line of which file decides it. Uses no network.
     Explain(ExplainArguments),
@@ -176,7 +179,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let result = match arguments.command {
         Command::Run { config, takeover } => serve(&config, takeover),
-        Command::Check { config } => tell_mistakes(&config),
+        Command::Check {
+            config,
+            without_secrets,
+        } => tell_mistakes(&config, without_secrets),
         Command::Explain(arguments) => explain(&arguments),
         Command::Diff(arguments) => diff(&arguments),
         Command::HashKey => hash_keys(),
@@ -247,7 +253,12 @@ fn serve(path: &Path, takeover: bool) -> Result<(), Failure> {
     Ok(Server::new(config, takeover)?.run()?)
 }
 
-fn tell_mistakes(path: &Path) -> Result<(), Failure> {
+fn tell_mistakes(path: &Path, without_secrets: bool) -> Result<(), Failure> {
+    let secrets = if without_secrets {
+        Secrets::Unread
+    } else {
+        Secrets::Read
+    };
     let told = |mistakes: &[Mistake]| {
         let lines = mistakes.iter();
         print(
@@ -256,7 +267,7 @@ fn tell_mistakes(path: &Path) -> Result<(), Failure> {
                 .collect::<String>(),
         )
     };
-    match check(path) {
+    match check(path, secrets) {
         Ok((config, policy, warnings)) => {
             told(&warnings)?;
             eprintln!(
