@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 # The demo shows the same build that the tests use, so that a newcomer waits for one build only.
-.PHONY: demo test test-long soak test-ecosystem fuzz build lint audit bench bench-sockets clean tools
+.PHONY: demo test test-long soak test-ecosystem test-monitoring test-debian picture fuzz build deb lint audit bench bench-sockets clean tools
 
 demo: tools
 	$(CARGO) run --quiet -- demo
@@ -29,6 +29,20 @@ test-ecosystem: tools
 	target/ecosystem/bin/pip install --quiet chdb==4.4.0 duckdb==2.0.0
 	target/ecosystem/bin/python tests/ecosystem.py
 
+# The rules, the dashboard and the metrics; promtool is in Debian's package `prometheus`.
+test-monitoring: tools
+	$(CARGO) build
+	python3 tests/promtool.py
+
+# The picture of the admin page in the README, by headless Chromium.
+picture: tools
+	$(CARGO) build
+	python3 tests/page.py
+
+# As root: in a Debian that boots in a container, from debootstrap; lintian and openssl are needed too.
+test-debian: deb
+	python3 tests/debian.py
+
 # Each target a short while, with a stable compiler. A long run: TARGETS=rewriter RUNS=10000000 make fuzz
 # Inputs that reach something new are kept in fuzz/corpus, those that fail in fuzz/artifacts.
 RUNS ?= 2000
@@ -44,6 +58,11 @@ fuzz: tools
 
 build: tools
 	$(CARGO) build --release
+
+# target/debian/tiergate_*.deb
+deb: tools
+	command -v cargo-deb >/dev/null || $(CARGO) install --locked cargo-deb
+	$(CARGO) deb
 
 lint: tools
 	$(CARGO) fmt --check

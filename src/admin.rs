@@ -95,6 +95,22 @@ fn groups(state: &State) -> serde_json::Map<String, serde_json::Value> {
     told.collect()
 }
 
+/// Where clients connect, and until when the certificate there is good; null without TLS.
+fn listeners(state: &State) -> Vec<serde_json::Value> {
+    let listeners = state.config.listen.iter();
+    let told = listeners.map(|listen| {
+        let expiry = listen.tls.as_ref().and_then(|_| {
+            let seconds = state.metrics.certificate_expiry(listen.address).get();
+            jiff::Timestamp::from_second(seconds).ok()
+        });
+        json!({
+            "address": listen.address.to_string(),
+            "certificate_expires_at": expiry.map(|time| time.to_string()),
+        })
+    });
+    told.collect()
+}
+
 fn status(state: &State) -> String {
     let policy = state.policy.current();
     let last = state.policy.last();
@@ -128,6 +144,7 @@ fn status(state: &State) -> String {
             "last_error": (!last.mistakes.is_empty()).then(|| last.mistakes.join("\n")),
         },
         "groups": groups(state),
+        "listeners": listeners(state),
         "upstreams": upstreams,
         "connections": state.metrics.connections.get(),
         "requests_in_flight": state.metrics.in_flight.get(),

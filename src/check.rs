@@ -11,12 +11,23 @@ use crate::reload;
 use crate::tls;
 use crate::upstream::Upstream;
 
+/// Whether keys and certificates are read. Credentials of systemd can be read by the service, and not by the command of its
+/// `ExecReload`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Secrets {
+    Read,
+    Unread,
+}
+
 /// The configuration, the policy, and warnings about both.
 ///
 /// # Errors
 /// Every mistake of these and of every other file that the configuration names.
-pub fn check(path: &Path) -> Result<(Config, Policy, Vec<Mistake>), Vec<Mistake>> {
-    Policy::load_with_draft(read(path)?)
+pub fn check(
+    path: &Path,
+    secrets: Secrets,
+) -> Result<(Config, Policy, Vec<Mistake>), Vec<Mistake>> {
+    Policy::load_with_draft(read(path, secrets)?)
 }
 
 /// The configuration alone and warnings about it: a start reads the policy later.
@@ -24,7 +35,7 @@ pub fn check(path: &Path) -> Result<(Config, Policy, Vec<Mistake>), Vec<Mistake>
 /// # Errors
 /// Every mistake of it and of the files that it names, but for the policy.
 pub fn check_config(path: &Path) -> Result<(Config, Vec<Mistake>), Vec<Mistake>> {
-    let draft = read(path)?;
+    let draft = read(path, Secrets::Read)?;
     if draft.mistakes.is_empty() {
         Ok((draft.config, draft.warnings))
     } else {
@@ -33,7 +44,7 @@ pub fn check_config(path: &Path) -> Result<(Config, Vec<Mistake>), Vec<Mistake>>
 }
 
 /// A draft that has the mistakes of the files it names as well, at the settings that name them where a file has no lines.
-fn read(path: &Path) -> Result<Draft, Vec<Mistake>> {
+fn read(path: &Path, secrets: Secrets) -> Result<Draft, Vec<Mistake>> {
     let mut draft = Draft::read(path)?;
     for (place, file) in &draft.files {
         let fault = match file {
@@ -42,6 +53,7 @@ fn read(path: &Path) -> Result<Draft, Vec<Mistake>> {
                 draft.mistakes.extend(told.unwrap_or_default());
                 continue;
             }
+            _ if secrets == Secrets::Unread => continue,
             NamedFile::Tls(files) => tls::check(files).err().map(|why| why.to_string()),
             NamedFile::Credential(file) => credential_fault(file, &draft.config),
         };

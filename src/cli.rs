@@ -10,8 +10,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use http::{HeaderName, HeaderValue, Method};
 use jiff::Timestamp;
 
-use crate::check::{check, check_config};
-use crate::config::{Config, Mistake};
+use crate::check::{Secrets, check, check_config};
+use crate::config::{Config, Mistake, Url};
 use crate::demo;
 use crate::diff::Diff;
 use crate::explain::{self, Explanation};
@@ -65,6 +65,9 @@ enum Command {
         /// The server configuration; it names the policy.
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// Leave keys and certificates unread: systemd shows the service's credentials to the service alone.
+        #[arg(long)]
+        without_secrets: bool,
     },
     /// Say what would happen to a request, and which line of which file decides it. Uses no network.
     Explain(ExplainArguments),
@@ -74,7 +77,7 @@ enum Command {
     HashKey,
     /// Show what the proxy does: a few requests through it to an upstream of its own. Needs no file and no network.
     Demo,
-    /// Send a few small real requests through each group's upstream, and say what it made of the tier. They cost money.
+    /// Send four small real requests to each group's upstream, and say what it made of the tier. They cost money.
     Probe(ProbeArguments),
     /// Sum requests, tokens and cost out of access logs, by any of their fields.
     Report(ReportArguments),
@@ -133,8 +136,12 @@ struct ProbeArguments {
     #[arg(long, value_name = "KEY|-")]
     key: String,
     /// Only this group's upstream.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", conflicts_with = "through")]
     group: Option<String>,
+    /// Ask the tiergate that runs at this URL, as a client with this key would, and not the upstreams. The policy says whether
+    /// it has to force the tier for the key.
+    #[arg(long, value_name = "URL", value_parser = Url::parse)]
+    through: Option<Url>,
     /// The model to ask.
     #[arg(long)]
     model: String,
@@ -172,7 +179,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let result = match arguments.command {
         Command::Run { config, takeover } => serve(&config, takeover),
-        Command::Check { config } => tell_mistakes(&config),
+        Command::Check {
+            config,
+            without_secrets,
+        } => tell_mistakes(&config, without_secrets),
         Command::Explain(arguments) => explain(&arguments),
         Command::Diff(arguments) => diff(&arguments),
         Command::HashKey => hash_keys(),
@@ -243,7 +253,12 @@ fn serve(path: &Path, takeover: bool) -> Result<(), Failure> {
     Ok(Server::new(config, takeover)?.run()?)
 }
 
-fn tell_mistakes(path: &Path) -> Result<(), Failure> {
+fn tell_mistakes(path: &Path, without_secrets: bool) -> Result<(), Failure> {
+    let secrets = if without_secrets {
+        Secrets::Unread
+    } else {
+        Secrets::Read
+    };
     let told = |mistakes: &[Mistake]| {
         let lines = mistakes.iter();
         print(
@@ -252,7 +267,7 @@ fn tell_mistakes(path: &Path) -> Result<(), Failure> {
                 .collect::<String>(),
         )
     };
-    match check(path) {
+    match check(path, secrets) {
         Ok((config, policy, warnings)) => {
             told(&warnings)?;
             eprintln!(
@@ -387,6 +402,7 @@ fn run_probe(arguments: &ProbeArguments) -> Result<(), Failure> {
         group: arguments.group.as_deref(),
         key: &key,
         model: &arguments.model,
+        through: arguments.through.as_ref(),
     };
     let table = probe::run(&config, &policy, &options)?;
     unless_closed(table.write(arguments.format, &mut io::stdout().lock()))

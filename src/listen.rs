@@ -74,8 +74,9 @@ impl Listeners {
             let acceptor = match &listen.tls {
                 None => None,
                 Some(files) => {
-                    let (acceptor, follows) = LiveAcceptor::load(files)
-                        .map_err(|why| StartError::Io("TLS".to_owned(), why))?;
+                    let (acceptor, follows) =
+                        LiveAcceptor::load(files, state.metrics.certificate_expiry(listen.address))
+                            .map_err(|why| StartError::Io("TLS".to_owned(), why))?;
                     followers.extend(follows);
                     Some(acceptor)
                 }

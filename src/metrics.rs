@@ -2,6 +2,7 @@
 //! the operator's files, all else from fixed sets.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -54,6 +55,7 @@ pub struct Metrics {
     buffered_bytes: IntGauge,
     buffered_limit: IntGauge,
     access_log_errors: IntCounter,
+    certificate_expiry: IntGaugeVec,
 }
 
 /// What one group has done since the start.
@@ -190,6 +192,14 @@ impl Default for Metrics {
                     "Failed writes to the access log; the lines wait and are tried again.",
                 )),
             ),
+            certificate_expiry: register(
+                &registry,
+                gauges(
+                    "tiergate_certificate_expiry_timestamp_seconds",
+                    "When the first certificate of the chain that a listener uses ends; 0 if that cannot be read.",
+                    &["listener"],
+                ),
+            ),
             registry,
         }
     }
@@ -263,6 +273,12 @@ impl Metrics {
             }
         }
         groups
+    }
+
+    /// When the certificate of a listener with TLS ends, in seconds since 1970; whoever loads it keeps it up to date.
+    pub fn certificate_expiry(&self, listener: SocketAddr) -> IntGauge {
+        self.certificate_expiry
+            .with_label_values(&[&listener.to_string()])
     }
 
     /// The text exposition of everything, with the values that live elsewhere read anew.

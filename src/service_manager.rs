@@ -1,9 +1,13 @@
-//! What systemd is told (`sd_notify(3)`): ready, reloading, stopping, alive. Without a service manager nothing is.
+//! What systemd is told (`sd_notify(3)`): ready, reloading, stopping, alive. Without a service manager nothing is. And whether
+//! what stands on stderr goes to its journal.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -79,6 +83,17 @@ fn watchdog_limit() -> Option<Duration> {
         .is_none_or(|pid| pid == std::process::id().to_string());
     let micros = std::env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
     (meant && micros > 0).then(|| Duration::from_micros(micros))
+}
+
+/// Whether stderr is the stream that systemd connected to its journal. The variable alone does not say so: a process that has
+/// its stderr elsewhere may have inherited it (`systemd.exec(5)`).
+pub fn keeps_journal_of_stderr() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else {
+        return false;
+    };
+    let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);
+    let found = stderr.and_then(|stderr| stderr.metadata());
+    found.is_ok_and(|found| stream == format!("{}:{}", found.dev(), found.ino()))
 }
 
 /// Sends one datagram of `NAME=value` lines to the service manager, if one listens.

@@ -6,25 +6,41 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use pingora_core::listeners::tls::Acceptor;
+use prometheus::IntGauge;
 use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use x509_parser::parse_x509_certificate;
 
 use crate::config::TlsFiles;
 use crate::reload::{Follower, Watch};
 
 /// What a listener hands its connections to. Handshakes that have begun keep the certificate they began with.
-pub struct LiveAcceptor(ArcSwap<Acceptor>);
+pub struct LiveAcceptor {
+    current: ArcSwap<Acceptor>,
+    /// As [`Loaded::expiry`].
+    expiry: IntGauge,
+}
+
+/// What the files of a listener hold.
+struct Loaded {
+    acceptor: Acceptor,
+    /// When the first certificate of the chain ends, in seconds since 1970; 0 where none says so in a way that can be read.
+    expiry: i64,
+}
 
 impl LiveAcceptor {
-    /// The acceptor, and the followers that keep it up to date.
+    /// The acceptor, and the followers that keep it up to date. `expiry` is set to the end of the certificate in use.
     ///
     /// # Errors
     /// Where the files cannot be read or do not belong together.
-    pub fn load(files: &TlsFiles) -> io::Result<(Arc<Self>, Vec<Follower>)> {
+    pub fn load(files: &TlsFiles, expiry: IntGauge) -> io::Result<(Arc<Self>, Vec<Follower>)> {
         let watches = [Watch::new(&files.cert), Watch::new(&files.key)];
-        let live = Arc::new(Self(ArcSwap::from_pointee(acceptor(files)?)));
+        let loaded = load(files)?;
+        expiry.set(loaded.expiry);
+        let current = ArcSwap::from_pointee(loaded.acceptor);
+        let live = Arc::new(Self { current, expiry });
         let followers = watches.map(|watch| {
             let (live, files) = (live.clone(), files.clone());
             Follower::new(watch, move |_| live.reload(&files))
@@ -33,13 +49,14 @@ impl LiveAcceptor {
     }
 
     pub fn current(&self) -> Arc<Acceptor> {
-        self.0.load_full()
+        self.current.load_full()
     }
 
     fn reload(&self, files: &TlsFiles) {
-        match acceptor(files) {
-            Ok(acceptor) => {
-                self.0.store(Arc::new(acceptor));
+        match load(files) {
+            Ok(loaded) => {
+                self.current.store(Arc::new(loaded.acceptor));
+                self.expiry.set(loaded.expiry);
                 log::info!("certificate {} loaded", files.cert.display());
             }
             // Certificate and key are two files: between the first and the second they do not fit.
@@ -53,15 +70,16 @@ impl LiveAcceptor {
 /// # Errors
 /// As of [`LiveAcceptor::load`].
 pub fn check(files: &TlsFiles) -> io::Result<()> {
-    acceptor(files).map(drop)
+    load(files).map(drop)
 }
 
-fn acceptor(files: &TlsFiles) -> io::Result<Acceptor> {
+fn load(files: &TlsFiles) -> io::Result<Loaded> {
     let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&files.cert)
         .and_then(Iterator::collect)
         .map_err(|why| unreadable(&files.cert, &why))?;
     let key =
         PrivateKeyDer::from_pem_file(&files.key).map_err(|why| unreadable(&files.key, &why))?;
+    let expiry = first_expiry(&certificates);
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .and_then(|builder| {
@@ -71,7 +89,20 @@ fn acceptor(files: &TlsFiles) -> io::Result<Acceptor> {
         })
         .map_err(|why| unreadable(&files.cert, &why))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Acceptor::from_server_config(Arc::new(config)))
+    Ok(Loaded {
+        acceptor: Acceptor::from_server_config(Arc::new(config)),
+        expiry,
+    })
+}
+
+/// A chain is as good as the certificate in it that ends first. What cannot be parsed here is no reason not to serve: rustls
+/// has taken it.
+fn first_expiry(certificates: &[CertificateDer<'_>]) -> i64 {
+    let ends = certificates.iter().filter_map(|certificate| {
+        let (_, parsed) = parse_x509_certificate(certificate).ok()?;
+        Some(parsed.validity().not_after.timestamp())
+    });
+    ends.min().unwrap_or(0)
 }
 
 fn unreadable(path: &Path, why: &dyn std::fmt::Display) -> io::Error {

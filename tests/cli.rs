@@ -597,6 +597,21 @@ fn check_tells_the_faults_of_all_named_files_at_once() {
         "{text}"
     );
     assert_eq!(text.lines().count(), 4, "{text}");
+
+    // Those of keys and certificates are the first and the third.
+    let done = tiergate(
+        &["check", "--without-secrets", "--config", &site.config()],
+        "",
+    );
+    assert_eq!(done.status.code(), Some(78));
+    let kept = ["prices.yaml:2:9: ", "policy.yaml:10:"];
+    let kept = text
+        .lines()
+        .filter(|line| kept.iter().any(|start| line.contains(start)));
+    assert_eq!(
+        stdout(&done).lines().collect::<Vec<_>>(),
+        kept.collect::<Vec<_>>()
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -22,17 +22,24 @@ pub fn certificates() -> &'static Certificates {
 }
 
 impl Certificates {
+    /// They outlive the tests.
     pub fn new() -> Self {
+        Self::good_until(4000)
+    }
+
+    /// This machine's certificate ends with the first moment of that year, the authority's a year before.
+    pub fn good_until(year: i32) -> Self {
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.not_after = date_time_ymd(year - 1, 1, 1);
         let authority_key = KeyPair::generate().unwrap();
         let authority = params.self_signed(&authority_key).unwrap();
         let issuer = Issuer::new(params, authority_key);
         let key = KeyPair::generate().unwrap();
         let names = ["127.0.0.1", "localhost"].map(str::to_owned);
-        let certificate = CertificateParams::new(names)
-            .and_then(|params| params.signed_by(&key, &issuer))
-            .unwrap();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.not_after = date_time_ymd(year, 1, 1);
+        let certificate = params.signed_by(&key, &issuer).unwrap();
         Self {
             authority: authority.pem(),
             certificate: certificate.pem(),

@@ -37,6 +37,8 @@ enum Step {
     Wait(Duration),
     /// Until the test calls [`Upstream::release`].
     Hold,
+    /// Takes one message of a WebSocket client, which counts as a request without a head.
+    Hear,
     /// An orderly end of the connection, with whatever was not read left unread.
     Close,
     Reset,
@@ -93,6 +95,21 @@ pub fn reply(status: u16) -> Unsent {
 /// A reply that says nothing until the test releases it.
 pub fn silence() -> Reply {
     Reply::default().hold()
+}
+
+/// A reply that opens a WebSocket, and answers its first message with this event. The proxy does not look at the accept key.
+pub fn websocket(event: &str) -> Reply {
+    let text = u8::try_from(event.len())
+        .ok()
+        .filter(|length| *length < 126);
+    let header = [0x81, text.expect("a short event")];
+    Reply::default()
+        .send(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Accept: x\r\n\r\n",
+        )
+        .then(Step::Hear)
+        .send([&header, event.as_bytes()].concat())
 }
 
 /// A reply of which only the status is known.
@@ -380,6 +397,25 @@ impl Wire {
         self.take(length, body)
     }
 
+    /// The payload of one frame of up to 64 KiB, unmasked.
+    fn frame(&mut self) -> Option<Vec<u8>> {
+        let (mut header, mut payload) = (Vec::new(), Vec::new());
+        let mut length = self
+            .take(2, &mut header)
+            .then(|| usize::from(header[1] & 0x7f))?;
+        assert_ne!(length, 127, "a short message");
+        if length == 126 {
+            length = self
+                .take(2, &mut header)
+                .then(|| usize::from(u16::from_be_bytes([header[2], header[3]])))?;
+        }
+        if !self.take(4, &mut header) || !self.take(length, &mut payload) {
+            return None;
+        }
+        let mask = header[header.len() - 4..].iter().cycle();
+        Some(payload.iter().zip(mask).map(|(a, b)| a ^ b).collect())
+    }
+
     fn chunks(&mut self, body: &mut Vec<u8>) -> bool {
         loop {
             let Some(line) = self.until(b"\r\n") else {
@@ -441,6 +477,17 @@ fn play(wire: &mut Wire, reply: &Reply, shared: &Shared) -> bool {
             }
             Step::Wait(time) => std::thread::sleep(*time),
             Step::Hold => shared.hold(),
+            Step::Hear => {
+                let Some(body) = wire.frame() else {
+                    return false;
+                };
+                shared.received().push(Received {
+                    connection: 0,
+                    head: String::new(),
+                    body,
+                    whole: true,
+                });
+            }
             Step::Close => {
                 let _ = wire.socket.tcp().shutdown(Shutdown::Write);
                 return false;
