@@ -9,6 +9,7 @@ use crate::policy::Policy;
 use crate::prices::Prices;
 use crate::tls;
 use crate::upstream::Upstream;
+use crate::upstream_tls::Material;
 
 /// The configuration, the policy, and warnings about both.
 ///
@@ -42,6 +43,9 @@ fn read(path: &Path) -> Result<Draft, Vec<Mistake>> {
                 continue;
             }
             NamedFile::Tls(files) => tls::check(files).err().map(|why| why.to_string()),
+            NamedFile::UpstreamTls(settings) => {
+                Material::load(settings).err().map(|why| why.to_string())
+            }
             NamedFile::Credential(file) => credential_fault(file, &draft.config),
         };
         let told = fault.map(|message| mistake_at(*place, path, message));

@@ -74,7 +74,7 @@ fn acceptor(files: &TlsFiles) -> io::Result<Acceptor> {
     Ok(Acceptor::from_server_config(Arc::new(config)))
 }
 
-fn unreadable(path: &Path, why: &dyn std::fmt::Display) -> io::Error {
+pub(crate) fn unreadable(path: &Path, why: &dyn std::fmt::Display) -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,
         format!("{}: {why}", path.display()),
