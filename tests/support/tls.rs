@@ -23,13 +23,22 @@ pub fn certificates() -> &'static Certificates {
 
 impl Certificates {
     pub fn new() -> Self {
+        Self::for_names(&["127.0.0.1", "localhost"])
+    }
+
+    /// For a name of elsewhere.
+    pub fn of(name: &str) -> Self {
+        Self::for_names(&[name])
+    }
+
+    fn for_names(names: &[&str]) -> Self {
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority_key = KeyPair::generate().unwrap();
         let authority = params.self_signed(&authority_key).unwrap();
         let issuer = Issuer::new(params, authority_key);
         let key = KeyPair::generate().unwrap();
-        let names = ["127.0.0.1", "localhost"].map(str::to_owned);
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let certificate = CertificateParams::new(names)
             .and_then(|params| params.signed_by(&key, &issuer))
             .unwrap();
