@@ -66,6 +66,8 @@ pub struct Told {
     pub last_error: Option<LastError>,
 }
 
+/// Of an error, in characters.
+const MOST_TOLD: usize = 300;
 const OPEN: u64 = 0;
 const CLOSED: u64 = u64::MAX;
 
@@ -220,7 +222,7 @@ impl LastError {
     fn new(what: &str) -> Self {
         Self {
             at: SystemTime::now(),
-            what: what.to_owned(),
+            what: what.chars().take(MOST_TOLD).collect(),
         }
     }
 }

@@ -20,15 +20,23 @@ pub fn begin(state: &State) {
     let checked = state
         .upstreams()
         .filter_map(|upstream| Some((upstream, upstream.config.health_check.clone()?)));
+    let mut checked = checked.peekable();
+    if checked.peek().is_none() {
+        return;
+    }
+    // Their own, so that no check ever takes a connection of the pool or leaves one there.
+    let connector = Arc::new(Connector::new(None));
     for (upstream, settings) in checked {
-        let rounds = keep_checking(upstream.clone(), Arc::new(settings));
+        let rounds = keep_checking(connector.clone(), upstream.clone(), Arc::new(settings));
         tokio::spawn(state.draining().run_until_cancelled_owned(rounds));
     }
 }
 
-async fn keep_checking(upstream: Arc<Upstream>, settings: Arc<HealthCheck>) {
-    // Its own, so that no check ever takes a connection of the pool or leaves one there.
-    let connector = Arc::new(Connector::new(None));
+async fn keep_checking(
+    connector: Arc<Connector>,
+    upstream: Arc<Upstream>,
+    settings: Arc<HealthCheck>,
+) {
     let mut ticks = interval(settings.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -78,7 +86,7 @@ async fn check(
     match timeout(settings.timeout, asking).await {
         Ok(Ok(None | Some(..500))) => Ok(()),
         Ok(Ok(Some(status))) => Err(format!("answer {status}")),
-        Ok(Err(why)) => Err(why.to_string()),
+        Ok(Err(why)) => Err(why.to_string().trim_start().to_owned()),
         Err(_) => Err(format!("no answer within {:?}", settings.timeout)),
     }
 }

@@ -23,8 +23,6 @@ use crate::upstream_tls::Material;
 pub const RESOLVE_EVERY: Duration = Duration::from_secs(10);
 /// Addresses of one upstream that are used; those beyond are not.
 const MOST_ADDRESSES: usize = 64;
-/// Of an error, in bytes; what follows is the long-winded end of it.
-const MOST_TOLD: usize = 300;
 const KEEPALIVE: TcpKeepalive = TcpKeepalive {
     idle: Duration::from_secs(30),
     interval: Duration::from_secs(10),
@@ -336,7 +334,10 @@ impl Route {
             return None;
         }
         let first = self.turn % count;
-        let mut places = (first..count).chain(0..first);
+        // What an address does not get goes to each of the others in turn, not all to the one behind it.
+        let next = first + 1 + self.turn / count % (count - 1).max(1);
+        let others = (next..next + count).map(|place| place % count);
+        let mut places = std::iter::once(first).chain(others);
         let is_new = |place: &usize| self.tried & (1 << place) == 0;
         let is_healthy = |place: &usize| addresses[*place].health.admits(trial);
         places
@@ -361,9 +362,7 @@ impl Route {
     /// The newest attempt failed, for a reason that lies with the address.
     pub fn fails(&self, upstream: &Upstream, error: &Error) {
         if let Some(address) = &self.address {
-            let why = error.to_string();
-            let why = why.get(..MOST_TOLD).unwrap_or(&why);
-            upstream.blame(address, why);
+            upstream.blame(address, &error.to_string());
         }
     }
 
@@ -382,5 +381,139 @@ impl Route {
     /// Whether the upstream's settings allow for another attempt.
     pub fn may_go_on(&self, upstream: &Upstream) -> bool {
         self.attempts <= upstream.config.retries
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upstream(urls: &str) -> Upstream {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tiergate.yaml");
+        let text = format!(
+            "policy: p\nupstreams: {{u: {{url: {urls}, ejection: {{consecutive_failures: 1}}}}}}\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        let (config, _) = config::Config::load(&path).unwrap();
+        Upstream::new(config.upstreams[0].clone()).unwrap()
+    }
+
+    /// One address for each of these numbers.
+    fn sockets(numbers: impl IntoIterator<Item = u16>) -> Vec<SocketAddr> {
+        let hosts = numbers
+            .into_iter()
+            .map(|number| 0x0a00_0000 + u32::from(number));
+        hosts
+            .map(|host| SocketAddr::from((std::net::Ipv4Addr::from(host), 80)))
+            .collect()
+    }
+
+    /// The last number of the address that a new request would go to.
+    fn next(upstream: &Upstream) -> u8 {
+        let mut route = Route::default();
+        route.next(upstream, false).unwrap();
+        number(&route)
+    }
+
+    fn number(route: &Route) -> u8 {
+        match route.address.as_ref().unwrap().socket.ip() {
+            std::net::IpAddr::V4(ip) => ip.octets()[3],
+            std::net::IpAddr::V6(_) => 0,
+        }
+    }
+
+    fn refused() -> Box<Error> {
+        Error::new(ErrorType::ConnectRefused)
+    }
+
+    #[test]
+    fn an_address_that_stays_keeps_its_health() {
+        let upstream = upstream("http://h");
+        upstream.take_sockets(0, sockets([1, 2]));
+        upstream.blame(&upstream.addresses()[1], "x");
+        upstream.take_sockets(0, sockets([2, 3]));
+        let healthy = |at: usize| upstream.addresses()[at].health.told().healthy;
+        assert_eq!((healthy(0), healthy(1)), (false, true));
+        upstream.load_tls().unwrap();
+        assert_eq!((healthy(0), healthy(1)), (false, true));
+    }
+
+    #[test]
+    fn the_last_addresses_of_each_name_stay() {
+        let upstream = upstream("[http://h, http://i]");
+        upstream.take_sockets(0, sockets([1]));
+        upstream.take_sockets(1, sockets([2, 3]));
+        upstream.take_sockets(1, Vec::new());
+        assert_eq!([(); 6].map(|()| next(&upstream)), [1, 2, 3, 1, 2, 3]);
+    }
+
+    #[test]
+    fn no_more_addresses_are_used_than_there_is_room_for() {
+        let upstream = upstream("[http://h, http://i]");
+        upstream.take_sockets(0, sockets(0..100));
+        upstream.take_sockets(1, sockets(100..200));
+        assert_eq!(upstream.addresses().len(), MOST_ADDRESSES);
+        let mut route = Route {
+            turn: 63,
+            ..Route::default()
+        };
+        for _ in 0..MOST_ADDRESSES + 1 {
+            assert!(route.next(&upstream, false).is_some());
+        }
+    }
+
+    #[test]
+    fn what_an_ejected_address_does_not_get_goes_to_all_others() {
+        let upstream = upstream("http://h");
+        upstream.take_sockets(0, sockets(0..4));
+        upstream.blame(&upstream.addresses()[1], "x");
+        let mut counts = [0; 4];
+        for _ in 0..120 {
+            counts[usize::from(next(&upstream))] += 1;
+        }
+        assert_eq!(counts, [40, 0, 40, 40]);
+    }
+
+    #[test]
+    fn attempts_go_to_healthy_addresses_first_then_to_the_others_and_to_none_twice() {
+        let upstream = upstream("http://h");
+        upstream.take_sockets(0, sockets(0..4));
+        for ejected in [0, 2] {
+            upstream.blame(&upstream.addresses()[ejected], "x");
+        }
+        let mut route = Route::default();
+        let mut tried = Vec::new();
+        while tried.is_empty() || route.fails_to_connect(&upstream, &refused()) {
+            route.next(&upstream, false).unwrap();
+            tried.push(number(&route));
+        }
+        tried[..2].sort_unstable();
+        tried[2..].sort_unstable();
+        assert_eq!(tried, [1, 3, 0, 2]);
+    }
+
+    #[test]
+    fn a_dead_connection_of_the_pool_does_not_speak_against_its_address() {
+        let upstream = upstream("http://h");
+        upstream.take_sockets(0, sockets([1]));
+        let mut route = Route::default();
+        route.next(&upstream, false).unwrap();
+        let dead = Error::new(ErrorType::H2Error);
+        assert!(route.fails_to_connect(&upstream, &dead));
+        assert!(upstream.addresses()[0].health.told().healthy);
+        route.next(&upstream, false).unwrap();
+        assert!(!route.fails_to_connect(&upstream, &refused()));
+    }
+
+    #[test]
+    fn a_peer_of_https_always_has_a_name_and_upgrades_a_group_of_their_own() {
+        let upstream = upstream("https://h");
+        upstream.take_sockets(0, sockets([1]));
+        let address = &upstream.addresses()[0];
+        let (plain, upgrade) = (address.peer(false), address.peer(true));
+        assert_eq!((plain.sni.as_str(), upgrade.sni.as_str()), ("h", "h"));
+        assert_ne!(plain.group_key, upgrade.group_key);
+        assert!(plain.options.read_timeout.is_some() && upgrade.options.read_timeout.is_none());
     }
 }

@@ -58,7 +58,10 @@ fn the_authorities_of_an_upstream_are_trusted_in_place_of_the_systems() {
     );
     let status = wrong.status();
     let addresses = status["upstreams"]["main"]["addresses"].to_string();
-    assert!(addresses.contains("invalid peer certificate"), "{addresses}");
+    assert!(
+        addresses.contains("invalid peer certificate"),
+        "{addresses}"
+    );
     assert_eq!(wrong.record()["service_tier"], serde_json::Value::Null);
     upstream.requests(2);
 }
