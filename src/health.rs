@@ -61,7 +61,7 @@ pub struct Told {
     pub healthy: bool,
     pub failures: u32,
     pub ejected_until: Option<SystemTime>,
-    /// None where nothing is known.
+    /// None where nothing is known, or too few have failed to say.
     pub check_passes: Option<bool>,
     pub last_error: Option<LastError>,
 }
@@ -158,9 +158,9 @@ impl Health {
                 .ejected_until
                 .map(|until| SystemTime::now() + left(until)),
             check_passes: match record.check {
-                Check::Unknown => None,
+                Check::Unknown | Check::Failed(_) => None,
                 Check::Failing(_) => Some(false),
-                Check::Failed(_) | Check::Passing => Some(true),
+                Check::Passing => Some(true),
             },
             last_error: record.last_error.clone(),
         }

@@ -912,7 +912,10 @@ fn is_reset(error: &Error, exchange: &Exchange) -> bool {
 /// Whether the same bytes can be sent again to an upstream that did not begin to answer.
 fn may_retry(session: &mut Session, exchange: &Exchange) -> bool {
     let replayable = match &exchange.body {
-        Body::Ready(_) => true,
+        // Of a body without a length Pingora may have kept too little to begin again; it would wait for the rest forever.
+        Body::Ready(_) => {
+            session.get_retry_buffer().is_some() || session.as_downstream_mut().is_body_empty()
+        }
         Body::Streamed(_) => session.is_body_done() && !session.retry_buffer_truncated(),
         Body::Held(_) => false,
         Body::None => session.as_downstream_mut().is_body_empty(),
