@@ -55,6 +55,24 @@ impl Material {
         })
     }
 
+    /// Whether connections made with the one will do for the other.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.read() == other.read()
+    }
+
+    /// All that it was read from.
+    fn read(&self) -> Vec<Vec<u8>> {
+        let authorities = self.authorities.iter().flat_map(|all| all.iter().map(raw));
+        // What stands between the two lists belongs to neither.
+        let mut read: Vec<Vec<u8>> = authorities.chain([Vec::new()]).collect();
+        if let Some(identity) = &self.identity {
+            read.push(identity.key().clone());
+            read.push(raw(identity.leaf()));
+            read.extend(identity.intermediates().into_iter().map(raw));
+        }
+        read
+    }
+
     /// Has the connections of a peer made with this.
     pub fn apply(&self, peer: &mut HttpPeer) {
         peer.options.ca.clone_from(&self.authorities);
@@ -112,6 +130,10 @@ fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
         X509Certificate::from_der(certificate).map_err(|why| unreadable(path, &why))?;
     }
     Ok(certificates)
+}
+
+fn raw(certificate: &WrappedX509) -> Vec<u8> {
+    certificate.borrow_raw_cert().clone()
 }
 
 fn wrapped(certificate: &CertificateDer<'static>) -> WrappedX509 {

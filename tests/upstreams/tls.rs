@@ -177,6 +177,22 @@ fn changed_files_are_taken_and_kept_connections_of_before_are_not_used() {
 }
 
 #[test]
+fn kept_connections_outlast_a_reload_that_changes_nothing() {
+    let upstream = upstream::json("{}").run_with_tls();
+    let proxy = trusting(
+        &upstream,
+        &certificates().authority,
+        ", cert: cert.pem, key: key.pem",
+    );
+    assert_eq!(ask(&proxy), 200);
+    proxy.signal(libc::SIGHUP);
+    proxy.await_stderr("policy loaded");
+    assert!(proxy.stderr().contains("upstream `main`: tls loaded"));
+    assert_eq!(ask(&proxy), 200);
+    assert_eq!(upstream.connections(), 1);
+}
+
+#[test]
 fn an_upstream_does_not_use_connections_that_another_one_trusts() {
     let upstream = upstream::json("{}").run_with_tls();
     let policy = "\
