@@ -1,6 +1,7 @@
 //! The admin listener: health, readiness, status, metrics. It reads the state and changes nothing.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use http::{Method, Response, StatusCode};
@@ -9,6 +10,7 @@ use pingora_core::protocols::http::ServerSession;
 use serde_json::json;
 
 use crate::state::State;
+use crate::upstream::Address;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -111,20 +113,35 @@ fn listeners(state: &State) -> Vec<serde_json::Value> {
     told.collect()
 }
 
+/// How an address fares.
+fn told(address: &Address) -> serde_json::Value {
+    let told = address.health.told();
+    let last_error = told.last_error;
+    json!({
+        "address": address.socket.to_string(),
+        "url": address.origin.url.to_string(),
+        "healthy": told.healthy,
+        "failures": told.failures,
+        "ejected_until": told.ejected_until.and_then(time),
+        "check_passes": told.check_passes,
+        "last_error": last_error.map(|error| json!({"at": time(error.at), "what": error.what})),
+    })
+}
+
+fn time(at: SystemTime) -> Option<String> {
+    let at = jiff::Timestamp::try_from(at).ok()?;
+    Some(at.to_string())
+}
+
 fn status(state: &State) -> String {
     let policy = state.policy.current();
     let last = state.policy.last();
-    let loaded_at = jiff::Timestamp::try_from(last.loaded_at)
-        .map(|time| time.to_string())
-        .ok();
+    let loaded_at = time(last.loaded_at);
     let upstreams: serde_json::Map<String, serde_json::Value> = state
         .upstreams()
         .map(|upstream| {
-            let addresses: Vec<String> = upstream
-                .addresses()
-                .iter()
-                .map(ToString::to_string)
-                .collect();
+            let addresses = upstream.addresses();
+            let addresses: Vec<_> = addresses.iter().map(|address| told(address)).collect();
             let kind = upstream.config.kind.as_str();
             (
                 upstream.config.name.clone(),

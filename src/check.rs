@@ -10,6 +10,7 @@ use crate::prices::Prices;
 use crate::reload;
 use crate::tls;
 use crate::upstream::Upstream;
+use crate::upstream_tls::Material;
 
 /// Whether keys and certificates are read. Credentials of systemd can be read by the service, and not by the command of its
 /// `ExecReload`.
@@ -55,6 +56,9 @@ fn read(path: &Path, secrets: Secrets) -> Result<Draft, Vec<Mistake>> {
             }
             _ if secrets == Secrets::Unread => continue,
             NamedFile::Tls(files) => tls::check(files).err().map(|why| why.to_string()),
+            NamedFile::UpstreamTls(settings) => {
+                Material::load(settings).err().map(|why| why.to_string())
+            }
             NamedFile::Credential(file) => credential_fault(file, &draft.config),
         };
         let told = fault.map(|message| mistake_at(*place, path, message));

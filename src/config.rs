@@ -1,7 +1,8 @@
 //! The server configuration: read once at start, every setting resolved and checked. It opens no socket and reads none
 //! of the files that it names.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,7 +45,8 @@ pub struct TlsFiles {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
     pub name: String,
-    pub url: Url,
+    /// At least one, none twice, all of them http or all https.
+    pub urls: Vec<Url>,
     pub kind: UpstreamKind,
     pub served_tier: ServedTier,
     pub messages: MessagesMode,
@@ -55,6 +57,15 @@ pub struct Upstream {
     pub response_timeout: Duration,
     /// Between two reads of the response.
     pub idle_timeout: Duration,
+    /// For a connection that no request uses.
+    pub keepalive_timeout: Duration,
+    /// Further attempts for a request that nothing of has been taken.
+    pub retries: usize,
+    pub http2: Http2,
+    pub tls: UpstreamTls,
+    pub ejection: Ejection,
+    /// None where addresses are judged by requests alone.
+    pub health_check: Option<HealthCheck>,
     pub on_client_abort: OnClientAbort,
     /// How long an answer is read on without its client, where `on_client_abort` says so.
     pub abort_drain: Duration,
@@ -65,13 +76,59 @@ pub struct Upstream {
 /// Where an upstream is: `http(s)://host[:port][/prefix]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Url {
-    /// Then the host is a DNS name, which TLS needs for SNI: without it nothing would be verified.
+    /// Then the host is a DNS name, or `tls.server_name` is one: TLS needs it for SNI, and without it nothing would be
+    /// verified.
     pub tls: bool,
     /// A DNS name in lower case, or an IP address, IPv6 without brackets.
     pub host: String,
     pub port: u16,
     /// Put before each request's path: empty, or a path without a trailing slash.
     pub prefix: String,
+}
+
+/// HTTP/2 towards an upstream; it is used where TLS agrees on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Http2 {
+    /// Requests that share a connection at once.
+    pub max_streams: usize,
+    /// Between two pings; zero for none.
+    pub ping_interval: Duration,
+}
+
+/// TLS towards an upstream; what is not said is as the system has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// Certificates of the authorities that are trusted in place of the system's, PEM.
+    pub ca: Option<PathBuf>,
+    /// What the proxy shows to an upstream that asks.
+    pub identity: Option<TlsFiles>,
+    /// The DNS name that is asked for and verified in place of the URL's host.
+    pub server_name: Option<String>,
+}
+
+/// When an address that fails gets no requests for a while.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ejection {
+    /// Failures without a success between them; 0 for never.
+    pub consecutive_failures: u32,
+    /// Of a first ejection; each one that follows without a success between them takes twice as long.
+    pub base_time: Duration,
+    pub max_time: Duration,
+    /// Whether an answer 502, 503 or 504 is a failure.
+    pub gateway_errors: bool,
+}
+
+/// Addresses are asked whether they work, requests or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// Of a GET, as it is sent; without it a connection is all that is asked for.
+    pub path: Option<String>,
+    pub interval: Duration,
+    pub timeout: Duration,
+    /// Checks that fail in a row before an address gets no more requests.
+    pub unhealthy_threshold: u32,
+    /// Checks that pass in a row before it gets them again.
+    pub healthy_threshold: u32,
 }
 
 /// What stands behind an upstream's URL: a name for the defaults of two settings.
@@ -152,6 +209,8 @@ pub struct Limits {
     pub connections: usize,
     /// Requests that run in the process at once.
     pub requests_in_flight: Option<u64>,
+    /// Connections to all upstreams that are kept while no request uses them, of HTTP/1.1 and of HTTP/2 each.
+    pub idle_upstream_connections: usize,
     /// For a whole request head.
     pub header_timeout: Duration,
     /// Between two reads of a request body.
@@ -237,6 +296,36 @@ impl MessagesMode {
     }
 }
 
+impl UpstreamTls {
+    /// Those that it names.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let identity = self.identity.iter();
+        let identity = identity.flat_map(|files| [&files.cert, &files.key]);
+        self.ca.iter().chain(identity).map(PathBuf::as_path)
+    }
+}
+
+impl Default for Http2 {
+    fn default() -> Http2 {
+        Http2 {
+            // The least that RFC 9113 section 6.5.2 recommends servers to allow.
+            max_streams: 100,
+            ping_interval: Duration::ZERO,
+        }
+    }
+}
+
+impl Default for Ejection {
+    fn default() -> Ejection {
+        Ejection {
+            consecutive_failures: 3,
+            base_time: Duration::from_secs(10),
+            max_time: Duration::from_secs(300),
+            gateway_errors: false,
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
@@ -248,6 +337,7 @@ impl Default for Limits {
             json_depth: 512,
             connections: 65_536,
             requests_in_flight: None,
+            idle_upstream_connections: 1024,
             header_timeout: Duration::from_secs(30),
             body_idle_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(600),
@@ -276,7 +366,7 @@ impl Url {
             );
         }
         let (host, port) = split_port(authority, if tls { 443 } else { 80 })?;
-        let host = parse_host(host, tls)?;
+        let host = parse_host(host)?;
         let prefix = path.strip_suffix('/').unwrap_or(path).to_owned();
         if !path.is_empty() && endpoint::classify(path.as_bytes(), &[]).ambiguous {
             return Err("the path of the URL has an empty or dot segment, or a needless escape");
@@ -289,6 +379,26 @@ impl Url {
         })
     }
 
+    /// Whether its host is an address, and no name that could be verified.
+    pub fn is_address(&self) -> bool {
+        self.host.parse::<IpAddr>().is_ok()
+    }
+
+    /// Host and port as in a `Host` header: the port only where it is not the scheme's own.
+    pub fn authority(&self) -> String {
+        let standard = if self.tls { 443 } else { 80 };
+        let host = if self.host.contains(':') {
+            format!("[{}]", self.host)
+        } else {
+            self.host.clone()
+        };
+        if self.port == standard {
+            host
+        } else {
+            format!("{host}:{}", self.port)
+        }
+    }
+
     /// Stands for a URL with a mistake while the rest of the file is read.
     pub(crate) fn placeholder() -> Url {
         Url {
@@ -297,6 +407,13 @@ impl Url {
             port: 80,
             prefix: String::new(),
         }
+    }
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority(), self.prefix)
     }
 }
 
@@ -311,7 +428,7 @@ fn split_port(authority: &str, default: u16) -> Result<(&str, u16), &'static str
     }
 }
 
-fn parse_host(host: &str, tls: bool) -> Result<String, &'static str> {
+fn parse_host(host: &str) -> Result<String, &'static str> {
     let bracketed = host
         .strip_prefix('[')
         .and_then(|rest| rest.strip_suffix(']'));
@@ -319,11 +436,6 @@ fn parse_host(host: &str, tls: bool) -> Result<String, &'static str> {
         Some(inner) => inner.parse::<Ipv6Addr>().is_ok(),
         None => host.parse::<Ipv4Addr>().is_ok(),
     };
-    if is_address && tls {
-        return Err(
-            "an https upstream needs a host name: certificates are not verified for a bare IP address",
-        );
-    }
     if is_address {
         return Ok(bracketed.unwrap_or(host).to_owned());
     }
@@ -336,7 +448,7 @@ fn parse_host(host: &str, tls: bool) -> Result<String, &'static str> {
 
 /// By RFC 1123, with the underscore that container networks use. A last label of digits would make it an address in a
 /// spelling, like `127.1`, that resolvers understand and TLS does not.
-fn is_dns_name(host: &str) -> bool {
+pub(crate) fn is_dns_name(host: &str) -> bool {
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
             && label
@@ -397,14 +509,45 @@ mod tests {
     }
 
     #[test]
-    fn a_url_that_would_not_be_verified_or_not_be_understood_is_refused() {
-        for text in "https://127.0.0.1 https://[::1] https://127.1 https:// ftp://host host HTTPS://host http://a@host \
+    fn a_url_that_would_not_be_understood_is_refused() {
+        for text in "https://127.1 https:// ftp://host host HTTPS://host http://a@host \
             http://host?q http://host#f http://host:x http://host: http://host:70000 http://-a.b http://a..b http://a. \
             http://host/a//b http://host/../b http://[::1 http://::1 http://host/%61"
             .split_ascii_whitespace()
         {
             assert!(url(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_url_is_shown_as_it_is_meant() {
+        for text in [
+            "https://api.openai.com",
+            "http://127.0.0.1:8080/base",
+            "http://[::1]:81",
+            "http://[::1]",
+        ] {
+            assert_eq!(Url::parse(text).unwrap().to_string(), text);
+        }
+        assert_eq!(
+            Url::parse("https://A.b:443/").unwrap().to_string(),
+            "https://a.b"
+        );
+    }
+
+    #[test]
+    fn an_upstream_has_one_url_or_a_list() {
+        let config = load("upstreams: {a: {url: http://h}, b: {url: [http://h, http://i/x]}}");
+        let counts = config.upstreams.iter().map(|upstream| upstream.urls.len());
+        assert_eq!(counts.collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[test]
+    fn a_bare_address_can_be_verified_by_a_name_that_is_given() {
+        let config =
+            load("upstreams: {a: {url: https://127.0.0.1, tls: {server_name: API.example}}}");
+        let tls = &config.upstreams[0].tls;
+        assert_eq!(tls.server_name.as_deref(), Some("api.example"));
     }
 
     #[test]

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{
-    ABORTS, Config, KINDS, LOG_FORMATS, Limits, Listen, LogFormat, LogSettings, LogTarget,
-    MESSAGES_MODES, OnClientAbort, SERVED_TIERS, ServerOptions, TlsFiles, Upstream, UpstreamKind,
-    Url,
+    ABORTS, Config, Ejection, HealthCheck, Http2, KINDS, LOG_FORMATS, Limits, Listen, LogFormat,
+    LogSettings, LogTarget, MESSAGES_MODES, OnClientAbort, SERVED_TIERS, ServerOptions, TlsFiles,
+    Upstream, UpstreamKind, UpstreamTls, Url, is_dns_name,
 };
 use crate::endpoint;
 use crate::mistake::{Mistake, Mistakes, Place};
@@ -29,6 +29,7 @@ pub(crate) struct Draft {
 pub(crate) enum NamedFile {
     Prices(PathBuf),
     Tls(TlsFiles),
+    UpstreamTls(UpstreamTls),
     Credential(PathBuf),
 }
 
@@ -42,6 +43,12 @@ const MAX_CONNECTIONS: u64 = 1_000_000;
 /// Of `requests_in_flight`, and of a group's `max_in_flight`.
 pub(crate) const MAX_IN_FLIGHT: u64 = 1_000_000;
 const MAX_NAME_BYTES: usize = 64;
+const MAX_URLS: usize = 64;
+/// Pingora makes 16 attempts at most.
+const MAX_RETRIES: u64 = 15;
+const MAX_H2_STREAMS: u64 = 10_000;
+/// Of failures and of checks in a row.
+const MAX_IN_A_ROW: u64 = 1000;
 
 impl Draft {
     /// An unreadable file, or one without a tree, leaves nothing to go on with.
@@ -189,12 +196,12 @@ impl Reader<'_> {
         let mut fields = entry.value.fields(entry.place, self.mistakes);
         let kind = fields.choice("kind", &KINDS, UpstreamKind::OpenAi);
         let (served_tier, messages) = kind.presets();
+        let tls = fields.optional_entry("tls");
+        let url = fields.required("url");
+        let (urls, tls) = self.urls_and_tls(url, tls);
         let upstream = Upstream {
             name: entry.key.to_string(),
-            url: fields
-                .required("url")
-                .and_then(|node| self.url(node))
-                .unwrap_or_else(Url::placeholder),
+            urls,
             kind,
             served_tier: fields.choice("served_tier", &SERVED_TIERS, served_tier),
             messages: fields.choice("messages", &MESSAGES_MODES, messages),
@@ -204,6 +211,19 @@ impl Reader<'_> {
             connect_timeout: fields.timeout("connect_timeout", Duration::from_secs(5)),
             response_timeout: fields.timeout("response_timeout", Duration::from_secs(600)),
             idle_timeout: fields.timeout("idle_timeout", Duration::from_secs(600)),
+            // Before most servers close them first.
+            keepalive_timeout: fields.timeout("keepalive_timeout", Duration::from_secs(50)),
+            retries: fields.integer("retries", 0..=MAX_RETRIES, 3) as usize,
+            http2: fields
+                .optional_entry("http2")
+                .map_or_else(Http2::default, |entry| self.http2(entry)),
+            tls,
+            ejection: fields
+                .optional_entry("ejection")
+                .map_or_else(Ejection::default, |entry| self.ejection(entry)),
+            health_check: fields
+                .optional_entry("health_check")
+                .map(|entry| self.health_check(entry)),
             on_client_abort: fields.choice("on_client_abort", &ABORTS, OnClientAbort::Cancel),
             abort_drain: fields.timeout("abort_drain", Duration::from_secs(30)),
             place: entry.place,
@@ -212,11 +232,155 @@ impl Reader<'_> {
         upstream
     }
 
-    fn url(&self, node: &Node<'_>) -> Option<Url> {
+    /// Where the upstream is, and how TLS is spoken there: whether the one will do depends on the other.
+    fn urls_and_tls(
+        &self,
+        url: Option<&Node<'_>>,
+        tls: Option<&Entry<'_>>,
+    ) -> (Vec<Url>, UpstreamTls) {
+        let settings = tls.map_or_else(UpstreamTls::default, |entry| self.upstream_tls(entry));
+        let mut urls = url.map_or_else(Vec::new, |node| self.urls(node));
+        let named = settings.server_name.is_some();
+        if let Some((place, _)) = urls.iter().find(|(_, url)| url.tls && url.is_address())
+            && !named
+        {
+            self.mistakes.add(*place, "an https upstream needs a host name or `tls.server_name`: certificates are not verified for a bare IP address");
+        }
+        if let (Some(entry), Some((_, Url { tls: false, .. }))) = (tls, urls.first()) {
+            self.mistakes
+                .add(entry.place, "`tls` is for https, and the URL is http");
+        }
+        if urls.is_empty() {
+            urls.push((Place::START, Url::placeholder()));
+        }
+        (urls.into_iter().map(|(_, url)| url).collect(), settings)
+    }
+
+    /// One URL, or a list of them.
+    fn urls(&self, node: &Node<'_>) -> Vec<(Place, Url)> {
+        if !node.is_list() {
+            return self.url(node).into_iter().collect();
+        }
+        let items = node.list(self.mistakes);
+        if items.is_empty() || items.len() > MAX_URLS {
+            let expected = format!("expected 1 to {MAX_URLS} URLs");
+            self.mistakes.add(node.place, expected);
+        }
+        let mut urls: Vec<(Place, Url)> = Vec::new();
+        for (place, url) in items.iter().filter_map(|item| self.url(item)) {
+            if urls.iter().any(|(_, other)| *other == url) {
+                self.mistakes.add(place, "the URL is listed twice");
+            }
+            if urls.first().is_some_and(|(_, first)| first.tls != url.tls) {
+                let all = "the URLs of an upstream are all http or all https";
+                self.mistakes.add(place, all);
+            }
+            urls.push((place, url));
+        }
+        urls
+    }
+
+    fn url(&self, node: &Node<'_>) -> Option<(Place, Url)> {
         let text = node.string(self.mistakes)?;
         Url::parse(text)
+            .map(|url| (node.place, url))
             .map_err(|reason| self.mistakes.add(node.place, reason))
             .ok()
+    }
+
+    fn upstream_tls(&self, entry: &Entry<'_>) -> UpstreamTls {
+        let mut fields = entry.value.fields(entry.place, self.mistakes);
+        let ca = fields.optional("ca").and_then(|node| self.file(node));
+        let cert = fields.optional("cert");
+        let key = fields.optional("key");
+        if cert.is_some() != key.is_some() {
+            let together = "`cert` and `key` are given together";
+            self.mistakes.add(entry.place, together);
+        }
+        let cert = cert.and_then(|node| self.file(node));
+        let key = key.and_then(|node| self.file(node));
+        let tls = UpstreamTls {
+            ca,
+            identity: cert.zip(key).map(|(cert, key)| TlsFiles { cert, key }),
+            server_name: fields
+                .optional("server_name")
+                .and_then(|node| self.server_name(node)),
+        };
+        fields.finish();
+        self.files
+            .borrow_mut()
+            .push((entry.place, NamedFile::UpstreamTls(tls.clone())));
+        tls
+    }
+
+    fn server_name(&self, node: &Node<'_>) -> Option<String> {
+        let text = node.string(self.mistakes)?;
+        if is_dns_name(text) {
+            return Some(text.to_ascii_lowercase());
+        }
+        self.mistakes
+            .add(node.place, "expected a host name like `api.example.com`");
+        None
+    }
+
+    fn http2(&self, entry: &Entry<'_>) -> Http2 {
+        let default = Http2::default();
+        let mut fields = entry.value.fields(entry.place, self.mistakes);
+        let most = default.max_streams as u64;
+        let most = fields.integer("max_streams", 1..=MAX_H2_STREAMS, most);
+        let http2 = Http2 {
+            max_streams: usize::try_from(most).unwrap_or(default.max_streams),
+            ping_interval: fields.duration("ping_interval", default.ping_interval),
+        };
+        fields.finish();
+        http2
+    }
+
+    fn ejection(&self, entry: &Entry<'_>) -> Ejection {
+        let default = Ejection::default();
+        let mut fields = entry.value.fields(entry.place, self.mistakes);
+        let failures = u64::from(default.consecutive_failures);
+        let failures = fields.integer("consecutive_failures", 0..=MAX_IN_A_ROW, failures);
+        let ejection = Ejection {
+            consecutive_failures: failures as u32,
+            base_time: fields.timeout("base_time", default.base_time),
+            max_time: fields.timeout("max_time", default.max_time),
+            gateway_errors: fields.boolean("gateway_errors", default.gateway_errors),
+        };
+        fields.finish();
+        if ejection.max_time < ejection.base_time {
+            self.mistakes
+                .add(entry.place, "`max_time` is less than `base_time`");
+        }
+        ejection
+    }
+
+    fn health_check(&self, entry: &Entry<'_>) -> HealthCheck {
+        let mut fields = entry.value.fields(entry.place, self.mistakes);
+        let unhealthy = fields.integer("unhealthy_threshold", 1..=MAX_IN_A_ROW, 3);
+        let healthy = fields.integer("healthy_threshold", 1..=MAX_IN_A_ROW, 1);
+        let check = HealthCheck {
+            path: fields
+                .optional("path")
+                .and_then(|node| self.check_path(node)),
+            interval: fields.timeout("interval", Duration::from_secs(10)),
+            timeout: fields.timeout("timeout", Duration::from_secs(3)),
+            unhealthy_threshold: unhealthy as u32,
+            healthy_threshold: healthy as u32,
+        };
+        fields.finish();
+        check
+    }
+
+    fn check_path(&self, node: &Node<'_>) -> Option<String> {
+        let text = node.string(self.mistakes)?;
+        let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'#';
+        if text.starts_with('/') && text.bytes().all(plain) {
+            return Some(text.to_owned());
+        }
+        self.mistakes
+            .add(node.place, "expected a path like `/healthz`");
+        None
     }
 
     fn access_log(&self, entry: &Entry<'_>) -> LogSettings {
@@ -256,9 +420,13 @@ impl Reader<'_> {
         let depth = fields.integer("json_depth", 1..=MAX_JSON_DEPTH, default.json_depth as u64);
         let connections = default.connections as u64;
         let connections = fields.integer("connections", 1..=MAX_CONNECTIONS, connections);
+        let kept = default.idle_upstream_connections as u64;
+        let kept = fields.integer("idle_upstream_connections", 1..=MAX_CONNECTIONS, kept);
         let limits = Limits {
             header: fields.size("header", default.header),
             connections: usize::try_from(connections).unwrap_or(default.connections),
+            idle_upstream_connections: usize::try_from(kept)
+                .unwrap_or(default.idle_upstream_connections),
             requests_in_flight: fields
                 .optional("requests_in_flight")
                 .and_then(|node| node.integer(1..=MAX_IN_FLIGHT, self.mistakes)),

@@ -22,7 +22,7 @@ use crate::patient_h2::make_patient;
 use crate::policy::Credential;
 use crate::state::State;
 use crate::turn::{Ending, Sent, Turn, cut, header_text, set_tier};
-use crate::upstream::Upstream;
+use crate::upstream::{Route, Upstream};
 use crate::usage::ResponseObserver;
 
 /// The longest of each text that a client chooses, in bytes, so that a line stays below 16 KiB even where every byte of
@@ -46,9 +46,8 @@ pub struct Exchange {
     /// Why the proxy itself answers, if it does.
     pub refusal: Option<Refusal>,
     pub upstream: Option<Arc<Upstream>>,
-    /// Where among the upstream's addresses the first attempt went, and how many attempts there were.
-    pub first_address: usize,
-    pub attempts: usize,
+    /// The attempts so far, and the address of the newest.
+    pub route: Route,
     pub observer: Option<ResponseObserver>,
     /// The client asks for a WebSocket.
     pub upgrade: bool,
@@ -103,8 +102,7 @@ impl Exchange {
             body_idle: None,
             refusal: None,
             upstream: None,
-            first_address: 0,
-            attempts: 0,
+            route: Route::default(),
             observer: None,
             upgrade: false,
             conversation: None,
@@ -252,7 +250,7 @@ impl Exchange {
             .take()
             .map(ResponseObserver::finish)
             .unwrap_or_default();
-        let tried = self.upstream.as_deref().filter(|_| self.attempts > 0);
+        let tried = self.upstream.as_deref().filter(|_| self.route.has_begun());
         self.turn
             .log(&self.state, &self.arrival, tried, ending, &observed);
     }

@@ -253,7 +253,7 @@ impl Explanation {
                 .map_err(|_| Cause::Internal)?;
         }
         self.edits = header_edits(request, decision, &upstream, rewritten.as_ref())?;
-        self.upstream_url = Some(url_of(&upstream));
+        self.upstream_url = Some(urls_of(&upstream));
         self.body = rewritten
             .as_ref()
             .map(|bytes| request.shown(&beginning(bytes)).to_owned());
@@ -306,8 +306,11 @@ fn header_edits(
     upstream: &Upstream,
     rewritten: Option<&Bytes>,
 ) -> Result<Vec<String>, Refusal> {
+    // Which one is a matter of turns; the first stands for all.
+    let origin = &upstream.origins[0];
     let edit = HeadEdit {
         upstream,
+        origin,
         target: request.head.raw_path(),
         credential: Some(decision.credential.header),
         endpoint: decision.endpoint,
@@ -347,11 +350,9 @@ fn lines(headers: &HeaderMap, name: &HeaderName) -> String {
     texts.join(", ")
 }
 
-fn url_of(upstream: &Upstream) -> String {
-    let url = &upstream.config.url;
-    let scheme = if url.tls { "https" } else { "http" };
-    let host = String::from_utf8_lossy(upstream.host.as_bytes());
-    format!("{scheme}://{host}{}", url.prefix)
+fn urls_of(upstream: &Upstream) -> String {
+    let urls = upstream.config.urls.iter().map(ToString::to_string);
+    urls.collect::<Vec<_>>().join(", ")
 }
 
 /// The first part of a body, on one line.

@@ -54,11 +54,14 @@ pub mod content_coding;
 pub mod conversation;
 pub mod cork;
 pub mod error;
+pub mod health;
+pub mod health_check;
 pub mod in_flight;
 pub mod json;
 pub mod proxy;
 pub mod service_tier;
 pub mod upstream;
+pub mod upstream_tls;
 pub mod websocket;
 
 // Account.

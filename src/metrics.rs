@@ -56,6 +56,9 @@ pub struct Metrics {
     buffered_limit: IntGauge,
     access_log_errors: IntCounter,
     certificate_expiry: IntGaugeVec,
+    address_healthy: IntGaugeVec,
+    ejections: IntCounterVec,
+    retries: IntCounterVec,
 }
 
 /// What one group has done since the start.
@@ -200,6 +203,30 @@ impl Default for Metrics {
                     &["listener"],
                 ),
             ),
+            address_healthy: register(
+                &registry,
+                gauges(
+                    "tiergate_upstream_address_healthy",
+                    "1 for an address that is neither ejected nor failing its checks.",
+                    &["upstream", "address"],
+                ),
+            ),
+            ejections: register(
+                &registry,
+                counters(
+                    "tiergate_upstream_ejections_total",
+                    "Ejections of an upstream's addresses after requests that failed there.",
+                    &["upstream"],
+                ),
+            ),
+            retries: register(
+                &registry,
+                counters(
+                    "tiergate_upstream_retries_total",
+                    "Attempts after the first one of a request.",
+                    &["upstream"],
+                ),
+            ),
             registry,
         }
     }
@@ -302,12 +329,37 @@ impl Metrics {
         self.buffered_bytes.set(state.budget.used() as i64);
         self.buffered_limit.set(state.limits.buffered as i64);
         raise_to(&self.access_log_errors, state.log.errors());
+        self.read_upstreams(state);
         let mut out = Vec::new();
         // A `Vec` takes all that is written to it, and the families are well formed by construction.
         TextEncoder::new()
             .encode(&self.registry.gather(), &mut out)
             .expect("metrics can be written to memory");
         out
+    }
+
+    /// Addresses come and go with their names, and with them their series.
+    fn read_upstreams(&self, state: &State) {
+        self.address_healthy.reset();
+        for upstream in state.upstreams() {
+            let name = upstream.config.name.as_str();
+            raise_to(
+                &self.ejections.with_label_values(&[name]),
+                upstream.ejections(),
+            );
+            raise_to(&self.retries.with_label_values(&[name]), upstream.retries());
+            let mut healthy = BTreeMap::new();
+            for address in upstream.addresses().iter() {
+                // Two URLs may lead to the same one, by another host or path.
+                *healthy.entry(address.socket.to_string()).or_insert(true) &=
+                    address.health.told().healthy;
+            }
+            for (address, healthy) in healthy {
+                let labels = [name, address.as_str()];
+                let gauge = self.address_healthy.with_label_values(&labels);
+                gauge.set(i64::from(healthy));
+            }
+        }
     }
 }
 

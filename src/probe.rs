@@ -245,7 +245,10 @@ fn ends_response(event: &[u8]) -> bool {
 /// In the place of the group's upstream. It knows the key that is probed with, and sets the tier itself.
 fn running_proxy(group: &Group, url: &Url) -> config::Upstream {
     config::Upstream {
-        url: url.clone(),
+        urls: vec![url.clone()],
+        // What the upstream is shown is nothing to the proxy before it.
+        tls: config::UpstreamTls::default(),
+        health_check: None,
         credential_file: None,
         messages: MessagesMode::Tier,
         ..(*group.upstream).clone()

@@ -29,7 +29,7 @@ use crate::policy::{ANTHROPIC_BETA, CredentialHeader, FAST_MODE_BETA, Head, Orde
 use crate::service_tier::{Edit, PRIORITY, observed_tier};
 use crate::state::State;
 use crate::turn::Ending;
-use crate::upstream::Upstream;
+use crate::upstream::{Origin, Upstream};
 
 /// What Pingora keeps of a body for another attempt. The rest of a body that is read here has to fit, for Pingora sends
 /// a body only by replaying what it kept.
@@ -37,10 +37,6 @@ const PINGORA_REPLAY_BYTES: u64 = 64 * 1024;
 /// What is still read of a refused request, so that its client gets to read the answer before the connection closes.
 const LINGER_BYTES: usize = 1 << 20;
 const LINGER_TIME: Duration = Duration::from_secs(2);
-/// Keeps the pooled connections of other requests from upgrades.
-const UPGRADES: u64 = 1;
-/// The attempts for one request, over all addresses and dead pooled connections.
-const MOST_ATTEMPTS: usize = 4;
 /// A client that takes no byte of its answer for this long is gone.
 const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -115,15 +111,10 @@ impl ProxyHttp for Gate {
         _session: &mut Session,
         exchange: &mut Box<Exchange>,
     ) -> Result<Box<HttpPeer>> {
-        let Some(upstream) = exchange.upstream.clone() else {
+        let Some(upstream) = &exchange.upstream else {
             return Error::e_explain(ErrorType::InternalError, "no upstream was decided");
         };
-        if exchange.attempts == 0 {
-            exchange.first_address = upstream.next_turn();
-        }
-        let turn = exchange.first_address + exchange.attempts;
-        exchange.attempts += 1;
-        match upstream.peer(turn, exchange.upgrade) {
+        match exchange.route.next(upstream, exchange.upgrade) {
             Some(peer) if exchange.upgrade => Ok(Box::new(corked(peer, &exchange.deadline))),
             Some(peer) => Ok(Box::new(peer)),
             None => Error::e_explain(
@@ -203,6 +194,10 @@ impl ProxyHttp for Gate {
     ) -> Result<()> {
         check_answer(answer, exchange)?;
         exchange.read_answer(answer.status.as_u16(), &answer.headers);
+        if let Some(upstream) = &exchange.upstream {
+            let status = answer.status.as_u16();
+            exchange.route.is_answered(upstream, status);
+        }
         answer.insert_header(&REQUEST_ID, request_id(exchange))?;
         if answer.status == StatusCode::SWITCHING_PROTOCOLS {
             // A socket may stay silent for as long as its peers like.
@@ -252,6 +247,12 @@ impl ProxyHttp for Gate {
         exchange.deadline.hold_upstream(None);
         let again = reused && is_stale_connection(&error) && may_retry(session, exchange);
         error.set_retry(again);
+        if let Some(upstream) = &exchange.upstream
+            && !reused
+            && is_reset(&error, exchange)
+        {
+            exchange.route.fails(upstream, &error);
+        }
         error
     }
 
@@ -262,11 +263,11 @@ impl ProxyHttp for Gate {
         exchange: &mut Box<Exchange>,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        let others = exchange
+        let again = exchange
             .upstream
             .as_ref()
-            .map_or(0, |upstream| upstream.addresses().len());
-        error.set_retry(exchange.attempts < others.min(MOST_ATTEMPTS));
+            .is_some_and(|upstream| exchange.route.fails_to_connect(upstream, &error));
+        error.set_retry(again);
         error
     }
 
@@ -662,7 +663,6 @@ fn head_bytes(head: &RequestHeader) -> u64 {
 /// A peer to which an upgrade goes: its connection is a fresh one, for only those can be corked.
 fn corked(mut peer: HttpPeer, deadline: &Arc<Deadline>) -> HttpPeer {
     let deadline = deadline.clone();
-    peer.group_key = UPGRADES;
     peer.options.upstream_tcp_sock_tweak_hook = Some(Arc::new(move |socket| {
         let taken = deadline.cork.take(socket);
         taken.map_err(|why| Error::because(ErrorType::SocketError, "duplicating a socket", why))
@@ -862,11 +862,12 @@ async fn linger(session: &mut Session, rest: Option<DirectBody>) {
 
 /// The head as the upstream is to get it.
 fn write_head(session: &mut Session, head: &mut RequestHeader, exchange: &Exchange) -> Result<()> {
-    let Some(upstream) = &exchange.upstream else {
+    let (Some(upstream), Some(origin)) = (&exchange.upstream, exchange.route.origin()) else {
         return Error::e_explain(ErrorType::InternalError, "no upstream was decided");
     };
     let edit = HeadEdit {
         upstream,
+        origin,
         target: session.req_header().raw_path(),
         credential: exchange.credential.map(|credential| credential.header),
         endpoint: exchange.arrival.endpoint,
@@ -884,6 +885,8 @@ fn write_head(session: &mut Session, head: &mut RequestHeader, exchange: &Exchan
 /// What decides how a head is changed on its way to the upstream.
 pub(crate) struct HeadEdit<'a> {
     pub upstream: &'a Upstream,
+    /// The one of its URLs that the request goes to.
+    pub origin: &'a Origin,
     /// The path and query that the client asked for.
     pub target: &'a [u8],
     /// The header in which the client sent its key.
@@ -906,11 +909,11 @@ pub(crate) enum Length {
 
 impl HeadEdit<'_> {
     pub(crate) fn write(&self, head: &mut RequestHeader) -> Result<()> {
-        let prefix = self.upstream.config.url.prefix.as_bytes();
+        let prefix = self.origin.url.prefix.as_bytes();
         if !prefix.is_empty() {
             head.set_raw_path(&[prefix, self.target].concat())?;
         }
-        head.insert_header(header::HOST, self.upstream.host.clone())?;
+        head.insert_header(header::HOST, self.origin.host.clone())?;
         head.remove_header(&header::EXPECT);
         if !self.upgrade {
             head.remove_header(&header::UPGRADE);
@@ -1023,19 +1026,31 @@ fn has_begun_to_answer(error: &Error) -> bool {
     read.is_some_and(|(_, count)| count != "0")
 }
 
+/// Whether the upstream ended a connection before it began to answer. That it takes its time says nothing of an address.
+fn is_reset(error: &Error, exchange: &Exchange) -> bool {
+    matches!(
+        ending_of(error, exchange),
+        Ending::Refused(Cause::UpstreamReset)
+    )
+}
+
 /// Whether the same bytes can be sent again to an upstream that did not begin to answer.
 fn may_retry(session: &mut Session, exchange: &Exchange) -> bool {
     let replayable = match &exchange.body {
-        Body::Ready(_) => true,
+        // Of a body without a length Pingora may have kept too little to begin again; it would wait for the rest forever.
+        Body::Ready(_) => {
+            session.get_retry_buffer().is_some() || session.as_downstream_mut().is_body_empty()
+        }
         Body::Streamed(_) => session.is_body_done() && !session.retry_buffer_truncated(),
         Body::Held(_) => false,
         Body::None => session.as_downstream_mut().is_body_empty(),
     };
+    let upstream = exchange.upstream.as_ref();
     replayable
         && exchange.turn.answer.upstream_status.is_none()
         // The end of a connection may be that of our own patience.
         && !exchange.deadline.has_passed()
-        && exchange.attempts < MOST_ATTEMPTS
+        && upstream.is_some_and(|upstream| exchange.route.may_go_on(upstream))
 }
 
 /// What an error of Pingora's means for this request.

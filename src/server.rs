@@ -23,6 +23,7 @@ use crate::admin::Admin;
 use crate::client_stream::ClientStream;
 use crate::config::Config;
 use crate::connection::Front;
+use crate::health_check;
 use crate::listen::{ACCEPT_REST, Listeners, Site};
 use crate::proxy::Gate;
 use crate::reload::{self, Reloaded};
@@ -32,8 +33,6 @@ use crate::successor::Successor;
 use crate::upgrade::{Handover, Taken};
 use crate::upstream::{RESOLVE_EVERY, Upstream};
 
-/// Idle connections kept to all upstreams, for each thread.
-const POOLED_CONNECTIONS: usize = 512;
 /// How long a start waits for the upstreams' names. Those that do not resolve until then go on in the background.
 const FIRST_RESOLVE: Duration = Duration::from_secs(5);
 /// What waits for the access log is tried again this often.
@@ -159,6 +158,7 @@ async fn serve(
     stop: impl Future<Output = ()>,
 ) {
     resolve_all(&state).await;
+    health_check::begin(&state);
     tokio::spawn(retry_log(state.clone()));
     let (shut, shutdown) = watch::channel(false);
     let site = Arc::new(Site {
@@ -288,7 +288,11 @@ async fn handed_over(handover: Option<Arc<Handover>>) {
 fn front(state: &Arc<State>) -> Front {
     let conf = ServerConf {
         threads: state.config.server.threads,
-        upstream_keepalive_pool_size: POOLED_CONNECTIONS,
+        // Pingora takes it times the threads.
+        upstream_keepalive_pool_size: state
+            .limits
+            .idle_upstream_connections
+            .div_ceil(state.config.server.threads),
         ..ServerConf::default()
     };
     let proxy = pingora_proxy::http_proxy(
@@ -326,23 +330,25 @@ async fn serve_admin(listener: TcpListener, state: Arc<State>) {
 async fn resolve_all(state: &Arc<State>) {
     let first = TaskTracker::new();
     for upstream in state.upstreams() {
-        let upstream = upstream.clone();
-        first.spawn(async move {
-            upstream.resolve().await;
-            if upstream.is_named() {
-                tokio::spawn(keep_resolving(upstream));
-            }
-        });
+        for (origin, to) in upstream.origins.iter().enumerate() {
+            let (upstream, is_named) = (upstream.clone(), !to.url.is_address());
+            first.spawn(async move {
+                upstream.resolve(origin).await;
+                if is_named {
+                    tokio::spawn(keep_resolving(upstream, origin));
+                }
+            });
+        }
     }
     first.close();
     // A name that takes longer is tried on in the background; its requests fail until then.
     let _ = tokio::time::timeout(FIRST_RESOLVE, first.wait()).await;
 }
 
-async fn keep_resolving(upstream: Arc<Upstream>) {
+async fn keep_resolving(upstream: Arc<Upstream>, origin: usize) {
     loop {
         tokio::time::sleep(RESOLVE_EVERY).await;
-        upstream.resolve().await;
+        upstream.resolve(origin).await;
     }
 }
 

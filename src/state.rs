@@ -179,12 +179,34 @@ fn load_upstreams(config: &Config, followers: &mut Vec<Follower>) -> Result<Upst
             )
         })?;
         let upstream = Arc::new(upstream);
+        followers.extend(follow_tls(&upstream)?);
         if let Some(file) = &settings.credential_file {
             followers.push(follow_credential(&upstream, file)?);
         }
         upstreams.insert(settings.name.clone(), upstream);
     }
     Ok(upstreams)
+}
+
+/// The upstream's authorities and certificate, read now and whenever one of their files changes.
+fn follow_tls(upstream: &Arc<Upstream>) -> Result<Vec<Follower>, StartError> {
+    let watches: Vec<Watch> = upstream.config.tls.files().map(Watch::new).collect();
+    let name = &upstream.config.name;
+    upstream
+        .load_tls()
+        .map_err(|why| StartError::Io(format!("tls of upstream `{name}`"), why))?;
+    let followers = watches.into_iter().map(|watch| {
+        let upstream = upstream.clone();
+        Follower::new(watch, move |_| match upstream.load_tls() {
+            Ok(()) => log::info!("upstream `{}`: tls loaded", upstream.config.name),
+            // Certificate and key are two files: between the first and the second they do not fit.
+            Err(why) => log::warn!(
+                "upstream `{}`: tls not loaded, the last good one stays: {why}",
+                upstream.config.name
+            ),
+        })
+    });
+    Ok(followers.collect())
 }
 
 /// The upstream's key, read now and whenever its file changes.

@@ -105,7 +105,7 @@ fn first_expiry(certificates: &[CertificateDer<'_>]) -> i64 {
     ends.min().unwrap_or(0)
 }
 
-fn unreadable(path: &Path, why: &dyn std::fmt::Display) -> io::Error {
+pub(crate) fn unreadable(path: &Path, why: &dyn std::fmt::Display) -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,
         format!("{}: {why}", path.display()),

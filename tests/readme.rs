@@ -177,7 +177,8 @@ fn sample_settings() -> BTreeMap<String, String> {
         let Some((key, value)) = setting.split_once(':') else {
             continue;
         };
-        let is_key = !key.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+        let of_keys = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        let is_key = !key.is_empty() && key.chars().all(of_keys);
         // Of what is commented out, prose has a colon too; a setting has no more than one word behind it.
         if !is_key || (setting != line.trim_start() && value.trim().contains(' ')) {
             continue;

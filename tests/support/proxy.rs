@@ -39,6 +39,7 @@ pub struct Builder {
     log_format: String,
     program: PathBuf,
     environment: Vec<(String, String)>,
+    files: Vec<(String, String)>,
 }
 
 pub struct Proxy {
@@ -91,6 +92,7 @@ pub fn new() -> Builder {
         log_format: "json".to_owned(),
         program: PathBuf::from(env!("CARGO_BIN_EXE_tiergate")),
         environment: Vec::new(),
+        files: Vec::new(),
     }
 }
 
@@ -115,6 +117,19 @@ impl Builder {
         let url = target.url();
         self.upstreams
             .push_str(&format!("  {name}: {{url: \"{url}\", {settings}}}\n"));
+        self
+    }
+
+    /// An upstream with several URLs.
+    pub fn upstream_at(mut self, name: &str, urls: &[String], settings: &str) -> Self {
+        self.upstreams
+            .push_str(&format!("  {name}: {{url: {urls:?}, {settings}}}\n"));
+        self
+    }
+
+    /// A file beside the configuration.
+    pub fn file(mut self, name: &str, text: &str) -> Self {
+        self.files.push((name.to_owned(), text.to_owned()));
         self
     }
 
@@ -239,6 +254,9 @@ impl Builder {
         }
         write("tiergate.yaml", &config);
         write("policy.yaml", &self.policy);
+        for (name, text) in &self.files {
+            write(name, text);
+        }
     }
 }
 

@@ -29,6 +29,15 @@ impl Certificates {
 
     /// This machine's certificate ends with the first moment of that year, the authority's a year before.
     pub fn good_until(year: i32) -> Self {
+        Self::for_names(&["127.0.0.1", "localhost"], year)
+    }
+
+    /// For a name of elsewhere.
+    pub fn of(name: &str) -> Self {
+        Self::for_names(&[name], 4000)
+    }
+
+    fn for_names(names: &[&str], year: i32) -> Self {
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.not_after = date_time_ymd(year - 1, 1, 1);
@@ -36,7 +45,7 @@ impl Certificates {
         let authority = params.self_signed(&authority_key).unwrap();
         let issuer = Issuer::new(params, authority_key);
         let key = KeyPair::generate().unwrap();
-        let names = ["127.0.0.1", "localhost"].map(str::to_owned);
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
         params.not_after = date_time_ymd(year, 1, 1);
         let certificate = params.signed_by(&key, &issuer).unwrap();

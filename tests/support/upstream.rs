@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
-use rustls::{ServerConnection, StreamOwned};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use super::{PATIENCE, eventually, tls};
 
@@ -187,27 +187,35 @@ impl Reply {
 
 impl Script {
     pub fn run(self) -> Upstream {
-        self.listen(false)
+        self.listen(any_port(), None)
+    }
+
+    /// At an address that is known to be free.
+    pub fn run_at(self, address: SocketAddr) -> Upstream {
+        self.listen(TcpListener::bind(address).unwrap(), None)
     }
 
     pub fn run_with_tls(self) -> Upstream {
-        self.listen(true)
+        self.run_with(tls::server_config(&[b"http/1.1"]))
     }
 
-    fn listen(self, tls: bool) -> Upstream {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    pub fn run_with(self, tls: Arc<ServerConfig>) -> Upstream {
+        self.listen(any_port(), Some(tls))
+    }
+
+    fn listen(self, listener: TcpListener, tls: Option<Arc<ServerConfig>>) -> Upstream {
         let shared = Arc::new(Shared {
             replies: self.0,
             ..Shared::default()
         });
         let upstream = Upstream {
             address: listener.local_addr().unwrap(),
-            tls,
+            tls: tls.is_some(),
             shared: shared.clone(),
         };
         std::thread::spawn(move || {
             for socket in listener.incoming().map_while(Result::ok) {
-                let shared = shared.clone();
+                let (shared, tls) = (shared.clone(), tls.clone());
                 let number = shared.connections.fetch_add(1, Ordering::SeqCst);
                 std::thread::spawn(move || serve(open(socket, tls), number, &shared));
             }
@@ -330,12 +338,15 @@ impl Socket for StreamOwned<ServerConnection, TcpStream> {
     }
 }
 
-fn open(socket: TcpStream, tls: bool) -> Box<dyn Socket> {
+fn any_port() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").unwrap()
+}
+
+fn open(socket: TcpStream, tls: Option<Arc<ServerConfig>>) -> Box<dyn Socket> {
     let _ = socket.set_nodelay(true);
-    if !tls {
+    let Some(config) = tls else {
         return Box::new(socket);
-    }
-    let config = tls::server_config(&[b"http/1.1"]);
+    };
     Box::new(StreamOwned::new(
         ServerConnection::new(config).unwrap(),
         socket,
