@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::access_log::Transport;
 use crate::body::{HeldBody, StreamedBody};
 use crate::config::OnClientAbort;
-use crate::connection::{Deadline, Waiting};
+use crate::connection::{Deadline, Interruption, Waiting};
 use crate::conversation::Conversation;
 use crate::endpoint::{Endpoint, Protocol};
 use crate::error::{Cause, Refusal};
@@ -115,10 +115,11 @@ impl Exchange {
         let arrival = &mut self.arrival;
         arrival.method = head.method.clone();
         arrival.path = logged_path(without_query(head.raw_path()));
+        let trusted = &self.state.config.trusted_proxies;
         arrival.client = session
             .client_addr()
             .and_then(|address| address.as_inet())
-            .map(|address| address.ip());
+            .map(|address| trusted.client(address.ip(), &head.headers));
         arrival.user_agent = header_text(&head.headers, "user-agent", USER_AGENT_BYTES);
     }
 
@@ -206,9 +207,20 @@ impl Exchange {
     pub fn ending(&self) -> Ending {
         match &self.refusal {
             Some(refusal) => Ending::Refused(refusal.cause),
-            None if self.deadline.has_passed_for_body() => Ending::Refused(Cause::RequestTimeout),
-            None if self.deadline.has_passed() => Ending::Timeout,
-            None => Ending::Whole,
+            None => match self.interruption() {
+                Some(cause) => Ending::Refused(cause),
+                None if self.deadline.has_passed() => Ending::Timeout,
+                None => Ending::Whole,
+            },
+        }
+    }
+
+    /// Why the rest of the body was not waited for, if it was not.
+    pub fn interruption(&self) -> Option<Cause> {
+        match self.deadline.interruption() {
+            Interruption::None => None,
+            Interruption::Late => Some(Cause::RequestTimeout),
+            Interruption::Drain => Some(Cause::Draining),
         }
     }
 

@@ -17,17 +17,20 @@
 
 // Enter.
 pub mod cli;
+pub mod client_address;
 pub mod connection;
 pub mod demo;
 pub mod listen;
 pub mod patient;
 pub mod patient_h2;
 pub mod probe;
+pub mod proxy_protocol;
 mod rehearsal;
 pub mod server;
 pub mod service_manager;
 pub mod state;
 pub mod successor;
+pub mod tally;
 pub mod tls;
 pub mod upgrade;
 

@@ -85,10 +85,14 @@ impl ProxyHttp for Gate {
     /// Decides the request, and reads a body of known length that is to be rewritten. True: it is answered here.
     async fn request_filter(&self, session: &mut Session, exchange: &mut Exchange) -> Result<bool> {
         exchange.read_head(session);
-        if self.state.is_draining() {
+        let drains = self.state.is_draining();
+        if drains {
             session.set_keepalive(None);
         }
         let taken = match self.admit(session, exchange) {
+            Ok(()) if drains && self.state.is_drain_over() => {
+                Err(Stop::Refused(Cause::Draining.into()))
+            }
             Ok(()) => self.take_body(session, exchange).await,
             Err(refusal) => Err(Stop::Refused(refusal)),
         };
@@ -353,7 +357,8 @@ impl Gate {
             return Err(Cause::HeaderTooLarge.into());
         }
         if let Some(group) = &exchange.turn.group {
-            exchange.turn.places = Some(self.state.in_flight.enter(group)?);
+            let key = &decision.credential.digest;
+            exchange.turn.places = Some(self.state.in_flight.enter(group, key)?);
         }
         if self.state.log.is_full() {
             return Err(Cause::AccessLogUnavailable.into());
@@ -380,7 +385,8 @@ impl Gate {
             .then_some(limits.body_idle_timeout);
         let method = &exchange.arrival.method;
         let Some(order) = order_for_body(exchange.turn.order, method, empty) else {
-            let body = StreamedBody::open(&session.req_header().headers, length, limits)?;
+            let headers = &session.req_header().headers;
+            let body = StreamedBody::open(headers, length, limits, &self.state.budget)?;
             exchange.body = Body::Streamed(Box::new(body));
             if !empty {
                 exchange.await_body();
@@ -407,6 +413,7 @@ impl Gate {
     ) -> Result<(), Stop> {
         let limits = &self.state.limits;
         let deadline = Instant::now() + limits.body_timeout;
+        exchange.deadline.await_body();
         while !session.is_body_done() {
             if length.saturating_sub(exchange.turn.request_bytes) <= PINGORA_REPLAY_BYTES {
                 session.enable_retry_buffering();
@@ -421,6 +428,7 @@ impl Gate {
             let Some(chunk) = read else { break };
             self.filter_body(&mut Some(chunk), false, exchange)?;
         }
+        exchange.deadline.clear();
         if length > 0 && session.get_retry_buffer().is_none() {
             // Nothing would make Pingora send the body.
             return Err(Stop::Refused(Cause::Internal.into()));
@@ -917,6 +925,9 @@ fn ending_of(error: &Error, exchange: &Exchange) -> Ending {
         return Ending::Refused(refusal.cause);
     }
     let answered = exchange.turn.answer.upstream_status.is_some();
+    if let Some(cause) = exchange.interruption().filter(|_| !answered) {
+        return Ending::Refused(cause);
+    }
     let timed_out = exchange.deadline.has_passed();
     match (error.esource(), error.etype()) {
         (ErrorSource::Downstream, ErrorType::ReadTimedout) if !answered => {

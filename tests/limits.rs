@@ -97,6 +97,26 @@ fn the_process_has_a_limit_over_all_groups() {
 }
 
 #[test]
+fn no_key_takes_all_places_of_its_group() {
+    let upstream = first_holds();
+    let policy = "version: 1\ndefault_group: fast\ngroups:\n  fast: {platform: openai, force_fast_mode: true, \
+        max_in_flight: 3, max_in_flight_per_key: 1}\nkeys: {sk-one: fast, sk-two: fast}\n";
+    let proxy = proxy::new().upstream(&upstream).policy(policy).run();
+    let mut first = running(&proxy, &upstream, "sk-one");
+    let refused = proxy.client("sk-one").post(PATH, "{}");
+    assert_too_many(&refused);
+    let message = refused.json()["error"]["message"].to_string();
+    assert!(message.contains("of this key"), "{message}");
+    // Every other key has its own, those that are not listed too.
+    for key in ["sk-two", "sk-three", "sk-four"] {
+        assert_eq!(proxy.client(key).post(PATH, "{}").status, 200, "{key}");
+    }
+    upstream.release();
+    assert_eq!(first.answer().status, 200);
+    assert_eq!(proxy.client("sk-one").post(PATH, "{}").status, 200);
+}
+
+#[test]
 fn a_client_that_waits_for_each_answer_is_never_one_too_many() {
     let upstream = upstream::script([
         reply(200).json("{}"),

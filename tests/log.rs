@@ -8,6 +8,7 @@ use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use support::client::Connection;
 use support::proxy::{self, Proxy, lines_of};
 use support::upstream::{self, reply};
 use support::{eventually, record};
@@ -183,6 +184,50 @@ fn sigterm_cuts_a_stream_that_outlasts_the_drain_and_writes_its_line() {
         json!([200, "upstream_cut", "priority", 9])
     );
     upstream.release();
+}
+
+#[test]
+fn requests_that_are_still_arriving_at_the_end_of_the_drain_are_told_to_try_again() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("server: {drain: 500ms}")
+        .run();
+    let with_length = proxy.client("sk-fast").head_of(PATH, 100);
+    let chunked = ["sk-fast", "sk-plain"].map(|key| {
+        let client = proxy.client(key).header("Transfer-Encoding", "chunked");
+        [client.head("POST", PATH), b"1\r\n".to_vec()].concat()
+    });
+    let mut arriving: Vec<Connection> = [with_length]
+        .into_iter()
+        .chain(chunked)
+        .map(|head| {
+            let mut connection = proxy.anonymous().connect();
+            connection.send([&head[..], b"{"].concat());
+            connection
+        })
+        .collect();
+    eventually("three requests", || {
+        (proxy.status()["requests_in_flight"] == 3).then_some(())
+    });
+    proxy.signal(libc::SIGTERM);
+    for connection in &mut arriving {
+        let answer = connection.answer();
+        assert_eq!(
+            (answer.status, answer.openai_code().as_str()),
+            (503, "draining")
+        );
+        assert_eq!(answer.header("retry-after"), Some("1"));
+        assert_eq!(answer.header("x-should-retry"), None);
+    }
+    let records = ended(proxy);
+    assert_eq!(records.len(), 3);
+    for record in records {
+        assert_eq!(
+            json!([record["outcome"], record["error"]]),
+            json!(["rejected", "draining"])
+        );
+    }
 }
 
 #[test]
