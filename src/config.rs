@@ -164,6 +164,8 @@ pub struct Limits {
     pub body_idle_timeout: Duration,
     /// For a whole request body.
     pub body_timeout: Duration,
+    /// For a client that takes no byte of its answer.
+    pub write_timeout: Duration,
     /// For an idle client connection.
     pub keepalive_timeout: Duration,
 }
@@ -268,6 +270,7 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(30),
             body_idle_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(600),
+            write_timeout: Duration::from_secs(60),
             keepalive_timeout: Duration::from_secs(75),
         }
     }

@@ -283,6 +283,7 @@ impl Reader<'_> {
             header_timeout: fields.timeout("header_timeout", default.header_timeout),
             body_idle_timeout: fields.timeout("body_idle_timeout", default.body_idle_timeout),
             body_timeout: fields.timeout("body_timeout", default.body_timeout),
+            write_timeout: fields.timeout("write_timeout", default.write_timeout),
             keepalive_timeout: fields.timeout("keepalive_timeout", default.keepalive_timeout),
         };
         fields.finish();

@@ -38,8 +38,6 @@ const LINGER_TIME: Duration = Duration::from_secs(2);
 const UPGRADES: u64 = 1;
 /// The attempts for one request, over all addresses and dead pooled connections.
 const MOST_ATTEMPTS: usize = 4;
-/// A client that takes no byte of its answer for this long is gone.
-const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 const REQUEST_ID: &str = "x-tiergate-request-id";
 const ANTHROPIC_BETA: &str = "anthropic-beta";
@@ -78,7 +76,7 @@ impl ProxyHttp for Gate {
         }
         session.set_pipelining_enabled(true);
         session.set_read_timeout(Some(limits.body_idle_timeout));
-        session.set_write_timeout(Some(CLIENT_WRITE_TIMEOUT));
+        session.set_write_timeout(Some(limits.write_timeout));
         Ok(())
     }
 
