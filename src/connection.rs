@@ -84,6 +84,8 @@ pub struct Deadline {
     waiting: AtomicU8,
     /// How long a whole head may take, in milliseconds.
     head_time: u64,
+    /// How many more bytes may be read for the head.
+    head_left: AtomicU64,
     /// The client's stream is read by the task of the request, so that it can be told to fail.
     reads_stream: bool,
     /// Why the client's body is not waited for any longer: an [`Interruption`].
@@ -131,6 +133,9 @@ pub struct Front {
     pub proxy: Arc<HttpProxy<Gate>>,
     /// A whole request head.
     pub header_timeout: Duration,
+    /// What is read of a connection for a head that does not end. A head that is over the limit and not over this is
+    /// read, to be refused in good order.
+    pub head_bytes: u64,
     /// An idle connection between two requests.
     pub keepalive_timeout: Duration,
     pub draining: CancellationToken,
@@ -209,14 +214,17 @@ pub fn await_head(until: Instant) {
     });
 }
 
-/// Bytes of the client's stream have been read for the request that this task serves. The first of a head begin its time.
-pub fn has_read() {
-    let _ = DEADLINE.try_with(|deadline| {
-        if deadline.waiting.load(Ordering::Relaxed) == Waiting::ForRequest as u8 {
+/// So many bytes of the client's stream have been read for the request that this task serves. The first of a head begin
+/// its time. False where its head is too long to be read on.
+pub fn has_read(count: usize) -> bool {
+    let note = |deadline: &Arc<Deadline>| {
+        if deadline.awaits(Waiting::ForRequest) {
             let limit = Duration::from_millis(deadline.head_time);
             deadline.set(Waiting::ForHead, limit);
         }
-    });
+        !deadline.awaits(Waiting::ForHead) || deadline.take_head_bytes(count as u64)
+    };
+    DEADLINE.try_with(note).unwrap_or(true)
 }
 
 /// Whether the client's stream is to fail at this read, by the request that this task serves. It is told once: what the
@@ -234,6 +242,9 @@ impl Deadline {
     fn of_request(front: &Front, reads_stream: bool) -> Arc<Self> {
         let head_time = front.header_timeout.as_millis() as u64;
         let deadline = Self::free(head_time, reads_stream);
+        deadline
+            .head_left
+            .store(front.head_bytes, Ordering::Relaxed);
         deadline.set(Waiting::ForRequest, front.keepalive_timeout);
         Arc::new(deadline)
     }
@@ -243,6 +254,7 @@ impl Deadline {
             at: AtomicU64::new(NEVER),
             waiting: AtomicU8::new(Waiting::ForMore as u8),
             head_time,
+            head_left: AtomicU64::new(0),
             reads_stream,
             interruption: AtomicU8::new(Interruption::None as u8),
             refuses_read: AtomicBool::new(false),
@@ -362,6 +374,14 @@ impl Deadline {
         } else {
             Interruption::None
         }
+    }
+
+    /// Only the task that reads the stream does this.
+    fn take_head_bytes(&self, count: u64) -> bool {
+        let left = self.head_left.load(Ordering::Relaxed);
+        let after = left.checked_sub(count);
+        self.head_left.store(after.unwrap_or(0), Ordering::Relaxed);
+        after.is_some()
     }
 
     fn awaits(&self, what: Waiting) -> bool {

@@ -98,6 +98,20 @@ impl Refusal {
     }
 }
 
+impl Answer {
+    /// As HTTP/1.1 has it, for a client whose request was never read to its end. The connection ends behind it.
+    pub fn message(&self) -> Vec<u8> {
+        let head = format!(
+            "HTTP/1.1 {} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+             x-should-retry: {}\r\nconnection: close\r\n\r\n",
+            self.status,
+            self.body.len(),
+            self.should_retry
+        );
+        [head.as_bytes(), &self.body].concat()
+    }
+}
+
 impl Cause {
     /// In the order of the declaration.
     pub const ALL: [Cause; Cause::Internal as usize + 1] = [

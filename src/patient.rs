@@ -18,6 +18,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::connection::{await_head, has_read, outlives_client, refuses_read};
+use crate::endpoint::Protocol;
+use crate::error::{Cause, Refusal};
 
 /// Stands outside of TLS, whose end of a stream comes before that of the socket.
 ///
@@ -77,14 +79,15 @@ impl<S> PatientStream<S> {
         }
     }
 
-    fn note_read(&mut self, count: usize) {
+    /// False where the head under way is too long to be read on.
+    fn note_read(&mut self, count: usize) -> bool {
         if let Opening::Preface(missing, _) = &mut self.opening {
             *missing = missing.saturating_sub(count);
             if *missing == 0 {
                 self.opening = Opening::Done;
             }
         }
-        has_read();
+        has_read(count)
     }
 
     /// What Pingora is to see of a write: none that could not be done, where the answer is read on.
@@ -103,7 +106,19 @@ impl<S> PatientStream<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for PatientStream<S> {
+impl<S: AsyncWrite + Unpin> PatientStream<S> {
+    /// Pingora cannot answer a request that it has not read; it ends the connection.
+    fn refuse_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let refusal = Refusal::from(Cause::HeaderTooLarge);
+        let message = refusal.answer(Protocol::OpenAi).message();
+        // As far as it goes: the client is not waited for.
+        let _ = Pin::new(&mut self.io).poll_write(cx, &message);
+        let _ = Pin::new(&mut self.io).poll_flush(cx);
+        Poll::Ready(Err(io::ErrorKind::InvalidData.into()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for PatientStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -115,8 +130,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for PatientStream<S> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.io).poll_read(cx, buf);
         let count = buf.filled().len() - before;
-        if count > 0 {
-            self.note_read(count);
+        if count > 0 && !self.note_read(count) {
+            return self.refuse_head(cx);
         }
         let ended = match &read {
             Poll::Ready(Ok(())) => count == 0 && buf.remaining() > 0,

@@ -36,6 +36,8 @@ use crate::upstream::{RESOLVE_EVERY, Upstream};
 const POOLED_CONNECTIONS: usize = 512;
 /// The largest head that Pingora reads over HTTP/1.1, in bytes.
 const MOST_HEADER_BYTES: u64 = 1 << 20;
+/// The most that Pingora takes at one read of a connection.
+const READ_BYTES: u64 = 64 * 1024;
 /// What HTTP/2 counts beyond the bytes of a head (RFC 9113 §6.5.2): 32 for each of 512 fields.
 const H2_HEADER_SLACK_BYTES: u32 = 16 * 1024;
 /// How long a start waits for the upstreams' names. Those that do not resolve until then go on in the background.
@@ -303,6 +305,8 @@ fn front(state: &Arc<State>) -> Front {
     Front {
         proxy: Arc::new(proxy),
         header_timeout: state.limits.header_timeout,
+        // A read that finds the end of a head may have taken as much of its body.
+        head_bytes: state.limits.header + state.limits.header.max(READ_BYTES),
         keepalive_timeout: state.limits.keepalive_timeout,
         draining: state.draining(),
         drain_over: state.drain_over(),

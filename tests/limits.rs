@@ -6,9 +6,9 @@ use std::fs;
 
 use serde_json::json;
 use support::client::{Answer, Connection};
-use support::eventually;
 use support::proxy::{self, Proxy};
 use support::upstream::{self, Reply, Upstream, reply};
+use support::{eventually, object_of};
 use tiergate::websocket::{Opcode, encode};
 
 const PATH: &str = "/v1/responses";
@@ -163,6 +163,36 @@ fn a_head_may_be_as_large_as_the_limit() {
     assert_eq!(refused.openai_code(), "header_too_large");
     assert_eq!(refused.header("x-should-retry"), Some("false"));
     assert_eq!(upstream.requests(1).len(), 1);
+}
+
+#[test]
+fn a_head_that_goes_on_beyond_the_limit_is_not_read_on() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("limits: {header: 100KB}")
+        .run();
+    let client = proxy.client("sk-fast");
+    // One that is too long and ends is refused in good order, and a long body behind a short head is none of it.
+    let long = client.clone().header("X-Filler", &"x".repeat(150_000));
+    assert_eq!(long.post(PATH, "{}").openai_code(), "header_too_large");
+    let pipelined = [
+        client.message(PATH, b"{}"),
+        client.message(PATH, &object_of(900_000)),
+    ];
+    let mut connection = client.connect();
+    connection.send(pipelined.concat());
+    assert_eq!(connection.answer().status, 200);
+    assert_eq!(connection.answer().status, 200);
+
+    let mut connection = client.connect();
+    connection.send("POST /v1/responses HTTP/1.1\r\nX: ");
+    connection.send("x".repeat(500_000));
+    // The rest of it is not read, which may cost the client the answer.
+    let answer = connection.try_answer();
+    assert!(answer.is_none_or(|answer| answer.openai_code() == "header_too_large"));
+    assert!(connection.try_answer().is_none());
+    assert_eq!(proxy.access_log(3).len(), 3);
 }
 
 #[test]
