@@ -8,22 +8,15 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use rustls::{ClientConnection, StreamOwned};
+use support::frames::{
+    CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, SETTINGS,
+    frame, head,
+};
 use support::proxy::{self, Proxy};
 use support::upstream::{self, Upstream};
-use support::{eventually, tls};
+use support::{eventually, frames};
 
 const PATH: &str = "/v1/responses";
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Types and flags of frames (RFC 9113 §6).
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-const CANCEL: &[u8] = &[0, 0, 0, 8];
 /// How long a client floods, if it can.
 const FLOOD: Duration = Duration::from_secs(3);
 /// What a flood may take of memory: the buffers of one connection, and what the allocator keeps of many short requests.
@@ -49,9 +42,7 @@ impl Flooder {
         socket
             .set_read_timeout(Some(Duration::from_secs(15)))
             .unwrap();
-        let mut stream = tls::client(socket, b"h2");
-        stream.write_all(PREFACE).unwrap();
-        stream.write_all(&frame(SETTINGS, 0, 0, b"")).unwrap();
+        let stream = frames::begin(socket);
         let mut flooder = Self { stream };
         flooder.ask_in_good_order(proxy);
         flooder
@@ -60,7 +51,7 @@ impl Flooder {
     /// What it says is understood: its frames are not ended for being malformed.
     fn ask_in_good_order(&mut self, proxy: &Proxy) {
         let before = proxy.log_lines().len();
-        let request = frame(HEADERS, END_HEADERS, 1, &head("sk-fast"));
+        let request = frame(HEADERS, END_HEADERS, 1, &head("sk-fast", PATH));
         let body = frame(DATA, END_STREAM, 1, b"{}");
         self.stream.write_all(&[request, body].concat()).unwrap();
         let record = proxy.access_log(before + 1).remove(before);
@@ -82,31 +73,6 @@ impl Flooder {
         let open = ended.is_err_and(|why| why.kind() == ErrorKind::WouldBlock);
         assert!(!open, "the connection is open");
     }
-}
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    let mut frame = length[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
-
-/// The header block of a POST by this key (RFC 7541: two static fields, three literals).
-fn head(key: &str) -> Vec<u8> {
-    let credential = format!("Bearer {key}");
-    let mut block = vec![0x83, 0x87];
-    for (index, value) in [(4, PATH), (1, "proxy.test"), (0x0f, &credential)] {
-        // `authorization` has number 23, which takes a second byte.
-        block.push(index);
-        if index == 0x0f {
-            block.push(23 - 15);
-        }
-        block.push(u8::try_from(value.len()).unwrap());
-        block.extend(value.as_bytes());
-    }
-    block
 }
 
 fn stream_of(round: u32) -> u32 {
@@ -140,7 +106,7 @@ fn requests_that_are_reset_as_soon_as_they_are_sent() {
         let upstream = upstream::json("{}").run();
         let (proxy, idle) = flooded(&upstream);
         let mut flooder = Flooder::connect(&proxy);
-        let block = head(key);
+        let block = head(key, PATH);
         flooder.flood(|round| {
             let stream = stream_of(round);
             let request = frame(HEADERS, END_HEADERS, stream, &block);
@@ -157,7 +123,7 @@ fn requests_that_are_reset_once_they_are_taken() {
         let upstream = upstream::json("{}").run();
         let (proxy, idle) = flooded(&upstream);
         let mut flooder = Flooder::connect(&proxy);
-        let block = head(key);
+        let block = head(key, PATH);
         flooder.flood(|round| {
             std::thread::sleep(Duration::from_millis(2));
             let stream = stream_of(round);
@@ -180,7 +146,7 @@ fn a_head_that_goes_on_in_frame_after_frame() {
         let mut flooder = Flooder::connect(&proxy);
         flooder
             .stream
-            .write_all(&frame(HEADERS, END_STREAM, 3, &head("sk-fast")))
+            .write_all(&frame(HEADERS, END_STREAM, 3, &head("sk-fast", PATH)))
             .unwrap();
         flooder.flood(|_| frame(CONTINUATION, 0, 3, &field.repeat(2000)));
         flooder.await_end();
@@ -209,7 +175,7 @@ fn answers_that_are_not_taken() {
     let upstream = upstream::json(&format!("\"{}\"", "x".repeat(ANSWER_BYTES))).run();
     let (proxy, idle) = flooded(&upstream);
     let mut flooder = Flooder::connect(&proxy);
-    let block = head("sk-fast");
+    let block = head("sk-fast", PATH);
     // It grants no more than the first 64 KiB of all of them together.
     for round in 0..UNTAKEN as u32 {
         let request = frame(HEADERS, END_HEADERS, stream_of(round), &block);
@@ -229,7 +195,7 @@ fn a_body_of_empty_pieces() {
         let mut flooder = Flooder::connect(&proxy);
         flooder
             .stream
-            .write_all(&frame(HEADERS, END_HEADERS, 3, &head(key)))
+            .write_all(&frame(HEADERS, END_HEADERS, 3, &head(key, PATH)))
             .unwrap();
         let many = frame(DATA, 0, 3, b"").repeat(100);
         flooder.flood(|_| many.clone());

@@ -6,6 +6,7 @@ use std::fs;
 
 use serde_json::json;
 use support::client::{Answer, Connection};
+use support::h2::{self, Framing};
 use support::proxy::{self, Proxy};
 use support::upstream::{self, Reply, Upstream, reply};
 use support::{eventually, object_of};
@@ -163,6 +164,26 @@ fn a_head_may_be_as_large_as_the_limit() {
     assert_eq!(refused.openai_code(), "header_too_large");
     assert_eq!(refused.header("x-should-retry"), Some("false"));
     assert_eq!(upstream.requests(1).len(), 1);
+}
+
+#[test]
+fn a_head_over_http_2_may_be_as_large_as_one_over_http_1() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .tls()
+        .setting("limits: {header: 200KB}")
+        .run();
+    let of = |bytes: usize| {
+        let filler = "x".repeat(bytes);
+        let headers = [("authorization", "Bearer sk-fast"), ("x-filler", &filler)];
+        h2::post(proxy.tls_address, &headers, PATH, b"{}", Framing::Length)
+    };
+    assert_eq!(of(190_000).status, 200);
+    assert_eq!(of(200_000).openai_code(), "header_too_large");
+    // What is far too large is not read, and refused by the protocol's own means.
+    assert_eq!(of(300_000).status, 431);
+    assert_eq!(proxy.access_log(2)[1]["error"], "header_too_large");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::client::Connection;
+use support::h2::{self, Framing};
 use support::proxy::{self, Proxy, lines_of};
 use support::upstream::{self, reply};
 use support::{eventually, record};
@@ -227,6 +228,36 @@ fn requests_that_are_still_arriving_at_the_end_of_the_drain_are_told_to_try_agai
             json!([record["outcome"], record["error"]]),
             json!(["rejected", "draining"])
         );
+    }
+}
+
+#[test]
+fn requests_over_http_2_that_outlast_the_drain_have_their_lines() {
+    let upstream = upstream::script([upstream::silence()]).run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .tls()
+        .setting("server: {drain: 500ms}")
+        .run();
+    let address = proxy.tls_address;
+    let ask = |framing| {
+        let headers = [("authorization", "Bearer sk-fast")];
+        std::thread::spawn(move || h2::post(address, &headers, PATH, b"{}", framing))
+    };
+    let running = [
+        Framing::Length,
+        Framing::StalledLength,
+        Framing::StalledNoLength,
+    ]
+    .map(ask);
+    eventually("three requests", || {
+        (proxy.status()["requests_in_flight"] == 3).then_some(())
+    });
+    upstream.await_heads(2);
+    proxy.signal(libc::SIGTERM);
+    assert_eq!(ended(proxy).len(), 3);
+    for asked in running {
+        assert!(!asked.join().unwrap().whole);
     }
 }
 
