@@ -215,9 +215,10 @@ impl Exchange {
         }
     }
 
-    /// Why the rest of the body was not waited for, if it was not.
+    /// Why the rest of the body was not waited for, if it was not, and there was no answer before.
     pub fn interruption(&self) -> Option<Cause> {
         match self.deadline.interruption() {
+            _ if self.turn.answer.upstream_status.is_some() => None,
             Interruption::None => None,
             Interruption::Late => Some(Cause::RequestTimeout),
             Interruption::Drain => Some(Cause::Draining),

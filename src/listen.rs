@@ -209,13 +209,16 @@ async fn serve(client: TcpStream, peer: SocketAddr, entrance: &Entrance, site: &
     let _ = client.set_nodelay(true);
     keep_alive(&client);
     let head_until = Instant::now() + site.state.limits.header_timeout;
-    match timeout_at(head_until, entrance.pass(client, peer, head_until, site)).await {
-        Ok(Ok((stream, _seat))) => {
+    let passing = timeout_at(head_until, entrance.pass(client, peer, head_until, site));
+    // A drain does not wait for those that have not come so far.
+    let draining = site.state.draining();
+    match draining.run_until_cancelled(passing).await {
+        Some(Ok(Ok((stream, _seat)))) => {
             ServerApp::process_new(&site.app, stream, &site.shutdown).await;
         }
         // A scanner, a client that does not trust the certificate, or one too many.
-        Ok(Err(why)) => log::debug!("a connection of {peer} is closed: {why}"),
-        Err(_) => log::debug!("a connection of {peer} did not get so far as a request in time"),
+        Some(Ok(Err(why))) => log::debug!("a connection of {peer} is closed: {why}"),
+        Some(Err(_)) | None => log::debug!("a connection of {peer} did not come to a request"),
     }
 }
 

@@ -922,10 +922,10 @@ fn ending_of(error: &Error, exchange: &Exchange) -> Ending {
     if let Some(refusal) = &exchange.refusal {
         return Ending::Refused(refusal.cause);
     }
-    let answered = exchange.turn.answer.upstream_status.is_some();
-    if let Some(cause) = exchange.interruption().filter(|_| !answered) {
+    if let Some(cause) = exchange.interruption() {
         return Ending::Refused(cause);
     }
+    let answered = exchange.turn.answer.upstream_status.is_some();
     let timed_out = exchange.deadline.has_passed();
     match (error.esource(), error.etype()) {
         (ErrorSource::Downstream, ErrorType::ReadTimedout) if !answered => {

@@ -305,12 +305,16 @@ fn front(state: &Arc<State>) -> Front {
     Front {
         proxy: Arc::new(proxy),
         header_timeout: state.limits.header_timeout,
-        // A read that finds the end of a head may have taken as much of its body.
-        head_bytes: state.limits.header + state.limits.header.max(READ_BYTES),
+        head_bytes: head_bytes(state.limits.header),
         keepalive_timeout: state.limits.keepalive_timeout,
         draining: state.draining(),
         drain_over: state.drain_over(),
     }
+}
+
+/// A read that finds the end of a head within the limit may have taken as much of what follows it.
+fn head_bytes(limit: u64) -> u64 {
+    limit.saturating_add(limit.max(READ_BYTES))
 }
 
 /// Pingora's, with our limit for heads.

@@ -266,12 +266,18 @@ fn an_idle_process_ends_at_once() {
     let upstream = upstream::json("{}").run();
     let proxy = proxy::new()
         .upstream(&upstream)
+        .tls()
         .setting("server: {drain: 60s}")
         .run();
     let client = proxy.client("sk-fast");
     let mut idle = client.connect();
     idle.send(client.message(PATH, b"{}"));
     assert_eq!(idle.answer().status, 200);
+    // Nor does it wait for connections that have brought nothing, with TLS or without.
+    let _new = [proxy.address, proxy.tls_address].map(Connection::open);
+    eventually("three connections", || {
+        (proxy.metric("tiergate_connections") == 3.0).then_some(())
+    });
     let begun = Instant::now();
     let records = proxy.stop();
     assert!(
