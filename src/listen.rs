@@ -33,6 +33,8 @@ const BACKLOG: u32 = 4096;
 const KEEPALIVE_IDLE_SECONDS: u32 = 60;
 const KEEPALIVE_INTERVAL_SECONDS: u32 = 15;
 const KEEPALIVE_PROBES: u32 = 4;
+/// How long a drain waits for the handshakes of connections that were accepted before it.
+const DRAIN_WAIT: Duration = Duration::from_secs(1);
 /// How long accepting rests after it failed, mostly for want of descriptors.
 pub const ACCEPT_REST: Duration = Duration::from_millis(100);
 
@@ -209,17 +211,24 @@ async fn serve(client: TcpStream, peer: SocketAddr, entrance: &Entrance, site: &
     let _ = client.set_nodelay(true);
     keep_alive(&client);
     let head_until = Instant::now() + site.state.limits.header_timeout;
-    let passing = timeout_at(head_until, entrance.pass(client, peer, head_until, site));
-    // A drain does not wait for those that have not come so far.
-    let draining = site.state.draining();
-    match draining.run_until_cancelled(passing).await {
-        Some(Ok(Ok((stream, _seat)))) => {
+    let passing = entrance.pass(client, peer, head_until, site);
+    let passed = tokio::select! {
+        passed = timeout_at(head_until, passing) => passed.unwrap_or_else(|late| Err(late.into())),
+        () = drain_waits(&site.state) => return,
+    };
+    match passed {
+        Ok((stream, _seat)) => {
             ServerApp::process_new(&site.app, stream, &site.shutdown).await;
         }
         // A scanner, a client that does not trust the certificate, or one too many.
-        Some(Ok(Err(why))) => log::debug!("a connection of {peer} is closed: {why}"),
-        Some(Err(_)) | None => log::debug!("a connection of {peer} did not come to a request"),
+        Err(why) => log::debug!("a connection of {peer} is closed: {why}"),
     }
+}
+
+/// Returns when a drain has waited long enough for connections that might be about to bring a request.
+async fn drain_waits(state: &State) {
+    state.draining().cancelled().await;
+    tokio::time::sleep(DRAIN_WAIT).await;
 }
 
 impl Entrance {
