@@ -13,7 +13,7 @@ use crate::content_coding::{Coding, Decoder};
 use crate::error::{Cause, Refusal};
 use crate::service_tier::{BodyFault, Edit, Facts, Observer, Rewriter};
 
-/// The memory that all held bodies of the process may take together (`limits.buffered`).
+/// The memory that all bodies held in the process and all decoders of bodies may take together (`limits.buffered`).
 #[derive(Debug)]
 pub struct Budget {
     limit: u64,
@@ -45,6 +45,7 @@ pub struct ReadyBody {
 /// A body that passes as it comes. Its bytes are not kept, only what they say at the top level.
 pub struct StreamedBody {
     limits: Arc<Limits>,
+    budget: Arc<Budget>,
     coding: Option<Coding>,
     received: u64,
     observer: Observer,
@@ -55,7 +56,7 @@ pub struct StreamedBody {
 enum Look {
     Plain,
     /// A copy is decoded; this much more may come out of it.
-    Decoded(Decoder, u64),
+    Decoded(Box<Decoder>, u64, Lease),
     /// It is not what its head said; what was seen so far stands.
     Stopped,
 }
@@ -166,15 +167,16 @@ impl HeldBody {
             rewriter,
             ..
         } = self;
-        match decoder {
-            None => keep(rewriter, lease, chunk, limits.json_depth),
-            Some(decoder) => decoder.push(chunk, &mut |decoded| {
-                if (rewriter.len() + decoded.len()) as u64 > limits.decoded_body {
-                    return Err(Cause::DecodedBodyTooLarge.into());
-                }
-                keep(rewriter, lease, decoded, limits.json_depth)
-            }),
-        }
+        let Some(decoder) = decoder else {
+            return keep(rewriter, lease, chunk, limits.json_depth);
+        };
+        decoder.push(chunk, &mut |decoded| {
+            if (rewriter.len() + decoded.len()) as u64 > limits.decoded_body {
+                return Err(Cause::DecodedBodyTooLarge.into());
+            }
+            keep(rewriter, lease, decoded, limits.json_depth)
+        })?;
+        lease.grow_to(rewriter.capacity() as u64 + decoder.memory())
     }
 
     /// The held bytes of a body in no coding, for who can put the next ones behind them without a copy; [`HeldBody::check`]
@@ -202,10 +204,12 @@ impl HeldBody {
             .finish()
             .map_err(|fault| refuse_json(&fault, depth))?;
         let (buffer, start, facts) = rewritten.into_parts();
+        let mut lease = self.lease;
+        lease.shrink_to(buffer.capacity() as u64);
         let bytes = Bytes::from_owner(Leased {
             buffer,
             start,
-            _lease: self.lease,
+            _lease: lease,
         });
         Ok(ReadyBody { bytes, facts })
     }
@@ -218,6 +222,7 @@ impl StreamedBody {
         headers: &HeaderMap,
         length: Option<u64>,
         limits: &Arc<Limits>,
+        budget: &Arc<Budget>,
     ) -> Result<Self, Refusal> {
         if length.is_some_and(|length| length > limits.body) {
             return Err(Cause::BodyTooLarge.into());
@@ -228,8 +233,9 @@ impl StreamedBody {
             coding,
             received: 0,
             observer: Observer::new(limits.json_depth),
-            look: Look::at(coding, limits),
+            look: Look::at(coding, limits, budget),
             limits: limits.clone(),
+            budget: budget.clone(),
         })
     }
 
@@ -237,7 +243,7 @@ impl StreamedBody {
     pub fn restart(&mut self) {
         self.received = 0;
         self.observer = Observer::new(self.limits.json_depth);
-        self.look = Look::at(self.coding, &self.limits);
+        self.look = Look::at(self.coding, &self.limits, &self.budget);
     }
 
     /// # Errors
@@ -251,7 +257,7 @@ impl StreamedBody {
         match look {
             Look::Plain => observer.feed(chunk),
             Look::Stopped => {}
-            Look::Decoded(decoder, left) => {
+            Look::Decoded(decoder, left, lease) => {
                 let looked = decoder.push(chunk, &mut |decoded| {
                     *left = left
                         .checked_sub(decoded.len() as u64)
@@ -259,7 +265,11 @@ impl StreamedBody {
                     observer.feed(decoded);
                     Ok(())
                 });
-                if looked.is_err() {
+                // Where there is no memory for it, the body passes all the same.
+                if looked
+                    .and_then(|()| lease.grow_to(decoder.memory()))
+                    .is_err()
+                {
                     *look = Look::Stopped;
                 }
             }
@@ -274,10 +284,14 @@ impl StreamedBody {
 }
 
 impl Look {
-    fn at(coding: Option<Coding>, limits: &Limits) -> Self {
-        match coding {
-            None => Look::Plain,
-            Some(coding) => Look::Decoded(Decoder::new(coding), limits.decoded_body),
+    fn at(coding: Option<Coding>, limits: &Limits, budget: &Arc<Budget>) -> Self {
+        let Some(coding) = coding else {
+            return Look::Plain;
+        };
+        let decoder = Box::new(Decoder::new(coding));
+        match budget.lease(decoder.memory()) {
+            Ok(lease) => Look::Decoded(decoder, limits.decoded_body, lease),
+            Err(_) => Look::Stopped,
         }
     }
 }

@@ -20,6 +20,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
+use crate::connection::refuses_read;
+
 /// What is gathered before it goes out, in bytes; larger writes go past it.
 const GATHERED_BYTES: usize = 16 * 1024;
 /// A buffer that grew beyond this is given back once it is empty.
@@ -189,10 +191,14 @@ impl DirectBody {
     /// Appends what comes next to `buffer`. 0 where nothing is left, or where the client has ended its side.
     ///
     /// # Errors
-    /// Of the connection.
+    /// Of the connection, or where the body is not waited for any longer.
     pub async fn read(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
         let most = self.left.min(READ_BYTES) as usize;
-        let read = poll_fn(|cx| self.socket.wire().poll_read_past(cx, buffer, most)).await?;
+        let read = poll_fn(|cx| match refuses_read() {
+            true => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            false => self.socket.wire().poll_read_past(cx, buffer, most),
+        });
+        let read = read.await?;
         self.left -= read as u64;
         Ok(read)
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::client_address::TrustedProxies;
 use crate::config_file::Draft;
 use crate::endpoint;
 pub use crate::mistake::{Mistake, Place};
@@ -18,6 +19,7 @@ pub struct Config {
     /// At least one; no address twice.
     pub listen: Vec<Listen>,
     pub admin: SocketAddr,
+    pub trusted_proxies: TrustedProxies,
     pub policy: PathBuf,
     pub prices: Option<PathBuf>,
     /// At least one, in the order of the file; no name twice.
@@ -33,6 +35,8 @@ pub struct Config {
 pub struct Listen {
     pub address: SocketAddr,
     pub tls: Option<TlsFiles>,
+    /// Each connection begins with the PROXY protocol's header.
+    pub proxy_protocol: bool,
 }
 
 /// PEM files.
@@ -207,16 +211,20 @@ pub struct Limits {
     pub json_depth: usize,
     /// Open client connections; beyond them none is accepted.
     pub connections: usize,
+    /// Open connections of one client address; beyond them new ones are closed.
+    pub connections_per_client: Option<u64>,
     /// Requests that run in the process at once.
     pub requests_in_flight: Option<u64>,
     /// Connections to all upstreams that are kept while no request uses them, of HTTP/1.1 and of HTTP/2 each.
     pub idle_upstream_connections: usize,
-    /// For a whole request head.
+    /// For a whole request head; on a new connection, from its beginning.
     pub header_timeout: Duration,
     /// Between two reads of a request body.
     pub body_idle_timeout: Duration,
     /// For a whole request body.
     pub body_timeout: Duration,
+    /// For a client that takes no byte of its answer.
+    pub write_timeout: Duration,
     /// For an idle client connection.
     pub keepalive_timeout: Duration,
 }
@@ -266,6 +274,16 @@ impl Config {
 
     pub fn upstream(&self, name: &str) -> Option<&Arc<Upstream>> {
         self.upstreams.iter().find(|upstream| upstream.name == name)
+    }
+}
+
+impl Listen {
+    pub(crate) fn plain(address: SocketAddr) -> Self {
+        Self {
+            address,
+            tls: None,
+            proxy_protocol: false,
+        }
     }
 }
 
@@ -336,11 +354,13 @@ impl Default for Limits {
             header: 64 << 10,
             json_depth: 512,
             connections: 65_536,
+            connections_per_client: None,
             requests_in_flight: None,
             idle_upstream_connections: 1024,
             header_timeout: Duration::from_secs(30),
             body_idle_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(600),
+            write_timeout: Duration::from_secs(60),
             keepalive_timeout: Duration::from_secs(75),
         }
     }
@@ -592,7 +612,7 @@ mod tests {
     #[test]
     fn listeners_are_one_address_or_a_list_with_tls() {
         let config = load(
-            "listen: [\"localhost:1\", {address: \"[::]:2\", tls: {cert: /c, key: /k}}]\nupstreams: {a: {url: http://h}}",
+            "listen: [\"localhost:1\", {address: \"[::]:2\", proxy_protocol: true, tls: {cert: /c, key: /k}}]\nupstreams: {a: {url: http://h}}",
         );
         let tls = TlsFiles {
             cert: "/c".into(),
@@ -601,13 +621,11 @@ mod tests {
         assert_eq!(
             config.listen,
             [
-                Listen {
-                    address: "127.0.0.1:1".parse().unwrap(),
-                    tls: None
-                },
+                Listen::plain("127.0.0.1:1".parse().unwrap()),
                 Listen {
                     address: "[::]:2".parse().unwrap(),
-                    tls: Some(tls)
+                    tls: Some(tls),
+                    proxy_protocol: true,
                 },
             ]
         );

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::client_address::{Network, TrustedProxies};
 use crate::config::{
     ABORTS, Config, Ejection, HealthCheck, Http2, KINDS, LOG_FORMATS, Limits, Listen, LogFormat,
     LogSettings, LogTarget, MESSAGES_MODES, OnClientAbort, SERVED_TIERS, ServerOptions, TlsFiles,
@@ -90,13 +91,11 @@ impl Reader<'_> {
         let policy = fields.required("policy").and_then(|node| self.file(node));
         let config = Config {
             path: self.path.to_owned(),
-            listen: listen.unwrap_or_else(|| {
-                vec![Listen {
-                    address: DEFAULT_LISTEN,
-                    tls: None,
-                }]
-            }),
+            listen: listen.unwrap_or_else(|| vec![Listen::plain(DEFAULT_LISTEN)]),
             admin: admin.unwrap_or(DEFAULT_ADMIN),
+            trusted_proxies: fields
+                .take("trusted_proxies")
+                .map_or_else(TrustedProxies::default, |node| self.trusted_proxies(node)),
             policy: policy.unwrap_or_default(),
             prices: fields
                 .optional("prices")
@@ -147,20 +146,19 @@ impl Reader<'_> {
 
     fn listener(&self, node: &Node<'_>) -> Option<Listen> {
         if !node.is_mapping() {
-            return Some(Listen {
-                address: self.address(node)?,
-                tls: None,
-            });
+            return self.address(node).map(Listen::plain);
         }
         let mut fields = node.fields(node.place, self.mistakes);
         let address = fields
             .required("address")
             .and_then(|node| self.address(node));
         let tls = fields.take_entry("tls").map(|entry| self.tls(entry));
+        let proxy_protocol = fields.boolean("proxy_protocol", false);
         fields.finish();
         Some(Listen {
             address: address?,
             tls: tls.flatten(),
+            proxy_protocol,
         })
     }
 
@@ -177,6 +175,18 @@ impl Reader<'_> {
             .borrow_mut()
             .push((entry.place, NamedFile::Tls(files.clone())));
         Some(files)
+    }
+
+    fn trusted_proxies(&self, node: &Node<'_>) -> TrustedProxies {
+        let mut networks = Vec::new();
+        for item in node.list(self.mistakes) {
+            match item.string(self.mistakes).map(Network::parse) {
+                Some(Ok(network)) => networks.push(network),
+                Some(Err(reason)) => self.mistakes.add(item.place, reason),
+                None => {}
+            }
+        }
+        TrustedProxies::new(networks)
     }
 
     fn upstreams(&self, node: &Node<'_>) -> Vec<Arc<Upstream>> {
@@ -427,6 +437,9 @@ impl Reader<'_> {
             connections: usize::try_from(connections).unwrap_or(default.connections),
             idle_upstream_connections: usize::try_from(kept)
                 .unwrap_or(default.idle_upstream_connections),
+            connections_per_client: fields
+                .optional("connections_per_client")
+                .and_then(|node| node.integer(1..=MAX_CONNECTIONS, self.mistakes)),
             requests_in_flight: fields
                 .optional("requests_in_flight")
                 .and_then(|node| node.integer(1..=MAX_IN_FLIGHT, self.mistakes)),
@@ -438,6 +451,7 @@ impl Reader<'_> {
             header_timeout: fields.timeout("header_timeout", default.header_timeout),
             body_idle_timeout: fields.timeout("body_idle_timeout", default.body_idle_timeout),
             body_timeout: fields.timeout("body_timeout", default.body_timeout),
+            write_timeout: fields.timeout("write_timeout", default.write_timeout),
             keepalive_timeout: fields.timeout("keepalive_timeout", default.keepalive_timeout),
         };
         fields.finish();

@@ -31,9 +31,12 @@ tokio::task_local! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Waiting {
+    /// For the next request on a connection that had one: the connection is closed.
+    ForRequest,
     /// For the rest of a request head: the connection is closed.
     ForHead,
-    /// For the client's body, on connections where Pingora sets no time limit: the request is cut.
+    /// For the client's body: reading it fails, so that the client gets a proper answer. On HTTP/2, whose connections are
+    /// read by tasks of their own, the request is cut.
     ForBody,
     /// For the first byte of the answer: the upstream's connection is shut, so that the client gets a proper answer.
     ForAnswer,
@@ -48,6 +51,16 @@ pub struct Deadline {
     /// Milliseconds after [`EPOCH`]; `NEVER` for none.
     at: AtomicU64,
     waiting: AtomicU8,
+    /// How long a whole head may take, in milliseconds.
+    head_time: u64,
+    /// How many more bytes may be read for the head.
+    head_left: AtomicU64,
+    /// The client's stream is read by the task of the request, so that it can be told to fail.
+    reads_stream: bool,
+    /// Why the client's body is not waited for any longer: an [`Interruption`].
+    interruption: AtomicU8,
+    /// The reader of the client's stream is still to be told so.
+    refuses_read: AtomicBool,
     /// The upstream's socket, where no other request uses it, else -1.
     upstream: AtomicI32,
     /// Nothing runs on an upgraded connection, so that a drain may end it.
@@ -64,10 +77,23 @@ pub struct Deadline {
     pub cork: Cork,
 }
 
+/// Why the rest of a request's body is not waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Interruption {
+    None,
+    /// It took too long.
+    Late,
+    /// The process is about to end.
+    Drain,
+}
+
 const NEVER: u64 = u64::MAX;
 const NO_SOCKET: RawFd = -1;
 /// From the event that ends a stream to the end of its message.
 const MESSAGE_END: Duration = Duration::from_secs(1);
+/// How long the answer to a client may take whose body is not waited for.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
 /// How long a deadline that is not set is slept through before it is looked at again.
 const IDLE_LOOK: Duration = Duration::from_secs(3600);
 
@@ -76,9 +102,14 @@ pub struct Front {
     pub proxy: Arc<HttpProxy<Gate>>,
     /// A whole request head.
     pub header_timeout: Duration,
+    /// What is read of a connection for a head that does not end. A head that is over the limit and not over this is
+    /// read, to be refused in good order.
+    pub head_bytes: u64,
     /// An idle connection between two requests.
     pub keepalive_timeout: Duration,
     pub draining: CancellationToken,
+    /// The drain has lasted as long as it may.
+    pub drain_over: CancellationToken,
 }
 
 /// The client of the request that this task serves has left. Whether the request goes on without it.
@@ -88,11 +119,58 @@ pub fn outlives_client() -> bool {
         .unwrap_or(false)
 }
 
+/// The head of a new connection's first request is awaited by the request that this task serves.
+pub fn await_head(until: Instant) {
+    let _ = DEADLINE.try_with(|deadline| {
+        let left = until.saturating_duration_since(Instant::now());
+        deadline.set(Waiting::ForHead, left);
+    });
+}
+
+/// So many bytes of the client's stream have been read for the request that this task serves. The first of a head begin
+/// its time. False where its head is too long to be read on.
+pub fn has_read(count: usize) -> bool {
+    let note = |deadline: &Arc<Deadline>| {
+        if deadline.awaits(Waiting::ForRequest) {
+            let limit = Duration::from_millis(deadline.head_time);
+            deadline.set(Waiting::ForHead, limit);
+        }
+        !deadline.awaits(Waiting::ForHead) || deadline.take_head_bytes(count as u64)
+    };
+    DEADLINE.try_with(note).unwrap_or(true)
+}
+
+/// Whether the client's stream is to fail at this read, by the request that this task serves. It is told once: what the
+/// client sends while it is answered may be read.
+pub fn refuses_read() -> bool {
+    let refuses = |deadline: &Arc<Deadline>| {
+        deadline.refuses_read.load(Ordering::Relaxed)
+            && deadline.refuses_read.swap(false, Ordering::Relaxed)
+    };
+    DEADLINE.try_with(refuses).unwrap_or(false)
+}
+
 impl Deadline {
-    fn new(waiting: Waiting, after: Duration) -> Arc<Self> {
-        let deadline = Self {
+    /// Of a new request, for whose first bytes a used connection waits for as long as it is kept.
+    fn of_request(front: &Front, reads_stream: bool) -> Arc<Self> {
+        let head_time = front.header_timeout.as_millis() as u64;
+        let deadline = Self::free(head_time, reads_stream);
+        deadline
+            .head_left
+            .store(front.head_bytes, Ordering::Relaxed);
+        deadline.set(Waiting::ForRequest, front.keepalive_timeout);
+        Arc::new(deadline)
+    }
+
+    fn free(head_time: u64, reads_stream: bool) -> Self {
+        Self {
             at: AtomicU64::new(NEVER),
-            waiting: AtomicU8::new(0),
+            waiting: AtomicU8::new(Waiting::ForMore as u8),
+            head_time,
+            head_left: AtomicU64::new(0),
+            reads_stream,
+            interruption: AtomicU8::new(Interruption::None as u8),
+            refuses_read: AtomicBool::new(false),
             upstream: AtomicI32::new(NO_SOCKET),
             idle: AtomicBool::new(false),
             passed: AtomicBool::new(false),
@@ -101,18 +179,14 @@ impl Deadline {
             asleep_until: AtomicU64::new(0),
             earlier: Notify::new(),
             cork: Cork::default(),
-        };
-        deadline.set(waiting, after);
-        Arc::new(deadline)
+        }
     }
 
     /// The deadline of the request that this task serves; a free one in a task that serves none.
     pub fn current() -> Arc<Self> {
-        DEADLINE.try_with(Arc::clone).unwrap_or_else(|_| {
-            let free = Self::new(Waiting::ForMore, Duration::ZERO);
-            free.clear();
-            free
-        })
+        DEADLINE
+            .try_with(Arc::clone)
+            .unwrap_or_else(|_| Arc::new(Self::free(0, false)))
     }
 
     pub fn set(&self, waiting: Waiting, after: Duration) {
@@ -129,8 +203,17 @@ impl Deadline {
         }
     }
 
+    /// The client's body is awaited, under limits that are kept elsewhere.
+    pub fn await_body(&self) {
+        self.waiting
+            .store(Waiting::ForBody as u8, Ordering::Relaxed);
+        self.set_at(NEVER);
+    }
+
     /// No limit for now, but for that of an answer without its client.
     pub fn clear(&self) {
+        self.waiting
+            .store(Waiting::ForMore as u8, Ordering::Relaxed);
         self.set_at(NEVER);
     }
 
@@ -194,19 +277,52 @@ impl Deadline {
         self.passed.load(Ordering::Relaxed)
     }
 
-    /// Whether it was the client's body that did not come in time.
-    pub fn has_passed_for_body(&self) -> bool {
-        self.has_passed() && self.waiting.load(Ordering::Relaxed) == Waiting::ForBody as u8
+    /// Why the client's body was not waited for, if it was not.
+    pub fn interruption(&self) -> Interruption {
+        let is = |why: Interruption| self.interruption.load(Ordering::Relaxed) == why as u8;
+        if is(Interruption::Drain) {
+            Interruption::Drain
+        } else if is(Interruption::Late) || (self.has_passed() && self.awaits(Waiting::ForBody)) {
+            Interruption::Late
+        } else {
+            Interruption::None
+        }
     }
 
-    /// Returns when the request has to be cut.
-    async fn passes(&self) {
+    /// Only the task that reads the stream does this.
+    fn take_head_bytes(&self, count: u64) -> bool {
+        let left = self.head_left.load(Ordering::Relaxed);
+        let after = left.checked_sub(count);
+        self.head_left.store(after.unwrap_or(0), Ordering::Relaxed);
+        after.is_some()
+    }
+
+    fn awaits(&self, what: Waiting) -> bool {
+        self.waiting.load(Ordering::Relaxed) == what as u8
+    }
+
+    /// Has the next read of the client's body fail. False where there is none that could.
+    fn interrupt(&self, why: Interruption) -> bool {
+        let can_fail = self.reads_stream && self.awaits(Waiting::ForBody);
+        if can_fail {
+            self.interruption.store(why as u8, Ordering::Relaxed);
+            self.refuses_read.store(true, Ordering::Relaxed);
+            self.set(Waiting::ForMore, ANSWER_TIME);
+        }
+        can_fail
+    }
+
+    /// Returns when the request has to be cut, or its task to go on because reading its body now fails.
+    async fn passes(&self) -> Passed {
         loop {
             let now = now_ms();
-            let until = self
-                .at
-                .load(Ordering::Relaxed)
-                .min(now + IDLE_LOOK.as_millis() as u64);
+            // A head that begins moves the deadline to `head_time` from then, which is never sooner than this.
+            let look = match self.awaits(Waiting::ForRequest) {
+                true => self.head_time,
+                false => IDLE_LOOK.as_millis() as u64,
+            };
+            let at = self.at.load(Ordering::Relaxed);
+            let until = at.min(now + look);
             if until > now {
                 self.asleep_until.store(until, Ordering::Relaxed);
                 tokio::select! {
@@ -215,10 +331,12 @@ impl Deadline {
                 }
                 continue;
             }
+            if self.interrupt(Interruption::Late) {
+                return Passed::Interrupted;
+            }
             self.passed.store(true, Ordering::Relaxed);
-            let for_answer = self.waiting.load(Ordering::Relaxed) == Waiting::ForAnswer as u8;
-            if !for_answer || self.has_client_left() {
-                return;
+            if !self.awaits(Waiting::ForAnswer) || self.has_client_left() {
+                return Passed::Cut;
             }
             self.shut_upstream();
         }
@@ -234,6 +352,14 @@ impl Deadline {
             let _ = nix::sys::socket::shutdown(socket, nix::sys::socket::Shutdown::Read);
         }
     }
+}
+
+/// What a request's task is to do now.
+enum Passed {
+    /// To end.
+    Cut,
+    /// To go on, for what it waits for has failed.
+    Interrupted,
 }
 
 /// What deadlines are counted from.
@@ -253,10 +379,7 @@ impl HttpServerApp for Front {
         if let Some(client) = ClientSocket::current() {
             client.begin_request();
         }
-        let deadline = Deadline::new(
-            Waiting::ForHead,
-            self.header_timeout + self.keepalive_timeout,
-        );
+        let deadline = Deadline::of_request(self, !session.is_http2());
         let request = DEADLINE.scope(
             deadline.clone(),
             self.proxy.process_new_http(session, shutdown),
@@ -267,17 +390,24 @@ impl HttpServerApp for Front {
             deadline.cork.count_poll(context);
             polled
         });
-        let mut told = false;
+        let (mut drains, mut is_over) = (false, false);
         loop {
             tokio::select! {
                 biased;
                 reusable = &mut request => return reusable,
-                // The request's future is dropped: both connections end without a proper end of their messages, and the
-                // request's context writes its line.
-                () = deadline.passes() => return None,
-                () = self.draining.cancelled(), if !told => {
-                    told = true;
+                passed = deadline.passes() => match passed {
+                    // The request's future is dropped: both connections end without a proper end of their messages, and
+                    // the request's context writes its line.
+                    Passed::Cut => return None,
+                    Passed::Interrupted => {}
+                },
+                () = self.draining.cancelled(), if !drains => {
+                    drains = true;
                     deadline.drain();
+                }
+                () = self.drain_over.cancelled(), if drains && !is_over => {
+                    is_over = true;
+                    deadline.interrupt(Interruption::Drain);
                 }
             }
         }

@@ -3,8 +3,7 @@
 
 use brotli_decompressor::{BrotliDecompressStream, BrotliResult, BrotliState, StandardAlloc};
 use flate2::{Decompress, FlushDecompress, Status};
-use zstd::stream::raw::{Decoder as ZstdDecoder, Operation};
-use zstd::zstd_safe::{DParameter, InBuffer, OutBuffer};
+use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer};
 
 use crate::error::{Cause, Refusal};
 
@@ -12,6 +11,8 @@ use crate::error::{Cause, Refusal};
 const PIECE: usize = 32 * 1024;
 /// The largest zstd window, as a power of two: the 8 MiB that RFC 9659 sets for the `zstd` content coding.
 const ZSTD_WINDOW_LOG: u32 = 23;
+/// What a decoder holds besides its window and its piece, in bytes: tables, measured and rounded up.
+const TABLES: u64 = 128 * 1024;
 /// The largest deflate window, as a power of two; all that the format has.
 const DEFLATE_WINDOW_LOG: u8 = 15;
 
@@ -34,7 +35,7 @@ pub struct Decoder {
 
 enum Engine {
     Flate(Decompress),
-    Zstd(ZstdDecoder<'static>),
+    Zstd(DCtx<'static>),
     Brotli(Box<BrotliState<StandardAlloc, StandardAlloc, StandardAlloc>>),
 }
 
@@ -79,6 +80,11 @@ impl Decoder {
             piece: vec![0; PIECE].into_boxed_slice(),
             ended: false,
         }
+    }
+
+    /// What it holds at the moment, in bytes. It grows to the window that the data ask for as soon as they do.
+    pub fn memory(&self) -> u64 {
+        PIECE as u64 + self.engine.memory()
     }
 
     /// Decodes a chunk and gives what comes out to `take`, whose refusal ends it.
@@ -128,6 +134,15 @@ impl Engine {
         matches!(self, Engine::Zstd(_))
     }
 
+    fn memory(&self) -> u64 {
+        match self {
+            Engine::Flate(_) => TABLES + (1 << DEFLATE_WINDOW_LOG),
+            Engine::Zstd(engine) => engine.sizeof() as u64,
+            // Not negative: 0, then a power of two.
+            Engine::Brotli(engine) => TABLES + u64::try_from(engine.ringbuffer_size).unwrap_or(0),
+        }
+    }
+
     fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<Step, Refusal> {
         match self {
             Engine::Flate(engine) => flate_step(engine, input, output),
@@ -150,23 +165,20 @@ fn flate_step(engine: &mut Decompress, input: &[u8], output: &mut [u8]) -> Resul
     })
 }
 
-fn zstd_engine() -> ZstdDecoder<'static> {
-    // Neither step depends on input: creation fails only for want of memory, the parameter is within its range.
-    let mut engine = ZstdDecoder::new().expect("a zstd context can be allocated");
+fn zstd_engine() -> DCtx<'static> {
+    // No step depends on input: creation fails only for want of memory, the parameter is within its range.
+    let mut engine = DCtx::create();
+    engine.init().expect("a new zstd context can be used");
     engine
         .set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG))
         .expect("the window limit is in range");
     engine
 }
 
-fn zstd_step(
-    engine: &mut ZstdDecoder<'static>,
-    input: &[u8],
-    output: &mut [u8],
-) -> Result<Step, Refusal> {
+fn zstd_step(engine: &mut DCtx<'static>, input: &[u8], output: &mut [u8]) -> Result<Step, Refusal> {
     let (mut from, mut to) = (InBuffer::around(input), OutBuffer::around(output));
     let left = engine
-        .run(&mut from, &mut to)
+        .decompress_stream(&mut to, &mut from)
         .map_err(|_| broken("it cannot be decoded"))?;
     // A hint of 0 means that a frame is whole and flushed.
     Ok(Step {

@@ -381,7 +381,11 @@ impl Conversation {
                 connection,
             ));
         }
-        let places = match self.state.in_flight.enter(&decision.group) {
+        let places = match self
+            .state
+            .in_flight
+            .enter(&decision.group, &decision.credential.digest)
+        {
             Ok(places) => places,
             Err(refusal) => {
                 let facts = Some(body.facts);

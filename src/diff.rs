@@ -195,7 +195,7 @@ fn rule_of(group: &Group, enabled: bool) -> Rule {
     } else {
         "client"
     };
-    let most = group.max_in_flight;
+    let most = |limit: Option<u64>| limit.map_or(NONE.to_owned(), |most| most.to_string());
     vec![
         ("enabled", (enabled && group.enabled).to_string()),
         ("platform", group.platform.as_str().to_owned()),
@@ -203,10 +203,8 @@ fn rule_of(group: &Group, enabled: bool) -> Rule {
         ("upstream", group.upstream.name.clone()),
         ("fast_mode_beta", group.fast_mode_beta.to_string()),
         ("batches", group.batches_allowed.to_string()),
-        (
-            "max_in_flight",
-            most.map_or(NONE.to_owned(), |most| most.to_string()),
-        ),
+        ("max_in_flight", most(group.max_in_flight)),
+        ("max_in_flight_per_key", most(group.max_in_flight_per_key)),
     ]
 }
 
@@ -219,6 +217,7 @@ fn no_rule() -> Rule {
         "fast_mode_beta",
         "batches",
         "max_in_flight",
+        "max_in_flight_per_key",
     ];
     let mut rule = vec![("enabled", false.to_string()), none("platform")];
     rule.extend(others.map(none));

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use bytes::Bytes;
+use http::StatusCode;
 use serde_json::json;
 
 use crate::access_log::Outcome;
@@ -95,6 +96,24 @@ impl Refusal {
             retry_after: matches!(status, 429 | 503).then_some(1),
             should_retry: matches!(status, 429 | 502 | 503 | 504),
         }
+    }
+}
+
+impl Answer {
+    /// As HTTP/1.1 has it, for a client whose request was never read to its end. The connection ends behind it.
+    pub fn message(&self) -> Vec<u8> {
+        let reason = StatusCode::from_u16(self.status)
+            .ok()
+            .and_then(|status| status.canonical_reason());
+        let head = format!(
+            "HTTP/1.1 {} {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+             x-should-retry: {}\r\nconnection: close\r\n\r\n",
+            self.status,
+            reason.unwrap_or_default(),
+            self.body.len(),
+            self.should_retry
+        );
+        [head.as_bytes(), &self.body].concat()
     }
 }
 

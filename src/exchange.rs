@@ -14,7 +14,7 @@ use crate::access_log::Transport;
 use crate::body::{HeldBody, StreamedBody};
 use crate::client_stream::DirectBody;
 use crate::config::OnClientAbort;
-use crate::connection::{Deadline, Waiting};
+use crate::connection::{Deadline, Interruption, Waiting};
 use crate::conversation::Conversation;
 use crate::endpoint::{Endpoint, Protocol};
 use crate::error::{Cause, Refusal};
@@ -117,10 +117,11 @@ impl Exchange {
         let arrival = &mut self.arrival;
         arrival.method = head.method.clone();
         arrival.path = logged_path(without_query(head.raw_path()));
+        let trusted = &self.state.config.trusted_proxies;
         arrival.client = session
             .client_addr()
             .and_then(|address| address.as_inet())
-            .map(|address| address.ip());
+            .map(|address| trusted.client(address.ip(), &head.headers));
         arrival.user_agent = header_text(&head.headers, &header::USER_AGENT, USER_AGENT_BYTES);
     }
 
@@ -208,9 +209,21 @@ impl Exchange {
     pub fn ending(&self) -> Ending {
         match &self.refusal {
             Some(refusal) => Ending::Refused(refusal.cause),
-            None if self.deadline.has_passed_for_body() => Ending::Refused(Cause::RequestTimeout),
-            None if self.deadline.has_passed() => Ending::Timeout,
-            None => Ending::Whole,
+            None => match self.interruption() {
+                Some(cause) => Ending::Refused(cause),
+                None if self.deadline.has_passed() => Ending::Timeout,
+                None => Ending::Whole,
+            },
+        }
+    }
+
+    /// Why the rest of the body was not waited for, if it was not, and there was no answer before.
+    pub fn interruption(&self) -> Option<Cause> {
+        match self.deadline.interruption() {
+            _ if self.turn.answer.upstream_status.is_some() => None,
+            Interruption::None => None,
+            Interruption::Late => Some(Cause::RequestTimeout),
+            Interruption::Drain => Some(Cause::Draining),
         }
     }
 

@@ -274,8 +274,9 @@ fn carry(config: &Config, order: Option<Order>, request: &Request) -> Result<Car
     let limits = Arc::new(config.limits.clone());
     let (head, body) = (&request.head, &request.body);
     let length = Some(request.length());
+    let budget = Budget::new(limits.buffered);
     let Some(for_body) = order_for_body(order, &head.method, body.is_empty()) else {
-        let mut streamed = StreamedBody::open(&head.headers, length, &limits)?;
+        let mut streamed = StreamedBody::open(&head.headers, length, &limits, &budget)?;
         streamed.pass(body)?;
         let facts = streamed.finish();
         let tier = match order {
@@ -288,7 +289,6 @@ fn carry(config: &Config, order: Option<Order>, request: &Request) -> Result<Car
             rewritten: None,
         });
     };
-    let budget = Budget::new(limits.buffered);
     let mut held = HeldBody::open(&head.headers, length, for_body.body, &limits, &budget)?;
     held.push(body)?;
     let ReadyBody { bytes, facts } = held.finish()?;

@@ -1,5 +1,5 @@
-//! How many requests run at once, in the whole process and in each group, and the limits of both. A group is known by its
-//! name, so that a change of the policy does not begin to count anew.
+//! How many requests run at once, in the whole process, in each group and by each key, and the limits of these. A group
+//! is known by its name, a key by its digest, so that a change of the policy does not begin to count anew.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::error::{Cause, Refusal};
 use crate::policy::Group;
+use crate::tally::{Entry, Tally};
 
 type Counter = Arc<AtomicU64>;
 
@@ -15,13 +16,20 @@ pub struct InFlight {
     all: Counter,
     /// Names come from the operator's policies, so there are not many.
     groups: RwLock<HashMap<Arc<str>, Counter>>,
+    /// By the key's digest; only those whose group limits them.
+    keys: Tally<[u8; 32]>,
 }
 
 /// A place among the requests that run; given back when dropped.
 pub struct Place(Counter);
 
-/// The places of one request: in the process and in its group.
-pub type Places = [Place; 2];
+/// The places of one request.
+pub struct Places {
+    _in_process: Place,
+    _in_group: Place,
+    /// Where its group has a limit for each key.
+    _of_key: Option<Entry<[u8; 32]>>,
+}
 
 impl InFlight {
     /// `most` requests may run in the whole process.
@@ -30,21 +38,33 @@ impl InFlight {
             most,
             all: Counter::default(),
             groups: RwLock::default(),
+            keys: Tally::default(),
         }
     }
 
-    /// A request of this group begins.
+    /// A request of this group begins, by the key with this digest.
     ///
     /// # Errors
     /// Where one of the limits is reached.
-    pub fn enter(&self, group: &Group) -> Result<Places, Refusal> {
+    pub fn enter(&self, group: &Group, key: &[u8; 32]) -> Result<Places, Refusal> {
         let counter = self.counter(&group.name);
         let in_group = Place::take(&counter, group.max_in_flight).ok_or_else(|| {
             let message = "as many requests of this group run as may; try again";
             Refusal::new(Cause::TooManyRequests, message)
         })?;
+        let of_key = match group.max_in_flight_per_key {
+            Some(most) => Some(self.keys.enter(*key, most).ok_or_else(|| {
+                let message = "as many requests of this key run as may; try again";
+                Refusal::new(Cause::TooManyRequests, message)
+            })?),
+            None => None,
+        };
         let in_process = Place::take(&self.all, self.most).ok_or(Cause::TooManyRequests)?;
-        Ok([in_process, in_group])
+        Ok(Places {
+            _in_process: in_process,
+            _in_group: in_group,
+            _of_key: of_key,
+        })
     }
 
     /// Requests of the group of this name that run.

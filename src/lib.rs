@@ -17,6 +17,7 @@
 
 // Enter.
 pub mod cli;
+pub mod client_address;
 pub mod client_stream;
 pub mod connection;
 pub mod demo;
@@ -24,11 +25,13 @@ pub mod listen;
 pub mod patient;
 pub mod patient_h2;
 pub mod probe;
+pub mod proxy_protocol;
 mod rehearsal;
 pub mod server;
 pub mod service_manager;
 pub mod state;
 pub mod successor;
+pub mod tally;
 pub mod tls;
 pub mod upgrade;
 

@@ -1,7 +1,8 @@
-//! The public listeners: bound or taken over, with or without TLS, and the connections that they accept.
+//! The public listeners: bound or taken over, with or without TLS and the PROXY protocol, and the connections that they
+//! accept.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,28 +10,32 @@ use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use pingora_core::apps::ServerApp;
-use pingora_core::protocols::{IO, Stream};
+use pingora_core::protocols::{ALPN, Ssl, Stream};
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::client_stream::ClientStream;
+use crate::client_stream::{ClientSocket, ClientStream};
 use crate::connection::Front;
 use crate::patient::PatientStream;
+use crate::proxy_protocol::{self, Header};
 use crate::reload::Follower;
 use crate::state::{StartError, State};
+use crate::tally::{Entry, Tally};
 use crate::tls::LiveAcceptor;
 use crate::upgrade::Taken;
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 4096;
-/// A client's TLS handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// A client that answers none of the probes is gone after two minutes.
 const KEEPALIVE_IDLE_SECONDS: u32 = 60;
 const KEEPALIVE_INTERVAL_SECONDS: u32 = 15;
 const KEEPALIVE_PROBES: u32 = 4;
+/// How long a drain waits for the handshakes of connections that were accepted before it.
+const DRAIN_WAIT: Duration = Duration::from_secs(1);
 /// How long accepting rests after it failed, mostly for want of descriptors.
 pub const ACCEPT_REST: Duration = Duration::from_millis(100);
 
@@ -42,6 +47,13 @@ pub struct Listeners {
 
 struct Listener {
     socket: TcpListener,
+    entrance: Entrance,
+}
+
+/// What a connection goes through before it can bring requests.
+#[derive(Clone)]
+struct Entrance {
+    proxy_protocol: bool,
     acceptor: Option<Arc<LiveAcceptor>>,
 }
 
@@ -56,6 +68,8 @@ pub struct Site {
     pub accepted: AtomicU64,
     /// One for each connection that may be open.
     pub room: Arc<Semaphore>,
+    /// The open connections of each client, where there is a limit for these.
+    pub clients: Tally<IpAddr>,
 }
 
 impl Listeners {
@@ -82,7 +96,11 @@ impl Listeners {
                 }
             };
             let socket = bind(listen.address, taken.as_deref_mut())?;
-            public.push(Listener { socket, acceptor });
+            let entrance = Entrance {
+                proxy_protocol: listen.proxy_protocol,
+                acceptor,
+            };
+            public.push(Listener { socket, entrance });
         }
         let admin = bind(state.config.admin, taken)?;
         Ok(Self { public, admin })
@@ -151,7 +169,7 @@ fn bind_new(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 async fn accept(listener: Listener, site: Arc<Site>) {
-    let Listener { socket, acceptor } = listener;
+    let Listener { socket, entrance } = listener;
     loop {
         match socket.accept().await {
             Ok((client, peer)) => {
@@ -159,11 +177,11 @@ async fn accept(listener: Listener, site: Arc<Site>) {
                 let Some(room) = await_room(&site).await else {
                     return;
                 };
-                let (site, acceptor) = (site.clone(), acceptor.clone());
+                let (site, entrance) = (site.clone(), entrance.clone());
                 let tasks = site.tasks.clone();
                 tasks.spawn(async move {
                     let _room = room;
-                    serve(client, peer, acceptor, &site).await;
+                    serve(client, peer, &entrance, &site).await;
                 });
             }
             Err(why) => {
@@ -189,31 +207,132 @@ async fn await_room(site: &Site) -> Option<OwnedSemaphorePermit> {
     room.acquire_owned().await.ok()
 }
 
-async fn serve(
-    client: TcpStream,
-    peer: SocketAddr,
-    acceptor: Option<Arc<LiveAcceptor>>,
-    site: &Site,
-) {
+async fn serve(client: TcpStream, peer: SocketAddr, entrance: &Entrance, site: &Site) {
     let _open = Open::new(&site.state);
     // Answers are written whole or flushed at once; Nagle's delay would only hold their last piece back.
     let _ = client.set_nodelay(true);
     keep_alive(&client);
-    let stream = ClientStream::new(client, peer, acceptor.is_none());
-    let Some(acceptor) = acceptor else {
-        let socket = stream.socket();
-        return socket.serve(serve_http(stream, site)).await;
+    let head_until = Instant::now() + site.state.limits.header_timeout;
+    let passing = entrance.pass(client, peer, head_until, site);
+    let passed = tokio::select! {
+        passed = timeout_at(head_until, passing) => passed.unwrap_or_else(|late| Err(late.into())),
+        () = drain_waits(&site.state) => return,
     };
-    let handshake = async { acceptor.current().tls_handshake(stream).await };
-    // Who fails is a scanner, or a client that does not trust the certificate.
-    if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-        serve_http(stream, site).await;
+    match passed {
+        Ok(entered) => entered.serve(site).await,
+        // A scanner, a client that does not trust the certificate, or one too many.
+        Err(why) => log::debug!("a connection of {peer} is closed: {why}"),
     }
 }
 
-async fn serve_http(stream: impl IO + 'static, site: &Site) {
-    let stream: Stream = Box::new(PatientStream::new(stream));
-    ServerApp::process_new(&site.app, stream, &site.shutdown).await;
+/// Returns when a drain has waited long enough for connections that might be about to bring a request.
+async fn drain_waits(state: &State) {
+    state.draining().cancelled().await;
+    tokio::time::sleep(DRAIN_WAIT).await;
+}
+
+/// A connection that may bring requests.
+struct Entered {
+    /// As Pingora reads it.
+    stream: Stream,
+    /// Where bodies can be read past Pingora.
+    socket: Option<ClientSocket>,
+    /// Its place among those of its client.
+    _seat: Option<Entry<IpAddr>>,
+}
+
+impl Entered {
+    async fn serve(self, site: &Site) {
+        let serving = async {
+            ServerApp::process_new(&site.app, self.stream, &site.shutdown).await;
+        };
+        match self.socket {
+            Some(socket) => socket.serve(serving).await,
+            None => serving.await,
+        }
+    }
+}
+
+impl Entrance {
+    /// A connection whose first head has to be whole at `head_until`.
+    async fn pass(
+        &self,
+        mut client: TcpStream,
+        peer: SocketAddr,
+        head_until: Instant,
+        site: &Site,
+    ) -> io::Result<Entered> {
+        let mut peer = peer;
+        if self.proxy_protocol {
+            peer = read_proxy_header(&mut client).await?.unwrap_or(peer);
+        }
+        // One that came to a socket for both families is told like any other.
+        peer.set_ip(peer.ip().to_canonical());
+        let seat = take_seat(peer.ip(), site)?;
+        let stream = ClientStream::new(client, peer, self.acceptor.is_none());
+        let socket = self.acceptor.is_none().then(|| stream.socket());
+        let stream: Stream = match &self.acceptor {
+            None => Box::new(PatientStream::http1(stream, head_until)),
+            Some(acceptor) => {
+                let stream = acceptor.current().tls_handshake(stream).await;
+                let stream = stream.map_err(io::Error::other)?;
+                if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+                    Box::new(PatientStream::http2(stream, head_until))
+                } else {
+                    Box::new(PatientStream::http1(stream, head_until))
+                }
+            }
+        };
+        Ok(Entered {
+            stream,
+            socket,
+            _seat: seat,
+        })
+    }
+}
+
+/// Whose connection a proxy in front says it is; none where it is the proxy's own.
+async fn read_proxy_header(client: &mut TcpStream) -> io::Result<Option<SocketAddr>> {
+    let mut header = Vec::new();
+    loop {
+        match proxy_protocol::parse(&header) {
+            Ok(Header::Whole(client)) => return Ok(client),
+            Ok(Header::Begun(more)) => {
+                let read = header.len();
+                header.resize(read + more, 0);
+                client.read_exact(&mut header[read..]).await?;
+            }
+            Err(why) => {
+                let why = format!("no header of the PROXY protocol: {why}");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+            }
+        }
+    }
+}
+
+/// A place among the connections of this client, where these are limited. Those of a trusted proxy have many clients.
+fn take_seat(client: IpAddr, site: &Site) -> io::Result<Option<Entry<IpAddr>>> {
+    let Some(most) = site.state.limits.connections_per_client else {
+        return Ok(None);
+    };
+    if site.state.config.trusted_proxies.contains(client) {
+        return Ok(None);
+    }
+    let seat = site.clients.enter(subscriber(client), most);
+    if seat.is_none() {
+        site.state.metrics.connections_refused.inc();
+    }
+    let refused = || io::Error::other("`limits.connections_per_client` is reached");
+    seat.map(Some).ok_or_else(refused)
+}
+
+/// The addresses that one client has at will count as one: of IPv6, the network of 64 bits that is the least a host gets
+/// (RFC 6177).
+fn subscriber(client: IpAddr) -> IpAddr {
+    match client {
+        IpAddr::V4(_) => client,
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+    }
 }
 
 /// Has the kernel find out that a client is gone which never says so: a WebSocket may be silent for as long as it likes.

@@ -46,6 +46,7 @@ pub struct Metrics {
     pub unforced_forwarded: IntCounter,
     pub connections: IntGauge,
     pub accept_rests: IntCounter,
+    pub connections_refused: IntCounter,
     pub in_flight: IntGauge,
     /// Held while a text is made: values that live elsewhere are brought up to date by the difference.
     rendering: Mutex<()>,
@@ -142,6 +143,13 @@ impl Default for Metrics {
                 valid(IntCounter::new(
                     "tiergate_accept_rests_total",
                     "Times that no connection was accepted until another one ended, because of `limits.connections`.",
+                )),
+            ),
+            connections_refused: register(
+                &registry,
+                valid(IntCounter::new(
+                    "tiergate_connections_refused_total",
+                    "Connections closed at once, because of `limits.connections_per_client`.",
                 )),
             ),
             in_flight: register(

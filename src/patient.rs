@@ -15,8 +15,11 @@ use pingora_core::protocols::{
     TimingDigest, UniqueID, raw_connect::ProxyDigest,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::connection::outlives_client;
+use crate::connection::{await_head, has_read, outlives_client, refuses_read};
+use crate::endpoint::Protocol;
+use crate::error::{Cause, Refusal};
 
 /// Stands outside of TLS, whose end of a stream comes before that of the socket.
 ///
@@ -26,13 +29,65 @@ use crate::connection::outlives_client;
 #[derive(Debug)]
 pub struct PatientStream<S> {
     io: S,
+    opening: Opening,
     /// Nothing can be written any more.
     broken: bool,
 }
 
+/// What a new connection still owes, and until when.
+#[derive(Debug)]
+enum Opening {
+    /// Its first head, of HTTP/1: the request that awaits it is to know.
+    Head(Instant),
+    /// So many bytes of the preface of HTTP/2 (RFC 9113 §3.4), for which no request waits yet.
+    Preface(usize, Pin<Box<Sleep>>),
+    Done,
+}
+
+const PREFACE_BYTES: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
+
 impl<S> PatientStream<S> {
-    pub fn new(io: S) -> Self {
-        Self { io, broken: false }
+    /// The first head of the new connection is to be here at `head_until`.
+    pub fn http1(io: S, head_until: Instant) -> Self {
+        Self::opened(io, Opening::Head(head_until))
+    }
+
+    /// The preface of the new connection is to be here at `until`.
+    pub fn http2(io: S, until: Instant) -> Self {
+        let until = Box::pin(sleep_until(until));
+        Self::opened(io, Opening::Preface(PREFACE_BYTES, until))
+    }
+
+    fn opened(io: S, opening: Opening) -> Self {
+        Self {
+            io,
+            opening,
+            broken: false,
+        }
+    }
+
+    /// Ready where the time for what the connection owes is over.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.opening {
+            Opening::Head(until) => {
+                await_head(*until);
+                self.opening = Opening::Done;
+                Poll::Pending
+            }
+            Opening::Preface(_, until) => until.as_mut().poll(cx),
+            Opening::Done => Poll::Pending,
+        }
+    }
+
+    /// False where the head under way is too long to be read on.
+    fn note_read(&mut self, count: usize) -> bool {
+        if let Opening::Preface(missing, _) = &mut self.opening {
+            *missing = missing.saturating_sub(count);
+            if *missing == 0 {
+                self.opening = Opening::Done;
+            }
+        }
+        has_read(count)
     }
 
     /// What Pingora is to see of a write: none that could not be done, where the answer is read on.
@@ -51,16 +106,35 @@ impl<S> PatientStream<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for PatientStream<S> {
+impl<S: AsyncWrite + Unpin> PatientStream<S> {
+    /// Pingora cannot answer a request that it has not read; it ends the connection.
+    fn refuse_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let refusal = Refusal::from(Cause::HeaderTooLarge);
+        let message = refusal.answer(Protocol::OpenAi).message();
+        // As far as it goes: the client is not waited for.
+        let _ = Pin::new(&mut self.io).poll_write(cx, &message);
+        let _ = Pin::new(&mut self.io).poll_flush(cx);
+        Poll::Ready(Err(io::ErrorKind::InvalidData.into()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for PatientStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if refuses_read() || self.poll_late(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         let before = buf.filled().len();
         let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        let count = buf.filled().len() - before;
+        if count > 0 && !self.note_read(count) {
+            return self.refuse_head(cx);
+        }
         let ended = match &read {
-            Poll::Ready(Ok(())) => buf.filled().len() == before && buf.remaining() > 0,
+            Poll::Ready(Ok(())) => count == 0 && buf.remaining() > 0,
             Poll::Ready(Err(_)) => true,
             Poll::Pending => false,
         };

@@ -45,6 +45,8 @@ pub struct Group {
     pub batches_allowed: bool,
     /// Requests of the group that may run at once.
     pub max_in_flight: Option<u64>,
+    /// The same of each of its keys.
+    pub max_in_flight_per_key: Option<u64>,
     pub enabled: bool,
     pub upstream: Arc<Upstream>,
     /// Of its name in the policy.

@@ -85,6 +85,9 @@ impl Reader<'_> {
         let max_in_flight = fields
             .optional("max_in_flight")
             .and_then(|node| node.integer(1..=MAX_IN_FLIGHT, self.mistakes));
+        let max_in_flight_per_key = fields
+            .optional("max_in_flight_per_key")
+            .and_then(|node| node.integer(1..=MAX_IN_FLIGHT, self.mistakes));
         let enabled = fields.boolean("enabled", true);
         let upstream = self.upstream(fields.take("upstream"), entry.place);
         fields.finish();
@@ -95,6 +98,7 @@ impl Reader<'_> {
             fast_mode_beta,
             batches_allowed,
             max_in_flight,
+            max_in_flight_per_key,
             enabled,
             upstream: upstream?,
             place: entry.place,

@@ -37,8 +37,6 @@ const PINGORA_REPLAY_BYTES: u64 = 64 * 1024;
 /// What is still read of a refused request, so that its client gets to read the answer before the connection closes.
 const LINGER_BYTES: usize = 1 << 20;
 const LINGER_TIME: Duration = Duration::from_secs(2);
-/// A client that takes no byte of its answer for this long is gone.
-const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-tiergate-request-id");
 static ROUTING_HINT: HeaderName = HeaderName::from_static("x-codex-routing-hint");
@@ -77,7 +75,7 @@ impl ProxyHttp for Gate {
         }
         session.set_pipelining_enabled(true);
         session.set_read_timeout(Some(limits.body_idle_timeout));
-        session.set_write_timeout(Some(CLIENT_WRITE_TIMEOUT));
+        session.set_write_timeout(Some(limits.write_timeout));
         Ok(())
     }
 
@@ -88,10 +86,15 @@ impl ProxyHttp for Gate {
         exchange: &mut Box<Exchange>,
     ) -> Result<bool> {
         exchange.read_head(session);
-        if self.state.is_draining() {
+        let drains = self.state.is_draining();
+        if drains {
             session.set_keepalive(None);
         }
-        let taken = match check_framing(session).and_then(|()| self.admit(session, exchange)) {
+        let admitted = check_framing(session).and_then(|()| self.admit(session, exchange));
+        let taken = match admitted {
+            Ok(()) if drains && self.state.is_drain_over() => {
+                Err(Stop::Refused(Cause::Draining.into()))
+            }
             Ok(()) => self.take_body(session, exchange).await,
             Err(refusal) => Err(Stop::Refused(refusal)),
         };
@@ -373,7 +376,8 @@ impl Gate {
             return Err(Cause::HeaderTooLarge.into());
         }
         if let Some(group) = &exchange.turn.group {
-            exchange.turn.places = Some(self.state.in_flight.enter(group)?);
+            let key = &decision.credential.digest;
+            exchange.turn.places = Some(self.state.in_flight.enter(group, key)?);
         }
         if self.state.log.is_full() {
             return Err(Cause::AccessLogUnavailable.into());
@@ -401,7 +405,8 @@ impl Gate {
             .then_some(limits.body_idle_timeout);
         let method = &exchange.arrival.method;
         let Some(order) = order_for_body(exchange.turn.order, method, empty) else {
-            let body = StreamedBody::open(&session.req_header().headers, length, limits)?;
+            let headers = &session.req_header().headers;
+            let body = StreamedBody::open(headers, length, limits, &self.state.budget)?;
             exchange.body = Body::Streamed(Box::new(body));
             if !empty {
                 exchange.await_body();
@@ -447,6 +452,7 @@ impl Gate {
     ) -> Result<(), Stop> {
         let limits = &self.state.limits;
         let deadline = Instant::now() + limits.body_timeout;
+        exchange.deadline.await_body();
         while !session.is_body_done() {
             if length.saturating_sub(exchange.turn.request_bytes) <= PINGORA_REPLAY_BYTES {
                 session.enable_retry_buffering();
@@ -462,6 +468,7 @@ impl Gate {
             self.filter_body(&mut Some(chunk), false, exchange)?;
         }
         read_rest(exchange, deadline, limits.body_idle_timeout).await?;
+        exchange.deadline.clear();
         if length > 0 && session.get_retry_buffer().is_none() {
             // Nothing would make Pingora send the body.
             return Err(Stop::Refused(Cause::Internal.into()));
@@ -1057,6 +1064,9 @@ fn may_retry(session: &mut Session, exchange: &Exchange) -> bool {
 fn ending_of(error: &Error, exchange: &Exchange) -> Ending {
     if let Some(refusal) = &exchange.refusal {
         return Ending::Refused(refusal.cause);
+    }
+    if let Some(cause) = exchange.interruption() {
+        return Ending::Refused(cause);
     }
     let answered = exchange.turn.answer.upstream_status.is_some();
     let timed_out = exchange.deadline.has_passed();

@@ -48,7 +48,7 @@ impl Drop for Folder {
 /// Has a configuration touch nothing but this folder and loopback ports that are free.
 pub(crate) fn confine(config: &mut Config, folder: &Path) {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    config.listen = vec![Listen { address, tls: None }];
+    config.listen = vec![Listen::plain(address)];
     config.admin = address;
     config.policy = folder.join("policy.yaml");
     config.access_log = LogSettings {

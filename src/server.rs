@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal::SIGXFSZ;
 use pingora_core::apps::http_app::HttpServer;
-use pingora_core::apps::{HttpServerApp, ServerApp};
+use pingora_core::apps::{HttpServerApp, HttpServerOptions, ServerApp};
 use pingora_core::protocols::Stream;
+use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::server::configuration::ServerConf;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -21,7 +22,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
 use crate::client_stream::ClientStream;
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::connection::Front;
 use crate::health_check;
 use crate::listen::{ACCEPT_REST, Listeners, Site};
@@ -30,15 +31,24 @@ use crate::reload::{self, Reloaded};
 use crate::service_manager;
 use crate::state::{StartError, State};
 use crate::successor::Successor;
+use crate::tally::Tally;
 use crate::upgrade::{Handover, Taken};
 use crate::upstream::{RESOLVE_EVERY, Upstream};
 
+/// The largest head that Pingora reads over HTTP/1.1, in bytes.
+const MOST_HEADER_BYTES: u64 = 1 << 20;
+/// The most that Pingora takes at one read of a connection.
+const READ_BYTES: u64 = 64 * 1024;
+/// What HTTP/2 counts beyond the bytes of a head (RFC 9113 §6.5.2): 32 for each of 512 fields.
+const H2_HEADER_SLACK_BYTES: u32 = 16 * 1024;
 /// How long a start waits for the upstreams' names. Those that do not resolve until then go on in the background.
 const FIRST_RESOLVE: Duration = Duration::from_secs(5);
 /// What waits for the access log is tried again this often.
 const LOG_RETRY: Duration = Duration::from_millis(200);
 /// How often the end of the last request is looked for.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
+/// How long requests that have not reached an upstream by the end of the drain may take to be answered.
+const FAREWELL_TIME: Duration = Duration::from_secs(1);
 /// How long the tasks may take to end once they are told to, after the drain.
 const ABORT_TIME: Duration = Duration::from_secs(2);
 
@@ -168,6 +178,7 @@ async fn serve(
         tasks: TaskTracker::new(),
         accepted: AtomicU64::new(0),
         room: Arc::new(Semaphore::new(state.limits.connections)),
+        clients: Tally::default(),
     });
     let (handover, address) = (offer_sockets(&state, &listeners), listeners.reachable_at());
     let accepting = CancellationToken::new();
@@ -234,7 +245,9 @@ async fn drain(site: &Site) {
             "the drain is over, {} requests are cut",
             state.metrics.in_flight.get()
         );
-        // Dropped with the runtime, whatever they wait for.
+        state.end_drain();
+        // Those that are still to arrive whole can be answered. Others are dropped with the runtime, whatever they wait for.
+        let _ = tokio::time::timeout(FAREWELL_TIME, drained(site)).await;
     }
 }
 
@@ -295,18 +308,43 @@ fn front(state: &Arc<State>) -> Front {
             .div_ceil(state.config.server.threads),
         ..ServerConf::default()
     };
-    let proxy = pingora_proxy::http_proxy(
+    let mut proxy = pingora_proxy::http_proxy(
         &Arc::new(conf),
         Gate {
             state: state.clone(),
         },
     );
+    proxy.h2_options = Some(h2_options(&state.limits));
+    proxy.server_options = Some(server_options(&state.limits));
     Front {
         proxy: Arc::new(proxy),
         header_timeout: state.limits.header_timeout,
+        head_bytes: head_bytes(state.limits.header),
         keepalive_timeout: state.limits.keepalive_timeout,
         draining: state.draining(),
+        drain_over: state.drain_over(),
     }
+}
+
+/// A read that finds the end of a head within the limit may have taken as much of what follows it.
+fn head_bytes(limit: u64) -> u64 {
+    limit.saturating_add(limit.max(READ_BYTES))
+}
+
+/// Pingora's, with our limit for heads.
+fn h2_options(limits: &Limits) -> H2Options {
+    let mut options = default_h2_options();
+    // A head within the limit is counted here with what HTTP/2 adds, so that it is refused by us and has its line.
+    let header = limits.header.min(MOST_HEADER_BYTES) as u32;
+    options.max_header_list_size(header + H2_HEADER_SLACK_BYTES);
+    options
+}
+
+/// A connection of HTTP/2 is idle as one of HTTP/1.1 is: Pingora would keep it for ever.
+fn server_options(limits: &Limits) -> HttpServerOptions {
+    let mut options = HttpServerOptions::default();
+    options.h2_idle_timeout = Some(limits.keepalive_timeout);
+    options
 }
 
 /// The admin listener goes on through the drain, so that its end can be watched.

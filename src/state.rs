@@ -34,6 +34,8 @@ pub struct State {
     upstreams: HashMap<String, Arc<Upstream>>,
     /// Cancelled when no further request is to be taken.
     draining: CancellationToken,
+    /// Cancelled when those that run have had their time.
+    drain_over: CancellationToken,
 }
 
 /// Why a process cannot start.
@@ -68,6 +70,7 @@ impl State {
             started: Instant::now(),
             upstreams,
             draining: CancellationToken::new(),
+            drain_over: CancellationToken::new(),
             config,
         };
         Ok((Arc::new(state), followers))
@@ -114,6 +117,20 @@ impl State {
 
     pub fn is_draining(&self) -> bool {
         self.draining.is_cancelled()
+    }
+
+    /// The requests that run have had their time.
+    pub fn end_drain(&self) {
+        self.drain_over.cancel();
+    }
+
+    /// For those who wait for the end of that time.
+    pub fn drain_over(&self) -> CancellationToken {
+        self.drain_over.clone()
+    }
+
+    pub fn is_drain_over(&self) -> bool {
+        self.drain_over.is_cancelled()
     }
 
     /// Why requests should not be sent here, if so.

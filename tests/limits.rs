@@ -6,9 +6,10 @@ use std::fs;
 
 use serde_json::json;
 use support::client::{Answer, Connection};
-use support::eventually;
+use support::h2::{self, Framing};
 use support::proxy::{self, Proxy};
 use support::upstream::{self, Reply, Upstream, reply};
+use support::{eventually, object_of};
 use tiergate::websocket::{Opcode, encode};
 
 const PATH: &str = "/v1/responses";
@@ -97,6 +98,26 @@ fn the_process_has_a_limit_over_all_groups() {
 }
 
 #[test]
+fn no_key_takes_all_places_of_its_group() {
+    let upstream = first_holds();
+    let policy = "version: 1\ndefault_group: fast\ngroups:\n  fast: {platform: openai, force_fast_mode: true, \
+        max_in_flight: 3, max_in_flight_per_key: 1}\nkeys: {sk-one: fast, sk-two: fast}\n";
+    let proxy = proxy::new().upstream(&upstream).policy(policy).run();
+    let mut first = running(&proxy, &upstream, "sk-one");
+    let refused = proxy.client("sk-one").post(PATH, "{}");
+    assert_too_many(&refused);
+    let message = refused.json()["error"]["message"].to_string();
+    assert!(message.contains("of this key"), "{message}");
+    // Every other key has its own, those that are not listed too.
+    for key in ["sk-two", "sk-three", "sk-four"] {
+        assert_eq!(proxy.client(key).post(PATH, "{}").status, 200, "{key}");
+    }
+    upstream.release();
+    assert_eq!(first.answer().status, 200);
+    assert_eq!(proxy.client("sk-one").post(PATH, "{}").status, 200);
+}
+
+#[test]
 fn a_client_that_waits_for_each_answer_is_never_one_too_many() {
     let upstream = upstream::script([
         reply(200).json("{}"),
@@ -143,6 +164,56 @@ fn a_head_may_be_as_large_as_the_limit() {
     assert_eq!(refused.openai_code(), "header_too_large");
     assert_eq!(refused.header("x-should-retry"), Some("false"));
     assert_eq!(upstream.requests(1).len(), 1);
+}
+
+#[test]
+fn a_head_over_http_2_may_be_as_large_as_one_over_http_1() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .tls()
+        .setting("limits: {header: 200KB}")
+        .run();
+    let of = |bytes: usize| {
+        let filler = "x".repeat(bytes);
+        let headers = [("authorization", "Bearer sk-fast"), ("x-filler", &filler)];
+        h2::post(proxy.tls_address, &headers, PATH, b"{}", Framing::Length)
+    };
+    assert_eq!(of(190_000).status, 200);
+    assert_eq!(of(200_000).openai_code(), "header_too_large");
+    // What is far too large is not read, and refused by the protocol's own means.
+    assert_eq!(of(300_000).status, 431);
+    assert_eq!(proxy.access_log(2)[1]["error"], "header_too_large");
+}
+
+#[test]
+fn a_head_that_goes_on_beyond_the_limit_is_not_read_on() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("limits: {header: 100KB}")
+        .run();
+    let client = proxy.client("sk-fast");
+    // One that is too long and ends is refused in good order, and a long body behind a short head is none of it.
+    let long = client.clone().header("X-Filler", &"x".repeat(150_000));
+    assert_eq!(long.post(PATH, "{}").openai_code(), "header_too_large");
+    let pipelined = [
+        client.message(PATH, b"{}"),
+        client.message(PATH, &object_of(900_000)),
+    ];
+    let mut connection = client.connect();
+    connection.send(pipelined.concat());
+    assert_eq!(connection.answer().status, 200);
+    assert_eq!(connection.answer().status, 200);
+
+    let mut connection = client.connect();
+    connection.send("POST /v1/responses HTTP/1.1\r\nX: ");
+    connection.send("x".repeat(500_000));
+    // The rest of it is not read, which may cost the client the answer.
+    let answer = connection.try_answer();
+    assert!(answer.is_none_or(|answer| answer.openai_code() == "header_too_large"));
+    assert!(connection.try_answer().is_none());
+    assert_eq!(proxy.access_log(3).len(), 3);
 }
 
 #[test]

@@ -8,6 +8,8 @@ use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use support::client::Connection;
+use support::h2::{self, Framing};
 use support::proxy::{self, Proxy, lines_of};
 use support::upstream::{self, Upstream, reply};
 use support::{eventually, record};
@@ -244,16 +246,96 @@ fn sigterm_cuts_a_stream_that_outlasts_the_drain_and_writes_its_line() {
 }
 
 #[test]
+fn requests_that_are_still_arriving_at_the_end_of_the_drain_are_told_to_try_again() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("server: {drain: 500ms}")
+        .run();
+    let with_length = proxy.client("sk-fast").head_of(PATH, 100);
+    let chunked = ["sk-fast", "sk-plain"].map(|key| {
+        let client = proxy.client(key).header("Transfer-Encoding", "chunked");
+        [client.head("POST", PATH), b"1\r\n".to_vec()].concat()
+    });
+    let mut arriving: Vec<Connection> = [with_length]
+        .into_iter()
+        .chain(chunked)
+        .map(|head| {
+            let mut connection = proxy.anonymous().connect();
+            connection.send([&head[..], b"{"].concat());
+            connection
+        })
+        .collect();
+    eventually("three requests", || {
+        (proxy.status()["requests_in_flight"] == 3).then_some(())
+    });
+    proxy.signal(libc::SIGTERM);
+    for connection in &mut arriving {
+        let answer = connection.answer();
+        assert_eq!(
+            (answer.status, answer.openai_code().as_str()),
+            (503, "draining")
+        );
+        assert_eq!(answer.header("retry-after"), Some("1"));
+        assert_eq!(answer.header("x-should-retry"), None);
+    }
+    let records = ended(proxy);
+    assert_eq!(records.len(), 3);
+    for record in records {
+        assert_eq!(
+            json!([record["outcome"], record["error"]]),
+            json!(["rejected", "draining"])
+        );
+    }
+}
+
+#[test]
+fn requests_over_http_2_that_outlast_the_drain_have_their_lines() {
+    let upstream = upstream::script([upstream::silence()]).run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .tls()
+        .setting("server: {drain: 500ms}")
+        .run();
+    let address = proxy.tls_address;
+    let ask = |framing| {
+        let headers = [("authorization", "Bearer sk-fast")];
+        std::thread::spawn(move || h2::post(address, &headers, PATH, b"{}", framing))
+    };
+    let running = [
+        Framing::Length,
+        Framing::StalledLength,
+        Framing::StalledNoLength,
+    ]
+    .map(ask);
+    eventually("three requests", || {
+        (proxy.status()["requests_in_flight"] == 3).then_some(())
+    });
+    upstream.await_heads(2);
+    proxy.signal(libc::SIGTERM);
+    assert_eq!(ended(proxy).len(), 3);
+    for asked in running {
+        assert!(!asked.join().unwrap().whole);
+    }
+}
+
+#[test]
 fn an_idle_process_ends_at_once() {
     let upstream = upstream::json("{}").run();
     let proxy = proxy::new()
         .upstream(&upstream)
+        .tls()
         .setting("server: {drain: 60s}")
         .run();
     let client = proxy.client("sk-fast");
     let mut idle = client.connect();
     idle.send(client.message(PATH, b"{}"));
     assert_eq!(idle.answer().status, 200);
+    // Nor does it wait for connections that have brought nothing, with TLS or without.
+    let _new = [proxy.address, proxy.tls_address].map(Connection::open);
+    eventually("three connections", || {
+        (proxy.metric("tiergate_connections") == 3.0).then_some(())
+    });
     let begun = Instant::now();
     let records = proxy.stop();
     assert!(

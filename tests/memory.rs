@@ -2,6 +2,9 @@
 
 mod support;
 
+use std::io::Write;
+
+use brotli::enc::BrotliEncoderParams;
 use support::client::Connection;
 use support::proxy::{self, Proxy};
 use support::upstream;
@@ -96,4 +99,47 @@ fn forty_stalled_bodies_stay_within_the_buffer() {
     });
     assert_eq!(client.post(PATH, &body).status, 200);
     assert_eq!(proxy.access_log(1 + 40 + 1)[41]["outcome"], "ok");
+}
+
+/// Short bodies whose codings ask for the largest windows that are taken: 8 MiB and 16 MiB.
+fn wide_windows() -> [(&'static str, Vec<u8>); 2] {
+    let body = object_of(1000);
+    let mut zstd = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    zstd.window_log(23).unwrap();
+    zstd.write_all(&body).unwrap();
+    let wide = BrotliEncoderParams {
+        lgwin: 24,
+        ..Default::default()
+    };
+    let mut brotli = brotli::CompressorWriter::with_params(Vec::new(), 4096, &wide);
+    // A body that goes on behind its first bytes has the whole window.
+    brotli.write_all(&body[..1]).unwrap();
+    brotli.flush().unwrap();
+    brotli.write_all(&body[1..]).unwrap();
+    [
+        ("zstd", zstd.finish().unwrap()),
+        ("br", brotli.into_inner()),
+    ]
+}
+
+#[test]
+fn what_decodes_a_body_counts_as_held() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("limits: {buffered: 4MiB, body: 1MiB, decoded_body: 1MiB}")
+        .run();
+    for (coding, coded) in wide_windows() {
+        let post = |key| {
+            let client = proxy.client(key).header("Content-Encoding", coding);
+            client.post(PATH, &coded)
+        };
+        let refused = post("sk-fast");
+        assert_eq!(refused.status, 503, "{coding}");
+        assert_eq!(refused.openai_code(), "buffer_full");
+        // One that is only looked at passes without.
+        assert_eq!(post("sk-plain").status, 200, "{coding}");
+    }
+    assert_eq!(proxy.client("sk-fast").post(PATH, "{}").status, 200);
+    assert_eq!(proxy.status()["buffered_bytes"], 0);
 }

@@ -20,7 +20,7 @@ import time
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 BINARY = pathlib.Path(os.environ.get("TIERGATE", PROJECT / "target/debug/tiergate"))
-PICTURE = PROJECT / "docs/page.png"
+PICTURE = PROJECT / "conf/page.png"
 DEADLINE = 30
 POLICY = """\
 version: 1

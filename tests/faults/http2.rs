@@ -46,7 +46,7 @@ pub fn visit(world: &World, tag: u64) -> Option<()> {
 /// The connection, and the task that drives it.
 async fn connect(world: &World) -> Option<(SendRequest<Bytes>, JoinHandle<Result<(), h2::Error>>)> {
     let socket = TcpStream::connect(world.tls_address).await.ok()?;
-    let connector = TlsConnector::from(tls::client_config());
+    let connector = TlsConnector::from(tls::client_config(b"h2"));
     let name = ServerName::from(world.tls_address.ip());
     let handshake = timeout(PATIENCE, connector.connect(name, socket)).await;
     let (sender, connection) = h2::client::handshake(handshake.ok()?.ok()?).await.ok()?;

@@ -2,11 +2,9 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
-use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, ServerConnection, StreamOwned};
 
 use super::support::tls;
@@ -77,10 +75,7 @@ impl Wire {
         if !with_tls {
             return Some(Self::new(Box::new(tcp)));
         }
-        let mut config = (*tls::client_config()).clone();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let session = ClientConnection::new(Arc::new(config), ServerName::from(address.ip()));
-        Some(Self::new(Box::new(StreamOwned::new(session.ok()?, tcp))))
+        Some(Self::new(Box::new(tls::client(tcp, b"http/1.1"))))
     }
 
     pub fn accepted(tcp: TcpStream, with_tls: bool) -> Option<Self> {

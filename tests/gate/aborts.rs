@@ -5,8 +5,6 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
-use rustls::pki_types::ServerName;
-use rustls::{ClientConnection, StreamOwned};
 use serde_json::{Value, json};
 
 use super::support::client::Connection;
@@ -112,13 +110,9 @@ fn an_answer_is_read_on_when_its_client_resets() {
 fn an_answer_is_read_on_when_its_client_ends_tls() {
     let upstream = upstream::script([stream()]).run();
     let proxy = patient(&upstream);
-    let mut config = (*tls::client_config()).clone();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     let socket = TcpStream::connect(proxy.tls_address).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    let name = ServerName::from(proxy.tls_address.ip());
-    let session = ClientConnection::new(config.into(), name).unwrap();
-    let mut stream = StreamOwned::new(session, socket);
+    let mut stream = tls::client(socket, b"http/1.1");
     let client = proxy.client("sk-fast");
     stream.write_all(&client.message(PATH, BODY)).unwrap();
     let mut read = Vec::new();

@@ -1,7 +1,7 @@
 //! Every time limit, and the limit on all bodies together. The limits are short and what they cut would last for much
 //! longer, so that a limit that does nothing is seen.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::support::client::{Connection, chunk};
 use super::support::upstream::{self, reply};
-use super::support::{eventually, object_of, proxy};
+use super::support::{eventually, object_of, proxy, tls};
 
 const PATH: &str = "/v1/responses";
 /// No limit of these tests is longer than this with all that stands around it.
@@ -134,33 +134,106 @@ fn the_response_timeout_does_not_end_a_stream_that_has_begun() {
     );
 }
 
+/// Sends a byte of a head every 50 ms until the proxy closes, and says how long that took.
+fn drip_head(connection: &Connection) -> Duration {
+    let mut socket = connection.socket();
+    let (begun, pause) = (Instant::now(), Duration::from_millis(50));
+    socket.set_read_timeout(Some(pause)).unwrap();
+    let mut sent = b"POST /v1/responses HTTP/1.1\r\nX: ".iter();
+    while begun.elapsed() < SOON {
+        let _ = socket.write_all(&[*sent.next().unwrap_or(&b'x')]);
+        match socket.read(&mut [0]) {
+            Err(why) if why.kind() != std::io::ErrorKind::ConnectionReset => {}
+            _ => return begun.elapsed(),
+        }
+    }
+    panic!("the connection is still open");
+}
+
 #[test]
 fn a_head_that_does_not_end() {
     let upstream = upstream::json("{}").run();
+    // The time of an idle connection is not added to it.
     let proxy = proxy::new()
         .upstream(&upstream)
-        .setting("limits: {header_timeout: 300ms, keepalive_timeout: 1s}")
+        .setting("limits: {header_timeout: 300ms, keepalive_timeout: 20s}")
         .run();
-    let mut connection = proxy.client("sk-fast").connect();
-    let begun = Instant::now();
-    // Not one pause is as long as the limit.
-    let mut ended = false;
-    connection.send("POST /v1/responses HTTP/1.1\r\nX: ");
-    connection
-        .socket()
-        .set_read_timeout(Some(Duration::from_millis(100)))
-        .unwrap();
-    while begun.elapsed() < SOON && !ended {
-        connection.send("x");
-        let mut byte = [0];
-        let read = std::io::Read::read(&mut connection.socket(), &mut byte);
-        ended = match read {
-            Ok(_) => true,
-            Err(why) => why.kind() == std::io::ErrorKind::ConnectionReset,
-        };
+    let client = proxy.client("sk-fast");
+    let mut connection = client.connect();
+    drip_head(&connection);
+    // Nor does a connection that was used before have more, once the next head has begun.
+    connection = client.connect();
+    connection.send(client.message(PATH, b"{}"));
+    assert_eq!(connection.answer().status, 200);
+    std::thread::sleep(Duration::from_millis(500));
+    drip_head(&connection);
+    assert_eq!(proxy.access_log(1).len(), 1);
+}
+
+#[test]
+fn a_head_may_begin_late_on_a_connection_that_was_used_and_take_its_whole_time() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("limits: {header_timeout: 1500ms, keepalive_timeout: 20s}")
+        .run();
+    let client = proxy.client("sk-fast");
+    let mut connection = client.connect();
+    connection.send(client.message(PATH, b"{}"));
+    assert_eq!(connection.answer().status, 200);
+    // Longer together than the time for a head, and each alone shorter.
+    std::thread::sleep(Duration::from_millis(1000));
+    let message = client.message(PATH, b"{}");
+    connection.send(&message[..20]);
+    std::thread::sleep(Duration::from_millis(1000));
+    connection.send(&message[20..]);
+    assert_eq!(connection.answer().status, 200);
+}
+
+#[test]
+fn a_new_connection_that_brings_nothing() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .tls()
+        .setting("limits: {header_timeout: 300ms, keepalive_timeout: 20s}")
+        .run();
+    within(SOON, || proxy.anonymous().connect().assert_closed());
+    // In the handshake of TLS, within it, and behind it on both versions of HTTP.
+    for begun in [&b""[..], b"\x16\x03\x01\x02\x00\x01"] {
+        let mut connection = Connection::open(proxy.tls_address);
+        connection.send(begun);
+        within(SOON, || await_end(connection.socket()));
     }
-    assert!(ended, "the connection is still open");
+    for protocol in [&b"http/1.1"[..], b"h2"] {
+        let connection = Connection::open(proxy.tls_address);
+        let socket = connection.socket().try_clone().unwrap();
+        let mut stream = tls::client(socket, protocol);
+        stream.flush().unwrap();
+        within(SOON, || await_end(&mut stream));
+    }
+    // A preface in pieces, each of them in time.
+    let socket = Connection::open(proxy.tls_address);
+    let mut stream = tls::client(socket.socket().try_clone().unwrap(), b"h2");
+    let begun = Instant::now();
+    for byte in b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r".chunks(1) {
+        if stream.write_all(byte).is_err() || begun.elapsed() > SOON {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    within(SOON, || await_end(&mut stream));
+    eventually("no connection", || {
+        (proxy.metric("tiergate_connections") == 0.0).then_some(())
+    });
     upstream.assert_untouched();
+}
+
+/// Reads to the end, be it in good order or by a reset, and fails where it does not come.
+fn await_end(mut stream: impl Read) {
+    let ended = stream.read_to_end(&mut Vec::new());
+    let open = ended.is_err_and(|why| why.kind() == std::io::ErrorKind::WouldBlock);
+    assert!(!open, "the connection is still open");
 }
 
 #[test]
@@ -175,6 +248,22 @@ fn an_idle_connection_is_closed_after_its_keepalive_timeout() {
     connection.send(client.message(PATH, b"{}"));
     assert_eq!(connection.answer().status, 200);
     within(SOON, || connection.assert_closed());
+}
+
+#[test]
+fn an_idle_connection_of_http_2_is_closed_after_its_keepalive_timeout() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .tls()
+        .setting("limits: {keepalive_timeout: 1s, header_timeout: 20s}")
+        .run();
+    let connection = Connection::open(proxy.tls_address);
+    let mut stream = tls::client(connection.socket().try_clone().unwrap(), b"h2");
+    // The preface and no settings of its own.
+    let opening = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    stream.write_all(opening).unwrap();
+    within(SOON, || await_end(&mut stream));
 }
 
 #[test]
@@ -254,9 +343,11 @@ fn a_chunked_body_that_takes_longer_than_its_timeout() {
         let mut connection = client.connect();
         connection.send(client.head("POST", PATH));
         let dripping = drip(&connection, b"1\r\n \r\n");
-        // The upstream has the head, so the request may be cut instead of being answered.
-        let answer = within(SOON, || connection.try_answer());
-        assert!(answer.is_none_or(|answer| answer.status == 408));
+        let answer = within(SOON, || connection.answer());
+        assert_eq!(
+            (answer.status, answer.openai_code().as_str()),
+            (408, "request_timeout")
+        );
         drop(connection);
         dripping.join().unwrap();
         let record = proxy.record();

@@ -228,7 +228,7 @@ fn block(headers: &[(&str, String)]) -> Vec<u8> {
 /// Sends the frames and reads until the stream, or the connection, has ended.
 fn exchange(proxy: &Proxy, sent: &[u8]) {
     let name = ServerName::from(proxy.tls_address.ip());
-    let session = ClientConnection::new(tls::client_config(), name).unwrap();
+    let session = ClientConnection::new(tls::client_config(b"h2"), name).unwrap();
     let socket = Connection::open(proxy.tls_address)
         .socket()
         .try_clone()

@@ -10,6 +10,7 @@ use h2::{RecvStream, SendStream};
 use http::request::Builder;
 use http::{HeaderMap, Request, Response};
 use rustls::pki_types::ServerName;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
@@ -44,7 +45,30 @@ pub fn post(
     body: &[u8],
     framing: Framing,
 ) -> Answer {
-    let exchange = exchange(address, headers, path, body, framing);
+    let exchange = async {
+        let (sender, _connection) = connect(address).await;
+        exchange(sender, address, headers, path, body, framing).await
+    };
+    runtime().block_on(async {
+        let answer = timeout(PATIENCE, exchange).await;
+        answer.expect("an answer in time")
+    })
+}
+
+/// The same behind bytes that are sent before TLS begins.
+pub fn post_behind(
+    before: &[u8],
+    address: SocketAddr,
+    headers: &[(&str, &str)],
+    path: &str,
+    body: &[u8],
+) -> Answer {
+    let exchange = async {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        socket.write_all(before).await.unwrap();
+        let (sender, _connection) = connect_over(socket).await;
+        exchange(sender, address, headers, path, body, Framing::Length).await
+    };
     runtime().block_on(async {
         let answer = timeout(PATIENCE, exchange).await;
         answer.expect("an answer in time")
@@ -87,9 +111,14 @@ pub fn leave(address: SocketAddr, headers: &[(&str, &str)], path: &str, body: &[
 
 /// A connection of its own, and the task that drives it.
 async fn connect(address: SocketAddr) -> (SendRequest<Bytes>, JoinHandle<Result<(), h2::Error>>) {
-    let socket = TcpStream::connect(address).await.unwrap();
-    let connector = TlsConnector::from(tls::client_config());
-    let name = ServerName::from(address.ip());
+    connect_over(TcpStream::connect(address).await.unwrap()).await
+}
+
+async fn connect_over(
+    socket: TcpStream,
+) -> (SendRequest<Bytes>, JoinHandle<Result<(), h2::Error>>) {
+    let connector = TlsConnector::from(tls::client_config(b"h2"));
+    let name = ServerName::from(socket.peer_addr().unwrap().ip());
     let stream = connector.connect(name, socket).await.unwrap();
     let (sender, connection) = h2::client::handshake(stream).await.unwrap();
     (sender, tokio::spawn(connection))
@@ -104,13 +133,13 @@ fn request(address: SocketAddr, headers: &[(&str, &str)], path: &str) -> Builder
 }
 
 async fn exchange(
+    mut sender: SendRequest<Bytes>,
     address: SocketAddr,
     headers: &[(&str, &str)],
     path: &str,
     body: &[u8],
     framing: Framing,
 ) -> Answer {
-    let (mut sender, _connection) = connect(address).await;
     let mut request = request(address, headers, path);
     let announced = match framing {
         Framing::Length => Some(body.len()),

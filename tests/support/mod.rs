@@ -5,6 +5,7 @@
 #![allow(dead_code)]
 
 pub mod client;
+pub mod frames;
 pub mod h2;
 pub mod proxy;
 pub mod record;

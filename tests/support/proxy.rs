@@ -34,6 +34,7 @@ pub struct Builder {
     settings: String,
     prices: Option<String>,
     tls: bool,
+    proxy_protocol: bool,
     trusting: bool,
     log: PathBuf,
     log_format: String,
@@ -87,6 +88,7 @@ pub fn new() -> Builder {
         settings: String::new(),
         prices: None,
         tls: false,
+        proxy_protocol: false,
         trusting: true,
         log: PathBuf::from("access.log"),
         log_format: "json".to_owned(),
@@ -148,6 +150,12 @@ impl Builder {
     /// A second listener, with TLS.
     pub fn tls(mut self) -> Self {
         self.tls = true;
+        self
+    }
+
+    /// Connections to all listeners begin with the PROXY protocol's header.
+    pub fn proxy_protocol(mut self) -> Self {
+        self.proxy_protocol = true;
         self
     }
 
@@ -234,13 +242,17 @@ impl Builder {
         write("authority.pem", &trusted.authority);
         write("cert.pem", &made.certificate);
         write("key.pem", &made.key);
+        let proxied = self.proxy_protocol;
         let tls = if self.tls {
-            format!(", {{address: \"{tls_address}\", tls: {{cert: cert.pem, key: key.pem}}}}")
+            format!(
+                ", {{address: \"{tls_address}\", tls: {{cert: cert.pem, key: key.pem}}, \
+                 proxy_protocol: {proxied}}}"
+            )
         } else {
             String::new()
         };
         let mut config = format!(
-            "listen: [\"{address}\"{tls}]\nadmin: \"{admin}\"\npolicy: {}\n\
+            "listen: [{{address: \"{address}\", proxy_protocol: {proxied}}}{tls}]\nadmin: \"{admin}\"\npolicy: {}\n\
              access_log: {{path: \"{}\", format: {}}}\nupstreams:\n{}{}",
             self.policy_file.as_deref().unwrap_or("policy.yaml"),
             self.log.display(),

@@ -1,12 +1,16 @@
 //! A certificate authority of the tests' own, which the proxy under test is told to trust.
 
+use std::net::TcpStream;
 use std::sync::{Arc, OnceLock};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned,
+    SupportedProtocolVersion,
+};
 
 /// The authority's certificate and one for this machine that it signed, all as PEM.
 pub struct Certificates {
@@ -72,10 +76,17 @@ pub fn server_config(protocols: &[&[u8]]) -> Arc<ServerConfig> {
     Arc::new(config)
 }
 
-/// A client that speaks HTTP/2 only and trusts the tests' authority only.
-pub fn client_config() -> Arc<ClientConfig> {
+/// A client's connection over this socket, on which it sends whatever it is given.
+pub fn client(socket: TcpStream, protocol: &[u8]) -> StreamOwned<ClientConnection, TcpStream> {
+    let name = ServerName::from(socket.peer_addr().unwrap().ip());
+    let connection = ClientConnection::new(client_config(protocol), name).unwrap();
+    StreamOwned::new(connection, socket)
+}
+
+/// A client that speaks this protocol only and trusts the tests' authority only.
+pub fn client_config(protocol: &[u8]) -> Arc<ClientConfig> {
     let mut config = client_config_of(rustls::DEFAULT_VERSIONS);
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     Arc::new(config)
 }
 

@@ -2,9 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 
-use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
 use serde_json::Value;
 use tungstenite::client::IntoClientRequest;
@@ -103,12 +101,8 @@ impl Upstream {
 
     /// The same through the listener with TLS.
     pub fn open_with_tls(&self, proxy: &Proxy, key: &str) -> Socket {
-        let name = ServerName::from(proxy.tls_address.ip());
-        let mut config = (*tls::client_config()).clone();
         // A WebSocket is a matter of HTTP/1.1.
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        let session = ClientConnection::new(Arc::new(config), name).unwrap();
-        let stream = StreamOwned::new(session, connect(proxy.tls_address));
+        let stream = tls::client(connect(proxy.tls_address), b"http/1.1");
         self.open_over(Box::new(stream), key, PATH, &[])
     }
 
