@@ -29,7 +29,7 @@ use crate::policy::{ANTHROPIC_BETA, CredentialHeader, FAST_MODE_BETA, Head, Orde
 use crate::service_tier::{Edit, PRIORITY, observed_tier};
 use crate::state::State;
 use crate::turn::Ending;
-use crate::upstream::{Origin, Upstream};
+use crate::upstream::{Origin, Upstream, told_of};
 
 /// What Pingora keeps of a body for another attempt. The rest of a body that is read here has to fit, for Pingora sends
 /// a body only by replaying what it kept.
@@ -90,8 +90,9 @@ impl ProxyHttp for Gate {
         if drains {
             session.set_keepalive(None);
         }
-        let admitted = check_framing(session).and_then(|()| self.admit(session, exchange));
-        let taken = match admitted {
+        let framed = check_framing(session);
+        let admitted = self.admit(session, exchange);
+        let taken = match framed.and(admitted) {
             Ok(()) if drains && self.state.is_drain_over() => {
                 Err(Stop::Refused(Cause::Draining.into()))
             }
@@ -1093,16 +1094,6 @@ fn ending_of(error: &Error, exchange: &Exchange) -> Ending {
         (_, ErrorType::WriteError | ErrorType::WriteTimedout) if answered => Ending::ClientClosed,
         _ if answered => Ending::UpstreamCut,
         _ => Ending::Refused(Cause::Internal),
-    }
-}
-
-/// An error in words for the log, without the bytes that it quotes where a head could not be parsed.
-fn told_of(error: &Error) -> String {
-    match error.root_etype() {
-        ErrorType::InvalidHTTPHeader => {
-            format!("{} {}", error.esource().as_str(), error.etype().as_str())
-        }
-        _ => error.to_string(),
     }
 }
 

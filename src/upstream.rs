@@ -367,7 +367,7 @@ impl Route {
     /// The newest attempt failed, for a reason that lies with the address.
     pub fn fails(&self, upstream: &Upstream, error: &Error) {
         if let Some(address) = &self.address {
-            upstream.blame(address, &error.to_string());
+            upstream.blame(address, &told_of(error));
         }
     }
 
@@ -386,6 +386,16 @@ impl Route {
     /// Whether the upstream's settings allow for another attempt.
     pub fn may_go_on(&self, upstream: &Upstream) -> bool {
         self.attempts <= upstream.config.retries
+    }
+}
+
+/// An error of Pingora in words for operators, without the bytes that it quotes where a head could not be parsed.
+pub fn told_of(error: &Error) -> String {
+    match error.root_etype() {
+        ErrorType::InvalidHTTPHeader => {
+            format!("{} {}", error.esource().as_str(), error.etype().as_str())
+        }
+        _ => error.to_string(),
     }
 }
 
