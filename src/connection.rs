@@ -277,6 +277,11 @@ impl Deadline {
         self.passed.load(Ordering::Relaxed)
     }
 
+    /// What was waited for was there after all.
+    pub fn forget_passed(&self) {
+        self.passed.store(false, Ordering::Relaxed);
+    }
+
     /// Why the client's body was not waited for, if it was not.
     pub fn interruption(&self) -> Interruption {
         let is = |why: Interruption| self.interruption.load(Ordering::Relaxed) == why as u8;

@@ -53,6 +53,8 @@ pub struct Exchange {
     pub upgrade: bool,
     /// The WebSocket, once the upstream has agreed to one whose messages are judged.
     pub conversation: Option<Box<Conversation>>,
+    /// The answer's head says where it ends.
+    framed: bool,
     /// More of the answer came after its client had left.
     outlived: bool,
     settled: bool,
@@ -106,6 +108,7 @@ impl Exchange {
             observer: None,
             upgrade: false,
             conversation: None,
+            framed: false,
             outlived: false,
             settled: false,
         }
@@ -161,6 +164,20 @@ impl Exchange {
         }
     }
 
+    /// The answer has ended, and what is left is for the client to read. Where its time was over, it had been there before
+    /// the upstream's connection was shut.
+    pub fn end_answer(&mut self) {
+        // A client that has its whole answer may ask again at once.
+        self.turn.places = None;
+        if self.conversation.is_some() {
+            return;
+        }
+        self.deadline.clear();
+        if self.framed {
+            self.deadline.forget_passed();
+        }
+    }
+
     /// A head is about to go out. A body that passes as it comes will come from its beginning.
     pub fn begin_attempt(&mut self) {
         if let Body::Streamed(body) = &mut self.body {
@@ -182,6 +199,8 @@ impl Exchange {
         self.turn
             .answer
             .read_head(status, headers, self.turn.began.elapsed(), transport);
+        self.framed = headers.contains_key(header::CONTENT_LENGTH)
+            || headers.contains_key(header::TRANSFER_ENCODING);
         if self.deadline.has_client_left() {
             // Nobody got it.
             self.turn.answer.status = None;

@@ -226,13 +226,9 @@ impl ProxyHttp for Gate {
             filter_server_frames(body, end_of_stream, exchange);
         }
         if end_of_stream {
-            // A client that has its whole answer may ask again at once.
-            exchange.turn.places = None;
+            exchange.end_answer();
         }
-        if end_of_stream && exchange.conversation.is_none() {
-            // What is left is for the client to read.
-            exchange.deadline.clear();
-        } else {
+        if !end_of_stream || exchange.conversation.is_some() {
             watch_next_byte(exchange);
         }
         Ok(None)

@@ -288,9 +288,8 @@ impl Audit<'_> {
                 // What came of the rest of its body is another matter.
                 continue;
             }
-            // Who closes a connection of HTTP/2 at the end of the last answer may be taken for gone before it. And on a
-            // machine that stalls, the second that may pass between two bytes can pass between the last one and the end.
-            let ended = matches!(&*line.outcome, "ok" | "timeout") || self.world.is_http2(*tag);
+            // Who closes a connection of HTTP/2 at the end of the last answer may be taken for gone before it.
+            let ended = line.outcome == "ok" || self.world.is_http2(*tag);
             let complete = line.usage_state == "final"
                 && ended
                 && line.input_tokens.is_some()
