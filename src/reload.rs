@@ -12,9 +12,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
-use zeroize::Zeroizing;
 
 use crate::config::Mistake;
+use crate::yaml::FileBytes;
 
 /// How often the files are looked at. A look is one `stat`, so that renames, symlinks swapped far up the path and file
 /// systems that send no events are all seen alike.
@@ -29,9 +29,6 @@ pub struct Follower {
     watch: Watch,
     load: Box<dyn FnMut(io::Result<FileBytes>) + Send>,
 }
-
-/// What a file held. It is wiped from memory when it is dropped, for it may hold keys.
-pub type FileBytes = Zeroizing<Vec<u8>>;
 
 /// Looks at a file until it has settled on something that was not read yet. It is to be made before the file is first
 /// read, so that no change falls between the two.

@@ -17,8 +17,8 @@ use pingora_core::{Error, ErrorType};
 use crate::config::{self, Url};
 use crate::health::Health;
 use crate::policy::CredentialHeader;
-use crate::reload::FileBytes;
 use crate::upstream_tls::Material;
+use crate::yaml::FileBytes;
 
 /// How often a name is resolved again. `getaddrinfo` tells no time to live; ten seconds follow a failover soon enough.
 pub const RESOLVE_EVERY: Duration = Duration::from_secs(10);

@@ -8,9 +8,12 @@ use std::io::Read;
 use std::path::Path;
 
 use granit_parser::{ErrorKind, Event, Marker, Parser, ScalarStyle, ScanError};
+use zeroize::Zeroizing;
 
 use crate::mistake::{Mistake, Mistakes, Place};
-use crate::reload::FileBytes;
+
+/// What a file held. It is wiped from memory when it is dropped, for it may hold keys.
+pub type FileBytes = Zeroizing<Vec<u8>>;
 
 /// The largest file that is read: some ten million keys. Offsets into a file fit 32 bits.
 const MAX_FILE_BYTES: usize = 1 << 30;

@@ -15,6 +15,7 @@ mod source {
     pub mod access_log;
     pub mod api_key;
     pub mod body;
+    pub mod client_address;
     pub mod config;
     pub(crate) mod config_file;
     pub mod content_coding;
