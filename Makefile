@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 # The demo shows the same build that the tests use, so that a newcomer waits for one build only.
-.PHONY: demo test test-long soak test-ecosystem test-monitoring test-debian picture fuzz build deb lint audit bench bench-sockets clean tools
+.PHONY: demo test test-long soak test-ecosystem test-monitoring test-debian picture fuzz build deb lint audit bench bench-instructions bench-sockets clean tools
 
 demo: tools
 	$(CARGO) run --quiet -- demo
@@ -76,7 +76,12 @@ audit: tools
 	target/audit/bin/cargo-deny check
 
 bench: tools
-	$(CARGO) bench
+	$(CARGO) bench --bench request --bench service_tier --bench usage --bench stream --bench report --bench websocket_sockets
+
+# ACCEPT=--accept takes the figures of today for those to come.
+ACCEPT ?=
+bench-instructions: tools
+	$(CARGO) bench --profile counted --bench instructions -- $(ACCEPT)
 
 # For other loads: cargo bench --bench websocket_sockets -- IDLE BUSY SECONDS
 bench-sockets: tools

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::books::Entry;
 use super::operator::Operator;
-use super::plan::{Asker, Plan, When, served, tokens};
+use super::plan::{Asker, Coding, Plan, When, served, tokens};
 use super::policies::Order;
 use super::reading;
 use super::sockets::Spoken;
@@ -312,7 +312,10 @@ fn wrong_line(line: &Line, entry: Option<&Entry>, order: Order, plan: &Plan) -> 
     if sent < entry.bytes || (entry.whole && sent != entry.bytes) {
         return Some("the line counts other bytes to the upstream".to_owned());
     }
-    if !entry.whole {
+    // A coded body that passes is looked at only where there is room for the window of its coding.
+    let unseen =
+        order == Order::AsItCame && plan.coding != Coding::Identity && line.service_tier.is_none();
+    if !entry.whole || unseen {
         return None;
     }
     let tier = match order {
