@@ -57,6 +57,7 @@ pub mod content_coding;
 pub mod conversation;
 pub mod cork;
 pub mod error;
+pub mod head_edit;
 pub mod health;
 pub mod health_check;
 pub mod in_flight;
