@@ -62,7 +62,7 @@ build: tools
 # target/debian/tiergate_*.deb
 deb: tools
 	command -v cargo-deb >/dev/null || $(CARGO) install --locked cargo-deb
-	$(CARGO) deb
+	$(CARGO) deb --strip
 
 lint: tools
 	$(CARGO) fmt --check

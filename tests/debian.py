@@ -229,8 +229,8 @@ def image():
 def build(folder):
     """The package in two revisions, of the same program."""
     for revision in PACKAGES:
-        subprocess.run(["cargo", "deb", "--quiet", "--no-build", "--fast", f"--deb-revision={revision}", f"--output={folder}"],
-                       cwd=PROJECT, check=True)
+        subprocess.run(["cargo", "deb", "--quiet", "--no-build", "--strip", "--fast", f"--deb-revision={revision}",
+                        f"--output={folder}"], cwd=PROJECT, check=True)
     return {revision: next(folder.glob(f"tiergate_*-{revision}_*.deb")) for revision in PACKAGES}
 
 
