@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use http::HeaderMap;
-use samples::{body, responses_events};
+use samples::{ANSWER, body, install, request, responses_events};
 use tiergate::endpoint::Endpoint;
 use tiergate::service_tier::{Edit, Rewriter};
 use tiergate::usage::ResponseObserver;
@@ -28,14 +28,12 @@ const TIMES: u64 = 50;
 const PATIENCE: Duration = Duration::from_secs(120);
 const DEPTH: usize = 512;
 
-const ANSWER_BODY: &str = r#"{"id":"resp_1","object":"response","status":"completed","error":null,"model":"gpt-5.5","output":[{"type":"message","role":"assistant","content":[{"type":"output_text","text":"The function reads the configuration once at start, and keeps it.","annotations":[]}]}],"service_tier":"priority","store":false,"temperature":1.0,"tools":[],"usage":{"input_tokens":1234,"input_tokens_details":{"cached_tokens":1024},"output_tokens":87,"output_tokens_details":{"reasoning_tokens":64},"total_tokens":1321}}"#;
-
 /// Work of the library alone; the other figure is of whole requests through the program.
 const LEAVES: [(&str, fn()); 4] = [
     ("rewrite_chat_1k", || rewrite("chat_1k")),
     ("rewrite_codex_256k", || rewrite("codex_256k")),
     ("observe_json", || {
-        observe(false, || vec![ANSWER_BODY.to_owned()])
+        observe(false, || vec![ANSWER.to_owned()])
     }),
     ("observe_stream", || observe(true, responses_events)),
 ];
@@ -131,15 +129,7 @@ fn count_requests(times: u64) -> u64 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let upstream = listener.local_addr().expect("a bound address");
     std::thread::spawn(move || answer_all(&listener));
-    let address = free_address();
-    let config = format!(
-        "listen: {address}\nadmin: {}\npolicy: policy.yaml\nupstreams: {{up: {{url: \"http://{upstream}\"}}}}\n\
-        access_log: {{path: access.log}}\nserver: {{threads: 1, drain: 1s}}\n",
-        free_address()
-    );
-    let policy = "version: 1\ngroups: {fast: {platform: openai, force_fast_mode: true}}\nkeys: {sk-fast: fast}\n";
-    fs::write(folder.path().join("tiergate.yaml"), config).expect("a new file");
-    fs::write(folder.path().join("policy.yaml"), policy).expect("a new file");
+    let address = install(folder.path(), upstream).expect("new files and free ports");
     let mut command = callgrind(env!("CARGO_BIN_EXE_tiergate"));
     let proxy = command
         .args(["run", "--config", "tiergate.yaml"])
@@ -176,13 +166,6 @@ fn collected(mut process: Child) -> u64 {
     count.unwrap_or_else(|| panic!("no count in: {said}"))
 }
 
-fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0");
-    listener
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port")
-}
-
 /// Sends the same request again and again on one connection.
 fn ask(proxy: SocketAddr, times: u64) -> io::Result<()> {
     let deadline = Instant::now() + PATIENCE;
@@ -193,13 +176,7 @@ fn ask(proxy: SocketAddr, times: u64) -> io::Result<()> {
         }
     };
     client.get_ref().set_read_timeout(Some(PATIENCE))?;
-    let body = body("agent_1k");
-    let head = format!(
-        "POST /v1/responses HTTP/1.1\r\nhost: tiergate\r\nauthorization: Bearer sk-fast\r\nuser-agent: bench/1.0\r\n\
-        content-type: application/json\r\naccept: */*\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
-    let request = [head.as_bytes(), &body].concat();
+    let request = request("agent_1k");
     for _ in 0..times {
         client.get_mut().write_all(&request)?;
         read_message(&mut client)?;
@@ -209,8 +186,8 @@ fn ask(proxy: SocketAddr, times: u64) -> io::Result<()> {
 
 fn answer_all(listener: &TcpListener) {
     let answer = format!(
-        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{ANSWER_BODY}",
-        ANSWER_BODY.len()
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{ANSWER}",
+        ANSWER.len()
     );
     for proxy in listener.incoming().flatten() {
         let mut proxy = BufReader::new(proxy);

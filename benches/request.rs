@@ -6,7 +6,7 @@ mod samples;
 
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use pingora_core::server::Server;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_proxy::{ProxyHttp, Session, http_proxy_service};
-use samples::body;
+use samples::{ANSWER, free_address, install, request};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
@@ -33,8 +33,6 @@ const ROUNDS: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Of the clock in `/proc/PID/stat`, per second.
 const TICKS: f64 = 100.0;
-
-const ANSWER: &str = r#"{"id":"resp_1","object":"response","status":"completed","model":"gpt-5.5","output":[{"type":"message","role":"assistant","content":[{"type":"output_text","text":"The function reads the configuration once at start, and keeps it."}]}],"service_tier":"priority","usage":{"input_tokens":1234,"input_tokens_details":{"cached_tokens":1024},"output_tokens":87,"output_tokens_details":{"reasoning_tokens":64},"total_tokens":1321}}"#;
 
 fn main() -> io::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -58,7 +56,7 @@ fn main() -> io::Result<()> {
         "CPU per request in µs, median of {ROUNDS} rounds (least to most); ratio to the first"
     );
     for (label, name) in SIZES {
-        measure(label, &request(name), &proxies, time)?;
+        measure(label, &Arc::new(request(name)), &proxies, time)?;
     }
     Ok(())
 }
@@ -118,15 +116,7 @@ fn start_all(folder: &Path, upstream: SocketAddr) -> io::Result<Vec<Proxy>> {
     let mut bare = Command::new(this);
     bare.args(["bare", &address.to_string(), &upstream.to_string()]);
     let mut proxies = vec![Proxy::start("Pingora, passing on", address, &mut bare)?];
-    let address = free_address()?;
-    let config = format!(
-        "listen: {address}\nadmin: {}\npolicy: policy.yaml\nupstreams: {{up: {{url: \"http://{upstream}\"}}}}\n\
-        access_log: {{path: access.log}}\nserver: {{threads: 1, drain: 1s}}\n",
-        free_address()?
-    );
-    let policy = "version: 1\ngroups: {fast: {platform: openai, force_fast_mode: true}}\nkeys: {sk-fast: fast}\n";
-    fs::write(folder.join("tiergate.yaml"), config)?;
-    fs::write(folder.join("policy.yaml"), policy)?;
+    let address = install(folder, upstream)?;
     let mut tiergate = Command::new(env!("CARGO_BIN_EXE_tiergate"));
     tiergate
         .args(["run", "--config", "tiergate.yaml"])
@@ -153,25 +143,11 @@ fn start_nginx(folder: &Path, upstream: SocketAddr) -> io::Result<Proxy> {
     Proxy::start("nginx, passing on", address, &mut nginx)
 }
 
-fn free_address() -> io::Result<SocketAddr> {
-    TcpListener::bind("127.0.0.1:0")?.local_addr()
-}
-
 /// Keeps a process, with the threads that it will have, on one core. Where that cannot be, figures are less steady.
 fn pin(process: u32, core: usize) {
     let _ = Command::new("taskset")
         .args(["-a", "-p", "-c", &core.to_string(), &process.to_string()])
         .output();
-}
-
-fn request(name: &str) -> Arc<Vec<u8>> {
-    let body = body(name);
-    let head = format!(
-        "POST /v1/responses HTTP/1.1\r\nhost: tiergate\r\nauthorization: Bearer sk-fast\r\nuser-agent: bench/1.0\r\n\
-        content-type: application/json\r\naccept: */*\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
-    Arc::new([head.as_bytes(), &body].concat())
 }
 
 fn measure(

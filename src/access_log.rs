@@ -134,67 +134,80 @@ impl Serialize for Millis {
     }
 }
 
-/// Writes a record's members, each with a comma behind it. serde's derive escapes every name anew, and took three times as
-/// long: 5 % of the CPU of a small request.
+/// A member's name as a line has it: made when the program is built, it saves a line some hundred small copies.
+macro_rules! quoted {
+    ($name:literal) => {
+        concat!("\"", $name, "\":")
+    };
+}
+
+/// Writes a record's members, each with a comma behind it. serde's derive escapes every name anew, and took twice as many
+/// instructions: 4 % of those for a small request.
 struct Members<'a>(&'a mut Vec<u8>);
 
 impl Members<'_> {
     fn record(&mut self, record: &AccessRecord<'_>) {
         let mut id = Uuid::encode_buffer();
         let id = &*record.request_id.hyphenated().encode_lower(&mut id);
-        self.name("event_id");
-        write!(self.0, "\"{id}#{}\",", record.turn).expect("a Vec takes all");
-        self.time("time", record.time);
-        self.value("duration_ms", &record.duration_ms);
-        self.value("ttfb_ms", &record.ttfb_ms);
-        self.text("request_id", Some(id));
-        self.value("turn", &record.turn);
-        self.value("client", &record.client);
-        self.text("user_agent", record.user_agent);
-        self.text("key", record.key);
-        self.text("group", record.group);
-        self.text("platform", record.platform);
-        self.text("policy", Some(record.policy));
-        self.text("method", Some(record.method));
-        self.text("path", Some(record.path));
-        self.text("endpoint", Some(record.endpoint));
-        self.text("transport", Some(record.transport.as_str()));
-        self.text("model", record.model);
-        self.text("service_tier", record.service_tier);
-        self.text("service_tier_client", record.service_tier_client);
-        self.text("service_tier_served", record.service_tier_served);
-        self.text("service_tier_billed", record.service_tier_billed);
-        self.text("tier_reason", record.tier_reason);
-        self.text("tier_billed_by", record.tier_billed_by);
-        self.value("downgraded", &record.downgraded);
-        self.text("upstream", record.upstream);
-        self.value("upstream_status", &record.upstream_status);
-        self.text("upstream_request_id", record.upstream_request_id);
-        self.text("response_id", record.response_id);
-        self.value("status", &record.status);
-        self.text("outcome", Some(record.outcome.as_str()));
-        self.text("error", record.error);
-        self.text("usage_state", Some(record.usage_state.as_str()));
-        self.text("terminal_event", record.terminal_event);
+        self.name(quoted!("event_id"));
+        self.0.push(b'"');
+        self.0.extend_from_slice(id.as_bytes());
+        self.0.push(b'#');
+        serde_json::to_writer(&mut *self.0, &record.turn).expect("a number is valid JSON");
+        self.0.extend_from_slice(b"\",");
+        self.time(quoted!("time"), record.time);
+        self.value(quoted!("duration_ms"), &record.duration_ms);
+        self.value(quoted!("ttfb_ms"), &record.ttfb_ms);
+        self.text(quoted!("request_id"), Some(id));
+        self.value(quoted!("turn"), &record.turn);
+        self.value(quoted!("client"), &record.client);
+        self.text(quoted!("user_agent"), record.user_agent);
+        self.text(quoted!("key"), record.key);
+        self.text(quoted!("group"), record.group);
+        self.text(quoted!("platform"), record.platform);
+        self.text(quoted!("policy"), Some(record.policy));
+        self.text(quoted!("method"), Some(record.method));
+        self.text(quoted!("path"), Some(record.path));
+        self.text(quoted!("endpoint"), Some(record.endpoint));
+        self.text(quoted!("transport"), Some(record.transport.as_str()));
+        self.text(quoted!("model"), record.model);
+        self.text(quoted!("service_tier"), record.service_tier);
+        self.text(quoted!("service_tier_client"), record.service_tier_client);
+        self.text(quoted!("service_tier_served"), record.service_tier_served);
+        self.text(quoted!("service_tier_billed"), record.service_tier_billed);
+        self.text(quoted!("tier_reason"), record.tier_reason);
+        self.text(quoted!("tier_billed_by"), record.tier_billed_by);
+        self.value(quoted!("downgraded"), &record.downgraded);
+        self.text(quoted!("upstream"), record.upstream);
+        self.value(quoted!("upstream_status"), &record.upstream_status);
+        self.text(quoted!("upstream_request_id"), record.upstream_request_id);
+        self.text(quoted!("response_id"), record.response_id);
+        self.value(quoted!("status"), &record.status);
+        self.text(quoted!("outcome"), Some(record.outcome.as_str()));
+        self.text(quoted!("error"), record.error);
+        self.text(quoted!("usage_state"), Some(record.usage_state.as_str()));
+        self.text(quoted!("terminal_event"), record.terminal_event);
         self.usage(&record.usage);
-        self.text("cost_usd", record.cost_usd.as_deref());
-        self.value("request_bytes", &record.request_bytes);
-        self.value("upstream_request_bytes", &record.upstream_request_bytes);
-        self.value("response_bytes", &record.response_bytes);
+        self.text(quoted!("cost_usd"), record.cost_usd.as_deref());
+        self.value(quoted!("request_bytes"), &record.request_bytes);
+        self.value(
+            quoted!("upstream_request_bytes"),
+            &record.upstream_request_bytes,
+        );
+        self.value(quoted!("response_bytes"), &record.response_bytes);
     }
 
     fn usage(&mut self, usage: &Usage) {
-        self.value("input_tokens", &usage.input_tokens);
-        self.value("cached_input_tokens", &usage.cached_input_tokens);
-        self.value("cache_write_tokens", &usage.cache_write_tokens);
-        self.value("output_tokens", &usage.output_tokens);
-        self.value("reasoning_tokens", &usage.reasoning_tokens);
+        self.value(quoted!("input_tokens"), &usage.input_tokens);
+        self.value(quoted!("cached_input_tokens"), &usage.cached_input_tokens);
+        self.value(quoted!("cache_write_tokens"), &usage.cache_write_tokens);
+        self.value(quoted!("output_tokens"), &usage.output_tokens);
+        self.value(quoted!("reasoning_tokens"), &usage.reasoning_tokens);
     }
 
+    /// Here and below, names stand in their quotes, a colon behind them.
     fn name(&mut self, name: &str) {
-        self.0.push(b'"');
         self.0.extend_from_slice(name.as_bytes());
-        self.0.extend_from_slice(b"\":");
     }
 
     /// RFC 3339 UTC with microseconds.
@@ -282,12 +295,13 @@ impl AccessLog {
         thread_local!(static BODY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
         BODY.with_borrow_mut(|body| {
             body.clear();
+            body.push(b'{');
             Members(body).record(record);
             // The last comma.
             body.pop();
             body.push(b'}');
             match self.format {
-                LogFormat::Json => self.append_line(body),
+                LogFormat::Json => self.append_line(&body[1..]),
                 LogFormat::Otel => self.append_line(&renamed(body)),
             }
         });
@@ -422,8 +436,7 @@ impl Writer {
 fn renamed(record: &[u8]) -> Vec<u8> {
     let wanted = Wanted::without(ADDED);
     // It was written by this process, from a struct that has each field once.
-    let record = [b"{", record].concat();
-    let line = Line::parse(&record, &wanted).expect("an access record is one JSON object");
+    let line = Line::parse(record, &wanted).expect("an access record is one JSON object");
     let mut members = Vec::with_capacity(2 * record.len());
     for field in wanted.fields() {
         let name = field.name_in(LogFormat::Otel);

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::config::Config;
 use crate::config_file::{Draft, NamedFile};
+use crate::idle::Room;
 use crate::mistake::{Mistake, Place};
 use crate::policy::Policy;
 use crate::prices::Prices;
@@ -71,7 +72,7 @@ fn read(path: &Path, secrets: Secrets) -> Result<Draft, Vec<Mistake>> {
 fn credential_fault(file: &Path, config: &Config) -> Option<String> {
     let mut upstreams = config.upstreams.iter();
     let settings = upstreams.find(|upstream| upstream.credential_file.as_deref() == Some(file))?;
-    let upstream = Upstream::new(settings.clone()).ok()?;
+    let upstream = Upstream::new(settings.clone(), &Room::new(0)).ok()?;
     let why = upstream.load_credential(reload::read(file)).err()?;
     Some(format!("{}: {why}", file.display()))
 }

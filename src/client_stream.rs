@@ -80,7 +80,7 @@ struct Outgoing {
 /// What has come from the client.
 ///
 /// Pingora gets a request's head and not a byte beyond, so that the body behind it can be read into the buffer in which it
-/// is held. Through Pingora each byte of it would be copied twice: 15 % of the CPU for a body of 256 KB.
+/// is held. Through Pingora each byte of it is copied twice: 12 % of the CPU for a body of 256 KB.
 #[derive(Debug, Default)]
 struct Incoming {
     /// Came with a head but does not belong to it; from `next` on it was not read yet.
@@ -188,6 +188,13 @@ impl DirectBody {
         self.left
     }
 
+    /// Appends what came together with the head to `buffer`. Returns how much that was.
+    pub fn take_ahead(&mut self, buffer: &mut Vec<u8>) -> usize {
+        let taken = self.socket.wire().incoming.take_past(buffer, self.left);
+        self.left -= taken as u64;
+        taken
+    }
+
     /// Appends what comes next to `buffer`. 0 where nothing is left, or where the client has ended its side.
     ///
     /// # Errors
@@ -250,15 +257,10 @@ impl Wire {
         most: usize,
     ) -> Poll<io::Result<usize>> {
         let _ = self.poll_send(cx);
-        let ahead = self.incoming.ahead();
-        if ahead.is_empty() {
-            return poll_read_buf(Pin::new(&mut self.socket), cx, &mut buffer.limit(most));
+        match self.incoming.take_past(buffer, most as u64) {
+            0 => poll_read_buf(Pin::new(&mut self.socket), cx, &mut buffer.limit(most)),
+            taken => Poll::Ready(Ok(taken)),
         }
-        let taken = &ahead[..ahead.len().min(most)];
-        buffer.extend_from_slice(taken);
-        let taken = taken.len();
-        self.incoming.skip(taken);
-        Poll::Ready(Ok(taken))
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -326,6 +328,15 @@ impl Incoming {
             self.next = 0;
             empty(&mut self.ahead);
         }
+    }
+
+    /// Gives at most so many bytes of what came ahead to who reads past Pingora.
+    fn take_past(&mut self, buffer: &mut Vec<u8>, most: u64) -> usize {
+        let ahead = self.ahead();
+        let taken = (ahead.len() as u64).min(most) as usize;
+        buffer.extend_from_slice(&ahead[..taken]);
+        self.skip(taken);
+        taken
     }
 
     /// Gives what came ahead, if anything.

@@ -22,7 +22,7 @@ use crate::patient_h2::make_patient;
 use crate::policy::Credential;
 use crate::state::State;
 use crate::turn::{Ending, Sent, Turn, cut, header_text, set_tier};
-use crate::upstream::{Route, Upstream};
+use crate::upstream::{Address, Route, Upstream};
 use crate::usage::ResponseObserver;
 
 /// The longest of each text that a client chooses, in bytes, so that a line stays below 16 KiB even where every byte of
@@ -41,6 +41,8 @@ pub struct Exchange {
     pub body: Body,
     /// What of the body is read past Pingora.
     pub direct: Option<DirectBody>,
+    /// It goes the way of `relay.rs`.
+    pub relayed: bool,
     /// How long the next piece of a body that Pingora reads may take, where Pingora has no limit for it.
     pub body_idle: Option<Duration>,
     /// Why the proxy itself answers, if it does.
@@ -101,6 +103,7 @@ impl Exchange {
             state: state.clone(),
             body: Body::None,
             direct: None,
+            relayed: false,
             body_idle: None,
             refusal: None,
             upstream: None,
@@ -176,6 +179,12 @@ impl Exchange {
         if self.framed {
             self.deadline.forget_passed();
         }
+    }
+
+    /// Where the next attempt goes; none while no address is known.
+    pub fn next_address(&mut self) -> Option<Arc<Address>> {
+        let upstream = self.upstream.as_ref()?;
+        self.route.next(upstream).cloned()
     }
 
     /// A head is about to go out. A body that passes as it comes will come from its beginning.

@@ -16,6 +16,7 @@ use crate::endpoint::Endpoint;
 use crate::error::{Cause, Refusal};
 use crate::exchange::{logged_path, without_query};
 use crate::head_edit::{HeadEdit, Length};
+use crate::idle::Room;
 use crate::mistake::Place;
 use crate::policy::{Decision, Denied, Group, Head, Order, Policy, TierReason};
 use crate::proxy::{may_be_empty, may_upgrade, order_for_body, outgoing_tier};
@@ -247,7 +248,8 @@ impl Explanation {
             rewritten,
         } = carried;
         let settings = &decision.group.upstream;
-        let upstream = Upstream::new(settings.clone()).map_err(|_| Cause::Internal)?;
+        let upstream =
+            Upstream::new(settings.clone(), &Room::new(0)).map_err(|_| Cause::Internal)?;
         if settings.credential_file.is_some() {
             upstream
                 .load_credential(Ok(NO_SECRET.to_vec().into()))

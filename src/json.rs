@@ -268,7 +268,7 @@ impl Scanner {
 
     /// Takes all that is plain inside a value of which nobody is shown more than its end, where most of a large document
     /// lies. What is not plain, from the end of that value to a fault, is left to the functions below, which also go on
-    /// with a token that is cut off. They alone take half as long again.
+    /// with a token that is cut off. They alone take a fifth longer for an agent's body of 256 KB.
     fn skim(&mut self, bytes: &[u8], mut at: usize) -> usize {
         while self.brackets.depth > self.shown {
             at = skip_white(bytes, at);
@@ -276,17 +276,24 @@ impl Scanner {
                 break;
             };
             self.state = match (self.state, byte) {
-                (State::FirstKey | State::NextKey, b'"') => {
+                (State::FirstKey | State::NextKey, b'"') => loop {
                     at = self.kernel.find_stop(bytes, at + 1);
                     match bytes[at..] {
+                        // Members that are strings, without white space, take no detour by the states.
+                        [b'"', b':', b'"', ..] => at = self.kernel.find_stop(bytes, at + 3),
                         [b'"', b':', ..] => {
                             at += 1;
-                            State::Value
+                            break State::Value;
                         }
-                        [b'"', ..] => State::Colon,
+                        [b'"', ..] => break State::Colon,
                         _ => return self.leave_string(at, true),
                     }
-                }
+                    match bytes[at..] {
+                        [b'"', b',', b'"', ..] => at += 2,
+                        [b'"', ..] => break State::AfterMember,
+                        _ => return self.leave_string(at, false),
+                    }
+                },
                 (State::Value | State::FirstElement, b'"') => {
                     at = self.kernel.find_stop(bytes, at + 1);
                     match bytes[at..] {
@@ -455,6 +462,12 @@ impl Scanner {
     ) {
         if !self.token.wanted {
             return self.end_value(kind, &[], end, visitor);
+        }
+        if self.token.held.is_empty() {
+            // It lies in this piece, as nearly all do.
+            self.token.wanted = false;
+            let raw = &bytes[self.token.start..text_end];
+            return self.end_value(kind, raw, end, visitor);
         }
         let mut token = std::mem::take(&mut self.token);
         self.end_value(kind, token.end(bytes, text_end), end, visitor);
@@ -718,7 +731,7 @@ fn unescape_key<'a>(raw: &'a [u8], scratch: &'a mut String) -> Option<&'a [u8]> 
     if raw.len() > KEY_BYTES * LONGEST_ESCAPE {
         return None;
     }
-    if !raw.contains(&b'\\') {
+    if memchr::memchr(b'\\', raw).is_none() {
         return (raw.len() <= KEY_BYTES).then_some(raw);
     }
     scratch.clear();

@@ -243,9 +243,9 @@ struct Entered {
 
 impl Entered {
     async fn serve(self, site: &Site) {
-        let serving = async {
+        let serving = site.app.serve(async {
             ServerApp::process_new(&site.app, self.stream, &site.shutdown).await;
-        };
+        });
         match self.socket {
             Some(socket) => socket.serve(serving).await,
             None => serving.await,

@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal::SIGXFSZ;
 use pingora_core::apps::http_app::HttpServer;
 use pingora_core::apps::{HttpServerApp, HttpServerOptions, ServerApp};
+use pingora_core::connectors::{ConnectorOptions, TransportConnector};
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::server::configuration::ServerConf;
@@ -45,6 +46,8 @@ const H2_HEADER_SLACK_BYTES: u32 = 16 * 1024;
 const FIRST_RESOLVE: Duration = Duration::from_secs(5);
 /// What waits for the access log is tried again this often.
 const LOG_RETRY: Duration = Duration::from_millis(200);
+/// How often connections to upstreams that no request uses are looked through for those that have ended.
+const SWEEP_EVERY: Duration = Duration::from_millis(200);
 /// How often the end of the last request is looked for.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
 /// How long requests that have not reached an upstream by the end of the drain may take to be answered.
@@ -170,6 +173,7 @@ async fn serve(
     resolve_all(&state).await;
     health_check::begin(&state);
     tokio::spawn(retry_log(state.clone()));
+    tokio::spawn(sweep_connections(state.clone()));
     let (shut, shutdown) = watch::channel(false);
     let site = Arc::new(Site {
         app: Arc::new(front(&state)),
@@ -308,12 +312,12 @@ fn front(state: &Arc<State>) -> Front {
             .div_ceil(state.config.server.threads),
         ..ServerConf::default()
     };
-    let mut proxy = pingora_proxy::http_proxy(
-        &Arc::new(conf),
-        Gate {
-            state: state.clone(),
-        },
-    );
+    let connector = TransportConnector::new(Some(ConnectorOptions::from_server_conf(&conf)));
+    let gate = Gate {
+        state: state.clone(),
+        connector,
+    };
+    let mut proxy = pingora_proxy::http_proxy(&Arc::new(conf), gate);
     proxy.h2_options = Some(h2_options(&state.limits));
     proxy.server_options = Some(server_options(&state.limits));
     Front {
@@ -394,6 +398,18 @@ async fn retry_log(state: Arc<State>) {
     loop {
         tokio::time::sleep(LOG_RETRY).await;
         state.log.retry();
+    }
+}
+
+async fn sweep_connections(state: Arc<State>) {
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        for upstream in state.upstreams() {
+            upstream
+                .addresses()
+                .iter()
+                .for_each(|address| address.idle.sweep());
+        }
     }
 }
 

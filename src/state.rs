@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::access_log::AccessLog;
 use crate::body::Budget;
 use crate::config::{Config, Limits, Mistake};
+use crate::idle::Room;
 use crate::in_flight::InFlight;
 use crate::metrics::Metrics;
 use crate::policy::Policy;
@@ -188,8 +189,9 @@ type Upstreams = HashMap<String, Arc<Upstream>>;
 
 fn load_upstreams(config: &Config, followers: &mut Vec<Follower>) -> Result<Upstreams, StartError> {
     let mut upstreams = HashMap::new();
+    let room = Room::new(config.limits.idle_upstream_connections);
     for settings in &config.upstreams {
-        let upstream = Upstream::new(settings.clone()).map_err(|why| {
+        let upstream = Upstream::new(settings.clone(), &room).map_err(|why| {
             StartError::Io(
                 format!("upstream `{}`", settings.name),
                 io::Error::new(io::ErrorKind::InvalidInput, why),

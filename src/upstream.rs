@@ -11,11 +11,12 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use http::HeaderValue;
 use http::header::InvalidHeaderValue;
 use pingora_core::protocols::TcpKeepalive;
-use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::upstreams::peer::{HttpPeer, Peer};
 use pingora_core::{Error, ErrorType};
 
 use crate::config::{self, Url};
 use crate::health::Health;
+use crate::idle::{IdleConnections, Room};
 use crate::policy::CredentialHeader;
 use crate::upstream_tls::Material;
 use crate::yaml::FileBytes;
@@ -35,6 +36,9 @@ pub struct Upstream {
     pub config: Arc<config::Upstream>,
     /// One for each URL, in the order of the configuration.
     pub origins: Vec<Arc<Origin>>,
+    /// It is never spoken to in HTTP/2.
+    pub is_http1: bool,
+    room: Arc<Room>,
     addresses: ArcSwap<Vec<Arc<Address>>>,
     /// What `addresses` are made of; held while they are made anew.
     parts: Mutex<Parts>,
@@ -57,7 +61,9 @@ pub struct Address {
     pub socket: SocketAddr,
     pub origin: Arc<Origin>,
     pub health: Arc<Health>,
-    peer: HttpPeer,
+    pub peer: HttpPeer,
+    /// Connections of held requests; for others Pingora has a pool.
+    pub idle: Arc<IdleConnections>,
 }
 
 /// The attempts for one request, over addresses and dead pooled connections.
@@ -90,10 +96,15 @@ impl Upstream {
     ///
     /// # Errors
     /// Where a host cannot stand in a header.
-    pub fn new(config: Arc<config::Upstream>) -> Result<Self, InvalidHeaderValue> {
+    pub fn new(
+        config: Arc<config::Upstream>,
+        room: &Arc<Room>,
+    ) -> Result<Self, InvalidHeaderValue> {
         let origins = config.urls.iter().cloned().map(Origin::new);
         let origins = origins.collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
+            is_http1: !config.urls.iter().any(|url| config.may_speak_http2(url)),
+            room: room.clone(),
             addresses: ArcSwap::default(),
             parts: Mutex::new(Parts {
                 found: vec![Vec::new(); origins.len()],
@@ -167,14 +178,21 @@ impl Upstream {
                 .find(|known| known.socket == socket && Arc::ptr_eq(&known.origin, origin));
             let mut peer = self.config.peer(socket, &origin.url);
             parts.tls.apply(&mut peer);
+            let alike = known.filter(|known| known.peer.reuse_hash() == peer.reuse_hash());
             Arc::new(Address {
                 socket,
                 origin: origin.clone(),
                 health: known.map(|known| known.health.clone()).unwrap_or_default(),
+                idle: alike.map_or_else(|| self.no_connections(), |known| known.idle.clone()),
                 peer,
             })
         });
         self.addresses.store(Arc::new(new.collect()));
+    }
+
+    fn no_connections(&self) -> Arc<IdleConnections> {
+        let time = self.config.keepalive_timeout;
+        Arc::new(IdleConnections::new(self.room.clone(), time))
     }
 
     pub fn addresses(&self) -> Arc<Vec<Arc<Address>>> {
@@ -266,7 +284,7 @@ impl Origin {
 impl Address {
     /// Where to connect to, and how. An upgraded connection may stay silent for as long as its peers like, and HTTP/2
     /// cannot carry one.
-    pub fn peer(&self, upgrade: bool) -> HttpPeer {
+    pub fn peer_for(&self, upgrade: bool) -> HttpPeer {
         let mut peer = self.peer.clone();
         if upgrade {
             peer.options.read_timeout = None;
@@ -295,14 +313,18 @@ impl config::Upstream {
         options.tcp_keepalive = Some(KEEPALIVE);
         options.max_h2_streams = self.http2.max_streams;
         options.h2_ping_interval = Some(self.http2.ping_interval);
-        // On HTTP/2 Pingora has one limit for all reads, and the connection cannot be shut for one request alone.
-        let waits_less_for_first = self.response_timeout < self.idle_timeout;
-        if url.tls && !waits_less_for_first {
+        if self.may_speak_http2(url) {
             options.set_http_version(2, 1);
         } else {
             options.set_http_version(1, 1);
         }
         peer
+    }
+
+    /// On HTTP/2 Pingora has one limit for all reads, and the connection cannot be shut for one request alone.
+    fn may_speak_http2(&self, url: &Url) -> bool {
+        let waits_less_for_first = self.response_timeout < self.idle_timeout;
+        url.tls && !waits_less_for_first
     }
 }
 
@@ -317,8 +339,8 @@ impl Route {
         self.address.as_deref().map(|address| &*address.origin)
     }
 
-    /// The peer for the next attempt; none while no address is known.
-    pub fn next(&mut self, upstream: &Upstream, upgrade: bool) -> Option<HttpPeer> {
+    /// Where the next attempt goes; none while no address is known.
+    pub fn next(&mut self, upstream: &Upstream) -> Option<&Arc<Address>> {
         let addresses = upstream.addresses.load();
         if self.attempts > 0 {
             upstream.retries.fetch_add(1, Ordering::Relaxed);
@@ -328,8 +350,7 @@ impl Route {
         self.attempts += 1;
         let place = self.place(&addresses, upstream.config.connect_timeout)?;
         self.tried |= 1 << place;
-        let address = self.address.insert(addresses[place].clone());
-        Some(address.peer(upgrade))
+        Some(self.address.insert(addresses[place].clone()))
     }
 
     /// The next address in turn that is healthy; where none is left, one that was not tried; else any.
@@ -411,7 +432,7 @@ mod tests {
         );
         std::fs::write(&path, text).unwrap();
         let (config, _) = config::Config::load(&path).unwrap();
-        Upstream::new(config.upstreams[0].clone()).unwrap()
+        Upstream::new(config.upstreams[0].clone(), &Room::new(1)).unwrap()
     }
 
     /// One address for each of these numbers.
@@ -427,7 +448,7 @@ mod tests {
     /// The last number of the address that a new request would go to.
     fn next(upstream: &Upstream) -> u8 {
         let mut route = Route::default();
-        route.next(upstream, false).unwrap();
+        route.next(upstream).unwrap();
         number(&route)
     }
 
@@ -472,7 +493,7 @@ mod tests {
             ..Route::default()
         };
         for _ in 0..MOST_ADDRESSES + 1 {
-            assert!(route.next(&upstream, false).is_some());
+            assert!(route.next(&upstream).is_some());
         }
     }
 
@@ -498,7 +519,7 @@ mod tests {
         let mut route = Route::default();
         let mut tried = Vec::new();
         while tried.is_empty() || route.fails_to_connect(&upstream, &refused()) {
-            route.next(&upstream, false).unwrap();
+            route.next(&upstream).unwrap();
             tried.push(number(&route));
         }
         tried[..2].sort_unstable();
@@ -511,11 +532,11 @@ mod tests {
         let upstream = upstream("http://h");
         upstream.take_sockets(0, sockets([1]));
         let mut route = Route::default();
-        route.next(&upstream, false).unwrap();
+        route.next(&upstream).unwrap();
         let dead = Error::new(ErrorType::H2Error);
         assert!(route.fails_to_connect(&upstream, &dead));
         assert!(upstream.addresses()[0].health.told().healthy);
-        route.next(&upstream, false).unwrap();
+        route.next(&upstream).unwrap();
         assert!(!route.fails_to_connect(&upstream, &refused()));
     }
 
@@ -524,7 +545,7 @@ mod tests {
         let upstream = upstream("https://h");
         upstream.take_sockets(0, sockets([1]));
         let address = &upstream.addresses()[0];
-        let (plain, upgrade) = (address.peer(false), address.peer(true));
+        let (plain, upgrade) = (address.peer_for(false), address.peer_for(true));
         assert_eq!((plain.sni.as_str(), upgrade.sni.as_str()), ("h", "h"));
         assert_ne!(plain.group_key, upgrade.group_key);
         assert!(plain.options.read_timeout.is_some() && upgrade.options.read_timeout.is_none());

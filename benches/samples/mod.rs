@@ -1,15 +1,52 @@
-//! What the benchmarks send: bodies and streams like those of real clients and upstreams.
+//! What the benchmarks send, bodies and streams like those of real clients and upstreams, and the files of a proxy that has
+//! one forced group.
 
 // Each benchmark takes some of them.
 #![allow(dead_code)]
 
 use std::fmt::Write;
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 
 /// A stream: 400 deltas between its first and its last events.
 pub const DELTAS: usize = 400;
 
 /// A tool schema, as responses echo them: 40 KB.
 const TOOLS: usize = 400;
+
+/// The body of a whole answer.
+pub const ANSWER: &str = r#"{"id":"resp_1","object":"response","status":"completed","error":null,"model":"gpt-5.5","output":[{"type":"message","role":"assistant","content":[{"type":"output_text","text":"The function reads the configuration once at start, and keeps it.","annotations":[]}]}],"service_tier":"priority","store":false,"temperature":1.0,"tools":[],"usage":{"input_tokens":1234,"input_tokens_details":{"cached_tokens":1024},"output_tokens":87,"output_tokens_details":{"reasoning_tokens":64},"total_tokens":1321}}"#;
+
+/// Files in this folder for a proxy with one thread. Where it listens.
+pub fn install(folder: &Path, upstream: SocketAddr) -> io::Result<SocketAddr> {
+    let address = free_address()?;
+    let config = format!(
+        "listen: {address}\nadmin: {}\npolicy: policy.yaml\nupstreams: {{up: {{url: \"http://{upstream}\"}}}}\n\
+        access_log: {{path: access.log}}\nserver: {{threads: 1, drain: 1s}}\n",
+        free_address()?
+    );
+    let policy = "version: 1\ngroups: {fast: {platform: openai, force_fast_mode: true}}\nkeys: {sk-fast: fast}\n";
+    fs::write(folder.join("tiergate.yaml"), config)?;
+    fs::write(folder.join("policy.yaml"), policy)?;
+    Ok(address)
+}
+
+pub fn free_address() -> io::Result<SocketAddr> {
+    TcpListener::bind("127.0.0.1:0")?.local_addr()
+}
+
+/// A forced request, with this body.
+pub fn request(name: &str) -> Vec<u8> {
+    let body = body(name);
+    let head = format!(
+        "POST /v1/responses HTTP/1.1\r\nhost: tiergate\r\nauthorization: Bearer sk-fast\r\nuser-agent: bench/1.0\r\n\
+        content-type: application/json\r\naccept: */*\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    [head.as_bytes(), &body].concat()
+}
 
 /// A request body by its name.
 pub fn body(name: &str) -> Vec<u8> {

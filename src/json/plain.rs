@@ -4,7 +4,7 @@
 /// The instructions that the search uses. Both kinds give the same results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kernel {
-    /// True only where the processor was asked and has AVX2; the soundness of `find_special` rests on it.
+    /// True only where the processor was asked and has AVX2; the soundness of `find_stop` rests on it.
     avx2: bool,
 }
 
@@ -88,6 +88,65 @@ fn specials(word: u64) -> u64 {
     (below(word, 0x20) | equal(b'"') | equal(b'\\')) & (ONES << 7)
 }
 
+/// Classes of 64 bytes, one bit for each byte.
+#[cfg(target_arch = "x86_64")]
+struct Classes {
+    quote: u64,
+    backslash: u64,
+    control: u64,
+    /// Makes an escape of two bytes with a backslash before it.
+    escape: u64,
+}
+
+/// A byte makes an escape of two bytes if the entries for its two halves have a bit in common: the bits stand for the
+/// upper halves 2 (`"` and `/`), 5 (`\`), 6 (`b`, `f`, `n`) and 7 (`r`, `t`). A byte beyond ASCII has none.
+#[cfg(target_arch = "x86_64")]
+const LOWER: [u8; 16] = [0, 0, 13, 0, 8, 0, 4, 0, 0, 0, 0, 0, 2, 0, 4, 1];
+#[cfg(target_arch = "x86_64")]
+const UPPER: [u8; 16] = [0, 0, 1, 0, 0, 2, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// Blocks follow each other at a fixed stride, and nothing but a bit goes from one to the next, so that the processor works
+/// on several at once; there is no branch for blocks without escapes, for program text has them in every other one. With
+/// either, a body of an agent took a third longer.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn find_stop_by(bytes: &[u8], mut from: usize, classes: impl Fn(&[u8; 64]) -> Classes) -> usize {
+    // Whether the byte before the block is a backslash that is not escaped itself.
+    let mut begun = false;
+    while let Some(block) = bytes.get(from..).and_then(|rest| rest.first_chunk::<64>()) {
+        let classes = classes(block);
+        let (escaped, begins) = escaped(classes.backslash, begun);
+        let wrong = escaped & !classes.escape;
+        let stops = (classes.quote & !escaped) | classes.control | (wrong >> 1);
+        if wrong & 1 != 0 {
+            return from - 1;
+        }
+        if stops != 0 {
+            return from + stops.trailing_zeros() as usize;
+        }
+        begun = begins;
+        from += 64;
+    }
+    find_stop(bytes, from - usize::from(begun))
+}
+
+/// The bytes before which stands a backslash that is not escaped itself, and whether such a one is the last byte.
+///
+/// A run of backslashes that begins at an odd index is added to the others, so that its carry comes out behind its end; the
+/// parity of that place tells the parity of the run
+/// (Langdale and Lemire, "Parsing Gigabytes of JSON per Second", 2019, section 3.1.1).
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn escaped(backslash: u64, begun: bool) -> (u64, bool) {
+    const EVEN: u64 = u64::MAX / 3;
+    let begun = u64::from(begun);
+    let backslash = backslash & !begun;
+    let follows = backslash << 1 | begun;
+    let odd_starts = backslash & !EVEN & !follows;
+    let (carried, begins) = odd_starts.overflowing_add(backslash);
+    ((EVEN ^ (carried << 1)) & follows, begins)
+}
+
 /// Instructions that every x86-64 processor has.
 #[cfg(target_arch = "x86_64")]
 mod sse2 {
@@ -114,115 +173,52 @@ mod sse2 {
 mod avx2 {
     use std::arch::x86_64::*;
 
-    /// Sixteen entries for each half of a 256-bit register.
-    const fn twice(table: [u8; 16]) -> [u8; 32] {
-        let mut both = [0; 32];
-        let mut index = 0;
-        while index < 32 {
-            both[index] = table[index % 16];
-            index += 1;
-        }
-        both
-    }
-
-    /// A byte makes an escape of two bytes if the entries for its two halves have a bit in common: the bits stand for the
-    /// upper halves 2 (`"` and `/`), 5 (`\`), 6 (`b`, `f`, `n`) and 7 (`r`, `t`).
-    const LOWER: [u8; 32] = twice([0, 0, 13, 0, 8, 0, 4, 0, 0, 0, 0, 0, 2, 0, 4, 1]);
-    const UPPER: [u8; 32] = twice([0, 0, 1, 0, 0, 2, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0]);
-
-    /// The classes of 64 bytes, one bit for each byte.
-    #[derive(Default)]
-    struct Classes {
-        quote: u64,
-        backslash: u64,
-        control: u64,
-    }
+    use super::{Classes, LOWER, UPPER};
 
     #[target_feature(enable = "avx2")]
-    pub(super) fn find_stop(bytes: &[u8], mut from: usize) -> usize {
-        while let Some(block) = bytes.get(from..).and_then(|rest| rest.first_chunk::<64>()) {
-            let Classes {
-                quote,
-                backslash,
-                control,
-            } = classes(block);
-            let escaped = escaped(backslash);
-            let mut stops = (quote & !escaped) | control;
-            if backslash != 0 {
-                // All escapes of the block at once: one by one they took a third of the time for program text.
-                let wrong = escaped & !escapes(block);
-                stops |= wrong >> 1;
+    pub(super) fn find_stop(bytes: &[u8], from: usize) -> usize {
+        super::find_stop_by(bytes, from, |block| {
+            let (low, high) = block.split_at(32);
+            let [low, high] = [low, high]
+                .map(|half| half_classes(half.first_chunk().expect("a half of 64 bytes has 32")));
+            let join = |class: usize| u64::from(low[class]) | u64::from(high[class]) << 32;
+            Classes {
+                quote: join(0),
+                backslash: join(1),
+                control: join(2),
+                escape: join(3),
             }
-            if stops != 0 {
-                return from + stops.trailing_zeros() as usize;
-            }
-            // A backslash at the end begins the next block, together with the byte that it escapes.
-            let cut_off = (backslash & !escaped) >> 63;
-            from += 64 - cut_off as usize;
-        }
-        super::find_stop(bytes, from)
+        })
     }
 
-    /// The bytes before which stands a backslash that is not escaped itself, where the byte before the block is none.
-    ///
-    /// A run of backslashes that begins at an odd index is added to the others, so that its carry comes out behind its
-    /// end; the parity of that place tells the parity of the run
-    /// (Langdale and Lemire, "Parsing Gigabytes of JSON per Second", 2019, section 3.1.1).
-    #[inline]
-    fn escaped(backslash: u64) -> u64 {
-        const EVEN: u64 = u64::MAX / 3;
-        let follows = backslash << 1;
-        let odd_starts = backslash & !EVEN & !follows;
-        let carried = odd_starts.wrapping_add(backslash) << 1;
-        (EVEN ^ carried) & follows
-    }
-
+    /// One bit for each byte: a quote, a backslash, a control character, the second of an escape.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn classes(block: &[u8; 64]) -> Classes {
-        let mut classes = Classes::default();
-        for (index, half) in halves(block).into_iter().enumerate() {
-            let bits = |found| u64::from(_mm256_movemask_epi8(found) as u32) << (32 * index);
-            // A byte is below 0x20 exactly if the greater of it and 0x1f is 0x1f; there is no unsigned comparison.
-            let last_control = _mm256_set1_epi8(0x1f);
-            let control = _mm256_cmpeq_epi8(_mm256_max_epu8(half, last_control), last_control);
-            classes.quote |= bits(_mm256_cmpeq_epi8(half, _mm256_set1_epi8(b'"' as i8)));
-            classes.backslash |= bits(_mm256_cmpeq_epi8(half, _mm256_set1_epi8(b'\\' as i8)));
-            classes.control |= bits(control);
-        }
-        classes
-    }
-
-    /// The bytes that make an escape of two bytes with a backslash before them.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn escapes(block: &[u8; 64]) -> u64 {
-        let [lower, upper] = [load(&LOWER), load(&UPPER)];
-        let nibble = _mm256_set1_epi8(0x0f);
-        let mut escapes = 0;
-        for (index, half) in halves(block).into_iter().enumerate() {
-            // A byte beyond ASCII finds 0 in the first table.
-            let low = _mm256_shuffle_epi8(lower, half);
-            let high = _mm256_and_si256(_mm256_srli_epi16(half, 4), nibble);
-            let common = _mm256_and_si256(low, _mm256_shuffle_epi8(upper, high));
-            let none = _mm256_cmpeq_epi8(common, _mm256_setzero_si256());
-            escapes |= u64::from(!_mm256_movemask_epi8(none) as u32) << (32 * index);
-        }
-        escapes
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn halves(block: &[u8; 64]) -> [__m256i; 2] {
-        let (low, high) = block.split_at(32);
-        [low, high].map(|half| load(half.first_chunk().expect("a half of 64 bytes has 32")))
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn load(bytes: &[u8; 32]) -> __m256i {
+    fn half_classes(bytes: &[u8; 32]) -> [u32; 4] {
         // SAFETY: these are 32 readable bytes, and the load has no need of alignment.
-        unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
+        let bytes = unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) };
+        // A byte is below 0x20 exactly if the greater of it and 0x1f is 0x1f; there is no unsigned comparison.
+        let last_control = _mm256_set1_epi8(0x1f);
+        let control = _mm256_cmpeq_epi8(_mm256_max_epu8(bytes, last_control), last_control);
+        let nibble = _mm256_set1_epi8(0x0f);
+        let low = _mm256_shuffle_epi8(table(&LOWER), bytes);
+        let high = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
+        let common = _mm256_and_si256(low, _mm256_shuffle_epi8(table(&UPPER), high));
+        let no_escape = _mm256_cmpeq_epi8(common, _mm256_setzero_si256());
+        [
+            _mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(b'"' as i8))) as u32,
+            _mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(b'\\' as i8))) as u32,
+            _mm256_movemask_epi8(control) as u32,
+            !_mm256_movemask_epi8(no_escape) as u32,
+        ]
+    }
+
+    /// The table for each half of a register.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn table(entries: &[u8; 16]) -> __m256i {
+        // SAFETY: these are sixteen readable bytes, and the load has no need of alignment.
+        _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(entries.as_ptr().cast()) })
     }
 }
 

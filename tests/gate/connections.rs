@@ -249,7 +249,7 @@ fn a_chunked_post_on_a_pooled_connection_that_just_closed_is_sent_again_where_it
             let upstream = upstream::script(replies).run();
             let proxy = proxy::new().upstream(&upstream).run();
             let client = proxy.client(key);
-            assert_eq!(client.post(PATH, "{}").text(), "1");
+            assert_eq!(client.post_chunked(PATH, &[b"{}"]).text(), "1");
             await_pooled(&proxy);
             let body = object_of(size);
             let pieces: Vec<&[u8]> = body.chunks(10_000).collect();

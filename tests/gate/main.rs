@@ -10,6 +10,7 @@ mod http2;
 mod modes;
 mod records;
 mod refusals;
+mod relay;
 mod sizes;
 #[path = "../support/mod.rs"]
 mod support;
