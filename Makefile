@@ -80,7 +80,8 @@ bench: tools
 
 # ACCEPT=--accept takes the figures of today for those to come.
 ACCEPT ?=
-bench-instructions: tools
+bench-instructions:
+	@sh .ci/tools valgrind
 	$(CARGO) bench --profile counted --bench instructions -- $(ACCEPT)
 
 # For other loads: cargo bench --bench websocket_sockets -- IDLE BUSY SECONDS

@@ -47,9 +47,7 @@ fn measure(
         Ok(load::load(proxy, request, CONNECTIONS, time)?.cost())
     })?;
     let names = proxies.iter().map(|proxy| proxy.name);
-    let names: Vec<String> = names
-        .map(|name| format!("{label:>7}  {name:20}"))
-        .collect();
+    let names: Vec<String> = names.map(|name| format!("{label:>7}  {name:20}")).collect();
     load::print_costs(&names, costs);
     Ok(())
 }

@@ -3,9 +3,10 @@
 //! and the same load goes to the upstream directly for comparison.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use load::{now, number_after, raise_descriptors};
 use support::proxy::{self, Proxy};
 use tiergate::websocket::{Opcode, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
@@ -13,6 +14,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
+mod load;
+mod samples;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
@@ -23,8 +26,6 @@ const PACE: Duration = Duration::from_millis(20);
 const CREATE_BYTES: usize = 2048;
 /// How long memory may take to be given back before it is looked at.
 const SETTLE: Duration = Duration::from_secs(1);
-/// For this process and, by inheritance, the proxy.
-const DESCRIPTORS: u64 = 65_536;
 /// Nanoseconds, as they stand in each payload after this mark.
 const MARK: &[u8] = b"\"sent\":\"";
 const DIGITS: usize = 20;
@@ -234,18 +235,6 @@ fn is_last(event: &[u8]) -> bool {
     event.starts_with(br#"{"type":"response.completed""#)
 }
 
-fn number_after(text: &[u8], mark: &[u8], digits: usize) -> u64 {
-    let at = memchr::memmem::find(text, mark).expect("a number") + mark.len();
-    let digits = std::str::from_utf8(&text[at..at + digits]).unwrap();
-    digits.parse().unwrap()
-}
-
-/// Nanoseconds since the first call.
-fn now() -> u64 {
-    static BEGIN: OnceLock<Instant> = OnceLock::new();
-    BEGIN.get_or_init(Instant::now).elapsed().as_nanos() as u64
-}
-
 impl Measured {
     fn clear(&self) {
         self.messages.lock().unwrap().clear();
@@ -263,17 +252,4 @@ fn report(way: &str, what: &str, delays: &Delays) {
         at(0.5),
         at(0.99)
     );
-}
-
-fn raise_descriptors() {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: both calls only read or write the struct that they are given.
-    unsafe {
-        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
-        limit.rlim_cur = limit.rlim_max.min(DESCRIPTORS);
-        libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
-    }
 }

@@ -12,7 +12,7 @@
 //! 6. No lock is held across an await; no buffer is without a limit; every limit has a name and a unit.
 //!
 //! In reading order: a process is assembled ([`server`]), its files are loaded ([`config`], [`policy`], [`reload`]), a
-//! request is decided ([`policy`], [`endpoint`]), carried ([`proxy`], [`body`], [`service_tier`], [`upstream`]) and
+//! request is decided ([`policy`], [`endpoint`]), carried ([`proxy`], [`relay`], [`body`], [`service_tier`], [`upstream`]) and
 //! accounted for ([`exchange`], [`usage`], [`access_log`], [`metrics`]).
 
 // Enter.

@@ -25,6 +25,8 @@ const BROKEN: [&str; 5] = [
     "version: 1\ngroups: {g0: {platform: openai}, g0: {platform: other}}\nkeys: {}\n",
     "\0\u{1}",
 ];
+/// How long a new process is looked for at once.
+const SEEN_TIME: Duration = Duration::from_millis(200);
 /// A new process that is not seen within this time is none.
 const START_TIME: Duration = Duration::from_secs(5);
 /// A drain, and a start on a busy machine.
@@ -181,10 +183,14 @@ impl Operator {
     pub fn upgrade(&mut self) {
         if self.upgrade.is_none() {
             let _ = kill(self.current, Signal::SIGUSR2);
-            self.upgrade = Some(Upgrade {
-                new: None,
-                since: Instant::now(),
-            });
+            let since = Instant::now();
+            // A new process that is not seen beside the old one is a child of nobody's once that has ended.
+            let mut new = None;
+            while new.is_none() && since.elapsed() < SEEN_TIME {
+                std::thread::sleep(Duration::from_millis(1));
+                new = child_of(self.current);
+            }
+            self.upgrade = Some(Upgrade { new, since });
         }
     }
 

@@ -28,7 +28,7 @@ fn the_lines_of_a_head_arrive_as_they_were_and_where_they_were() {
     let behind = head.find("X-b").expect(head);
     assert_eq!(
         &head[behind..],
-        "X-b:1\r\nx-A:  two \r\nX-B: \u{e4}\r\nACCEPT-encoding: identity\r\nx-c:\r\nContent-Length: 27\r\n"
+        "X-b:1\r\nx-A:  two \r\nX-B: \u{e4}\r\nACCEPT-encoding: identity\r\nx-c:\r\nContent-Length: 27\r\n\r\n"
     );
 }
 
