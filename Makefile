@@ -76,7 +76,8 @@ audit: tools
 	target/audit/bin/cargo-deny check
 
 bench: tools
-	$(CARGO) bench --bench request --bench service_tier --bench usage --bench stream --bench report --bench websocket_sockets
+	$(CARGO) bench --bench request --bench growth --bench stream_sockets --bench websocket_sockets --bench service_tier --bench usage \
+		--bench stream --bench report
 
 # ACCEPT=--accept takes the figures of today for those to come.
 ACCEPT ?=

@@ -29,6 +29,8 @@ use crate::usage::ResponseObserver;
 /// it takes six in JSON.
 const PATH_BYTES: usize = 1024;
 const USER_AGENT_BYTES: usize = 512;
+/// How long a client is heard out that was answered before it has sent everything.
+pub(crate) const LINGER_TIME: Duration = Duration::from_secs(2);
 
 /// A request that is being served; Pingora's context for it.
 pub struct Exchange {
@@ -55,6 +57,8 @@ pub struct Exchange {
     pub upgrade: bool,
     /// The WebSocket, once the upstream has agreed to one whose messages are judged.
     pub conversation: Option<Box<Conversation>>,
+    /// All of the client's body has come, or there is none.
+    pub has_come: bool,
     /// The answer's head says where it ends.
     framed: bool,
     /// More of the answer came after its client had left.
@@ -111,6 +115,7 @@ impl Exchange {
             observer: None,
             upgrade: false,
             conversation: None,
+            has_come: false,
             framed: false,
             outlived: false,
             settled: false,
@@ -178,6 +183,12 @@ impl Exchange {
         self.deadline.clear();
         if self.framed {
             self.deadline.forget_passed();
+        }
+        if !self.has_come {
+            // The upstream did not need the rest, and gets no more of it. The client is heard out for a moment, but what
+            // it has had an answer to is in the log now.
+            self.settle(Ending::Whole);
+            self.deadline.set(Waiting::ForMore, LINGER_TIME);
         }
     }
 
@@ -270,6 +281,11 @@ impl Exchange {
         let left = self.state.limits.body_timeout.saturating_sub(elapsed);
         let limit = self.body_idle.map_or(left, |idle| idle.min(left));
         self.deadline.set(Waiting::ForBody, limit);
+    }
+
+    /// Whether the request's line is written.
+    pub fn is_settled(&self) -> bool {
+        self.settled
     }
 
     /// Writes the request's line and counts it. A second call does nothing.

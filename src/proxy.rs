@@ -24,7 +24,7 @@ use crate::client_stream::{ClientSocket, DirectBody};
 use crate::connection::{Deadline, Waiting};
 use crate::endpoint::Endpoint;
 use crate::error::{Cause, Refusal};
-use crate::exchange::{Body, Exchange, without_query};
+use crate::exchange::{Body, Exchange, LINGER_TIME, without_query};
 use crate::framing;
 use crate::head_edit::{HeadEdit, Length};
 use crate::policy::{Head, Order};
@@ -39,7 +39,6 @@ use crate::upstream::told_of;
 const PINGORA_REPLAY_BYTES: u64 = 64 * 1024;
 /// What is still read of a refused request, so that its client gets to read the answer before the connection closes.
 const LINGER_BYTES: usize = 1 << 20;
-const LINGER_TIME: Duration = Duration::from_secs(2);
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-tiergate-request-id");
 
@@ -174,6 +173,10 @@ impl ProxyHttp for Gate {
             return self
                 .filter_client_frames(session, body, end_of_stream, exchange)
                 .await;
+        }
+        if exchange.is_settled() {
+            // It was answered without this.
+            return drop_piece(body, end_of_stream);
         }
         let filtered = self.filter_body(body, end_of_stream, exchange);
         if !end_of_stream
@@ -378,6 +381,7 @@ impl Gate {
             let headers = &session.req_header().headers;
             let body = StreamedBody::open(headers, length, limits, &self.state.budget)?;
             exchange.body = Body::Streamed(Box::new(body));
+            exchange.has_come = empty;
             if !empty {
                 exchange.await_body();
             }
@@ -448,6 +452,7 @@ impl Gate {
             return Err(Stop::Refused(Cause::Internal.into()));
         }
         self.finish_held(exchange)?;
+        exchange.has_come = true;
         Ok(())
     }
 
@@ -458,6 +463,7 @@ impl Gate {
         end_of_stream: bool,
         exchange: &mut Exchange,
     ) -> Result<(), Refusal> {
+        exchange.has_come |= end_of_stream;
         let piece = body.clone().unwrap_or_default();
         match &mut exchange.body {
             Body::Streamed(streamed) => {
@@ -580,6 +586,9 @@ impl Gate {
             begin_conversation(exchange)?;
         }
         watch_next_byte(exchange);
+        if is_empty(answer) {
+            exchange.end_answer();
+        }
         Ok(())
     }
 
@@ -690,6 +699,24 @@ fn check_answer(answer: &ResponseHeader, exchange: &mut Exchange) -> Result<()> 
     let words = "the upstream's answer is not well-formed HTTP";
     exchange.refusal = Some(Refusal::new(Cause::UpstreamReset, words));
     Error::e_explain(REFUSED, words)
+}
+
+/// The message to the upstream is to stay without its end.
+fn drop_piece(body: &mut Option<Bytes>, end_of_stream: bool) -> Result<()> {
+    if end_of_stream {
+        let error = Error::explain(REFUSED, "the upstream has answered without the rest");
+        return Err(error.into_down());
+    }
+    // `None` would be an end.
+    *body = Some(Bytes::new());
+    Ok(())
+}
+
+/// An answer without a body, whose end nobody is told of.
+fn is_empty(answer: &ResponseHeader) -> bool {
+    let length = answer.headers.get(header::CONTENT_LENGTH);
+    let has_none = matches!(answer.status.as_u16(), 204 | 304);
+    !answer.status.is_informational() && (has_none || length.is_some_and(|length| length == "0"))
 }
 
 /// The target and the headers, as HTTP/1.1 writes them.

@@ -167,6 +167,35 @@ fn an_answer_that_comes_before_the_body_is_whole_is_passed_on_at_once() {
 }
 
 #[test]
+fn an_answer_that_comes_before_the_body_is_whole_has_its_line_and_the_rest_goes_nowhere() {
+    let empty = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    for key in ["sk-plain", "sk-fast"] {
+        for early in [reply(200).json("{}"), Reply::default().send(empty)] {
+            let upstream = upstream::script([early.before_body().hold()]).run();
+            let proxy = proxy::new().upstream(&upstream).run();
+            let client = proxy.client(key).header("Transfer-Encoding", "chunked");
+            let mut connection = client.connect();
+            connection.send(client.head("POST", PATH));
+            connection.send(chunk(b"{\"model\":"));
+            assert_eq!(connection.answer().status, 200);
+            // The client has not sent everything, and may never.
+            let record = proxy.record();
+            assert_eq!(
+                (&record["outcome"], &record["status"]),
+                (&"ok".into(), &200.into())
+            );
+            connection.send([&chunk(b"\"m\"}")[..], b"0\r\n\r\n"].concat());
+            connection.assert_closed();
+            upstream.release();
+            let sent = &upstream.requests(1)[0];
+            assert!(!sent.whole, "{key}");
+            assert_eq!(record["upstream_request_bytes"], sent.body.len());
+            assert_eq!(proxy.stop().len(), 1);
+        }
+    }
+}
+
+#[test]
 fn events_are_passed_on_one_by_one() {
     let stream = reply(200)
         .sse_begun(&["data: 1\n\n"])
