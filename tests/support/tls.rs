@@ -1,6 +1,6 @@
 //! A certificate authority of the tests' own, which the proxy under test is told to trust.
 
-use std::net::TcpStream;
+use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::sync::{Arc, OnceLock};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
@@ -76,9 +76,10 @@ pub fn server_config(protocols: &[&[u8]]) -> Arc<ServerConfig> {
     Arc::new(config)
 }
 
-/// A client's connection over this socket, on which it sends whatever it is given.
+/// A client's connection to this machine over this socket, on which it sends whatever it is given. The socket may have
+/// ended by now.
 pub fn client(socket: TcpStream, protocol: &[u8]) -> StreamOwned<ClientConnection, TcpStream> {
-    let name = ServerName::from(socket.peer_addr().unwrap().ip());
+    let name = ServerName::from(IpAddr::from(Ipv4Addr::LOCALHOST));
     let connection = ClientConnection::new(client_config(protocol), name).unwrap();
     StreamOwned::new(connection, socket)
 }
