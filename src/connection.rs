@@ -45,9 +45,11 @@ pub enum Waiting {
     ForMore,
 }
 
-/// The one time limit that a request runs against, moved on by whoever makes progress. The requests of a connection share
-/// it one after the other: to make one, with its timer, for each request took some 5 % of the CPU of a small one. Pingora has a single read timeout
+/// The one time limit that a request runs against, moved on by whoever makes progress. Pingora has a single read timeout
 /// for the upstream and none for a whole request head or an HTTP/2 body; this stands in for those.
+///
+/// On HTTP/1 the requests of a connection share it one after the other: to make one, with its timer, for each request took
+/// some 3 % of the CPU of a small one.
 #[derive(Debug)]
 pub struct Deadline {
     /// In milliseconds of [`now_ms`]; `NEVER` for none.
