@@ -1,8 +1,9 @@
-//! A client's TCP connection as Pingora reads and writes it, and the way past Pingora for bodies that are held. It knows
-//! nothing of keys or tiers.
+//! A client's connection as Pingora reads and writes it, and the way past Pingora for bodies that are held and for whole
+//! requests. It knows nothing of keys or tiers.
 
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
@@ -11,16 +12,16 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use bytes::BufMut;
+use bytes::{BufMut, Bytes};
 use pingora_core::protocols::{
-    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream,
     TimingDigest, UniqueID, raw_connect::ProxyDigest,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
-use crate::connection::refuses_read;
+use crate::connection::{has_read, refuses_read};
 
 /// What is gathered before it goes out, in bytes; larger writes go past it.
 const GATHERED_BYTES: usize = 16 * 1024;
@@ -29,13 +30,19 @@ const KEPT_BYTES: usize = 4 * 1024;
 
 /// The most that one read takes from the kernel, so that it is checked while the processor's cache still has it.
 const READ_BYTES: u64 = 128 * 1024;
+/// The most that one read takes which looks for the end of a head: what of the body comes with it is copied once more.
+const HEAD_READ_BYTES: usize = 4 * 1024;
+/// What a client may send ahead while its request is answered; the rest waits in the kernel.
+const MOST_AHEAD_BYTES: usize = 16 * 1024;
+/// Within so many bytes it shows that what begins is no request.
+const STRANGE_BYTES: usize = 1024;
 
 tokio::task_local! {
     /// The connection that the current task serves, where its bodies can be read past Pingora.
     static CONNECTION: ClientSocket;
 }
 
-/// An accepted TCP connection in the shape that Pingora asks of a stream.
+/// An accepted connection in the shape that Pingora asks of a stream: TCP, and for HTTP/1 also one on top of TLS.
 #[derive(Debug)]
 pub struct ClientStream {
     socket: ClientSocket,
@@ -56,11 +63,30 @@ pub struct DirectBody {
     left: u64,
 }
 
+/// What a connection begins its next request with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// A head of so many bytes is here.
+    Head(usize),
+    /// What is here is not the beginning of a head.
+    Strange,
+    TooLong,
+    /// Nothing more will come, or nothing is to be waited for.
+    Ended,
+}
+
 #[derive(Debug)]
 struct Wire {
-    socket: TcpStream,
+    carrier: Carrier,
     outgoing: Outgoing,
     incoming: Incoming,
+}
+
+/// What carries the bytes.
+#[derive(Debug)]
+enum Carrier {
+    Tcp(TcpStream),
+    Tls(Stream),
 }
 
 /// What is on its way to the client.
@@ -73,6 +99,8 @@ struct Outgoing {
     gathered: Vec<u8>,
     /// How much of `gathered` has gone out.
     gone: usize,
+    /// The carrier may keep something back.
+    unflushed: bool,
     /// Whether a flush may wait for the next read.
     lazy: bool,
 }
@@ -88,7 +116,9 @@ struct Incoming {
     next: usize,
     head: HeadEnd,
     /// What Pingora has read since the request began.
-    given: usize,
+    given: u64,
+    /// Where its request ends, as `given` counts: once its head has ended, as far as it is known.
+    due: Option<u64>,
     /// Pingora is to read the one byte that stands for a body.
     stands_in: bool,
 }
@@ -104,21 +134,32 @@ enum HeadEnd {
 }
 
 impl ClientStream {
-    /// `lazy` is for HTTP/1 without TLS, where a read always follows what is flushed; TLS and HTTP/2 have an order of
-    /// their own.
+    /// `lazy` is for HTTP/1, where a read always follows what is flushed. What TLS writes, and HTTP/2, has an order of its
+    /// own.
     pub fn new(socket: TcpStream, peer: SocketAddr, lazy: bool) -> Self {
         let digest = SocketDigest::from_raw_fd(socket.as_raw_fd());
         // The cell is new and empty.
         let _ = digest.peer_addr.set(Some(peer.into()));
+        Self::on(Carrier::Tcp(socket), Some(Arc::new(digest)), lazy)
+    }
+
+    /// HTTP/1 on top of a TLS connection.
+    pub fn over_tls(stream: Stream) -> Self {
+        let digest = stream.get_socket_digest();
+        Self::on(Carrier::Tls(stream), digest, true)
+    }
+
+    fn on(carrier: Carrier, digest: Option<Arc<SocketDigest>>, lazy: bool) -> Self {
         let wire = Wire {
-            socket,
+            carrier,
             outgoing: Outgoing {
                 gathered: Vec::new(),
                 gone: 0,
+                unflushed: false,
                 lazy,
             },
             incoming: Incoming {
-                // Through TLS there are no heads to be seen.
+                // Where another protocol is read there are no heads to be seen.
                 head: if lazy {
                     HeadEnd::InLine
                 } else {
@@ -130,7 +171,7 @@ impl ClientStream {
         Self {
             socket: ClientSocket(Arc::new(Mutex::new(wire))),
             accepted: SystemTime::now(),
-            digest: Some(Arc::new(digest)),
+            digest,
         }
     }
 
@@ -151,23 +192,114 @@ impl ClientSocket {
         CONNECTION.scope(self, serving).await;
     }
 
-    /// The next bytes are a request's head.
+    /// The next bytes are a request's head, for Pingora to read.
     pub fn begin_request(&self) {
         let incoming = &mut self.wire().incoming;
         incoming.head = HeadEnd::default();
         incoming.given = 0;
+        incoming.due = None;
         incoming.stands_in = false;
+    }
+
+    /// Pingora is to read so much of a body behind the head; none where nobody knows.
+    pub fn expect_body(&self, length: Option<u64>) {
+        let due = &mut self.wire().incoming.due;
+        *due = due.zip(length).map(|(head, length)| head + length);
+    }
+
+    /// Whether Pingora has read its request and not a byte beyond, so that all that follows can be read past it.
+    pub fn is_at_end(&self) -> bool {
+        let incoming = &self.wire().incoming;
+        incoming.due == Some(incoming.given)
     }
 
     /// The body of this length that comes next; none where Pingora has read anything but the head of this length.
     pub fn body_behind(&self, head_bytes: usize, length: u64) -> Option<DirectBody> {
         let incoming = &self.wire().incoming;
-        let at_body = incoming.head == HeadEnd::Found && incoming.given == head_bytes;
-        let socket = self.clone();
-        (at_body && length > 1).then_some(DirectBody {
-            socket,
+        let at_body = incoming.head == HeadEnd::Found && incoming.given == head_bytes as u64;
+        (at_body && length > 1).then(|| self.body(length))
+    }
+
+    /// The next bytes are a body of this length.
+    pub fn body(&self, length: u64) -> DirectBody {
+        DirectBody {
+            socket: self.clone(),
             left: length,
+        }
+    }
+
+    /// Reads until a whole head is here, and takes nothing of it. Where there is nothing to be read, `ends` tells whether
+    /// it is not to be waited for.
+    pub async fn opening(&self, ends: impl Fn() -> bool) -> Opening {
+        let (mut end, mut seen) = (HeadEnd::default(), 0);
+        poll_fn(|cx| {
+            let wire = &mut *self.wire();
+            loop {
+                let ahead = wire.incoming.ahead();
+                let found = end.find(&ahead[seen..]);
+                let fresh = found.unwrap_or(ahead.len() - seen);
+                seen += fresh;
+                if fresh > 0 && !has_read(fresh) {
+                    return Poll::Ready(Opening::TooLong);
+                }
+                if found.is_some() {
+                    return Poll::Ready(Opening::Head(seen));
+                }
+                if fresh > 0 && seen <= STRANGE_BYTES && is_strange(ahead) {
+                    return Poll::Ready(Opening::Strange);
+                }
+                // A failure shows in the next write.
+                let _ = wire.poll_send(cx);
+                match wire.poll_read_ahead(cx) {
+                    Poll::Ready(Ok(1..)) => {}
+                    Poll::Pending if !ends() => return Poll::Pending,
+                    _ => return Poll::Ready(Opening::Ended),
+                }
+            }
         })
+        .await
+    }
+
+    /// A copy of the next bytes, which have come.
+    pub fn peek(&self, count: usize) -> Bytes {
+        Bytes::copy_from_slice(&self.wire().incoming.ahead()[..count])
+    }
+
+    /// Takes bytes that were looked at.
+    pub fn skip(&self, count: usize) {
+        self.wire().incoming.skip(count);
+    }
+
+    /// Sends all of it, behind what Pingora has written.
+    ///
+    /// # Errors
+    /// Of the connection.
+    pub async fn send(&self, message: &[u8]) -> io::Result<()> {
+        let mut left = message;
+        poll_fn(|cx| {
+            let wire = &mut *self.wire();
+            ready!(wire.poll_send(cx))?;
+            while !left.is_empty() {
+                match ready!(wire.carrier.poll_write(cx, left))? {
+                    0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    count => left = &left[count..],
+                }
+            }
+            wire.carrier.poll_flush(cx)
+        })
+        .await
+    }
+
+    /// Ready when the client has ended its side, or is gone. What it sends in the meantime is kept for its next request.
+    pub fn poll_left(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let wire = &mut *self.wire();
+        while wire.incoming.ahead().len() < MOST_AHEAD_BYTES {
+            match ready!(wire.poll_read_ahead(cx)) {
+                Ok(1..) => {}
+                Ok(0) | Err(_) => return Poll::Ready(()),
+            }
+        }
+        Poll::Pending
     }
 
     fn wire(&self) -> MutexGuard<'_, Wire> {
@@ -237,11 +369,14 @@ impl Wire {
         let _ = self.poll_send(cx);
         let (probes, before) = (buf.remaining() == 1, buf.filled().len());
         if !self.incoming.take(buf) {
-            ready!(Pin::new(&mut self.socket).poll_read(cx, buf))?;
+            ready!(self.carrier.poll_read(cx, buf))?;
         }
-        self.incoming.keep_to_head(buf, before);
+        let head_ends = self.incoming.keep_to_head(buf, before);
         let given = buf.filled().len() - before;
-        self.incoming.given += given;
+        self.incoming.given += given as u64;
+        if head_ends {
+            self.incoming.due = Some(self.incoming.given);
+        }
         if given > 0 && !std::mem::take(&mut self.incoming.stands_in) {
             // Pingora looks for a client that goes away by reading one byte. If it finds the next request instead, it
             // reads no more until this answer has ended, so that no read would send what is gathered.
@@ -258,22 +393,39 @@ impl Wire {
     ) -> Poll<io::Result<usize>> {
         let _ = self.poll_send(cx);
         match self.incoming.take_past(buffer, most as u64) {
-            0 => poll_read_buf(Pin::new(&mut self.socket), cx, &mut buffer.limit(most)),
+            0 => self.carrier.poll_read_buf(cx, &mut buffer.limit(most)),
             taken => Poll::Ready(Ok(taken)),
         }
+    }
+
+    /// Reads a piece behind what came ahead. 0 where the client has ended its side.
+    fn poll_read_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut room = [MaybeUninit::uninit(); HEAD_READ_BYTES];
+        let mut read = ReadBuf::uninit(&mut room);
+        ready!(self.carrier.poll_read(cx, &mut read))?;
+        let incoming = &mut self.incoming;
+        incoming.ahead.drain(..incoming.next);
+        incoming.next = 0;
+        incoming.ahead.extend_from_slice(read.filled());
+        Poll::Ready(Ok(read.filled().len()))
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let outgoing = &mut self.outgoing;
         while outgoing.gone < outgoing.gathered.len() {
             let left = &outgoing.gathered[outgoing.gone..];
-            match ready!(Pin::new(&mut self.socket).poll_write(cx, left))? {
+            match ready!(self.carrier.poll_write(cx, left))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 count => outgoing.gone += count,
             }
+            outgoing.unflushed = true;
         }
         outgoing.gone = 0;
         empty(&mut outgoing.gathered);
+        if outgoing.unflushed {
+            ready!(self.carrier.poll_flush(cx))?;
+            outgoing.unflushed = false;
+        }
         Poll::Ready(Ok(()))
     }
 
@@ -304,7 +456,8 @@ impl Wire {
         let left = outgoing.gathered.len() - outgoing.gone;
         all.push(IoSlice::new(&outgoing.gathered[outgoing.gone..]));
         all.extend(pieces.iter().map(|piece| IoSlice::new(piece)));
-        let written = ready!(Pin::new(&mut self.socket).poll_write_vectored(cx, &all))?;
+        let written = ready!(self.carrier.poll_write_vectored(cx, &all))?;
+        outgoing.unflushed = true;
         outgoing.gone += written.min(left);
         if written <= left {
             // Nothing of the pieces has gone yet; a count of 0 would look like the end.
@@ -316,6 +469,54 @@ impl Wire {
         Poll::Ready(Ok(written - left))
     }
 }
+
+impl Carrier {
+    fn io(&mut self) -> Pin<&mut dyn Io> {
+        match self {
+            Carrier::Tcp(stream) => Pin::new(stream as &mut dyn Io),
+            Carrier::Tls(stream) => Pin::new(stream as &mut dyn Io),
+        }
+    }
+
+    fn id(&self) -> RawFd {
+        match self {
+            Carrier::Tcp(stream) => stream.as_raw_fd(),
+            Carrier::Tls(stream) => stream.id(),
+        }
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.io().poll_read(cx, buf)
+    }
+
+    fn poll_read_buf(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut impl BufMut,
+    ) -> Poll<io::Result<usize>> {
+        poll_read_buf(self.io(), cx, buf)
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.io().poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        &mut self,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.io().poll_write_vectored(cx, pieces)
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.io().poll_flush(cx)
+    }
+}
+
+trait Io: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Io for T {}
 
 impl Incoming {
     fn ahead(&self) -> &[u8] {
@@ -348,19 +549,20 @@ impl Incoming {
         count > 0
     }
 
-    /// Takes back what is behind the end of a head, among the bytes from `before` on.
-    fn keep_to_head(&mut self, buf: &mut ReadBuf<'_>, before: usize) {
+    /// Takes back what is behind the end of a head, among the bytes from `before` on. Whether a head ends there.
+    fn keep_to_head(&mut self, buf: &mut ReadBuf<'_>, before: usize) -> bool {
         if self.head == HeadEnd::Found {
-            return;
+            return false;
         }
         let Some(end) = self.head.find(&buf.filled()[before..]) else {
-            return;
+            return false;
         };
         let behind = &buf.filled()[before + end..];
         // What is left of an earlier read comes after it.
         self.ahead.splice(..self.next, behind.iter().copied());
         self.next = 0;
         buf.set_filled(before + end);
+        true
     }
 }
 
@@ -389,6 +591,12 @@ impl HeadEnd {
         }
         None
     }
+}
+
+/// Whether this begins nothing that could become a head.
+fn is_strange(bytes: &[u8]) -> bool {
+    let mut lines = [httparse::EMPTY_HEADER; 64];
+    httparse::Request::new(&mut lines).parse(bytes).is_err()
 }
 
 /// Empties a buffer, and gives it back where it is large.
@@ -430,7 +638,7 @@ impl AsyncWrite for ClientStream {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut wire = self.socket.wire();
         ready!(wire.poll_send(cx))?;
-        Pin::new(&mut wire.socket).poll_shutdown(cx)
+        wire.carrier.io().poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -464,7 +672,7 @@ impl Shutdown for ClientStream {
 
 impl UniqueID for ClientStream {
     fn id(&self) -> RawFd {
-        self.socket.wire().socket.as_raw_fd()
+        self.socket.wire().carrier.id()
     }
 }
 

@@ -2,6 +2,7 @@
 //! knows nothing of keys or tiers.
 
 use std::future::{Future, poll_fn};
+use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
@@ -9,7 +10,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use nix::time::ClockId;
-use pingora_core::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
+use pingora_core::apps::{
+    HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream,
+};
+use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::http::v2::server::H2Options;
 use pingora_core::server::ShutdownWatch;
@@ -20,7 +24,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::client_stream::ClientSocket;
 use crate::cork::Cork;
+use crate::intake::LINGER_TIME;
 use crate::proxy::Gate;
+use crate::relay::{Next, Relay};
 
 tokio::task_local! {
     /// The deadline of the request that the current task serves: of one after the other on a connection of HTTP/1, whose
@@ -106,6 +112,8 @@ const IDLE_LOOK: Duration = Duration::from_secs(3600);
 /// The proxy behind its deadline: what Pingora's connection loop calls for each request.
 pub struct Front {
     pub proxy: Arc<HttpProxy<Gate>>,
+    /// For what need not go through it.
+    pub relay: Relay,
     /// A whole request head.
     pub header_timeout: Duration,
     /// What is read of a connection for a head that does not end. A head that is over the limit and not over this is
@@ -123,14 +131,6 @@ pub fn outlives_client() -> bool {
     DEADLINE
         .try_with(|deadline| deadline.client_leaves())
         .unwrap_or(false)
-}
-
-/// The head of a new connection's first request is awaited by the request that this task serves.
-pub fn await_head(until: Instant) {
-    let _ = DEADLINE.try_with(|deadline| {
-        let left = until.saturating_duration_since(Instant::now());
-        deadline.set(Waiting::ForHead, left);
-    });
 }
 
 /// So many bytes of the client's stream have been read for the request that this task serves. The first of a head begin
@@ -391,9 +391,77 @@ fn now_ms() -> u64 {
 }
 
 impl Front {
-    /// Serves the requests of a connection, each of HTTP/1 under its deadline.
-    pub async fn serve(&self, serving: impl Future<Output = ()>) {
-        self.watch(Deadline::new(self, true), serving).await;
+    /// Serves the requests of a connection over HTTP/1, one after the other, under one deadline. The first head is to be here
+    /// at `head_until`.
+    pub async fn serve_http1(
+        &self,
+        stream: Stream,
+        socket: ClientSocket,
+        peer: IpAddr,
+        head_until: Instant,
+        shutdown: &ShutdownWatch,
+    ) {
+        let deadline = Deadline::new(self, true);
+        let requests = self.serve_requests(&deadline, stream, &socket, peer, head_until, shutdown);
+        let requests = socket.clone().serve(requests);
+        self.watch(deadline.clone(), requests).await;
+    }
+
+    async fn serve_requests(
+        &self,
+        deadline: &Deadline,
+        stream: Stream,
+        socket: &ClientSocket,
+        peer: IpAddr,
+        head_until: Instant,
+        shutdown: &ShutdownWatch,
+    ) {
+        let mut connection = (stream, None);
+        let mut is_first = true;
+        loop {
+            let (mut stream, settings) = connection;
+            deadline.begin_request(self);
+            if std::mem::take(&mut is_first) {
+                let left = head_until.saturating_duration_since(Instant::now());
+                deadline.set(Waiting::ForHead, left);
+            }
+            // What Pingora has read too much of it keeps for itself.
+            let next = match settings.is_none() || socket.is_at_end() {
+                true => self.relay.serve_next(socket, peer).await,
+                false => Next::Special,
+            };
+            connection = match next {
+                Next::Answered => (stream, None),
+                Next::End => {
+                    deadline.set(Waiting::ForMore, LINGER_TIME);
+                    stream.shutdown().await;
+                    return;
+                }
+                Next::Special => {
+                    deadline.begin_request(self);
+                    socket.begin_request();
+                    match self.serve_special(stream, settings, shutdown).await {
+                        Some(reused) => reused.consume(),
+                        None => return,
+                    }
+                }
+            };
+        }
+    }
+
+    /// Has Pingora serve the next request of a connection.
+    async fn serve_special(
+        &self,
+        stream: Stream,
+        settings: Option<HttpPersistentSettings>,
+        shutdown: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
+        let mut session = ServerSession::new_http1(stream);
+        match settings {
+            Some(settings) => settings.apply_to_session(&mut session),
+            None => session.set_keepalive(Some(self.keepalive_timeout.as_secs().max(1))),
+        }
+        self.proxy.process_new_http(session, shutdown).await
     }
 
     /// Does `work` under a deadline. None where it was cut.
@@ -439,19 +507,11 @@ impl HttpServerApp for Front {
         session: ServerSession,
         shutdown: &ShutdownWatch,
     ) -> Option<ReusedHttpStream> {
-        if let Some(client) = ClientSocket::current() {
-            client.begin_request();
-        }
-        if session.is_http2() {
-            // It has a task of its own.
-            let deadline = Deadline::new(self, false);
-            deadline.begin_request(self);
-            let request = self.proxy.process_new_http(session, shutdown);
-            return self.watch(deadline, request).await.flatten();
-        }
-        // Set by `serve`, in whose task this runs.
-        let _ = DEADLINE.try_with(|deadline| deadline.begin_request(self));
-        self.proxy.process_new_http(session, shutdown).await
+        // A request of HTTP/2: it has a task of its own.
+        let deadline = Deadline::new(self, false);
+        deadline.begin_request(self);
+        let request = self.proxy.process_new_http(session, shutdown);
+        self.watch(deadline, request).await.flatten()
     }
 
     fn h2_options(&self) -> Option<H2Options> {

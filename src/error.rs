@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use std::fmt;
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
+use pingora_core::protocols::http::date::get_cached_date;
 use serde_json::json;
 
 use crate::access_log::Outcome;
@@ -100,20 +101,40 @@ impl Refusal {
 }
 
 impl Answer {
-    /// As HTTP/1.1 has it, for a client whose request was never read to its end. The connection ends behind it.
-    pub fn message(&self) -> Vec<u8> {
+    /// As HTTP/1.1 has it, for who speaks past Pingora. Where the request has an id, it is told; where the connection ends
+    /// behind it, that too.
+    pub fn message(&self, id: Option<&HeaderValue>, keeps_connection: bool) -> Vec<u8> {
         let reason = StatusCode::from_u16(self.status)
             .ok()
             .and_then(|status| status.canonical_reason());
-        let head = format!(
-            "HTTP/1.1 {} {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
-             x-should-retry: {}\r\nconnection: close\r\n\r\n",
+        let mut message = format!(
+            "HTTP/1.1 {} {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n",
             self.status,
             reason.unwrap_or_default(),
             self.body.len(),
-            self.should_retry
-        );
-        [head.as_bytes(), &self.body].concat()
+        )
+        .into_bytes();
+        let mut line = |name: &str, value: &[u8]| {
+            for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+                message.extend_from_slice(part);
+            }
+        };
+        line("date", get_cached_date().as_bytes());
+        if let Some(id) = id {
+            line("x-tiergate-request-id", id.as_bytes());
+        }
+        if let Some(seconds) = self.retry_after {
+            line("retry-after", seconds.to_string().as_bytes());
+        }
+        if !self.should_retry {
+            line("x-should-retry", b"false");
+        }
+        if !keeps_connection {
+            line("connection", b"close");
+        }
+        message.extend_from_slice(b"\r\n");
+        message.extend_from_slice(&self.body);
+        message
     }
 }
 

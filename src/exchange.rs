@@ -6,31 +6,32 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, header};
-use pingora_proxy::Session;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use pingora_core::{Error, ErrorType};
 use uuid::Uuid;
 
 use crate::access_log::Transport;
-use crate::body::{HeldBody, StreamedBody};
+use crate::body::{HeldBody, ReadyBody, StreamedBody};
 use crate::client_stream::DirectBody;
 use crate::config::OnClientAbort;
 use crate::connection::{Deadline, Interruption, Waiting};
 use crate::conversation::Conversation;
 use crate::endpoint::{Endpoint, Protocol};
 use crate::error::{Cause, Refusal};
-use crate::patient_h2::make_patient;
-use crate::policy::Credential;
+use crate::failure::{ending_of, is_reset, is_stale_connection};
+use crate::head_edit::{HeadEdit, Length};
+use crate::intake::LINGER_TIME;
+use crate::policy::{Credential, Decision, Denied, Head, Order, Policy};
+use crate::service_tier::{Edit, PRIORITY, observed_tier};
 use crate::state::State;
 use crate::turn::{Ending, Sent, Turn, cut, header_text, set_tier};
-use crate::upstream::{Address, Route, Upstream};
+use crate::upstream::{Address, Route, Upstream, told_of};
 use crate::usage::ResponseObserver;
 
 /// The longest of each text that a client chooses, in bytes, so that a line stays below 16 KiB even where every byte of
 /// it takes six in JSON.
 const PATH_BYTES: usize = 1024;
 const USER_AGENT_BYTES: usize = 512;
-/// How long a client is heard out that was answered before it has sent everything.
-pub(crate) const LINGER_TIME: Duration = Duration::from_secs(2);
 
 /// A request that is being served; Pingora's context for it.
 pub struct Exchange {
@@ -43,7 +44,7 @@ pub struct Exchange {
     pub body: Body,
     /// What of the body is read past Pingora.
     pub direct: Option<DirectBody>,
-    /// It goes the way of `relay.rs`.
+    /// It goes the way of `relay.rs`, all of whose time limits are kept by the deadline.
     pub relayed: bool,
     /// How long the next piece of a body that Pingora reads may take, where Pingora has no limit for it.
     pub body_idle: Option<Duration>,
@@ -90,7 +91,12 @@ pub enum Body {
 }
 
 impl Exchange {
+    /// Of a request that the policy of this moment decides.
     pub fn new(state: &Arc<State>) -> Self {
+        Self::under(state, state.policy.current())
+    }
+
+    pub fn under(state: &Arc<State>, policy: Arc<Policy>) -> Self {
         state.metrics.in_flight.inc();
         Self {
             deadline: Deadline::current(),
@@ -103,7 +109,7 @@ impl Exchange {
                 endpoint: Endpoint::Other,
             },
             credential: None,
-            turn: Turn::new(0, state.policy.current()),
+            turn: Turn::new(0, policy),
             state: state.clone(),
             body: Body::None,
             direct: None,
@@ -122,18 +128,111 @@ impl Exchange {
         }
     }
 
-    /// Takes from the request's head what the log tells of it.
-    pub fn read_head(&mut self, session: &Session) {
-        let head = session.req_header();
+    /// Takes from the request's head what the log tells of it. `peer` is who the connection is with.
+    pub fn read_head(&mut self, head: &Head<'_>, peer: Option<IpAddr>) {
         let arrival = &mut self.arrival;
         arrival.method = head.method.clone();
-        arrival.path = logged_path(without_query(head.raw_path()));
+        arrival.path = logged_path(head.path);
         let trusted = &self.state.config.trusted_proxies;
-        arrival.client = session
-            .client_addr()
-            .and_then(|address| address.as_inet())
-            .map(|address| trusted.client(address.ip(), &head.headers));
-        arrival.user_agent = header_text(&head.headers, &header::USER_AGENT, USER_AGENT_BYTES);
+        arrival.client = peer.map(|peer| trusted.client(peer, head.headers));
+        arrival.user_agent = header_text(head.headers, &header::USER_AGENT, USER_AGENT_BYTES);
+    }
+
+    /// The policy does not let it pass.
+    pub fn deny(&mut self, denied: Denied) -> Refusal {
+        self.arrival.endpoint = denied.endpoint;
+        self.turn.key = denied.key;
+        self.turn.group = denied.group;
+        denied.cause.into()
+    }
+
+    /// The policy lets it pass, with a head of so many bytes.
+    ///
+    /// # Errors
+    /// Where it cannot be served for now, or its head is too large.
+    pub fn admit(&mut self, decision: Decision, head_bytes: u64) -> Result<(), Refusal> {
+        let state = &self.state;
+        self.arrival.endpoint = decision.endpoint;
+        self.turn.key = decision.key;
+        self.turn.order = decision.order;
+        self.credential = Some(decision.credential);
+        self.upstream = state.upstream(&decision.group.upstream.name).cloned();
+        let group = self.turn.group.insert(decision.group);
+        if head_bytes > state.limits.header {
+            return Err(Cause::HeaderTooLarge.into());
+        }
+        let key = &decision.credential.digest;
+        self.turn.places = Some(state.in_flight.enter(group, key)?);
+        if state.log.is_full() {
+            return Err(Cause::AccessLogUnavailable.into());
+        }
+        Ok(())
+    }
+
+    /// All of a held body is here.
+    ///
+    /// # Errors
+    /// Where it is not what can be sent.
+    pub fn finish_held(&mut self) -> Result<(), Refusal> {
+        if let Body::Held(held) = std::mem::replace(&mut self.body, Body::None) {
+            let ReadyBody { bytes, facts } = held.finish()?;
+            self.turn.facts = facts;
+            self.body = Body::Ready(bytes);
+        }
+        Ok(())
+    }
+
+    /// The bytes that now leave for the upstream: the last place to find that they are not what was ordered.
+    ///
+    /// # Errors
+    /// Where they are not.
+    pub fn send_ready(&mut self) -> Result<Bytes, Refusal> {
+        let Body::Ready(bytes) = &self.body else {
+            return Err(Cause::Internal.into());
+        };
+        let bytes = bytes.clone();
+        let Ok(found) = outgoing_tier(self.turn.order, &bytes) else {
+            self.state.metrics.unforced_forwarded.inc();
+            log::error!(
+                "request {}: the outgoing body does not carry the forced tier; it is not sent",
+                self.arrival.id
+            );
+            return Err(Cause::Internal.into());
+        };
+        self.turn.sent_whole(bytes.len() as u64, found);
+        Ok(bytes)
+    }
+
+    /// What makes of the client's head the one that the upstream is to get.
+    ///
+    /// # Errors
+    /// Where it is not known where it goes.
+    pub fn head_edit<'a>(&'a self, target: &'a [u8]) -> Result<HeadEdit<'a>, Box<Error>> {
+        let (Some(upstream), Some(origin)) = (&self.upstream, self.route.origin()) else {
+            return Error::e_explain(ErrorType::InternalError, "no upstream was decided");
+        };
+        Ok(HeadEdit {
+            upstream,
+            origin,
+            target,
+            credential: self.credential.map(|credential| credential.header),
+            endpoint: self.arrival.endpoint,
+            order: self.turn.order,
+            upgrade: self.upgrade,
+            length: match &self.body {
+                Body::Ready(bytes) => Length::Known(bytes.len()),
+                Body::Held(_) => Length::Unknown,
+                Body::Streamed(_) | Body::None => Length::Same,
+            },
+        })
+    }
+
+    /// What names it in the header `X-Tiergate-Request-Id`.
+    pub fn request_id(&self) -> HeaderValue {
+        let mut text = Uuid::encode_buffer();
+        let id = self.arrival.id.hyphenated().encode_lower(&mut text);
+        // It is plain ASCII.
+        HeaderValue::from_str(id).expect("a UUID can stand in a header")
     }
 
     pub fn protocol(&self) -> Protocol {
@@ -146,15 +245,17 @@ impl Exchange {
     }
 
     /// The request is with the upstream, which may charge for it. Should the client leave now, the answer is read on
-    /// where the upstream's settings say so.
-    pub fn outlive_client(&self, session: &mut Session) {
+    /// where the upstream's settings say so, which is told.
+    pub fn outlive_client(&self) -> bool {
         let Some(upstream) = &self.upstream else {
-            return;
+            return false;
         };
-        if self.is_observed() && upstream.config.on_client_abort == OnClientAbort::Drain {
+        let outlives =
+            self.is_observed() && upstream.config.on_client_abort == OnClientAbort::Drain;
+        if outlives {
             self.deadline.outlive_client(upstream.config.abort_drain);
-            make_patient(session.as_downstream_mut(), &self.deadline);
         }
+        outlives
     }
 
     /// Looks at the next piece of the answer.
@@ -213,8 +314,66 @@ impl Exchange {
         };
     }
 
-    /// The head of the upstream's answer is here.
-    pub fn read_answer(&mut self, status: u16, headers: &HeaderMap) {
+    /// An attempt has failed after its connection was there. The error says whether there is to be another one: for what a
+    /// dead pooled connection swallowed, where that is safe. `replayable`: the same bytes can be sent again.
+    pub fn attempt_failed(
+        &mut self,
+        mut error: Box<Error>,
+        reused: bool,
+        replayable: bool,
+    ) -> Box<Error> {
+        self.deadline.clear();
+        self.deadline.hold_upstream(None);
+        let again = reused && replayable && is_stale_connection(&error) && self.may_try_again();
+        error.set_retry(again);
+        if let Some(upstream) = &self.upstream
+            && !reused
+            && is_reset(&error, self)
+        {
+            self.route.fails(upstream, &error);
+        }
+        error
+    }
+
+    fn may_try_again(&self) -> bool {
+        self.turn.answer.upstream_status.is_none()
+            // The end of a connection may be that of our own patience.
+            && !self.deadline.has_passed()
+            && self.upstream.as_ref().is_some_and(|upstream| self.route.may_go_on(upstream))
+    }
+
+    /// No connection could be made for an attempt. The error says whether there is to be another one.
+    pub fn connect_failed(&mut self, mut error: Box<Error>) -> Box<Error> {
+        let again = match &self.upstream {
+            Some(upstream) => self.route.fails_to_connect(upstream, &error),
+            None => false,
+        };
+        error.set_retry(again);
+        error
+    }
+
+    /// No attempt is left. Whether the client is to be told, by `refusal`.
+    pub fn fails(&mut self, error: &Error) -> bool {
+        let Ending::Refused(cause) = ending_of(error, self) else {
+            return false;
+        };
+        self.refusal.get_or_insert_with(|| cause.into());
+        if cause.status() >= 500 {
+            let (id, code) = (self.arrival.id, cause.code());
+            log::warn!("request {id}: {code}: {}", told_of(error));
+        }
+        true
+    }
+
+    /// The head of an answer is here.
+    pub fn take_answer(&mut self, status: StatusCode, headers: &HeaderMap) {
+        self.read_answer(status.as_u16(), headers);
+        if let Some(upstream) = &self.upstream {
+            self.route.is_answered(upstream, status.as_u16());
+        }
+    }
+
+    fn read_answer(&mut self, status: u16, headers: &HeaderMap) {
         let transport = transport(status, headers);
         self.turn
             .answer
@@ -283,6 +442,51 @@ impl Exchange {
         self.deadline.set(Waiting::ForBody, limit);
     }
 
+    /// The request is with the upstream. Pingora has one time limit for the first byte of the answer and for those that
+    /// follow; where the first has the shorter one, it is kept here.
+    pub fn watch_answer(&self) {
+        self.deadline.clear();
+        let Some(upstream) = &self.upstream else {
+            return;
+        };
+        let settings = &upstream.config;
+        let differ = settings.response_timeout < settings.idle_timeout;
+        let kept_here = self.upgrade || self.relayed || differ;
+        if kept_here && self.turn.answer.upstream_status.is_none() {
+            let limit = settings.response_timeout;
+            self.deadline.set(Waiting::ForAnswer, limit);
+        }
+    }
+
+    /// Something of the answer has come; where what follows has the shorter time limit, it is kept here.
+    pub fn watch_next_byte(&self) {
+        if self.conversation.is_some() && self.refusal.is_some() {
+            // The time for the farewell is running.
+            return;
+        }
+        let Some(upstream) = &self.upstream else {
+            return;
+        };
+        let upgraded = self.turn.answer.upstream_status == Some(101);
+        if !self.relayed
+            && upstream.config.idle_timeout < upstream.config.response_timeout
+            && !upgraded
+        {
+            self.deadline
+                .set(Waiting::ForMore, upstream.config.idle_timeout);
+        } else {
+            self.deadline.clear();
+        }
+    }
+
+    /// More of the answer is awaited, under a limit that is kept here.
+    pub fn watch_next_piece(&self) {
+        if let Some(upstream) = &self.upstream {
+            let limit = upstream.config.idle_timeout;
+            self.deadline.set(Waiting::ForMore, limit);
+        }
+    }
+
     /// Whether the request's line is written.
     pub fn is_settled(&self) -> bool {
         self.settled
@@ -324,6 +528,29 @@ impl Drop for Exchange {
         };
         self.settle(ending);
     }
+}
+
+/// The target and the headers, as HTTP/1.1 writes them.
+pub(crate) fn head_bytes(target: &[u8], headers: &HeaderMap) -> u64 {
+    const SEPARATORS: usize = ": \r\n".len();
+    let headers = headers.iter();
+    let headers = headers.map(|(name, value)| name.as_str().len() + value.len() + SEPARATORS);
+    (target.len() + headers.sum::<usize>()) as u64
+}
+
+/// The tier in a rewritten body, read from the bytes that leave.
+///
+/// # Errors
+/// Where it is not the one that was ordered.
+pub(crate) fn outgoing_tier(
+    order: Option<Order>,
+    bytes: &[u8],
+) -> Result<Option<&'static str>, Cause> {
+    let found = observed_tier(bytes);
+    if order.is_some_and(|order| order.body == Edit::Set) && found != Some(PRIORITY) {
+        return Err(Cause::Internal);
+    }
+    Ok(found)
 }
 
 /// The part of a request's target that is compared and logged.

@@ -24,6 +24,7 @@ pub mod demo;
 pub mod listen;
 pub mod patient;
 pub mod patient_h2;
+pub mod plain_request;
 pub mod probe;
 pub mod proxy_protocol;
 mod rehearsal;
@@ -52,16 +53,19 @@ mod settings;
 mod yaml;
 
 // Carry.
+pub mod answer;
 pub mod body;
 pub mod content_coding;
 pub mod conversation;
 pub mod cork;
 pub mod error;
+pub mod failure;
 pub mod head_edit;
 pub mod health;
 pub mod health_check;
 pub mod idle;
 pub mod in_flight;
+pub mod intake;
 pub mod json;
 pub mod proxy;
 pub mod relay;

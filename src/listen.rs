@@ -235,21 +235,30 @@ async fn drain_waits(state: &State) {
 struct Entered {
     /// As Pingora reads it.
     stream: Stream,
-    /// Where bodies can be read past Pingora.
+    /// The way past Pingora, on HTTP/1.
     socket: Option<ClientSocket>,
+    peer: IpAddr,
+    /// When its first head is to be here.
+    head_until: Instant,
     /// Its place among those of its client.
     _seat: Option<Entry<IpAddr>>,
 }
 
 impl Entered {
     async fn serve(self, site: &Site) {
-        let serving = site.app.serve(async {
+        let Some(socket) = self.socket else {
             ServerApp::process_new(&site.app, self.stream, &site.shutdown).await;
-        });
-        match self.socket {
-            Some(socket) => socket.serve(serving).await,
-            None => serving.await,
-        }
+            return;
+        };
+        site.app
+            .serve_http1(
+                self.stream,
+                socket,
+                self.peer,
+                self.head_until,
+                &site.shutdown,
+            )
+            .await;
     }
 }
 
@@ -270,22 +279,28 @@ impl Entrance {
         peer.set_ip(peer.ip().to_canonical());
         let seat = take_seat(peer.ip(), site)?;
         let stream = ClientStream::new(client, peer, self.acceptor.is_none());
-        let socket = self.acceptor.is_none().then(|| stream.socket());
-        let stream: Stream = match &self.acceptor {
-            None => Box::new(PatientStream::http1(stream, head_until)),
+        let stream = match &self.acceptor {
+            None => stream,
             Some(acceptor) => {
                 let stream = acceptor.current().tls_handshake(stream).await;
                 let stream = stream.map_err(io::Error::other)?;
                 if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-                    Box::new(PatientStream::http2(stream, head_until))
-                } else {
-                    Box::new(PatientStream::http1(stream, head_until))
+                    return Ok(Entered {
+                        stream: Box::new(PatientStream::http2(stream, head_until)),
+                        socket: None,
+                        peer: peer.ip(),
+                        head_until,
+                        _seat: seat,
+                    });
                 }
+                ClientStream::over_tls(Box::new(stream))
             }
         };
         Ok(Entered {
-            stream,
-            socket,
+            socket: Some(stream.socket()),
+            stream: Box::new(PatientStream::http1(stream)),
+            peer: peer.ip(),
+            head_until,
             _seat: seat,
         })
     }

@@ -17,7 +17,7 @@ use pingora_core::protocols::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::connection::{await_head, has_read, outlives_client, refuses_read};
+use crate::connection::{has_read, outlives_client, refuses_read};
 use crate::endpoint::Protocol;
 use crate::error::{Cause, Refusal};
 
@@ -37,8 +37,6 @@ pub struct PatientStream<S> {
 /// What a new connection still owes, and until when.
 #[derive(Debug)]
 enum Opening {
-    /// Its first head, of HTTP/1: the request that awaits it is to know.
-    Head(Instant),
     /// So many bytes of the preface of HTTP/2 (RFC 9113 §3.4), for which no request waits yet.
     Preface(usize, Pin<Box<Sleep>>),
     Done,
@@ -47,9 +45,8 @@ enum Opening {
 const PREFACE_BYTES: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 
 impl<S> PatientStream<S> {
-    /// The first head of the new connection is to be here at `head_until`.
-    pub fn http1(io: S, head_until: Instant) -> Self {
-        Self::opened(io, Opening::Head(head_until))
+    pub fn http1(io: S) -> Self {
+        Self::opened(io, Opening::Done)
     }
 
     /// The preface of the new connection is to be here at `until`.
@@ -69,11 +66,6 @@ impl<S> PatientStream<S> {
     /// Ready where the time for what the connection owes is over.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.opening {
-            Opening::Head(until) => {
-                await_head(*until);
-                self.opening = Opening::Done;
-                Poll::Pending
-            }
             Opening::Preface(_, until) => until.as_mut().poll(cx),
             Opening::Done => Poll::Pending,
         }
@@ -110,7 +102,7 @@ impl<S: AsyncWrite + Unpin> PatientStream<S> {
     /// Pingora cannot answer a request that it has not read; it ends the connection.
     fn refuse_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let refusal = Refusal::from(Cause::HeaderTooLarge);
-        let message = refusal.answer(Protocol::OpenAi).message();
+        let message = refusal.answer(Protocol::OpenAi).message(None, false);
         // As far as it goes: the client is not waited for.
         let _ = Pin::new(&mut self.io).poll_write(cx, &message);
         let _ = Pin::new(&mut self.io).poll_flush(cx);

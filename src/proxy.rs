@@ -8,48 +8,40 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header;
-use http::{HeaderName, HeaderValue, Method, StatusCode};
-use pingora_core::connectors::TransportConnector;
+use http::{HeaderName, Method, StatusCode};
 use pingora_core::protocols::Digest;
 use pingora_core::protocols::http::{HttpTask, ServerSession};
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::{Error, ErrorSource, ErrorType, OrErr, Result};
+use pingora_core::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
-use tokio::time::{Instant, timeout, timeout_at};
-use uuid::Uuid;
+use tokio::time::{Instant, timeout};
 
-use crate::body::{HeldBody, ReadyBody, StreamedBody};
+use crate::body::{HeldBody, StreamedBody};
 use crate::client_stream::{ClientSocket, DirectBody};
 use crate::connection::{Deadline, Waiting};
 use crate::endpoint::Endpoint;
 use crate::error::{Cause, Refusal};
-use crate::exchange::{Body, Exchange, LINGER_TIME, without_query};
+use crate::exchange::{Body, Exchange, head_bytes, without_query};
+use crate::failure::{REFUSED, ending_of, no_address, refused};
 use crate::framing;
-use crate::head_edit::{HeadEdit, Length};
+use crate::intake::{LINGER_BYTES, LINGER_TIME, Stop, in_time, read_past};
+use crate::patient_h2::make_patient;
 use crate::policy::{Head, Order};
-use crate::relay;
-use crate::service_tier::{Edit, PRIORITY, observed_tier};
 use crate::state::State;
 use crate::turn::Ending;
-use crate::upstream::told_of;
 
 /// What Pingora keeps of a body for another attempt. The rest of a body that is read here has to fit, for Pingora sends
 /// a body only by replaying what it kept.
 const PINGORA_REPLAY_BYTES: u64 = 64 * 1024;
-/// What is still read of a refused request, so that its client gets to read the answer before the connection closes.
-const LINGER_BYTES: usize = 1 << 20;
+/// What Pingora reads of a body that is read past it.
+const STAND_IN_BYTES: u64 = 1;
 
-static REQUEST_ID: HeaderName = HeaderName::from_static("x-tiergate-request-id");
-
-/// The error that carries a refusal through Pingora; the refusal itself is in the context.
-const REFUSED: ErrorType = ErrorType::new("refused");
+pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static("x-tiergate-request-id");
 
 /// The proxy as Pingora runs it.
 pub struct Gate {
     pub state: Arc<State>,
-    /// Makes the connections of what is relayed; Pingora has one of its own.
-    pub connector: TransportConnector,
 }
 
 #[async_trait]
@@ -88,7 +80,9 @@ impl ProxyHttp for Gate {
         session: &mut Session,
         exchange: &mut Box<Exchange>,
     ) -> Result<bool> {
-        exchange.read_head(session);
+        let client = session.client_addr().and_then(|address| address.as_inet());
+        let client = client.map(|address| address.ip());
+        exchange.read_head(&asked(session), client);
         let drains = self.state.is_draining();
         if drains {
             session.set_keepalive(None);
@@ -103,10 +97,6 @@ impl ProxyHttp for Gate {
             Err(refusal) => Err(Stop::Refused(refusal)),
         };
         match taken {
-            Ok(()) if exchange.relayed => {
-                self.relay(session, exchange).await?;
-                Ok(true)
-            }
             Ok(()) => Ok(false),
             Err(Stop::Refused(refusal)) => {
                 exchange.refusal = Some(refusal);
@@ -154,7 +144,9 @@ impl ProxyHttp for Gate {
             // Other requests share the connection.
             exchange.deadline.hold_upstream(None);
         }
-        head_edit(session, exchange)?.write(head)?;
+        exchange
+            .head_edit(session.req_header().raw_path())?
+            .write(head)?;
         exchange.begin_attempt();
         Ok(())
     }
@@ -189,7 +181,7 @@ impl ProxyHttp for Gate {
             return Err(refused(exchange, refusal));
         }
         if end_of_stream {
-            exchange.outlive_client(session);
+            outlive_client(session, exchange);
         }
         Ok(())
     }
@@ -200,7 +192,19 @@ impl ProxyHttp for Gate {
         answer: &mut ResponseHeader,
         exchange: &mut Box<Exchange>,
     ) -> Result<()> {
-        self.take_answer(session, answer, exchange)
+        check_answer(answer, exchange)?;
+        exchange.take_answer(answer.status, &answer.headers);
+        answer.insert_header(&REQUEST_ID, exchange.request_id())?;
+        if answer.status == StatusCode::SWITCHING_PROTOCOLS {
+            // A socket may stay silent for as long as its peers like.
+            session.set_read_timeout(None);
+            begin_conversation(exchange)?;
+        }
+        exchange.watch_next_byte();
+        if is_empty(answer) {
+            exchange.end_answer();
+        }
+        Ok(())
     }
 
     fn response_body_filter(
@@ -220,7 +224,7 @@ impl ProxyHttp for Gate {
             exchange.end_answer();
         }
         if !end_of_stream || exchange.conversation.is_some() {
-            watch_next_byte(exchange);
+            exchange.watch_next_byte();
         }
         Ok(None)
     }
@@ -234,7 +238,8 @@ impl ProxyHttp for Gate {
         exchange: &mut Box<Exchange>,
         reused: bool,
     ) -> Box<Error> {
-        self.attempt_failed(session, error, exchange, reused)
+        let replayable = is_replayable(session, exchange);
+        exchange.attempt_failed(error, reused, replayable)
     }
 
     fn fail_to_connect(
@@ -244,7 +249,7 @@ impl ProxyHttp for Gate {
         exchange: &mut Box<Exchange>,
         error: Box<Error>,
     ) -> Box<Error> {
-        self.connect_failed(error, exchange)
+        exchange.connect_failed(error)
     }
 
     async fn fail_to_proxy(
@@ -253,13 +258,7 @@ impl ProxyHttp for Gate {
         error: &Error,
         exchange: &mut Box<Exchange>,
     ) -> FailToProxy {
-        let ending = ending_of(error, exchange);
-        if let Ending::Refused(cause) = ending {
-            exchange.refusal.get_or_insert_with(|| cause.into());
-            if cause.status() >= 500 {
-                let (id, code) = (exchange.arrival.id, cause.code());
-                log::warn!("request {id}: {code}: {}", told_of(error));
-            }
+        if exchange.fails(error) {
             // A client that cannot be written to has gone; its line says what it would have been told.
             let _ = self.answer_refusal(session, exchange).await;
         }
@@ -308,53 +307,13 @@ impl ProxyHttp for Gate {
     }
 }
 
-/// Why a request goes no further.
-enum Stop {
-    Refused(Refusal),
-    /// The connection to the client is at fault.
-    Broken(Box<Error>),
-}
-
-impl From<Refusal> for Stop {
-    fn from(refusal: Refusal) -> Self {
-        Stop::Refused(refusal)
-    }
-}
-
 impl Gate {
     /// Who asks, for what, and what is to be done about the tier.
     fn admit(&self, session: &Session, exchange: &mut Exchange) -> Result<(), Refusal> {
         let head = session.req_header();
-        let asked = Head {
-            method: &head.method,
-            path: without_query(head.raw_path()),
-            headers: &head.headers,
-        };
-        let decision = match exchange.turn.policy.decide(&asked) {
-            Ok(decision) => decision,
-            Err(denied) => {
-                exchange.arrival.endpoint = denied.endpoint;
-                exchange.turn.key = denied.key;
-                exchange.turn.group = denied.group;
-                return Err(denied.cause.into());
-            }
-        };
-        exchange.arrival.endpoint = decision.endpoint;
-        exchange.turn.key = decision.key;
-        exchange.turn.order = decision.order;
-        exchange.credential = Some(decision.credential);
-        exchange.upstream = self.state.upstream(&decision.group.upstream.name).cloned();
-        exchange.turn.group = Some(decision.group);
-        if head_bytes(head) > self.state.limits.header {
-            return Err(Cause::HeaderTooLarge.into());
-        }
-        if let Some(group) = &exchange.turn.group {
-            let key = &decision.credential.digest;
-            exchange.turn.places = Some(self.state.in_flight.enter(group, key)?);
-        }
-        if self.state.log.is_full() {
-            return Err(Cause::AccessLogUnavailable.into());
-        }
+        let decision = exchange.turn.policy.decide(&asked(session));
+        let decision = decision.map_err(|denied| exchange.deny(denied))?;
+        exchange.admit(decision, head_bytes(head.raw_path(), &head.headers))?;
         let arrival = &exchange.arrival;
         exchange.upgrade =
             session.is_upgrade_req() && may_upgrade(&arrival.method, arrival.endpoint);
@@ -372,6 +331,12 @@ impl Gate {
         let limits = &self.state.limits;
         let direct = direct_body(session, exchange, length);
         let empty = direct.is_none() && session.as_downstream_mut().is_body_empty();
+        if let Some(client) = ClientSocket::current() {
+            client.expect_body(match &direct {
+                Some(_) => Some(STAND_IN_BYTES),
+                None => length.or(empty.then_some(0)),
+            });
+        }
         exchange.body_idle = session
             .as_downstream()
             .is_http2()
@@ -392,7 +357,6 @@ impl Gate {
         continue_upload(session).await?;
         exchange.body = Body::Held(Box::new(held));
         let length = length.or(empty.then_some(0));
-        exchange.relayed = length.is_some() && relay::can_carry(session, exchange);
         if let Some(direct) = direct {
             return self.read_directly(session, exchange, direct).await;
         }
@@ -404,7 +368,7 @@ impl Gate {
     }
 
     /// Reads a whole body before any upstream is chosen, straight into the buffer in which it is held. In Pingora's eyes it
-    /// has one byte, or none where Pingora has not to send it.
+    /// has one byte.
     async fn read_directly(
         &self,
         session: &mut Session,
@@ -412,17 +376,11 @@ impl Gate {
         mut direct: DirectBody,
     ) -> Result<(), Stop> {
         let head = session.req_header_mut();
-        let seen = if exchange.relayed {
-            head.remove_header(&header::CONTENT_LENGTH);
-            0
-        } else {
-            head.insert_header(header::CONTENT_LENGTH, 1)
-                .map_err(Stop::Broken)?;
-            direct.leave_first_byte();
-            1
-        };
+        head.insert_header(header::CONTENT_LENGTH, STAND_IN_BYTES)
+            .map_err(Stop::Broken)?;
+        direct.leave_first_byte();
         exchange.direct = Some(direct);
-        self.read_body(session, exchange, seen).await
+        self.read_body(session, exchange, STAND_IN_BYTES).await
     }
 
     /// Reads a whole body before any upstream is chosen, through the filter that Pingora drives for other bodies.
@@ -437,21 +395,22 @@ impl Gate {
         exchange.deadline.await_body();
         while !session.is_body_done() {
             let left = length.saturating_sub(exchange.turn.request_bytes);
-            if left <= PINGORA_REPLAY_BYTES && !exchange.relayed {
+            if left <= PINGORA_REPLAY_BYTES {
                 session.enable_retry_buffering();
             }
             let read = session.read_request_body();
             let read = in_time(read, deadline, limits.body_idle_timeout).await?;
+            let read = read.map_err(|error| Stop::Broken(error.into_down()))?;
             let Some(chunk) = read else { break };
             self.filter_body(&mut Some(chunk), false, exchange)?;
         }
-        read_rest(exchange, deadline, limits.body_idle_timeout).await?;
+        read_past(exchange, deadline).await?;
         exchange.deadline.clear();
-        if length > 0 && !exchange.relayed && session.get_retry_buffer().is_none() {
+        if length > 0 && session.get_retry_buffer().is_none() {
             // Nothing would make Pingora send the body.
             return Err(Stop::Refused(Cause::Internal.into()));
         }
-        self.finish_held(exchange)?;
+        exchange.finish_held()?;
         exchange.has_come = true;
         Ok(())
     }
@@ -481,13 +440,13 @@ impl Gate {
                 // `None` would end the message here.
                 *body = Some(Bytes::new());
                 if end_of_stream {
-                    self.finish_held(exchange)?;
-                    *body = Some(self.send_ready(exchange)?);
+                    exchange.finish_held()?;
+                    *body = Some(exchange.send_ready()?);
                 }
             }
             Body::Ready(_) => {
                 *body = Some(if end_of_stream {
-                    self.send_ready(exchange)?
+                    exchange.send_ready()?
                 } else {
                     Bytes::new()
                 });
@@ -495,7 +454,7 @@ impl Gate {
             Body::None => {}
         }
         if end_of_stream {
-            watch_answer(exchange);
+            exchange.watch_answer();
         }
         Ok(())
     }
@@ -539,95 +498,6 @@ impl Gate {
         Ok(())
     }
 
-    fn finish_held(&self, exchange: &mut Exchange) -> Result<(), Refusal> {
-        if let Body::Held(held) = std::mem::replace(&mut exchange.body, Body::None) {
-            let ReadyBody { bytes, facts } = held.finish()?;
-            exchange.turn.facts = facts;
-            exchange.body = Body::Ready(bytes);
-        }
-        Ok(())
-    }
-
-    /// The bytes that now leave for the upstream: the last place to find that they are not what was ordered.
-    pub(crate) fn send_ready(&self, exchange: &mut Exchange) -> Result<Bytes, Refusal> {
-        let Body::Ready(bytes) = &exchange.body else {
-            return Err(Cause::Internal.into());
-        };
-        let bytes = bytes.clone();
-        let Ok(found) = outgoing_tier(exchange.turn.order, &bytes) else {
-            self.state.metrics.unforced_forwarded.inc();
-            log::error!(
-                "request {}: the outgoing body does not carry the forced tier; it is not sent",
-                exchange.arrival.id
-            );
-            return Err(Cause::Internal.into());
-        };
-        exchange.turn.sent_whole(bytes.len() as u64, found);
-        Ok(bytes)
-    }
-
-    /// The head of the upstream's answer is here, and becomes that of the client's.
-    pub(crate) fn take_answer(
-        &self,
-        session: &mut Session,
-        answer: &mut ResponseHeader,
-        exchange: &mut Exchange,
-    ) -> Result<()> {
-        check_answer(answer, exchange)?;
-        exchange.read_answer(answer.status.as_u16(), &answer.headers);
-        if let Some(upstream) = &exchange.upstream {
-            let status = answer.status.as_u16();
-            exchange.route.is_answered(upstream, status);
-        }
-        answer.insert_header(&REQUEST_ID, request_id(exchange))?;
-        if answer.status == StatusCode::SWITCHING_PROTOCOLS {
-            // A socket may stay silent for as long as its peers like.
-            session.set_read_timeout(None);
-            begin_conversation(exchange)?;
-        }
-        watch_next_byte(exchange);
-        if is_empty(answer) {
-            exchange.end_answer();
-        }
-        Ok(())
-    }
-
-    /// An attempt has failed after its connection was there. The error says whether there is to be another one: for what a
-    /// dead pooled connection swallowed, where that is safe.
-    pub(crate) fn attempt_failed(
-        &self,
-        session: &mut Session,
-        mut error: Box<Error>,
-        exchange: &mut Exchange,
-        reused: bool,
-    ) -> Box<Error> {
-        exchange.deadline.clear();
-        exchange.deadline.hold_upstream(None);
-        let again = reused && is_stale_connection(&error) && may_retry(session, exchange);
-        error.set_retry(again);
-        if let Some(upstream) = &exchange.upstream
-            && !reused
-            && is_reset(&error, exchange)
-        {
-            exchange.route.fails(upstream, &error);
-        }
-        error
-    }
-
-    /// No connection could be made for an attempt. The error says whether there is to be another one.
-    pub(crate) fn connect_failed(
-        &self,
-        mut error: Box<Error>,
-        exchange: &mut Exchange,
-    ) -> Box<Error> {
-        let again = exchange
-            .upstream
-            .as_ref()
-            .is_some_and(|upstream| exchange.route.fails_to_connect(upstream, &error));
-        error.set_retry(again);
-        error
-    }
-
     /// Sends the answer for `exchange.refusal`, writes its line, and hears the client out for a moment.
     async fn answer_refusal(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
         let Some(refusal) = exchange.refusal.clone() else {
@@ -645,7 +515,7 @@ impl Gate {
         let mut head = ResponseHeader::build(answer.status, Some(6))?;
         head.insert_header(header::CONTENT_TYPE, "application/json")?;
         head.insert_header(header::CONTENT_LENGTH, answer.body.len())?;
-        head.insert_header(&REQUEST_ID, request_id(exchange))?;
+        head.insert_header(&REQUEST_ID, exchange.request_id())?;
         if let Some(seconds) = answer.retry_after {
             head.insert_header(header::RETRY_AFTER, seconds)?;
         }
@@ -673,6 +543,13 @@ impl Gate {
             linger(session, rest).await;
         }
         Ok(())
+    }
+}
+
+/// The request is with the upstream.
+fn outlive_client(session: &mut Session, exchange: &Exchange) {
+    if exchange.outlive_client() {
+        make_patient(session.as_downstream_mut(), &exchange.deadline);
     }
 }
 
@@ -719,14 +596,6 @@ fn is_empty(answer: &ResponseHeader) -> bool {
     !answer.status.is_informational() && (has_none || length.is_some_and(|length| length == "0"))
 }
 
-/// The target and the headers, as HTTP/1.1 writes them.
-fn head_bytes(head: &RequestHeader) -> u64 {
-    const SEPARATORS: usize = ": \r\n".len();
-    let headers = head.headers.iter();
-    let headers = headers.map(|(name, value)| name.as_str().len() + value.len() + SEPARATORS);
-    (head.raw_path().len() + headers.sum::<usize>()) as u64
-}
-
 /// A peer to which an upgrade goes: its connection is a fresh one, for only those can be corked.
 fn corked(mut peer: HttpPeer, deadline: &Arc<Deadline>) -> HttpPeer {
     let deadline = deadline.clone();
@@ -737,49 +606,11 @@ fn corked(mut peer: HttpPeer, deadline: &Arc<Deadline>) -> HttpPeer {
     peer
 }
 
-/// The request is with the upstream. Pingora has one time limit for the first byte of the answer and for those that
-/// follow; where the first has the shorter one, it is kept here.
-pub(crate) fn watch_answer(exchange: &Exchange) {
-    exchange.deadline.clear();
-    let Some(upstream) = &exchange.upstream else {
-        return;
-    };
-    let settings = &upstream.config;
-    let differ = settings.response_timeout < settings.idle_timeout;
-    let kept_here = exchange.upgrade || exchange.relayed || differ;
-    if kept_here && exchange.turn.answer.upstream_status.is_none() {
-        let limit = settings.response_timeout;
-        exchange.deadline.set(Waiting::ForAnswer, limit);
-    }
-}
-
 /// A client is to be sent away once the server's message under way has ended, which may take no longer than this.
 fn watch_farewell(exchange: &Exchange) {
     if let Some(upstream) = &exchange.upstream {
         let limit = upstream.config.idle_timeout;
         exchange.deadline.set(Waiting::ForMore, limit);
-    }
-}
-
-/// Something of the answer has come; where what follows has the shorter time limit, it is kept here.
-fn watch_next_byte(exchange: &Exchange) {
-    if exchange.conversation.is_some() && exchange.refusal.is_some() {
-        // The time for the farewell is running.
-        return;
-    }
-    let Some(upstream) = &exchange.upstream else {
-        return;
-    };
-    let upgraded = exchange.turn.answer.upstream_status == Some(101);
-    if !exchange.relayed
-        && upstream.config.idle_timeout < upstream.config.response_timeout
-        && !upgraded
-    {
-        exchange
-            .deadline
-            .set(Waiting::ForMore, upstream.config.idle_timeout);
-    } else {
-        exchange.deadline.clear();
     }
 }
 
@@ -836,21 +667,6 @@ pub(crate) fn may_be_empty(method: &Method) -> bool {
     )
 }
 
-/// The tier in a rewritten body, read from the bytes that leave.
-///
-/// # Errors
-/// Where it is not the one that was ordered.
-pub(crate) fn outgoing_tier(
-    order: Option<Order>,
-    bytes: &[u8],
-) -> Result<Option<&'static str>, Cause> {
-    let found = observed_tier(bytes);
-    if order.is_some_and(|order| order.body == Edit::Set) && found != Some(PRIORITY) {
-        return Err(Cause::Internal);
-    }
-    Ok(found)
-}
-
 fn content_length(head: &RequestHeader) -> Result<Option<u64>, Refusal> {
     let Some(value) = head.headers.get(header::CONTENT_LENGTH) else {
         return Ok(None);
@@ -868,48 +684,6 @@ fn direct_body(session: &Session, exchange: &Exchange, length: Option<u64>) -> O
         return None;
     }
     ClientSocket::current()?.body_behind(session.get_headers_raw_bytes().len(), length?)
-}
-
-/// What a read of a client's body gives, if it gives anything before the whole body's time and that of one read are over.
-async fn in_time<T>(
-    read: impl Future<Output = Result<T>>,
-    deadline: Instant,
-    idle_timeout: Duration,
-) -> Result<T, Stop> {
-    timeout_at(deadline.min(Instant::now() + idle_timeout), read)
-        .await
-        .map_err(|_| Stop::Refused(Cause::RequestTimeout.into()))?
-        .map_err(|error| Stop::Broken(error.into_down()))
-}
-
-/// Reads what of a body is read past Pingora.
-async fn read_rest(
-    exchange: &mut Exchange,
-    deadline: Instant,
-    idle_timeout: Duration,
-) -> Result<(), Stop> {
-    let Some(direct) = &mut exchange.direct else {
-        return Ok(());
-    };
-    let Body::Held(held) = &mut exchange.body else {
-        return Err(Stop::Refused(Cause::Internal.into()));
-    };
-    while direct.left() > 0 {
-        let buffer = held.buffer().ok_or(Stop::Refused(Cause::Internal.into()))?;
-        let mut read = direct.take_ahead(buffer);
-        if read == 0 {
-            let more = direct.read(buffer);
-            let more = async { more.await.or_err(ErrorType::ReadError, "reading a body") };
-            read = in_time(more, deadline, idle_timeout).await?;
-        }
-        if read == 0 {
-            let error = Error::explain(ErrorType::ConnectionClosed, "a body was cut");
-            return Err(Stop::Broken(error.into_down()));
-        }
-        exchange.turn.request_bytes += read as u64;
-        held.check(read as u64)?;
-    }
-    Ok(())
 }
 
 /// Tells a client that waits for it to go on. The upstream is not asked: it may not even be HTTP/1.
@@ -943,152 +717,24 @@ async fn linger(session: &mut Session, rest: Option<DirectBody>) {
     let _ = timeout(LINGER_TIME, read).await;
 }
 
-pub(crate) fn no_address() -> Box<Error> {
-    Error::explain(
-        ErrorType::ConnectNoRoute,
-        "the upstream's name has no address",
-    )
-}
-
-/// A body that is not sent: the client's fault, or an HTTP/2 upstream's side would swallow it.
-pub(crate) fn refused(exchange: &mut Exchange, refusal: Refusal) -> Box<Error> {
-    exchange.refusal = Some(refusal);
-    Error::explain(REFUSED, "the body is refused").into_down()
-}
-
-/// What makes of the client's head the one that the upstream is to get.
-pub(crate) fn head_edit<'a>(session: &'a Session, exchange: &'a Exchange) -> Result<HeadEdit<'a>> {
-    let (Some(upstream), Some(origin)) = (&exchange.upstream, exchange.route.origin()) else {
-        return Error::e_explain(ErrorType::InternalError, "no upstream was decided");
-    };
-    Ok(HeadEdit {
-        upstream,
-        origin,
-        target: session.req_header().raw_path(),
-        credential: exchange.credential.map(|credential| credential.header),
-        endpoint: exchange.arrival.endpoint,
-        order: exchange.turn.order,
-        upgrade: exchange.upgrade,
-        length: match &exchange.body {
-            Body::Ready(bytes) => Length::Known(bytes.len()),
-            Body::Held(_) => Length::Unknown,
-            Body::Streamed(_) | Body::None => Length::Same,
-        },
-    })
-}
-
-fn request_id(exchange: &Exchange) -> HeaderValue {
-    let mut text = Uuid::encode_buffer();
-    let id = exchange.arrival.id.hyphenated().encode_lower(&mut text);
-    // It is plain ASCII.
-    HeaderValue::from_str(id).expect("a UUID can stand in a header")
-}
-
-/// Whether the upstream had closed a pooled connection before it took the request: it ended without a byte or an error,
-/// or took no more of the request before all of it was written, as happens to bodies that no socket buffer holds.
-/// A reset after that may come from a server that has read the request, so it is not tried again; nor is what was answered
-/// by a part of a head.
-fn is_stale_connection(error: &Error) -> bool {
-    *error.esource() == ErrorSource::Upstream
-        && match error.etype() {
-            ErrorType::ConnectionClosed => !has_begun_to_answer(error),
-            ErrorType::WriteError => true,
-            _ => false,
-        }
-}
-
-/// Pingora says in words only how much of a head it has read.
-fn has_begun_to_answer(error: &Error) -> bool {
-    let context = error
-        .context
-        .as_ref()
-        .map_or("", |context| context.as_str());
-    let read = context.rsplit_once("bytes already read: ");
-    read.is_some_and(|(_, count)| count != "0")
-}
-
-/// Whether the upstream ended a connection before it began to answer. That it takes its time says nothing of an address.
-fn is_reset(error: &Error, exchange: &Exchange) -> bool {
-    matches!(
-        ending_of(error, exchange),
-        Ending::Refused(Cause::UpstreamReset)
-    )
-}
-
-/// Whether the same bytes can be sent again to an upstream that did not begin to answer.
-fn may_retry(session: &mut Session, exchange: &Exchange) -> bool {
-    let replayable = match &exchange.body {
+/// Whether the same bytes can be sent again.
+fn is_replayable(session: &mut Session, exchange: &Exchange) -> bool {
+    match &exchange.body {
         // Of a body without a length Pingora may have kept too little to begin again; it would wait for the rest forever.
         Body::Ready(_) => {
-            exchange.relayed
-                || session.get_retry_buffer().is_some()
-                || session.as_downstream_mut().is_body_empty()
+            session.get_retry_buffer().is_some() || session.as_downstream_mut().is_body_empty()
         }
         Body::Streamed(_) => session.is_body_done() && !session.retry_buffer_truncated(),
         Body::Held(_) => false,
         Body::None => session.as_downstream_mut().is_body_empty(),
-    };
-    let upstream = exchange.upstream.as_ref();
-    replayable
-        && exchange.turn.answer.upstream_status.is_none()
-        // The end of a connection may be that of our own patience.
-        && !exchange.deadline.has_passed()
-        && upstream.is_some_and(|upstream| exchange.route.may_go_on(upstream))
-}
-
-/// What an error of Pingora's means for this request.
-fn ending_of(error: &Error, exchange: &Exchange) -> Ending {
-    if let Some(refusal) = &exchange.refusal {
-        return Ending::Refused(refusal.cause);
-    }
-    if let Some(cause) = exchange.interruption() {
-        return Ending::Refused(cause);
-    }
-    let answered = exchange.turn.answer.upstream_status.is_some();
-    let timed_out = exchange.deadline.has_passed();
-    match (error.esource(), error.etype()) {
-        (ErrorSource::Downstream, ErrorType::ReadTimedout) if !answered => {
-            Ending::Refused(Cause::RequestTimeout)
-        }
-        (
-            ErrorSource::Downstream,
-            ErrorType::ReadError | ErrorType::WriteError | ErrorType::WriteTimedout,
-        ) => Ending::ClientClosed,
-        (
-            ErrorSource::Downstream,
-            ErrorType::ConnectionClosed | ErrorType::ReadTimedout | ErrorType::H2Error,
-        ) => Ending::ClientClosed,
-        (ErrorSource::Downstream, _) if answered => Ending::ClientClosed,
-        (ErrorSource::Downstream, _) => Ending::Refused(Cause::InvalidHttp),
-        (ErrorSource::Upstream, ErrorType::ReadTimedout | ErrorType::WriteTimedout) if answered => {
-            Ending::Timeout
-        }
-        (ErrorSource::Upstream, _) if answered && timed_out => Ending::Timeout,
-        (ErrorSource::Upstream, _) if answered => Ending::UpstreamCut,
-        (ErrorSource::Upstream, etype) => Ending::Refused(upstream_failure(etype, timed_out)),
-        (_, ErrorType::WriteError | ErrorType::WriteTimedout) if answered => Ending::ClientClosed,
-        _ if answered => Ending::UpstreamCut,
-        _ => Ending::Refused(Cause::Internal),
     }
 }
 
-/// Why there is no answer from the upstream.
-fn upstream_failure(etype: &ErrorType, timed_out: bool) -> Cause {
-    match etype {
-        _ if timed_out => Cause::UpstreamTimeout,
-        ErrorType::ConnectTimedout
-        | ErrorType::TLSHandshakeTimedout
-        | ErrorType::ReadTimedout
-        | ErrorType::WriteTimedout => Cause::UpstreamTimeout,
-        ErrorType::ConnectRefused
-        | ErrorType::ConnectNoRoute
-        | ErrorType::ConnectError
-        | ErrorType::SocketError
-        | ErrorType::BindError
-        | ErrorType::TLSHandshakeFailure
-        | ErrorType::InvalidCert
-        | ErrorType::HandshakeError
-        | ErrorType::ConnectProxyFailure => Cause::UpstreamUnreachable,
-        _ => Cause::UpstreamReset,
+fn asked(session: &Session) -> Head<'_> {
+    let head = session.req_header();
+    Head {
+        method: &head.method,
+        path: without_query(head.raw_path()),
+        headers: &head.headers,
     }
 }

@@ -1,73 +1,259 @@
-//! The way of a held request to an upstream of HTTP/1.1 and of its answer back, past Pingora's loop of a request.
+//! Whole requests past Pingora's loop: those over HTTP/1.1 whose body is held, to an upstream of HTTP/1.1.
 //!
-//! That loop runs two halves of a task that tell each other through queues what comes from either side, and keeps each idle
-//! connection in a task of its own. A held request has nothing more to come, so here one thing follows the other: head and
-//! body leave in one write, and the answer is passed on as it comes. Both ends are Pingora's sessions all the same, and the
-//! steps of `proxy.rs` are called in Pingora's order.
+//! Pingora's loop runs two halves of a task that tell each other through queues what comes from either side, and makes its
+//! own picture of each head. Such a request needs neither: its lines are passed on as they came, its body leaves with its
+//! head in one write, and the answer is passed on as it comes, out of one buffer of the thread. Whatever is in any way
+//! special is left to Pingora (`plain_request.rs` says what is not). The steps are those of `proxy.rs`, in the same order.
 
+use std::cell::RefCell;
 use std::io::{self, IoSlice};
+use std::net::IpAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Method, Version, header};
+use http::{Method, StatusCode};
+use pingora_core::connectors::TransportConnector;
 use pingora_core::protocols::Stream;
-use pingora_core::protocols::http::v1::client::HttpSession as Upstream;
-use pingora_core::protocols::http::{HttpTask, ServerSession};
-use pingora_core::{Error, ErrorType, Result};
-use pingora_http::{RequestHeader, ResponseHeader};
-use pingora_proxy::{ProxyHttp, Session};
-use tokio::io::AsyncWriteExt;
-use tokio::time::timeout;
+use pingora_core::{Error, ErrorType, OrErr, Result};
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+use tokio::time::{Instant, timeout};
 
-use crate::connection::Waiting;
-use crate::exchange::{Body, Exchange};
-use crate::proxy::{Gate, head_edit, no_address, refused, watch_answer};
+use crate::answer::{AnswerBody, AnswerHead, Framing, Malformed, Piece};
+use crate::body::HeldBody;
+use crate::client_stream::{ClientSocket, Opening};
+use crate::endpoint::Protocol;
+use crate::error::{Cause, Refusal};
+use crate::exchange::{Body, Exchange, head_bytes, without_query};
+use crate::failure::{REFUSED, ending_of, no_address, refused};
+use crate::intake::{LINGER_BYTES, LINGER_TIME, Stop, read_past};
+use crate::plain_request::PlainHead;
+use crate::policy::Head;
+use crate::proxy::REQUEST_ID;
+use crate::state::State;
+use crate::turn::Ending;
 use crate::upstream::Address;
 
-/// Whether a request with a held body can go this way: over HTTP/1.1 on both sides, and its head asks for nothing special
-/// of the connection.
-pub fn can_carry(session: &Session, exchange: &Exchange) -> bool {
-    let ServerSession::H1(client) = session.as_downstream() else {
-        return false;
-    };
-    let head = client.req_header();
-    let upstream = exchange.upstream.as_ref();
-    head.method == Method::POST
-        && head.version == Version::HTTP_11
-        && head.raw_path().starts_with(b"/")
-        && names_no_header(head)
-        && !exchange.upgrade
-        && upstream.is_some_and(|upstream| upstream.is_http1)
+/// What one read takes of an answer.
+const READ_BYTES: usize = 64 * 1024;
+/// The longest head of an answer.
+const HEAD_BYTES: usize = 256 * 1024;
+/// A buffer that grew beyond this is given back before more is waited for.
+const KEPT_BYTES: usize = 4 * 1024;
+
+thread_local! {
+    /// Into which a read goes that is done with before the next: a stream that waits has no buffer of its own.
+    static ROOM: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into_boxed_slice());
 }
 
-/// `Connection` may name headers that go no further; Pingora judges these.
-fn names_no_header(head: &RequestHeader) -> bool {
-    let mut lines = head.headers.get_all(header::CONNECTION).iter();
-    lines.all(|line| {
-        let word = line.as_bytes();
-        word.eq_ignore_ascii_case(b"keep-alive") || word.eq_ignore_ascii_case(b"close")
-    })
+/// Serves requests past Pingora.
+pub struct Relay {
+    pub state: Arc<State>,
+    /// Pingora has one of its own.
+    pub connector: TransportConnector,
 }
 
-impl Gate {
+/// What became of the next request of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// It was answered, and another one may follow.
+    Answered,
+    /// The connection is at its end.
+    End,
+    /// It is still to be read, by Pingora.
+    Special,
+}
+
+/// The client of a request.
+struct Client<'c> {
+    socket: &'c ClientSocket,
+    /// It had the head of an answer, or a part of one.
+    answered: bool,
+    /// Another request may follow.
+    keeps: bool,
+    /// It has ended its side, and its answer is read on. It may still read it.
+    ended: bool,
+    /// It can no longer be written to.
+    broken: bool,
+}
+
+/// An answer on its way.
+struct Passing<'e> {
+    exchange: &'e mut Exchange,
+    /// Another request may follow on the client's connection.
+    keeps_client: bool,
+    /// The beginning of a head that is not whole yet.
+    begun: Vec<u8>,
+    /// Once the head has passed.
+    body: Option<AnswerBody>,
+    /// The client gets it in chunks.
+    chunked: bool,
+    keeps_upstream: bool,
+    /// What is to be sent to the client.
+    wire: Vec<u8>,
+}
+
+/// How far an answer has come.
+enum Progress {
+    More,
+    /// To its end; whether the upstream's connection may be used again.
+    Ended(bool),
+    Failed(Box<Error>),
+}
+
+impl Relay {
+    /// Serves the next request of a connection with `peer`, if it is one for here.
+    pub async fn serve_next(&self, socket: &ClientSocket, peer: IpAddr) -> Next {
+        match socket.opening(|| self.state.is_draining()).await {
+            Opening::Head(bytes) => {
+                let head = PlainHead::read(socket.peek(bytes));
+                let Some((head, taken)) = head.and_then(|head| {
+                    let taken = self.take_up(&head, peer)?;
+                    Some((head, taken))
+                }) else {
+                    return Next::Special;
+                };
+                socket.skip(bytes);
+                self.serve(socket, head, taken).await
+            }
+            Opening::Strange => Next::Special,
+            Opening::TooLong => {
+                let answer = Refusal::from(Cause::HeaderTooLarge).answer(Protocol::OpenAi);
+                // As far as it goes: the client is not waited for.
+                let _ = at_once(socket.send(&answer.message(None, false))).await;
+                Next::End
+            }
+            Opening::Ended => Next::End,
+        }
+    }
+
+    /// Decides the request; none where it is not for here.
+    fn take_up(&self, head: &PlainHead, peer: IpAddr) -> Option<Taken> {
+        let asked = Head {
+            method: &Method::POST,
+            path: without_query(head.target()),
+            headers: &head.headers,
+        };
+        let policy = self.state.policy.current();
+        let decision = policy.decide(&asked).ok()?;
+        let upstream = self.state.upstream(&decision.group.upstream.name)?;
+        if decision.order.is_none() || !upstream.is_http1 {
+            return None;
+        }
+        let mut exchange = Box::new(Exchange::under(&self.state, policy));
+        exchange.relayed = true;
+        exchange.read_head(&asked, Some(peer));
+        let admitted = exchange.admit(decision, head_bytes(head.target(), &head.headers));
+        Some(Taken { exchange, admitted })
+    }
+
+    async fn serve(&self, socket: &ClientSocket, head: PlainHead, taken: Taken) -> Next {
+        let Taken {
+            mut exchange,
+            admitted,
+        } = taken;
+        exchange.deadline.clear();
+        exchange.direct = Some(socket.body(head.length));
+        let drains = self.state.is_draining();
+        let mut client = Client {
+            socket,
+            answered: false,
+            keeps: head.keeps_connection && !drains,
+            ended: false,
+            broken: false,
+        };
+        let taken = match admitted {
+            Ok(()) if drains && self.state.is_drain_over() => {
+                Err(Stop::Refused(Cause::Draining.into()))
+            }
+            Ok(()) => self.take_body(&mut client, &head, &mut exchange).await,
+            Err(refusal) => Err(Stop::Refused(refusal)),
+        };
+        let passed = match taken {
+            Ok(()) => self.carry(&mut client, &head, &mut exchange).await,
+            Err(Stop::Refused(refusal)) => {
+                exchange.refusal = Some(refusal);
+                client.refuse(&mut exchange).await;
+                Ok(())
+            }
+            Err(Stop::Broken(error)) => Err(error),
+        };
+        let ending = match passed {
+            Ok(()) => exchange.ending(),
+            Err(error) => {
+                if exchange.fails(&error) && !client.answered {
+                    client.refuse(&mut exchange).await;
+                } else {
+                    client.keeps = false;
+                }
+                ending_of(&error, &exchange)
+            }
+        };
+        exchange.deadline.clear();
+        exchange.settle(ending);
+        match client.keeps && !client.ended && !client.broken {
+            true => Next::Answered,
+            false => Next::End,
+        }
+    }
+
+    /// Reads the whole body before any upstream is chosen.
+    async fn take_body(
+        &self,
+        client: &mut Client<'_>,
+        head: &PlainHead,
+        exchange: &mut Exchange,
+    ) -> Result<(), Stop> {
+        const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+        let Some(order) = exchange.turn.order else {
+            return Err(Stop::Refused(Cause::Internal.into()));
+        };
+        let limits = &self.state.limits;
+        let length = Some(head.length);
+        let held = HeldBody::open(
+            &head.headers,
+            length,
+            order.body,
+            limits,
+            &self.state.budget,
+        )?;
+        exchange.body = Body::Held(Box::new(held));
+        if head.waits {
+            let told = client.send(CONTINUE, exchange).await;
+            told.map_err(Stop::Broken)?;
+        }
+        exchange.deadline.await_body();
+        read_past(exchange, Instant::now() + limits.body_timeout).await?;
+        exchange.deadline.clear();
+        exchange.finish_held()?;
+        exchange.has_come = true;
+        Ok(())
+    }
+
     /// Sends the body that is ready, and passes the answer on.
     ///
     /// # Errors
     /// Those that Pingora would report of the same request.
-    pub(crate) async fn relay(
+    async fn carry(
         &self,
-        session: &mut Session,
-        exchange: &mut Box<Exchange>,
+        client: &mut Client<'_>,
+        head: &PlainHead,
+        exchange: &mut Exchange,
     ) -> Result<()> {
         loop {
             let address = exchange.next_address().ok_or_else(no_address)?;
             let error = match self.connect(&address).await {
                 Ok((stream, reused)) => {
-                    match self.attempt(session, exchange, stream, &address).await {
+                    match attempt(client, head, exchange, stream, &address).await {
                         Ok(()) => return Ok(()),
-                        Err(error) => self.attempt_failed(session, error, exchange, reused),
+                        Err(error) => {
+                            let replayable = matches!(exchange.body, Body::Ready(_));
+                            exchange.attempt_failed(error, reused, replayable)
+                        }
                     }
                 }
-                Err(error) => self.connect_failed(error.into_up(), exchange),
+                Err(error) => exchange.connect_failed(error.into_up()),
             };
             if !error.retry() {
                 return Err(error);
@@ -84,120 +270,312 @@ impl Gate {
         let stream = Box::pin(self.connector.new_stream(&address.peer)).await?;
         Ok((stream, false))
     }
-
-    async fn attempt(
-        &self,
-        session: &mut Session,
-        exchange: &mut Box<Exchange>,
-        mut stream: Stream,
-        address: &Address,
-    ) -> Result<()> {
-        exchange.deadline.hold_upstream(Some(stream.id()));
-        let head = upstream_head(session, exchange)?;
-        exchange.begin_attempt();
-        let body = self.send_ready(exchange);
-        let body = body.map_err(|refusal| refused(exchange, refusal))?;
-        exchange.outlive_client(session);
-        let sent = tokio::select! {
-            biased;
-            sent = send(&mut stream, [&head, &body], address.peer.options.write_timeout) => sent,
-            left = client_leaves(session) => return Err(left),
-        };
-        watch_answer(exchange);
-        let mut upstream = Upstream::new(stream);
-        let ended = self
-            .pass_answer(session, exchange, &mut upstream, sent)
-            .await?;
-        exchange.deadline.hold_upstream(None);
-        if ended {
-            upstream.respect_keepalive();
-            if let Some(stream) = upstream.reuse().await {
-                address.idle.keep(stream);
-            }
-        }
-        Ok(())
-    }
-
-    /// Passes the answer on. Whether all that was under way on the connection has ended with it.
-    async fn pass_answer(
-        &self,
-        session: &mut Session,
-        exchange: &mut Box<Exchange>,
-        upstream: &mut Upstream,
-        sent: Result<()>,
-    ) -> Result<bool> {
-        // An upstream that took no more of the request may have answered it.
-        let mut unsent = sent.err();
-        let sent_whole = unsent.is_none();
-        loop {
-            let task = tokio::select! {
-                biased;
-                task = upstream.read_response_task() => task,
-                left = client_leaves(session) => return Err(left),
-            };
-            let task = match task {
-                Ok(task) => self.filter_answer(session, exchange, task)?,
-                // Comes back as an error, once all before it is sent.
-                Err(error) => HttpTask::Failed(unsent.take().unwrap_or(error).into_up()),
-            };
-            let is_last = task.is_end();
-            let client = session.as_downstream_mut();
-            if client.response_duplex_vec(vec![task]).await? || is_last {
-                return Ok(is_last && sent_whole);
-            }
-            watch_next_piece(exchange);
-        }
-    }
-
-    /// A piece of the answer as the client gets it.
-    fn filter_answer(
-        &self,
-        session: &mut Session,
-        exchange: &mut Box<Exchange>,
-        mut task: HttpTask,
-    ) -> Result<HttpTask> {
-        match &mut task {
-            HttpTask::Header(head, is_last) => {
-                if !*is_last && ends_with_connection(head) {
-                    // In chunks, so that the client's connection need not end with it.
-                    head.set_version(Version::HTTP_11);
-                    head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
-                }
-                self.take_answer(session, head, exchange)?;
-                if !head.status.is_informational() {
-                    // It is not sent again from here on.
-                    exchange.body = Body::None;
-                }
-            }
-            HttpTask::Body(piece, is_last) => {
-                self.response_body_filter(session, piece, *is_last, exchange)?;
-            }
-            _ => {}
-        }
-        Ok(task)
-    }
 }
 
-fn upstream_head(session: &Session, exchange: &Exchange) -> Result<Vec<u8>> {
-    let Some(client) = session.as_downstream().as_http1() else {
-        return Error::e_explain(ErrorType::InternalError, "only HTTP/1.1 is relayed");
+/// A request that is served here.
+struct Taken {
+    exchange: Box<Exchange>,
+    /// Or else it is refused.
+    admitted: Result<(), Refusal>,
+}
+
+async fn attempt(
+    client: &mut Client<'_>,
+    head: &PlainHead,
+    exchange: &mut Exchange,
+    mut stream: Stream,
+    address: &Address,
+) -> Result<()> {
+    exchange.deadline.hold_upstream(Some(stream.id()));
+    let edited = exchange
+        .head_edit(head.target())?
+        .wire(&head.bytes, &head.headers)?;
+    exchange.begin_attempt();
+    let body = exchange.send_ready();
+    let body = body.map_err(|refusal| refused(exchange, refusal))?;
+    exchange.outlive_client();
+    let limit = address.peer.options.write_timeout;
+    let sent = tokio::select! {
+        biased;
+        sent = send(&mut stream, [&edited, &body], limit) => sent,
+        left = client.leaves(exchange) => return Err(left),
     };
-    let came = client.get_headers_raw_bytes();
-    head_edit(session, exchange)?.wire(&came, &client.req_header().headers)
+    drop((edited, body));
+    exchange.watch_answer();
+    pass_answer(client, exchange, stream, address, sent).await
 }
 
-fn ends_with_connection(head: &ResponseHeader) -> bool {
-    !head.status.is_informational()
-        && !matches!(head.status.as_u16(), 204 | 304)
-        && !head.headers.contains_key(header::TRANSFER_ENCODING)
-        && !head.headers.contains_key(header::CONTENT_LENGTH)
+/// Passes the answer on, and keeps the connection where all that was under way on it has ended.
+async fn pass_answer(
+    client: &mut Client<'_>,
+    exchange: &mut Exchange,
+    mut upstream: Stream,
+    address: &Address,
+    sent: Result<()>,
+) -> Result<()> {
+    // An upstream that took no more of the request may have answered it.
+    let unsent = sent.err();
+    let mut passing = Passing::new(exchange, client.keeps);
+    loop {
+        let progress =
+            std::future::poll_fn(|cx| passing.poll_next(cx, &mut upstream, client)).await;
+        if let Progress::Ended(clean) = progress {
+            // Before the client has the end, for it may ask again at once.
+            passing.exchange.deadline.hold_upstream(None);
+            if clean && unsent.is_none() {
+                address.idle.keep(upstream);
+            }
+            return client.send(&passing.wire, passing.exchange).await;
+        }
+        if !passing.wire.is_empty() {
+            client.answered = true;
+            client.send(&passing.wire, passing.exchange).await?;
+            passing.wire.clear();
+            if passing.wire.capacity() > KEPT_BYTES {
+                passing.wire = Vec::new();
+            }
+        }
+        if let Progress::Failed(error) = progress {
+            return Err(unsent.unwrap_or(error));
+        }
+        passing.exchange.watch_next_piece();
+    }
 }
 
-/// The time of the upstream runs again; it stood while the client was written to.
-fn watch_next_piece(exchange: &Exchange) {
-    if let Some(upstream) = &exchange.upstream {
-        let limit = upstream.config.idle_timeout;
-        exchange.deadline.set(Waiting::ForMore, limit);
+impl<'e> Passing<'e> {
+    fn new(exchange: &'e mut Exchange, keeps_client: bool) -> Self {
+        Self {
+            exchange,
+            keeps_client,
+            begun: Vec::new(),
+            body: None,
+            chunked: false,
+            keeps_upstream: false,
+            wire: Vec::new(),
+        }
+    }
+
+    /// Reads what the upstream sends next and makes of it what is to be sent to the client.
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        upstream: &mut Stream,
+        client: &mut Client<'_>,
+    ) -> Poll<Progress> {
+        ROOM.with_borrow_mut(|room| {
+            let mut read = ReadBuf::new(room);
+            match Pin::new(upstream).poll_read(cx, &mut read) {
+                Poll::Ready(Ok(())) => Poll::Ready(self.take(read.filled())),
+                Poll::Ready(Err(why)) => {
+                    let error = Error::because(ErrorType::ReadError, self.place(), why);
+                    Poll::Ready(Progress::Failed(error.into_up()))
+                }
+                Poll::Pending => client.poll_left(cx, self.exchange).map(Progress::Failed),
+            }
+        })
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Progress {
+        let taken = match bytes {
+            [] => self.end(),
+            _ if self.body.is_some() => self.take_body(bytes),
+            _ if self.begun.is_empty() => self.take_head(bytes),
+            _ => {
+                let mut whole = std::mem::take(&mut self.begun);
+                whole.extend_from_slice(bytes);
+                self.take_head(&whole)
+            }
+        };
+        taken.unwrap_or_else(Progress::Failed)
+    }
+
+    /// The upstream has ended its side.
+    fn end(&mut self) -> Result<Progress> {
+        if self.body.as_ref().is_some_and(AnswerBody::may_end_here) {
+            self.end_body();
+            return Ok(Progress::Ended(false));
+        }
+        let error = Error::explain(ErrorType::ConnectionClosed, self.place());
+        Err(error.into_up())
+    }
+
+    /// Where the answer is, in the words of Pingora's own errors.
+    fn place(&self) -> String {
+        match &self.body {
+            Some(_) => "while reading a response body".to_owned(),
+            None => format!(
+                "while reading response headers, bytes already read: {}",
+                self.begun.len()
+            ),
+        }
+    }
+
+    fn take_head(&mut self, mut bytes: &[u8]) -> Result<Progress> {
+        loop {
+            let read = AnswerHead::read(bytes, &REQUEST_ID, &mut self.wire);
+            let Some(head) = read.map_err(|malformed| self.refuse(malformed))? else {
+                if bytes.len() > HEAD_BYTES {
+                    return Err(self.refuse(Malformed));
+                }
+                self.begun = bytes.to_owned();
+                return Ok(Progress::More);
+            };
+            if head.status == StatusCode::SWITCHING_PROTOCOLS {
+                // Nobody has asked for it.
+                return Err(self.refuse(Malformed));
+            }
+            self.pass_head(&head);
+            bytes = &bytes[head.bytes..];
+            if !head.status.is_informational() {
+                self.body = Some(AnswerBody::new(head.framing));
+                return self.take_body(bytes);
+            }
+            if bytes.is_empty() {
+                return Ok(Progress::More);
+            }
+        }
+    }
+
+    /// The lines that are the proxy's own, behind those of the upstream.
+    fn pass_head(&mut self, head: &AnswerHead) {
+        self.exchange.take_answer(head.status, &head.headers);
+        self.exchange.watch_next_byte();
+        let id = self.exchange.request_id();
+        for part in [
+            REQUEST_ID.as_str().as_bytes(),
+            b": ",
+            id.as_bytes(),
+            b"\r\n",
+        ] {
+            self.wire.extend_from_slice(part);
+        }
+        if !head.status.is_informational() {
+            // It is not sent again from here on.
+            self.exchange.body = Body::None;
+            // What ends with the connection comes in chunks too, so that the client's need not end with it.
+            self.chunked = !matches!(head.framing, Framing::Length(_));
+            self.keeps_upstream = head.keeps_connection;
+            if self.chunked {
+                self.wire
+                    .extend_from_slice(b"transfer-encoding: chunked\r\n");
+            }
+            if !self.keeps_client {
+                self.wire.extend_from_slice(b"connection: close\r\n");
+            }
+        }
+        self.wire.extend_from_slice(b"\r\n");
+    }
+
+    fn take_body(&mut self, bytes: &[u8]) -> Result<Progress> {
+        let mut left = bytes;
+        loop {
+            let Some(body) = &mut self.body else {
+                return Err(self.refuse(Malformed));
+            };
+            match body.next(&mut left) {
+                Ok(Piece::Data(data)) => self.pass_data(data),
+                Ok(Piece::Pause) => return Ok(Progress::More),
+                Ok(Piece::End) => {
+                    self.end_body();
+                    return Ok(Progress::Ended(self.keeps_upstream && left.is_empty()));
+                }
+                Err(Malformed) => {
+                    let error = Error::explain(ErrorType::InvalidHTTPHeader, "a chunk is none");
+                    return Err(error.into_up());
+                }
+            }
+        }
+    }
+
+    fn pass_data(&mut self, data: &[u8]) {
+        self.exchange.observe(data);
+        self.exchange.watch_next_byte();
+        if self.chunked {
+            // Into memory, which takes all of it.
+            let _ = io::Write::write_fmt(&mut self.wire, format_args!("{:x}\r\n", data.len()));
+        }
+        self.wire.extend_from_slice(data);
+        if self.chunked {
+            self.wire.extend_from_slice(b"\r\n");
+        }
+    }
+
+    fn end_body(&mut self) {
+        self.exchange.end_answer();
+        if self.chunked {
+            self.wire.extend_from_slice(b"0\r\n\r\n");
+        }
+    }
+
+    /// An answer that the client could take apart in another way.
+    fn refuse(&mut self, _: Malformed) -> Box<Error> {
+        let words = "the upstream's answer is not well-formed HTTP";
+        self.exchange.refusal = Some(Refusal::new(Cause::UpstreamReset, words));
+        // The lines of a head that did not pass.
+        self.wire.clear();
+        Error::explain(REFUSED, words)
+    }
+}
+
+impl Client<'_> {
+    /// Sends a piece of the answer, if the client is still there.
+    async fn send(&mut self, message: &[u8], exchange: &Exchange) -> Result<()> {
+        if self.broken {
+            return Ok(());
+        }
+        let limit = exchange.state.limits.write_timeout;
+        let sent = match within(limit, self.socket.send(message)).await {
+            Some(sent) => sent.or_err(ErrorType::WriteError, "writing to the client"),
+            None => Error::e_explain(ErrorType::WriteTimedout, "writing to the client"),
+        };
+        match sent {
+            Err(_) if exchange.deadline.client_leaves() => {
+                self.broken = true;
+                Ok(())
+            }
+            sent => sent.map_err(Error::into_down),
+        }
+    }
+
+    /// Ready when the client leaves and its request ends with it.
+    fn poll_left(&mut self, cx: &mut Context<'_>, exchange: &Exchange) -> Poll<Box<Error>> {
+        if self.ended || self.socket.poll_left(cx).is_pending() {
+            return Poll::Pending;
+        }
+        if exchange.deadline.client_leaves() {
+            self.ended = true;
+            return Poll::Pending;
+        }
+        let error = Error::explain(ErrorType::ConnectionClosed, "the client has left");
+        Poll::Ready(error.into_down())
+    }
+
+    async fn leaves(&mut self, exchange: &Exchange) -> Box<Error> {
+        std::future::poll_fn(|cx| self.poll_left(cx, exchange)).await
+    }
+
+    /// Sends the answer for the exchange's refusal, writes its line, and hears the client out for a moment.
+    async fn refuse(&mut self, exchange: &mut Exchange) {
+        let Some(refusal) = exchange.refusal.clone() else {
+            return;
+        };
+        exchange.turn.places = None;
+        let answer = refusal.answer(exchange.protocol());
+        exchange.turn.answer.status = Some(answer.status);
+        let rest = exchange.direct.take().and_then(|mut rest| {
+            rest.skip_ahead();
+            (rest.left() > 0).then_some(rest)
+        });
+        self.keeps &= rest.is_none();
+        let message = answer.message(Some(&exchange.request_id()), self.keeps);
+        // A client that cannot be written to has gone; its line says what it would have been told.
+        self.keeps &= self.send(&message, exchange).await.is_ok();
+        exchange.settle(Ending::Refused(refusal.cause));
+        exchange.body = Body::None;
+        if let Some(mut rest) = rest {
+            // Time is up for whoever still sends.
+            let _ = timeout(LINGER_TIME, rest.discard(LINGER_BYTES)).await;
+        }
     }
 }
 
@@ -211,9 +589,9 @@ async fn send(stream: &mut Stream, message: [&[u8]; 2], limit: Option<Duration>)
         let piece = send_piece(stream, &mut left);
         let sent = match limit {
             None => piece.await,
-            Some(limit) => timeout(limit, piece)
+            Some(limit) => within(limit, piece)
                 .await
-                .map_err(|_| Error::explain(ErrorType::WriteTimedout, SENDING).into_up())?,
+                .ok_or_else(|| Error::explain(ErrorType::WriteTimedout, SENDING).into_up())?,
         };
         sent.map_err(|why| Error::because(ErrorType::WriteError, SENDING, why).into_up())?;
     }
@@ -233,11 +611,23 @@ async fn send_piece(stream: &mut Stream, left: &mut &mut [IoSlice<'_>]) -> io::R
     Ok(())
 }
 
-/// Returns when the client leaves. What it sends in the meantime belongs to its next request.
-async fn client_leaves(session: &mut Session) -> Box<Error> {
-    loop {
-        if let Err(error) = session.as_downstream_mut().read_body_or_idle(true).await {
-            return error.into_down();
-        }
+/// What comes of it in this time. Only for what is waited for is a timer made.
+async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    match at_once(work.as_mut()).await {
+        Some(done) => Some(done),
+        None => Box::pin(timeout(limit, work)).await.ok(),
     }
+}
+
+/// What comes of it without waiting.
+async fn at_once<T>(work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    std::future::poll_fn(|cx| {
+        Poll::Ready(match work.as_mut().poll(cx) {
+            Poll::Ready(done) => Some(done),
+            Poll::Pending => None,
+        })
+    })
+    .await
 }

@@ -28,6 +28,7 @@ use crate::connection::Front;
 use crate::health_check;
 use crate::listen::{ACCEPT_REST, Listeners, Site};
 use crate::proxy::Gate;
+use crate::relay::Relay;
 use crate::reload::{self, Reloaded};
 use crate::service_manager;
 use crate::state::{StartError, State};
@@ -315,13 +316,16 @@ fn front(state: &Arc<State>) -> Front {
     let connector = TransportConnector::new(Some(ConnectorOptions::from_server_conf(&conf)));
     let gate = Gate {
         state: state.clone(),
-        connector,
     };
     let mut proxy = pingora_proxy::http_proxy(&Arc::new(conf), gate);
     proxy.h2_options = Some(h2_options(&state.limits));
     proxy.server_options = Some(server_options(&state.limits));
     Front {
         proxy: Arc::new(proxy),
+        relay: Relay {
+            state: state.clone(),
+            connector,
+        },
         header_timeout: state.limits.header_timeout,
         head_bytes: head_bytes(state.limits.header),
         keepalive_timeout: state.limits.keepalive_timeout,

