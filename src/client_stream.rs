@@ -332,14 +332,25 @@ impl DirectBody {
     /// # Errors
     /// Of the connection, or where the body is not waited for any longer.
     pub async fn read(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_read(cx, buffer)).await
+    }
+
+    /// As [`DirectBody::read`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut Vec<u8>,
+    ) -> Poll<io::Result<usize>> {
+        if refuses_read() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         let most = self.left.min(READ_BYTES) as usize;
-        let read = poll_fn(|cx| match refuses_read() {
-            true => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            false => self.socket.wire().poll_read_past(cx, buffer, most),
-        });
-        let read = read.await?;
+        let read = ready!(self.socket.wire().poll_read_past(cx, buffer, most))?;
         self.left -= read as u64;
-        Ok(read)
+        Poll::Ready(Ok(read))
     }
 
     /// Drops what came together with the head.

@@ -1,8 +1,8 @@
-//! Whole requests past Pingora's loop: those over HTTP/1.1 whose body is held, to an upstream of HTTP/1.1.
+//! Whole requests past Pingora's loop: plain ones over HTTP/1.1 on both sides.
 //!
 //! Pingora's loop runs two halves of a task that tell each other through queues what comes from either side, and makes its
-//! own picture of each head. Such a request needs neither: its lines are passed on as they came, its body leaves with its
-//! head in one write, and the answer is passed on as it comes, out of one buffer of the thread. Whatever is in any way
+//! own picture of each head. A plain request needs neither: its lines are passed on as they came, a held body leaves with
+//! its head in one write, and the answer is passed on as it comes, out of one buffer of the thread. Whatever is in any way
 //! special is left to Pingora (`plain_request.rs` says what is not). The steps are those of `proxy.rs`, in the same order.
 
 use std::cell::RefCell;
@@ -10,19 +10,20 @@ use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::{Method, StatusCode};
 use pingora_core::connectors::TransportConnector;
 use pingora_core::protocols::Stream;
-use pingora_core::{Error, ErrorType, OrErr, Result};
-use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+use pingora_core::{Error, ErrorSource, ErrorType, OrErr, Result};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, timeout};
 
 use crate::answer::{AnswerBody, AnswerHead, Framing, Malformed, Piece};
-use crate::body::HeldBody;
-use crate::client_stream::{ClientSocket, Opening};
+use crate::body::{HeldBody, StreamedBody};
+use crate::client_stream::{ClientSocket, DirectBody, Opening};
+use crate::connection::Waiting;
 use crate::endpoint::Protocol;
 use crate::error::{Cause, Refusal};
 use crate::exchange::{Body, Exchange, head_bytes, without_query};
@@ -41,6 +42,10 @@ const READ_BYTES: usize = 64 * 1024;
 const HEAD_BYTES: usize = 256 * 1024;
 /// A buffer that grew beyond this is given back before more is waited for.
 const KEPT_BYTES: usize = 4 * 1024;
+/// The end of an answer that a connection takes at once, unless its client has stopped reading.
+const SURE_BYTES: usize = 16 * 1024;
+/// A body that passes as it comes is kept for another attempt where it is no longer than this, and else read in such pieces.
+const REPLAY_BYTES: u64 = 64 * 1024;
 
 thread_local! {
     /// Into which a read goes that is done with before the next: a stream that waits has no buffer of its own.
@@ -78,9 +83,25 @@ struct Client<'c> {
     broken: bool,
 }
 
-/// An answer on its way.
+/// A body that passes as it comes.
+struct Upload {
+    /// What came of it: all of that, where it is kept.
+    bytes: Vec<u8>,
+    /// How much of `bytes` has gone out.
+    sent: usize,
+    /// It can be sent again.
+    kept: bool,
+    /// What its time limit runs for.
+    waiting: Option<Waiting>,
+}
+
+/// A request that is with an upstream, and its answer on its way.
 struct Passing<'e> {
     exchange: &'e mut Exchange,
+    /// Until all of it is with the upstream.
+    upload: Option<&'e mut Upload>,
+    /// Why the upstream took no more of the request, which it may have answered all the same.
+    unsent: Option<Box<Error>>,
     /// Another request may follow on the client's connection.
     keeps_client: bool,
     /// The beginning of a head that is not whole yet.
@@ -138,7 +159,7 @@ impl Relay {
         let policy = self.state.policy.current();
         let decision = policy.decide(&asked).ok()?;
         let upstream = self.state.upstream(&decision.group.upstream.name)?;
-        if decision.order.is_none() || !upstream.is_http1 {
+        if !upstream.is_http1 {
             return None;
         }
         let mut exchange = Box::new(Exchange::under(&self.state, policy));
@@ -171,7 +192,7 @@ impl Relay {
             Err(refusal) => Err(Stop::Refused(refusal)),
         };
         let passed = match taken {
-            Ok(()) => self.carry(&mut client, &head, &mut exchange).await,
+            Ok(upload) => self.carry(&mut client, &head, upload, &mut exchange).await,
             Err(Stop::Refused(refusal)) => {
                 exchange.refusal = Some(refusal);
                 client.refuse(&mut exchange).await;
@@ -192,46 +213,50 @@ impl Relay {
         };
         exchange.deadline.clear();
         exchange.settle(ending);
+        client.hear_out(exchange.direct.take()).await;
         match client.keeps && !client.ended && !client.broken {
             true => Next::Answered,
             false => Next::End,
         }
     }
 
-    /// Reads the whole body before any upstream is chosen.
+    /// Reads a body that is to be rewritten before any upstream is chosen; makes the others ready to be passed on.
     async fn take_body(
         &self,
         client: &mut Client<'_>,
         head: &PlainHead,
         exchange: &mut Exchange,
-    ) -> Result<(), Stop> {
+    ) -> Result<Option<Upload>, Stop> {
         const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-        let Some(order) = exchange.turn.order else {
-            return Err(Stop::Refused(Cause::Internal.into()));
+        let (headers, length) = (&head.headers, Some(head.length));
+        let State { limits, budget, .. } = &*self.state;
+        exchange.body = match exchange.turn.order {
+            Some(order) => {
+                let held = HeldBody::open(headers, length, order.body, limits, budget)?;
+                Body::Held(Box::new(held))
+            }
+            None => {
+                let streamed = StreamedBody::open(headers, length, limits, budget)?;
+                Body::Streamed(Box::new(streamed))
+            }
         };
-        let limits = &self.state.limits;
-        let length = Some(head.length);
-        let held = HeldBody::open(
-            &head.headers,
-            length,
-            order.body,
-            limits,
-            &self.state.budget,
-        )?;
-        exchange.body = Body::Held(Box::new(held));
         if head.waits {
             let told = client.send(CONTINUE, exchange).await;
             told.map_err(Stop::Broken)?;
+        }
+        if exchange.turn.order.is_none() {
+            exchange.body_idle = Some(limits.body_idle_timeout);
+            return Ok(Some(Upload::new(head.length)));
         }
         exchange.deadline.await_body();
         read_past(exchange, Instant::now() + limits.body_timeout).await?;
         exchange.deadline.clear();
         exchange.finish_held()?;
         exchange.has_come = true;
-        Ok(())
+        Ok(None)
     }
 
-    /// Sends the body that is ready, and passes the answer on.
+    /// Sends the body that is ready, or passes it as it comes, and passes the answer on.
     ///
     /// # Errors
     /// Those that Pingora would report of the same request.
@@ -239,16 +264,21 @@ impl Relay {
         &self,
         client: &mut Client<'_>,
         head: &PlainHead,
+        mut upload: Option<Upload>,
         exchange: &mut Exchange,
     ) -> Result<()> {
         loop {
             let address = exchange.next_address().ok_or_else(no_address)?;
             let error = match self.connect(&address).await {
                 Ok((stream, reused)) => {
-                    match attempt(client, head, exchange, stream, &address).await {
+                    let rest = upload.as_mut();
+                    match attempt(client, head, rest, exchange, stream, &address).await {
                         Ok(()) => return Ok(()),
                         Err(error) => {
-                            let replayable = matches!(exchange.body, Body::Ready(_));
+                            let replayable = match &upload {
+                                Some(upload) => upload.kept,
+                                None => matches!(exchange.body, Body::Ready(_)),
+                            };
                             exchange.attempt_failed(error, reused, replayable)
                         }
                     }
@@ -282,6 +312,7 @@ struct Taken {
 async fn attempt(
     client: &mut Client<'_>,
     head: &PlainHead,
+    mut upload: Option<&mut Upload>,
     exchange: &mut Exchange,
     mut stream: Stream,
     address: &Address,
@@ -291,39 +322,55 @@ async fn attempt(
         .head_edit(head.target())?
         .wire(&head.bytes, &head.headers)?;
     exchange.begin_attempt();
-    let body = exchange.send_ready();
-    let body = body.map_err(|refusal| refused(exchange, refusal))?;
-    exchange.outlive_client();
     let limit = address.peer.options.write_timeout;
-    let sent = tokio::select! {
-        biased;
-        sent = send(&mut stream, [&edited, &body], limit) => sent,
-        left = client.leaves(exchange) => return Err(left),
+    let sent = match &mut upload {
+        Some(upload) => {
+            let begun = upload.begin(exchange);
+            begun.map_err(|refusal| refused(exchange, refusal))?;
+            let sent = send(&mut stream, [&edited, &upload.bytes], limit).await;
+            upload.sent = upload.bytes.len();
+            exchange.turn.sent.bytes = upload.sent as u64;
+            sent
+        }
+        None => {
+            let body = exchange.send_ready();
+            let body = body.map_err(|refusal| refused(exchange, refusal))?;
+            exchange.outlive_client();
+            tokio::select! {
+                biased;
+                sent = send(&mut stream, [&edited, &body], limit) => sent,
+                left = client.leaves(exchange) => return Err(left),
+            }
+        }
     };
-    drop((edited, body));
-    exchange.watch_answer();
-    pass_answer(client, exchange, stream, address, sent).await
+    drop(edited);
+    if upload.is_none() {
+        exchange.watch_answer();
+    }
+    let passing = Passing::new(exchange, upload, sent.err(), client.keeps);
+    pass_answer(client, passing, stream, address).await
 }
 
 /// Passes the answer on, and keeps the connection where all that was under way on it has ended.
 async fn pass_answer(
     client: &mut Client<'_>,
-    exchange: &mut Exchange,
+    mut passing: Passing<'_>,
     mut upstream: Stream,
     address: &Address,
-    sent: Result<()>,
 ) -> Result<()> {
-    // An upstream that took no more of the request may have answered it.
-    let unsent = sent.err();
-    let mut passing = Passing::new(exchange, client.keeps);
     loop {
         let progress =
             std::future::poll_fn(|cx| passing.poll_next(cx, &mut upstream, client)).await;
+        client.keeps &= passing.keeps_client;
         if let Progress::Ended(clean) = progress {
             // Before the client has the end, for it may ask again at once.
             passing.exchange.deadline.hold_upstream(None);
-            if clean && unsent.is_none() {
+            if clean && passing.is_sent() {
                 address.idle.keep(upstream);
+            }
+            if passing.wire.len() <= SURE_BYTES {
+                // Nor is a client to have the end of what is not in the log.
+                passing.exchange.settle(passing.exchange.ending());
             }
             return client.send(&passing.wire, passing.exchange).await;
         }
@@ -336,16 +383,119 @@ async fn pass_answer(
             }
         }
         if let Progress::Failed(error) = progress {
-            return Err(unsent.unwrap_or(error));
+            return Err(passing.unsent.unwrap_or(error));
         }
         passing.exchange.watch_next_piece();
     }
 }
 
+impl Upload {
+    fn new(length: u64) -> Self {
+        Self {
+            bytes: Vec::new(),
+            sent: 0,
+            kept: length <= REPLAY_BYTES,
+            waiting: None,
+        }
+    }
+
+    /// The next attempt begins, with what is here.
+    fn begin(&mut self, exchange: &mut Exchange) -> Result<(), Refusal> {
+        (self.sent, self.waiting) = (0, None);
+        if let Some(direct) = &mut exchange.direct {
+            direct.take_ahead(&mut self.bytes);
+        }
+        self.note(exchange, 0)
+    }
+
+    /// What is here from this place on has come.
+    fn note(&mut self, exchange: &mut Exchange, from: usize) -> Result<(), Refusal> {
+        let fresh = &self.bytes[from..];
+        exchange.turn.request_bytes += fresh.len() as u64;
+        match &mut exchange.body {
+            Body::Streamed(streamed) => streamed.pass(fresh),
+            _ => Ok(()),
+        }
+    }
+
+    /// Passes on what comes. Ready when all of it is with the upstream.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        upstream: &mut Stream,
+        exchange: &mut Exchange,
+    ) -> Poll<Result<()>> {
+        loop {
+            while self.sent < self.bytes.len() {
+                let left = &self.bytes[self.sent..];
+                let Poll::Ready(written) = Pin::new(&mut *upstream).poll_write(cx, left) else {
+                    return self.wait(Waiting::ForAnswer, exchange);
+                };
+                match written {
+                    Ok(count @ 1..) => {
+                        self.sent += count;
+                        exchange.turn.sent.bytes += count as u64;
+                        self.waiting = None;
+                    }
+                    Ok(0) => return Poll::Ready(Err(unwritten(io::ErrorKind::WriteZero.into()))),
+                    Err(why) => return Poll::Ready(Err(unwritten(why))),
+                }
+            }
+            let Some(direct) = exchange.direct.as_mut().filter(|direct| direct.left() > 0) else {
+                exchange.has_come = true;
+                let flushed = ready!(Pin::new(upstream).poll_flush(cx));
+                return Poll::Ready(flushed.map_err(unwritten));
+            };
+            if !self.kept {
+                self.bytes.clear();
+                self.sent = 0;
+            }
+            let from = self.bytes.len();
+            self.bytes.reserve(direct.left().min(REPLAY_BYTES) as usize);
+            let Poll::Ready(read) = direct.poll_read(cx, &mut self.bytes) else {
+                return self.wait(Waiting::ForBody, exchange);
+            };
+            let failure = match read {
+                Ok(1..) => match self.note(exchange, from) {
+                    Ok(()) => {
+                        self.waiting = None;
+                        continue;
+                    }
+                    Err(refusal) => refused(exchange, refusal),
+                },
+                Ok(0) => Error::explain(ErrorType::ConnectionClosed, "a body was cut"),
+                Err(why) => Error::because(ErrorType::ReadError, "reading a body", why),
+            };
+            return Poll::Ready(Err(failure.into_down()));
+        }
+    }
+
+    /// Waits under a time limit, unless there is an answer, whose own runs.
+    fn wait(&mut self, what: Waiting, exchange: &Exchange) -> Poll<Result<()>> {
+        let is_new = self.waiting.replace(what) != Some(what);
+        if is_new && exchange.turn.answer.upstream_status.is_none() {
+            match &exchange.upstream {
+                Some(upstream) if what == Waiting::ForAnswer => {
+                    exchange.deadline.set(what, upstream.config.idle_timeout);
+                }
+                _ => exchange.await_body(),
+            }
+        }
+        Poll::Pending
+    }
+}
+
 impl<'e> Passing<'e> {
-    fn new(exchange: &'e mut Exchange, keeps_client: bool) -> Self {
+    fn new(
+        exchange: &'e mut Exchange,
+        upload: Option<&'e mut Upload>,
+        unsent: Option<Box<Error>>,
+        keeps_client: bool,
+    ) -> Self {
         Self {
             exchange,
+            upload: upload.filter(|_| unsent.is_none()),
+            unsent,
             keeps_client,
             begun: Vec::new(),
             body: None,
@@ -355,6 +505,29 @@ impl<'e> Passing<'e> {
         }
     }
 
+    /// The upstream has all of the request.
+    fn is_sent(&self) -> bool {
+        self.upload.is_none() && self.unsent.is_none()
+    }
+
+    /// Passes on what is left of the request. Ready where its client is at fault.
+    fn poll_upload(&mut self, cx: &mut Context<'_>, upstream: &mut Stream) -> Poll<Box<Error>> {
+        let Some(upload) = &mut self.upload else {
+            return Poll::Pending;
+        };
+        match ready!(upload.poll(cx, upstream, self.exchange)) {
+            Ok(()) => {}
+            Err(error) if *error.esource() == ErrorSource::Upstream => self.unsent = Some(error),
+            Err(error) => return Poll::Ready(error),
+        }
+        self.upload = None;
+        self.exchange.outlive_client();
+        if self.body.is_none() {
+            self.exchange.watch_answer();
+        }
+        Poll::Pending
+    }
+
     /// Reads what the upstream sends next and makes of it what is to be sent to the client.
     fn poll_next(
         &mut self,
@@ -362,6 +535,9 @@ impl<'e> Passing<'e> {
         upstream: &mut Stream,
         client: &mut Client<'_>,
     ) -> Poll<Progress> {
+        if let Poll::Ready(error) = self.poll_upload(cx, upstream) {
+            return Poll::Ready(Progress::Failed(error));
+        }
         ROOM.with_borrow_mut(|room| {
             let mut read = ReadBuf::new(room);
             match Pin::new(upstream).poll_read(cx, &mut read) {
@@ -370,6 +546,8 @@ impl<'e> Passing<'e> {
                     let error = Error::because(ErrorType::ReadError, self.place(), why);
                     Poll::Ready(Progress::Failed(error.into_up()))
                 }
+                // Until then its bytes are those of its body.
+                Poll::Pending if self.upload.is_some() => Poll::Pending,
                 Poll::Pending => client.poll_left(cx, self.exchange).map(Progress::Failed),
             }
         })
@@ -451,7 +629,11 @@ impl<'e> Passing<'e> {
         }
         if !head.status.is_informational() {
             // It is not sent again from here on.
-            self.exchange.body = Body::None;
+            if let Body::Ready(_) = self.exchange.body {
+                self.exchange.body = Body::None;
+            }
+            // An upstream that does not need the rest may get no more of it.
+            self.keeps_client &= self.exchange.has_come;
             // What ends with the connection comes in chunks too, so that the client's need not end with it.
             self.chunked = !matches!(head.framing, Framing::Length(_));
             self.keeps_upstream = head.keeps_connection;
@@ -562,26 +744,33 @@ impl Client<'_> {
         exchange.turn.places = None;
         let answer = refusal.answer(exchange.protocol());
         exchange.turn.answer.status = Some(answer.status);
-        let rest = exchange.direct.take().and_then(|mut rest| {
+        if let Some(rest) = &mut exchange.direct {
             rest.skip_ahead();
-            (rest.left() > 0).then_some(rest)
-        });
-        self.keeps &= rest.is_none();
+            self.keeps &= rest.left() == 0;
+        }
         let message = answer.message(Some(&exchange.request_id()), self.keeps);
         // A client that cannot be written to has gone; its line says what it would have been told.
         self.keeps &= self.send(&message, exchange).await.is_ok();
         exchange.settle(Ending::Refused(refusal.cause));
         exchange.body = Body::None;
-        if let Some(mut rest) = rest {
+    }
+
+    /// Reads what a client still sends that was answered before: a close with bytes unread would take the answer away.
+    async fn hear_out(&self, rest: Option<DirectBody>) {
+        if let Some(mut rest) = rest
+            && rest.left() > 0
+            && !self.broken
+        {
             // Time is up for whoever still sends.
             let _ = timeout(LINGER_TIME, rest.discard(LINGER_BYTES)).await;
         }
     }
 }
 
+const SENDING: &str = "sending a request";
+
 /// Writes head and body, for each piece of which there is so much time.
 async fn send(stream: &mut Stream, message: [&[u8]; 2], limit: Option<Duration>) -> Result<()> {
-    const SENDING: &str = "sending a request";
     let [head, body] = message;
     let mut pieces = [IoSlice::new(head), IoSlice::new(body)];
     let mut left = &mut pieces[..];
@@ -593,9 +782,14 @@ async fn send(stream: &mut Stream, message: [&[u8]; 2], limit: Option<Duration>)
                 .await
                 .ok_or_else(|| Error::explain(ErrorType::WriteTimedout, SENDING).into_up())?,
         };
-        sent.map_err(|why| Error::because(ErrorType::WriteError, SENDING, why).into_up())?;
+        sent.map_err(unwritten)?;
     }
     Ok(())
+}
+
+/// The upstream took no more of a request.
+fn unwritten(why: io::Error) -> Box<Error> {
+    Error::because(ErrorType::WriteError, SENDING, why).into_up()
 }
 
 /// Writes what the connection takes at once, and takes it away from `left`.
