@@ -26,7 +26,7 @@ const HOP_BY_HOP: [&str; 6] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
-/// The head of an answer to a POST request.
+/// The head of an answer to a request that is not HEAD.
 #[derive(Debug)]
 pub struct AnswerHead {
     pub status: StatusCode,
@@ -128,7 +128,10 @@ impl AnswerHead {
         for line in &*parsed.headers {
             let name = HeaderName::from_bytes(line.name.as_bytes()).map_err(|_| Malformed)?;
             let value = HeaderValue::from_bytes(line.value).map_err(|_| Malformed)?;
-            if name != replaced && !HOP_BY_HOP.contains(&name.as_str()) {
+            let upgrades = status == StatusCode::SWITCHING_PROTOCOLS
+                && (name == header::CONNECTION || name == header::UPGRADE);
+            let stays = upgrades || !HOP_BY_HOP.contains(&name.as_str());
+            if stays && name != replaced {
                 for part in [line.name.as_bytes(), b": ", line.value, b"\r\n"] {
                     wire.extend_from_slice(part);
                 }

@@ -270,6 +270,25 @@ impl ClientSocket {
         self.wire().incoming.skip(count);
     }
 
+    /// Reads what comes next.
+    pub fn poll_read(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let wire = &mut *self.wire();
+        match wire.incoming.take(buf) {
+            true => Poll::Ready(Ok(())),
+            false => wire.carrier.poll_read(cx, buf),
+        }
+    }
+
+    /// Writes behind what Pingora has written; nothing, to have it flushed.
+    pub fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let wire = &mut *self.wire();
+        ready!(wire.poll_send(cx))?;
+        match bytes {
+            [] => wire.carrier.poll_flush(cx).map_ok(|()| 0),
+            _ => wire.carrier.poll_write(cx, bytes),
+        }
+    }
+
     /// Sends all of it, behind what Pingora has written.
     ///
     /// # Errors
@@ -277,15 +296,13 @@ impl ClientSocket {
     pub async fn send(&self, message: &[u8]) -> io::Result<()> {
         let mut left = message;
         poll_fn(|cx| {
-            let wire = &mut *self.wire();
-            ready!(wire.poll_send(cx))?;
             while !left.is_empty() {
-                match ready!(wire.carrier.poll_write(cx, left))? {
+                match ready!(self.poll_write(cx, left))? {
                     0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                     count => left = &left[count..],
                 }
             }
-            wire.carrier.poll_flush(cx)
+            self.poll_write(cx, left).map_ok(|_| ())
         })
         .await
     }

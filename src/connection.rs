@@ -1,7 +1,7 @@
 //! A client's connection as it goes from request to request, and the one deadline against which the current one runs. It
 //! knows nothing of keys or tiers.
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -23,7 +23,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::client_stream::ClientSocket;
-use crate::cork::Cork;
 use crate::intake::LINGER_TIME;
 use crate::proxy::Gate;
 use crate::relay::{Next, Relay};
@@ -83,8 +82,6 @@ pub struct Deadline {
     /// Until when [`Deadline::passes`] sleeps, like `at`; a deadline set before it wakes it.
     asleep_until: AtomicU64,
     earlier: Notify,
-    /// What holds the head of an upgrade request back.
-    pub cork: Cork,
 }
 
 /// Why the rest of a request's body is not waited for.
@@ -193,7 +190,6 @@ impl Deadline {
             patience_ends: AtomicU64::new(NEVER),
             asleep_until: AtomicU64::new(0),
             earlier: Notify::new(),
-            cork: Cork::default(),
         }
     }
 
@@ -468,11 +464,6 @@ impl Front {
     async fn watch<T>(&self, deadline: Arc<Deadline>, work: impl Future<Output = T>) -> Option<T> {
         let work = DEADLINE.scope(deadline.clone(), work);
         tokio::pin!(work);
-        let mut work = poll_fn(|context| {
-            let polled = work.as_mut().poll(context);
-            deadline.cork.count_poll(context);
-            polled
-        });
         let passes = deadline.passes();
         let (draining, drain_over) = (self.draining.cancelled(), self.drain_over.cancelled());
         tokio::pin!(passes, draining, drain_over);

@@ -243,6 +243,11 @@ impl Conversation {
         self.farewell.take().or_else(|| drained.then(restart_frame))
     }
 
+    /// Whether the upstream has said that it closes; its client may then leave in any way.
+    pub fn has_server_closed(&self) -> bool {
+        self.server_closed
+    }
+
     /// The client's side has ended.
     pub fn client_ended(&mut self) {
         self.client_closed = true;

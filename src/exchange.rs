@@ -451,7 +451,7 @@ impl Exchange {
         };
         let settings = &upstream.config;
         let differ = settings.response_timeout < settings.idle_timeout;
-        let kept_here = self.upgrade || self.relayed || differ;
+        let kept_here = self.relayed || differ;
         if kept_here && self.turn.answer.upstream_status.is_none() {
             let limit = settings.response_timeout;
             self.deadline.set(Waiting::ForAnswer, limit);
@@ -460,20 +460,12 @@ impl Exchange {
 
     /// Something of the answer has come; where what follows has the shorter time limit, it is kept here.
     pub fn watch_next_byte(&self) {
-        if self.conversation.is_some() && self.refusal.is_some() {
-            // The time for the farewell is running.
-            return;
-        }
         let Some(upstream) = &self.upstream else {
             return;
         };
-        let upgraded = self.turn.answer.upstream_status == Some(101);
-        if !self.relayed
-            && upstream.config.idle_timeout < upstream.config.response_timeout
-            && !upgraded
-        {
-            self.deadline
-                .set(Waiting::ForMore, upstream.config.idle_timeout);
+        let settings = &upstream.config;
+        if !self.relayed && settings.idle_timeout < settings.response_timeout {
+            self.deadline.set(Waiting::ForMore, settings.idle_timeout);
         } else {
             self.deadline.clear();
         }

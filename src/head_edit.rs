@@ -1,6 +1,6 @@
 //! The head of a request as its upstream is to get it. What is ordered was decided before; where it goes is known.
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::RequestHeader;
 
@@ -77,17 +77,18 @@ impl HeadEdit<'_> {
         Ok(())
     }
 
-    /// The edited head of a POST request over HTTP/1.1, made of the one that came: its lines stay as they are and where
-    /// they are, but for those that change. It is known to be well-formed.
+    /// The edited head of a request over HTTP/1.1, made of the one that came: its lines stay as they are and where they are,
+    /// but for those that change. It is known to be well-formed.
     ///
     /// # Errors
     /// Where a header's new value cannot stand in one.
-    pub fn wire(&self, came: &[u8], headers: &HeaderMap) -> Result<Vec<u8>> {
+    pub fn wire(&self, method: &Method, came: &[u8], headers: &HeaderMap) -> Result<Vec<u8>> {
         const ADDED_BYTES: usize = 256;
         let Changes { removed, mut set } = self.changes(headers)?;
         let mut wire = Vec::with_capacity(came.len() + ADDED_BYTES);
         let prefix = self.origin.url.prefix.as_bytes();
-        for part in [b"POST ", prefix, self.target, b" HTTP/1.1\r\n"] {
+        let method = method.as_str().as_bytes();
+        for part in [method, b" ", prefix, self.target, b" HTTP/1.1\r\n"] {
             wire.extend_from_slice(part);
         }
         let mut written = 0;
@@ -101,9 +102,7 @@ impl HeadEdit<'_> {
                     set.swap(place, written);
                     written += 1;
                 }
-            } else if !HOP_BY_HOP.iter().any(|hop| is(hop))
-                && !removed.iter().any(|name| is(name.as_str()))
-            {
+            } else if !self.goes_no_further(&is) && !removed.iter().any(|name| is(name.as_str())) {
                 wire.extend_from_slice(line);
             }
         }
@@ -112,6 +111,12 @@ impl HeadEdit<'_> {
         }
         wire.extend_from_slice(b"\r\n");
         Ok(wire)
+    }
+
+    /// Whether a header speaks of the client's connection only, and not of what becomes of both.
+    fn goes_no_further(&self, is: &impl Fn(&str) -> bool) -> bool {
+        let is_upgrade = || self.upgrade && (is("connection") || is("upgrade"));
+        HOP_BY_HOP.iter().any(|hop| is(hop)) && !is_upgrade()
     }
 
     fn changes(&self, headers: &HeaderMap) -> Result<Changes<'_>> {
@@ -269,7 +274,9 @@ mod tests {
             upgrade: false,
             length: Length::Known(20),
         };
-        let wire = edit.wire(came.as_bytes(), &head.headers).unwrap();
+        let wire = edit
+            .wire(&Method::POST, came.as_bytes(), &head.headers)
+            .unwrap();
         edit.write(&mut head).unwrap();
         (String::from_utf8(wire).unwrap(), head)
     }

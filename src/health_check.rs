@@ -79,7 +79,7 @@ async fn check(
     address: &Address,
     settings: &HealthCheck,
 ) -> Result<(), String> {
-    let mut peer = address.peer_for(false);
+    let mut peer = address.peer.clone();
     // A connection that allows for more would be kept.
     peer.options.max_h2_streams = 1;
     let asking = ask(connector, &peer, address, settings.path.as_deref());

@@ -1,36 +1,45 @@
-//! A request over HTTP/1.1 that asks for nothing special: a POST whose body has a known length. What is read here has one
-//! reading only; whatever else a client may send is for Pingora to read. It is bytes in, an answer out.
+//! A request over HTTP/1.1 that asks for nothing special: a POST whose body has a known length, or a GET that asks for a
+//! WebSocket. What is read here has one reading only; whatever else a client may send is for Pingora to read. It is bytes in,
+//! an answer out.
+
+use std::ops::Range;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use crate::framing;
 
 /// The most header lines; those who send more are served all the same, a little slower.
-const MOST_LINES: usize = 64;
+const MOST_LINES: usize = 256;
 
 /// Its head.
 #[derive(Debug)]
 pub struct PlainHead {
     /// As it came, to the end of its empty line.
     pub bytes: Bytes,
+    pub method: Method,
     pub headers: HeaderMap,
+    /// The connection is to become a WebSocket (RFC 6455 §4.1).
+    pub upgrades: bool,
     /// Of the body.
     pub length: u64,
     /// Another request may follow.
     pub keeps_connection: bool,
     /// The client waits to be told to go on (RFC 9110 §10.1.1).
     pub waits: bool,
-    target_end: usize,
+    target: Range<usize>,
 }
-
-const BEGIN: &[u8] = b"POST ";
 
 impl PlainHead {
     /// None where it is anything else.
     pub fn read(bytes: Bytes) -> Option<Self> {
-        if !bytes.starts_with(b"POST /") || !framing::is_unambiguous(&bytes) {
+        let method = match &*bytes {
+            [b'P', b'O', b'S', b'T', b' ', b'/', ..] => Method::POST,
+            [b'G', b'E', b'T', b' ', b'/', ..] => Method::GET,
+            _ => return None,
+        };
+        if !framing::is_unambiguous(&bytes) {
             return None;
         }
         let mut lines = [const { std::mem::MaybeUninit::uninit() }; MOST_LINES];
@@ -48,56 +57,85 @@ impl PlainHead {
         let target = parsed.path?;
         // What stands in none (RFC 3986 §3.3 and §3.4) is refused.
         PathAndQuery::from_maybe_shared(bytes.slice_ref(target.as_bytes())).ok()?;
-        let target_end = BEGIN.len() + target.len();
-        let length = headers
-            .get(header::CONTENT_LENGTH)?
-            .to_str()
-            .ok()?
-            .parse()
-            .ok()?;
+        let begin = method.as_str().len() + " ".len();
+        let target = begin..begin + target.len();
+        let length = match headers.get(header::CONTENT_LENGTH) {
+            Some(length) => length.to_str().ok()?.parse().ok()?,
+            None if method == Method::GET => 0,
+            None => return None,
+        };
         let waits = match headers.get(header::EXPECT) {
             None => false,
             Some(value) if value.as_bytes().eq_ignore_ascii_case(b"100-continue") => true,
             Some(_) => return None,
         };
-        let keeps_connection = keeps_connection(&headers)?;
-        let is_plain = has_plain_host(&headers) && !headers.contains_key(header::UPGRADE);
+        let connection = Connection::read(&headers)?;
+        let upgrades = method == Method::GET;
+        let is_plain = has_plain_host(&headers)
+            && upgrades == connection.upgrades
+            && upgrades == asks_for_websocket(&headers)?
+            && !(upgrades && (length > 0 || headers.contains_key(header::TRANSFER_ENCODING)));
         is_plain.then_some(Self {
+            method,
             headers,
+            upgrades,
             length,
-            keeps_connection,
+            keeps_connection: connection.keeps,
             waits,
-            target_end,
+            target,
             bytes,
         })
     }
 
     /// Path and query.
     pub fn target(&self) -> &[u8] {
-        &self.bytes[BEGIN.len()..self.target_end]
+        &self.bytes[self.target.clone()]
     }
+}
+
+/// None where it asks for something else.
+fn asks_for_websocket(headers: &HeaderMap) -> Option<bool> {
+    let mut lines = headers.get_all(header::UPGRADE).iter();
+    match (lines.next(), lines.next()) {
+        (None, _) => Some(false),
+        (Some(line), None) if line.as_bytes().eq_ignore_ascii_case(b"websocket") => Some(true),
+        _ => None,
+    }
+}
+
+/// What is said of the connection.
+struct Connection {
+    keeps: bool,
+    upgrades: bool,
 }
 
 /// One host that is a name or an address, with or without its port.
 fn has_plain_host(headers: &HeaderMap) -> bool {
-    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-.:[]".contains(byte);
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._:[]".contains(byte);
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = hosts.next().map(HeaderValue::as_bytes).unwrap_or_default();
     !host.is_empty() && host.iter().all(is_plain) && hosts.next().is_none()
 }
 
-/// None where `Connection` names headers that go no further (RFC 9110 §7.6.1).
-fn keeps_connection(headers: &HeaderMap) -> Option<bool> {
-    let mut keeps = true;
-    for line in headers.get_all(header::CONNECTION) {
-        let word = line.as_bytes();
-        if word.eq_ignore_ascii_case(b"close") {
-            keeps = false;
-        } else if !word.eq_ignore_ascii_case(b"keep-alive") {
-            return None;
+impl Connection {
+    /// None where it names headers that go no further (RFC 9110 §7.6.1).
+    fn read(headers: &HeaderMap) -> Option<Self> {
+        let mut connection = Self {
+            keeps: true,
+            upgrades: false,
+        };
+        for line in headers.get_all(header::CONNECTION) {
+            for word in line.as_bytes().split(|byte| *byte == b',') {
+                match word.trim_ascii() {
+                    word if word.eq_ignore_ascii_case(b"close") => connection.keeps = false,
+                    word if word.eq_ignore_ascii_case(b"upgrade") => connection.upgrades = true,
+                    word if word.eq_ignore_ascii_case(b"keep-alive") => {}
+                    _ => return None,
+                }
+            }
         }
+        Some(connection)
     }
-    Some(keeps)
 }
 
 #[cfg(test)]
@@ -123,6 +161,27 @@ mod tests {
         let lines = "Host: h\r\nContent-Length: 1\r\nConnection: close\r\nExpect: 100-Continue\r\n";
         let head = read(&format!("POST / HTTP/1.1\r\n{lines}\r\n")).unwrap();
         assert_eq!((head.keeps_connection, head.waits), (false, true));
+    }
+
+    #[test]
+    fn a_get_is_read_where_it_asks_for_an_upgrade() {
+        let get = |lines: &str| read(&format!("GET /x HTTP/1.1\r\nHost: h_1:80\r\n{lines}\r\n"));
+        let head = get("Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n").unwrap();
+        assert_eq!((head.target(), head.length), (&b"/x"[..], 0));
+        assert!(head.upgrades && head.method == Method::GET);
+        for lines in [
+            "",
+            "Connection: upgrade\r\n",
+            "Upgrade: websocket\r\n",
+            "Connection: upgrade\r\nUpgrade: TLS/1.2\r\n",
+            "Connection: upgrade\r\nUpgrade: websocket, h2c\r\n",
+            "Connection: upgrade\r\nUpgrade: websocket\r\nUpgrade: websocket\r\n",
+            "Connection: upgrade, http2-settings\r\nUpgrade: h2c\r\n",
+            "Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 1\r\n",
+            "Connection: upgrade\r\nUpgrade: websocket\r\nTransfer-Encoding: chunked\r\n",
+        ] {
+            assert!(get(lines).is_none(), "{lines:?}");
+        }
     }
 
     #[test]

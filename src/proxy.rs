@@ -10,16 +10,15 @@ use bytes::Bytes;
 use http::header;
 use http::{HeaderName, Method, StatusCode};
 use pingora_core::protocols::Digest;
-use pingora_core::protocols::http::{HttpTask, ServerSession};
+use pingora_core::protocols::http::ServerSession;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::{Error, ErrorType, Result};
+use pingora_core::{Error, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use tokio::time::{Instant, timeout};
 
 use crate::body::{HeldBody, StreamedBody};
 use crate::client_stream::{ClientSocket, DirectBody};
-use crate::connection::{Deadline, Waiting};
 use crate::endpoint::Endpoint;
 use crate::error::{Cause, Refusal};
 use crate::exchange::{Body, Exchange, head_bytes, without_query};
@@ -113,11 +112,7 @@ impl ProxyHttp for Gate {
         exchange: &mut Box<Exchange>,
     ) -> Result<Box<HttpPeer>> {
         let address = exchange.next_address().ok_or_else(no_address)?;
-        let peer = address.peer_for(exchange.upgrade);
-        match exchange.upgrade {
-            true => Ok(Box::new(corked(peer, &exchange.deadline))),
-            false => Ok(Box::new(peer)),
-        }
+        Ok(Box::new(address.peer.clone()))
     }
 
     async fn connected_to_upstream(
@@ -130,7 +125,6 @@ impl ProxyHttp for Gate {
         exchange: &mut Box<Exchange>,
     ) -> Result<()> {
         exchange.deadline.hold_upstream(Some(socket));
-        exchange.deadline.cork.close();
         Ok(())
     }
 
@@ -161,11 +155,6 @@ impl ProxyHttp for Gate {
     where
         Self::CTX: Send + Sync,
     {
-        if session.was_upgraded() {
-            return self
-                .filter_client_frames(session, body, end_of_stream, exchange)
-                .await;
-        }
         if exchange.is_settled() {
             // It was answered without this.
             return drop_piece(body, end_of_stream);
@@ -188,18 +177,13 @@ impl ProxyHttp for Gate {
 
     async fn response_filter(
         &self,
-        session: &mut Session,
+        _session: &mut Session,
         answer: &mut ResponseHeader,
         exchange: &mut Box<Exchange>,
     ) -> Result<()> {
         check_answer(answer, exchange)?;
         exchange.take_answer(answer.status, &answer.headers);
         answer.insert_header(&REQUEST_ID, exchange.request_id())?;
-        if answer.status == StatusCode::SWITCHING_PROTOCOLS {
-            // A socket may stay silent for as long as its peers like.
-            session.set_read_timeout(None);
-            begin_conversation(exchange)?;
-        }
         exchange.watch_next_byte();
         if is_empty(answer) {
             exchange.end_answer();
@@ -217,13 +201,9 @@ impl ProxyHttp for Gate {
         if let Some(bytes) = body {
             exchange.observe(bytes);
         }
-        if exchange.conversation.is_some() {
-            filter_server_frames(body, end_of_stream, exchange);
-        }
         if end_of_stream {
             exchange.end_answer();
-        }
-        if !end_of_stream || exchange.conversation.is_some() {
+        } else {
             exchange.watch_next_byte();
         }
         Ok(None)
@@ -315,10 +295,9 @@ impl Gate {
         let decision = decision.map_err(|denied| exchange.deny(denied))?;
         exchange.admit(decision, head_bytes(head.raw_path(), &head.headers))?;
         let arrival = &exchange.arrival;
-        exchange.upgrade =
-            session.is_upgrade_req() && may_upgrade(&arrival.method, arrival.endpoint);
-        if exchange.upgrade && announces_body(head) {
-            // After the switch its bytes would be taken for frames.
+        let upgrades = session.is_upgrade_req() && may_upgrade(&arrival.method, arrival.endpoint);
+        if upgrades && announces_body(head) {
+            // After a switch its bytes would be taken for frames.
             return Err(Cause::InvalidHttp.into());
         }
         Ok(())
@@ -459,45 +438,6 @@ impl Gate {
         Ok(())
     }
 
-    /// What a client sends on an upgraded connection. Where its messages are judged, only what is good goes on.
-    async fn filter_client_frames(
-        &self,
-        session: &mut Session,
-        body: &mut Option<Bytes>,
-        end_of_stream: bool,
-        exchange: &mut Exchange,
-    ) -> Result<()> {
-        let chunk = body.clone().unwrap_or_default();
-        exchange.turn.request_bytes += chunk.len() as u64;
-        let Some(conversation) = &mut exchange.conversation else {
-            exchange.turn.sent.bytes += chunk.len() as u64;
-            return Ok(());
-        };
-        if chunk.is_empty() && end_of_stream {
-            conversation.client_ended();
-            return Ok(());
-        }
-        let passed = conversation.client_bytes(chunk, &exchange.arrival, &exchange.turn);
-        exchange.deadline.set_idle(conversation.is_idle());
-        exchange.turn.sent.bytes += passed.to_upstream.len() as u64;
-        *body = Some(passed.to_upstream);
-        if let Some(refusal) = passed.refusal {
-            exchange.refusal = Some(refusal);
-            watch_farewell(exchange);
-        }
-        if let Some(frames) = passed.to_client {
-            if !frames.is_empty() {
-                let farewell = vec![HttpTask::UpgradedBody(Some(frames), false)];
-                session
-                    .as_downstream_mut()
-                    .response_duplex_vec(farewell)
-                    .await?;
-            }
-            exchange.deadline.shut_upstream();
-        }
-        Ok(())
-    }
-
     /// Sends the answer for `exchange.refusal`, writes its line, and hears the client out for a moment.
     async fn answer_refusal(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
         let Some(refusal) = exchange.refusal.clone() else {
@@ -569,8 +509,8 @@ fn check_framing(session: &mut Session) -> Result<(), Refusal> {
 
 /// Refuses an answer that the client could take apart in another way than Pingora, and an upgrade that nobody asked for.
 fn check_answer(answer: &ResponseHeader, exchange: &mut Exchange) -> Result<()> {
-    let unasked = answer.status == StatusCode::SWITCHING_PROTOCOLS && !exchange.upgrade;
-    if !unasked && framing::is_unambiguous_answer(&answer.headers) {
+    let upgrades = answer.status == StatusCode::SWITCHING_PROTOCOLS;
+    if !upgrades && framing::is_unambiguous_answer(&answer.headers) {
         return Ok(());
     }
     let words = "the upstream's answer is not well-formed HTTP";
@@ -596,24 +536,6 @@ fn is_empty(answer: &ResponseHeader) -> bool {
     !answer.status.is_informational() && (has_none || length.is_some_and(|length| length == "0"))
 }
 
-/// A peer to which an upgrade goes: its connection is a fresh one, for only those can be corked.
-fn corked(mut peer: HttpPeer, deadline: &Arc<Deadline>) -> HttpPeer {
-    let deadline = deadline.clone();
-    peer.options.upstream_tcp_sock_tweak_hook = Some(Arc::new(move |socket| {
-        let taken = deadline.cork.take(socket);
-        taken.map_err(|why| Error::because(ErrorType::SocketError, "duplicating a socket", why))
-    }));
-    peer
-}
-
-/// A client is to be sent away once the server's message under way has ended, which may take no longer than this.
-fn watch_farewell(exchange: &Exchange) {
-    if let Some(upstream) = &exchange.upstream {
-        let limit = upstream.config.idle_timeout;
-        exchange.deadline.set(Waiting::ForMore, limit);
-    }
-}
-
 /// A forced group's upgrade goes on only to where its messages are judged; elsewhere the request is an ordinary one.
 pub(crate) fn may_upgrade(method: &Method, endpoint: Endpoint) -> bool {
     method == Method::GET && matches!(endpoint, Endpoint::Responses | Endpoint::Other)
@@ -623,35 +545,6 @@ fn announces_body(head: &RequestHeader) -> bool {
     let length = head.headers.get(header::CONTENT_LENGTH);
     head.headers.contains_key(header::TRANSFER_ENCODING)
         || length.is_some_and(|length| length != "0")
-}
-
-fn begin_conversation(exchange: &mut Exchange) -> Result<()> {
-    if exchange.arrival.endpoint != Endpoint::Responses {
-        return Ok(());
-    }
-    if let Err(refusal) = exchange.begin_conversation() {
-        exchange.refusal = Some(refusal);
-        return Error::e_explain(REFUSED, "the upgrade is refused");
-    }
-    exchange.deadline.set_idle(true);
-    Ok(())
-}
-
-/// What the upstream sends on an upgraded connection goes on as it is, until the proxy has a last word.
-fn filter_server_frames(body: &mut Option<Bytes>, end_of_stream: bool, exchange: &mut Exchange) {
-    let Some(conversation) = &mut exchange.conversation else {
-        return;
-    };
-    let last_word = match body {
-        Some(bytes) => conversation.server_bytes(bytes, &exchange.arrival, &exchange.turn),
-        None if end_of_stream => conversation.server_ended(),
-        None => None,
-    };
-    exchange.deadline.set_idle(conversation.is_idle());
-    if let Some(frames) = last_word {
-        *body = Some(frames);
-        exchange.deadline.shut_upstream();
-    }
 }
 
 /// What is to be done to the body. A request of some methods may go without one, and then has none that could carry a

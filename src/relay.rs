@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::{Method, StatusCode};
+use http::StatusCode;
 use pingora_core::connectors::TransportConnector;
 use pingora_core::protocols::Stream;
 use pingora_core::{Error, ErrorSource, ErrorType, OrErr, Result};
@@ -24,15 +24,16 @@ use crate::answer::{AnswerBody, AnswerHead, Framing, Malformed, Piece};
 use crate::body::{HeldBody, StreamedBody};
 use crate::client_stream::{ClientSocket, DirectBody, Opening};
 use crate::connection::Waiting;
-use crate::endpoint::Protocol;
+use crate::endpoint::{Endpoint, Protocol};
 use crate::error::{Cause, Refusal};
 use crate::exchange::{Body, Exchange, head_bytes, without_query};
 use crate::failure::{REFUSED, ending_of, no_address, refused};
 use crate::intake::{LINGER_BYTES, LINGER_TIME, Stop, read_past};
 use crate::plain_request::PlainHead;
 use crate::policy::Head;
-use crate::proxy::REQUEST_ID;
+use crate::proxy::{REQUEST_ID, may_upgrade};
 use crate::state::State;
+use crate::tunnel;
 use crate::turn::Ending;
 use crate::upstream::Address;
 
@@ -50,6 +51,11 @@ const REPLAY_BYTES: u64 = 64 * 1024;
 thread_local! {
     /// Into which a read goes that is done with before the next: a stream that waits has no buffer of its own.
     static ROOM: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into_boxed_slice());
+}
+
+/// Does something that ends at once with the thread's buffer.
+pub(crate) fn with_room<T>(read: impl FnOnce(&mut [u8]) -> T) -> T {
+    ROOM.with_borrow_mut(|room| read(room))
 }
 
 /// Serves requests past Pingora.
@@ -120,6 +126,8 @@ enum Progress {
     More,
     /// To its end; whether the upstream's connection may be used again.
     Ended(bool),
+    /// The connection is another one from here on.
+    Upgraded,
     Failed(Box<Error>),
 }
 
@@ -152,18 +160,24 @@ impl Relay {
     /// Decides the request; none where it is not for here.
     fn take_up(&self, head: &PlainHead, peer: IpAddr) -> Option<Taken> {
         let asked = Head {
-            method: &Method::POST,
+            method: &head.method,
             path: without_query(head.target()),
             headers: &head.headers,
         };
         let policy = self.state.policy.current();
         let decision = policy.decide(&asked).ok()?;
         let upstream = self.state.upstream(&decision.group.upstream.name)?;
-        if !upstream.is_http1 {
+        let is_here = match head.upgrades {
+            // Those are never spoken to in HTTP/2.
+            true => may_upgrade(&head.method, decision.endpoint),
+            false => upstream.is_http1,
+        };
+        if !is_here {
             return None;
         }
         let mut exchange = Box::new(Exchange::under(&self.state, policy));
         exchange.relayed = true;
+        exchange.upgrade = head.upgrades;
         exchange.read_head(&asked, Some(peer));
         let admitted = exchange.admit(decision, head_bytes(head.target(), &head.headers));
         Some(Taken { exchange, admitted })
@@ -228,6 +242,10 @@ impl Relay {
         exchange: &mut Exchange,
     ) -> Result<Option<Upload>, Stop> {
         const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+        if head.upgrades {
+            exchange.has_come = true;
+            return Ok(None);
+        }
         let (headers, length) = (&head.headers, Some(head.length));
         let State { limits, budget, .. } = &*self.state;
         exchange.body = match exchange.turn.order {
@@ -269,7 +287,7 @@ impl Relay {
     ) -> Result<()> {
         loop {
             let address = exchange.next_address().ok_or_else(no_address)?;
-            let error = match self.connect(&address).await {
+            let error = match self.connect(&address, head.upgrades).await {
                 Ok((stream, reused)) => {
                     let rest = upload.as_mut();
                     match attempt(client, head, rest, exchange, stream, &address).await {
@@ -292,7 +310,12 @@ impl Relay {
     }
 
     /// A connection to there, and whether it was used before.
-    async fn connect(&self, address: &Address) -> Result<(Stream, bool)> {
+    async fn connect(&self, address: &Address, upgrades: bool) -> Result<(Stream, bool)> {
+        if upgrades {
+            let peer = Box::new(address.upgrade_peer());
+            let stream = Box::pin(self.connector.new_stream(&*peer)).await?;
+            return Ok((stream, false));
+        }
         if let Some(stream) = address.idle.take() {
             return Ok((stream, true));
         }
@@ -318,9 +341,10 @@ async fn attempt(
     address: &Address,
 ) -> Result<()> {
     exchange.deadline.hold_upstream(Some(stream.id()));
-    let edited = exchange
-        .head_edit(head.target())?
-        .wire(&head.bytes, &head.headers)?;
+    let edited =
+        exchange
+            .head_edit(head.target())?
+            .wire(&head.method, &head.bytes, &head.headers)?;
     exchange.begin_attempt();
     let limit = address.peer.options.write_timeout;
     let sent = match &mut upload {
@@ -332,6 +356,7 @@ async fn attempt(
             exchange.turn.sent.bytes = upload.sent as u64;
             sent
         }
+        None if head.upgrades => send(&mut stream, [&edited, &[]], limit).await,
         None => {
             let body = exchange.send_ready();
             let body = body.map_err(|refusal| refused(exchange, refusal))?;
@@ -382,10 +407,18 @@ async fn pass_answer(
                 passing.wire = Vec::new();
             }
         }
-        if let Progress::Failed(error) = progress {
-            return Err(passing.unsent.unwrap_or(error));
+        match progress {
+            Progress::Upgraded => {
+                client.keeps = false;
+                let Passing {
+                    exchange, begun, ..
+                } = passing;
+                // Boxed, for it is large, and the others need no room for it.
+                return Box::pin(tunnel::pass(exchange, client.socket, upstream, &begun)).await;
+            }
+            Progress::Failed(error) => return Err(passing.unsent.unwrap_or(error)),
+            _ => passing.exchange.watch_next_piece(),
         }
-        passing.exchange.watch_next_piece();
     }
 }
 
@@ -538,7 +571,7 @@ impl<'e> Passing<'e> {
         if let Poll::Ready(error) = self.poll_upload(cx, upstream) {
             return Poll::Ready(Progress::Failed(error));
         }
-        ROOM.with_borrow_mut(|room| {
+        with_room(|room| {
             let mut read = ReadBuf::new(room);
             match Pin::new(upstream).poll_read(cx, &mut read) {
                 Poll::Ready(Ok(())) => Poll::Ready(self.take(read.filled())),
@@ -598,12 +631,18 @@ impl<'e> Passing<'e> {
                 self.begun = bytes.to_owned();
                 return Ok(Progress::More);
             };
-            if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            let upgrades = head.status == StatusCode::SWITCHING_PROTOCOLS;
+            if upgrades && !self.exchange.upgrade {
                 // Nobody has asked for it.
                 return Err(self.refuse(Malformed));
             }
             self.pass_head(&head);
             bytes = &bytes[head.bytes..];
+            if upgrades {
+                begin_conversation(self.exchange).inspect_err(|_| self.wire.clear())?;
+                self.begun = bytes.to_owned();
+                return Ok(Progress::Upgraded);
+            }
             if !head.status.is_informational() {
                 self.body = Some(AnswerBody::new(head.framing));
                 return self.take_body(bytes);
@@ -768,6 +807,19 @@ impl Client<'_> {
 }
 
 const SENDING: &str = "sending a request";
+
+/// The messages of a WebSocket are judged where they ask for responses.
+fn begin_conversation(exchange: &mut Exchange) -> Result<()> {
+    if exchange.arrival.endpoint != Endpoint::Responses {
+        return Ok(());
+    }
+    if let Err(refusal) = exchange.begin_conversation() {
+        exchange.refusal = Some(refusal);
+        return Error::e_explain(REFUSED, "the upgrade is refused");
+    }
+    exchange.deadline.set_idle(true);
+    Ok(())
+}
 
 /// Writes head and body, for each piece of which there is so much time.
 async fn send(stream: &mut Stream, message: [&[u8]; 2], limit: Option<Duration>) -> Result<()> {

@@ -282,15 +282,10 @@ impl Origin {
 }
 
 impl Address {
-    /// Where to connect to, and how. An upgraded connection may stay silent for as long as its peers like, and HTTP/2
-    /// cannot carry one.
-    pub fn peer_for(&self, upgrade: bool) -> HttpPeer {
+    /// Where to connect to for an upgrade, and how: HTTP/2 cannot carry one.
+    pub fn upgrade_peer(&self) -> HttpPeer {
         let mut peer = self.peer.clone();
-        if upgrade {
-            peer.options.read_timeout = None;
-            peer.options.set_http_version(1, 1);
-            Material::upgrades(&mut peer);
-        }
+        peer.options.set_http_version(1, 1);
         peer
     }
 }
@@ -541,13 +536,13 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_of_https_always_has_a_name_and_upgrades_a_group_of_their_own() {
+    fn a_peer_of_https_always_has_a_name_and_upgrades_do_not_speak_http_2() {
         let upstream = upstream("https://h");
         upstream.take_sockets(0, sockets([1]));
         let address = &upstream.addresses()[0];
-        let (plain, upgrade) = (address.peer_for(false), address.peer_for(true));
+        let (plain, upgrade) = (&address.peer, address.upgrade_peer());
         assert_eq!((plain.sni.as_str(), upgrade.sni.as_str()), ("h", "h"));
-        assert_ne!(plain.group_key, upgrade.group_key);
-        assert!(plain.options.read_timeout.is_some() && upgrade.options.read_timeout.is_none());
+        assert_eq!(plain.options.alpn.get_max_http_version(), 2);
+        assert_eq!(upgrade.options.alpn.get_max_http_version(), 1);
     }
 }

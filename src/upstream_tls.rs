@@ -27,8 +27,6 @@ pub struct Material {
     group: u64,
 }
 
-/// One number for ordinary connections, and the next one for upgrades.
-const GROUP_STEP: u64 = 2;
 static NEXT_GROUP: AtomicU64 = AtomicU64::new(0);
 
 impl Default for Material {
@@ -37,7 +35,7 @@ impl Default for Material {
         Self {
             authorities: None,
             identity: None,
-            group: NEXT_GROUP.fetch_add(GROUP_STEP, Ordering::Relaxed),
+            group: NEXT_GROUP.fetch_add(1, Ordering::Relaxed),
         }
     }
 }
@@ -78,11 +76,6 @@ impl Material {
         peer.options.ca.clone_from(&self.authorities);
         peer.client_cert_key.clone_from(&self.identity);
         peer.group_key = self.group;
-    }
-
-    /// The group of connections for upgrades, which no other request uses.
-    pub fn upgrades(peer: &mut HttpPeer) {
-        peer.group_key |= 1;
     }
 }
 
