@@ -38,6 +38,7 @@ pub mod upgrade;
 
 // Decide.
 pub mod api_key;
+pub mod background;
 pub mod check;
 pub mod config;
 mod config_file;

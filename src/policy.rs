@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, Method};
+use sha2::{Digest, Sha256};
 
 pub use crate::api_key::{Credential, CredentialHeader, hash_key};
-use crate::api_key::{KeyTable, NoKey, digest, hex};
+use crate::api_key::{KeyTable, NoKey, hex};
+use crate::background::give_way;
 use crate::config::{Config, MessagesMode, Upstream};
 use crate::config_file::Draft;
 use crate::endpoint::{self, Endpoint};
@@ -424,7 +426,13 @@ impl Holder {
 }
 
 fn revision(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex(&digest(bytes)[..6]))
+    const PIECE_BYTES: usize = 4 * 1024;
+    let mut hasher = Sha256::new();
+    for piece in bytes.chunks(PIECE_BYTES) {
+        give_way();
+        hasher.update(piece);
+    }
+    format!("sha256:{}", hex(&hasher.finalize()[..6]))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::api_key::{KeyTable, NewKey, digest, parse_digest};
+use crate::background::give_way;
 use crate::config::{Config, MessagesMode, Upstream};
 use crate::config_file::{MAX_IN_FLIGHT, check_name};
 use crate::mistake::{Mistakes, Place, nearest, shown};
@@ -170,6 +171,7 @@ impl Reader<'_> {
     }
 
     fn key<'n>(&'n self, entry: &'n Entry<'_>, groups: &GroupNames<'_>) -> Option<NewKey<'n>> {
+        give_way();
         let digest = self.listed_digest(entry);
         let (mut name, mut enabled) = (None, true);
         let group = if entry.value.is_mapping() {

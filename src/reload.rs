@@ -13,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
 
+use crate::background;
 use crate::config::Mistake;
 use crate::yaml::FileBytes;
 
@@ -23,9 +24,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(25);
 const SETTLED_AFTER: Duration = Duration::from_millis(100);
 /// A file that never settles is taken after this all the same.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// A tenth of a processor that others use up, all of one that they do not (`nice(2)`; on Linux it is the thread's own).
-const NICENESS: i32 = 10;
 
 /// A file and what to do with its new content, or with the reason why there is none.
 pub struct Follower {
@@ -82,19 +80,12 @@ impl Follower {
     }
 }
 
-/// Lets requests go first where they need the processor that this thread is on. Reading 100,000 keys takes hundreds of
-/// milliseconds, and waits for whoever has written them better than a client does.
-pub fn step_back() {
-    if let Err(why) = rustix::process::setpriority_process(None, NICENESS) {
-        log::debug!("the reload thread is as urgent as any: {why}");
-    }
-}
-
 /// Whoever asks for a reload is told here when it is done.
 pub type Reloaded = oneshot::Sender<()>;
 
 /// Follows the files until the other end of `reload_now` is dropped. A message on it has all of them read at once.
 pub fn follow(mut followers: Vec<Follower>, reload_now: &Receiver<Reloaded>) {
+    background::enter();
     loop {
         match reload_now.recv_timeout(LOOK_EVERY) {
             Ok(done) => {

@@ -86,10 +86,7 @@ impl Server {
         let (reload_now, asked) = mpsc::channel();
         std::thread::Builder::new()
             .name("reload".to_owned())
-            .spawn(move || {
-                reload::step_back();
-                reload::follow(followers, &asked);
-            })
+            .spawn(move || reload::follow(followers, &asked))
             .map_err(|why| StartError::Io("the reload thread".to_owned(), why))?;
         Ok(Self {
             state,
