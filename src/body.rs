@@ -57,7 +57,8 @@ enum Look {
     Plain,
     /// A copy is decoded; this much more may come out of it.
     Decoded(Box<Decoder>, u64, Lease),
-    /// It is not what its head said; what was seen so far stands.
+    /// It is not what its head said, or there was no room to look at all of it. A part could say the opposite of the whole,
+    /// so nothing is told of it.
     Stopped,
 }
 
@@ -253,7 +254,12 @@ impl StreamedBody {
         if self.received > self.limits.body {
             return Err(Cause::BodyTooLarge.into());
         }
-        let Self { observer, look, .. } = self;
+        let Self {
+            observer,
+            look,
+            limits,
+            ..
+        } = self;
         match look {
             Look::Plain => observer.feed(chunk),
             Look::Stopped => {}
@@ -271,6 +277,7 @@ impl StreamedBody {
                     .is_err()
                 {
                     *look = Look::Stopped;
+                    *observer = Observer::new(limits.json_depth);
                 }
             }
         }

@@ -6,7 +6,6 @@ use std::fmt;
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
-use pingora_core::protocols::http::date::get_cached_date;
 use serde_json::json;
 
 use crate::access_log::Outcome;
@@ -103,7 +102,12 @@ impl Refusal {
 impl Answer {
     /// As HTTP/1.1 has it, for who speaks past Pingora. Where the request has an id, it is told; where the connection ends
     /// behind it, that too.
-    pub fn message(&self, id: Option<&HeaderValue>, keeps_connection: bool) -> Vec<u8> {
+    pub fn message(
+        &self,
+        date: &HeaderValue,
+        id: Option<&HeaderValue>,
+        keeps_connection: bool,
+    ) -> Vec<u8> {
         let reason = StatusCode::from_u16(self.status)
             .ok()
             .and_then(|status| status.canonical_reason());
@@ -119,7 +123,7 @@ impl Answer {
                 message.extend_from_slice(part);
             }
         };
-        line("date", get_cached_date().as_bytes());
+        line("date", date.as_bytes());
         if let Some(id) = id {
             line("x-tiergate-request-id", id.as_bytes());
         }

@@ -1,6 +1,8 @@
 //! What an error of Pingora's means for the request that it ended, and whether to try again. Errors are told here and
 //! nowhere else.
 
+use std::io;
+
 use pingora_core::{Error, ErrorSource, ErrorType};
 
 use crate::error::{Cause, Refusal};
@@ -21,6 +23,19 @@ pub fn no_address() -> Box<Error> {
 pub fn refused(exchange: &mut Exchange, refusal: Refusal) -> Box<Error> {
     exchange.refusal = Some(refusal);
     Error::explain(REFUSED, "the body is refused").into_down()
+}
+
+/// What was being done.
+const SENDING: &str = "sending a request";
+
+/// The upstream took no more of a request.
+pub fn unwritten(why: io::Error) -> Box<Error> {
+    Error::because(ErrorType::WriteError, SENDING, why).into_up()
+}
+
+/// It took no more of a request for too long.
+pub fn unwritten_in_time() -> Box<Error> {
+    Error::explain(ErrorType::WriteTimedout, SENDING).into_up()
 }
 
 /// Whether the upstream had closed a pooled connection before it took the request: it ended without a byte or an error,

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use pingora_core::protocols::http::date::get_cached_date;
 use pingora_core::protocols::tls::{SslDigest, TlsRef};
 use pingora_core::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
@@ -102,7 +103,9 @@ impl<S: AsyncWrite + Unpin> PatientStream<S> {
     /// Pingora cannot answer a request that it has not read; it ends the connection.
     fn refuse_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let refusal = Refusal::from(Cause::HeaderTooLarge);
-        let message = refusal.answer(Protocol::OpenAi).message(None, false);
+        let message = refusal
+            .answer(Protocol::OpenAi)
+            .message(&get_cached_date(), None, false);
         // As far as it goes: the client is not waited for.
         let _ = Pin::new(&mut self.io).poll_write(cx, &message);
         let _ = Pin::new(&mut self.io).poll_flush(cx);

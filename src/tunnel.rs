@@ -17,7 +17,7 @@ use crate::client_stream::ClientSocket;
 use crate::connection::Waiting;
 use crate::exchange::Exchange;
 use crate::intake::LINGER_TIME;
-use crate::relay::with_room;
+use crate::passing::with_room;
 
 /// A buffer that grew beyond this is given back once it is empty.
 const KEPT_BYTES: usize = 4 * 1024;

@@ -13,7 +13,9 @@ pub use source::*;
 #[allow(dead_code)]
 mod source {
     pub mod access_log;
+    pub mod answer;
     pub mod api_key;
+    pub mod background;
     pub mod body;
     pub mod client_address;
     pub mod config;
@@ -21,9 +23,11 @@ mod source {
     pub mod content_coding;
     pub mod endpoint;
     pub mod error;
+    pub mod framing;
     pub mod json;
     pub mod log_line;
     pub mod mistake;
+    pub mod plain_request;
     pub mod policy;
     pub(crate) mod policy_file;
     pub mod service_tier;

@@ -202,6 +202,27 @@ fn bodies_under_a_content_coding_are_sent_on_decoded() {
 }
 
 #[test]
+fn a_coded_body_that_cannot_be_looked_at_to_its_end_tells_nothing() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("limits: {decoded_body: 8KiB}")
+        .run();
+    let filling = "x".repeat(20_000);
+    let body = format!(
+        r#"{{"model":"m","service_tier":"flex","input":"{filling}","service_tier":"priority"}}"#
+    );
+    let coded = coded("gzip", &body);
+    let client = proxy.client("sk-plain").header("Content-Encoding", "gzip");
+    assert_eq!(client.post("/v1/responses", &coded).status, 200);
+    assert_eq!(upstream.requests(1)[0].body, coded);
+    let record = proxy.record();
+    for member in ["service_tier", "service_tier_client", "model"] {
+        assert_eq!(record[member], serde_json::Value::Null, "{member}");
+    }
+}
+
+#[test]
 fn headers_pass_but_for_those_of_the_connection() {
     let upstream = upstream::json("{}").run();
     let proxy = proxy::new().upstream(&upstream).run();

@@ -33,13 +33,39 @@ fn a_body_with_a_length_arrives_once_and_whole_however_it_is_cut_into_packets() 
 
 #[test]
 fn so_does_one_that_is_read_through_pingora() {
-    // Whatever names a coding goes that way.
-    let named = |proxy: &Proxy| {
+    // Whose connection names a header goes that way, and so does the body that names a coding.
+    let special = |proxy: &Proxy| {
         proxy
             .client("sk-fast")
-            .header("Content-Encoding", "identity")
+            .header("Connection", "keep-alive, x-none")
     };
-    arrives_however_it_is_cut(named);
+    arrives_however_it_is_cut(special);
+    arrives_however_it_is_cut(|proxy| special(proxy).header("Content-Encoding", "identity"));
+}
+
+#[test]
+fn a_body_that_is_not_rewritten_arrives_as_it_came_however_it_is_cut_into_packets() {
+    let (upstream, proxy) = forced();
+    let mut count = 0;
+    for size in SIZES {
+        for with_head in [0, 1, 4096, size] {
+            let body = object_of(size);
+            let client = proxy.client("sk-plain");
+            let mut connection = client.connect();
+            let at = with_head.min(size);
+            connection.send([client.head_of("/v1/responses", size), body[..at].to_vec()].concat());
+            upstream.await_heads(count + 1);
+            connection.send(&body[at..]);
+            assert_eq!(connection.answer().status, 200);
+            count += 1;
+            let request = &upstream.requests(count)[count - 1];
+            assert!(request.whole && request.body == body, "{size}, {with_head}");
+            let record = &proxy.access_log(count)[count - 1];
+            assert_eq!(record["service_tier"], "default");
+            assert_eq!(record["request_bytes"], size);
+            assert_eq!(record["upstream_request_bytes"], size);
+        }
+    }
 }
 
 fn arrives_however_it_is_cut(client: impl Fn(&Proxy) -> Client) {
