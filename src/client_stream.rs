@@ -295,16 +295,21 @@ impl ClientSocket {
     /// Of the connection.
     pub async fn send(&self, message: &[u8]) -> io::Result<()> {
         let mut left = message;
-        poll_fn(|cx| {
-            while !left.is_empty() {
-                match ready!(self.poll_write(cx, left))? {
-                    0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                    count => left = &left[count..],
-                }
+        poll_fn(|cx| self.poll_send(cx, &mut left)).await
+    }
+
+    /// Sends what is left of a message and takes it away from there. Ready when nothing is.
+    ///
+    /// # Errors
+    /// Of the connection.
+    pub fn poll_send(&self, cx: &mut Context<'_>, left: &mut &[u8]) -> Poll<io::Result<()>> {
+        while !left.is_empty() {
+            match ready!(self.poll_write(cx, left))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => *left = &left[count..],
             }
-            self.poll_write(cx, left).map_ok(|_| ())
-        })
-        .await
+        }
+        self.poll_write(cx, left).map_ok(|_| ())
     }
 
     /// Ready when the client has ended its side, or is gone. What it sends in the meantime is kept for its next request.

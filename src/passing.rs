@@ -90,7 +90,7 @@ impl<'e> Passing<'e> {
     }
 
     /// Passes on what is left of the request. Ready where its client is at fault.
-    fn poll_upload(&mut self, cx: &mut Context<'_>, upstream: &mut Stream) -> Poll<Box<Error>> {
+    pub fn poll_upload(&mut self, cx: &mut Context<'_>, upstream: &mut Stream) -> Poll<Box<Error>> {
         let Some(upload) = &mut self.upload else {
             return Poll::Pending;
         };
@@ -127,7 +127,7 @@ impl<'e> Passing<'e> {
                 }
                 // Until then its bytes are those of its body.
                 Poll::Pending if self.upload.is_some() => Poll::Pending,
-                Poll::Pending => client.poll_left(cx, self.exchange).map(Progress::Failed),
+                Poll::Pending => client.poll_left(cx).map(Progress::Failed),
             }
         })
     }

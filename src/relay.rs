@@ -21,6 +21,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::body::{HeldBody, StreamedBody};
 use crate::client_stream::{ClientSocket, DirectBody, Opening};
+use crate::connection::Deadline;
 use crate::endpoint::Protocol;
 use crate::error::{Cause, Refusal};
 use crate::exchange::{Body, Exchange, head_bytes, without_query};
@@ -62,6 +63,9 @@ pub enum Next {
 /// The client of a request.
 pub struct Client<'c> {
     socket: &'c ClientSocket,
+    deadline: Arc<Deadline>,
+    /// How long it may take no byte.
+    write_timeout: Duration,
     /// It had the head of an answer, or a part of one.
     answered: bool,
     /// Another request may follow.
@@ -135,6 +139,8 @@ impl Relay {
         let drains = self.state.is_draining();
         let mut client = Client {
             socket,
+            deadline: exchange.deadline.clone(),
+            write_timeout: self.state.limits.write_timeout,
             answered: false,
             keeps: head.keeps_connection && !drains,
             ended: false,
@@ -201,7 +207,7 @@ impl Relay {
             }
         };
         if head.waits {
-            let told = client.send(CONTINUE, exchange).await;
+            let told = client.send(CONTINUE).await;
             told.map_err(Stop::Broken)?;
         }
         if exchange.turn.order.is_none() {
@@ -303,7 +309,7 @@ async fn attempt(
             tokio::select! {
                 biased;
                 sent = send(&mut stream, [&edited, &body], limit) => sent,
-                left = client.leaves(exchange) => return Err(left),
+                left = client.leaves() => return Err(left),
             }
         }
     };
@@ -336,14 +342,16 @@ async fn pass_answer(
                 // Nor is a client to have the end of what is not in the log.
                 passing.exchange.settle(passing.exchange.ending());
             }
-            return client.send(&passing.wire, passing.exchange).await;
+            return client.send(&passing.wire).await;
         }
         if !passing.wire.is_empty() {
             client.answered = true;
-            client.send(&passing.wire, passing.exchange).await?;
-            passing.wire.clear();
-            if passing.wire.capacity() > KEPT_BYTES {
-                passing.wire = Vec::new();
+            let mut wire = std::mem::take(&mut passing.wire);
+            let meanwhile = |cx: &mut Context<'_>| passing.poll_upload(cx, &mut upstream);
+            client.send_while(&wire, meanwhile).await?;
+            wire.clear();
+            if wire.capacity() <= KEPT_BYTES {
+                passing.wire = wire;
             }
         }
         match progress {
@@ -363,30 +371,56 @@ async fn pass_answer(
 
 impl Client<'_> {
     /// Sends a piece of the answer, if the client is still there.
-    async fn send(&mut self, message: &[u8], exchange: &Exchange) -> Result<()> {
+    async fn send(&mut self, message: &[u8]) -> Result<()> {
+        self.send_while(message, |_| Poll::Pending).await
+    }
+
+    /// The same, and does something meanwhile, which may fail: a client need not read before it has sent everything.
+    async fn send_while(
+        &mut self,
+        message: &[u8],
+        mut meanwhile: impl FnMut(&mut Context<'_>) -> Poll<Box<Error>>,
+    ) -> Result<()> {
+        const WRITING: &str = "writing to the client";
         if self.broken {
             return Ok(());
         }
-        let limit = exchange.state.limits.write_timeout;
-        let sent = match within(limit, self.socket.send(message)).await {
-            Some(sent) => sent.or_err(ErrorType::WriteError, "writing to the client"),
-            None => Error::e_explain(ErrorType::WriteTimedout, "writing to the client"),
+        let mut left = message;
+        let sending = std::future::poll_fn(|cx| {
+            if let Poll::Ready(error) = meanwhile(cx) {
+                return Poll::Ready(Err(error));
+            }
+            let sent = self.socket.poll_send(cx, &mut left);
+            sent.map(|sent| {
+                sent.or_err(ErrorType::WriteError, WRITING)
+                    .map_err(Error::into_down)
+            })
+        });
+        let sent = match within(self.write_timeout, sending).await {
+            Some(sent) => sent,
+            None => Err(Error::explain(ErrorType::WriteTimedout, WRITING).into_down()),
+        };
+        let is_written = |error: &Error| {
+            matches!(
+                error.etype(),
+                ErrorType::WriteError | ErrorType::WriteTimedout
+            )
         };
         match sent {
-            Err(_) if exchange.deadline.client_leaves() => {
+            Err(error) if is_written(&error) && self.deadline.client_leaves() => {
                 self.broken = true;
                 Ok(())
             }
-            sent => sent.map_err(Error::into_down),
+            sent => sent,
         }
     }
 
     /// Ready when the client leaves and its request ends with it.
-    pub fn poll_left(&mut self, cx: &mut Context<'_>, exchange: &Exchange) -> Poll<Box<Error>> {
+    pub fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<Box<Error>> {
         if self.ended || self.socket.poll_left(cx).is_pending() {
             return Poll::Pending;
         }
-        if exchange.deadline.client_leaves() {
+        if self.deadline.client_leaves() {
             self.ended = true;
             return Poll::Pending;
         }
@@ -394,8 +428,8 @@ impl Client<'_> {
         Poll::Ready(error.into_down())
     }
 
-    async fn leaves(&mut self, exchange: &Exchange) -> Box<Error> {
-        std::future::poll_fn(|cx| self.poll_left(cx, exchange)).await
+    async fn leaves(&mut self) -> Box<Error> {
+        std::future::poll_fn(|cx| self.poll_left(cx)).await
     }
 
     /// Sends the answer for the exchange's refusal, writes its line, and hears the client out for a moment.
@@ -412,7 +446,7 @@ impl Client<'_> {
         }
         let message = answer.message(&get_cached_date(), Some(&exchange.request_id()), self.keeps);
         // A client that cannot be written to has gone; its line says what it would have been told.
-        self.keeps &= self.send(&message, exchange).await.is_ok();
+        self.keeps &= self.send(&message).await.is_ok();
         exchange.settle(Ending::Refused(refusal.cause));
         exchange.body = Body::None;
     }
