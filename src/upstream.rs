@@ -62,7 +62,7 @@ pub struct Address {
     pub origin: Arc<Origin>,
     pub health: Arc<Health>,
     pub peer: HttpPeer,
-    /// Connections of held requests; for others Pingora has a pool.
+    /// Connections of what is relayed; for others Pingora has a pool.
     pub idle: Arc<IdleConnections>,
 }
 
