@@ -132,9 +132,7 @@ impl AnswerHead {
                 && (name == header::CONNECTION || name == header::UPGRADE);
             let stays = upgrades || !HOP_BY_HOP.contains(&name.as_str());
             if stays && name != replaced {
-                for part in [line.name.as_bytes(), b": ", line.value, b"\r\n"] {
-                    wire.extend_from_slice(part);
-                }
+                framing::write_line(wire, line.name.as_bytes(), line.value);
             }
             headers.append(name, value);
         }
@@ -173,10 +171,8 @@ impl Framing {
 /// RFC 9112 §9.3. An answer of HTTP/1.0 in chunks has a framing that its version does not know (§6.1).
 fn keeps_connection(headers: &HeaderMap, is_1_1: bool) -> bool {
     let says = |option: &str| {
-        let lines = headers.get_all(header::CONNECTION).iter();
-        let words = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
-        let mut words = words.map(|word| word.trim_ascii());
-        words.any(|word| word.eq_ignore_ascii_case(option.as_bytes()))
+        let mut said = framing::list_members(headers, &header::CONNECTION);
+        said.any(|word| word.eq_ignore_ascii_case(option.as_bytes()))
     };
     match is_1_1 {
         true => !says("close"),

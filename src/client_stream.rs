@@ -633,7 +633,7 @@ fn is_strange(bytes: &[u8]) -> bool {
 }
 
 /// Empties a buffer, and gives it back where it is large.
-fn empty(buffer: &mut Vec<u8>) {
+pub fn empty(buffer: &mut Vec<u8>) {
     buffer.clear();
     if buffer.capacity() > KEPT_BYTES {
         *buffer = Vec::new();

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::access_log::Outcome;
 use crate::endpoint::Protocol;
+use crate::framing::write_line;
 
 /// Why a request was not answered by its upstream. Each has a code that clients and the access log see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +101,18 @@ impl Refusal {
 }
 
 impl Answer {
+    /// All but its date, the request's id and what is said of the connection.
+    pub fn headers(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let always = [
+            ("content-type", "application/json".to_owned()),
+            ("content-length", self.body.len().to_string()),
+        ];
+        let retry_after = self.retry_after;
+        let retry_after = retry_after.map(|seconds| ("retry-after", seconds.to_string()));
+        let should_retry = (!self.should_retry).then(|| ("x-should-retry", "false".to_owned()));
+        always.into_iter().chain(retry_after).chain(should_retry)
+    }
+
     /// As HTTP/1.1 has it, for who speaks past Pingora. Where the request has an id, it is told; where the connection ends
     /// behind it, that too.
     pub fn message(
@@ -111,27 +124,19 @@ impl Answer {
         let reason = StatusCode::from_u16(self.status)
             .ok()
             .and_then(|status| status.canonical_reason());
-        let mut message = format!(
-            "HTTP/1.1 {} {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n",
+        let first = format!(
+            "HTTP/1.1 {} {}\r\n",
             self.status,
-            reason.unwrap_or_default(),
-            self.body.len(),
-        )
-        .into_bytes();
-        let mut line = |name: &str, value: &[u8]| {
-            for part in [name.as_bytes(), b": ", value, b"\r\n"] {
-                message.extend_from_slice(part);
-            }
-        };
+            reason.unwrap_or_default()
+        );
+        let mut message = first.into_bytes();
+        let mut line = |name: &str, value: &[u8]| write_line(&mut message, name.as_bytes(), value);
+        for (name, value) in self.headers() {
+            line(name, value.as_bytes());
+        }
         line("date", date.as_bytes());
         if let Some(id) = id {
             line("x-tiergate-request-id", id.as_bytes());
-        }
-        if let Some(seconds) = self.retry_after {
-            line("retry-after", seconds.to_string().as_bytes());
-        }
-        if !self.should_retry {
-            line("x-should-retry", b"false");
         }
         if !keeps_connection {
             line("connection", b"close");

@@ -17,7 +17,7 @@ use crate::config::OnClientAbort;
 use crate::connection::{Deadline, Interruption, Waiting};
 use crate::conversation::Conversation;
 use crate::endpoint::{Endpoint, Protocol};
-use crate::error::{Cause, Refusal};
+use crate::error::{Answer, Cause, Refusal};
 use crate::failure::{ending_of, is_reset, is_stale_connection};
 use crate::head_edit::{HeadEdit, Length};
 use crate::intake::LINGER_TIME;
@@ -365,6 +365,16 @@ impl Exchange {
         true
     }
 
+    /// The proxy's own answer for `refusal`, which the client is now sent.
+    pub fn answer_refusal(&mut self) -> Option<(Cause, Answer)> {
+        let refusal = self.refusal.as_ref()?;
+        let answer = refusal.answer(self.protocol());
+        let cause = refusal.cause;
+        self.turn.places = None;
+        self.turn.answer.status = Some(answer.status);
+        Some((cause, answer))
+    }
+
     /// The head of an answer is here.
     pub fn take_answer(&mut self, status: StatusCode, headers: &HeaderMap) {
         self.read_answer(status.as_u16(), headers);
@@ -464,7 +474,7 @@ impl Exchange {
             return;
         };
         let settings = &upstream.config;
-        if !self.relayed && settings.idle_timeout < settings.response_timeout {
+        if settings.idle_timeout < settings.response_timeout {
             self.deadline.set(Waiting::ForMore, settings.idle_timeout);
         } else {
             self.deadline.clear();

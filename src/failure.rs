@@ -3,14 +3,22 @@
 
 use std::io;
 
+use pingora_core::protocols::http::date::get_cached_date;
 use pingora_core::{Error, ErrorSource, ErrorType};
 
+use crate::endpoint::Protocol;
 use crate::error::{Cause, Refusal};
 use crate::exchange::Exchange;
 use crate::turn::Ending;
 
 /// The error that carries a refusal through Pingora; the refusal itself is in the context.
 pub const REFUSED: ErrorType = ErrorType::new("refused");
+
+/// What a client is told whose head is too long to be read: its request has no line, and its connection ends.
+pub fn head_too_large() -> Vec<u8> {
+    let answer = Refusal::from(Cause::HeaderTooLarge).answer(Protocol::OpenAi);
+    answer.message(&get_cached_date(), None, false)
+}
 
 pub fn no_address() -> Box<Error> {
     Error::explain(

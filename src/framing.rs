@@ -2,7 +2,7 @@
 //! recipient forgive, and what one forgives, another reads as the beginning of another request. So the head is looked at
 //! once more as it came. It is bytes in, an answer out, and knows nothing of keys or tiers.
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName, header};
 
 /// Whether a head of HTTP/1, to the end of its empty line, has one reading only: by RFC 9112 §2.2 (line ends), §3 (the
 /// request line), §5.1 and §5.2 (white space, folding) and §6 (one framing, in its one spelling).
@@ -31,6 +31,23 @@ pub fn is_unambiguous_answer(headers: &HeaderMap) -> bool {
         let values = headers.get_all(name).iter();
         values.map(move |value| Some((name.as_str().as_bytes(), value.as_bytes())))
     }))
+}
+
+/// The members of the comma lists in all lines of a header (RFC 9110 §5.6.1).
+pub fn list_members<'h>(
+    headers: &'h HeaderMap,
+    name: &HeaderName,
+) -> impl Iterator<Item = &'h [u8]> {
+    let lines = headers.get_all(name).iter();
+    let members = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    members.map(<[u8]>::trim_ascii)
+}
+
+/// Writes a header's line, which all read alike where name and value are well-formed.
+pub fn write_line(wire: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    for part in [name, b": ", value, b"\r\n"] {
+        wire.extend_from_slice(part);
+    }
 }
 
 /// What is left of a head, line by line without LF.

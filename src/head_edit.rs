@@ -6,6 +6,7 @@ use pingora_http::RequestHeader;
 
 use crate::api_key::X_API_KEY;
 use crate::endpoint::Endpoint;
+use crate::framing::{list_members, write_line};
 use crate::policy::{ANTHROPIC_BETA, CredentialHeader, FAST_MODE_BETA, Order};
 use crate::upstream::{Origin, Upstream};
 
@@ -98,7 +99,7 @@ impl HeadEdit<'_> {
             if let Some(place) = set.iter().position(|(name, _)| is(name.as_str())) {
                 // Its second line is to find nothing; those behind `written` are still to come.
                 if place >= written {
-                    write_line(&mut wire, name, &set[place].1);
+                    write_line(&mut wire, name, set[place].1.as_bytes());
                     set.swap(place, written);
                     written += 1;
                 }
@@ -107,7 +108,7 @@ impl HeadEdit<'_> {
             }
         }
         for (name, value) in &set[written..] {
-            write_line(&mut wire, name.as_str().as_bytes(), value);
+            write_line(&mut wire, name.as_str().as_bytes(), value.as_bytes());
         }
         wire.extend_from_slice(b"\r\n");
         Ok(wire)
@@ -187,12 +188,6 @@ fn header_lines(head: &[u8]) -> impl Iterator<Item = &[u8]> {
         .take_while(move |line| !is_empty(line))
 }
 
-fn write_line(wire: &mut Vec<u8>, name: &[u8], value: &HeaderValue) {
-    for part in [name, b": ", value.as_bytes(), b"\r\n"] {
-        wire.extend_from_slice(part);
-    }
-}
-
 /// Headers that speak of the tier, brought into line with the body.
 fn change_tier_headers(
     headers: &HeaderMap,
@@ -201,10 +196,7 @@ fn change_tier_headers(
     changes: &mut Changes<'_>,
 ) -> Result<()> {
     if order.beta_header && endpoint == Endpoint::Messages {
-        let lines = headers.get_all(&ANTHROPIC_BETA).iter();
-        let tokens: Vec<&[u8]> = lines
-            .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
-            .map(|token| token.trim_ascii())
+        let tokens: Vec<&[u8]> = list_members(headers, &ANTHROPIC_BETA)
             .filter(|token| !token.is_empty() && *token != FAST_MODE_BETA.as_bytes())
             .chain([FAST_MODE_BETA.as_bytes()])
             .collect();

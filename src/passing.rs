@@ -15,6 +15,7 @@ use crate::endpoint::Endpoint;
 use crate::error::{Cause, Refusal};
 use crate::exchange::{Body, Exchange};
 use crate::failure::REFUSED;
+use crate::framing::write_line;
 use crate::proxy::REQUEST_ID;
 use crate::relay::Client;
 use crate::upload::Upload;
@@ -135,7 +136,10 @@ impl<'e> Passing<'e> {
     fn take(&mut self, bytes: &[u8]) -> Progress {
         let taken = match bytes {
             [] => self.end(),
-            _ if self.body.is_some() => self.take_body(bytes),
+            _ if self.body.is_some() => {
+                self.exchange.deadline.clear();
+                self.take_body(bytes)
+            }
             _ if self.begun.is_empty() => self.take_head(bytes),
             _ => {
                 let mut whole = std::mem::take(&mut self.begun);
@@ -202,16 +206,13 @@ impl<'e> Passing<'e> {
     /// The lines that are the proxy's own, behind those of the upstream.
     fn pass_head(&mut self, head: &AnswerHead) {
         self.exchange.take_answer(head.status, &head.headers);
-        self.exchange.watch_next_byte();
+        self.exchange.deadline.clear();
         let id = self.exchange.request_id();
-        for part in [
+        write_line(
+            &mut self.wire,
             REQUEST_ID.as_str().as_bytes(),
-            b": ",
             id.as_bytes(),
-            b"\r\n",
-        ] {
-            self.wire.extend_from_slice(part);
-        }
+        );
         if !head.status.is_informational() {
             // It is not sent again from here on.
             if let Body::Ready(_) = self.exchange.body {
@@ -256,7 +257,6 @@ impl<'e> Passing<'e> {
 
     fn pass_data(&mut self, data: &[u8]) {
         self.exchange.observe(data);
-        self.exchange.watch_next_byte();
         if self.chunked {
             // Into memory, which takes all of it.
             let _ = io::Write::write_fmt(&mut self.wire, format_args!("{:x}\r\n", data.len()));

@@ -9,7 +9,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pingora_core::protocols::http::date::get_cached_date;
 use pingora_core::protocols::tls::{SslDigest, TlsRef};
 use pingora_core::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
@@ -19,8 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::connection::{has_read, outlives_client, refuses_read};
-use crate::endpoint::Protocol;
-use crate::error::{Cause, Refusal};
+use crate::failure::head_too_large;
 
 /// Stands outside of TLS, whose end of a stream comes before that of the socket.
 ///
@@ -102,10 +100,7 @@ impl<S> PatientStream<S> {
 impl<S: AsyncWrite + Unpin> PatientStream<S> {
     /// Pingora cannot answer a request that it has not read; it ends the connection.
     fn refuse_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let refusal = Refusal::from(Cause::HeaderTooLarge);
-        let message = refusal
-            .answer(Protocol::OpenAi)
-            .message(&get_cached_date(), None, false);
+        let message = head_too_large();
         // As far as it goes: the client is not waited for.
         let _ = Pin::new(&mut self.io).poll_write(cx, &message);
         let _ = Pin::new(&mut self.io).poll_flush(cx);

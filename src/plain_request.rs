@@ -124,14 +124,12 @@ impl Connection {
             keeps: true,
             upgrades: false,
         };
-        for line in headers.get_all(header::CONNECTION) {
-            for word in line.as_bytes().split(|byte| *byte == b',') {
-                match word.trim_ascii() {
-                    word if word.eq_ignore_ascii_case(b"close") => connection.keeps = false,
-                    word if word.eq_ignore_ascii_case(b"upgrade") => connection.upgrades = true,
-                    word if word.eq_ignore_ascii_case(b"keep-alive") => {}
-                    _ => return None,
-                }
+        for option in framing::list_members(headers, &header::CONNECTION) {
+            match option {
+                _ if option.eq_ignore_ascii_case(b"close") => connection.keeps = false,
+                _ if option.eq_ignore_ascii_case(b"upgrade") => connection.upgrades = true,
+                _ if option.eq_ignore_ascii_case(b"keep-alive") => {}
+                _ => return None,
             }
         }
         Some(connection)

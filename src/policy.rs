@@ -15,6 +15,7 @@ use crate::config::{Config, MessagesMode, Upstream};
 use crate::config_file::Draft;
 use crate::endpoint::{self, Endpoint};
 use crate::error::Cause;
+use crate::framing::list_members;
 use crate::mistake::Mistakes;
 pub use crate::mistake::{Mistake, Place};
 use crate::policy_file::{Reader, Rules};
@@ -368,10 +369,7 @@ impl Denied {
 
 /// Whether a client asks for fast mode: the token exactly, in the comma lists of all lines of `anthropic-beta`.
 pub fn asks_for_fast_mode(headers: &HeaderMap) -> bool {
-    let lines = headers.get_all(&ANTHROPIC_BETA).iter();
-    lines
-        .flat_map(|line| line.as_bytes().split(|&byte| byte == b','))
-        .any(|token| token.trim_ascii() == FAST_MODE_BETA.as_bytes())
+    list_members(headers, &ANTHROPIC_BETA).any(|token| token == FAST_MODE_BETA.as_bytes())
 }
 
 impl From<NoKey> for Cause {

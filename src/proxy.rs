@@ -440,28 +440,20 @@ impl Gate {
 
     /// Sends the answer for `exchange.refusal`, writes its line, and hears the client out for a moment.
     async fn answer_refusal(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
-        let Some(refusal) = exchange.refusal.clone() else {
-            return Ok(());
-        };
         if session
             .response_written()
             .is_some_and(|written| !written.status.is_informational())
         {
             return Ok(());
         }
-        exchange.turn.places = None;
-        let answer = refusal.answer(exchange.protocol());
-        exchange.turn.answer.status = Some(answer.status);
+        let Some((cause, answer)) = exchange.answer_refusal() else {
+            return Ok(());
+        };
         let mut head = ResponseHeader::build(answer.status, Some(6))?;
-        head.insert_header(header::CONTENT_TYPE, "application/json")?;
-        head.insert_header(header::CONTENT_LENGTH, answer.body.len())?;
+        for (name, value) in answer.headers() {
+            head.insert_header(name, value)?;
+        }
         head.insert_header(&REQUEST_ID, exchange.request_id())?;
-        if let Some(seconds) = answer.retry_after {
-            head.insert_header(header::RETRY_AFTER, seconds)?;
-        }
-        if !answer.should_retry {
-            head.insert_header("x-should-retry", "false")?;
-        }
         let rest = exchange.direct.take().and_then(|mut rest| {
             rest.skip_ahead();
             (rest.left() > 0).then_some(rest)
@@ -477,7 +469,7 @@ impl Gate {
         if !bodyless {
             session.write_response_body(Some(answer.body), true).await?;
         }
-        exchange.settle(Ending::Refused(refusal.cause));
+        exchange.settle(Ending::Refused(cause));
         exchange.body = Body::None;
         if unread {
             linger(session, rest).await;

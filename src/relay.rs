@@ -20,12 +20,13 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout};
 
 use crate::body::{HeldBody, StreamedBody};
-use crate::client_stream::{ClientSocket, DirectBody, Opening};
+use crate::client_stream::{ClientSocket, DirectBody, Opening, empty};
 use crate::connection::Deadline;
-use crate::endpoint::Protocol;
 use crate::error::{Cause, Refusal};
 use crate::exchange::{Body, Exchange, head_bytes, without_query};
-use crate::failure::{ending_of, no_address, refused, unwritten, unwritten_in_time};
+use crate::failure::{
+    ending_of, head_too_large, no_address, refused, unwritten, unwritten_in_time,
+};
 use crate::intake::{LINGER_BYTES, LINGER_TIME, Stop, read_past};
 use crate::passing::{Passing, Progress};
 use crate::plain_request::PlainHead;
@@ -37,8 +38,6 @@ use crate::turn::Ending;
 use crate::upload::Upload;
 use crate::upstream::Address;
 
-/// A buffer that grew beyond this is given back before more is waited for.
-const KEPT_BYTES: usize = 4 * 1024;
 /// The end of an answer that a connection takes at once, unless its client has stopped reading.
 const SURE_BYTES: usize = 16 * 1024;
 
@@ -93,10 +92,8 @@ impl Relay {
             }
             Opening::Strange => Next::Special,
             Opening::TooLong => {
-                let answer = Refusal::from(Cause::HeaderTooLarge).answer(Protocol::OpenAi);
                 // As far as it goes: the client is not waited for.
-                let _ =
-                    at_once(socket.send(&answer.message(&get_cached_date(), None, false))).await;
+                let _ = at_once(socket.send(&head_too_large())).await;
                 Next::End
             }
             Opening::Ended => Next::End,
@@ -349,10 +346,8 @@ async fn pass_answer(
             let mut wire = std::mem::take(&mut passing.wire);
             let meanwhile = |cx: &mut Context<'_>| passing.poll_upload(cx, &mut upstream);
             client.send_while(&wire, meanwhile).await?;
-            wire.clear();
-            if wire.capacity() <= KEPT_BYTES {
-                passing.wire = wire;
-            }
+            empty(&mut wire);
+            passing.wire = wire;
         }
         match progress {
             Progress::Upgraded => {
@@ -364,6 +359,8 @@ async fn pass_answer(
                 return Box::pin(tunnel::pass(exchange, client.socket, upstream, &begun)).await;
             }
             Progress::Failed(error) => return Err(passing.unsent.unwrap_or(error)),
+            // Until a head is whole, the time for it runs.
+            Progress::More if passing.exchange.turn.answer.upstream_status.is_none() => {}
             _ => passing.exchange.watch_next_piece(),
         }
     }
@@ -434,12 +431,9 @@ impl Client<'_> {
 
     /// Sends the answer for the exchange's refusal, writes its line, and hears the client out for a moment.
     async fn refuse(&mut self, exchange: &mut Exchange) {
-        let Some(refusal) = exchange.refusal.clone() else {
+        let Some((cause, answer)) = exchange.answer_refusal() else {
             return;
         };
-        exchange.turn.places = None;
-        let answer = refusal.answer(exchange.protocol());
-        exchange.turn.answer.status = Some(answer.status);
         if let Some(rest) = &mut exchange.direct {
             rest.skip_ahead();
             self.keeps &= rest.left() == 0;
@@ -447,7 +441,7 @@ impl Client<'_> {
         let message = answer.message(&get_cached_date(), Some(&exchange.request_id()), self.keeps);
         // A client that cannot be written to has gone; its line says what it would have been told.
         self.keeps &= self.send(&message).await.is_ok();
-        exchange.settle(Ending::Refused(refusal.cause));
+        exchange.settle(Ending::Refused(cause));
         exchange.body = Body::None;
     }
 

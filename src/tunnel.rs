@@ -13,14 +13,10 @@ use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-use crate::client_stream::ClientSocket;
-use crate::connection::Waiting;
+use crate::client_stream::{ClientSocket, empty};
 use crate::exchange::Exchange;
 use crate::intake::LINGER_TIME;
 use crate::passing::with_room;
-
-/// A buffer that grew beyond this is given back once it is empty.
-const KEPT_BYTES: usize = 4 * 1024;
 
 struct Tunnel<'t> {
     exchange: &'t mut Exchange,
@@ -167,7 +163,8 @@ impl Tunnel<'_> {
         self.to_upstream.push(&passed.to_upstream);
         if let Some(refusal) = passed.refusal {
             exchange.refusal = Some(refusal);
-            watch_farewell(exchange);
+            // It is sent away once the server's message under way has ended, which may take no longer than this.
+            exchange.watch_next_piece();
         }
         if let Some(frames) = passed.to_client {
             self.to_client.push(&frames);
@@ -260,10 +257,7 @@ impl Outgoing {
                 }
                 Poll::Ready(Ok(_)) if left.is_empty() => {
                     self.written = 0;
-                    self.bytes.clear();
-                    if self.bytes.capacity() > KEPT_BYTES {
-                        self.bytes = Vec::new();
-                    }
+                    empty(&mut self.bytes);
                     self.stuck = None;
                 }
                 Poll::Ready(written) => {
@@ -281,14 +275,6 @@ impl Outgoing {
             }
         }
         Ok(())
-    }
-}
-
-/// A client is to be sent away once the server's message under way has ended, which may take no longer than this.
-fn watch_farewell(exchange: &Exchange) {
-    if let Some(upstream) = &exchange.upstream {
-        let limit = upstream.config.idle_timeout;
-        exchange.deadline.set(Waiting::ForMore, limit);
     }
 }
 

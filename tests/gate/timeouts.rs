@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::support::client::{Connection, chunk};
-use super::support::upstream::{self, reply};
+use super::support::upstream::{self, Reply, reply};
 use super::support::{eventually, object_of, proxy, tls};
 
 const PATH: &str = "/v1/responses";
@@ -46,6 +46,25 @@ fn an_upstream_that_says_nothing_within_its_response_timeout() {
         ]),
         json!(["timeout", "upstream_timeout", "priority"])
     );
+    upstream.release();
+}
+
+#[test]
+fn an_upstream_that_says_half_a_head_within_its_response_timeout() {
+    let half = Reply::default()
+        .send("HTTP/1.1 200 OK\r\nContent-Le")
+        .hold();
+    let upstream = upstream::script([half]).run();
+    let settings = "response_timeout: 500ms, idle_timeout: 300ms";
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, settings)
+        .run();
+    let answer = within(SOON, || proxy.client("sk-fast").post(PATH, "{}"));
+    assert_eq!(
+        (answer.status, answer.openai_code().as_str()),
+        (504, "upstream_timeout")
+    );
+    assert_eq!(proxy.record()["error"], "upstream_timeout");
     upstream.release();
 }
 
