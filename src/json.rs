@@ -7,6 +7,7 @@ mod unescape;
 mod utf8;
 
 pub use plain::Kernel;
+use plain::Piece;
 use std::fmt;
 use unescape::Unescaped;
 use utf8::{Carry, Completion};
@@ -17,8 +18,11 @@ pub const KEY_BYTES: usize = 64;
 /// The most bytes of a captured value that are kept: 256 bytes of text though each be spelled `\uXXXX`.
 pub const CAPTURE_BYTES: usize = 256 * LONGEST_ESCAPE;
 
+/// Digits of `\u0041`.
+const CODE_UNIT: usize = 4;
+
 /// `\u0041` spells one byte with six.
-const LONGEST_ESCAPE: usize = 6;
+const LONGEST_ESCAPE: usize = 2 + CODE_UNIT;
 
 /// What a document is refused for. Offsets count bytes from the beginning of the document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -246,19 +250,20 @@ impl Scanner {
     }
 
     fn scan<V: Visitor>(&mut self, bytes: &[u8], visitor: &mut V) -> Option<()> {
+        let piece = &mut Piece::new(bytes, self.kernel);
         let mut at = 0;
         while at < bytes.len() {
             at = match self.state {
-                State::String => self.string(bytes, at, visitor)?,
+                State::String => self.string(piece, at, visitor)?,
                 State::Escape => self.escape(bytes, at)?,
                 State::Hex => self.hex(bytes, at)?,
                 State::Number => self.number(bytes, at, visitor)?,
                 State::Word => self.word(bytes, at, visitor)?,
-                _ if self.brackets.depth > self.shown => match self.skim(bytes, at) {
+                _ if self.brackets.depth > self.shown => match self.skim(piece, at) {
                     next if self.state.is_in_token() => next,
-                    next => self.structure(bytes, next, visitor)?,
+                    next => self.structure(piece, next, visitor)?,
                 },
-                _ => self.structure(bytes, at, visitor)?,
+                _ => self.structure(piece, at, visitor)?,
             };
         }
         self.token.hold(bytes);
@@ -269,7 +274,8 @@ impl Scanner {
     /// Takes all that is plain inside a value of which nobody is shown more than its end, where most of a large document
     /// lies. What is not plain, from the end of that value to a fault, is left to the functions below, which also go on
     /// with a token that is cut off. They alone take a fifth longer for an agent's body of 256 KB.
-    fn skim(&mut self, bytes: &[u8], mut at: usize) -> usize {
+    fn skim(&mut self, piece: &mut Piece<'_>, mut at: usize) -> usize {
+        let bytes = piece.bytes;
         while self.brackets.depth > self.shown {
             at = skip_white(bytes, at);
             let Some(&byte) = bytes.get(at) else {
@@ -277,28 +283,28 @@ impl Scanner {
             };
             self.state = match (self.state, byte) {
                 (State::FirstKey | State::NextKey, b'"') => loop {
-                    at = self.kernel.find_stop(bytes, at + 1);
+                    at = piece.find_stop(at + 1);
                     match bytes[at..] {
                         // Members that are strings, without white space, take no detour by the states.
-                        [b'"', b':', b'"', ..] => at = self.kernel.find_stop(bytes, at + 3),
+                        [b'"', b':', b'"', ..] => at = piece.find_stop(at + 3),
                         [b'"', b':', ..] => {
                             at += 1;
                             break State::Value;
                         }
                         [b'"', ..] => break State::Colon,
-                        _ => return self.leave_string(at, true),
+                        _ => return self.leave_string(piece, at, true),
                     }
                     match bytes[at..] {
                         [b'"', b',', b'"', ..] => at += 2,
                         [b'"', ..] => break State::AfterMember,
-                        _ => return self.leave_string(at, false),
+                        _ => return self.leave_string(piece, at, false),
                     }
                 },
                 (State::Value | State::FirstElement, b'"') => {
-                    at = self.kernel.find_stop(bytes, at + 1);
+                    at = piece.find_stop(at + 1);
                     match bytes[at..] {
                         [b'"', ..] => self.brackets.after_value(),
-                        _ => return self.leave_string(at, false),
+                        _ => return self.leave_string(piece, at, false),
                     }
                 }
                 (State::Value | State::FirstElement, b'{' | b'[')
@@ -326,32 +332,43 @@ impl Scanner {
         at
     }
 
-    /// Leaves the rest of a string, from `at` on, to [`Scanner::string`].
-    fn leave_string(&mut self, at: usize, in_key: bool) -> usize {
-        (self.state, self.in_key) = (State::String, in_key);
-        at
+    /// Leaves the rest of a string, from a stop on that is not its end, to the states.
+    fn leave_string(&mut self, piece: &Piece<'_>, stop: usize, in_key: bool) -> usize {
+        self.in_key = in_key;
+        // What no string can pass over is no second byte of an escape either, but for `u`.
+        self.state = match stop < piece.bytes.len() || piece.is_cut_in_escape() {
+            true => State::Escape,
+            false => State::String,
+        };
+        stop
     }
 
     /// Takes white space, and then one bracket, comma or colon, or all that this piece has of a key or scalar.
     #[inline]
-    fn structure<V: Visitor>(&mut self, bytes: &[u8], at: usize, visitor: &mut V) -> Option<usize> {
+    fn structure<V: Visitor>(
+        &mut self,
+        piece: &mut Piece<'_>,
+        at: usize,
+        visitor: &mut V,
+    ) -> Option<usize> {
+        let bytes = piece.bytes;
         let at = skip_white(bytes, at);
         let Some(&byte) = bytes.get(at) else {
             return Some(at);
         };
         match self.state {
-            State::Value => return self.value(bytes, at, visitor),
+            State::Value => return self.value(piece, at, visitor),
             State::FirstKey if byte == b'}' => self.close(Kind::Object, at, visitor),
             State::FirstKey | State::NextKey if byte == b'"' => {
-                return self.key(bytes, at, visitor);
+                return self.key(piece, at, visitor);
             }
             State::Colon if byte == b':' => self.state = State::Value,
-            State::AfterMember if byte == b',' => return self.next_member(bytes, at, visitor),
+            State::AfterMember if byte == b',' => return self.next_member(piece, at, visitor),
             State::AfterMember if byte == b'}' => self.close(Kind::Object, at, visitor),
             State::FirstElement | State::AfterElement if byte == b']' => {
                 self.close(Kind::Array, at, visitor)
             }
-            State::FirstElement => return self.value(bytes, at, visitor),
+            State::FirstElement => return self.value(piece, at, visitor),
             State::AfterElement if byte == b',' => self.state = State::Value,
             _ => return self.invalid(at),
         }
@@ -361,31 +378,43 @@ impl Scanner {
     #[inline]
     fn next_member<V: Visitor>(
         &mut self,
-        bytes: &[u8],
+        piece: &mut Piece<'_>,
         at: usize,
         visitor: &mut V,
     ) -> Option<usize> {
+        let bytes = piece.bytes;
         if self.is_shown() {
             visitor.comma(self.offset + at as u64);
         }
         self.state = State::NextKey;
         match bytes.get(at + 1) {
-            Some(b'"') => self.key(bytes, at + 1, visitor),
+            Some(b'"') => self.key(piece, at + 1, visitor),
             _ => Some(at + 1),
         }
     }
 
-    fn key<V: Visitor>(&mut self, bytes: &[u8], at: usize, visitor: &mut V) -> Option<usize> {
+    fn key<V: Visitor>(
+        &mut self,
+        piece: &mut Piece<'_>,
+        at: usize,
+        visitor: &mut V,
+    ) -> Option<usize> {
         self.state = State::String;
         self.in_key = true;
         if self.is_shown() {
             self.key_start = self.offset + at as u64;
             self.token.begin(at + 1);
         }
-        self.string(bytes, at + 1, visitor)
+        self.string(piece, at + 1, visitor)
     }
 
-    fn value<V: Visitor>(&mut self, bytes: &[u8], at: usize, visitor: &mut V) -> Option<usize> {
+    fn value<V: Visitor>(
+        &mut self,
+        piece: &mut Piece<'_>,
+        at: usize,
+        visitor: &mut V,
+    ) -> Option<usize> {
+        let bytes = piece.bytes;
         let byte = bytes[at];
         if let b'{' | b'[' = byte {
             self.open(byte == b'{')?;
@@ -397,7 +426,7 @@ impl Scanner {
         if byte == b'"' {
             self.state = State::String;
             self.in_key = false;
-            return self.string(bytes, at + 1, visitor);
+            return self.string(piece, at + 1, visitor);
         }
         if let Some(number) = Number::begin(byte) {
             self.state = State::Number;
@@ -499,25 +528,23 @@ impl Scanner {
 
     fn string<V: Visitor>(
         &mut self,
-        bytes: &[u8],
+        piece: &mut Piece<'_>,
         mut at: usize,
         visitor: &mut V,
     ) -> Option<usize> {
+        let bytes = piece.bytes;
         loop {
-            at = self.kernel.find_stop(bytes, at);
+            at = piece.find_stop(at);
             match bytes.get(at) {
-                None => return Some(at),
                 Some(b'"') if self.in_key => return Some(self.end_key(bytes, at, visitor)),
-                Some(b'"') => self.end_scalar(Kind::String, bytes, at, at + 1, visitor),
-                // An escape that lies whole in this piece takes no detour by the states.
-                Some(b'\\') if is_unicode_escape(&bytes[at..]) => {
-                    at += LONGEST_ESCAPE;
-                    continue;
+                Some(b'"') => {
+                    self.end_scalar(Kind::String, bytes, at, at + 1, visitor);
+                    return Some(at + 1);
                 }
-                Some(b'\\') => self.state = State::Escape,
-                Some(_) => return self.invalid(at),
+                // The rest of `\uXXXX`, where it lies whole in this piece, takes no detour by the states.
+                Some(b'u') if is_code_unit(&bytes[at + 1..]) => at += 1 + CODE_UNIT,
+                _ => return Some(self.leave_string(piece, at, self.in_key)),
             }
-            return Some(at + 1);
         }
     }
 
@@ -536,7 +563,7 @@ impl Scanner {
             return self.invalid(at);
         }
         self.seen += 1;
-        if self.seen == 4 {
+        if self.seen == CODE_UNIT {
             self.state = State::String;
         }
         Some(at + 1)
@@ -739,13 +766,11 @@ fn unescape_key<'a>(raw: &'a [u8], scratch: &'a mut String) -> Option<&'a [u8]> 
     (scratch.len() <= KEY_BYTES).then_some(scratch.as_bytes())
 }
 
-/// Whether `bytes`, which begin with a backslash, begin with a whole `\uXXXX`.
+/// Whether `bytes` begin with the four hexadecimal digits of a `\u`.
 #[inline]
-fn is_unicode_escape(bytes: &[u8]) -> bool {
-    match bytes.first_chunk::<LONGEST_ESCAPE>() {
-        Some([_, b'u', digits @ ..]) => digits.iter().all(u8::is_ascii_hexdigit),
-        _ => false,
-    }
+fn is_code_unit(bytes: &[u8]) -> bool {
+    let digits = bytes.first_chunk::<CODE_UNIT>();
+    digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
 }
 
 /// The index of the first byte at or after `at` that is no white space, or the length of `bytes`.

@@ -1,12 +1,31 @@
-//! Where a run of plain string bytes ends: the inner loop that decides how fast a document is scanned, and the only
-//! place with `unsafe`. It knows nothing of JSON beyond the bytes that may not stand in a string as they are.
+//! Where runs of plain string bytes end: the inner loop that decides how fast a document is scanned, and the only place
+//! with `unsafe`. It knows nothing of JSON beyond the bytes that may not stand in a string as they are.
 
 /// The instructions that the search uses. Both kinds give the same results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kernel {
-    /// True only where the processor was asked and has AVX2; the soundness of `find_stop` rests on it.
+    /// True only where the processor was asked and has AVX2 and BMI1; the soundness of `Piece` rests on it.
     avx2: bool,
 }
+
+/// A piece of a document, and what is known of the places in it where a string stops.
+///
+/// AVX2 tells the stops of 64 bytes at once, and most strings are short keys and words, so that these 64 bytes hold several:
+/// what is known of them is kept from one string to the next. An agent's body of 256 KB takes a fifth longer without.
+pub(super) struct Piece<'a> {
+    pub bytes: &'a [u8],
+    kernel: Kernel,
+    /// Where the block begins whose stops are known; beyond every index if there is none.
+    block: usize,
+    /// The stops in it, one bit for each byte.
+    stops: u64,
+    /// 1 if what was searched, up to the end of the block or of the piece, ends with a backslash that is not escaped
+    /// itself, else 0; a number, for the loop over the blocks reckons with it.
+    begun: u64,
+}
+
+#[cfg(target_arch = "x86_64")]
+const BLOCK: usize = 64;
 
 impl Kernel {
     /// Works on every processor.
@@ -15,52 +34,73 @@ impl Kernel {
     /// The fastest kernel that this processor has.
     pub fn detect() -> Kernel {
         #[cfg(target_arch = "x86_64")]
-        let avx2 = std::arch::is_x86_feature_detected!("avx2");
+        let avx2 = std::arch::is_x86_feature_detected!("avx2")
+            && std::arch::is_x86_feature_detected!("bmi1");
         #[cfg(not(target_arch = "x86_64"))]
         let avx2 = false;
         Kernel { avx2 }
     }
+}
 
-    /// The index of the first byte at or after `from` that cannot be passed over: the closing quote, a control character,
-    /// or the `\` of an escape that is none of those of two bytes or is cut off. The length of `bytes` if there is none.
-    #[inline]
-    pub(super) fn find_stop(self, bytes: &[u8], from: usize) -> usize {
-        #[cfg(target_arch = "x86_64")]
-        if self.avx2 {
-            // SAFETY: these may only be called where the processor has SSE2, which every x86-64 processor has, and
-            // AVX2: `avx2` is true only where `is_x86_feature_detected!` has found it.
-            return unsafe {
-                // Most strings are short keys and words: they end within the first block, before a call would pay.
-                match sse2::find_special(bytes, from) {
-                    Some(at) if !is_short_escape(bytes, at) => at,
-                    Some(at) => avx2::find_stop(bytes, at + 2),
-                    None => avx2::find_stop(bytes, from),
-                }
-            };
+impl<'a> Piece<'a> {
+    pub fn new(bytes: &'a [u8], kernel: Kernel) -> Piece<'a> {
+        Piece {
+            bytes,
+            kernel,
+            block: usize::MAX / 2,
+            stops: 0,
+            begun: 0,
         }
-        find_stop(bytes, from)
     }
-}
 
-/// Whether an escape of two bytes stands at `at`, whole.
-#[inline]
-fn is_short_escape(bytes: &[u8], at: usize) -> bool {
-    let escape = bytes.get(at..at + 2);
-    matches!(
-        escape,
-        Some([
-            b'\\',
-            b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't'
-        ])
-    )
-}
-
-fn find_stop(bytes: &[u8], from: usize) -> usize {
-    let mut at = find_special(bytes, from);
-    while is_short_escape(bytes, at) {
-        at = find_special(bytes, at + 2);
+    /// The index of the first byte at or after `from` that a string cannot pass over: the closing quote, a control
+    /// character, or what stands behind a backslash and makes no escape of two bytes with it. The length of the piece if
+    /// there is none.
+    ///
+    /// `from` lies in a string and not behind a backslash that is waiting for it, and never before the `from` of an
+    /// earlier call. A document that has a backslash outside its strings is searched no further than that.
+    #[inline]
+    pub fn find_stop(&mut self, from: usize) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if self.kernel.avx2 {
+            let passed = from.wrapping_sub(self.block);
+            if passed < BLOCK && self.stops >> passed != 0 {
+                return from + (self.stops >> passed).trailing_zeros() as usize;
+            }
+            // SAFETY: it may only be called where the processor has AVX2 and BMI1: `avx2` is true only where
+            // `is_x86_feature_detected!` has found them.
+            return unsafe { avx2::find_stop(self, from) };
+        }
+        self.find_stop_bytewise(from)
     }
-    at
+
+    /// Whether the search that came to the end of the piece ended within an escape.
+    pub fn is_cut_in_escape(&self) -> bool {
+        self.begun == 1
+    }
+
+    /// Like [`Piece::find_stop`] without blocks, and from behind a backslash if one is begun.
+    fn find_stop_bytewise(&mut self, mut from: usize) -> usize {
+        let bytes = self.bytes;
+        loop {
+            if self.begun == 1 {
+                match bytes.get(from) {
+                    Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => from += 1,
+                    None => return from,
+                    Some(_) => {
+                        self.begun = 0;
+                        return from;
+                    }
+                }
+            }
+            from = find_special(bytes, from);
+            self.begun = u64::from(bytes.get(from) == Some(&b'\\'));
+            if self.begun == 0 {
+                return from;
+            }
+            from += 1;
+        }
+    }
 }
 
 fn find_special(bytes: &[u8], mut from: usize) -> usize {
@@ -88,137 +128,106 @@ fn specials(word: u64) -> u64 {
     (below(word, 0x20) | equal(b'"') | equal(b'\\')) & (ONES << 7)
 }
 
-/// Classes of 64 bytes, one bit for each byte.
-#[cfg(target_arch = "x86_64")]
-struct Classes {
-    quote: u64,
-    backslash: u64,
-    control: u64,
-    /// Makes an escape of two bytes with a backslash before it.
-    escape: u64,
-}
-
-/// A byte makes an escape of two bytes if the entries for its two halves have a bit in common: the bits stand for the
-/// upper halves 2 (`"` and `/`), 5 (`\`), 6 (`b`, `f`, `n`) and 7 (`r`, `t`). A byte beyond ASCII has none.
-#[cfg(target_arch = "x86_64")]
-const LOWER: [u8; 16] = [0, 0, 13, 0, 8, 0, 4, 0, 0, 0, 0, 0, 2, 0, 4, 1];
-#[cfg(target_arch = "x86_64")]
-const UPPER: [u8; 16] = [0, 0, 1, 0, 0, 2, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0];
-
-/// Blocks follow each other at a fixed stride, and nothing but a bit goes from one to the next, so that the processor works
-/// on several at once; there is no branch for blocks without escapes, for program text has them in every other one. With
-/// either, a body of an agent took a third longer.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn find_stop_by(bytes: &[u8], mut from: usize, classes: impl Fn(&[u8; 64]) -> Classes) -> usize {
-    // Whether the byte before the block is a backslash that is not escaped itself.
-    let mut begun = false;
-    while let Some(block) = bytes.get(from..).and_then(|rest| rest.first_chunk::<64>()) {
-        let classes = classes(block);
-        let (escaped, begins) = escaped(classes.backslash, begun);
-        let wrong = escaped & !classes.escape;
-        let stops = (classes.quote & !escaped) | classes.control | (wrong >> 1);
-        if wrong & 1 != 0 {
-            return from - 1;
-        }
-        if stops != 0 {
-            return from + stops.trailing_zeros() as usize;
-        }
-        begun = begins;
-        from += 64;
-    }
-    find_stop(bytes, from - usize::from(begun))
-}
-
-/// The bytes before which stands a backslash that is not escaped itself, and whether such a one is the last byte.
-///
-/// A run of backslashes that begins at an odd index is added to the others, so that its carry comes out behind its end; the
-/// parity of that place tells the parity of the run
-/// (Langdale and Lemire, "Parsing Gigabytes of JSON per Second", 2019, section 3.1.1).
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn escaped(backslash: u64, begun: bool) -> (u64, bool) {
-    const EVEN: u64 = u64::MAX / 3;
-    let begun = u64::from(begun);
-    let backslash = backslash & !begun;
-    let follows = backslash << 1 | begun;
-    let odd_starts = backslash & !EVEN & !follows;
-    let (carried, begins) = odd_starts.overflowing_add(backslash);
-    ((EVEN ^ (carried << 1)) & follows, begins)
-}
-
-/// Instructions that every x86-64 processor has.
-#[cfg(target_arch = "x86_64")]
-mod sse2 {
-    use std::arch::x86_64::*;
-
-    /// The first special byte among the next sixteen; `None` also where there are fewer.
-    #[inline]
-    #[target_feature(enable = "sse2")]
-    pub(super) fn find_special(bytes: &[u8], from: usize) -> Option<usize> {
-        let block = bytes[from..].first_chunk::<16>()?;
-        // SAFETY: `block` is sixteen readable bytes, and the load has no need of alignment.
-        let block = unsafe { _mm_loadu_si128(block.as_ptr().cast()) };
-        let quote = _mm_cmpeq_epi8(block, _mm_set1_epi8(b'"' as i8));
-        let backslash = _mm_cmpeq_epi8(block, _mm_set1_epi8(b'\\' as i8));
-        // A byte is below 0x20 exactly if the greater of it and 0x1f is 0x1f; there is no unsigned comparison.
-        let last_control = _mm_set1_epi8(0x1f);
-        let control = _mm_cmpeq_epi8(_mm_max_epu8(block, last_control), last_control);
-        let hits = _mm_movemask_epi8(_mm_or_si128(_mm_or_si128(quote, backslash), control));
-        (hits != 0).then(|| from + hits.trailing_zeros() as usize)
-    }
-}
-
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use std::arch::x86_64::*;
 
-    use super::{Classes, LOWER, UPPER};
+    use super::{BLOCK, Piece};
 
-    #[target_feature(enable = "avx2")]
-    pub(super) fn find_stop(bytes: &[u8], from: usize) -> usize {
-        super::find_stop_by(bytes, from, |block| {
-            let (low, high) = block.split_at(32);
-            let [low, high] = [low, high]
-                .map(|half| half_classes(half.first_chunk().expect("a half of 64 bytes has 32")));
-            let join = |class: usize| u64::from(low[class]) | u64::from(high[class]) << 32;
-            Classes {
-                quote: join(0),
-                backslash: join(1),
-                control: join(2),
-                escape: join(3),
-            }
-        })
+    /// Classes of the bytes of a block, one bit for each byte.
+    struct Classes {
+        /// A quote or a control character.
+        end: u64,
+        backslash: u64,
+        /// Makes an escape of two bytes with a backslash before it.
+        letter: u64,
     }
 
-    /// One bit for each byte: a quote, a backslash, a control character, the second of an escape.
+    /// The bytes that make an escape of two bytes, but the quote, which is compared with in any case. Each stands where half
+    /// of it, rounded up, points to with its lower four bits; no other byte points to its own value.
+    const LETTERS: [u8; 16] = {
+        let letters = *br"\/bfnrt";
+        let mut table = [u8::MAX; 16];
+        let mut index = 0;
+        while index < letters.len() {
+            table[letters[index].div_ceil(2) as usize % 16] = letters[index];
+            index += 1;
+        }
+        table
+    };
+
+    /// Goes on from block to block until one has a stop. There is no branch for blocks without escapes, for program text has
+    /// them in every other one: with it, a body of an agent took a third longer.
+    #[target_feature(enable = "avx2,bmi1")]
+    pub(super) fn find_stop(piece: &mut Piece<'_>, from: usize) -> usize {
+        let (mut at, mut begun) = match from.wrapping_sub(piece.block) {
+            // The rest of this block has no stops.
+            0..BLOCK => (piece.block + BLOCK, piece.begun),
+            _ => (from, 0),
+        };
+        while let Some(block) = piece.bytes.get(at..at + BLOCK) {
+            let classes = classes(block.first_chunk().expect("it is a block"));
+            let (escaped, begins) = escaped(classes.backslash, begun);
+            let stops = (classes.end & !escaped) | (escaped & !classes.letter);
+            if stops != 0 {
+                (piece.block, piece.stops, piece.begun) = (at, stops, begins);
+                return at + stops.trailing_zeros() as usize;
+            }
+            begun = begins;
+            at += BLOCK;
+        }
+        piece.begun = begun;
+        piece.find_stop_bytewise(at)
+    }
+
+    /// The bytes before which stands a backslash that is not escaped itself, and 1 if such a one is the last byte, else 0.
+    ///
+    /// In a run of backslashes, and the byte after it, every second one is escaped, counted from where the run begins. A
+    /// subtraction marks every other bit of each run and stops at its end, whether that place is even or odd (Langdale and
+    /// Lemire, "Parsing Gigabytes of JSON per Second", 2019, section 3.1.1; by subtraction as in simdjson since 2023).
+    #[inline(always)]
+    fn escaped(backslash: u64, begun: u64) -> (u64, u64) {
+        const ODD: u64 = u64::MAX / 3 * 2;
+        let runs = backslash & !begun;
+        let marks = (runs << 1 | ODD).wrapping_sub(runs) ^ ODD;
+        (marks ^ (backslash | begun), (marks & backslash) >> 63)
+    }
+
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn half_classes(bytes: &[u8; 32]) -> [u32; 4] {
+    fn classes(block: &[u8; BLOCK]) -> Classes {
+        let (low, high) = block.split_at(32);
+        let [low, high] = [low, high]
+            .map(|half| half_classes(half.first_chunk().expect("a half of 64 bytes has 32")));
+        let join = |class: usize| u64::from(low[class]) | u64::from(high[class]) << 32;
+        Classes {
+            end: join(0),
+            backslash: join(1),
+            letter: join(2),
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn half_classes(bytes: &[u8; 32]) -> [u32; 3] {
         // SAFETY: these are 32 readable bytes, and the load has no need of alignment.
         let bytes = unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) };
+        // SAFETY: these are sixteen readable bytes, and the load has no need of alignment.
+        let letters = unsafe { _mm_loadu_si128(LETTERS.as_ptr().cast()) };
+        let quote = _mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(b'"' as i8));
+        let backslash = _mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(b'\\' as i8));
         // A byte is below 0x20 exactly if the greater of it and 0x1f is 0x1f; there is no unsigned comparison.
         let last_control = _mm256_set1_epi8(0x1f);
         let control = _mm256_cmpeq_epi8(_mm256_max_epu8(bytes, last_control), last_control);
-        let nibble = _mm256_set1_epi8(0x0f);
-        let low = _mm256_shuffle_epi8(table(&LOWER), bytes);
-        let high = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble);
-        let common = _mm256_and_si256(low, _mm256_shuffle_epi8(table(&UPPER), high));
-        let no_escape = _mm256_cmpeq_epi8(common, _mm256_setzero_si256());
+        // The average of a byte and 0 is half of it, rounded up. Where that is above 0x7f the shuffle gives 0.
+        let half = _mm256_avg_epu8(bytes, _mm256_setzero_si256());
+        let nearest = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(letters), half);
+        let letter = _mm256_cmpeq_epi8(bytes, nearest);
         [
-            _mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(b'"' as i8))) as u32,
-            _mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(b'\\' as i8))) as u32,
-            _mm256_movemask_epi8(control) as u32,
-            !_mm256_movemask_epi8(no_escape) as u32,
+            _mm256_movemask_epi8(_mm256_or_si256(quote, control)) as u32,
+            _mm256_movemask_epi8(backslash) as u32,
+            _mm256_movemask_epi8(_mm256_or_si256(quote, letter)) as u32,
         ]
-    }
-
-    /// The table for each half of a register.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn table(entries: &[u8; 16]) -> __m256i {
-        // SAFETY: these are sixteen readable bytes, and the load has no need of alignment.
-        _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(entries.as_ptr().cast()) })
     }
 }
 
@@ -230,16 +239,24 @@ mod tests {
         [Kernel::PORTABLE, Kernel::detect()]
     }
 
-    /// What `find_stop` should give, one byte at a time.
-    fn naive(bytes: &[u8], mut at: usize) -> usize {
+    /// What `find_stop` should give, one byte at a time, and whether the end cuts an escape.
+    fn naive(bytes: &[u8], mut at: usize) -> (usize, bool) {
         loop {
-            match &bytes[at.min(bytes.len())..] {
-                [] => return bytes.len(),
+            match &bytes[at..] {
+                [] => return (at, false),
+                [b'\\'] => return (at + 1, true),
                 [b'\\', next, ..] if br#""\/bfnrt"#.contains(next) => at += 2,
-                [b'"' | b'\\' | 0..0x20, ..] => return at,
+                [b'\\', ..] => return (at + 1, false),
+                [b'"' | 0..0x20, ..] => return (at, false),
                 _ => at += 1,
             }
         }
+    }
+
+    fn found(bytes: &[u8], from: usize, kernel: Kernel) -> (usize, bool) {
+        let mut piece = Piece::new(bytes, kernel);
+        let at = piece.find_stop(from);
+        (at, at == bytes.len() && piece.is_cut_in_escape())
     }
 
     #[test]
@@ -250,11 +267,8 @@ mod tests {
                     let mut bytes = [b'a'; 200];
                     bytes[place] = byte;
                     let expected = naive(&bytes, 0);
-                    assert_eq!(
-                        kernel.find_stop(&bytes, 0),
-                        expected,
-                        "{kernel:?} {byte:#x} at {place}"
-                    );
+                    let found = found(&bytes, 0, kernel);
+                    assert_eq!(found, expected, "{kernel:?} {byte:#x} at {place}");
                 }
             }
         }
@@ -268,11 +282,8 @@ mod tests {
                     let mut bytes = [b' '; 200];
                     bytes[place..place + 2].copy_from_slice(&[b'\\', byte]);
                     let expected = naive(&bytes, 0);
-                    assert_eq!(
-                        kernel.find_stop(&bytes, 0),
-                        expected,
-                        "{kernel:?} {byte:#x} at {place}"
-                    );
+                    let found = found(&bytes, 0, kernel);
+                    assert_eq!(found, expected, "{kernel:?} {byte:#x} at {place}");
                 }
             }
         }
@@ -297,12 +308,32 @@ mod tests {
             for end in 0..=bytes.len() {
                 for from in 0..=end {
                     let expected = naive(&bytes[..end], from);
-                    assert_eq!(
-                        kernel.find_stop(&bytes[..end], from),
-                        expected,
-                        "{kernel:?} {from}..{end}"
-                    );
+                    let found = found(&bytes[..end], from, kernel);
+                    assert_eq!(found, expected, "{kernel:?} {from}..{end}");
                 }
+            }
+        }
+    }
+
+    /// As a scanner does: what lies between two strings is passed over by somebody else.
+    #[test]
+    fn what_is_known_of_a_block_serves_the_strings_that_begin_in_it() {
+        let mut text = Vec::new();
+        for len in 0..150 {
+            text.extend_from_slice(&b"\n"[..len % 2]);
+            text.extend_from_slice(
+                format!(r#"{}"{}\""#, ",".repeat(len / 3), r"a\\".repeat(len)).as_bytes(),
+            );
+            text.extend_from_slice(br#"","#);
+        }
+        for kernel in kernels() {
+            let mut piece = Piece::new(&text, kernel);
+            let mut at = 0;
+            while let Some(gap) = text[at..].iter().position(|&byte| byte == b'"') {
+                let from = at + gap + 1;
+                at = piece.find_stop(from);
+                assert_eq!(at, naive(&text, from).0, "{kernel:?} {from}");
+                at += 1;
             }
         }
     }
