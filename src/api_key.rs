@@ -109,7 +109,8 @@ impl KeyTable {
         mistakes: &Mistakes,
     ) -> KeyTable {
         let mut names = String::new();
-        let mut keys: Vec<Key> = listed.filter_map(|key| Key::new(key, &mut names)).collect();
+        let mut keys = Vec::with_capacity(listed.size_hint().1.unwrap_or(0));
+        keys.extend(listed.filter_map(|key| Key::new(key, &mut names)));
         keys.sort_unstable_by(|a, b| {
             give_way();
             (&a.digest, a.place).cmp(&(&b.digest, b.place))

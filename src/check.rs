@@ -4,11 +4,11 @@ use std::path::Path;
 
 use crate::config::Config;
 use crate::config_file::{Draft, NamedFile};
+use crate::file_bytes::FileBytes;
 use crate::idle::Room;
 use crate::mistake::{Mistake, Place};
 use crate::policy::Policy;
 use crate::prices::Prices;
-use crate::reload;
 use crate::tls;
 use crate::upstream::Upstream;
 use crate::upstream_tls::Material;
@@ -73,7 +73,7 @@ fn credential_fault(file: &Path, config: &Config) -> Option<String> {
     let mut upstreams = config.upstreams.iter();
     let settings = upstreams.find(|upstream| upstream.credential_file.as_deref() == Some(file))?;
     let upstream = Upstream::new(settings.clone(), &Room::new(0)).ok()?;
-    let why = upstream.load_credential(reload::read(file)).err()?;
+    let why = upstream.load_credential(FileBytes::read(file)).err()?;
     Some(format!("{}: {why}", file.display()))
 }
 

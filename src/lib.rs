@@ -45,6 +45,7 @@ mod config_file;
 pub mod diff;
 pub mod endpoint;
 pub mod explain;
+mod file_bytes;
 pub mod framing;
 pub mod mistake;
 pub mod policy;

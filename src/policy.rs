@@ -139,12 +139,14 @@ impl Policy {
         let mistakes = Mistakes::new(path);
         let warnings = Mistakes::new(path);
         let rules = yaml::parse(bytes, &mistakes).map(|root| {
-            Reader {
+            let rules = Reader {
                 config,
                 mistakes: &mistakes,
                 warnings: &warnings,
             }
-            .rules(&root)
+            .rules(&root);
+            root.free();
+            rules
         });
         match rules {
             Some(rules) if mistakes.is_empty() => {

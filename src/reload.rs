@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::background;
 use crate::config::Mistake;
-use crate::yaml::FileBytes;
+use crate::file_bytes::FileBytes;
 
 /// How often the files are looked at. A look is one `stat`, so that renames, symlinks swapped far up the path and file
 /// systems that send no events are all seen alike.
@@ -136,14 +136,8 @@ impl Watch {
         self.read = fingerprint(&self.path);
         self.seen = self.read;
         self.changing = None;
-        read(&self.path)
+        FileBytes::read(&self.path)
     }
-}
-
-/// # Errors
-/// Those of reading it.
-pub fn read(path: &Path) -> io::Result<FileBytes> {
-    fs::read(path).map(FileBytes::new)
 }
 
 fn fingerprint(path: &Path) -> Fingerprint {

@@ -13,12 +13,13 @@ use tokio_util::sync::CancellationToken;
 use crate::access_log::AccessLog;
 use crate::body::Budget;
 use crate::config::{Config, Limits, Mistake};
+use crate::file_bytes::FileBytes;
 use crate::idle::Room;
 use crate::in_flight::InFlight;
 use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::prices::Prices;
-use crate::reload::{self, Follower, Live, Watch};
+use crate::reload::{Follower, Live, Watch};
 use crate::upstream::Upstream;
 use crate::usage::{Observed, UsageState};
 
@@ -232,7 +233,7 @@ fn follow_tls(upstream: &Arc<Upstream>) -> Result<Vec<Follower>, StartError> {
 fn follow_credential(upstream: &Arc<Upstream>, file: &Path) -> Result<Follower, StartError> {
     let watch = Watch::new(file);
     upstream
-        .load_credential(reload::read(file))
+        .load_credential(FileBytes::read(file))
         .map_err(|why| StartError::Io(format!("credential_file {}", file.display()), why))?;
     let (upstream, file) = (upstream.clone(), file.to_owned());
     Ok(Follower::new(watch, move |content| {

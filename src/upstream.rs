@@ -15,11 +15,11 @@ use pingora_core::upstreams::peer::{HttpPeer, Peer};
 use pingora_core::{Error, ErrorType};
 
 use crate::config::{self, Url};
+use crate::file_bytes::FileBytes;
 use crate::health::Health;
 use crate::idle::{IdleConnections, Room};
 use crate::policy::CredentialHeader;
 use crate::upstream_tls::Material;
-use crate::yaml::FileBytes;
 
 /// How often a name is resolved again. `getaddrinfo` tells no time to live; ten seconds follow a failover soon enough.
 pub const RESOLVE_EVERY: Duration = Duration::from_secs(10);

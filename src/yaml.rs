@@ -4,24 +4,21 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::io::Read;
 use std::path::Path;
 
 use granit_parser::{ErrorKind, Event, Marker, Parser, ScalarStyle, ScanError};
-use zeroize::Zeroizing;
 
 use crate::background::give_way;
+use crate::file_bytes::{FileBytes, MOST_BYTES};
 use crate::mistake::{Mistake, Mistakes, Place};
 
-/// What a file held. It is wiped from memory when it is dropped, for it may hold keys.
-pub type FileBytes = Zeroizing<Vec<u8>>;
-
-/// The largest file that is read: some ten million keys. Offsets into a file fit 32 bits.
-const MAX_FILE_BYTES: usize = 1 << 30;
 /// The deepest of our files has four levels.
 const MAX_NESTING: usize = 32;
 /// Mappings up to this size are searched member by member: most of a large policy are of two or three.
 const SMALL_MAPPING: usize = 8;
+/// Once so many nodes are there, room is asked for at once for as many as the file may have: growing step by step copies them
+/// in one piece of some milliseconds, in which no request is served where the processor is shared.
+const MANY_NODES: usize = 4096;
 
 /// A value of the file and where it begins.
 pub struct Node<'a> {
@@ -49,23 +46,12 @@ pub struct Entry<'a> {
 
 /// The bytes of a file; one that cannot be read, or is beyond all sense large, is a mistake at its first line.
 pub fn read(path: &Path) -> Result<FileBytes, Mistake> {
-    let file = std::fs::File::open(path).map_err(|error| Mistake::unreadable(path, &error))?;
-    let length = file.metadata().map_or(0, |found| found.len());
-    // At once: a buffer that grows leaves a copy behind.
-    let length = usize::try_from(length).unwrap_or(MAX_FILE_BYTES);
-    let mut bytes = FileBytes::new(Vec::with_capacity(length.min(MAX_FILE_BYTES)));
-    file.take(MAX_FILE_BYTES as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| Mistake::unreadable(path, &error))?;
-    if bytes.len() > MAX_FILE_BYTES {
-        return Err(Mistake::unreadable(path, &"larger than 1 GiB"));
-    }
-    Ok(bytes)
+    FileBytes::read(path).map_err(|error| Mistake::unreadable(path, &error))
 }
 
 /// The tree of a file that holds one YAML document. None after a mistake that leaves nothing to go on with.
 pub fn parse<'a>(bytes: &'a [u8], mistakes: &Mistakes) -> Option<Node<'a>> {
-    if bytes.len() > MAX_FILE_BYTES {
+    if bytes.len() > MOST_BYTES {
         mistakes.add(Place::START, "the file is larger than 1 GiB");
         return None;
     }
@@ -111,6 +97,15 @@ impl<'a> Node<'a> {
         }
     }
 
+    /// Frees a large tree, and lets others go first in between.
+    pub fn free(self) {
+        match self.value {
+            Value::Mapping(entries) => entries.into_iter().for_each(|entry| entry.value.free()),
+            Value::List(items) => items.into_iter().for_each(Node::free),
+            Value::Scalar { .. } => give_way(),
+        }
+    }
+
     pub fn is_list(&self) -> bool {
         matches!(self.value, Value::List(_))
     }
@@ -127,6 +122,8 @@ struct Builder<'a, 'm> {
     nodes: Vec<Node<'a>>,
     /// Collections under way: where each begins, and how many finished nodes were there before it.
     open: Vec<(Place, usize)>,
+    /// Lines of the file, each a key and its value in a large one.
+    lines: usize,
     /// A value is not there: the mistakes that follow from it would only confuse.
     incomplete: bool,
 }
@@ -137,11 +134,13 @@ impl<'a, 'm> Builder<'a, 'm> {
             mistakes,
             nodes: Vec::new(),
             open: Vec::new(),
+            lines: 0,
             incomplete: false,
         }
     }
 
     fn build(mut self, text: &'a str) -> Option<Node<'a>> {
+        self.lines = memchr::memchr_iter(b'\n', text.as_bytes()).count();
         let options = granit_parser::options! {
             emit_comments: false,
             flow_nesting_limit: MAX_NESTING,
@@ -208,6 +207,10 @@ impl<'a, 'm> Builder<'a, 'm> {
     }
 
     fn push(&mut self, place: Place, value: Value<'a>) {
+        if self.nodes.len() == MANY_NODES {
+            // Where there is not so much, growing may still do.
+            let _ = self.nodes.try_reserve_exact(2 * self.lines);
+        }
         self.nodes.push(Node { place, value });
     }
 
@@ -323,7 +326,7 @@ fn place_after(text: &[u8]) -> Place {
     }
 }
 
-/// Lines and columns of a file below [`MAX_FILE_BYTES`] fit; saturation is for the types only.
+/// Lines and columns of a file below [`MOST_BYTES`] fit; saturation is for the types only.
 fn narrow(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
