@@ -29,7 +29,7 @@ const GATHERED_BYTES: usize = 16 * 1024;
 const KEPT_BYTES: usize = 4 * 1024;
 
 /// The most that one read takes from the kernel, so that it is checked while the processor's cache still has it.
-const READ_BYTES: u64 = 128 * 1024;
+const READ_BYTES: u64 = 256 * 1024;
 /// The most that one read takes which looks for the end of a head: what of the body comes with it is copied once more.
 const HEAD_READ_BYTES: usize = 4 * 1024;
 /// What a client may send ahead while its request is answered; the rest waits in the kernel.

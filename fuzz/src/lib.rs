@@ -23,6 +23,7 @@ mod source {
     pub mod content_coding;
     pub mod endpoint;
     pub mod error;
+    pub(crate) mod file_bytes;
     pub mod framing;
     pub mod json;
     pub mod log_line;
