@@ -14,6 +14,10 @@ pub const MOST_BYTES: usize = 1 << 30;
 /// So much of it is read, or wiped, before others may go first.
 const PIECE_BYTES: usize = 16 * 1024;
 
+/// More than the standard library keeps free for its next read: with less it would read into a buffer of its own, which nobody
+/// wipes.
+const SPARE_BYTES: usize = 64;
+
 /// What a file held. It is wiped from memory when it is dropped.
 pub struct FileBytes(Vec<u8>);
 
@@ -25,7 +29,7 @@ impl FileBytes {
         let length = file.metadata().map_or(0, |found| found.len());
         let length = usize::try_from(length).unwrap_or(MOST_BYTES);
         // At once: a buffer that grows leaves a copy behind.
-        let mut bytes = FileBytes(Vec::with_capacity(length.min(MOST_BYTES) + 1));
+        let mut bytes = FileBytes(Vec::with_capacity(length.min(MOST_BYTES) + SPARE_BYTES));
         let mut piece = file.by_ref().take(PIECE_BYTES as u64);
         while piece.read_to_end(&mut bytes.0)? > 0 {
             if bytes.0.len() > MOST_BYTES {
@@ -58,5 +62,25 @@ impl Drop for FileBytes {
             piece.zeroize();
             give_way();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_whole_into_one_buffer_that_does_not_grow() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        for length in [0, 1, PIECE_BYTES - 1, PIECE_BYTES, 5 * PIECE_BYTES + 7] {
+            let content: Vec<u8> = (0..length).map(|index| index as u8).collect();
+            std::fs::write(&path, &content).unwrap();
+            let bytes = FileBytes::read(&path).unwrap();
+            assert!(*bytes == *content, "{length}");
+            assert_eq!(bytes.0.capacity(), length + SPARE_BYTES);
+        }
+        let missing = FileBytes::read(&folder.path().join("none")).err().unwrap();
+        assert_eq!(missing.kind(), ErrorKind::NotFound);
     }
 }
