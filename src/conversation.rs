@@ -89,10 +89,7 @@ impl Inherited {
             key: turn.key.clone(),
             group: turn.group.clone(),
             order: turn.order,
-            sent: Sent {
-                bytes: 0,
-                ..turn.sent.clone()
-            },
+            sent: turn.sent.without_bytes(),
             facts: turn.facts.clone(),
         }
     }

@@ -24,7 +24,7 @@ use crate::intake::LINGER_TIME;
 use crate::policy::{Credential, Decision, Denied, Head, Order, Policy};
 use crate::service_tier::{Edit, PRIORITY, observed_tier};
 use crate::state::State;
-use crate::turn::{Ending, Sent, Turn, cut, header_text, set_tier};
+use crate::turn::{Ending, Turn, cut, header_text, set_tier};
 use crate::upstream::{Address, Route, Upstream, told_of};
 use crate::usage::ResponseObserver;
 
@@ -299,19 +299,21 @@ impl Exchange {
         self.route.next(upstream).cloned()
     }
 
-    /// A head is about to go out. A body that passes as it comes will come from its beginning.
+    /// A head is about to go out.
     pub fn begin_attempt(&mut self) {
-        if let Body::Streamed(body) = &mut self.body {
+        let reached = !matches!(self.body, Body::Held(_));
+        let in_header = set_tier(self.turn.order, None).filter(|_| reached);
+        self.turn.sent.begin(reached, in_header.map(str::to_owned));
+    }
+
+    /// Something of a body that passes as it comes is about to leave. In a new attempt it comes from its beginning.
+    pub fn begin_piece(&mut self) {
+        if let Body::Streamed(body) = &mut self.body
+            && self.turn.sent.renew()
+        {
             body.restart();
             self.turn.request_bytes = 0;
         }
-        let reached = !matches!(self.body, Body::Held(_));
-        let in_header = set_tier(self.turn.order, None).filter(|_| reached);
-        self.turn.sent = Sent {
-            reached,
-            tier: in_header.map(str::to_owned),
-            bytes: 0,
-        };
     }
 
     /// An attempt has failed after its connection was there. The error says whether there is to be another one: for what a

@@ -403,6 +403,7 @@ impl Gate {
     ) -> Result<(), Refusal> {
         exchange.has_come |= end_of_stream;
         let piece = body.clone().unwrap_or_default();
+        exchange.begin_piece();
         match &mut exchange.body {
             Body::Streamed(streamed) => {
                 exchange.turn.request_bytes += piece.len() as u64;

@@ -49,7 +49,7 @@ pub struct Turn {
     time: Timestamp,
 }
 
-/// What went to the upstream in the newest attempt.
+/// What went to the upstream in the newest attempt of which anything did.
 #[derive(Clone, Default)]
 pub struct Sent {
     /// Whether the upstream got a head, and of a held body the body as well: whether it may have acted.
@@ -57,6 +57,8 @@ pub struct Sent {
     /// The tier as read from the bytes of a body that was rewritten, or from the header that was.
     pub tier: Option<String>,
     pub bytes: u64,
+    /// Another attempt has begun since.
+    outdated: bool,
 }
 
 /// What came back.
@@ -96,6 +98,33 @@ struct Tiers<'a> {
     downgraded: bool,
 }
 
+impl Sent {
+    /// An attempt begins. Until something of its body leaves, all this tells of the one before, on which the upstream may
+    /// have acted.
+    pub fn begin(&mut self, reached: bool, tier: Option<String>) {
+        self.reached |= reached;
+        self.tier = self.tier.take().or(tier);
+        self.outdated = true;
+    }
+
+    /// The same, as if nothing of a body had been in it.
+    pub fn without_bytes(&self) -> Sent {
+        Sent {
+            bytes: 0,
+            ..self.clone()
+        }
+    }
+
+    /// Something of the body is about to leave. True for the first of it in an attempt.
+    pub fn renew(&mut self) -> bool {
+        let is_first = std::mem::take(&mut self.outdated);
+        if is_first {
+            self.bytes = 0;
+        }
+        is_first
+    }
+}
+
 impl Turn {
     pub fn new(number: u64, policy: Arc<Policy>) -> Self {
         Self {
@@ -121,6 +150,7 @@ impl Turn {
             reached: true,
             tier,
             bytes,
+            outdated: false,
         };
     }
 
@@ -303,4 +333,23 @@ pub fn header_text(headers: &HeaderMap, name: &HeaderName, most: usize) -> Optio
 /// The beginning of a text, cut between characters.
 pub fn cut(text: &str, most: usize) -> &str {
     &text[..text.floor_char_boundary(most)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_of_which_nothing_left_hides_none_of_which_something_did() {
+        let mut sent = Sent::default();
+        sent.begin(true, Some("priority".to_owned()));
+        assert!(sent.renew());
+        sent.bytes += 5;
+        assert!(!sent.renew());
+        sent.begin(true, None);
+        let told = (sent.reached, sent.tier.as_deref(), sent.bytes);
+        assert_eq!(told, (true, Some("priority"), 5));
+        assert!(sent.renew());
+        assert_eq!(sent.bytes, 0);
+    }
 }

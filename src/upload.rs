@@ -47,6 +47,7 @@ impl Upload {
         if let Some(direct) = &mut exchange.direct {
             direct.take_ahead(&mut self.bytes);
         }
+        exchange.begin_piece();
         self.note(exchange, 0)?;
         self.sent = self.bytes.len();
         exchange.turn.sent.bytes = self.sent as u64;
