@@ -3,9 +3,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 
-const FORWARDED_FOR: &str = "x-forwarded-for";
+use crate::framing::list_members;
+
+static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// A range of addresses: `10.0.0.0/8`, `2001:db8::/32`, or a single one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,10 +70,8 @@ impl TrustedProxies {
         if !self.contains(peer) {
             return peer;
         }
-        let lines = headers.get_all(FORWARDED_FOR).iter();
-        let hops = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
         // In the order of the way: each proxy adds the address it was called from at the end.
-        let hops: Vec<&[u8]> = hops.collect();
+        let hops: Vec<&[u8]> = list_members(headers, &FORWARDED_FOR).collect();
         let mut client = peer;
         for hop in hops.into_iter().rev() {
             // One that hides who called it is as far as one can see.
@@ -124,7 +124,7 @@ mod tests {
         let trusted = TrustedProxies::new(trusted.iter().map(|text| network(text)).collect());
         let mut headers = HeaderMap::new();
         for line in lines {
-            headers.append(FORWARDED_FOR, HeaderValue::from_str(line).unwrap());
+            headers.append(&FORWARDED_FOR, HeaderValue::from_str(line).unwrap());
         }
         trusted.client(ip(peer), &headers).to_string()
     }

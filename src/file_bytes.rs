@@ -13,7 +13,6 @@ use crate::background::give_way;
 pub const MOST_BYTES: usize = 1 << 30;
 /// So much of it is read, or wiped, before others may go first.
 const PIECE_BYTES: usize = 16 * 1024;
-
 /// More than the standard library keeps free for its next read: with less it would read into a buffer of its own, which nobody
 /// wipes.
 const SPARE_BYTES: usize = 64;
@@ -25,12 +24,12 @@ impl FileBytes {
     /// # Errors
     /// Those of reading it, and `FileTooLarge` beyond [`MOST_BYTES`].
     pub fn read(path: &Path) -> io::Result<FileBytes> {
-        let mut file = File::open(path)?;
+        let file = File::open(path)?;
         let length = file.metadata().map_or(0, |found| found.len());
         let length = usize::try_from(length).unwrap_or(MOST_BYTES);
         // At once: a buffer that grows leaves a copy behind.
         let mut bytes = FileBytes(Vec::with_capacity(length.min(MOST_BYTES) + SPARE_BYTES));
-        let mut piece = file.by_ref().take(PIECE_BYTES as u64);
+        let mut piece = file.take(PIECE_BYTES as u64);
         while piece.read_to_end(&mut bytes.0)? > 0 {
             if bytes.0.len() > MOST_BYTES {
                 return Err(io::Error::new(ErrorKind::FileTooLarge, "larger than 1 GiB"));

@@ -7,7 +7,7 @@ mod unescape;
 mod utf8;
 
 pub use plain::Kernel;
-use plain::Piece;
+use plain::{Piece, is_escape_letter};
 use std::fmt;
 use unescape::Unescaped;
 use utf8::{Carry, Completion};
@@ -550,7 +550,7 @@ impl Scanner {
 
     fn escape(&mut self, bytes: &[u8], at: usize) -> Option<usize> {
         self.state = match bytes[at] {
-            b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => State::String,
+            byte if is_escape_letter(byte) => State::String,
             b'u' => State::Hex,
             _ => return self.invalid(at),
         };

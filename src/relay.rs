@@ -397,14 +397,14 @@ impl Client<'_> {
             Some(sent) => sent,
             None => Err(Error::explain(ErrorType::WriteTimedout, WRITING).into_down()),
         };
-        let is_written = |error: &Error| {
+        let is_of_writing = |error: &Error| {
             matches!(
                 error.etype(),
                 ErrorType::WriteError | ErrorType::WriteTimedout
             )
         };
         match sent {
-            Err(error) if is_written(&error) && self.deadline.client_leaves() => {
+            Err(error) if is_of_writing(&error) && self.deadline.client_leaves() => {
                 self.broken = true;
                 Ok(())
             }

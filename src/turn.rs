@@ -107,14 +107,6 @@ impl Sent {
         self.outdated = true;
     }
 
-    /// The same, as if nothing of a body had been in it.
-    pub fn without_bytes(&self) -> Sent {
-        Sent {
-            bytes: 0,
-            ..self.clone()
-        }
-    }
-
     /// Something of the body is about to leave. True for the first of it in an attempt.
     pub fn renew(&mut self) -> bool {
         let is_first = std::mem::take(&mut self.outdated);
@@ -122,6 +114,14 @@ impl Sent {
             self.bytes = 0;
         }
         is_first
+    }
+
+    /// This, as if nothing of a body had been in it.
+    pub fn without_bytes(&self) -> Sent {
+        Sent {
+            bytes: 0,
+            ..self.clone()
+        }
     }
 }
 

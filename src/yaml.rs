@@ -56,7 +56,7 @@ pub fn parse<'a>(bytes: &'a [u8], mistakes: &Mistakes) -> Option<Node<'a>> {
         return None;
     }
     match std::str::from_utf8(bytes) {
-        Ok(text) => Builder::new(mistakes).build(text),
+        Ok(text) => Builder::new(text, mistakes).build(text),
         Err(error) => {
             mistakes.add(
                 place_after(&bytes[..error.valid_up_to()]),
@@ -129,18 +129,17 @@ struct Builder<'a, 'm> {
 }
 
 impl<'a, 'm> Builder<'a, 'm> {
-    fn new(mistakes: &'m Mistakes) -> Self {
+    fn new(text: &str, mistakes: &'m Mistakes) -> Self {
         Builder {
             mistakes,
             nodes: Vec::new(),
             open: Vec::new(),
-            lines: 0,
+            lines: memchr::memchr_iter(b'\n', text.as_bytes()).count(),
             incomplete: false,
         }
     }
 
     fn build(mut self, text: &'a str) -> Option<Node<'a>> {
-        self.lines = memchr::memchr_iter(b'\n', text.as_bytes()).count();
         let options = granit_parser::options! {
             emit_comments: false,
             flow_nesting_limit: MAX_NESTING,

@@ -85,7 +85,7 @@ impl<'a> Piece<'a> {
         loop {
             if self.begun == 1 {
                 match bytes.get(from) {
-                    Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => from += 1,
+                    Some(&byte) if is_escape_letter(byte) => from += 1,
                     None => return from,
                     Some(_) => {
                         self.begun = 0;
@@ -101,6 +101,11 @@ impl<'a> Piece<'a> {
             from += 1;
         }
     }
+}
+
+/// Whether it makes an escape of two bytes with a backslash before it (RFC 8259 §7).
+pub(super) fn is_escape_letter(byte: u8) -> bool {
+    matches!(byte, b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't')
 }
 
 fn find_special(bytes: &[u8], mut from: usize) -> usize {
