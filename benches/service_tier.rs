@@ -1,10 +1,14 @@
-//! How fast bodies are scanned and rewritten, in bytes of the body per second. A body arrives in chunks of 16 KiB.
+//! How fast bodies are scanned and rewritten, in bytes of the body per second, beside parsers that look for the same members
+//! in a body that is there whole. Here a body arrives in chunks of 16 KiB.
 
 mod samples;
+
+use std::borrow::Cow;
 
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use samples::body;
+use serde::Deserialize;
 use tiergate::json::Kernel;
 use tiergate::service_tier::{Edit, Observer, Rewriter};
 
@@ -21,6 +25,18 @@ const BODIES: [&str; 9] = [
     "pretty_256k",
     "duplicates_1m",
 ];
+/// The others refuse a member that is there twice.
+const SINGLE_MEMBERS: &[&str] = BODIES.split_last().unwrap().1;
+
+/// The members that the rewriter looks at. All others are checked and passed over.
+#[derive(Deserialize)]
+#[expect(dead_code)]
+struct Members<'a> {
+    #[serde(borrow)]
+    model: Option<Cow<'a, str>>,
+    stream: Option<bool>,
+    service_tier: Option<Cow<'a, str>>,
+}
 
 fn main() {
     divan::main();
@@ -46,6 +62,23 @@ fn observe(bencher: Bencher, name: &str) {
             .for_each(|chunk| observer.feed(chunk));
         observer.finish()
     });
+}
+
+#[divan::bench(args = SINGLE_MEMBERS)]
+fn parse_with_serde_json(bencher: Bencher, name: &str) {
+    parse(bencher, name, |body| serde_json::from_slice(body).unwrap());
+}
+
+#[divan::bench(args = SINGLE_MEMBERS)]
+fn parse_with_sonic_rs(bencher: Bencher, name: &str) {
+    parse(bencher, name, |body| sonic_rs::from_slice(body).unwrap());
+}
+
+fn parse(bencher: Bencher, name: &str, parse: impl Fn(&[u8]) -> Members<'_> + Sync) {
+    let body = body(name);
+    bencher
+        .counter(BytesCount::new(body.len()))
+        .bench(|| parse(black_box(&body)));
 }
 
 fn run(bencher: Bencher, name: &str, kernel: Kernel) {
