@@ -259,11 +259,10 @@ impl Scanner {
                 State::Hex => self.hex(bytes, at)?,
                 State::Number => self.number(bytes, at, visitor)?,
                 State::Word => self.word(bytes, at, visitor)?,
-                _ if self.brackets.depth > self.shown => match self.skim(piece, at) {
-                    next if self.state.is_in_token() => next,
-                    next => self.structure(piece, next, visitor)?,
-                },
-                _ => self.structure(piece, at, visitor)?,
+                _ if self.brackets.depth > self.shown => {
+                    self.walk::<_, false>(piece, at, visitor)?
+                }
+                _ => self.walk::<_, true>(piece, at, visitor)?,
             };
         }
         self.token.hold(bytes);
@@ -271,132 +270,232 @@ impl Scanner {
         Some(())
     }
 
-    /// Takes all that is plain inside a value of which nobody is shown more than its end, where most of a large document
-    /// lies. What is not plain, from the end of that value to a fault, is left to the functions below, which also go on
-    /// with a token that is cut off. They alone take three fifths longer for an agent's body of 256 KB.
+    /// Goes from token to token. It leaves where the piece ends; at a token that the piece may not have whole, or a string
+    /// with other than plain bytes and escapes of two, which is left to the functions below; and where members begin or
+    /// cease to be shown.
+    ///
+    /// `SHOWN` says whether what it walks over is shown: members of objects that are, and the document as a whole. Within a
+    /// value of which only the end is shown lies most of a large document, and there nothing is asked of the visitor.
     ///
     /// Each kind of place in the grammar has its own comparisons, for a processor foresees each by what became of it before:
-    /// with one `match` over state and byte for all, small bodies and those with white space take a tenth longer.
-    fn skim(&mut self, piece: &mut Piece<'_>, mut at: usize) -> usize {
+    /// with one `match` over state and byte for all, bodies of 1 KB take half as long again, others a tenth longer.
+    fn walk<V: Visitor, const SHOWN: bool>(
+        &mut self,
+        piece: &mut Piece<'_>,
+        mut at: usize,
+        visitor: &mut V,
+    ) -> Option<usize> {
         let bytes = piece.bytes;
         loop {
             if let State::FirstKey | State::NextKey = self.state {
                 at = skip_white(bytes, at);
                 match bytes.get(at) {
-                    Some(b'"') => at = self.skim_members(piece, at),
-                    Some(b'}') if self.state == State::FirstKey && self.ends_unshown() => {
-                        self.skim_end();
+                    Some(b'"') => at = self.members::<_, SHOWN>(piece, at, visitor),
+                    Some(b'}') if self.state == State::FirstKey => {
                         at += 1;
+                        if self.close::<_, SHOWN>(Kind::Object, at, visitor) {
+                            return Some(at);
+                        }
                     }
-                    _ => return at,
+                    Some(_) => return self.invalid(at),
+                    None => return Some(at),
                 }
             }
             if self.state == State::Colon {
                 at = skip_white(bytes, at);
-                if bytes.get(at) != Some(&b':') {
-                    return at;
+                match bytes.get(at) {
+                    Some(b':') => self.state = State::Value,
+                    Some(_) => return self.invalid(at),
+                    None => return Some(at),
                 }
-                self.state = State::Value;
                 at += 1;
             }
             if let State::Value | State::FirstElement = self.state {
                 at = skip_white(bytes, at);
                 match bytes.get(at) {
-                    Some(b'"') => {
-                        at = piece.find_stop(at + 1);
-                        if bytes.get(at) != Some(&b'"') {
-                            return self.leave_string(piece, at, false);
+                    Some(b'"') => at = self.string_value::<_, SHOWN>(piece, at + 1, visitor),
+                    Some(b'{') => {
+                        self.open::<SHOWN>(true)?;
+                        at += 1;
+                        if SHOWN && !self.is_shown() {
+                            return Some(at);
                         }
-                        self.state = self.brackets.after_value();
-                        at += 1;
-                    }
-                    Some(b'{') if self.brackets.depth < self.depth_limit => {
-                        self.brackets.push(true);
-                        self.state = State::FirstKey;
-                        at += 1;
                         continue;
                     }
-                    Some(b'[') if self.brackets.depth < self.depth_limit => {
-                        self.brackets.push(false);
-                        self.state = State::FirstElement;
+                    Some(b'[') => {
+                        self.open::<SHOWN>(false)?;
                         at += 1;
+                        if SHOWN {
+                            return Some(at);
+                        }
                         continue;
                     }
-                    Some(b']') if self.state == State::FirstElement && self.ends_unshown() => {
-                        self.skim_end();
+                    Some(b']') if self.state == State::FirstElement => {
                         at += 1;
+                        if self.close::<_, SHOWN>(Kind::Array, at, visitor) {
+                            return Some(at);
+                        }
                     }
-                    _ => match find_scalar_end(bytes, at) {
-                        Some(end) => {
-                            self.state = self.brackets.after_value();
+                    Some(_) => match find_scalar_end(bytes, at) {
+                        Some((kind, end)) => {
+                            let raw = &bytes[at..end];
+                            self.end_whole_value::<_, SHOWN>(kind, raw, end, visitor);
                             at = end;
                         }
-                        None => return at,
+                        None => return self.begin_scalar(bytes, at),
                     },
+                    None => return Some(at),
                 }
             }
             while let State::AfterMember | State::AfterElement = self.state {
                 at = skip_white(bytes, at);
-                match (self.state, bytes.get(at)) {
-                    (State::AfterMember, Some(b',')) => self.state = State::NextKey,
-                    (State::AfterElement, Some(b',')) => self.state = State::Value,
-                    (State::AfterMember, Some(b'}')) | (State::AfterElement, Some(b']'))
-                        if self.ends_unshown() =>
-                    {
-                        self.skim_end()
+                let Some(&byte) = bytes.get(at) else {
+                    return Some(at);
+                };
+                let end = at + 1;
+                let surfaced = match (self.state, byte) {
+                    (State::AfterMember, b',') => {
+                        if SHOWN {
+                            visitor.comma(self.offset + at as u64);
+                        }
+                        self.state = State::NextKey;
+                        false
                     }
-                    _ => return at,
+                    (State::AfterMember, b'}') => {
+                        self.close::<_, SHOWN>(Kind::Object, end, visitor)
+                    }
+                    (State::AfterElement, b',') => {
+                        self.state = State::Value;
+                        false
+                    }
+                    (State::AfterElement, b']') => {
+                        self.close::<_, SHOWN>(Kind::Array, end, visitor)
+                    }
+                    _ => return self.invalid(at),
+                };
+                at = end;
+                if surfaced {
+                    return Some(at);
                 }
-                at += 1;
+            }
+            if self.state == State::AfterDocument {
+                at = skip_white(bytes, at);
+                return match bytes.get(at) {
+                    Some(_) => self.invalid(at),
+                    None => Some(at),
+                };
             }
             if self.state.is_in_token() {
-                return at;
+                return Some(at);
             }
         }
     }
 
-    /// Takes the key at `at`, and members that are strings, without white space, up to the first that is not.
+    /// Takes the key whose opening quote is at `at`, and all of its object as long as members are strings and there is no
+    /// white space: as most are.
     #[inline]
-    fn skim_members(&mut self, piece: &mut Piece<'_>, mut at: usize) -> usize {
+    fn members<V: Visitor, const SHOWN: bool>(
+        &mut self,
+        piece: &mut Piece<'_>,
+        mut at: usize,
+        visitor: &mut V,
+    ) -> usize {
         let bytes = piece.bytes;
         loop {
-            at = piece.find_stop(at + 1);
-            match bytes[at..] {
-                [b'"', b':', b'"', ..] => at = piece.find_stop(at + 3),
-                [b'"', b':', ..] => {
+            let key = at + 1;
+            at = piece.find_stop(key);
+            if bytes.get(at) != Some(&b'"') {
+                return self.leave_string(piece, key, at, true);
+            }
+            if SHOWN {
+                self.key_start = self.offset + key as u64 - 1;
+                self.show_key(&bytes[key..at], visitor);
+            }
+            let value = match bytes[at + 1..] {
+                [b':', b'"', ..] => at + 3,
+                [b':', ..] => {
                     self.state = State::Value;
                     return at + 2;
                 }
-                [b'"', ..] => {
+                _ => {
                     self.state = State::Colon;
                     return at + 1;
                 }
-                _ => return self.leave_string(piece, at, true),
+            };
+            at = piece.find_stop(value);
+            if bytes.get(at) != Some(&b'"') {
+                return self.leave_string(piece, value, at, false);
             }
+            if SHOWN {
+                self.show_whole_value(Kind::String, &bytes[value..at], at + 1, visitor);
+            }
+            at += 1;
             match bytes[at..] {
-                [b'"', b',', b'"', ..] => at += 2,
-                [b'"', ..] => {
-                    self.state = State::AfterMember;
-                    return at + 1;
+                [b',', b'"', ..] => {
+                    if SHOWN {
+                        visitor.comma(self.offset + at as u64);
+                    }
+                    at += 1;
                 }
-                _ => return self.leave_string(piece, at, false),
+                _ => {
+                    self.state = State::AfterMember;
+                    return at;
+                }
             }
         }
     }
 
-    /// Whether the innermost open bracket is not the last one of a value whose end is shown.
-    fn ends_unshown(&self) -> bool {
-        self.brackets.depth > self.shown + 1
+    #[inline]
+    fn string_value<V: Visitor, const SHOWN: bool>(
+        &mut self,
+        piece: &mut Piece<'_>,
+        start: usize,
+        visitor: &mut V,
+    ) -> usize {
+        let bytes = piece.bytes;
+        let stop = piece.find_stop(start);
+        if bytes.get(stop) != Some(&b'"') {
+            return self.leave_string(piece, start, stop, false);
+        }
+        self.end_whole_value::<_, SHOWN>(Kind::String, &bytes[start..stop], stop + 1, visitor);
+        stop + 1
     }
 
-    fn skim_end(&mut self) {
-        self.brackets.pop();
-        self.state = self.brackets.after_value();
+    /// Leaves all but the first byte of a number or literal that this piece may not have whole to the states.
+    fn begin_scalar(&mut self, bytes: &[u8], start: usize) -> Option<usize> {
+        if self.is_shown() && self.interest == Interest::Capture {
+            self.token.begin(start);
+        }
+        let first = bytes[start];
+        if let Some(number) = Number::begin(first) {
+            (self.state, self.number) = (State::Number, number);
+        } else if let Some(word) = Word::begin(first) {
+            (self.state, self.word, self.seen) = (State::Word, word, 1);
+        } else {
+            return self.invalid(start);
+        }
+        Some(start + 1)
     }
 
-    /// Leaves the rest of a string, from a stop on that is not its end, to the states.
-    fn leave_string(&mut self, piece: &Piece<'_>, stop: usize, in_key: bool) -> usize {
+    /// Leaves the rest of a string that began at `start`, from a stop on that is not its end, to the states.
+    fn leave_string(
+        &mut self,
+        piece: &Piece<'_>,
+        start: usize,
+        stop: usize,
+        in_key: bool,
+    ) -> usize {
+        if self.is_shown() && (in_key || self.interest == Interest::Capture) {
+            self.token.begin(start);
+        }
+        if in_key {
+            self.key_start = self.offset + start as u64 - 1;
+        }
         self.in_key = in_key;
+        self.stop_string(piece, stop)
+    }
+
+    fn stop_string(&mut self, piece: &Piece<'_>, stop: usize) -> usize {
         // What no string can pass over is no second byte of an escape either, but for `u`.
         self.state = match stop < piece.bytes.len() || piece.is_cut_in_escape() {
             true => State::Escape,
@@ -405,108 +504,13 @@ impl Scanner {
         stop
     }
 
-    /// Takes white space, and then one bracket, comma or colon, or all that this piece has of a key or scalar.
     #[inline]
-    fn structure<V: Visitor>(
-        &mut self,
-        piece: &mut Piece<'_>,
-        at: usize,
-        visitor: &mut V,
-    ) -> Option<usize> {
-        let bytes = piece.bytes;
-        let at = skip_white(bytes, at);
-        let Some(&byte) = bytes.get(at) else {
-            return Some(at);
-        };
-        match self.state {
-            State::Value => return self.value(piece, at, visitor),
-            State::FirstKey if byte == b'}' => self.close(Kind::Object, at, visitor),
-            State::FirstKey | State::NextKey if byte == b'"' => {
-                return self.key(piece, at, visitor);
-            }
-            State::Colon if byte == b':' => self.state = State::Value,
-            State::AfterMember if byte == b',' => return self.next_member(piece, at, visitor),
-            State::AfterMember if byte == b'}' => self.close(Kind::Object, at, visitor),
-            State::FirstElement | State::AfterElement if byte == b']' => {
-                self.close(Kind::Array, at, visitor)
-            }
-            State::FirstElement => return self.value(piece, at, visitor),
-            State::AfterElement if byte == b',' => self.state = State::Value,
-            _ => return self.invalid(at),
-        }
-        Some(at + 1)
-    }
-
-    #[inline]
-    fn next_member<V: Visitor>(
-        &mut self,
-        piece: &mut Piece<'_>,
-        at: usize,
-        visitor: &mut V,
-    ) -> Option<usize> {
-        let bytes = piece.bytes;
-        if self.is_shown() {
-            visitor.comma(self.offset + at as u64);
-        }
-        self.state = State::NextKey;
-        match bytes.get(at + 1) {
-            Some(b'"') => self.key(piece, at + 1, visitor),
-            _ => Some(at + 1),
-        }
-    }
-
-    fn key<V: Visitor>(
-        &mut self,
-        piece: &mut Piece<'_>,
-        at: usize,
-        visitor: &mut V,
-    ) -> Option<usize> {
-        self.state = State::String;
-        self.in_key = true;
-        if self.is_shown() {
-            self.key_start = self.offset + at as u64;
-            self.token.begin(at + 1);
-        }
-        self.string(piece, at + 1, visitor)
-    }
-
-    fn value<V: Visitor>(
-        &mut self,
-        piece: &mut Piece<'_>,
-        at: usize,
-        visitor: &mut V,
-    ) -> Option<usize> {
-        let bytes = piece.bytes;
-        let byte = bytes[at];
-        if let b'{' | b'[' = byte {
-            self.open(byte == b'{')?;
-            return Some(at + 1);
-        }
-        if self.interest == Interest::Capture && self.is_shown() {
-            self.token.begin(if byte == b'"' { at + 1 } else { at });
-        }
-        if byte == b'"' {
-            self.state = State::String;
-            self.in_key = false;
-            return self.string(piece, at + 1, visitor);
-        }
-        if let Some(number) = Number::begin(byte) {
-            self.state = State::Number;
-            self.number = number;
-            return self.number(bytes, at + 1, visitor);
-        }
-        let Some(word) = Word::begin(byte) else {
-            return self.invalid(at);
-        };
-        (self.state, self.word, self.seen) = (State::Word, word, 1);
-        self.word(bytes, at + 1, visitor)
-    }
-
-    fn open(&mut self, object: bool) -> Option<()> {
+    fn open<const SHOWN: bool>(&mut self, object: bool) -> Option<()> {
         if self.brackets.depth == self.depth_limit {
             return self.refuse(Fault::TooDeep);
         }
-        if object && self.shown == self.brackets.depth && self.interest == Interest::Enter {
+        if SHOWN && object && self.shown == self.brackets.depth && self.interest == Interest::Enter
+        {
             self.shown += 1;
         }
         self.brackets.push(object);
@@ -518,28 +522,66 @@ impl Scanner {
         Some(())
     }
 
-    fn close<V: Visitor>(&mut self, kind: Kind, at: usize, visitor: &mut V) {
-        if self.is_shown() {
+    /// Closes the innermost bracket. Whether what follows is shown, and what was in it was not.
+    #[inline]
+    fn close<V: Visitor, const SHOWN: bool>(
+        &mut self,
+        kind: Kind,
+        end: usize,
+        visitor: &mut V,
+    ) -> bool {
+        if SHOWN && self.is_shown() {
             self.shown -= 1;
         }
         self.brackets.pop();
-        self.end_value(kind, &[], at + 1, visitor);
+        self.end_value(kind, &[], end, visitor);
+        !SHOWN && self.brackets.depth == self.shown
+    }
+
+    /// Ends a value of whose bytes this piece has all.
+    #[inline]
+    fn end_whole_value<V: Visitor, const SHOWN: bool>(
+        &mut self,
+        kind: Kind,
+        raw: &[u8],
+        end: usize,
+        visitor: &mut V,
+    ) {
+        self.state = self.brackets.after_value();
+        if SHOWN && self.is_shown() {
+            self.show_whole_value(kind, raw, end, visitor);
+        }
+    }
+
+    fn show_whole_value<V: Visitor>(
+        &mut self,
+        kind: Kind,
+        raw: &[u8],
+        end: usize,
+        visitor: &mut V,
+    ) {
+        let raw = match self.interest {
+            Interest::Capture => raw,
+            _ => &[],
+        };
+        self.show_value(kind, raw, end, visitor);
     }
 
     fn end_value<V: Visitor>(&mut self, kind: Kind, raw: &[u8], end: usize, visitor: &mut V) {
         self.state = self.brackets.after_value();
         if self.is_shown() {
-            let (depth, end) = (self.brackets.depth, self.offset + end as u64);
-            let cut = raw.len() > CAPTURE_BYTES;
-            let raw = &raw[..raw.len().min(CAPTURE_BYTES)];
-            visitor.value(Value {
-                kind,
-                depth,
-                end,
-                raw,
-                cut,
-            });
+            self.show_value(kind, raw, end, visitor);
         }
+    }
+
+    fn show_value<V: Visitor>(&self, kind: Kind, raw: &[u8], end: usize, visitor: &mut V) {
+        visitor.value(Value {
+            kind,
+            depth: self.brackets.depth,
+            end: self.offset + end as u64,
+            raw: &raw[..raw.len().min(CAPTURE_BYTES)],
+            cut: raw.len() > CAPTURE_BYTES,
+        });
     }
 
     /// Ends a string, number or literal whose last own byte, quotes apart, is the one before `text_end`.
@@ -554,38 +596,28 @@ impl Scanner {
         if !self.token.wanted {
             return self.end_value(kind, &[], end, visitor);
         }
-        if self.token.held.is_empty() {
-            // It lies in this piece, as nearly all do.
-            self.token.wanted = false;
-            let raw = &bytes[self.token.start..text_end];
-            return self.end_value(kind, raw, end, visitor);
-        }
         let mut token = std::mem::take(&mut self.token);
         self.end_value(kind, token.end(bytes, text_end), end, visitor);
         self.token = token;
     }
 
-    #[inline]
+    /// Ends a key that was left to the states.
     fn end_key<V: Visitor>(&mut self, bytes: &[u8], at: usize, visitor: &mut V) -> usize {
         if self.is_shown() {
-            let raw = self.token.end(bytes, at);
-            let name = unescape_key(raw, &mut self.unescaped);
-            self.interest = visitor.key(Key {
-                name,
-                depth: self.brackets.depth,
-                start: self.key_start,
-            });
+            let mut token = std::mem::take(&mut self.token);
+            self.show_key(token.end(bytes, at), visitor);
+            self.token = token;
         }
-        match bytes.get(at + 1) {
-            Some(b':') => {
-                self.state = State::Value;
-                at + 2
-            }
-            _ => {
-                self.state = State::Colon;
-                at + 1
-            }
-        }
+        self.state = State::Colon;
+        at + 1
+    }
+
+    fn show_key<V: Visitor>(&mut self, raw: &[u8], visitor: &mut V) {
+        self.interest = visitor.key(Key {
+            name: unescape_key(raw, &mut self.unescaped),
+            depth: self.brackets.depth,
+            start: self.key_start,
+        });
     }
 
     fn string<V: Visitor>(
@@ -605,7 +637,7 @@ impl Scanner {
                 }
                 // The rest of `\uXXXX`, where it lies whole in this piece, takes no detour by the states.
                 Some(b'u') if is_code_unit(&bytes[at + 1..]) => at += 1 + CODE_UNIT,
-                _ => return Some(self.leave_string(piece, at, self.in_key)),
+                _ => return Some(self.stop_string(piece, at)),
             }
         }
     }
@@ -835,20 +867,22 @@ fn is_code_unit(bytes: &[u8]) -> bool {
     digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
 }
 
-/// The index of the byte after the number or literal that begins at `at`; `None` if there is none, or not all of it, or if it
-/// may go on behind these bytes.
-fn find_scalar_end(bytes: &[u8], at: usize) -> Option<usize> {
+/// The kind of the number or literal that begins at `at`, and the index of the byte after it; `None` if there is none, or not
+/// all of it, or if it may go on behind these bytes.
+fn find_scalar_end(bytes: &[u8], at: usize) -> Option<(Kind, usize)> {
     let rest = &bytes[at..];
     let (&first, digits) = rest.split_first()?;
     if let Some(word) = Word::begin(first) {
-        let (spelling, _) = word.spelling();
-        return rest.starts_with(spelling).then_some(at + spelling.len());
+        let (spelling, kind) = word.spelling();
+        return rest
+            .starts_with(spelling)
+            .then_some((kind, at + spelling.len()));
     }
     let mut number = Number::begin(first)?;
     for (index, &byte) in digits.iter().enumerate() {
         match number.step(byte) {
             Some(next) => number = next,
-            None => return number.may_end().then_some(at + 1 + index),
+            None => return number.may_end().then_some((Kind::Number, at + 1 + index)),
         }
     }
     None
