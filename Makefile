@@ -1,11 +1,13 @@
 # What a contributor can do. Everything works with plain cargo too; this also brings in what the build needs.
 
 CARGO ?= cargo
-# The demo shows the same build that the tests use, so that a newcomer waits for one build only.
+# The demo shows the program as it is built for the tests, so that a newcomer waits for one build of Pingora only: what the
+# tests need besides has features of some crates that `cargo run` would build without.
 .PHONY: demo test test-long soak test-ecosystem test-monitoring test-debian picture fuzz build deb lint audit bench bench-instructions bench-sockets clean tools
 
 demo: tools
-	$(CARGO) run --quiet -- demo
+	$(CARGO) test --quiet --no-run --test cli
+	$${CARGO_TARGET_DIR:-target}/debug/tiergate demo
 
 test: tools
 	$(CARGO) test
