@@ -1018,6 +1018,36 @@ mod tests {
     }
 
     #[test]
+    fn a_member_is_shown_whatever_stands_before_it() {
+        for value in [
+            "{}",
+            "[]",
+            "[[]]",
+            r#"{"x":{}}"#,
+            r#""""#,
+            r#""\u0041""#,
+            "0",
+            "-1.5e3",
+            "true",
+            "null",
+        ] {
+            let document =
+                format!(r#"{{"s":{value},"c":1,"e":{{"s":{value} , "c":2}},"t": {value}}}"#);
+            for split in 0..=document.len() {
+                let (head, tail) = document.as_bytes().split_at(split);
+                let (events, result) = scan(&[head, tail]);
+                assert_eq!(result, Ok(()), "{document} at {split}");
+                let keys = events.iter().filter(|event| event.contains(" at "));
+                let keys: Vec<&str> = keys.map(|event| &event[..3]).collect();
+                let shown = "1 s, com, 1 c, com, 1 e, 2 s, com, 2 c, com, 1 t";
+                assert_eq!(keys.join(", "), shown, "{document} at {split}");
+                let values = events.len() - keys.len();
+                assert_eq!(values, 6, "{document} at {split}");
+            }
+        }
+    }
+
+    #[test]
     fn what_is_no_object_is_not_entered() {
         assert_eq!(
             events(r#"{"e":[{"c":1}],"e":"x"}"#),
