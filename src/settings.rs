@@ -185,7 +185,9 @@ impl<'n, 'a> Fields<'n, 'a> {
     /// The value of a key that must be there.
     pub fn required(&mut self, name: &'static str) -> Option<&'n Node<'a>> {
         let node = self.take(name);
-        if let (None, Some(place), false) = (node, self.place, self.misspelled(name)) {
+        if let (None, Some(place)) = (node, self.place)
+            && !self.misspelled(name)
+        {
             self.mistakes.add(place, format!("`{name}` is missing"));
         }
         node
