@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::fmt::StdIoWrite;
@@ -30,6 +31,8 @@ const ADDED: [Field; 3] = [
 ];
 /// Lines that wait for a log that cannot be written, in bytes. Beyond it no further request is taken.
 const BACKLOG_BYTES: usize = 64 << 20;
+/// How long half a line at the end of the file must stay as it is before it counts as left behind.
+const HALF_LINE_TIME: Duration = Duration::from_millis(100);
 
 /// One line. The names of the fields are the names in the log; an event's id is made of those of request and turn.
 #[derive(Debug)]
@@ -482,24 +485,38 @@ fn open(target: &LogTarget) -> io::Result<File> {
             // Reading is needed to see how the file ends, and a pipe or a device need not allow it.
             let file = OpenOptions::new().append(true).create(true).open(path)?;
             if file.metadata()?.is_file() {
-                end_last_line(&file, path)?;
+                end_last_line(&file, path, || std::thread::sleep(HALF_LINE_TIME))?;
             }
             Ok(file)
         }
     }
 }
 
-/// A process that died while the disk was full may have left half a line; the next one is not to be glued to it.
-fn end_last_line(mut file: &File, path: &Path) -> io::Result<()> {
+/// A process that died while the disk was full may have left half a line; the next one is not to be glued to it. A line that
+/// another process writes at this moment, in a takeover, looks like half of one too, for a file grows by pages: so what
+/// is no whole line is looked at again after a wait, until it is one or has stayed as it was.
+fn end_last_line(mut file: &File, path: &Path, mut wait: impl FnMut()) -> io::Result<()> {
     let mut reader = File::open(path)?;
-    let mut last = [b'\n'];
-    if reader.seek(SeekFrom::End(-1)).is_ok() {
-        reader.read_exact(&mut last)?;
-    }
-    if last != *b"\n" {
-        file.write_all(b"\n")?;
+    let mut found = end_of_half_line(&mut reader)?;
+    while let Some(end) = found {
+        wait();
+        found = end_of_half_line(&mut reader)?;
+        if found == Some(end) {
+            return file.write_all(b"\n");
+        }
     }
     Ok(())
+}
+
+/// The length of a file that does not end with a line end.
+fn end_of_half_line(file: &mut File) -> io::Result<Option<u64>> {
+    let len = file.seek(SeekFrom::End(0))?;
+    let mut last = [b'\n'];
+    if len > 0 {
+        file.seek(SeekFrom::Start(len - 1))?;
+        file.read_exact(&mut last)?;
+    }
+    Ok((last != *b"\n").then_some(len))
 }
 
 #[cfg(test)]
@@ -518,6 +535,24 @@ mod tests {
         text.lines()
             .map(|line| serde_json::from_str(line).unwrap())
             .collect()
+    }
+
+    #[test]
+    fn a_line_that_another_process_is_writing_is_let_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("access.log");
+        std::fs::write(&path, "{\"a\":").unwrap();
+        let file = OpenOptions::new().append(true).open(&path).unwrap();
+        let mut pieces = ["1,", "\"b\":2}\n"].iter();
+        end_last_line(&file, &path, || {
+            let piece = pieces.next().expect("the line has ended");
+            (&file).write_all(piece.as_bytes()).unwrap();
+        })
+        .unwrap();
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            "{\"a\":1,\"b\":2}\n"
+        );
     }
 
     #[test]
