@@ -228,9 +228,9 @@ impl ClientSocket {
         }
     }
 
-    /// Reads until a whole head is here, and takes nothing of it. Where there is nothing to be read, `ends` tells whether
-    /// it is not to be waited for.
-    pub async fn opening(&self, ends: impl Fn() -> bool) -> Opening {
+    /// Reads until a whole head is here, and takes nothing of it. Where nothing of one has come, `ends` tells whether it is
+    /// not to be waited for.
+    pub async fn opening(&self, mut ends: impl FnMut(&mut Context<'_>) -> bool) -> Opening {
         let (mut end, mut seen) = (HeadEnd::default(), 0);
         poll_fn(|cx| {
             let wire = &mut *self.wire();
@@ -252,7 +252,7 @@ impl ClientSocket {
                 let _ = wire.poll_send(cx);
                 match wire.poll_read_ahead(cx) {
                     Poll::Ready(Ok(1..)) => {}
-                    Poll::Pending if !ends() => return Poll::Pending,
+                    Poll::Pending if seen > 0 || !ends(cx) => return Poll::Pending,
                     _ => return Poll::Ready(Opening::Ended),
                 }
             }

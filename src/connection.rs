@@ -417,13 +417,14 @@ impl Front {
         loop {
             let (mut stream, settings) = connection;
             deadline.begin_request(self);
-            if std::mem::take(&mut is_first) {
+            let first = std::mem::take(&mut is_first);
+            if first {
                 let left = head_until.saturating_duration_since(Instant::now());
                 deadline.set(Waiting::ForHead, left);
             }
             // What Pingora has read too much of it keeps for itself.
             let next = match settings.is_none() || socket.is_at_end() {
-                true => self.relay.serve_next(socket, peer).await,
+                true => self.relay.serve_next(socket, peer, first).await,
                 false => Next::Special,
             };
             connection = match next {

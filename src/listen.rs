@@ -34,8 +34,6 @@ const BACKLOG: u32 = 4096;
 const KEEPALIVE_IDLE_SECONDS: u32 = 60;
 const KEEPALIVE_INTERVAL_SECONDS: u32 = 15;
 const KEEPALIVE_PROBES: u32 = 4;
-/// How long a drain waits for the handshakes of connections that were accepted before it.
-const DRAIN_WAIT: Duration = Duration::from_secs(1);
 /// How long accepting rests after it failed, mostly for want of descriptors.
 pub const ACCEPT_REST: Duration = Duration::from_millis(100);
 
@@ -216,19 +214,13 @@ async fn serve(client: TcpStream, peer: SocketAddr, entrance: &Entrance, site: &
     let passing = entrance.pass(client, peer, head_until, site);
     let passed = tokio::select! {
         passed = timeout_at(head_until, passing) => passed.unwrap_or_else(|late| Err(late.into())),
-        () = drain_waits(&site.state) => return,
+        () = site.state.drain_waits() => return,
     };
     match passed {
         Ok(entered) => entered.serve(site).await,
         // A scanner, a client that does not trust the certificate, or one too many.
         Err(why) => log::debug!("a connection of {peer} is closed: {why}"),
     }
-}
-
-/// Returns when a drain has waited long enough for connections that might be about to bring a request.
-async fn drain_waits(state: &State) {
-    state.draining().cancelled().await;
-    tokio::time::sleep(DRAIN_WAIT).await;
 }
 
 /// A connection that may bring requests.

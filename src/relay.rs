@@ -76,9 +76,15 @@ pub struct Client<'c> {
 }
 
 impl Relay {
-    /// Serves the next request of a connection with `peer`, if it is one for here.
-    pub async fn serve_next(&self, socket: &ClientSocket, peer: IpAddr) -> Next {
-        match socket.opening(|| self.state.is_draining()).await {
+    /// Serves the next request of a connection with `peer`, if it is one for here. A drain waits for the first one of a
+    /// connection, which its client is about to send, and for whatever has begun to come.
+    pub async fn serve_next(&self, socket: &ClientSocket, peer: IpAddr, is_first: bool) -> Next {
+        let mut waited = pin!(self.state.drain_waits());
+        let ends = |cx: &mut Context<'_>| match is_first {
+            true => waited.as_mut().poll(cx).is_ready(),
+            false => self.state.is_draining(),
+        };
+        match socket.opening(ends).await {
             Opening::Head(bytes) => {
                 let head = PlainHead::read(socket.peek(bytes));
                 let Some((head, taken)) = head.and_then(|head| {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use rust_decimal::Decimal;
@@ -22,6 +22,9 @@ use crate::prices::Prices;
 use crate::reload::{Follower, Live, Watch};
 use crate::upstream::Upstream;
 use crate::usage::{Observed, UsageState};
+
+/// How long a drain waits for the handshakes and the first heads of connections that were accepted before it.
+const DRAIN_WAIT: Duration = Duration::from_secs(1);
 
 pub struct State {
     pub config: Config,
@@ -119,6 +122,12 @@ impl State {
 
     pub fn is_draining(&self) -> bool {
         self.draining.is_cancelled()
+    }
+
+    /// Returns when a drain has waited long enough for connections that are about to bring a request.
+    pub async fn drain_waits(&self) {
+        self.draining.cancelled().await;
+        tokio::time::sleep(DRAIN_WAIT).await;
     }
 
     /// The requests that run have had their time.

@@ -374,3 +374,36 @@ fn a_client_that_goes_ends_the_request_upstream() {
 fn await_pooled(proxy: &Proxy) {
     proxy.access_log(1);
 }
+
+#[test]
+fn a_drain_waits_for_requests_that_have_begun_and_for_the_first_of_a_connection() {
+    let upstream = upstream::json("{}").run();
+    let mut proxy = proxy::new().upstream(&upstream).run();
+    let client = proxy.client("sk-fast");
+    let message = client.message(PATH, b"{}");
+    let (begun, rest) = message.split_at(20);
+    let mut fresh = client.connect();
+    let mut half = client.connect();
+    half.send(begun);
+    let mut used = client.connect();
+    used.send(&message);
+    assert_eq!(used.answer().status, 200);
+    let mut again = client.connect();
+    again.send(&message);
+    assert_eq!(again.answer().status, 200);
+    again.send(begun);
+    eventually("four connections", || {
+        (proxy.metric("tiergate_connections") == 4.0).then_some(())
+    });
+    proxy.signal(libc::SIGTERM);
+    // The one on which nothing is under way ends at once.
+    assert!(used.try_answer().is_none());
+    fresh.send(&message);
+    assert_eq!(fresh.answer().status, 200);
+    for mut connection in [half, again] {
+        connection.send(rest);
+        assert_eq!(connection.answer().status, 200);
+    }
+    assert_eq!(proxy.wait().code(), Some(0));
+    assert_eq!(proxy.log_lines().len(), 5);
+}
