@@ -291,12 +291,7 @@ impl Scanner {
                 at = skip_white(bytes, at);
                 match bytes.get(at) {
                     Some(b'"') => at = self.members::<_, SHOWN>(piece, at, visitor),
-                    Some(b'}') if self.state == State::FirstKey => {
-                        at += 1;
-                        if self.close::<_, SHOWN>(Kind::Object, at, visitor) {
-                            return Some(at);
-                        }
-                    }
+                    Some(b'}') if self.state == State::FirstKey => self.state = State::AfterMember,
                     Some(_) => return self.invalid(at),
                     None => return Some(at),
                 }
@@ -331,15 +326,12 @@ impl Scanner {
                         continue;
                     }
                     Some(b']') if self.state == State::FirstElement => {
-                        at += 1;
-                        if self.close::<_, SHOWN>(Kind::Array, at, visitor) {
-                            return Some(at);
-                        }
+                        self.state = State::AfterElement;
                     }
                     Some(_) => match find_scalar_end(bytes, at) {
                         Some((kind, end)) => {
                             let raw = &bytes[at..end];
-                            self.end_whole_value::<_, SHOWN>(kind, raw, end, visitor);
+                            self.end_value::<_, SHOWN>(kind, raw, end, visitor);
                             at = end;
                         }
                         None => return self.begin_scalar(bytes, at),
@@ -352,29 +344,24 @@ impl Scanner {
                 let Some(&byte) = bytes.get(at) else {
                     return Some(at);
                 };
-                let end = at + 1;
-                let surfaced = match (self.state, byte) {
+                at += 1;
+                match (self.state, byte) {
+                    (State::AfterMember, b'}') => self.close::<_, SHOWN>(Kind::Object, at, visitor),
+                    (State::AfterElement, b']') => self.close::<_, SHOWN>(Kind::Array, at, visitor),
                     (State::AfterMember, b',') => {
                         if SHOWN {
-                            visitor.comma(self.offset + at as u64);
+                            visitor.comma(self.offset + at as u64 - 1);
                         }
                         self.state = State::NextKey;
-                        false
-                    }
-                    (State::AfterMember, b'}') => {
-                        self.close::<_, SHOWN>(Kind::Object, end, visitor)
+                        break;
                     }
                     (State::AfterElement, b',') => {
                         self.state = State::Value;
-                        false
+                        break;
                     }
-                    (State::AfterElement, b']') => {
-                        self.close::<_, SHOWN>(Kind::Array, end, visitor)
-                    }
-                    _ => return self.invalid(at),
-                };
-                at = end;
-                if surfaced {
+                    _ => return self.invalid(at - 1),
+                }
+                if !SHOWN && self.brackets.depth == self.shown {
                     return Some(at);
                 }
             }
@@ -408,8 +395,7 @@ impl Scanner {
                 return self.leave_string(piece, key, at, true);
             }
             if SHOWN {
-                self.key_start = self.offset + key as u64 - 1;
-                self.show_key(&bytes[key..at], visitor);
+                self.show_key(&bytes[key..at], self.offset + key as u64 - 1, visitor);
             }
             let value = match bytes[at + 1..] {
                 [b':', b'"', ..] => at + 3,
@@ -427,7 +413,7 @@ impl Scanner {
                 return self.leave_string(piece, value, at, false);
             }
             if SHOWN {
-                self.show_whole_value(Kind::String, &bytes[value..at], at + 1, visitor);
+                self.show_value(Kind::String, &bytes[value..at], at + 1, visitor);
             }
             at += 1;
             match bytes[at..] {
@@ -457,7 +443,7 @@ impl Scanner {
         if bytes.get(stop) != Some(&b'"') {
             return self.leave_string(piece, start, stop, false);
         }
-        self.end_whole_value::<_, SHOWN>(Kind::String, &bytes[start..stop], stop + 1, visitor);
+        self.end_value::<_, SHOWN>(Kind::String, &bytes[start..stop], stop + 1, visitor);
         stop + 1
     }
 
@@ -522,25 +508,18 @@ impl Scanner {
         Some(())
     }
 
-    /// Closes the innermost bracket. Whether what follows is shown, and what was in it was not.
     #[inline]
-    fn close<V: Visitor, const SHOWN: bool>(
-        &mut self,
-        kind: Kind,
-        end: usize,
-        visitor: &mut V,
-    ) -> bool {
+    fn close<V: Visitor, const SHOWN: bool>(&mut self, kind: Kind, end: usize, visitor: &mut V) {
         if SHOWN && self.is_shown() {
             self.shown -= 1;
         }
         self.brackets.pop();
-        self.end_value(kind, &[], end, visitor);
-        !SHOWN && self.brackets.depth == self.shown
+        self.end_value::<_, true>(kind, &[], end, visitor);
     }
 
-    /// Ends a value of whose bytes this piece has all.
+    /// Ends a value; `MAY_BE_SHOWN` is false where it is known that it is not.
     #[inline]
-    fn end_whole_value<V: Visitor, const SHOWN: bool>(
+    fn end_value<V: Visitor, const MAY_BE_SHOWN: bool>(
         &mut self,
         kind: Kind,
         raw: &[u8],
@@ -548,33 +527,16 @@ impl Scanner {
         visitor: &mut V,
     ) {
         self.state = self.brackets.after_value();
-        if SHOWN && self.is_shown() {
-            self.show_whole_value(kind, raw, end, visitor);
-        }
-    }
-
-    fn show_whole_value<V: Visitor>(
-        &mut self,
-        kind: Kind,
-        raw: &[u8],
-        end: usize,
-        visitor: &mut V,
-    ) {
-        let raw = match self.interest {
-            Interest::Capture => raw,
-            _ => &[],
-        };
-        self.show_value(kind, raw, end, visitor);
-    }
-
-    fn end_value<V: Visitor>(&mut self, kind: Kind, raw: &[u8], end: usize, visitor: &mut V) {
-        self.state = self.brackets.after_value();
-        if self.is_shown() {
+        if MAY_BE_SHOWN && self.is_shown() {
             self.show_value(kind, raw, end, visitor);
         }
     }
 
     fn show_value<V: Visitor>(&self, kind: Kind, raw: &[u8], end: usize, visitor: &mut V) {
+        let raw = match self.interest {
+            Interest::Capture => raw,
+            _ => &[],
+        };
         visitor.value(Value {
             kind,
             depth: self.brackets.depth,
@@ -594,10 +556,10 @@ impl Scanner {
         visitor: &mut V,
     ) {
         if !self.token.wanted {
-            return self.end_value(kind, &[], end, visitor);
+            return self.end_value::<_, true>(kind, &[], end, visitor);
         }
         let mut token = std::mem::take(&mut self.token);
-        self.end_value(kind, token.end(bytes, text_end), end, visitor);
+        self.end_value::<_, true>(kind, token.end(bytes, text_end), end, visitor);
         self.token = token;
     }
 
@@ -605,18 +567,18 @@ impl Scanner {
     fn end_key<V: Visitor>(&mut self, bytes: &[u8], at: usize, visitor: &mut V) -> usize {
         if self.is_shown() {
             let mut token = std::mem::take(&mut self.token);
-            self.show_key(token.end(bytes, at), visitor);
+            self.show_key(token.end(bytes, at), self.key_start, visitor);
             self.token = token;
         }
         self.state = State::Colon;
         at + 1
     }
 
-    fn show_key<V: Visitor>(&mut self, raw: &[u8], visitor: &mut V) {
+    fn show_key<V: Visitor>(&mut self, raw: &[u8], start: u64, visitor: &mut V) {
         self.interest = visitor.key(Key {
             name: unescape_key(raw, &mut self.unescaped),
             depth: self.brackets.depth,
-            start: self.key_start,
+            start,
         });
     }
 
