@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 
 use http::HeaderMap;
 use samples::{ANSWER, body, install, request, responses_events};
-use tiergate::endpoint::Endpoint;
-use tiergate::service_tier::{Edit, Rewriter};
-use tiergate::usage::ResponseObserver;
+use tiergate::accounting::usage::ResponseObserver;
+use tiergate::codec::service_tier::{Edit, Rewriter};
+use tiergate::policy::endpoint::Endpoint;
 
 const ACCEPTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");
 /// What each figure may grow by.

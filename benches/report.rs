@@ -6,8 +6,8 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use tiergate::report::{DEFAULT_BY, Options, run};
-use tiergate::table::Format;
+use tiergate::cli::report::table::Format;
+use tiergate::cli::report::{DEFAULT_BY, Options, run};
 
 fn main() {
     let megabytes = std::env::args()

@@ -9,8 +9,8 @@ use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use samples::body;
 use serde::Deserialize;
-use tiergate::json::Kernel;
-use tiergate::service_tier::{Edit, Observer, Rewriter};
+use tiergate::codec::json::Kernel;
+use tiergate::codec::service_tier::{Edit, Observer, Rewriter};
 
 const CHUNK: usize = 16 << 10;
 const DEPTH: usize = 512;

@@ -7,8 +7,8 @@ use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use http::HeaderMap;
 use samples::{DELTAS, responses_events};
-use tiergate::endpoint::Endpoint;
-use tiergate::usage::ResponseObserver;
+use tiergate::accounting::usage::ResponseObserver;
+use tiergate::policy::endpoint::Endpoint;
 
 fn main() {
     divan::main();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use load::{now, number_after, raise_descriptors};
 use support::proxy::{self, Proxy};
-use tiergate::websocket::{Opcode, encode};
+use tiergate::codec::websocket::{Opcode, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;

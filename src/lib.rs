@@ -15,80 +15,13 @@
 //! request is decided ([`policy`], [`endpoint`]), carried ([`proxy`], [`relay`], [`body`], [`service_tier`], [`upstream`]) and
 //! accounted for ([`exchange`], [`usage`], [`access_log`], [`metrics`]).
 
-// Enter.
+pub mod accounting;
 pub mod cli;
-pub mod client_address;
-pub mod client_stream;
-pub mod connection;
-pub mod demo;
-pub mod listen;
-pub mod patient;
-pub mod patient_h2;
-pub mod plain_request;
-pub mod probe;
-pub mod proxy_protocol;
-mod rehearsal;
-pub mod server;
-pub mod service_manager;
-pub mod state;
-pub mod successor;
-pub mod tally;
-pub mod tls;
-pub mod upgrade;
-
-// Decide.
-pub mod api_key;
-pub mod background;
-pub mod check;
+pub mod codec;
 pub mod config;
-mod config_file;
-pub mod diff;
-pub mod endpoint;
-pub mod explain;
-mod file_bytes;
-pub mod framing;
-pub mod mistake;
+pub mod http1;
 pub mod policy;
-mod policy_file;
-pub mod reload;
-mod settings;
-mod yaml;
-
-// Carry.
-pub mod answer;
-pub mod body;
-pub mod content_coding;
-pub mod conversation;
-pub mod error;
-pub mod failure;
-pub mod head_edit;
-pub mod health;
-pub mod health_check;
-pub mod idle;
-pub mod in_flight;
-pub mod intake;
-pub mod json;
-pub mod passing;
 pub mod proxy;
-pub mod relay;
-pub mod service_tier;
-pub mod tunnel;
-pub mod upload;
+pub mod server;
+pub mod state;
 pub mod upstream;
-pub mod upstream_tls;
-pub mod websocket;
-
-// Account.
-pub mod access_log;
-pub mod admin;
-pub mod exchange;
-pub mod log_line;
-pub mod log_reader;
-pub mod metrics;
-pub mod prices;
-pub mod report;
-pub mod seen;
-pub mod sse;
-pub mod table;
-pub mod turn;
-pub mod usage;

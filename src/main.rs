@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use env_logger::fmt::Formatter;
 use log::{Level, Record};
-use tiergate::service_manager;
+use tiergate::server::systemd;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -20,7 +20,7 @@ fn main() -> ExitCode {
         // Any peer could fill the log with what it does in a handshake.
         .filter_module("rustls", log::LevelFilter::Off)
         .format_target(false);
-    if service_manager::keeps_journal_of_stderr() {
+    if systemd::keeps_journal_of_stderr() {
         logger.format(journal_line);
     }
     logger.init();

@@ -10,18 +10,18 @@ use jiff::Timestamp;
 use rust_decimal::Decimal;
 use tokio_util::sync::CancellationToken;
 
-use crate::access_log::AccessLog;
-use crate::body::Budget;
+use crate::accounting::access_log::AccessLog;
+use crate::accounting::metrics::Metrics;
+use crate::accounting::prices::Prices;
+use crate::accounting::usage::{Observed, UsageState};
+use crate::config::secret_file::FileBytes;
+use crate::config::watch::{Follower, Live, Watch};
 use crate::config::{Config, Limits, Mistake};
-use crate::file_bytes::FileBytes;
-use crate::idle::Room;
-use crate::in_flight::InFlight;
-use crate::metrics::Metrics;
+use crate::http1::idle::Room;
 use crate::policy::Policy;
-use crate::prices::Prices;
-use crate::reload::{Follower, Live, Watch};
+use crate::policy::in_flight::InFlight;
+use crate::proxy::request_body::Budget;
 use crate::upstream::Upstream;
-use crate::usage::{Observed, UsageState};
 
 /// How long a drain waits for the handshakes and the first heads of connections that were accepted before it.
 const DRAIN_WAIT: Duration = Duration::from_secs(1);
@@ -53,7 +53,7 @@ pub enum StartError {
 }
 
 impl State {
-    /// Loads all that a configuration names. The followers are to be run by [`crate::reload::follow`].
+    /// Loads all that a configuration names. The followers are to be run by [`crate::config::watch::follow`].
     ///
     /// # Errors
     /// Every mistake of the files, or what else is in the way.

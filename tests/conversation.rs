@@ -10,14 +10,14 @@ use http::{HeaderMap, HeaderValue, Method};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use tiergate::accounting::record::{Ending, Turn};
+use tiergate::codec::websocket::{Opcode, encode};
 use tiergate::config::Config;
-use tiergate::conversation::Conversation;
-use tiergate::endpoint::Endpoint;
-use tiergate::exchange::Arrival;
 use tiergate::policy::Head;
+use tiergate::policy::endpoint::Endpoint;
+use tiergate::proxy::context::Arrival;
+use tiergate::proxy::websocket_session::Conversation;
 use tiergate::state::State;
-use tiergate::turn::{Ending, Turn};
-use tiergate::websocket::{Opcode, encode};
 
 const CONFIG: &str = "\
 policy: policy.yaml

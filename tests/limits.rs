@@ -10,7 +10,7 @@ use support::h2::{self, Framing};
 use support::proxy::{self, Proxy};
 use support::upstream::{self, Reply, Upstream, reply};
 use support::{eventually, object_of};
-use tiergate::websocket::{Opcode, encode};
+use tiergate::codec::websocket::{Opcode, encode};
 
 const PATH: &str = "/v1/responses";
 const ONE: &str = "\

@@ -27,7 +27,7 @@ fn metrics_in(text: &str) -> BTreeSet<String> {
 
 /// Those that a running proxy has, with traffic or without.
 fn catalogue() -> BTreeSet<String> {
-    let source = include_str!("../src/metrics.rs");
+    let source = include_str!("../src/accounting/metrics.rs");
     let literals = source.split("\"tiergate_").skip(1);
     literals
         .map(|rest| format!("tiergate_{}", rest.split('"').next().unwrap()))

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use tiergate::accounting::access_log::line::{FIELDS, OTEL_FIELDS};
+use tiergate::codec::error::Cause;
 use tiergate::config::Config;
-use tiergate::error::Cause;
-use tiergate::log_line::{FIELDS, OTEL_FIELDS};
 
 const README: &str = include_str!("../README.md");
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -159,10 +159,10 @@ fn words_told(section: &str) -> BTreeSet<String> {
 fn the_configuration_keys_are_those_that_are_read() {
     assert_eq!(
         words_told("Configuration"),
-        words_read("src/config_file.rs")
+        words_read("src/config/file.rs")
     );
-    assert_eq!(words_told("Policy"), words_read("src/policy_file.rs"));
-    assert_eq!(words_told("Prices"), words_read("src/prices.rs"));
+    assert_eq!(words_told("Policy"), words_read("src/policy/file.rs"));
+    assert_eq!(words_told("Prices"), words_read("src/accounting/prices.rs"));
 }
 
 /// The settings of the sample, those that are commented out too, by their path; an upstream's name is `*`.
@@ -447,7 +447,7 @@ fn every_link_to_a_file_leads_somewhere() {
 
 #[test]
 fn the_metrics_are_those_of_the_catalogue() {
-    let source = fs::read_to_string(root().join("src/metrics.rs")).unwrap();
+    let source = fs::read_to_string(root().join("src/accounting/metrics.rs")).unwrap();
     let literals = source.split("\"tiergate_").skip(1);
     let known: BTreeSet<String> = literals
         .map(|rest| format!("tiergate_{}", rest.split('"').next().unwrap()))

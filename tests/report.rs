@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use tempfile::TempDir;
-use tiergate::log_line::{FIELDS, OTEL_FIELDS};
-use tiergate::prices::Prices;
-use tiergate::report::{self, DEFAULT_BY, Options, ReportError};
-use tiergate::table::Format;
+use tiergate::accounting::access_log::line::{FIELDS, OTEL_FIELDS};
+use tiergate::accounting::prices::Prices;
+use tiergate::cli::report::table::Format;
+use tiergate::cli::report::{self, DEFAULT_BY, Options, ReportError};
 
 /// A line of a request that was sent and billed as priority; the members of `changes` replace or follow its own.
 fn line(seq: u64, changes: &str) -> String {

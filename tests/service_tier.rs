@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::fmt;
-use tiergate::json::Kernel;
-use tiergate::service_tier::{BodyFault, Edit, Facts, Observer, Rewriter, observed_tier};
+use tiergate::codec::json::Kernel;
+use tiergate::codec::service_tier::{BodyFault, Edit, Facts, Observer, Rewriter, observed_tier};
 
 const DEPTH: usize = 100;
 

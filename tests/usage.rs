@@ -4,8 +4,8 @@ use http::HeaderMap;
 use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::{Map, Value, json};
-use tiergate::endpoint::Endpoint;
-use tiergate::usage::{EventObserver, Observed, ResponseObserver, Usage, UsageState};
+use tiergate::accounting::usage::{EventObserver, Observed, ResponseObserver, Usage, UsageState};
+use tiergate::policy::endpoint::Endpoint;
 
 const ENDPOINTS: [Endpoint; 5] = [
     Endpoint::Responses,

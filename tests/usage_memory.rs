@@ -3,8 +3,8 @@
 use http::HeaderMap;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use tiergate::endpoint::Endpoint;
-use tiergate::usage::{Observed, ResponseObserver};
+use tiergate::accounting::usage::{Observed, ResponseObserver};
+use tiergate::policy::endpoint::Endpoint;
 
 /// What an observer may hold at most, in bytes, beside the decoder of a coding.
 const LIMIT: usize = 32 << 10;

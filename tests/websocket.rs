@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use tiergate::websocket::{
+use tiergate::codec::websocket::{
     ClientEvent, ClientReader, ControlFrame, MAX_HEADER_BYTES, Opcode, ProtocolError, ServerEvent,
     ServerReader, apply_mask, encode, encode_in_place,
 };

@@ -1,7 +1,7 @@
 //! The access log's record of a request, whole, for each way in which a request can go.
 
 use serde_json::{Map, Value, json};
-use tiergate::log_line::{FIELDS, OTEL_FIELDS};
+use tiergate::accounting::access_log::line::{FIELDS, OTEL_FIELDS};
 
 use super::support::proxy;
 use super::support::record::{normalised, with};

@@ -1,7 +1,7 @@
 //! Lines of the access log as tests compare them: whole, with what differs from run to run checked and then replaced.
 
 use serde_json::{Map, Value, json};
-use tiergate::log_line::FIELDS;
+use tiergate::accounting::access_log::line::FIELDS;
 
 /// Takes a line apart, checks the form of what cannot be foretold, and puts a name in its place.
 pub fn normalised(line: &str) -> Value {

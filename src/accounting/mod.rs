@@ -1,0 +1,8 @@
+//! What is written down of a request: its record and line in the access log, the tokens that its response names, what they
+//! cost, and the metrics. It decides nothing.
+
+pub mod access_log;
+pub mod metrics;
+pub mod prices;
+pub mod record;
+pub mod usage;

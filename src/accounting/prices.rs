@@ -1,0 +1,665 @@
+//! What tokens cost: a table of prices by model, tier and date. Every figure is an exact decimal, in USD per million tokens.
+//! A price that is missing makes the cost unknown; it is never taken from another tier.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use rust_decimal::Decimal;
+use sha2::{Digest, Sha256};
+
+use crate::accounting::usage::Usage;
+use crate::config::diagnostic::{Mistake, Mistakes};
+use crate::config::value::Fields;
+use crate::config::yaml::{self, Node, Value};
+
+/// The largest price and the most decimals a price may have, and the most tokens of one class that are priced: within these
+/// the product of the two, and the sum of four, fit a `Decimal` without rounding (15 + 13 digits; it holds 28).
+const MAX_PRICE: u64 = 1_000_000;
+const MAX_PRICE_DECIMALS: u32 = 9;
+const MAX_TOKENS: u64 = 1_000_000_000_000;
+
+/// Prices are for 10 to the power of this many tokens.
+const MILLION: u32 = 6;
+
+/// A price table, as resolved from its file.
+#[derive(Debug)]
+pub struct Prices {
+    /// Of the file: `sha256:` and 12 hex digits.
+    revision: String,
+    /// In the order of the file: the first that applies wins.
+    entries: Vec<Entry>,
+}
+
+/// The prices of some models from a day on.
+#[derive(Debug)]
+struct Entry {
+    /// Lower case; `*` stands for any number of characters.
+    models: Vec<String>,
+    /// The first moment of that day in UTC.
+    effective_from: Timestamp,
+    /// Input tokens above which the whole request is priced by [`Tier::long`].
+    long_context_above: Option<u64>,
+    tiers: Vec<Tier>,
+}
+
+#[derive(Debug)]
+struct Tier {
+    /// Lower case; never `fast`, which is called `priority` here.
+    name: String,
+    short: Rates,
+    long: Option<Rates>,
+}
+
+/// USD per million tokens of each class; `None` where no price is known.
+#[derive(Clone, Copy, Debug)]
+struct Rates {
+    input: Option<Decimal>,
+    cached_input: Option<Decimal>,
+    cache_write: Option<Decimal>,
+    output: Option<Decimal>,
+}
+
+/// Tokens by how they are priced.
+struct Billable {
+    input: u64,
+    cached_input: u64,
+    cache_write: u64,
+    output: u64,
+}
+
+impl Prices {
+    /// Reads a price file.
+    ///
+    /// # Errors
+    /// Every mistake in it. `path` is only for these.
+    pub fn load(path: &Path) -> Result<Prices, Vec<Mistake>> {
+        Prices::parse(path, &yaml::read(path).map_err(|mistake| vec![mistake])?)
+    }
+
+    /// As [`Prices::load`], from bytes that have been read already.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Prices, Vec<Mistake>> {
+        let mistakes = Mistakes::new(path);
+        let entries = yaml::parse(bytes, &mistakes)
+            .map(|file| read_file(&file, &mistakes))
+            .unwrap_or_default();
+        if !mistakes.is_empty() {
+            return Err(mistakes.into_vec());
+        }
+        let digest = Sha256::digest(bytes);
+        let hex: String = digest[..6]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        Ok(Prices {
+            revision: format!("sha256:{hex}"),
+            entries,
+        })
+    }
+
+    pub fn revision(&self) -> &str {
+        &self.revision
+    }
+
+    /// What a response cost in USD, without trailing zeros.
+    ///
+    /// `at` is when the request began, `tier` the tier that is billed: `fast` is priced as `priority`, and where no tier was
+    /// named as `default`. `auto` is priced only by an entry that has a tier of that name: it does not say what was served.
+    ///
+    /// `None` where the table has no such model, tier or class of tokens, where input or output was not counted, and where
+    /// the parts of the input exceed the whole.
+    pub fn cost(
+        &self,
+        at: Timestamp,
+        model: &str,
+        tier: Option<&str>,
+        usage: &Usage,
+    ) -> Option<Decimal> {
+        let tokens = Billable::of(usage)?;
+        let entry = self.entry(at, model)?;
+        let tier = entry.tier(tier.unwrap_or("default"))?;
+        let rates = if entry.is_long(usage) {
+            tier.long?
+        } else {
+            tier.short
+        };
+        rates.cost(&tokens)
+    }
+
+    fn entry(&self, at: Timestamp, model: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| {
+            entry.effective_from <= at
+                && entry
+                    .models
+                    .iter()
+                    .any(|pattern| glob(pattern.as_bytes(), model.as_bytes()))
+        })
+    }
+}
+
+impl Entry {
+    fn tier(&self, name: &str) -> Option<&Tier> {
+        let name = if name.eq_ignore_ascii_case("fast") {
+            "priority"
+        } else {
+            name
+        };
+        self.tiers
+            .iter()
+            .find(|tier| tier.name.eq_ignore_ascii_case(name))
+    }
+
+    fn is_long(&self, usage: &Usage) -> bool {
+        self.long_context_above
+            .is_some_and(|above| usage.input_tokens.is_some_and(|input| input > above))
+    }
+}
+
+impl Billable {
+    fn of(usage: &Usage) -> Option<Billable> {
+        let cached_input = usage.cached_input_tokens.unwrap_or(0);
+        let cache_write = usage.cache_write_tokens.unwrap_or(0);
+        let input = usage
+            .input_tokens?
+            .checked_sub(cached_input)?
+            .checked_sub(cache_write)?;
+        Some(Billable {
+            input,
+            cached_input,
+            cache_write,
+            output: usage.output_tokens?,
+        })
+    }
+}
+
+impl Rates {
+    fn cost(&self, tokens: &Billable) -> Option<Decimal> {
+        let classes = [
+            (self.input, tokens.input),
+            (self.cached_input, tokens.cached_input),
+            (self.cache_write, tokens.cache_write),
+            (self.output, tokens.output),
+        ];
+        let mut cost = Decimal::ZERO;
+        for (price, tokens) in classes.into_iter().filter(|(_, tokens)| *tokens > 0) {
+            if tokens > MAX_TOKENS {
+                return None;
+            }
+            cost = cost.checked_add(price?.checked_mul(Decimal::from(tokens))?)?;
+        }
+        // Dividing by moving the decimal point loses nothing.
+        cost.set_scale(cost.scale() + MILLION).ok()?;
+        Some(cost.normalize())
+    }
+}
+
+fn read_file(file: &Node, mistakes: &Mistakes) -> Vec<Entry> {
+    let mut fields = file.fields(file.place, mistakes);
+    if let Some(version) = fields.required("version") {
+        version.integer(1..=1, mistakes);
+    }
+    let prices = fields
+        .required("prices")
+        .map(|prices| prices.list(mistakes))
+        .unwrap_or_default();
+    fields.finish();
+    prices
+        .iter()
+        .filter_map(|entry| read_entry(entry, mistakes))
+        .collect()
+}
+
+/// An entry, or none after mistakes in it.
+fn read_entry(node: &Node, mistakes: &Mistakes) -> Option<Entry> {
+    let mut fields = node.fields(node.place, mistakes);
+    let models = fields
+        .required("models")
+        .map(|models| read_models(models, mistakes));
+    let effective_from = match fields.optional("effective_from") {
+        Some(date) => read_date(date, mistakes),
+        None => Some(Timestamp::MIN),
+    };
+    if let Some(source) = fields.optional("source") {
+        source.string(mistakes);
+    }
+    let long_context_above = fields
+        .optional("long_context_above")
+        .and_then(|tokens| tokens.integer(1..=MAX_TOKENS, mistakes));
+    let tiers = fields
+        .required("tiers")
+        .map(|tiers| read_tiers(tiers, long_context_above.is_some(), mistakes));
+    fields.finish();
+    Some(Entry {
+        models: models?,
+        effective_from: effective_from?,
+        long_context_above,
+        tiers: tiers?,
+    })
+}
+
+fn read_models(node: &Node, mistakes: &Mistakes) -> Vec<String> {
+    let models = node.list(mistakes);
+    if models.is_empty() && node.is_list() {
+        mistakes.add(node.place, "`models` names no model");
+    }
+    models
+        .iter()
+        .filter_map(|model| model.string(mistakes))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn read_date(node: &Node, mistakes: &Mistakes) -> Option<Timestamp> {
+    let text = node.string(mistakes)?;
+    let midnight = text
+        .parse::<Date>()
+        .ok()
+        .and_then(|date| date.to_zoned(TimeZone::UTC).ok());
+    if midnight.is_none() {
+        mistakes.add(node.place, "expected a date like `2026-11-01`");
+    }
+    midnight.map(|midnight| midnight.timestamp())
+}
+
+fn read_tiers(node: &Node, long_context: bool, mistakes: &Mistakes) -> Vec<Tier> {
+    let mut tiers: Vec<Tier> = Vec::new();
+    for entry in node.entries(mistakes) {
+        let name = entry.key.to_ascii_lowercase();
+        if name == "fast" {
+            mistakes.add(
+                entry.place,
+                "tier `fast` is looked up as `priority`; give its prices there",
+            );
+        }
+        if tiers.iter().any(|tier| tier.name == name) {
+            mistakes.add(entry.place, "this tier has its prices above");
+        }
+        let mut fields = entry.value.fields(entry.place, mistakes);
+        let short = read_rates(&mut fields, mistakes);
+        let long = fields.optional("long").map(|long| {
+            if !long_context {
+                mistakes.add(
+                    long.place,
+                    "`long` never applies without `long_context_above`",
+                );
+            }
+            let mut fields = long.fields(long.place, mistakes);
+            let rates = read_rates(&mut fields, mistakes);
+            fields.finish();
+            rates
+        });
+        fields.finish();
+        tiers.push(Tier { name, short, long });
+    }
+    tiers
+}
+
+fn read_rates(fields: &mut Fields, mistakes: &Mistakes) -> Rates {
+    let mut rate = |name| {
+        fields
+            .optional(name)
+            .and_then(|price| read_price(price, mistakes))
+    };
+    Rates {
+        input: rate("input"),
+        cached_input: rate("cached_input"),
+        cache_write: rate("cache_write"),
+        output: rate("output"),
+    }
+}
+
+fn read_price(node: &Node, mistakes: &Mistakes) -> Option<Decimal> {
+    let price = match &node.value {
+        Value::Scalar { text, .. } => parse_price(text),
+        _ => None,
+    };
+    if price.is_none() {
+        let message = format!(
+            "expected a price like `12.5`, in USD per million tokens: at most {MAX_PRICE}, with at most {MAX_PRICE_DECIMALS} decimals"
+        );
+        mistakes.add(node.place, message);
+    }
+    price
+}
+
+/// Digits, and perhaps a point and digits: nothing that a reader could take for another number.
+fn parse_price(text: &str) -> Option<Decimal> {
+    let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
+    let is_digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_digits(whole) || !is_digits(decimals) {
+        return None;
+    }
+    let price = Decimal::from_str_exact(text).ok()?;
+    (price <= Decimal::from(MAX_PRICE) && price.scale() <= MAX_PRICE_DECIMALS).then_some(price)
+}
+
+/// Whether `text` fits `pattern`, in which `*` stands for any run of bytes, without regard to ASCII case. No recursion:
+/// on a mismatch only the last star is tried again, one byte further, for what an earlier one could do it can do too.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut p, mut t) = (0, 0);
+    let mut retry = None;
+    while t < text.len() {
+        if pattern.get(p) == Some(&b'*') {
+            retry = Some((p + 1, t));
+            p += 1;
+        } else if pattern
+            .get(p)
+            .is_some_and(|byte| byte.eq_ignore_ascii_case(&text[t]))
+        {
+            p += 1;
+            t += 1;
+        } else if let Some((after_star, from)) = retry {
+            retry = Some((after_star, from + 1));
+            (p, t) = (after_star, from + 1);
+        } else {
+            return false;
+        }
+    }
+    pattern[p..].iter().all(|byte| *byte == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A table with two prices of one model, long context, a tier of each kind, and gaps.
+    const TABLE: &str = r#"
+version: 1
+prices:
+  - models: [new-model]
+    effective_from: 2026-08-21
+    source: a page
+    tiers:
+      default: {input: 4, cached_input: 0.4, cache_write: 5, output: 20}
+  - models: [new-model]
+    effective_from: 2026-07-09
+    tiers:
+      default: {input: 5, output: 30}
+  - models: [long-*, "*-wide"]
+    long_context_above: 1000
+    tiers:
+      default: {input: 2.5, cached_input: 0.25, output: "15", long: {input: 5, output: 22.5}}
+      priority: {input: 5, output: 30}
+      flex: {output: null}
+"#;
+
+    fn table(text: &str) -> Prices {
+        Prices::parse(Path::new("prices.yaml"), text.as_bytes()).unwrap()
+    }
+
+    fn mistakes(text: &str) -> Vec<String> {
+        let mistakes = Prices::parse(Path::new("prices.yaml"), text.as_bytes()).unwrap_err();
+        mistakes.iter().map(|mistake| mistake.to_string()).collect()
+    }
+
+    fn tokens(input: u64, cached: u64, cache_write: u64, output: u64) -> Usage {
+        Usage {
+            input_tokens: Some(input),
+            cached_input_tokens: Some(cached),
+            cache_write_tokens: Some(cache_write),
+            output_tokens: Some(output),
+            reasoning_tokens: Some(output),
+        }
+    }
+
+    /// The cost by [`TABLE`], late in 2026.
+    fn cost(model: &str, tier: Option<&str>, usage: &Usage) -> Option<String> {
+        let at = "2026-11-01T00:00:00Z".parse().unwrap();
+        table(TABLE)
+            .cost(at, model, tier, usage)
+            .map(|cost| cost.to_string())
+    }
+
+    #[test]
+    fn each_class_of_tokens_has_its_price() {
+        let expected = Some("0.0134".to_owned()); // 500 × 4 + 3,000 × 0.4 + 40 × 5 + 500 × 20, in millionths
+        assert_eq!(
+            cost("new-model", Some("default"), &tokens(3540, 3000, 40, 500)),
+            expected
+        );
+        let untold = Usage {
+            cached_input_tokens: None,
+            cache_write_tokens: None,
+            ..tokens(1, 0, 0, 0)
+        };
+        assert_eq!(
+            cost("new-model", None, &untold),
+            Some("0.000004".to_owned())
+        );
+        assert_eq!(
+            cost("new-model", None, &tokens(0, 0, 0, 0)),
+            Some("0".to_owned())
+        );
+    }
+
+    #[test]
+    fn the_first_entry_whose_day_has_come_decides() {
+        let prices = table(TABLE);
+        let cost = |at: &str| {
+            prices.cost(
+                at.parse().unwrap(),
+                "new-model",
+                None,
+                &tokens(1_000_000, 0, 0, 0),
+            )
+        };
+        assert_eq!(cost("2026-07-08T23:59:59.999999Z"), None);
+        assert_eq!(cost("2026-07-09T00:00:00Z"), Some(Decimal::from(5)));
+        assert_eq!(cost("2026-08-20T23:59:59.999999Z"), Some(Decimal::from(5)));
+        assert_eq!(cost("2026-08-21T01:00:00+02:00"), Some(Decimal::from(5)));
+        assert_eq!(cost("2026-08-21T00:00:00Z"), Some(Decimal::from(4)));
+    }
+
+    #[test]
+    fn a_missing_price_is_never_another_price() {
+        let (input, output) = (tokens(100, 0, 0, 0), tokens(0, 0, 0, 100));
+        assert_eq!(cost("other-model", None, &input), None);
+        assert_eq!(cost("long-a", Some("ultrafast"), &input), None);
+        assert_eq!(cost("long-a", Some("auto"), &input), None);
+        assert_eq!(cost("long-a", Some("flex"), &input), None);
+        assert_eq!(cost("long-a", Some("flex"), &output), None);
+        assert_eq!(
+            cost("long-a", Some("priority"), &tokens(100, 1, 0, 0)),
+            None
+        );
+        assert_eq!(
+            cost("long-a", Some("priority"), &input),
+            Some("0.0005".to_owned())
+        );
+        // The first entry that matches decides, also where a later one would have the price.
+        assert_eq!(cost("new-model", Some("priority"), &input), None);
+    }
+
+    #[test]
+    fn long_context_reprices_the_whole_request() {
+        assert_eq!(
+            cost("long-a", None, &tokens(1000, 0, 0, 0)),
+            Some("0.0025".to_owned())
+        );
+        assert_eq!(
+            cost("long-a", None, &tokens(1001, 0, 0, 2)),
+            Some("0.00505".to_owned())
+        );
+        assert_eq!(cost("long-a", None, &tokens(1001, 1001, 0, 0)), None);
+        assert_eq!(
+            cost("long-a", Some("priority"), &tokens(1001, 0, 0, 0)),
+            None
+        );
+    }
+
+    #[test]
+    fn usage_that_cannot_be_right_has_no_cost() {
+        assert_eq!(cost("new-model", None, &tokens(100, 60, 41, 0)), None);
+        assert_eq!(
+            cost("new-model", None, &tokens(0, u64::MAX, u64::MAX, 0)),
+            None
+        );
+        assert_eq!(
+            cost(
+                "new-model",
+                None,
+                &Usage {
+                    output_tokens: None,
+                    ..tokens(1, 0, 0, 0)
+                }
+            ),
+            None
+        );
+        assert_eq!(cost("new-model", None, &Usage::default()), None);
+        assert_eq!(
+            cost("new-model", None, &tokens(MAX_TOKENS + 1, 0, 0, 0)),
+            None
+        );
+    }
+
+    #[test]
+    fn tiers_and_models_match_without_regard_to_case_and_fast_is_priority() {
+        let input = tokens(100, 0, 0, 0);
+        for (model, tier) in [
+            ("long-a", "fast"),
+            ("LONG-", "Priority"),
+            ("extra-Wide", "FAST"),
+        ] {
+            assert_eq!(
+                cost(model, Some(tier), &input),
+                Some("0.0005".to_owned()),
+                "{model} {tier}"
+            );
+        }
+        for model in ["long", "wide", "along-b", "x-wider", ""] {
+            assert_eq!(cost(model, None, &input), None, "{model}");
+        }
+    }
+
+    #[test]
+    fn the_largest_numbers_are_exact() {
+        let text = "version: 1\nprices:\n- {models: [m], tiers: {default: {input: 999999.999999999, output: 1000000}}}\n";
+        let cost = table(text).cost(
+            Timestamp::UNIX_EPOCH,
+            "m",
+            None,
+            &tokens(MAX_TOKENS, 0, 0, MAX_TOKENS - 1),
+        );
+        assert_eq!(cost.unwrap().to_string(), "1999999999998.999");
+        let cost = table(text).cost(
+            Timestamp::UNIX_EPOCH,
+            "m",
+            None,
+            &tokens(MAX_TOKENS - 1, 0, 0, MAX_TOKENS),
+        );
+        assert_eq!(cost.unwrap().to_string(), "1999999999998.999000000000001");
+    }
+
+    #[test]
+    fn all_mistakes_are_told_with_their_places() {
+        let text = r#"
+version: 2
+prices:
+  - models: []
+    effective_from: 2026-02-30
+    tiers:
+      default: {input: -1, cached: 2, output: 1e3}
+  - model: [a]
+    tiers:
+      fast: {input: 1}
+      Flex: {input: 0.0000000001, long: {input: 1000001}}
+      flex: {input: 1_000}
+"#;
+        let price = "expected a price like `12.5`, in USD per million tokens: at most 1000000, with at most 9 decimals";
+        assert_eq!(
+            mistakes(text),
+            [
+                "prices.yaml:2:10: expected an integer from 1 to 1".to_owned(),
+                "prices.yaml:4:13: `models` names no model".to_owned(),
+                "prices.yaml:5:21: expected a date like `2026-11-01`".to_owned(),
+                format!("prices.yaml:7:24: {price}"),
+                "prices.yaml:7:28: unknown key; expected one of `input`, `cached_input`, `cache_write`, `output`, `long`"
+                    .to_owned(),
+                format!("prices.yaml:7:47: {price}"),
+                "prices.yaml:8:5: unknown key `model`; did you mean `models`?".to_owned(),
+                "prices.yaml:10:7: tier `fast` is looked up as `priority`; give its prices there".to_owned(),
+                format!("prices.yaml:11:21: {price}"),
+                "prices.yaml:11:41: `long` never applies without `long_context_above`".to_owned(),
+                format!("prices.yaml:11:49: {price}"),
+                "prices.yaml:12:7: this tier has its prices above".to_owned(),
+                format!("prices.yaml:12:21: {price}"),
+            ]
+        );
+        assert_eq!(mistakes("version: 1\nversion: 1\nprices: []\n").len(), 1);
+        assert_eq!(mistakes("{}").len(), 2);
+    }
+
+    #[test]
+    fn the_revision_is_that_of_the_bytes() {
+        assert_eq!(
+            table("version: 1\nprices: []\n").revision(),
+            "sha256:4531c6ae394e"
+        );
+    }
+
+    #[test]
+    fn the_prices_that_are_shipped_can_be_read() {
+        let prices = Prices::load(Path::new(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/conf/prices.yaml"
+        )))
+        .unwrap();
+        let cost = |model, tier| {
+            let usage = tokens(1_000_000, 0, 0, 1_000_000);
+            prices.cost(
+                "2026-11-22T00:00:00Z".parse().unwrap(),
+                model,
+                Some(tier),
+                &usage,
+            )
+        };
+        assert_eq!(
+            cost("gpt-4o-2024-11-20", "priority"),
+            Some("21.25".parse().unwrap())
+        );
+        assert_eq!(
+            cost("gpt-4o-2024-05-13", "priority"),
+            Some("35".parse().unwrap())
+        );
+        assert_eq!(cost("gpt-6-astra", "fast"), Some("190".parse().unwrap()));
+        assert_eq!(cost("gpt-5.5", "priority"), None);
+    }
+
+    /// What the pattern says, by recursion.
+    fn fits(pattern: &[u8], text: &[u8]) -> bool {
+        match pattern.split_first() {
+            None => text.is_empty(),
+            Some((b'*', rest)) => (0..=text.len()).any(|skip| fits(rest, &text[skip..])),
+            Some((byte, rest)) => {
+                text.first().is_some_and(|first| first == byte) && fits(rest, &text[1..])
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+        #[test]
+        fn patterns_agree_with_their_definition(pattern in "[ab*]{0,8}", text in "[ab]{0,12}") {
+            prop_assert_eq!(glob(pattern.as_bytes(), text.as_bytes()), fits(pattern.as_bytes(), text.as_bytes()));
+        }
+
+        #[test]
+        fn costs_agree_with_whole_numbers(
+            input in 0u64..1_000_000_000_000, cached in 0u64..1_000_000, output in 0u64..1_000_000_000_000,
+            price in 0u64..1_000_000_000_000, decimals in 0u32..=6,
+        ) {
+            let price_text = Decimal::new(price as i64, decimals + 6).to_string();
+            let rates = format!("{{input: {price_text}, cached_input: 1, output: {price_text}}}");
+            prop_assume!(decimals + 6 <= MAX_PRICE_DECIMALS);
+            let text = format!("version: 1\nprices: [{{models: ['*'], tiers: {{default: {rates}}}}}]\n");
+            let usage = tokens(input.saturating_add(cached).min(MAX_TOKENS), cached, 0, output);
+            let plain = usage.input_tokens.unwrap() - cached;
+            let units = u128::from(price) * u128::from(plain + output) + u128::from(cached) * 10u128.pow(decimals + 6);
+            let expected = Decimal::from_i128_with_scale(units as i128, decimals + 12).normalize();
+            prop_assert_eq!(table(&text).cost(Timestamp::UNIX_EPOCH, "m", None, &usage), Some(expected));
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! `tiergate demo`: the newcomer's first run. The proxy as it is, between a client and an upstream that stand here, all on
+//! free loopback ports; and one screen that shows what came of each request.
+
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+
+use crate::cli::embedded::{self, Folder, post, while_serving};
+use crate::config::Config;
+use crate::server::Server;
+use crate::state::StartError;
+
+/// For the whole demonstration, which takes far less than a second.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Of the screen, in characters.
+const WIDTH: usize = 108;
+
+const POLICY: &str = "\
+version: 1
+groups:
+  fast: {platform: openai, force_fast_mode: true}
+  calm: {platform: openai}
+keys:
+  demo-key-alice: {group: fast, name: alice}
+  demo-key-bob: {group: calm, name: bob}
+";
+
+/// The fields of the access log that the screen shows as columns.
+const COLUMNS: [(&str, usize); 9] = [
+    ("key", 7),
+    ("group", 7),
+    ("service_tier", 14),
+    ("service_tier_client", 21),
+    ("tier_reason", 13),
+    ("transport", 11),
+    ("status", 8),
+    ("outcome", 10),
+    ("error", 0),
+];
+
+/// A request that a client makes.
+struct Scene {
+    title: &'static str,
+    key: &'static str,
+    body: &'static str,
+}
+
+const SCENES: [Scene; 5] = [
+    Scene {
+        title: "alice is in the forced group `fast`, and her client asks for flex",
+        key: "demo-key-alice",
+        body: r#"{"model":"gpt-5.5","service_tier":"flex","input":"hello"}"#,
+    },
+    Scene {
+        title: "bob is in the group `calm`, which is not forced: not a byte changes",
+        key: "demo-key-bob",
+        body: r#"{"model":"gpt-5.5","service_tier":"flex","input":"hello"}"#,
+    },
+    Scene {
+        title: "alice streams, and her client names no tier",
+        key: "demo-key-alice",
+        body: r#"{"model":"gpt-5.5","stream":true,"input":"hello"}"#,
+    },
+    Scene {
+        title: "alice sends half a body: what cannot be forced is not sent on",
+        key: "demo-key-alice",
+        body: r#"{"model":"gpt-5.5","input":"hel"#,
+    },
+    Scene {
+        title: "somebody comes with a key that no group has",
+        key: "demo-key-mallory",
+        body: r#"{"model":"gpt-5.5","input":"hello"}"#,
+    },
+];
+
+/// What came of a [`Scene`].
+struct Outcome {
+    /// The body that reached the upstream, if one did.
+    received: Option<String>,
+    status: String,
+    /// Of the answer's body.
+    kind: String,
+}
+
+/// Runs it and returns the screen; `highlight` marks what the proxy changed, for a terminal.
+///
+/// # Errors
+/// Where the machine gives no loopback port or no temporary folder, or a request is not answered.
+pub fn run(highlight: bool) -> Result<String, StartError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(failed("no runtime"))?;
+    let listener = runtime
+        .block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
+        .map_err(failed("no loopback port"))?;
+    let upstream = listener.local_addr().map_err(failed("no loopback port"))?;
+    let (server, log) = assemble(upstream)?;
+    // A configuration has a listener.
+    let proxy = server
+        .address()
+        .map_err(|why| StartError::Io("the demo's listener".to_owned(), why))?;
+    let outcomes = while_serving(server, || {
+        runtime.block_on(async {
+            tokio::time::timeout(PATIENCE, play(proxy, listener))
+                .await
+                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        })
+    })
+    .map_err(failed("a request came to nothing"))?;
+    let log = io::read_to_string(log).map_err(failed("no access log"))?;
+    Ok(Screen { highlight }.show(&outcomes, &log))
+}
+
+fn failed(what: &str) -> impl FnOnce(io::Error) -> StartError {
+    move |why| StartError::Io(format!("demo: {what}"), why)
+}
+
+/// The proxy, ready to serve, and its access log.
+fn assemble(upstream: SocketAddr) -> Result<(Server, fs::File), StartError> {
+    let folder = Folder::new().map_err(failed("no temporary folder"))?;
+    let server = Server::new(config(folder.path(), upstream)?, false)?;
+    let log = fs::File::open(folder.path().join("access.log")).map_err(failed("no access log"))?;
+    // The folder goes here: what is open stays readable, and an interrupted demonstration leaves nothing behind.
+    Ok((server, log))
+}
+
+/// The files of a small installation, loaded. The listeners take whatever port is free.
+fn config(folder: &Path, upstream: SocketAddr) -> Result<Config, StartError> {
+    let text = format!("policy: policy.yaml\nupstreams:\n  demo: {{url: \"http://{upstream}\"}}\n");
+    let path = folder.join("tiergate.yaml");
+    fs::write(folder.join("policy.yaml"), POLICY)
+        .and_then(|()| fs::write(&path, text))
+        .map_err(|why| StartError::Io("demo: a temporary file".to_owned(), why))?;
+    let (mut config, _) = Config::load(&path).map_err(StartError::Mistakes)?;
+    embedded::confine(&mut config, folder);
+    Ok(config)
+}
+
+/// Sends each scene's request through the proxy, one after the other.
+async fn play(proxy: SocketAddr, listener: TcpListener) -> io::Result<Vec<Outcome>> {
+    let (report, mut received) = mpsc::unbounded_channel();
+    tokio::spawn(serve_upstream(listener, report));
+    let mut outcomes = Vec::new();
+    for scene in &SCENES {
+        let (status, kind) = ask(proxy, scene).await?;
+        outcomes.push(Outcome {
+            // The upstream reports before it answers.
+            received: received.try_recv().ok(),
+            status,
+            kind,
+        });
+    }
+    Ok(outcomes)
+}
+
+/// The status and content type of the proxy's answer.
+async fn ask(proxy: SocketAddr, scene: &Scene) -> io::Result<(String, String)> {
+    let headers = format!("authorization: Bearer {}\r\n", scene.key);
+    let answer = post(proxy, "/v1/responses", &headers, scene.body).await?;
+    let answer = String::from_utf8_lossy(&answer);
+    let status = answer.split(' ').nth(1).unwrap_or("no answer");
+    let kind = header(&answer, "content-type").unwrap_or("no content");
+    Ok((status.to_owned(), kind.to_owned()))
+}
+
+/// An upstream as small as can be: one request a connection, answered on the tier that was asked for.
+async fn serve_upstream(listener: TcpListener, report: mpsc::UnboundedSender<String>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        // The client tells what went wrong.
+        let _ = answer_one(stream, &report).await;
+    }
+}
+
+async fn answer_one(
+    mut stream: TcpStream,
+    report: &mpsc::UnboundedSender<String>,
+) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    let body = loop {
+        if stream.read_buf(&mut bytes).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if let Some(body) = whole_body(&bytes) {
+            break body.to_owned();
+        }
+    };
+    let answer = answer_to(&body);
+    // Nobody listens once the demonstration is over.
+    let _ = report.send(body);
+    stream.write_all(answer.as_bytes()).await?;
+    stream.shutdown().await
+}
+
+/// The body of a request once all of it is there.
+fn whole_body(bytes: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let length: usize = header(head, "content-length")?.parse().ok()?;
+    (body.len() >= length).then_some(body)
+}
+
+fn header<'t>(message: &'t str, name: &str) -> Option<&'t str> {
+    let head = message.split("\r\n\r\n").next()?;
+    let mut lines = head.lines().filter_map(|line| line.split_once(':'));
+    lines
+        .find(|(other, _)| other.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.trim())
+}
+
+/// A response as the Responses API gives it, whole or as a stream.
+fn answer_to(body: &str) -> String {
+    let asked: Value = serde_json::from_str(body).unwrap_or_default();
+    let response = serde_json::json!({
+        "id": "resp_demo",
+        "object": "response",
+        "status": "completed",
+        "model": asked["model"],
+        "service_tier": asked["service_tier"].as_str().unwrap_or("default"),
+        "output": [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "hello"}]}],
+        "usage": {
+            "input_tokens": 9,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": 2,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": 11,
+        },
+    });
+    let (kind, body) = if asked["stream"] == true {
+        ("text/event-stream", events(&response))
+    } else {
+        ("application/json", response.to_string())
+    };
+    format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+fn events(response: &Value) -> String {
+    let event = |kind: &str, mut data: Value| {
+        data["type"] = kind.into();
+        format!("event: {kind}\ndata: {data}\n\n")
+    };
+    event(
+        "response.output_text.delta",
+        serde_json::json!({"delta": "hello"}),
+    ) + &event(
+        "response.completed",
+        serde_json::json!({"response": response}),
+    )
+}
+
+/// Lays out what is shown.
+struct Screen {
+    highlight: bool,
+}
+
+const PURPOSE: &str = "\
+tiergate stands in front of OpenAI-type upstreams and decides, per group of API keys, on which service tier
+every request runs. Here it just ran on loopback, between a small client and a small upstream.
+";
+const NEXT: &str = "Next: edit conf/tiergate.yaml and conf/policy.yaml, then `tiergate check --config conf/tiergate.yaml`";
+
+impl Screen {
+    fn show(&self, outcomes: &[Outcome], log: &str) -> String {
+        let scenes = (1..).zip(SCENES.iter().zip(outcomes));
+        let scenes =
+            scenes.flat_map(|(number, (scene, outcome))| self.scene(number, scene, outcome));
+        let mut lines = vec![PURPOSE.to_owned()];
+        lines.extend(scenes);
+        lines.push(self.strong("The access log has a line for each of them; of their fields:"));
+        lines.extend(self.table(log));
+        lines.push(self.strong("The first line whole:"));
+        lines.extend(wrapped(log.lines().next().unwrap_or_default()));
+        lines.push(String::new());
+        lines.push(format!("{NEXT}\n"));
+        lines.join("\n")
+    }
+
+    /// What the client sent above what the upstream received, so that the eye finds the difference.
+    fn scene(&self, number: usize, scene: &Scene, outcome: &Outcome) -> Vec<String> {
+        let changed = outcome
+            .received
+            .as_deref()
+            .is_some_and(|received| received != scene.body);
+        let received = match &outcome.received {
+            Some(body) => self.body(body, changed),
+            None => "nothing".to_owned(),
+        };
+        let Outcome { status, kind, .. } = outcome;
+        let title = self.strong(&format!("{number}  {:<72}", scene.title));
+        vec![
+            format!("{title}answer: {status} {kind}"),
+            format!("   client sent        {}", self.body(scene.body, changed)),
+            format!("   upstream received  {received}"),
+            String::new(),
+        ]
+    }
+
+    /// A body, with its tier marked where that is what changed.
+    fn body(&self, body: &str, changed: bool) -> String {
+        let member = body.find("\"service_tier\"").filter(|_| changed);
+        let Some(start) = member else {
+            return body.to_owned();
+        };
+        let end = body[start..]
+            .find([',', '}'])
+            .map_or(body.len(), |end| start + end);
+        let marked = self.marked("1;32", &body[start..end]);
+        format!("{}{marked}{}", &body[..start], &body[end..])
+    }
+
+    fn table(&self, log: &str) -> Vec<String> {
+        let heading = row(COLUMNS.map(|(name, _)| name.to_owned()));
+        let lines = log.lines().map(|line| {
+            let line: Value = serde_json::from_str(line).unwrap_or_default();
+            row(COLUMNS.map(|(name, _)| cell(&line[name])))
+        });
+        [self.marked("2", &heading)]
+            .into_iter()
+            .chain(lines)
+            .collect()
+    }
+
+    fn strong(&self, text: &str) -> String {
+        self.marked("1", text)
+    }
+
+    /// By a code of ECMA-48's SGR.
+    fn marked(&self, code: &str, text: &str) -> String {
+        if self.highlight {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+}
+
+fn row(cells: [String; COLUMNS.len()]) -> String {
+    let padded: String = cells
+        .iter()
+        .zip(COLUMNS)
+        .map(|(cell, (_, width))| format!("{cell:<width$}"))
+        .collect();
+    format!("   {}", padded.trim_end())
+}
+
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// A line of the log over several of the screen, broken behind commas.
+fn wrapped(line: &str) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for field in line.split_inclusive(',') {
+        if lines[lines.len() - 1].len() + field.len() > WIDTH {
+            lines.push(String::new());
+        }
+        let last = lines.len() - 1;
+        lines[last] += field;
+    }
+    lines
+}

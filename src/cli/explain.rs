@@ -1,0 +1,541 @@
+//! `tiergate explain`: what would happen to a request, and which line of which file decides it. It asks the functions that
+//! decide and carry live requests, and uses no network. Nothing that it says holds the key.
+
+use std::fmt::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use pingora_http::RequestHeader;
+use serde::Serialize;
+
+use crate::accounting::record::{logged_model, own_tier, set_tier, tier_reason};
+use crate::codec::error::{Cause, Refusal};
+use crate::codec::service_tier::Facts;
+use crate::config::Config;
+use crate::config::diagnostic::Place;
+use crate::http1::idle::Room;
+use crate::policy::endpoint::Endpoint;
+use crate::policy::{Decision, Denied, Group, Head, Order, Policy, TierReason};
+use crate::proxy::context::outgoing_tier;
+use crate::proxy::context::{logged_path, without_query};
+use crate::proxy::request_body::{Budget, HeldBody, ReadyBody, StreamedBody};
+use crate::proxy::upstream_request::{HeadEdit, Length};
+use crate::proxy::{may_be_empty, may_upgrade, order_for_body};
+use crate::upstream::Upstream;
+
+/// How much of a rewritten body is shown, in characters.
+const BODY_SHOWN: usize = 240;
+/// Stands for a key that is not to be read.
+const NO_SECRET: &[u8] = b"not-shown";
+
+/// A request as its client would send it.
+pub struct Request {
+    key: String,
+    head: RequestHeader,
+    body: Bytes,
+}
+
+/// What would become of a request.
+pub struct Explanation {
+    pub record: Record,
+    refusal: Option<Refusal>,
+    key_place: Option<Place>,
+    group: Option<Arc<Group>>,
+    /// It becomes a WebSocket whose messages are judged one by one.
+    conversation: bool,
+    edits: Vec<String>,
+    /// The beginning of the body, where it is rewritten.
+    body: Option<String>,
+    policy_path: PathBuf,
+    config_path: PathBuf,
+    upstream_url: Option<String>,
+}
+
+/// The fields of the access log that are known before a request is sent.
+#[derive(Debug, Serialize)]
+pub struct Record {
+    pub key: Option<String>,
+    pub group: Option<String>,
+    pub platform: Option<&'static str>,
+    pub policy: String,
+    pub method: String,
+    pub path: String,
+    pub endpoint: &'static str,
+    pub model: Option<String>,
+    pub service_tier: Option<String>,
+    pub service_tier_client: Option<String>,
+    pub tier_reason: Option<&'static str>,
+    pub upstream: Option<String>,
+    /// What the proxy itself would answer.
+    pub status: Option<u16>,
+    pub request_bytes: u64,
+    pub upstream_request_bytes: u64,
+    /// The code of the error.
+    pub denied: Option<&'static str>,
+}
+
+/// A body as it would go to the upstream, and what it says.
+struct Carried {
+    facts: Facts,
+    tier: Option<String>,
+    /// None: the client's own bytes.
+    rewritten: Option<Bytes>,
+}
+
+impl Request {
+    /// Of the default body: an empty object, or none with a method that goes without.
+    ///
+    /// # Errors
+    /// What cannot be a request.
+    pub fn new(
+        key: &str,
+        method: &Method,
+        path: &str,
+        headers: Vec<(HeaderName, HeaderValue)>,
+        body: Option<Vec<u8>>,
+    ) -> Result<Request, String> {
+        let body = body.unwrap_or_else(|| default_body(method).to_owned());
+        let mut head = RequestHeader::build(method.clone(), path.as_bytes(), None)
+            .map_err(|_| "the path cannot stand in a request")?;
+        let bearer = HeaderValue::try_from(format!("Bearer {key}"));
+        let bearer = bearer.map_err(|_| "the key cannot stand in a header")?;
+        let own = [(header::AUTHORIZATION, bearer)];
+        for (name, value) in own.into_iter().chain(headers) {
+            head.append_header(name, value)
+                .map_err(|_| "too many headers")?;
+        }
+        if !body.is_empty() || !may_be_empty(method) {
+            head.insert_header(header::CONTENT_LENGTH, body.len())
+                .map_err(|_| "too many headers")?;
+        }
+        Ok(Request {
+            key: key.to_owned(),
+            head,
+            body: body.into(),
+        })
+    }
+
+    fn length(&self) -> u64 {
+        self.body.len() as u64
+    }
+
+    /// Whether it would become a WebSocket, if the upstream agrees.
+    fn upgrades(&self, endpoint: Endpoint) -> bool {
+        let asked = self.head.headers.contains_key(header::UPGRADE);
+        asked && may_upgrade(&self.head.method, endpoint)
+    }
+
+    /// Text of the request's that is shown only if the key is not in it.
+    fn shown<'t>(&self, text: &'t str) -> &'t str {
+        if text.contains(&self.key) {
+            "(not shown: the key is in it)"
+        } else {
+            text
+        }
+    }
+}
+
+fn default_body(method: &Method) -> &'static [u8] {
+    if may_be_empty(method) { b"" } else { b"{}" }
+}
+
+/// What would happen to the request under these files.
+pub fn explain(config: &Config, policy: &Policy, request: &Request) -> Explanation {
+    let asked = Head {
+        method: &request.head.method,
+        path: without_query(request.head.raw_path()),
+        headers: &request.head.headers,
+    };
+    let mut explanation = Explanation::new(config, policy, request);
+    match policy.decide(&asked) {
+        Ok(decision) => explanation.admit(config, request, &decision),
+        Err(denied) => explanation.deny(denied),
+    }
+    explanation
+}
+
+impl Explanation {
+    fn new(config: &Config, policy: &Policy, request: &Request) -> Explanation {
+        let path = without_query(request.head.raw_path());
+        let record = Record {
+            key: None,
+            group: None,
+            platform: None,
+            policy: policy.revision().to_owned(),
+            method: request.head.method.to_string(),
+            path: request.shown(&logged_path(path)).to_owned(),
+            endpoint: "other",
+            model: None,
+            service_tier: None,
+            service_tier_client: None,
+            tier_reason: None,
+            upstream: None,
+            status: None,
+            request_bytes: 0,
+            upstream_request_bytes: 0,
+            denied: None,
+        };
+        Explanation {
+            record,
+            refusal: None,
+            key_place: None,
+            group: None,
+            conversation: false,
+            edits: Vec::new(),
+            body: None,
+            policy_path: policy.path().to_owned(),
+            config_path: config.path.clone(),
+            upstream_url: None,
+        }
+    }
+
+    fn holder(
+        &mut self,
+        key: Option<Arc<str>>,
+        place: Option<Place>,
+        group: Option<Arc<Group>>,
+        endpoint: &'static str,
+    ) {
+        self.record.key = key.map(|name| name.to_string());
+        self.record.group = group.as_ref().map(|group| group.name.to_string());
+        self.record.platform = group.as_ref().map(|group| group.platform.as_str());
+        self.record.endpoint = endpoint;
+        self.key_place = place;
+        self.group = group;
+    }
+
+    fn deny(&mut self, denied: Denied) {
+        let endpoint = denied.endpoint.as_str();
+        self.holder(denied.key, denied.key_place, denied.group, endpoint);
+        self.refuse(denied.cause.into());
+    }
+
+    fn refuse(&mut self, refusal: Refusal) {
+        self.record.denied = Some(refusal.cause.code());
+        self.record.status = Some(refusal.cause.status());
+        self.refusal = Some(refusal);
+    }
+
+    fn admit(&mut self, config: &Config, request: &Request, decision: &Decision) {
+        self.holder(
+            decision.key.clone(),
+            decision.key_place,
+            Some(decision.group.clone()),
+            decision.endpoint.as_str(),
+        );
+        self.record.request_bytes = request.length();
+        self.conversation =
+            decision.endpoint == Endpoint::Responses && request.upgrades(decision.endpoint);
+        let carried = carry(config, decision.order, request);
+        let facts = carried.as_ref().map(|carried| carried.facts.clone());
+        self.record.tier_reason = Some(tier_reason(decision.order, &facts.unwrap_or_default()));
+        match carried.and_then(|carried| self.send(request, decision, carried)) {
+            Ok(()) => {}
+            Err(refusal) => self.refuse(refusal),
+        }
+    }
+
+    fn send(
+        &mut self,
+        request: &Request,
+        decision: &Decision,
+        carried: Carried,
+    ) -> Result<(), Refusal> {
+        let Carried {
+            facts,
+            tier,
+            rewritten,
+        } = carried;
+        let settings = &decision.group.upstream;
+        let upstream =
+            Upstream::new(settings.clone(), &Room::new(0)).map_err(|_| Cause::Internal)?;
+        if settings.credential_file.is_some() {
+            upstream
+                .load_credential(Ok(NO_SECRET.to_vec().into()))
+                .map_err(|_| Cause::Internal)?;
+        }
+        self.edits = header_edits(request, decision, &upstream, rewritten.as_ref())?;
+        self.upstream_url = Some(urls_of(&upstream));
+        self.body = rewritten
+            .as_ref()
+            .map(|bytes| request.shown(&beginning(bytes)).to_owned());
+        let sent = rewritten.as_ref().unwrap_or(&request.body);
+        self.record.model = logged_model(&facts).map(|model| request.shown(model).to_owned());
+        self.record.service_tier_client = facts
+            .service_tier
+            .map(|tier| request.shown(tier.as_str()).to_owned());
+        self.record.service_tier = tier.map(|tier| request.shown(&tier).to_owned());
+        self.record.upstream = Some(settings.name.clone());
+        self.record.upstream_request_bytes = sent.len() as u64;
+        Ok(())
+    }
+}
+
+/// The body's way to the upstream, past every check on it.
+fn carry(config: &Config, order: Option<Order>, request: &Request) -> Result<Carried, Refusal> {
+    let limits = Arc::new(config.limits.clone());
+    let (head, body) = (&request.head, &request.body);
+    let length = Some(request.length());
+    let budget = Budget::new(limits.buffered);
+    let Some(for_body) = order_for_body(order, &head.method, body.is_empty()) else {
+        let mut streamed = StreamedBody::open(&head.headers, length, &limits, &budget)?;
+        streamed.pass(body)?;
+        let facts = streamed.finish();
+        let tier = match order {
+            Some(_) => set_tier(order, None),
+            None => own_tier(&facts),
+        };
+        return Ok(Carried {
+            tier: tier.map(str::to_owned),
+            facts,
+            rewritten: None,
+        });
+    };
+    let mut held = HeldBody::open(&head.headers, length, for_body.body, &limits, &budget)?;
+    held.push(body)?;
+    let ReadyBody { bytes, facts } = held.finish()?;
+    Ok(Carried {
+        facts,
+        tier: set_tier(order, outgoing_tier(order, &bytes)?).map(str::to_owned),
+        rewritten: Some(bytes),
+    })
+}
+
+/// What is changed in the headers, one line each.
+fn header_edits(
+    request: &Request,
+    decision: &Decision,
+    upstream: &Upstream,
+    rewritten: Option<&Bytes>,
+) -> Result<Vec<String>, Refusal> {
+    // Which one is a matter of turns; the first stands for all.
+    let origin = &upstream.origins[0];
+    let edit = HeadEdit {
+        upstream,
+        origin,
+        target: request.head.raw_path(),
+        credential: Some(decision.credential.header),
+        endpoint: decision.endpoint,
+        order: decision.order,
+        upgrade: request.upgrades(decision.endpoint),
+        length: rewritten.map_or(Length::Same, |bytes| Length::Known(bytes.len())),
+    };
+    let mut after = request.head.clone();
+    edit.write(&mut after).map_err(|_| Cause::Internal)?;
+    let before = &request.head.headers;
+    let mut names: Vec<&HeaderName> = before.keys().chain(after.headers.keys()).collect();
+    names.sort_unstable_by_key(|name| name.as_str());
+    names.dedup();
+    let told = names.into_iter().filter_map(|name| {
+        let (old, new) = (lines(before, name), lines(&after.headers, name));
+        (old != new).then(|| header_edit(request, name, &old, &new))
+    });
+    Ok(told.collect())
+}
+
+fn header_edit(request: &Request, name: &HeaderName, old: &str, new: &str) -> String {
+    let secret = *name == header::AUTHORIZATION || name == "x-api-key";
+    match (old, new) {
+        (_, "") => format!("{name}: removed"),
+        _ if secret => format!("{name}: the key of `credential_file`, in place of the client's"),
+        ("", new) => format!("{name}: {new}"),
+        (old, new) => format!("{name}: {new}  (was {})", request.shown(old)),
+    }
+}
+
+/// The values of a header in one text.
+fn lines(headers: &HeaderMap, name: &HeaderName) -> String {
+    let values = headers.get_all(name).iter();
+    let texts: Vec<_> = values
+        .map(|value| String::from_utf8_lossy(value.as_bytes()))
+        .collect();
+    texts.join(", ")
+}
+
+fn urls_of(upstream: &Upstream) -> String {
+    let urls = upstream.config.urls.iter().map(ToString::to_string);
+    urls.collect::<Vec<_>>().join(", ")
+}
+
+/// The first part of a body, on one line.
+fn beginning(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    let mut shown: String = text
+        .chars()
+        .take(BODY_SHOWN)
+        .map(|letter| if letter.is_control() { ' ' } else { letter })
+        .collect();
+    if text.chars().nth(BODY_SHOWN).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// For people. A row: what it is about, what is the case, and the line of a file that makes it so.
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.verdict())?;
+        writeln!(f)?;
+        let rows = self.rows();
+        let placed = rows.iter().filter(|row| row.place.is_some());
+        let width = placed
+            .map(|row| row.text.chars().count())
+            .max()
+            .unwrap_or(0);
+        for row in rows {
+            let mut line = format!("  {:<10}{:<width$}", row.about, row.text);
+            if let Some(place) = row.place {
+                write!(line, "   {place}")?;
+            }
+            writeln!(f, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+struct Row {
+    about: &'static str,
+    text: String,
+    place: Option<String>,
+}
+
+impl Row {
+    fn new(about: &'static str, text: impl Into<String>, place: Option<String>) -> Row {
+        Row {
+            about,
+            text: text.into(),
+            place,
+        }
+    }
+}
+
+impl Explanation {
+    fn verdict(&self) -> String {
+        let Record { method, path, .. } = &self.record;
+        let request = format!("{method} {path}");
+        match (
+            &self.refusal,
+            &self.record.upstream,
+            &self.record.service_tier,
+        ) {
+            (Some(refusal), ..) => format!(
+                "{request} is refused: {} {}",
+                refusal.cause.status(),
+                refusal.cause.code()
+            ),
+            (None, Some(upstream), Some(tier)) => {
+                format!("{request} is sent to `{upstream}` with service_tier `{tier}`")
+            }
+            (None, upstream, _) => {
+                let upstream = upstream.as_deref().unwrap_or_default();
+                format!("{request} is sent to `{upstream}` without a service_tier")
+            }
+        }
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        let mut rows = Vec::new();
+        if let Some(refusal) = &self.refusal {
+            rows.push(Row::new("why", refusal.message.as_ref(), None));
+        }
+        rows.push(self.key_row());
+        rows.extend(self.group.as_ref().map(|group| self.group_row(group)));
+        rows.push(Row::new("endpoint", self.record.endpoint, None));
+        rows.extend(self.group.as_ref().map(|group| self.tier_row(group)));
+        if let Some(tier) = &self.record.service_tier_client {
+            rows.push(Row::new("client", format!("asked for `{tier}`"), None));
+        }
+        if self.refusal.is_none() {
+            rows.extend(self.group.as_ref().map(|group| self.upstream_row(group)));
+            let edits = self.edits.iter();
+            rows.extend(edits.map(|edit| Row::new("header", edit, None)));
+            rows.extend(self.body_rows());
+        }
+        rows
+    }
+
+    fn key_row(&self) -> Row {
+        let text = match (&self.record.key, &self.group) {
+            (Some(name), _) => name.clone(),
+            (None, Some(_)) => "not listed; `default_group` takes it".to_owned(),
+            (None, None) => "not listed".to_owned(),
+        };
+        Row::new(
+            "key",
+            text,
+            self.key_place.map(|place| self.policy_at(place)),
+        )
+    }
+
+    fn group_row(&self, group: &Group) -> Row {
+        let text = format!("{}, platform {}", group.name, group.platform.as_str());
+        Row::new("group", text, Some(self.policy_at(group.place)))
+    }
+
+    fn tier_row(&self, group: &Group) -> Row {
+        let force = group.force_place.map(|place| self.policy_at(place));
+        let tier = self.record.service_tier.as_deref().unwrap_or("none");
+        let forced = self.record.tier_reason == Some(TierReason::GroupForce.as_str());
+        match self.record.tier_reason {
+            _ if self.refusal.is_some() && group.is_forced() => {
+                Row::new("tier", "the group forces `priority`", force)
+            }
+            _ if self.refusal.is_some() => Row::new("tier", "the group forces none", force),
+            Some(_) if forced && self.conversation => {
+                let text =
+                    "priority in each `response.create` of the WebSocket: the group forces it";
+                Row::new("tier", text, force)
+            }
+            Some(_) if forced && self.record.service_tier.is_none() => Row::new(
+                "tier",
+                "none: a request without a body carries no tier",
+                force,
+            ),
+            Some(_) if forced => Row::new("tier", "priority: the group forces it", force),
+            Some("fast_mode_beta") => {
+                let text = format!("{tier}: the client asks for it by the fast-mode beta");
+                Row::new("tier", text, None)
+            }
+            _ if self.record.endpoint == "other" => {
+                Row::new("tier", "not touched: this path takes none", None)
+            }
+            Some("client") => {
+                let text = format!("{tier}: the client names it, and the group forces none");
+                Row::new("tier", text, force)
+            }
+            _ => Row::new("tier", "none: neither client nor group names one", force),
+        }
+    }
+
+    fn upstream_row(&self, group: &Group) -> Row {
+        let url = self.upstream_url.as_deref().unwrap_or_default();
+        let place = group.upstream.place;
+        Row::new(
+            "upstream",
+            format!("{}, {url}", group.upstream.name),
+            Some(format!("{}:{place}", self.config_path.display())),
+        )
+    }
+
+    fn body_rows(&self) -> Vec<Row> {
+        let sizes = match &self.body {
+            Some(_) => format!(
+                "rewritten, {} bytes from the client, {} to the upstream",
+                self.record.request_bytes, self.record.upstream_request_bytes
+            ),
+            None if self.record.request_bytes == 0 => "none".to_owned(),
+            None => format!("{} bytes, sent as they came", self.record.request_bytes),
+        };
+        let shown = self.body.iter().map(|body| Row::new("", body, None));
+        [Row::new("body", sizes, None)]
+            .into_iter()
+            .chain(shown)
+            .collect()
+    }
+
+    fn policy_at(&self, place: Place) -> String {
+        format!("{}:{place}", self.policy_path.display())
+    }
+}

@@ -1,0 +1,341 @@
+//! Content codings (RFC 9110 §8.4), decoded piece by piece. It holds no more than one piece; how much may come out in
+//! all is for whoever takes the pieces to limit.
+
+use brotli_decompressor::{BrotliDecompressStream, BrotliResult, BrotliState, StandardAlloc};
+use flate2::{Decompress, FlushDecompress, Status};
+use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer};
+
+use crate::codec::error::{Cause, Refusal};
+
+/// How much is decoded at a time, in bytes.
+const PIECE: usize = 32 * 1024;
+/// The largest zstd window, as a power of two: the 8 MiB that RFC 9659 sets for the `zstd` content coding.
+const ZSTD_WINDOW_LOG: u32 = 23;
+/// What a decoder holds besides its window and its piece, in bytes: tables, measured and rounded up.
+const TABLES: u64 = 128 * 1024;
+/// The largest deflate window, as a power of two; all that the format has.
+const DEFLATE_WINDOW_LOG: u8 = 15;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coding {
+    Gzip,
+    Zstd,
+    Brotli,
+    /// The zlib format, as RFC 9110 §8.4.1.2 has it, not raw deflate.
+    Deflate,
+}
+
+/// One coded body on its way through.
+pub struct Decoder {
+    engine: Engine,
+    piece: Box<[u8]>,
+    /// The coded data said that it ends here; nothing may follow.
+    ended: bool,
+}
+
+enum Engine {
+    Flate(Decompress),
+    Zstd(DCtx<'static>),
+    Brotli(Box<BrotliState<StandardAlloc, StandardAlloc, StandardAlloc>>),
+}
+
+/// What one step of an engine did.
+struct Step {
+    consumed: usize,
+    produced: usize,
+    ended: bool,
+}
+
+impl Coding {
+    /// The coding of that name in `Content-Encoding`, any case.
+    pub fn named(name: &str) -> Option<Self> {
+        const NAMES: [(&str, Coding); 5] = [
+            ("gzip", Coding::Gzip),
+            ("x-gzip", Coding::Gzip),
+            ("zstd", Coding::Zstd),
+            ("br", Coding::Brotli),
+            ("deflate", Coding::Deflate),
+        ];
+        NAMES
+            .iter()
+            .find(|(known, _)| name.eq_ignore_ascii_case(known))
+            .map(|(_, coding)| *coding)
+    }
+}
+
+impl Decoder {
+    pub fn new(coding: Coding) -> Self {
+        let engine = match coding {
+            Coding::Gzip => Engine::Flate(Decompress::new_gzip(DEFLATE_WINDOW_LOG)),
+            Coding::Deflate => Engine::Flate(Decompress::new(true)),
+            Coding::Zstd => Engine::Zstd(zstd_engine()),
+            Coding::Brotli => Engine::Brotli(Box::new(BrotliState::new(
+                StandardAlloc::default(),
+                StandardAlloc::default(),
+                StandardAlloc::default(),
+            ))),
+        };
+        Self {
+            engine,
+            piece: vec![0; PIECE].into_boxed_slice(),
+            ended: false,
+        }
+    }
+
+    /// What it holds at the moment, in bytes. It grows to the window that the data ask for as soon as they do.
+    pub fn memory(&self) -> u64 {
+        PIECE as u64 + self.engine.memory()
+    }
+
+    /// Decodes a chunk and gives what comes out to `take`, whose refusal ends it.
+    ///
+    /// # Errors
+    /// `invalid_content_encoding` where the data are broken or go on behind their end.
+    pub fn push(
+        &mut self,
+        mut chunk: &[u8],
+        take: &mut dyn FnMut(&[u8]) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let mut full = false;
+        while !chunk.is_empty() || full {
+            if self.ended && chunk.is_empty() {
+                break;
+            }
+            if self.ended && !self.engine.may_go_on() {
+                return Err(broken("data follow its end"));
+            }
+            let step = self.engine.step(chunk, &mut self.piece)?;
+            if step.consumed == 0 && step.produced == 0 && !chunk.is_empty() {
+                return Err(broken("it cannot be decoded"));
+            }
+            take(&self.piece[..step.produced])?;
+            chunk = &chunk[step.consumed..];
+            self.ended = step.ended;
+            // A piece that came out full may have left more inside.
+            full = step.produced == self.piece.len();
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// `invalid_content_encoding` where the data stopped before their end. An empty body is no coded body either.
+    pub fn finish(self) -> Result<(), Refusal> {
+        if self.ended {
+            Ok(())
+        } else {
+            Err(broken("it is cut off"))
+        }
+    }
+}
+
+impl Engine {
+    /// Whether data may follow their end: a zstd body is one frame or several (RFC 8878 §3).
+    fn may_go_on(&self) -> bool {
+        matches!(self, Engine::Zstd(_))
+    }
+
+    fn memory(&self) -> u64 {
+        match self {
+            Engine::Flate(_) => TABLES + (1 << DEFLATE_WINDOW_LOG),
+            Engine::Zstd(engine) => engine.sizeof() as u64,
+            // Not negative: 0, then a power of two.
+            Engine::Brotli(engine) => TABLES + u64::try_from(engine.ringbuffer_size).unwrap_or(0),
+        }
+    }
+
+    fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<Step, Refusal> {
+        match self {
+            Engine::Flate(engine) => flate_step(engine, input, output),
+            Engine::Zstd(engine) => zstd_step(engine, input, output),
+            Engine::Brotli(engine) => brotli_step(engine, input, output),
+        }
+    }
+}
+
+fn flate_step(engine: &mut Decompress, input: &[u8], output: &mut [u8]) -> Result<Step, Refusal> {
+    let (before_in, before_out) = (engine.total_in(), engine.total_out());
+    let status = engine
+        .decompress(input, output, FlushDecompress::None)
+        .map_err(|_| broken("it cannot be decoded"))?;
+    Ok(Step {
+        // Both are at most the lengths of the slices.
+        consumed: (engine.total_in() - before_in) as usize,
+        produced: (engine.total_out() - before_out) as usize,
+        ended: status == Status::StreamEnd,
+    })
+}
+
+fn zstd_engine() -> DCtx<'static> {
+    // No step depends on input: creation fails only for want of memory, the parameter is within its range.
+    let mut engine = DCtx::create();
+    engine.init().expect("a new zstd context can be used");
+    engine
+        .set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG))
+        .expect("the window limit is in range");
+    engine
+}
+
+fn zstd_step(engine: &mut DCtx<'static>, input: &[u8], output: &mut [u8]) -> Result<Step, Refusal> {
+    let (mut from, mut to) = (InBuffer::around(input), OutBuffer::around(output));
+    let left = engine
+        .decompress_stream(&mut to, &mut from)
+        .map_err(|_| broken("it cannot be decoded"))?;
+    // A hint of 0 means that a frame is whole and flushed.
+    Ok(Step {
+        consumed: from.pos(),
+        produced: to.pos(),
+        ended: left == 0,
+    })
+}
+
+fn brotli_step(
+    engine: &mut BrotliState<StandardAlloc, StandardAlloc, StandardAlloc>,
+    input: &[u8],
+    output: &mut [u8],
+) -> Result<Step, Refusal> {
+    let (mut left_in, mut consumed, mut left_out, mut produced, mut total) =
+        (input.len(), 0, output.len(), 0, 0);
+    let result = BrotliDecompressStream(
+        &mut left_in,
+        &mut consumed,
+        input,
+        &mut left_out,
+        &mut produced,
+        output,
+        &mut total,
+        engine,
+    );
+    match result {
+        BrotliResult::ResultFailure => Err(broken("it cannot be decoded")),
+        BrotliResult::ResultSuccess => Ok(Step {
+            consumed,
+            produced,
+            ended: true,
+        }),
+        BrotliResult::NeedsMoreInput | BrotliResult::NeedsMoreOutput => Ok(Step {
+            consumed,
+            produced,
+            ended: false,
+        }),
+    }
+}
+
+fn broken(how: &str) -> Refusal {
+    Refusal::new(
+        Cause::InvalidContentEncoding,
+        format!("the body is not what its content-encoding says: {how}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::io::Write;
+
+    const PLAIN: &[u8] = br#"{"model":"m","input":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"}"#;
+
+    fn encoded(coding: Coding, plain: &[u8]) -> Vec<u8> {
+        match coding {
+            Coding::Gzip => {
+                let mut encoder =
+                    flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+                encoder.write_all(plain).unwrap();
+                encoder.finish().unwrap()
+            }
+            Coding::Deflate => {
+                let mut encoder =
+                    flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+                encoder.write_all(plain).unwrap();
+                encoder.finish().unwrap()
+            }
+            Coding::Zstd => zstd::encode_all(plain, 3).unwrap(),
+            Coding::Brotli => {
+                let mut out = Vec::new();
+                let mut encoder = brotli::CompressorWriter::new(&mut out, 4096, 5, 22);
+                encoder.write_all(plain).unwrap();
+                drop(encoder);
+                out
+            }
+        }
+    }
+
+    fn decoded(coding: Coding, data: &[u8], step: usize) -> Result<Vec<u8>, Cause> {
+        let (mut decoder, mut out) = (Decoder::new(coding), Vec::new());
+        for chunk in data.chunks(step) {
+            let mut take = |piece: &[u8]| {
+                out.extend_from_slice(piece);
+                Ok(())
+            };
+            decoder
+                .push(chunk, &mut take)
+                .map_err(|refusal| refusal.cause)?;
+        }
+        decoder.finish().map_err(|refusal| refusal.cause)?;
+        Ok(out)
+    }
+
+    const ALL: [Coding; 4] = [Coding::Gzip, Coding::Zstd, Coding::Brotli, Coding::Deflate];
+
+    #[test]
+    fn every_coding_decodes_however_it_is_cut() {
+        let long = PLAIN.repeat(5000);
+        for coding in ALL {
+            let data = encoded(coding, PLAIN);
+            for step in [1, 2, 7, data.len()] {
+                assert_eq!(
+                    decoded(coding, &data, step).as_deref(),
+                    Ok(PLAIN),
+                    "{coding:?} by {step}"
+                );
+            }
+            assert_eq!(
+                decoded(coding, &encoded(coding, &long), 1000).unwrap(),
+                long,
+                "{coding:?}"
+            );
+            // A piece that comes out exactly full must not be taken for the end, nor for a lack of one.
+            let exact = vec![b'a'; 2 * PIECE];
+            assert_eq!(
+                decoded(coding, &encoded(coding, &exact), 1 << 20).unwrap(),
+                exact,
+                "{coding:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_cut_off_or_goes_on_or_is_something_else_is_refused() {
+        for coding in ALL {
+            let data = encoded(coding, PLAIN);
+            for broken in [
+                &data[..data.len() - 1],
+                &data[..3],
+                &[][..],
+                &[&data[..], b"x"].concat()[..],
+                PLAIN,
+            ] {
+                for step in [1, 1 << 20] {
+                    assert_eq!(
+                        decoded(coding, broken, step),
+                        Err(Cause::InvalidContentEncoding),
+                        "{coding:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_zstd_window_beyond_eight_mebibytes_is_refused() {
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(27).unwrap();
+        encoder.include_contentsize(false).unwrap();
+        encoder.write_all(&vec![b'a'; 20 << 20]).unwrap();
+        let data = encoder.finish().unwrap();
+        assert_eq!(
+            decoded(Coding::Zstd, &data, 1 << 20),
+            Err(Cause::InvalidContentEncoding)
+        );
+    }
+}

@@ -1,0 +1,10 @@
+//! Bytes in, values out: the formats that requests and responses are made of. Nothing here does I/O, reads a clock, or
+//! knows Pingora, so that all of it is fuzzed and property-tested without them.
+
+pub mod content_coding;
+pub mod error;
+pub mod framing;
+pub mod json;
+pub mod service_tier;
+pub mod sse;
+pub mod websocket;

@@ -1,0 +1,108 @@
+//! How many requests run at once, in the whole process, in each group and by each key, and the limits of these. A group
+//! is known by its name, a key by its digest, so that a change of the policy does not begin to count anew.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::codec::error::{Cause, Refusal};
+use crate::policy::Group;
+use crate::server::connection_limit::{Entry, Tally};
+
+type Counter = Arc<AtomicU64>;
+
+pub struct InFlight {
+    most: Option<u64>,
+    all: Counter,
+    /// Names come from the operator's policies, so there are not many.
+    groups: RwLock<HashMap<Arc<str>, Counter>>,
+    /// By the key's digest; only those whose group limits them.
+    keys: Tally<[u8; 32]>,
+}
+
+/// A place among the requests that run; given back when dropped.
+pub struct Place(Counter);
+
+/// The places of one request.
+pub struct Places {
+    _in_process: Place,
+    _in_group: Place,
+    /// Where its group has a limit for each key.
+    _of_key: Option<Entry<[u8; 32]>>,
+}
+
+impl InFlight {
+    /// `most` requests may run in the whole process.
+    pub fn new(most: Option<u64>) -> Self {
+        Self {
+            most,
+            all: Counter::default(),
+            groups: RwLock::default(),
+            keys: Tally::default(),
+        }
+    }
+
+    /// A request of this group begins, by the key with this digest.
+    ///
+    /// # Errors
+    /// Where one of the limits is reached.
+    pub fn enter(&self, group: &Group, key: &[u8; 32]) -> Result<Places, Refusal> {
+        let counter = self.counter(&group.name);
+        let in_group = Place::take(&counter, group.max_in_flight).ok_or_else(|| {
+            let message = "as many requests of this group run as may; try again";
+            Refusal::new(Cause::TooManyRequests, message)
+        })?;
+        let of_key = match group.max_in_flight_per_key {
+            Some(most) => Some(self.keys.enter(*key, most).ok_or_else(|| {
+                let message = "as many requests of this key run as may; try again";
+                Refusal::new(Cause::TooManyRequests, message)
+            })?),
+            None => None,
+        };
+        let in_process = Place::take(&self.all, self.most).ok_or(Cause::TooManyRequests)?;
+        Ok(Places {
+            _in_process: in_process,
+            _in_group: in_group,
+            _of_key: of_key,
+        })
+    }
+
+    /// Requests of the group of this name that run.
+    pub fn of_group(&self, name: &str) -> u64 {
+        let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        groups
+            .get(name)
+            .map_or(0, |running| running.load(Ordering::Relaxed))
+    }
+
+    fn counter(&self, group: &Arc<str>) -> Counter {
+        // Counters are whole at any time, whoever panics.
+        let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(counter) = groups.get(group) {
+            return counter.clone();
+        }
+        drop(groups);
+        let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
+        groups.entry(group.clone()).or_default().clone()
+    }
+}
+
+impl Place {
+    /// Also counted where there is no limit: the next policy may have one.
+    fn take(counter: &Counter, most: Option<u64>) -> Option<Self> {
+        let one_more = |running: u64| {
+            most.is_none_or(|most| running < most)
+                .then_some(running + 1)
+        };
+        counter
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more)
+            .ok()?;
+        Some(Self(counter.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

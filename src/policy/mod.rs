@@ -1,0 +1,899 @@
+//! What the rules of the groups make of a request: a [`Policy`] is read once, nobody changes it afterwards, and
+//! [`Policy::decide`] asks it.
+
+pub mod api_key;
+pub mod endpoint;
+pub mod file;
+pub mod in_flight;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName, Method};
+use sha2::{Digest, Sha256};
+
+use crate::codec::error::Cause;
+use crate::codec::framing::list_members;
+use crate::codec::service_tier::Edit;
+use crate::config::cooperative::give_way;
+use crate::config::diagnostic::Mistakes;
+pub use crate::config::diagnostic::{Mistake, Place};
+use crate::config::file::Draft;
+use crate::config::yaml;
+use crate::config::{Config, MessagesMode, Upstream};
+pub use crate::policy::api_key::{Credential, CredentialHeader, hash_key};
+use crate::policy::api_key::{KeyTable, NoKey, hex};
+use crate::policy::endpoint::Endpoint;
+use crate::policy::file::{Reader, Rules};
+
+/// The header in which a client of Anthropic's API asks for what is not general yet.
+pub static ANTHROPIC_BETA: HeaderName = HeaderName::from_static("anthropic-beta");
+/// The token of `anthropic-beta` by which Anthropic's clients ask for fast mode.
+pub const FAST_MODE_BETA: &str = "fast-mode-2026-02-01";
+
+/// What `policy.yaml` says, resolved against the configuration.
+pub struct Policy {
+    path: PathBuf,
+    revision: String,
+    groups: Vec<Arc<Group>>,
+    default_group: Option<Arc<Group>>,
+    keys: KeyTable,
+    tier_paths: Vec<String>,
+}
+
+#[derive(Debug)]
+pub struct Group {
+    pub name: Arc<str>,
+    pub platform: Platform,
+    /// As written; [`Group::is_forced`] says whether it acts.
+    pub force_fast_mode: bool,
+    /// Whether a client may ask for priority by the fast-mode beta.
+    pub fast_mode_beta: bool,
+    pub batches_allowed: bool,
+    /// Requests of the group that may run at once.
+    pub max_in_flight: Option<u64>,
+    /// The same of each of its keys.
+    pub max_in_flight_per_key: Option<u64>,
+    pub enabled: bool,
+    pub upstream: Arc<Upstream>,
+    /// Of its name in the policy.
+    pub place: Place,
+    /// Of `force_fast_mode`, where it is written.
+    pub force_place: Option<Place>,
+}
+
+/// A key as the policy lists it.
+pub struct ListedKey<'p> {
+    /// Tells it from others, also over policies; not for showing.
+    pub(crate) id: &'p [u8; 32],
+    pub name: Arc<str>,
+    pub group: &'p Group,
+    pub enabled: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Platform {
+    OpenAi,
+    Anthropic,
+    Other,
+}
+
+/// What of a request the policy looks at.
+pub struct Head<'a> {
+    /// Lifts no rule: a body may come with any method.
+    pub method: &'a Method,
+    /// As received, without the query.
+    pub path: &'a [u8],
+    pub headers: &'a HeaderMap,
+}
+
+/// A request that may go on, and all that later steps need to know of the policy.
+#[derive(Clone, Debug)]
+pub struct Decision {
+    pub credential: Credential,
+    /// The key's name; none for a key that is not listed and was taken by the default group.
+    pub key: Option<Arc<str>>,
+    pub key_place: Option<Place>,
+    pub group: Arc<Group>,
+    pub endpoint: Endpoint,
+    /// None: the request goes on as it is.
+    pub order: Option<Order>,
+}
+
+/// What is done to a request so that it asks for priority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Order {
+    pub reason: TierReason,
+    pub body: Edit,
+    /// The `anthropic-beta` header is to carry [`FAST_MODE_BETA`], once.
+    pub beta_header: bool,
+}
+
+/// Why the tier is set. That a client named a tier itself is not the policy's to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TierReason {
+    GroupForce,
+    FastModeBeta,
+}
+
+/// A request that may not go on, and what was found out about it before.
+#[derive(Clone, Debug)]
+pub struct Denied {
+    pub cause: Cause,
+    pub key: Option<Arc<str>>,
+    pub key_place: Option<Place>,
+    pub group: Option<Arc<Group>>,
+    /// [`Endpoint::Other`] where the path is ambiguous.
+    pub endpoint: Endpoint,
+}
+
+impl Policy {
+    /// The policy and warnings about it, or every mistake of the file.
+    pub fn load(path: &Path, config: &Config) -> Result<(Policy, Vec<Mistake>), Vec<Mistake>> {
+        let bytes = yaml::read(path).map_err(|mistake| vec![mistake])?;
+        Policy::parse(path, &bytes, config)
+    }
+
+    /// [`Policy::load`] for bytes that have been read; `path` is for messages.
+    pub fn parse(
+        path: &Path,
+        bytes: &[u8],
+        config: &Config,
+    ) -> Result<(Policy, Vec<Mistake>), Vec<Mistake>> {
+        let mistakes = Mistakes::new(path);
+        let warnings = Mistakes::new(path);
+        let rules = yaml::parse(bytes, &mistakes).map(|root| {
+            let rules = Reader {
+                config,
+                mistakes: &mistakes,
+                warnings: &warnings,
+            }
+            .rules(&root);
+            root.free();
+            rules
+        });
+        match rules {
+            Some(rules) if mistakes.is_empty() => {
+                Ok((Policy::new(path, bytes, rules, config), warnings.into_vec()))
+            }
+            _ => Err(mistakes.into_vec()),
+        }
+    }
+
+    /// The configuration and the policy that it names, with the warnings of both, or every mistake of both.
+    pub fn load_with_config(path: &Path) -> Result<(Config, Policy, Vec<Mistake>), Vec<Mistake>> {
+        Policy::load_with_draft(Draft::read(path)?)
+    }
+
+    /// [`Policy::load_with_config`] for a configuration that has been read.
+    pub(crate) fn load_with_draft(
+        draft: Draft,
+    ) -> Result<(Config, Policy, Vec<Mistake>), Vec<Mistake>> {
+        // Without an upstream each group of the policy would be one more mistake, and none of its own making.
+        if draft.config.policy.as_os_str().is_empty() || draft.config.upstreams.is_empty() {
+            return Err(draft.mistakes);
+        }
+        let (mut mistakes, mut warnings) = (draft.mistakes, draft.warnings);
+        match Policy::load(&draft.config.policy, &draft.config) {
+            Ok((policy, more)) if mistakes.is_empty() => {
+                warnings.extend(more);
+                Ok((draft.config, policy, warnings))
+            }
+            Ok(_) => Err(mistakes),
+            Err(more) => {
+                mistakes.extend(more);
+                Err(mistakes)
+            }
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `sha256:` and the first 12 hexadecimal digits of the file's digest.
+    pub fn revision(&self) -> &str {
+        &self.revision
+    }
+
+    /// In the order of the file.
+    pub fn groups(&self) -> &[Arc<Group>] {
+        &self.groups
+    }
+
+    /// Takes the keys that are not listed.
+    pub fn default_group(&self) -> Option<&Arc<Group>> {
+        self.default_group.as_ref()
+    }
+
+    pub fn key_count(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// All keys that are listed, in no order that means anything.
+    pub fn keys(&self) -> impl Iterator<Item = ListedKey<'_>> {
+        self.keys.iter().map(|key| ListedKey {
+            id: &key.digest,
+            name: self.keys.name(key),
+            group: &self.groups[key.group as usize],
+            enabled: key.enabled,
+        })
+    }
+
+    /// Key first, then path, then tier: nobody without a key learns anything about the rest.
+    pub fn decide(&self, request: &Head<'_>) -> Result<Decision, Denied> {
+        let path = endpoint::classify(request.path, &self.tier_paths);
+        let credential = Credential::of(request.headers)
+            .map_err(|none| Denied::unknown(none.into(), path.endpoint))?;
+        let holder = self.holder(&credential, path.endpoint)?;
+        if path.ambiguous {
+            return Err(holder.denied(Cause::AmbiguousPath));
+        }
+        if path.batches && holder.group.is_forced() && !holder.group.batches_allowed {
+            return Err(holder.denied(Cause::BatchesNotForced));
+        }
+        holder.decide(credential, asks_for_fast_mode(request.headers))
+    }
+
+    /// The decision on a further turn of a connection whose first request was decided by this policy or an earlier one.
+    /// `beta_asked`: the connection's request [asked for fast mode](asks_for_fast_mode).
+    pub fn decide_again(
+        &self,
+        credential: &Credential,
+        endpoint: Endpoint,
+        beta_asked: bool,
+    ) -> Result<Decision, Denied> {
+        self.holder(credential, endpoint)?
+            .decide(*credential, beta_asked)
+    }
+
+    /// Of rules without a mistake, in which every group is there.
+    fn new(path: &Path, bytes: &[u8], rules: Rules, config: &Config) -> Policy {
+        Policy {
+            path: path.to_owned(),
+            revision: revision(bytes),
+            groups: rules.groups.into_iter().flatten().collect(),
+            default_group: rules.default_group,
+            keys: rules.keys,
+            tier_paths: config.tier_paths.clone(),
+        }
+    }
+
+    fn holder(&self, credential: &Credential, endpoint: Endpoint) -> Result<Holder, Denied> {
+        let (key, group) = match (self.keys.find(&credential.digest), &self.default_group) {
+            (Some(key), _) => (Some(key), &self.groups[key.group as usize]),
+            (None, Some(group)) => (None, group),
+            (None, None) => return Err(Denied::unknown(Cause::InvalidApiKey, endpoint)),
+        };
+        let holder = Holder {
+            key: key.map(|key| self.keys.name(key)),
+            key_place: key.map(|key| key.place),
+            group: group.clone(),
+            endpoint,
+        };
+        if key.is_some_and(|key| !key.enabled) {
+            return Err(holder.denied(Cause::KeyDisabled));
+        }
+        if !holder.group.enabled {
+            return Err(holder.denied(Cause::GroupDisabled));
+        }
+        Ok(holder)
+    }
+}
+
+impl fmt::Debug for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Policy")
+            .field("path", &self.path)
+            .field("revision", &self.revision)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Group {
+    /// Whether each of its generation requests is sent with priority.
+    pub fn is_forced(&self) -> bool {
+        self.force_fast_mode && self.platform == Platform::OpenAi
+    }
+
+    /// What is done to a request for this endpoint. `Err`: it has to be forced, and the upstream knows no way.
+    fn order(&self, endpoint: Endpoint, beta_asked: bool) -> Result<Option<Order>, Cause> {
+        let reason = if !endpoint.takes_tier() || self.platform != Platform::OpenAi {
+            return Ok(None);
+        } else if self.force_fast_mode {
+            TierReason::GroupForce
+        } else if endpoint == Endpoint::Messages && beta_asked && self.fast_mode_beta {
+            TierReason::FastModeBeta
+        } else {
+            return Ok(None);
+        };
+        let mode = if endpoint == Endpoint::Messages {
+            self.upstream.messages
+        } else {
+            MessagesMode::Tier
+        };
+        match (mode, reason) {
+            (MessagesMode::Tier, _) => Ok(Some(Order {
+                reason,
+                body: Edit::Set,
+                beta_header: false,
+            })),
+            (MessagesMode::TierAndBeta, _) => Ok(Some(Order {
+                reason,
+                body: Edit::Set,
+                beta_header: true,
+            })),
+            (MessagesMode::Beta, _) => Ok(Some(Order {
+                reason,
+                body: Edit::Remove,
+                beta_header: true,
+            })),
+            (MessagesMode::Off, TierReason::GroupForce) => Err(Cause::MessagesNotForced),
+            (MessagesMode::Off, TierReason::FastModeBeta) => Ok(None),
+        }
+    }
+}
+
+impl Platform {
+    pub(crate) const WORDS: [(&str, Platform); 3] = [
+        ("openai", Platform::OpenAi),
+        ("anthropic", Platform::Anthropic),
+        ("other", Platform::Other),
+    ];
+
+    /// As in the access log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Platform::OpenAi => "openai",
+            Platform::Anthropic => "anthropic",
+            Platform::Other => "other",
+        }
+    }
+}
+
+impl TierReason {
+    /// As in the access log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            TierReason::GroupForce => "group_force",
+            TierReason::FastModeBeta => "fast_mode_beta",
+        }
+    }
+}
+
+impl Denied {
+    fn unknown(cause: Cause, endpoint: Endpoint) -> Denied {
+        Denied {
+            cause,
+            key: None,
+            key_place: None,
+            group: None,
+            endpoint,
+        }
+    }
+}
+
+/// Whether a client asks for fast mode: the token exactly, in the comma lists of all lines of `anthropic-beta`.
+pub fn asks_for_fast_mode(headers: &HeaderMap) -> bool {
+    list_members(headers, &ANTHROPIC_BETA).any(|token| token == FAST_MODE_BETA.as_bytes())
+}
+
+impl From<NoKey> for Cause {
+    fn from(none: NoKey) -> Cause {
+        match none {
+            NoKey::Missing => Cause::MissingApiKey,
+            NoKey::Conflicting => Cause::ConflictingApiKeys,
+        }
+    }
+}
+
+/// A key that may be used, and the group it is in.
+struct Holder {
+    key: Option<Arc<str>>,
+    key_place: Option<Place>,
+    group: Arc<Group>,
+    endpoint: Endpoint,
+}
+
+impl Holder {
+    fn denied(self, cause: Cause) -> Denied {
+        Denied {
+            cause,
+            key: self.key,
+            key_place: self.key_place,
+            group: Some(self.group),
+            endpoint: self.endpoint,
+        }
+    }
+
+    fn decide(self, credential: Credential, beta_asked: bool) -> Result<Decision, Denied> {
+        match self.group.order(self.endpoint, beta_asked) {
+            Err(cause) => Err(self.denied(cause)),
+            Ok(order) => {
+                let Holder {
+                    key,
+                    key_place,
+                    group,
+                    endpoint,
+                } = self;
+                Ok(Decision {
+                    credential,
+                    key,
+                    key_place,
+                    group,
+                    endpoint,
+                    order,
+                })
+            }
+        }
+    }
+}
+
+fn revision(bytes: &[u8]) -> String {
+    const PIECE_BYTES: usize = 4 * 1024;
+    let mut hasher = Sha256::new();
+    for piece in bytes.chunks(PIECE_BYTES) {
+        give_way();
+        hasher.update(piece);
+    }
+    format!("sha256:{}", hex(&hasher.finalize()[..6]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    const CONFIG: &str = "
+policy: policy.yaml
+upstreams:
+  tier: {url: http://u}
+  beta: {url: http://u, messages: beta}
+  both: {url: http://u, kind: gateway}
+  off: {url: http://u, kind: anthropic}
+";
+    const POLICY: &str = "
+version: 1
+groups:
+  forced-tier: {platform: openai, upstream: tier, force_fast_mode: true}
+  forced-beta: {platform: openai, upstream: beta, force_fast_mode: true}
+  forced-both: {platform: openai, upstream: both, force_openai_fast: true}
+  forced-off: {platform: openai, upstream: off, force_fast_mode: true}
+  plain-tier: {platform: openai, upstream: tier}
+  plain-beta: {platform: openai, upstream: beta}
+  plain-both: {platform: openai, upstream: both}
+  plain-off: {platform: openai, upstream: off}
+  nobeta: {platform: openai, upstream: tier, fast_mode_beta: false}
+  claude: {platform: anthropic, upstream: tier, force_fast_mode: true}
+  other: {platform: other, upstream: tier, force_fast_mode: true}
+  allowed: {platform: openai, upstream: tier, force_fast_mode: true, batches: allow}
+  closed: {platform: openai, upstream: tier, enabled: false}
+keys:
+  k-forced-tier: {group: forced-tier, name: ann}
+  k-forced-beta: {group: forced-beta, name: ann}
+  k-forced-both: {group: forced-both}
+  k-forced-off: forced-off
+  k-plain-tier: plain-tier
+  k-plain-beta: plain-beta
+  k-plain-both: plain-both
+  k-plain-off: plain-off
+  k-nobeta: nobeta
+  k-claude: claude
+  k-other: other
+  k-allowed: allowed
+  k-closed: closed
+  k-off: {group: plain-tier, name: off, enabled: false}
+  0123: plain-tier
+";
+    const SET: Edit = Edit::Set;
+
+    fn config() -> Config {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tiergate.yaml");
+        std::fs::write(&path, CONFIG).unwrap();
+        Config::load(&path).unwrap().0
+    }
+
+    fn parse(text: &str) -> Result<Policy, String> {
+        let told = |mistakes: Vec<Mistake>| {
+            mistakes
+                .iter()
+                .map(|mistake| format!("{mistake}\n"))
+                .collect()
+        };
+        Policy::parse(Path::new("policy.yaml"), text.as_bytes(), &config())
+            .map(|(policy, _)| policy)
+            .map_err(told)
+    }
+
+    fn decide(
+        policy: &Policy,
+        path: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Decision, Denied> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, HeaderValue::from_str(value).unwrap());
+        }
+        policy.decide(&Head {
+            method: &Method::POST,
+            path: path.as_bytes(),
+            headers: &map,
+        })
+    }
+
+    fn bearer(group: &str) -> (&'static str, String) {
+        ("authorization", format!("Bearer k-{group}"))
+    }
+
+    /// What is done for a group's key, or the error code.
+    fn order(
+        group: &str,
+        path: &str,
+        beta: &[&str],
+    ) -> Result<Option<(TierReason, Edit, bool)>, &'static str> {
+        let policy = parse(POLICY).unwrap();
+        let (name, value) = bearer(group);
+        let mut headers = vec![(name, value.as_str())];
+        headers.extend(beta.iter().map(|line| ("anthropic-beta", *line)));
+        match decide(&policy, path, &headers) {
+            Ok(decision) => Ok(decision
+                .order
+                .map(|order| (order.reason, order.body, order.beta_header))),
+            Err(denied) => Err(denied.cause.code()),
+        }
+    }
+
+    fn cause(headers: &[(&'static str, &str)]) -> &'static str {
+        decide(&parse(POLICY).unwrap(), "/v1/responses", headers)
+            .unwrap_err()
+            .cause
+            .code()
+    }
+
+    #[test]
+    fn a_forced_group_is_forced_on_every_endpoint_with_a_tier_but_messages() {
+        for path in [
+            "/v1/responses",
+            "/v1/responses/compact",
+            "/v1/chat/completions",
+            "/v1/agents",
+            "/v1/agents/sessions/",
+        ] {
+            for group in [
+                "forced-tier",
+                "forced-beta",
+                "forced-both",
+                "forced-off",
+                "allowed",
+            ] {
+                for beta in [&[][..], &[FAST_MODE_BETA]] {
+                    assert_eq!(
+                        order(group, path, beta),
+                        Ok(Some((TierReason::GroupForce, SET, false))),
+                        "{group} {path}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn on_messages_a_forced_group_is_forced_as_its_upstream_wants_it() {
+        let force = |body, beta_header| Ok(Some((TierReason::GroupForce, body, beta_header)));
+        for beta in [&[][..], &[FAST_MODE_BETA]] {
+            assert_eq!(
+                order("forced-tier", "/v1/messages", beta),
+                force(SET, false)
+            );
+            assert_eq!(
+                order("forced-beta", "/v1/messages", beta),
+                force(Edit::Remove, true)
+            );
+            assert_eq!(order("forced-both", "/v1/messages", beta), force(SET, true));
+            assert_eq!(
+                order("forced-off", "/v1/messages", beta),
+                Err("messages_not_forced")
+            );
+        }
+    }
+
+    #[test]
+    fn on_messages_a_client_of_an_unforced_group_may_ask_by_the_beta() {
+        let asked = |body, beta_header| Ok(Some((TierReason::FastModeBeta, body, beta_header)));
+        let beta = &["x, fast-mode-2026-02-01 ,y"];
+        assert_eq!(order("plain-tier", "/v1/messages", beta), asked(SET, false));
+        assert_eq!(
+            order("plain-beta", "/v1/messages", beta),
+            asked(Edit::Remove, true)
+        );
+        assert_eq!(order("plain-both", "/v1/messages", beta), asked(SET, true));
+        for group in ["plain-off", "nobeta", "claude", "other"] {
+            assert_eq!(order(group, "/v1/messages", beta), Ok(None), "{group}");
+        }
+        assert_eq!(order("plain-tier", "/v1/responses", beta), Ok(None));
+    }
+
+    #[test]
+    fn the_beta_token_is_matched_exactly_over_all_lines() {
+        let asks = |lines: &[&str]| order("plain-tier", "/messages", lines).unwrap().is_some();
+        assert!(asks(&["other", "more,fast-mode-2026-02-01"]));
+        assert!(asks(&["\tfast-mode-2026-02-01 "]));
+        for lines in [
+            &[][..],
+            &[""],
+            &["fast-mode-2026-02-01-preview"],
+            &["FAST-MODE-2026-02-01"],
+            &["\"fast-mode-2026-02-01\""],
+            &["x fast-mode-2026-02-01"],
+        ] {
+            assert!(!asks(lines), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_done_to_other_endpoints_and_other_platforms() {
+        for path in [
+            "/v1/embeddings",
+            "/v1/responses/input_tokens",
+            "/v1/messages/count_tokens",
+            "/",
+        ] {
+            assert_eq!(
+                order("forced-both", path, &[FAST_MODE_BETA]),
+                Ok(None),
+                "{path}"
+            );
+        }
+        for path in ["/v1/responses", "/v1/messages", "/v1/batches", "/v1/agents"] {
+            assert_eq!(order("claude", path, &[]), Ok(None), "{path}");
+            assert_eq!(order("other", path, &[]), Ok(None), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_forced_group_may_not_use_batches_unless_allowed() {
+        for path in ["/v1/batches", "/V1/Batches/", "/v1/messages/batches"] {
+            assert_eq!(
+                order("forced-off", path, &[]),
+                Err("batches_not_forced"),
+                "{path}"
+            );
+            for group in ["allowed", "plain-tier"] {
+                assert_eq!(order(group, path, &[]), Ok(None), "{group} {path}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_ambiguous_path_is_refused_for_every_group_once_the_key_is_known() {
+        for group in ["forced-tier", "plain-tier", "claude", "other"] {
+            assert_eq!(
+                order(group, "/v1//responses", &[]),
+                Err("ambiguous_path"),
+                "{group}"
+            );
+        }
+        assert_eq!(
+            order("nobody", "/v1//responses", &[]),
+            Err("invalid_api_key")
+        );
+        assert_eq!(
+            order("closed", "/v1//responses", &[]),
+            Err("group_disabled")
+        );
+    }
+
+    #[test]
+    fn a_key_comes_as_a_bearer_or_as_x_api_key() {
+        let policy = parse(POLICY).unwrap();
+        let header = |headers: &[(&'static str, &str)]| {
+            decide(&policy, "/v1/responses", headers)
+                .unwrap()
+                .credential
+                .header
+        };
+        let (authorization, direct) = (CredentialHeader::Authorization, CredentialHeader::XApiKey);
+        assert_eq!(
+            header(&[("authorization", "bEaReR \t k-claude ")]),
+            authorization
+        );
+        assert_eq!(header(&[("x-api-key", " k-claude ")]), direct);
+        assert_eq!(
+            header(&[("x-api-key", "k-claude"), ("authorization", "Basic abc")]),
+            direct
+        );
+        assert_eq!(
+            header(&[("x-api-key", "k-claude"), ("authorization", "Bearer ")]),
+            direct
+        );
+        let both = [
+            ("x-api-key", "k-claude"),
+            ("authorization", "Bearer k-claude"),
+            ("x-api-key", "k-claude"),
+        ];
+        assert_eq!(header(&both), authorization);
+    }
+
+    #[test]
+    fn a_key_that_is_missing_unknown_or_not_one_is_refused() {
+        for headers in [
+            &[][..],
+            &[("authorization", "Bearer")],
+            &[("authorization", "Bearer  ")],
+            &[("authorization", "k-claude")],
+            &[("authorization", "Basic eDp5")],
+            &[("x-api-key", "")],
+        ] {
+            assert_eq!(cause(headers), "missing_api_key", "{headers:?}");
+        }
+        let listed = hash_key(b"k-claude");
+        for key in [
+            "k-claud",
+            "k-claudex",
+            "K-CLAUDE",
+            &listed,
+            &listed[7..],
+            "123",
+        ] {
+            assert_eq!(cause(&[("x-api-key", key)]), "invalid_api_key", "{key}");
+        }
+        for (first, second) in [
+            ("authorization", "x-api-key"),
+            ("authorization", "authorization"),
+            ("x-api-key", "x-api-key"),
+        ] {
+            assert_eq!(
+                cause(&[(first, "Bearer k-claude"), (second, "Bearer k-other")]),
+                "conflicting_api_keys"
+            );
+        }
+        assert_eq!(cause(&[("x-api-key", "k-off")]), "key_disabled");
+        assert_eq!(cause(&[("x-api-key", "k-closed")]), "group_disabled");
+    }
+
+    #[test]
+    fn a_refusal_tells_what_was_found_out_before() {
+        let policy = parse(POLICY).unwrap();
+        let unknown = decide(&policy, "/v1/messages", &[]).unwrap_err();
+        assert_eq!(
+            (unknown.endpoint, unknown.key, unknown.group.is_none()),
+            (Endpoint::Messages, None, true)
+        );
+        let off = decide(&policy, "/v1/messages", &[("x-api-key", "k-off")]).unwrap_err();
+        assert_eq!(
+            (off.key.as_deref(), &*off.group.unwrap().name),
+            (Some("off"), "plain-tier")
+        );
+    }
+
+    #[test]
+    fn a_key_is_named_by_the_policy_or_after_its_digest_and_keeps_its_spelling() {
+        let policy = parse(POLICY).unwrap();
+        let seen = |key: &str| {
+            let decision = decide(&policy, "/", &[("x-api-key", key)]).unwrap();
+            (
+                decision.key.unwrap().to_string(),
+                decision.key_place.unwrap().line,
+            )
+        };
+        assert_eq!(seen("k-forced-tier"), ("ann".to_owned(), 18));
+        assert_eq!(seen("k-forced-beta"), ("ann".to_owned(), 19));
+        assert_eq!(
+            seen("k-forced-both"),
+            (format!("key-{}", &hash_key(b"k-forced-both")[7..15]), 20)
+        );
+        assert_eq!(seen("0123").1, 32);
+    }
+
+    #[test]
+    fn a_key_listed_by_its_digest_in_any_case_is_found() {
+        for digits in [
+            hash_key(b"k-1")[7..].to_lowercase(),
+            hash_key(b"k-1")[7..].to_uppercase(),
+        ] {
+            let text = format!(
+                "version: 1\ngroups: {{a: {{platform: other, upstream: tier}}}}\nkeys: {{\"sha256:{digits}\": a}}\n"
+            );
+            assert!(decide(&parse(&text).unwrap(), "/", &[("x-api-key", "k-1")]).is_ok());
+        }
+    }
+
+    #[test]
+    fn the_default_group_takes_unlisted_keys_and_never_a_missing_one() {
+        let policy = parse(&format!("{POLICY}default_group: forced-tier\n")).unwrap();
+        let decision = decide(&policy, "/v1/responses", &[("x-api-key", "anything")]).unwrap();
+        assert_eq!((decision.key, &*decision.group.name), (None, "forced-tier"));
+        assert!(decision.order.is_some());
+        assert_eq!(
+            decide(&policy, "/", &[]).unwrap_err().cause,
+            Cause::MissingApiKey
+        );
+        assert_eq!(
+            decide(&policy, "/", &[("x-api-key", "k-off")])
+                .unwrap_err()
+                .cause,
+            Cause::KeyDisabled
+        );
+    }
+
+    #[test]
+    fn a_further_turn_is_decided_by_the_policy_of_its_time() {
+        let before = parse(POLICY).unwrap();
+        let first = decide(&before, "/v1/responses", &[("x-api-key", "k-plain-tier")]).unwrap();
+        assert_eq!(first.order, None);
+        let again = |text: &str| {
+            parse(text)
+                .unwrap()
+                .decide_again(&first.credential, first.endpoint, false)
+        };
+        let forced =
+            again(&POLICY.replace("k-plain-tier: plain-tier", "k-plain-tier: forced-tier"))
+                .unwrap();
+        assert_eq!(forced.order.unwrap().reason, TierReason::GroupForce);
+        let removed = again(&POLICY.replace("k-plain-tier:", "k-new:")).unwrap_err();
+        assert_eq!(removed.cause, Cause::InvalidApiKey);
+        let disabled = again(&POLICY.replace("upstream: tier}", "upstream: tier, enabled: false}"))
+            .unwrap_err();
+        assert_eq!(disabled.cause, Cause::GroupDisabled);
+    }
+
+    #[test]
+    fn no_debug_output_shows_a_digest() {
+        let policy = parse(POLICY).unwrap();
+        let decision = decide(&policy, "/", &[("x-api-key", "k-claude")]).unwrap();
+        let [first, second, ..] = decision.credential.digest;
+        assert!(!format!("{policy:?} {decision:?}").contains(&format!("{first}, {second}")));
+    }
+
+    #[test]
+    fn the_revision_is_of_the_bytes() {
+        assert_eq!(
+            parse(POLICY).unwrap().revision(),
+            &hash_key(POLICY.as_bytes())[..19]
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        /// Whatever an editor or a crash leaves of a file: no panic, and no key in what is said about it.
+        #[test]
+        fn a_damaged_file_is_told_without_its_keys(at in 0..400usize, gone in 0..40usize, put in "[ -~\n\t]{0,6}") {
+            let config = config();
+            let mut text = String::from("version: 1\ngroups:\n  a: {platform: openai, upstream: tier}\nkeys:\n");
+            for index in 0..4 {
+                text += &format!("  sk-Zq{index}ZqZqZqZqZqZq: {{group: a, name: n{index}}}\n  \"sk-Xq{index}XqXqXqXqXqXq\": a\n");
+            }
+            let at = at.min(text.len());
+            text.replace_range(at..(at + gone).min(text.len()), &put);
+            if let Err(mistakes) = Policy::parse(Path::new("p"), text.as_bytes(), &config) {
+                for mistake in &mistakes {
+                    let told = mistake.to_string();
+                    prop_assert!(!told.contains("Zq") && !told.contains("Xq"), "{}", told);
+                }
+                prop_assert!(!mistakes.is_empty());
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let config = config();
+            prop_assert!(Policy::parse(Path::new("p"), &bytes, &config).is_err());
+        }
+
+        #[test]
+        fn every_listed_key_is_found_and_no_other(count in 0..300usize) {
+            let lines: String = (0..count).map(|index| format!("  k{index}: {{group: a, name: n{index}}}\n")).collect();
+            let policy = parse(&format!("version: 1\ngroups: {{a: {{platform: other, upstream: tier}}}}\nkeys:\n{lines}")).unwrap();
+            for index in 0..count {
+                let decision = decide(&policy, "/", &[("x-api-key", &format!("k{index}"))]).unwrap();
+                prop_assert_eq!(decision.key.unwrap().to_string(), format!("n{index}"));
+            }
+            let unlisted = format!("k{count}");
+            prop_assert!(decide(&policy, "/", &[("x-api-key", &unlisted)]).is_err());
+        }
+    }
+}

@@ -1,0 +1,583 @@
+//! One request on its way through Pingora's phases: where it is, and that its line is written exactly once, whatever
+//! happens to it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use pingora_core::{Error, ErrorType};
+use uuid::Uuid;
+
+use crate::accounting::access_log::Transport;
+use crate::accounting::record::{Ending, Turn, cut, header_text, set_tier};
+use crate::accounting::usage::ResponseObserver;
+use crate::codec::error::{Answer, Cause, Refusal};
+use crate::codec::service_tier::{Edit, PRIORITY, observed_tier};
+use crate::config::OnClientAbort;
+use crate::http1::client_stream::DirectBody;
+use crate::http1::connection::{Deadline, Interruption, Waiting};
+use crate::http1::intake::LINGER_TIME;
+use crate::policy::endpoint::{Endpoint, Protocol};
+use crate::policy::{Credential, Decision, Denied, Head, Order, Policy};
+use crate::proxy::error_mapping::{ending_of, is_reset, is_stale_connection};
+use crate::proxy::request_body::{HeldBody, ReadyBody, StreamedBody};
+use crate::proxy::upstream_request::{HeadEdit, Length};
+use crate::proxy::websocket_session::Conversation;
+use crate::state::State;
+use crate::upstream::{Address, Route, Upstream, told_of};
+
+/// The longest of each text that a client chooses, in bytes, so that a line stays below 16 KiB even where every byte of
+/// it takes six in JSON.
+const PATH_BYTES: usize = 1024;
+const USER_AGENT_BYTES: usize = 512;
+
+/// A request that is being served; Pingora's context for it.
+pub struct Exchange {
+    pub state: Arc<State>,
+    pub deadline: Arc<Deadline>,
+    pub arrival: Arrival,
+    /// The client's key, once it was read.
+    pub credential: Option<Credential>,
+    pub turn: Turn,
+    pub body: Body,
+    /// What of the body is read past Pingora.
+    pub direct: Option<DirectBody>,
+    /// It goes the way of `relay.rs`, all of whose time limits are kept by the deadline.
+    pub relayed: bool,
+    /// How long the next piece of a body that Pingora reads may take, where Pingora has no limit for it.
+    pub body_idle: Option<Duration>,
+    /// Why the proxy itself answers, if it does.
+    pub refusal: Option<Refusal>,
+    pub upstream: Option<Arc<Upstream>>,
+    /// The attempts so far, and the address of the newest.
+    pub route: Route,
+    pub observer: Option<ResponseObserver>,
+    /// The client asks for a WebSocket.
+    pub upgrade: bool,
+    /// The WebSocket, once the upstream has agreed to one whose messages are judged.
+    pub conversation: Option<Box<Conversation>>,
+    /// All of the client's body has come, or there is none.
+    pub has_come: bool,
+    /// The answer's head says where it ends.
+    framed: bool,
+    /// More of the answer came after its client had left.
+    outlived: bool,
+    settled: bool,
+}
+
+/// Who asks, and for what: the same for every turn of a connection.
+pub struct Arrival {
+    pub id: Uuid,
+    pub client: Option<IpAddr>,
+    pub user_agent: Option<String>,
+    pub method: http::Method,
+    /// Without its query.
+    pub path: String,
+    pub endpoint: Endpoint,
+}
+
+/// Where the request's body is.
+pub enum Body {
+    /// It passes as it comes and is looked at on the way.
+    Streamed(Box<StreamedBody>),
+    /// It is held, and Pingora drives: no length was announced.
+    Held(Box<HeldBody>),
+    /// It is known good and goes out whole; kept for another attempt until an answer begins.
+    Ready(Bytes),
+    /// There is none, or it is gone.
+    None,
+}
+
+impl Exchange {
+    /// Of a request that the policy of this moment decides.
+    pub fn new(state: &Arc<State>) -> Self {
+        Self::under(state, state.policy.current())
+    }
+
+    pub fn under(state: &Arc<State>, policy: Arc<Policy>) -> Self {
+        state.metrics.in_flight.inc();
+        Self {
+            deadline: Deadline::current(),
+            arrival: Arrival {
+                id: Uuid::now_v7(),
+                client: None,
+                user_agent: None,
+                method: http::Method::GET,
+                path: String::new(),
+                endpoint: Endpoint::Other,
+            },
+            credential: None,
+            turn: Turn::new(0, policy),
+            state: state.clone(),
+            body: Body::None,
+            direct: None,
+            relayed: false,
+            body_idle: None,
+            refusal: None,
+            upstream: None,
+            route: Route::default(),
+            observer: None,
+            upgrade: false,
+            conversation: None,
+            has_come: false,
+            framed: false,
+            outlived: false,
+            settled: false,
+        }
+    }
+
+    /// Takes from the request's head what the log tells of it. `peer` is who the connection is with.
+    pub fn read_head(&mut self, head: &Head<'_>, peer: Option<IpAddr>) {
+        let arrival = &mut self.arrival;
+        arrival.method = head.method.clone();
+        arrival.path = logged_path(head.path);
+        let trusted = &self.state.config.trusted_proxies;
+        arrival.client = peer.map(|peer| trusted.client(peer, head.headers));
+        arrival.user_agent = header_text(head.headers, &header::USER_AGENT, USER_AGENT_BYTES);
+    }
+
+    /// The policy does not let it pass.
+    pub fn deny(&mut self, denied: Denied) -> Refusal {
+        self.arrival.endpoint = denied.endpoint;
+        self.turn.key = denied.key;
+        self.turn.group = denied.group;
+        denied.cause.into()
+    }
+
+    /// The policy lets it pass, with a head of so many bytes.
+    ///
+    /// # Errors
+    /// Where it cannot be served for now, or its head is too large.
+    pub fn admit(&mut self, decision: Decision, head_bytes: u64) -> Result<(), Refusal> {
+        let state = &self.state;
+        self.arrival.endpoint = decision.endpoint;
+        self.turn.key = decision.key;
+        self.turn.order = decision.order;
+        self.credential = Some(decision.credential);
+        self.upstream = state.upstream(&decision.group.upstream.name).cloned();
+        let group = self.turn.group.insert(decision.group);
+        if head_bytes > state.limits.header {
+            return Err(Cause::HeaderTooLarge.into());
+        }
+        let key = &decision.credential.digest;
+        self.turn.places = Some(state.in_flight.enter(group, key)?);
+        if state.log.is_full() {
+            return Err(Cause::AccessLogUnavailable.into());
+        }
+        Ok(())
+    }
+
+    /// All of a held body is here.
+    ///
+    /// # Errors
+    /// Where it is not what can be sent.
+    pub fn finish_held(&mut self) -> Result<(), Refusal> {
+        if let Body::Held(held) = std::mem::replace(&mut self.body, Body::None) {
+            let ReadyBody { bytes, facts } = held.finish()?;
+            self.turn.facts = facts;
+            self.body = Body::Ready(bytes);
+        }
+        Ok(())
+    }
+
+    /// The bytes that now leave for the upstream: the last place to find that they are not what was ordered.
+    ///
+    /// # Errors
+    /// Where they are not.
+    pub fn send_ready(&mut self) -> Result<Bytes, Refusal> {
+        let Body::Ready(bytes) = &self.body else {
+            return Err(Cause::Internal.into());
+        };
+        let bytes = bytes.clone();
+        let Ok(found) = outgoing_tier(self.turn.order, &bytes) else {
+            self.state.metrics.unforced_forwarded.inc();
+            log::error!(
+                "request {}: the outgoing body does not carry the forced tier; it is not sent",
+                self.arrival.id
+            );
+            return Err(Cause::Internal.into());
+        };
+        self.turn.sent_whole(bytes.len() as u64, found);
+        Ok(bytes)
+    }
+
+    /// What makes of the client's head the one that the upstream is to get.
+    ///
+    /// # Errors
+    /// Where it is not known where it goes.
+    pub fn head_edit<'a>(&'a self, target: &'a [u8]) -> Result<HeadEdit<'a>, Box<Error>> {
+        let (Some(upstream), Some(origin)) = (&self.upstream, self.route.origin()) else {
+            return Error::e_explain(ErrorType::InternalError, "no upstream was decided");
+        };
+        Ok(HeadEdit {
+            upstream,
+            origin,
+            target,
+            credential: self.credential.map(|credential| credential.header),
+            endpoint: self.arrival.endpoint,
+            order: self.turn.order,
+            upgrade: self.upgrade,
+            length: match &self.body {
+                Body::Ready(bytes) => Length::Known(bytes.len()),
+                Body::Held(_) => Length::Unknown,
+                Body::Streamed(_) | Body::None => Length::Same,
+            },
+        })
+    }
+
+    /// What names it in the header `X-Tiergate-Request-Id`.
+    pub fn request_id(&self) -> HeaderValue {
+        let mut text = Uuid::encode_buffer();
+        let id = self.arrival.id.hyphenated().encode_lower(&mut text);
+        // It is plain ASCII.
+        HeaderValue::from_str(id).expect("a UUID can stand in a header")
+    }
+
+    pub fn protocol(&self) -> Protocol {
+        self.arrival.endpoint.protocol()
+    }
+
+    /// Whether answers to this request are read for usage and tier.
+    pub fn is_observed(&self) -> bool {
+        self.arrival.endpoint != Endpoint::Other && self.arrival.method == http::Method::POST
+    }
+
+    /// The request is with the upstream, which may charge for it. Should the client leave now, the answer is read on
+    /// where the upstream's settings say so, which is told.
+    pub fn outlive_client(&self) -> bool {
+        let Some(upstream) = &self.upstream else {
+            return false;
+        };
+        let outlives =
+            self.is_observed() && upstream.config.on_client_abort == OnClientAbort::Drain;
+        if outlives {
+            self.deadline.outlive_client(upstream.config.abort_drain);
+        }
+        outlives
+    }
+
+    /// Looks at the next piece of the answer.
+    pub fn observe(&mut self, bytes: &[u8]) {
+        self.turn.answer.bytes += bytes.len() as u64;
+        let Some(observer) = &mut self.observer else {
+            return;
+        };
+        // Many clients leave at the event that ends a stream, and have then left in good order.
+        let had_all = observer.has_terminal_event();
+        self.outlived |= self.deadline.has_client_left() && !had_all;
+        observer.feed(bytes);
+        if !had_all && observer.has_terminal_event() {
+            self.deadline.has_all();
+        }
+    }
+
+    /// The answer has ended, and what is left is for the client to read. Where its time was over, it had been there before
+    /// the upstream's connection was shut.
+    pub fn end_answer(&mut self) {
+        // A client that has its whole answer may ask again at once.
+        self.turn.places = None;
+        if self.conversation.is_some() {
+            return;
+        }
+        self.deadline.clear();
+        if self.framed {
+            self.deadline.forget_passed();
+        }
+        if !self.has_come {
+            // The upstream did not need the rest, and gets no more of it. The client is heard out for a moment, but what
+            // it has had an answer to is in the log now.
+            self.settle(Ending::Whole);
+            self.deadline.set(Waiting::ForMore, LINGER_TIME);
+        }
+    }
+
+    /// Where the next attempt goes; none while no address is known.
+    pub fn next_address(&mut self) -> Option<Arc<Address>> {
+        let upstream = self.upstream.as_ref()?;
+        self.route.next(upstream).cloned()
+    }
+
+    /// A head is about to go out.
+    pub fn begin_attempt(&mut self) {
+        let reached = !matches!(self.body, Body::Held(_));
+        let in_header = set_tier(self.turn.order, None).filter(|_| reached);
+        self.turn.sent.begin(reached, in_header.map(str::to_owned));
+    }
+
+    /// Something of a body that passes as it comes is about to leave. In a new attempt it comes from its beginning.
+    pub fn begin_piece(&mut self) {
+        if let Body::Streamed(body) = &mut self.body
+            && self.turn.sent.renew()
+        {
+            body.restart();
+            self.turn.request_bytes = 0;
+        }
+    }
+
+    /// An attempt has failed after its connection was there. The error says whether there is to be another one: for what a
+    /// dead pooled connection swallowed, where that is safe. `replayable`: the same bytes can be sent again.
+    pub fn attempt_failed(
+        &mut self,
+        mut error: Box<Error>,
+        reused: bool,
+        replayable: bool,
+    ) -> Box<Error> {
+        self.deadline.clear();
+        self.deadline.hold_upstream(None);
+        let again = reused && replayable && is_stale_connection(&error) && self.may_try_again();
+        error.set_retry(again);
+        if let Some(upstream) = &self.upstream
+            && !reused
+            && is_reset(&error, self)
+        {
+            self.route.fails(upstream, &error);
+        }
+        error
+    }
+
+    fn may_try_again(&self) -> bool {
+        self.turn.answer.upstream_status.is_none()
+            // The end of a connection may be that of our own patience.
+            && !self.deadline.has_passed()
+            && self.upstream.as_ref().is_some_and(|upstream| self.route.may_go_on(upstream))
+    }
+
+    /// No connection could be made for an attempt. The error says whether there is to be another one.
+    pub fn connect_failed(&mut self, mut error: Box<Error>) -> Box<Error> {
+        let again = match &self.upstream {
+            Some(upstream) => self.route.fails_to_connect(upstream, &error),
+            None => false,
+        };
+        error.set_retry(again);
+        error
+    }
+
+    /// No attempt is left. Whether the client is to be told, by `refusal`.
+    pub fn fails(&mut self, error: &Error) -> bool {
+        let Ending::Refused(cause) = ending_of(error, self) else {
+            return false;
+        };
+        self.refusal.get_or_insert_with(|| cause.into());
+        if cause.status() >= 500 {
+            let (id, code) = (self.arrival.id, cause.code());
+            log::warn!("request {id}: {code}: {}", told_of(error));
+        }
+        true
+    }
+
+    /// The proxy's own answer for `refusal`, which the client is now sent.
+    pub fn answer_refusal(&mut self) -> Option<(Cause, Answer)> {
+        let refusal = self.refusal.as_ref()?;
+        let answer = refusal.answer(self.protocol());
+        let cause = refusal.cause;
+        self.turn.places = None;
+        self.turn.answer.status = Some(answer.status);
+        Some((cause, answer))
+    }
+
+    /// The head of an answer is here.
+    pub fn take_answer(&mut self, status: StatusCode, headers: &HeaderMap) {
+        self.read_answer(status.as_u16(), headers);
+        if let Some(upstream) = &self.upstream {
+            self.route.is_answered(upstream, status.as_u16());
+        }
+    }
+
+    fn read_answer(&mut self, status: u16, headers: &HeaderMap) {
+        let transport = transport(status, headers);
+        self.turn
+            .answer
+            .read_head(status, headers, self.turn.began.elapsed(), transport);
+        self.framed = headers.contains_key(header::CONTENT_LENGTH)
+            || headers.contains_key(header::TRANSFER_ENCODING);
+        if self.deadline.has_client_left() {
+            // Nobody got it.
+            self.turn.answer.status = None;
+        }
+        if self.is_observed() && status != 101 {
+            let event_stream = transport == Transport::Sse;
+            self.observer = ResponseObserver::new(self.arrival.endpoint, event_stream, headers);
+        }
+    }
+
+    /// The upstream has agreed to a WebSocket. From here on this is the connection; its responses are turns of their own.
+    pub fn begin_conversation(&mut self) -> Result<(), Refusal> {
+        let Some(credential) = self.credential else {
+            return Err(Cause::Internal.into());
+        };
+        let conversation = Conversation::new(&self.state, self.upstream.clone(), credential)?;
+        self.conversation = Some(Box::new(conversation));
+        // It is the responses on it that count.
+        self.turn.places = None;
+        self.turn.order = None;
+        Ok(())
+    }
+
+    /// How it ended where nobody said: the answer was whole, or the proxy refused.
+    pub fn ending(&self) -> Ending {
+        match &self.refusal {
+            Some(refusal) => Ending::Refused(refusal.cause),
+            None => match self.interruption() {
+                Some(cause) => Ending::Refused(cause),
+                None if self.deadline.has_passed() => Ending::Timeout,
+                None => Ending::Whole,
+            },
+        }
+    }
+
+    /// Why the rest of the body was not waited for, if it was not, and there was no answer before.
+    pub fn interruption(&self) -> Option<Cause> {
+        match self.deadline.interruption() {
+            _ if self.turn.answer.upstream_status.is_some() => None,
+            Interruption::None => None,
+            Interruption::Late => Some(Cause::RequestTimeout),
+            Interruption::Drain => Some(Cause::Draining),
+        }
+    }
+
+    /// How it ended where the client had left before.
+    fn ending_without_client(&self) -> Option<Ending> {
+        match self.deadline.has_client_left() {
+            true if self.outlived => Some(Ending::Outlived),
+            true => Some(Ending::ClientClosed),
+            false => None,
+        }
+    }
+
+    /// Pingora now waits for a piece of the client's body.
+    pub fn await_body(&self) {
+        let elapsed = self.turn.began.elapsed();
+        let left = self.state.limits.body_timeout.saturating_sub(elapsed);
+        let limit = self.body_idle.map_or(left, |idle| idle.min(left));
+        self.deadline.set(Waiting::ForBody, limit);
+    }
+
+    /// The request is with the upstream. Pingora has one time limit for the first byte of the answer and for those that
+    /// follow; where the first has the shorter one, it is kept here.
+    pub fn watch_answer(&self) {
+        self.deadline.clear();
+        let Some(upstream) = &self.upstream else {
+            return;
+        };
+        let settings = &upstream.config;
+        let differ = settings.response_timeout < settings.idle_timeout;
+        let kept_here = self.relayed || differ;
+        if kept_here && self.turn.answer.upstream_status.is_none() {
+            let limit = settings.response_timeout;
+            self.deadline.set(Waiting::ForAnswer, limit);
+        }
+    }
+
+    /// Something of the answer has come; where what follows has the shorter time limit, it is kept here.
+    pub fn watch_next_byte(&self) {
+        let Some(upstream) = &self.upstream else {
+            return;
+        };
+        let settings = &upstream.config;
+        if settings.idle_timeout < settings.response_timeout {
+            self.deadline.set(Waiting::ForMore, settings.idle_timeout);
+        } else {
+            self.deadline.clear();
+        }
+    }
+
+    /// More of the answer is awaited, under a limit that is kept here.
+    pub fn watch_next_piece(&self) {
+        if let Some(upstream) = &self.upstream {
+            let limit = upstream.config.idle_timeout;
+            self.deadline.set(Waiting::ForMore, limit);
+        }
+    }
+
+    /// Whether the request's line is written.
+    pub fn is_settled(&self) -> bool {
+        self.settled
+    }
+
+    /// Writes the request's line and counts it. A second call does nothing.
+    pub fn settle(&mut self, ending: Ending) {
+        if std::mem::replace(&mut self.settled, true) {
+            return;
+        }
+        let ending = self.ending_without_client().unwrap_or(ending);
+        self.state.metrics.in_flight.dec();
+        if let Body::Streamed(body) = std::mem::replace(&mut self.body, Body::None) {
+            self.turn.facts = body.finish();
+        }
+        let ending = match &mut self.conversation {
+            Some(conversation) => conversation.finish(ending, &self.arrival),
+            None => ending,
+        };
+        let observed = self
+            .observer
+            .take()
+            .map(ResponseObserver::finish)
+            .unwrap_or_default();
+        let tried = self.upstream.as_deref().filter(|_| self.route.has_begun());
+        self.turn
+            .log(&self.state, &self.arrival, tried, ending, &observed);
+    }
+}
+
+impl Drop for Exchange {
+    /// For a request whose task ended without a word: a panic in a filter, a deadline, the end of the process. All
+    /// others have settled by now.
+    fn drop(&mut self) {
+        let ending = match self.ending() {
+            Ending::Whole if self.turn.answer.upstream_status.is_some() => Ending::UpstreamCut,
+            Ending::Whole => Ending::ClientClosed,
+            other => other,
+        };
+        self.settle(ending);
+    }
+}
+
+/// The target and the headers, as HTTP/1.1 writes them.
+pub(crate) fn head_bytes(target: &[u8], headers: &HeaderMap) -> u64 {
+    const SEPARATORS: usize = ": \r\n".len();
+    let headers = headers.iter();
+    let headers = headers.map(|(name, value)| name.as_str().len() + value.len() + SEPARATORS);
+    (target.len() + headers.sum::<usize>()) as u64
+}
+
+/// The tier in a rewritten body, read from the bytes that leave.
+///
+/// # Errors
+/// Where it is not the one that was ordered.
+pub(crate) fn outgoing_tier(
+    order: Option<Order>,
+    bytes: &[u8],
+) -> Result<Option<&'static str>, Cause> {
+    let found = observed_tier(bytes);
+    if order.is_some_and(|order| order.body == Edit::Set) && found != Some(PRIORITY) {
+        return Err(Cause::Internal);
+    }
+    Ok(found)
+}
+
+/// The part of a request's target that is compared and logged.
+pub(crate) fn without_query(target: &[u8]) -> &[u8] {
+    let end = target.iter().position(|byte| *byte == b'?');
+    &target[..end.unwrap_or(target.len())]
+}
+
+pub(crate) fn logged_path(path: &[u8]) -> String {
+    cut(&String::from_utf8_lossy(path), PATH_BYTES).to_owned()
+}
+
+fn transport(status: u16, headers: &HeaderMap) -> Transport {
+    let kind = headers
+        .get(http::header::CONTENT_TYPE)
+        .map(|kind| kind.as_bytes())
+        .unwrap_or_default();
+    let event_stream = kind
+        .get(..17)
+        .is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"));
+    match (status, event_stream) {
+        (101, _) => Transport::WebSocket,
+        (_, true) => Transport::Sse,
+        (_, false) => Transport::Http,
+    }
+}

@@ -1,0 +1,395 @@
+//! Request bodies under their limits: held until known good, decoded, checked, rewritten; or passed on as they come and
+//! looked at on the way. It reads from no socket; whoever does pushes what came.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+
+use crate::codec::content_coding::{Coding, Decoder};
+use crate::codec::error::{Cause, Refusal};
+use crate::codec::service_tier::{BodyFault, Edit, Facts, Observer, Rewriter};
+use crate::config::Limits;
+
+/// The memory that all bodies held in the process and all decoders of bodies may take together (`limits.buffered`).
+#[derive(Debug)]
+pub struct Budget {
+    limit: u64,
+    used: AtomicU64,
+}
+
+/// A share of the budget, given back when dropped.
+#[derive(Debug)]
+pub struct Lease {
+    budget: Arc<Budget>,
+    bytes: u64,
+}
+
+/// A body on its way in.
+pub struct HeldBody {
+    lease: Lease,
+    limits: Arc<Limits>,
+    decoder: Option<Decoder>,
+    rewriter: Rewriter,
+    received: u64,
+}
+
+/// A body that is good to be sent, with what its client said in it.
+pub struct ReadyBody {
+    pub bytes: Bytes,
+    pub facts: Facts,
+}
+
+/// A body that passes as it comes. Its bytes are not kept, only what they say at the top level.
+pub struct StreamedBody {
+    limits: Arc<Limits>,
+    budget: Arc<Budget>,
+    coding: Option<Coding>,
+    received: u64,
+    observer: Observer,
+    look: Look,
+}
+
+/// How a streamed body is looked at.
+enum Look {
+    Plain,
+    /// A copy is decoded; this much more may come out of it.
+    Decoded(Box<Decoder>, u64, Lease),
+    /// It is not what its head said, or there was no room to look at all of it. A part could say the opposite of the whole,
+    /// so nothing is told of it.
+    Stopped,
+}
+
+impl Budget {
+    pub fn new(limit: u64) -> Arc<Self> {
+        Arc::new(Self {
+            limit,
+            used: AtomicU64::new(0),
+        })
+    }
+
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    pub fn lease(self: &Arc<Self>, bytes: u64) -> Result<Lease, Refusal> {
+        let mut lease = Lease {
+            budget: self.clone(),
+            bytes: 0,
+        };
+        lease.grow_to(bytes)?;
+        Ok(lease)
+    }
+}
+
+impl Lease {
+    /// # Errors
+    /// `buffer_full` where all bodies together would take more than the budget.
+    pub fn grow_to(&mut self, bytes: u64) -> Result<(), Refusal> {
+        let Some(more) = bytes.checked_sub(self.bytes).filter(|more| *more > 0) else {
+            return Ok(());
+        };
+        let fits = |used: u64| {
+            used.checked_add(more)
+                .filter(|sum| *sum <= self.budget.limit)
+        };
+        match self
+            .budget
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
+        {
+            Ok(_) => {
+                self.bytes = bytes;
+                Ok(())
+            }
+            Err(_) => Err(Cause::BufferFull.into()),
+        }
+    }
+}
+
+impl Lease {
+    /// Gives back what is beyond this many bytes.
+    pub fn shrink_to(&mut self, bytes: u64) {
+        let less = self.bytes.saturating_sub(bytes);
+        self.budget.used.fetch_sub(less, Ordering::Relaxed);
+        self.bytes -= less;
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl HeldBody {
+    /// Makes room for a body, and refuses by its head what can be refused by it.
+    ///
+    /// `length` is the `Content-Length`, none for a chunked body.
+    pub fn open(
+        headers: &HeaderMap,
+        length: Option<u64>,
+        edit: Edit,
+        limits: &Arc<Limits>,
+        budget: &Arc<Budget>,
+    ) -> Result<Self, Refusal> {
+        check_content_type(headers)?;
+        let coding = content_coding(headers)?;
+        if length.is_some_and(|length| length > limits.body) {
+            return Err(Cause::BodyTooLarge.into());
+        }
+        let lease = budget.lease(length.unwrap_or(0))?;
+        Ok(Self {
+            lease,
+            limits: limits.clone(),
+            decoder: coding.map(Decoder::new),
+            // A body within `limits.body` fits a `usize`: the limit is far below the address space.
+            rewriter: Rewriter::new(edit, limits.json_depth, length.unwrap_or(0) as usize),
+            received: 0,
+        })
+    }
+
+    /// Bytes received so far, before any decoding.
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    pub fn push(&mut self, chunk: &[u8]) -> Result<(), Refusal> {
+        self.received += chunk.len() as u64;
+        if self.received > self.limits.body {
+            return Err(Cause::BodyTooLarge.into());
+        }
+        let Self {
+            lease,
+            limits,
+            decoder,
+            rewriter,
+            ..
+        } = self;
+        let Some(decoder) = decoder else {
+            return keep(rewriter, lease, chunk, limits.json_depth);
+        };
+        decoder.push(chunk, &mut |decoded| {
+            if (rewriter.len() + decoded.len()) as u64 > limits.decoded_body {
+                return Err(Cause::DecodedBodyTooLarge.into());
+            }
+            keep(rewriter, lease, decoded, limits.json_depth)
+        })?;
+        lease.grow_to(rewriter.capacity() as u64 + decoder.memory())
+    }
+
+    /// The held bytes of a body in no coding, for who can put the next ones behind them without a copy; [`HeldBody::check`]
+    /// is to follow.
+    pub fn buffer(&mut self) -> Option<&mut Vec<u8>> {
+        self.decoder.is_none().then(|| self.rewriter.buffer())
+    }
+
+    /// Checks `count` bytes that were put into the buffer, like [`HeldBody::push`].
+    pub fn check(&mut self, count: u64) -> Result<(), Refusal> {
+        self.received += count;
+        let checked = self.rewriter.check();
+        checked.map_err(|fault| refuse_json(&fault, self.limits.json_depth))?;
+        self.lease.grow_to(self.rewriter.capacity() as u64)
+    }
+
+    /// The end of the body: what is to be sent in its place.
+    pub fn finish(self) -> Result<ReadyBody, Refusal> {
+        let depth = self.limits.json_depth;
+        if let Some(decoder) = self.decoder {
+            decoder.finish()?;
+        }
+        let rewritten = self
+            .rewriter
+            .finish()
+            .map_err(|fault| refuse_json(&fault, depth))?;
+        let (buffer, start, facts) = rewritten.into_parts();
+        let mut lease = self.lease;
+        lease.shrink_to(buffer.capacity() as u64);
+        let bytes = Bytes::from_owner(Leased {
+            buffer,
+            start,
+            _lease: lease,
+        });
+        Ok(ReadyBody { bytes, facts })
+    }
+}
+
+impl StreamedBody {
+    /// # Errors
+    /// Where the announced length is over the limit.
+    pub fn open(
+        headers: &HeaderMap,
+        length: Option<u64>,
+        limits: &Arc<Limits>,
+        budget: &Arc<Budget>,
+    ) -> Result<Self, Refusal> {
+        if length.is_some_and(|length| length > limits.body) {
+            return Err(Cause::BodyTooLarge.into());
+        }
+        // A coding that is not understood is for the upstream to refuse; the body then says nothing here.
+        let coding = content_coding(headers).unwrap_or_default();
+        Ok(Self {
+            coding,
+            received: 0,
+            observer: Observer::new(limits.json_depth),
+            look: Look::at(coding, limits, budget),
+            limits: limits.clone(),
+            budget: budget.clone(),
+        })
+    }
+
+    /// Forgets what came so far: it will come again, for another attempt.
+    pub fn restart(&mut self) {
+        self.received = 0;
+        self.observer = Observer::new(self.limits.json_depth);
+        self.look = Look::at(self.coding, &self.limits, &self.budget);
+    }
+
+    /// # Errors
+    /// Where the body goes over the limit. What it says can never be wrong here.
+    pub fn pass(&mut self, chunk: &[u8]) -> Result<(), Refusal> {
+        self.received += chunk.len() as u64;
+        if self.received > self.limits.body {
+            return Err(Cause::BodyTooLarge.into());
+        }
+        let Self {
+            observer,
+            look,
+            limits,
+            ..
+        } = self;
+        match look {
+            Look::Plain => observer.feed(chunk),
+            Look::Stopped => {}
+            Look::Decoded(decoder, left, lease) => {
+                let looked = decoder.push(chunk, &mut |decoded| {
+                    *left = left
+                        .checked_sub(decoded.len() as u64)
+                        .ok_or(Cause::DecodedBodyTooLarge)?;
+                    observer.feed(decoded);
+                    Ok(())
+                });
+                // Where there is no memory for it, the body passes all the same.
+                if looked
+                    .and_then(|()| lease.grow_to(decoder.memory()))
+                    .is_err()
+                {
+                    *look = Look::Stopped;
+                    *observer = Observer::new(limits.json_depth);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the body said.
+    pub fn finish(self) -> Facts {
+        self.observer.finish()
+    }
+}
+
+impl Look {
+    fn at(coding: Option<Coding>, limits: &Limits, budget: &Arc<Budget>) -> Self {
+        let Some(coding) = coding else {
+            return Look::Plain;
+        };
+        let decoder = Box::new(Decoder::new(coding));
+        match budget.lease(decoder.memory()) {
+            Ok(lease) => Look::Decoded(decoder, limits.decoded_body, lease),
+            Err(_) => Look::Stopped,
+        }
+    }
+}
+
+/// The bytes of a ready body. They count against the budget until the last of them has been sent.
+struct Leased {
+    buffer: Vec<u8>,
+    start: usize,
+    _lease: Lease,
+}
+
+impl AsRef<[u8]> for Leased {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer[self.start..]
+    }
+}
+
+fn keep(
+    rewriter: &mut Rewriter,
+    lease: &mut Lease,
+    plain: &[u8],
+    depth: usize,
+) -> Result<(), Refusal> {
+    lease.grow_to((rewriter.len() + plain.len()) as u64)?;
+    rewriter
+        .push(plain)
+        .map_err(|fault| refuse_json(&fault, depth))?;
+    lease.grow_to(rewriter.capacity() as u64)
+}
+
+/// The refusal of a body that cannot be rewritten; `depth` is the limit that it was read under.
+pub fn refuse_json(fault: &BodyFault, depth: usize) -> Refusal {
+    match fault {
+        BodyFault::InvalidJson { at } => Refusal::new(
+            Cause::InvalidJson,
+            format!("the body is not valid JSON (at byte {at})"),
+        ),
+        BodyFault::InvalidUtf8 { at } => Refusal::new(
+            Cause::InvalidUtf8,
+            format!("the body is not UTF-8 (at byte {at})"),
+        ),
+        BodyFault::TooDeep => Refusal::new(
+            Cause::JsonTooDeep,
+            format!("the body is nested deeper than {depth} levels"),
+        ),
+        BodyFault::NotAnObject => Cause::NotAJsonObject.into(),
+    }
+}
+
+/// The type itself does not matter, for the path says what the body is; but a body in parts or in another charset could
+/// be read by the upstream as something that was not looked at here.
+fn check_content_type(headers: &HeaderMap) -> Result<(), Refusal> {
+    for value in headers.get_all(CONTENT_TYPE) {
+        let value = String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase();
+        let mut parts = value.split(';').map(str::trim);
+        if parts
+            .next()
+            .is_some_and(|kind| kind.starts_with("multipart/"))
+        {
+            return Err(Cause::UnsupportedContentType.into());
+        }
+        for parameter in parts {
+            let Some((name, charset)) = parameter.split_once('=') else {
+                continue;
+            };
+            let charset = charset.trim().trim_matches('"');
+            if name.trim() == "charset" && !matches!(charset, "utf-8" | "utf8" | "us-ascii") {
+                return Err(Cause::UnsupportedContentType.into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The one content coding of a body; none for a body that is sent as it is. Codings on top of each other are refused.
+fn content_coding(headers: &HeaderMap) -> Result<Option<Coding>, Refusal> {
+    let mut lines = headers.get_all(CONTENT_ENCODING).iter();
+    let Some(line) = lines.next() else {
+        return Ok(None);
+    };
+    if lines.next().is_some() {
+        return Err(Cause::UnsupportedContentEncoding.into());
+    }
+    let name = line
+        .to_str()
+        .map_err(|_| Cause::UnsupportedContentEncoding)?
+        .trim();
+    if name.is_empty() || name.eq_ignore_ascii_case("identity") {
+        return Ok(None);
+    }
+    Coding::named(name)
+        .map(Some)
+        .ok_or_else(|| Cause::UnsupportedContentEncoding.into())
+}

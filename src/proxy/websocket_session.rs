@@ -1,0 +1,661 @@
+//! A WebSocket on the responses endpoint: every message of the client is judged before any of it goes on, and every
+//! response has a turn and a line of its own. It is given the bytes of both sides and says what goes on; it reads and
+//! writes no socket.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use serde_json::json;
+
+use crate::accounting::record::{Answered, Ending, Sent, Turn};
+use crate::accounting::usage::{Event, EventObserver, Observed};
+use crate::codec::error::{Cause, Refusal};
+use crate::codec::service_tier::{
+    BodyFault, Edit, Facts, PRIORITY, Rewriter, Rewritten, observed_tier,
+};
+use crate::codec::websocket::{
+    ClientEvent, ClientReader, Message, Opcode, ProtocolError, ServerEvent, ServerReader,
+    close_frame, encode_in_place, text_frame,
+};
+use crate::policy::endpoint::Endpoint;
+use crate::policy::{Credential, Decision, Denied, Group, Order, Policy};
+use crate::proxy::context::Arrival;
+use crate::proxy::request_body::{Lease, refuse_json};
+use crate::state::State;
+use crate::upstream::Upstream;
+
+/// The message that begins a response (<https://platform.openai.com/docs/guides/websocket-mode>).
+const RESPONSE_CREATE: &str = "response.create";
+/// RFC 6455 §7.4.1, and the registry of close codes for the last two.
+const POLICY_VIOLATION: u16 = 1008;
+const SERVICE_RESTART: u16 = 1012;
+const TRY_AGAIN_LATER: u16 = 1013;
+/// The status that the API's own error event names for a message it refuses.
+const REFUSED_STATUS: u16 = 400;
+/// Responses that may run at once. The API allows 16; those beyond are judged and billed as well, up to here.
+const MOST_OPEN_TURNS: usize = 1024;
+
+pub struct Conversation {
+    state: Arc<State>,
+    upstream: Option<Arc<Upstream>>,
+    credential: Credential,
+    lease: Lease,
+    client: ClientReader,
+    /// The client's message under way, and the first fault in it.
+    message: Option<Rewriter>,
+    fault: Option<BodyFault>,
+    server: ServerReader,
+    event: EventObserver,
+    event_bytes: u64,
+    turns: Turns,
+    /// What the client is still to be told, once the server's message under way has ended.
+    farewell: Option<Bytes>,
+    /// Nothing more goes on in either direction.
+    over: bool,
+    /// Which side has said that it closes.
+    client_closed: bool,
+    server_closed: bool,
+}
+
+/// The responses of one connection.
+struct Turns {
+    /// Those that run, oldest first.
+    open: Vec<OpenTurn>,
+    /// Responses so far.
+    count: u64,
+    /// What a response that no message asked for inherits from the one before it.
+    last: Option<Inherited>,
+}
+
+struct OpenTurn {
+    turn: Turn,
+    response_id: Option<String>,
+    stream_id: Option<String>,
+}
+
+/// The policy's say on a message, and what was sent for it.
+#[derive(Clone)]
+struct Inherited {
+    policy: Arc<Policy>,
+    key: Option<Arc<str>>,
+    group: Option<Arc<Group>>,
+    order: Option<Order>,
+    sent: Sent,
+    facts: Facts,
+}
+
+impl Inherited {
+    fn of(turn: &Turn) -> Self {
+        Self {
+            policy: turn.policy.clone(),
+            key: turn.key.clone(),
+            group: turn.group.clone(),
+            order: turn.order,
+            sent: turn.sent.without_bytes(),
+            facts: turn.facts.clone(),
+        }
+    }
+}
+
+/// What of a chunk goes on, and what the proxy itself has to say.
+#[derive(Default)]
+pub struct Passed {
+    pub to_upstream: Bytes,
+    /// Frames for the client, maybe none, after which both sides are to be closed.
+    pub to_client: Option<Bytes>,
+    /// Why the client is told to go, where that is so.
+    pub refusal: Option<Refusal>,
+}
+
+/// Why a client's bytes are not passed on.
+enum Stop {
+    Refused(Refusal),
+    Protocol(ProtocolError),
+}
+
+impl Conversation {
+    pub fn new(
+        state: &Arc<State>,
+        upstream: Option<Arc<Upstream>>,
+        credential: Credential,
+    ) -> Result<Self, Refusal> {
+        Ok(Self {
+            state: state.clone(),
+            upstream,
+            credential,
+            lease: state.budget.lease(0)?,
+            client: ClientReader::new(state.limits.websocket_message as usize),
+            message: None,
+            fault: None,
+            server: ServerReader::new(),
+            event: EventObserver::new(),
+            event_bytes: 0,
+            turns: Turns {
+                open: Vec::new(),
+                count: 0,
+                last: None,
+            },
+            farewell: None,
+            over: false,
+            client_closed: false,
+            server_closed: false,
+        })
+    }
+
+    /// Whether nothing runs that a drain should wait for: no response, and no message of the server whose end is to come.
+    pub fn is_idle(&self) -> bool {
+        let in_message = !self.server.at_message_boundary() && !self.server.has_ended();
+        self.turns.open.is_empty() && self.farewell.is_none() && !in_message
+    }
+
+    /// What came from the client. Messages are judged one by one, each by the policy of that moment.
+    pub fn client_bytes(&mut self, chunk: Bytes, arrival: &Arrival, connection: &Turn) -> Passed {
+        if self.over || self.farewell.is_some() {
+            return Passed::default();
+        }
+        let already_open = self.turns.open.len();
+        self.client.feed(chunk);
+        let mut pieces = Vec::new();
+        match self.judge(&mut pieces, connection) {
+            Ok(()) => Passed {
+                to_upstream: join(pieces),
+                ..Passed::default()
+            },
+            Err(stop) => {
+                // What was judged good in this chunk is not sent either.
+                let unsent = self.turns.open.split_off(already_open);
+                self.refuse(stop, unsent, arrival)
+            }
+        }
+    }
+
+    /// What came from the upstream: it goes on as it is. Returns the bytes for the client in its place where the proxy
+    /// has something to add, after which both sides are to be closed.
+    pub fn server_bytes(
+        &mut self,
+        chunk: &Bytes,
+        arrival: &Arrival,
+        connection: &Turn,
+    ) -> Option<Bytes> {
+        if self.over {
+            return Some(Bytes::new());
+        }
+        let mut boundary = None;
+        let Self {
+            server,
+            event,
+            event_bytes,
+            turns,
+            server_closed,
+            state,
+            upstream,
+            farewell,
+            ..
+        } = self;
+        server.feed(chunk, |part| match part {
+            ServerEvent::MessageStart(_) => *event_bytes = 0,
+            ServerEvent::Payload(piece) => {
+                *event_bytes += piece.len() as u64;
+                event.feed(piece);
+            }
+            ServerEvent::MessageEnd { offset } => {
+                let ended = turns.take_event(event.end(), *event_bytes, connection);
+                if let Some((turn, observed)) = ended {
+                    turn.log(
+                        state,
+                        arrival,
+                        upstream.as_deref(),
+                        Ending::Whole,
+                        &observed,
+                    );
+                }
+                let may_end = farewell.is_some() || (state.is_draining() && turns.open.is_empty());
+                if may_end && boundary.is_none() {
+                    boundary = Some(offset);
+                }
+            }
+            ServerEvent::Control(frame) => *server_closed |= frame.opcode == Opcode::Close,
+            ServerEvent::Stopped(why) => {
+                log::warn!(
+                    "request {}: the upstream's frames cannot be read: {why}",
+                    arrival.id
+                );
+            }
+        });
+        let at = boundary?;
+        self.over = true;
+        let last = self.farewell.take().unwrap_or_else(restart_frame);
+        Some(join(vec![chunk.slice(..at), last]))
+    }
+
+    /// The upstream's side has ended. Returns what the client is to be told, if that falls to the proxy.
+    pub fn server_ended(&mut self) -> Option<Bytes> {
+        if self.over || self.server_closed {
+            return None;
+        }
+        self.over = true;
+        // In the middle of a message the client would take anything for a part of it.
+        if !self.server.at_message_boundary() {
+            return None;
+        }
+        let drained = self.state.is_draining() && self.turns.open.is_empty();
+        self.farewell.take().or_else(|| drained.then(restart_frame))
+    }
+
+    /// Whether the upstream has said that it closes; its client may then leave in any way.
+    pub fn has_server_closed(&self) -> bool {
+        self.server_closed
+    }
+
+    /// The client's side has ended.
+    pub fn client_ended(&mut self) {
+        self.client_closed = true;
+    }
+
+    /// The connection is gone: every response that still ran is accounted for. Returns how the connection ended.
+    pub fn finish(&mut self, ending: Ending, arrival: &Arrival) -> Ending {
+        let cut = match ending {
+            Ending::Whole if self.client_closed => Ending::ClientClosed,
+            Ending::Whole => Ending::UpstreamCut,
+            // The client was sent away for another message of its own.
+            Ending::Refused(_) => Ending::ClientClosed,
+            other => other,
+        };
+        let cut_in_turn = !self.turns.open.is_empty();
+        for open in self.turns.open.drain(..) {
+            open.turn.log(
+                &self.state,
+                arrival,
+                self.upstream.as_deref(),
+                cut,
+                &Observed::default(),
+            );
+        }
+        match ending {
+            Ending::Whole if cut_in_turn => cut,
+            other => other,
+        }
+    }
+
+    /// Judges all messages that are whole, and gathers what goes on.
+    fn judge(&mut self, pieces: &mut Vec<Bytes>, connection: &Turn) -> Result<(), Stop> {
+        while let Some(event) = self.client.next_event() {
+            match event.map_err(Stop::Protocol)? {
+                ClientEvent::Payload(piece) => {
+                    self.read_piece(|take| piece.for_each_unmasked(take))
+                }
+                ClientEvent::Message(message) => {
+                    pieces.push(self.judge_message(message, connection)?)
+                }
+                ClientEvent::Control { frame, raw } => {
+                    self.client_closed |= frame.opcode == Opcode::Close;
+                    pieces.push(raw);
+                }
+            }
+            self.account()?;
+        }
+        self.account()
+    }
+
+    fn read_piece(&mut self, unmasked: impl FnOnce(&mut dyn FnMut(&[u8]))) {
+        let depth = self.state.limits.json_depth;
+        let rewriter = self
+            .message
+            .get_or_insert_with(|| Rewriter::new(Edit::Set, depth, 0));
+        let fault = &mut self.fault;
+        unmasked(&mut |piece| {
+            if fault.is_none() {
+                *fault = rewriter.push(piece).err();
+            }
+        });
+    }
+
+    /// Keeps what is held within the budget of the process.
+    fn account(&mut self) -> Result<(), Stop> {
+        let held = self.client.held_bytes() + self.message.as_ref().map_or(0, Rewriter::capacity);
+        self.lease.grow_to(held as u64).map_err(Stop::Refused)?;
+        self.lease.shrink_to(held as u64);
+        Ok(())
+    }
+
+    /// What goes on in place of a message.
+    fn judge_message(&mut self, message: Message, connection: &Turn) -> Result<Bytes, Stop> {
+        let depth = self.state.limits.json_depth;
+        let rewriter = self
+            .message
+            .take()
+            .unwrap_or_else(|| Rewriter::new(Edit::Set, depth, 0));
+        let read = match self.fault.take() {
+            Some(fault) => Err(fault),
+            None => rewriter.finish(),
+        };
+        let policy = self.state.policy.current();
+        let decided = policy.decide_again(&self.credential, Endpoint::Responses, false);
+        match (read, decided) {
+            // Whatever it is, it is nothing that a group without force would have changed.
+            (Err(_), Ok(decision)) if decision.order.is_none() => Ok(message.raw),
+            (Err(fault), Ok(decision)) => {
+                let refusal = refuse_json(&fault, depth);
+                Err(self.refuse_turn(refusal, policy, decision, None, &message, connection))
+            }
+            (Ok(body), Ok(decision)) if body.facts.several_types => {
+                let refusal = Refusal::new(
+                    Cause::InvalidJson,
+                    "the message has several members that may be its `type`",
+                );
+                let facts = Some(body.facts);
+                Err(self.refuse_turn(refusal, policy, decision, facts, &message, connection))
+            }
+            (Ok(body), _)
+                if !body.facts.several_types
+                    && body.facts.kind.as_deref() != Some(RESPONSE_CREATE) =>
+            {
+                Ok(message.raw)
+            }
+            (Ok(body), Ok(decision)) => {
+                self.begin_turn(policy, decision, body, message, connection)
+            }
+            (read, Err(denied)) => {
+                let facts = read.ok().map(|body| body.facts);
+                Err(self.deny_turn(denied, policy, facts, &message, connection))
+            }
+        }
+    }
+
+    /// A `response.create` that may go on.
+    fn begin_turn(
+        &mut self,
+        policy: Arc<Policy>,
+        decision: Decision,
+        body: Rewritten,
+        message: Message,
+        connection: &Turn,
+    ) -> Result<Bytes, Stop> {
+        if self.turns.open.len() >= MOST_OPEN_TURNS {
+            let refusal = Refusal::new(
+                Cause::BufferFull,
+                "too many responses run on this connection",
+            );
+            return Err(self.refuse_turn(
+                refusal,
+                policy,
+                decision,
+                Some(body.facts),
+                &message,
+                connection,
+            ));
+        }
+        let places = match self
+            .state
+            .in_flight
+            .enter(&decision.group, &decision.credential.digest)
+        {
+            Ok(places) => places,
+            Err(refusal) => {
+                let facts = Some(body.facts);
+                return Err(
+                    self.refuse_turn(refusal, policy, decision, facts, &message, connection)
+                );
+            }
+        };
+        let mut turn = self.turns.next(policy, connection);
+        turn.places = Some(places);
+        turn.request_bytes = message.payload_length as u64;
+        turn.key = decision.key.clone();
+        turn.group = Some(decision.group.clone());
+        turn.order = decision.order;
+        let goes_on = if decision.order.is_some() {
+            let (buffer, start, facts) = body.into_parts();
+            let found = observed_tier(&buffer[start..]);
+            if found != Some(PRIORITY) {
+                self.state.metrics.unforced_forwarded.inc();
+                return Err(Stop::Refused(Cause::Internal.into()));
+            }
+            turn.facts = facts;
+            turn.sent_whole((buffer.len() - start) as u64, found);
+            encode_in_place(message.opcode, Some(message.mask), buffer, start)
+        } else {
+            turn.facts = body.facts;
+            turn.sent_whole(message.payload_length as u64, None);
+            message.raw
+        };
+        self.turns.begin(turn);
+        Ok(goes_on)
+    }
+
+    fn deny_turn(
+        &mut self,
+        denied: Denied,
+        policy: Arc<Policy>,
+        facts: Option<Facts>,
+        message: &Message,
+        connection: &Turn,
+    ) -> Stop {
+        let mut turn = self.turns.next(policy, connection);
+        turn.key = denied.key;
+        turn.group = denied.group;
+        self.open_refused(turn, facts, message);
+        Stop::Refused(denied.cause.into())
+    }
+
+    fn refuse_turn(
+        &mut self,
+        refusal: Refusal,
+        policy: Arc<Policy>,
+        decision: Decision,
+        facts: Option<Facts>,
+        message: &Message,
+        connection: &Turn,
+    ) -> Stop {
+        let mut turn = self.turns.next(policy, connection);
+        turn.key = decision.key;
+        turn.group = Some(decision.group);
+        turn.order = decision.order;
+        self.open_refused(turn, facts, message);
+        Stop::Refused(refusal)
+    }
+
+    /// A turn that the refusal which follows will close.
+    fn open_refused(&mut self, mut turn: Turn, facts: Option<Facts>, message: &Message) {
+        turn.facts = facts.unwrap_or_default();
+        turn.request_bytes = message.payload_length as u64;
+        self.turns.open.push(OpenTurn {
+            turn,
+            response_id: None,
+            stream_id: None,
+        });
+    }
+
+    /// Tells the client why, now or when the server's message under way has ended.
+    fn refuse(&mut self, stop: Stop, unsent: Vec<OpenTurn>, arrival: &Arrival) -> Passed {
+        let (refusal, code) = match stop {
+            Stop::Refused(refusal)
+                if matches!(refusal.cause, Cause::BufferFull | Cause::TooManyRequests) =>
+            {
+                (refusal, TRY_AGAIN_LATER)
+            }
+            Stop::Refused(refusal) => (refusal, POLICY_VIOLATION),
+            Stop::Protocol(why @ ProtocolError::MessageTooBig { .. }) => (
+                Refusal::new(Cause::BodyTooLarge, why.to_string()),
+                why.close_code(),
+            ),
+            Stop::Protocol(why) => (
+                Refusal::new(Cause::InvalidHttp, why.to_string()),
+                why.close_code(),
+            ),
+        };
+        for mut open in unsent {
+            open.turn.sent = Sent::default();
+            let transport = open.turn.answer.transport;
+            open.turn.answer = Answered {
+                status: Some(REFUSED_STATUS),
+                transport,
+                ..Answered::default()
+            };
+            open.turn.log(
+                &self.state,
+                arrival,
+                None,
+                Ending::Refused(refusal.cause),
+                &Observed::default(),
+            );
+        }
+        let frames = Bytes::from(
+            [
+                error_frame(&refusal),
+                close_frame(code, refusal.cause.code(), None),
+            ]
+            .concat(),
+        );
+        Passed {
+            to_upstream: Bytes::new(),
+            to_client: self.last_word(frames),
+            refusal: Some(refusal),
+        }
+    }
+
+    /// These frames, if it is the moment for them; nothing, if no moment will come; else they wait for theirs.
+    fn last_word(&mut self, frames: Bytes) -> Option<Bytes> {
+        if self.server.at_message_boundary() {
+            self.over = true;
+            Some(frames)
+        } else if self.server.has_ended() {
+            self.over = true;
+            Some(Bytes::new())
+        } else {
+            self.farewell = Some(frames);
+            None
+        }
+    }
+}
+
+impl Turns {
+    /// A turn with what the connection knows of it.
+    fn next(&mut self, policy: Arc<Policy>, connection: &Turn) -> Turn {
+        self.count += 1;
+        let mut turn = Turn::new(self.count, policy);
+        turn.answer.status = connection.answer.status;
+        turn.answer.upstream_status = connection.answer.upstream_status;
+        turn.answer.upstream_request_id = connection.answer.upstream_request_id.clone();
+        turn.answer.transport = connection.answer.transport;
+        turn
+    }
+
+    fn begin(&mut self, turn: Turn) {
+        let stream_id = turn.facts.stream_id.clone();
+        self.last = Some(Inherited::of(&turn));
+        self.open.push(OpenTurn {
+            turn,
+            response_id: None,
+            stream_id,
+        });
+    }
+
+    /// Takes note of a message of the server. Returns the turn that it ends, and what it came to.
+    fn take_event(
+        &mut self,
+        event: Event,
+        bytes: u64,
+        connection: &Turn,
+    ) -> Option<(Turn, Observed)> {
+        let at = self.turn_of(&event, connection)?;
+        let open = &mut self.open[at];
+        open.turn.answer.bytes += bytes;
+        open.turn
+            .answer
+            .time_to_first_byte
+            .get_or_insert(open.turn.began.elapsed());
+        let observed = event.observed?;
+        Some((self.open.remove(at).turn, observed))
+    }
+
+    /// Which turn a message of the server belongs to. One that names a response which nobody waits for begins a turn: a
+    /// steered response goes on in a successor that no message of the client created.
+    fn turn_of(&mut self, event: &Event, connection: &Turn) -> Option<usize> {
+        let Some(id) = event.response_id.as_deref() else {
+            let in_lane =
+                |open: &OpenTurn| event.stream_id.is_some() && open.stream_id == event.stream_id;
+            return self
+                .open
+                .iter()
+                .position(in_lane)
+                .or((!self.open.is_empty()).then_some(0));
+        };
+        if let Some(known) = self
+            .open
+            .iter()
+            .position(|open| open.response_id.as_deref() == Some(id))
+        {
+            return Some(known);
+        }
+        let waits = |open: &OpenTurn| open.response_id.is_none();
+        let in_lane = |open: &OpenTurn| waits(open) && open.stream_id == event.stream_id;
+        let at = match self
+            .open
+            .iter()
+            .position(in_lane)
+            .or_else(|| self.open.iter().position(waits))
+        {
+            Some(at) => at,
+            None => self.begin_successor(event, connection)?,
+        };
+        self.open[at].response_id = Some(id.to_owned());
+        Some(at)
+    }
+
+    fn begin_successor(&mut self, event: &Event, connection: &Turn) -> Option<usize> {
+        if self.open.len() >= MOST_OPEN_TURNS {
+            return None;
+        }
+        let last = self
+            .last
+            .clone()
+            .unwrap_or_else(|| Inherited::of(connection));
+        let mut turn = self.next(last.policy, connection);
+        turn.key = last.key;
+        turn.group = last.group;
+        turn.order = last.order;
+        turn.facts = last.facts;
+        turn.sent = last.sent;
+        self.open.push(OpenTurn {
+            turn,
+            response_id: None,
+            stream_id: event.stream_id.clone(),
+        });
+        Some(self.open.len() - 1)
+    }
+}
+
+/// The event with which the API itself refuses a message, so that clients need not know the proxy.
+fn error_frame(refusal: &Refusal) -> Vec<u8> {
+    let event = json!({
+        "type": "error",
+        "status": REFUSED_STATUS,
+        "error": {
+            "type": "invalid_request_error",
+            "code": refusal.cause.code(),
+            "message": refusal.message,
+            "param": null,
+        },
+    });
+    text_frame(&event.to_string(), None)
+}
+
+fn restart_frame() -> Bytes {
+    Bytes::from(close_frame(SERVICE_RESTART, "the proxy restarts", None))
+}
+
+/// One chunk of several; most often there is only one, and it is not copied.
+fn join(mut pieces: Vec<Bytes>) -> Bytes {
+    match pieces.len() {
+        0 => Bytes::new(),
+        1 => pieces.remove(0),
+        _ => {
+            let mut joined = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
+            pieces
+                .iter()
+                .for_each(|piece| joined.extend_from_slice(piece));
+            joined.freeze()
+        }
+    }
+}

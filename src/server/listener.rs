@@ -1,0 +1,376 @@
+//! The public listeners: bound or taken over, with or without TLS and the PROXY protocol, and the connections that they
+//! accept.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use nix::sys::socket::{setsockopt, sockopt};
+use pingora_core::apps::ServerApp;
+use pingora_core::protocols::{ALPN, Ssl, Stream};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::watch::Follower;
+use crate::http1::client_stream::{ClientSocket, ClientStream};
+use crate::http1::connection::Front;
+use crate::server::connection_limit::{Entry, Tally};
+use crate::server::downstream::PatientStream;
+use crate::server::proxy_protocol::{self, Header};
+use crate::server::socket_handover::Taken;
+use crate::server::tls::LiveAcceptor;
+use crate::state::{StartError, State};
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 4096;
+/// A client that answers none of the probes is gone after two minutes.
+const KEEPALIVE_IDLE_SECONDS: u32 = 60;
+const KEEPALIVE_INTERVAL_SECONDS: u32 = 15;
+const KEEPALIVE_PROBES: u32 = 4;
+/// How long accepting rests after it failed, mostly for want of descriptors.
+pub const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// The sockets of a process, each listening.
+pub struct Listeners {
+    public: Vec<Listener>,
+    pub admin: TcpListener,
+}
+
+struct Listener {
+    socket: TcpListener,
+    entrance: Entrance,
+}
+
+/// What a connection goes through before it can bring requests.
+#[derive(Clone)]
+struct Entrance {
+    proxy_protocol: bool,
+    acceptor: Option<Arc<LiveAcceptor>>,
+}
+
+/// What all client connections share.
+pub struct Site {
+    pub app: Arc<Front>,
+    pub state: Arc<State>,
+    /// True once the process is about to end.
+    pub shutdown: watch::Receiver<bool>,
+    pub tasks: TaskTracker,
+    /// Connections accepted so far.
+    pub accepted: AtomicU64,
+    /// One for each connection that may be open.
+    pub room: Arc<Semaphore>,
+    /// The open connections of each client, where there is a limit for these.
+    pub clients: Tally<IpAddr>,
+}
+
+impl Listeners {
+    /// Binds every address of the configuration that is not `taken` from an older process. Followers of certificates are
+    /// added to `followers`.
+    ///
+    /// # Errors
+    /// Where an address cannot be had, or a certificate cannot be read.
+    pub fn bind(
+        state: &State,
+        followers: &mut Vec<Follower>,
+        mut taken: Option<&mut Taken>,
+    ) -> Result<Self, StartError> {
+        let mut public = Vec::new();
+        for listen in &state.config.listen {
+            let acceptor = match &listen.tls {
+                None => None,
+                Some(files) => {
+                    let (acceptor, follows) =
+                        LiveAcceptor::load(files, state.metrics.certificate_expiry(listen.address))
+                            .map_err(|why| StartError::Io("TLS".to_owned(), why))?;
+                    followers.extend(follows);
+                    Some(acceptor)
+                }
+            };
+            let socket = bind(listen.address, taken.as_deref_mut())?;
+            let entrance = Entrance {
+                proxy_protocol: listen.proxy_protocol,
+                acceptor,
+            };
+            public.push(Listener { socket, entrance });
+        }
+        let admin = bind(state.config.admin, taken)?;
+        Ok(Self { public, admin })
+    }
+
+    /// A second handle on each socket, with its address, for a process that comes after this one.
+    ///
+    /// # Errors
+    /// Where no further descriptor is to be had.
+    pub fn handles(&self) -> io::Result<Vec<(SocketAddr, OwnedFd)>> {
+        let public = self.public.iter().map(|listener| &listener.socket);
+        public
+            .chain([&self.admin])
+            .map(|socket| {
+                let handle = std::os::fd::AsFd::as_fd(socket).try_clone_to_owned()?;
+                Ok((socket.local_addr()?, handle))
+            })
+            .collect()
+    }
+
+    /// An address at which this machine reaches the first listener.
+    ///
+    /// # Errors
+    /// Where the socket does not tell.
+    pub fn reachable_at(&self) -> io::Result<SocketAddr> {
+        let first = self.public.first().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let mut address = first.socket.local_addr()?;
+        if address.ip().is_unspecified() {
+            address.set_ip(match address {
+                SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        Ok(address)
+    }
+
+    /// Accepts on every public listener until `stop`; the admin listener is given back.
+    pub fn accept(self, site: &Arc<Site>, stop: &CancellationToken) -> TcpListener {
+        for listener in self.public {
+            let accepting = accept(listener, site.clone());
+            tokio::spawn(stop.clone().run_until_cancelled_owned(accepting));
+        }
+        self.admin
+    }
+}
+
+fn bind(address: SocketAddr, taken: Option<&mut Taken>) -> Result<TcpListener, StartError> {
+    let bound = match taken.and_then(|taken| taken.socket(address)) {
+        Some(socket) => socket
+            .set_nonblocking(true)
+            .and_then(|()| TcpListener::from_std(socket)),
+        None => bind_new(address),
+    };
+    bound.map_err(|why| StartError::Io(format!("cannot listen on {address}"), why))
+}
+
+fn bind_new(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+async fn accept(listener: Listener, site: Arc<Site>) {
+    let Listener { socket, entrance } = listener;
+    loop {
+        match socket.accept().await {
+            Ok((client, peer)) => {
+                site.accepted.fetch_add(1, Ordering::Relaxed);
+                let Some(room) = await_room(&site).await else {
+                    return;
+                };
+                let (site, entrance) = (site.clone(), entrance.clone());
+                let tasks = site.tasks.clone();
+                tasks.spawn(async move {
+                    let _room = room;
+                    serve(client, peer, &entrance, &site).await;
+                });
+            }
+            Err(why) => {
+                log::error!("accepting a connection failed: {why}");
+                tokio::time::sleep(ACCEPT_REST).await;
+            }
+        }
+    }
+}
+
+/// Room for one more connection. Until there is, those that come wait in the kernel's queue. None: never again.
+async fn await_room(site: &Site) -> Option<OwnedSemaphorePermit> {
+    let room = site.room.clone();
+    if let Ok(room) = room.clone().try_acquire_owned() {
+        return Some(room);
+    }
+    let rests = &site.state.metrics.accept_rests;
+    if rests.get() == 0 {
+        // Once: the metric has the rest, and it may be many.
+        log::warn!("`limits.connections` is reached, new ones wait");
+    }
+    rests.inc();
+    room.acquire_owned().await.ok()
+}
+
+async fn serve(client: TcpStream, peer: SocketAddr, entrance: &Entrance, site: &Site) {
+    let _open = Open::new(&site.state);
+    // Answers are written whole or flushed at once; Nagle's delay would only hold their last piece back.
+    let _ = client.set_nodelay(true);
+    keep_alive(&client);
+    let head_until = Instant::now() + site.state.limits.header_timeout;
+    let passing = entrance.pass(client, peer, head_until, site);
+    let passed = tokio::select! {
+        passed = timeout_at(head_until, passing) => passed.unwrap_or_else(|late| Err(late.into())),
+        () = site.state.drain_waits() => return,
+    };
+    match passed {
+        Ok(entered) => entered.serve(site).await,
+        // A scanner, a client that does not trust the certificate, or one too many.
+        Err(why) => log::debug!("a connection of {peer} is closed: {why}"),
+    }
+}
+
+/// A connection that may bring requests.
+struct Entered {
+    /// As Pingora reads it.
+    stream: Stream,
+    /// The way past Pingora, on HTTP/1.
+    socket: Option<ClientSocket>,
+    peer: IpAddr,
+    /// When its first head is to be here.
+    head_until: Instant,
+    /// Its place among those of its client.
+    _seat: Option<Entry<IpAddr>>,
+}
+
+impl Entered {
+    async fn serve(self, site: &Site) {
+        let Some(socket) = self.socket else {
+            ServerApp::process_new(&site.app, self.stream, &site.shutdown).await;
+            return;
+        };
+        site.app
+            .serve_http1(
+                self.stream,
+                socket,
+                self.peer,
+                self.head_until,
+                &site.shutdown,
+            )
+            .await;
+    }
+}
+
+impl Entrance {
+    /// A connection whose first head has to be whole at `head_until`.
+    async fn pass(
+        &self,
+        mut client: TcpStream,
+        peer: SocketAddr,
+        head_until: Instant,
+        site: &Site,
+    ) -> io::Result<Entered> {
+        let mut peer = peer;
+        if self.proxy_protocol {
+            peer = read_proxy_header(&mut client).await?.unwrap_or(peer);
+        }
+        // One that came to a socket for both families is told like any other.
+        peer.set_ip(peer.ip().to_canonical());
+        let seat = take_seat(peer.ip(), site)?;
+        let stream = ClientStream::new(client, peer, self.acceptor.is_none());
+        let stream = match &self.acceptor {
+            None => stream,
+            Some(acceptor) => {
+                let stream = acceptor.current().tls_handshake(stream).await;
+                let stream = stream.map_err(io::Error::other)?;
+                if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+                    return Ok(Entered {
+                        stream: Box::new(PatientStream::http2(stream, head_until)),
+                        socket: None,
+                        peer: peer.ip(),
+                        head_until,
+                        _seat: seat,
+                    });
+                }
+                ClientStream::over_tls(Box::new(stream))
+            }
+        };
+        Ok(Entered {
+            socket: Some(stream.socket()),
+            stream: Box::new(PatientStream::http1(stream)),
+            peer: peer.ip(),
+            head_until,
+            _seat: seat,
+        })
+    }
+}
+
+/// Whose connection a proxy in front says it is; none where it is the proxy's own.
+async fn read_proxy_header(client: &mut TcpStream) -> io::Result<Option<SocketAddr>> {
+    let mut header = Vec::new();
+    loop {
+        match proxy_protocol::parse(&header) {
+            Ok(Header::Whole(client)) => return Ok(client),
+            Ok(Header::Begun(more)) => {
+                let read = header.len();
+                header.resize(read + more, 0);
+                client.read_exact(&mut header[read..]).await?;
+            }
+            Err(why) => {
+                let why = format!("no header of the PROXY protocol: {why}");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+            }
+        }
+    }
+}
+
+/// A place among the connections of this client, where these are limited. Those of a trusted proxy have many clients.
+fn take_seat(client: IpAddr, site: &Site) -> io::Result<Option<Entry<IpAddr>>> {
+    let Some(most) = site.state.limits.connections_per_client else {
+        return Ok(None);
+    };
+    if site.state.config.trusted_proxies.contains(client) {
+        return Ok(None);
+    }
+    let seat = site.clients.enter(subscriber(client), most);
+    if seat.is_none() {
+        site.state.metrics.connections_refused.inc();
+    }
+    let refused = || io::Error::other("`limits.connections_per_client` is reached");
+    seat.map(Some).ok_or_else(refused)
+}
+
+/// The addresses that one client has at will count as one: of IPv6, the network of 64 bits that is the least a host gets
+/// (RFC 6177).
+fn subscriber(client: IpAddr) -> IpAddr {
+    match client {
+        IpAddr::V4(_) => client,
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+    }
+}
+
+/// Has the kernel find out that a client is gone which never says so: a WebSocket may be silent for as long as it likes.
+fn keep_alive(client: &TcpStream) {
+    let set = setsockopt(client, sockopt::KeepAlive, &true)
+        .and_then(|()| setsockopt(client, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE_SECONDS))
+        .and_then(|()| {
+            setsockopt(
+                client,
+                sockopt::TcpKeepInterval,
+                &KEEPALIVE_INTERVAL_SECONDS,
+            )
+        })
+        .and_then(|()| setsockopt(client, sockopt::TcpKeepCount, &KEEPALIVE_PROBES));
+    if let Err(why) = set {
+        log::debug!("no TCP keepalive for a client: {why}");
+    }
+}
+
+/// Counts a connection while it is open.
+struct Open<'a>(&'a State);
+
+impl<'a> Open<'a> {
+    fn new(state: &'a State) -> Self {
+        state.metrics.connections.inc();
+        Self(state)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.metrics.connections.dec();
+    }
+}

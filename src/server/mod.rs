@@ -1,0 +1,545 @@
+//! The running process: what is assembled, the tasks beside the listeners, signals, the end. Requests are `proxy.rs`'s.
+
+pub mod admin;
+pub mod binary_upgrade;
+pub mod client_ip;
+pub mod connection_limit;
+pub mod downstream;
+pub mod listener;
+pub mod proxy_protocol;
+pub mod socket_handover;
+pub mod systemd;
+pub mod tls;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::{self, Sender};
+use std::time::Duration;
+
+use nix::sys::signal::Signal::SIGXFSZ;
+use pingora_core::apps::http_app::HttpServer;
+use pingora_core::apps::{HttpServerApp, HttpServerOptions, ServerApp};
+use pingora_core::connectors::{ConnectorOptions, TransportConnector};
+use pingora_core::protocols::Stream;
+use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
+use pingora_core::server::configuration::ServerConf;
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Semaphore, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::watch::{self as files, Reloaded};
+use crate::config::{Config, Limits};
+use crate::http1::client_stream::ClientStream;
+use crate::http1::connection::Front;
+use crate::http1::relay::Relay;
+use crate::proxy::Gate;
+use crate::server::admin::Admin;
+use crate::server::binary_upgrade::Successor;
+use crate::server::connection_limit::Tally;
+use crate::server::listener::{ACCEPT_REST, Listeners, Site};
+use crate::server::socket_handover::{Handover, Taken};
+use crate::state::{StartError, State};
+use crate::upstream::health_check;
+use crate::upstream::{RESOLVE_EVERY, Upstream};
+
+/// The largest head that Pingora reads over HTTP/1.1, in bytes.
+const MOST_HEADER_BYTES: u64 = 1 << 20;
+/// The most that Pingora takes at one read of a connection.
+const READ_BYTES: u64 = 64 * 1024;
+/// What HTTP/2 counts beyond the bytes of a head (RFC 9113 §6.5.2): 32 for each of 512 fields.
+const H2_HEADER_SLACK_BYTES: u32 = 16 * 1024;
+/// How long a start waits for the upstreams' names. Those that do not resolve until then go on in the background.
+const FIRST_RESOLVE: Duration = Duration::from_secs(5);
+/// What waits for the access log is tried again this often.
+const LOG_RETRY: Duration = Duration::from_millis(200);
+/// How often connections to upstreams that no request uses are looked through for those that have ended.
+const SWEEP_EVERY: Duration = Duration::from_millis(200);
+/// How often the end of the last request is looked for.
+const DRAIN_LOOK: Duration = Duration::from_millis(10);
+/// How long requests that have not reached an upstream by the end of the drain may take to be answered.
+const FAREWELL_TIME: Duration = Duration::from_secs(1);
+/// How long the tasks may take to end once they are told to, after the drain.
+const ABORT_TIME: Duration = Duration::from_secs(2);
+
+/// A process that is ready to serve: everything loaded, every listener bound.
+pub struct Server {
+    pub state: Arc<State>,
+    runtime: Runtime,
+    listeners: Listeners,
+    reload_now: Sender<Reloaded>,
+    taken: Option<Taken>,
+}
+
+impl Server {
+    /// Loads what the configuration names. With `takeover` the listening sockets come from the process that serves on the
+    /// same `server.upgrade_socket`; it goes on until this one serves.
+    ///
+    /// # Errors
+    /// Mistakes in the files, or what else is in the way: a port in use, a log that cannot be opened.
+    pub fn new(config: Config, takeover: bool) -> Result<Self, StartError> {
+        let (state, mut followers) = State::load(config)?;
+        let runtime = runtime(state.config.server.threads)?;
+        let mut taken = if takeover {
+            Some(take_over(&state)?)
+        } else {
+            None
+        };
+        let listeners = {
+            let _context = runtime.enter();
+            Listeners::bind(&state, &mut followers, taken.as_mut())?
+        };
+        let (reload_now, asked) = mpsc::channel();
+        std::thread::Builder::new()
+            .name("reload".to_owned())
+            .spawn(move || files::follow(followers, &asked))
+            .map_err(|why| StartError::Io("the reload thread".to_owned(), why))?;
+        Ok(Self {
+            state,
+            runtime,
+            listeners,
+            reload_now,
+            taken,
+        })
+    }
+
+    /// Where the first listener is reached from this machine, with the port that the system chose where none was given.
+    ///
+    /// # Errors
+    /// Where the socket does not tell.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listeners.reachable_at()
+    }
+
+    /// Serves until SIGTERM or SIGINT, or until another process has taken over, then drains.
+    ///
+    /// # Errors
+    /// Where signals cannot be received, the program does not know itself, or lines of the access log are lost because it
+    /// could not be written up to the end.
+    pub fn run(self) -> io::Result<()> {
+        let successor = Successor::of_this_process()?;
+        let signals = {
+            // Before anything is served: a signal that came sooner would end the process.
+            let _context = self.runtime.enter();
+            Signals::register()?
+        };
+        let (state, reload_now) = (self.state.clone(), self.reload_now.clone());
+        let acting = state.clone();
+        self.run_until(async move { signals.act(&acting, &reload_now, successor).await });
+        match state.log.waiting_lines() {
+            0 => Ok(()),
+            lost => Err(io::Error::other(format!(
+                "the access log cannot be written, lines lost: {lost}"
+            ))),
+        }
+    }
+
+    /// Serves until `stop` is ready, then drains: requests that run may end within `server.drain`.
+    pub fn run_until(self, stop: impl Future<Output = ()>) {
+        let Self {
+            state,
+            runtime,
+            listeners,
+            reload_now,
+            taken,
+        } = self;
+        runtime.block_on(serve(state.clone(), listeners, taken, stop));
+        // Whatever still runs is dropped here, and writes its line as it goes.
+        runtime.shutdown_timeout(ABORT_TIME);
+        drop(reload_now);
+        state.log.retry();
+    }
+}
+
+/// Tasks that are ready should have their turns in the order in which they became so, however many they are.
+///
+/// With several threads, each has a queue of 256 and moves what is too much to one that all share, into which Tokio looks
+/// seldom as long as there is work in the first, and always first if told so: then those in the small one wait instead.
+/// A third of the turns for the shared one is even enough. One thread has a queue without such a limit. With 400 clients on
+/// a core that cannot keep up, of which each should wait for 10 ms, one of a hundred waited for 62 ms before and waits for
+/// 12 now; and a request takes a twentieth less, for nothing has to be safe from other threads.
+fn runtime(threads: usize) -> Result<Runtime, StartError> {
+    let mut builder = match threads {
+        1 => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    builder
+        .worker_threads(threads)
+        .global_queue_interval(3)
+        .enable_all()
+        .thread_name("tiergate")
+        .build()
+        .map_err(|why| StartError::Io("threads".to_owned(), why))
+}
+
+fn take_over(state: &State) -> Result<Taken, StartError> {
+    let Some(path) = &state.config.server.upgrade_socket else {
+        let missing = io::Error::new(
+            io::ErrorKind::NotFound,
+            "the configuration has no `server.upgrade_socket`",
+        );
+        return Err(StartError::Io("takeover".to_owned(), missing));
+    };
+    Taken::from(path).map_err(|why| StartError::Io(format!("takeover at {}", path.display()), why))
+}
+
+async fn serve(
+    state: Arc<State>,
+    listeners: Listeners,
+    taken: Option<Taken>,
+    stop: impl Future<Output = ()>,
+) {
+    resolve_all(&state).await;
+    health_check::begin(&state);
+    tokio::spawn(retry_log(state.clone()));
+    tokio::spawn(sweep_connections(state.clone()));
+    let (shut, shutdown) = watch::channel(false);
+    let site = Arc::new(Site {
+        app: Arc::new(front(&state)),
+        state: state.clone(),
+        shutdown,
+        tasks: TaskTracker::new(),
+        accepted: AtomicU64::new(0),
+        room: Arc::new(Semaphore::new(state.limits.connections)),
+        clients: Tally::default(),
+    });
+    let (handover, address) = (offer_sockets(&state, &listeners), listeners.reachable_at());
+    let accepting = CancellationToken::new();
+    tokio::spawn(serve_admin(
+        listeners.accept(&site, &accepting),
+        state.clone(),
+    ));
+    // Before the old process may end: the service must have its new main process by then, or it counts as stopped.
+    systemd::ready();
+    if let Some(Err(why)) = taken.map(Taken::confirm) {
+        log::warn!("the process whose sockets were taken over has ended: {why}");
+    }
+    let addresses: Vec<String> = state
+        .config
+        .listen
+        .iter()
+        .map(|listen| listen.address.to_string())
+        .collect();
+    log::info!(
+        "tiergate {} serves on {}",
+        env!("CARGO_PKG_VERSION"),
+        addresses.join(", ")
+    );
+    // Cancelled when another process does it.
+    let watching = CancellationToken::new();
+    match address {
+        Ok(address) => feed_watchdog(&site, address, &watching),
+        Err(why) => log::error!("the watchdog cannot be fed: {why}"),
+    }
+    let succeeded = tokio::select! {
+        () = stop => false,
+        () = handed_over(handover.clone()) => true,
+    };
+    if succeeded {
+        // The successor is the service's main process by now, and it is not stopping.
+        watching.cancel();
+    } else {
+        systemd::stopping();
+    }
+    accepting.cancel();
+    if let Some(handover) = handover.filter(|_| !succeeded) {
+        handover.withdraw();
+    }
+    state.drain();
+    // A closed channel would mean that no connection is left to tell.
+    let _ = shut.send(true);
+    drain(&site).await;
+}
+
+fn feed_watchdog(site: &Arc<Site>, address: SocketAddr, stop: &CancellationToken) {
+    let site = site.clone();
+    let feeding = async move { systemd::feed_watchdog(&site, address).await };
+    tokio::spawn(stop.clone().run_until_cancelled_owned(feeding));
+}
+
+/// Lets the requests that run come to their end, and cuts those that take longer than they may.
+async fn drain(site: &Site) {
+    let (state, limit) = (&site.state, site.state.config.server.drain);
+    log::info!("draining for at most {limit:?}");
+    site.app.http_cleanup().await;
+    site.tasks.close();
+    if tokio::time::timeout(limit, drained(site)).await.is_err() {
+        log::warn!(
+            "the drain is over, {} requests are cut",
+            state.metrics.in_flight.get()
+        );
+        state.end_drain();
+        // Those that are still to arrive whole can be answered. Others are dropped with the runtime, whatever they wait for.
+        let _ = tokio::time::timeout(FAREWELL_TIME, drained(site)).await;
+    }
+}
+
+/// Connections have ended, and with them the requests; those of HTTP/2 run in tasks of their own. And every line is in the
+/// log: what waits for it would end with the process.
+async fn drained(site: &Site) {
+    site.tasks.wait().await;
+    while site.state.metrics.in_flight.get() > 0 || !site.state.log.is_written() {
+        tokio::time::sleep(DRAIN_LOOK).await;
+    }
+}
+
+/// Offers the listening sockets to a process that comes after this one, where the configuration says how.
+fn offer_sockets(state: &State, listeners: &Listeners) -> Option<Arc<Handover>> {
+    let path = state.config.server.upgrade_socket.as_ref()?;
+    match listeners
+        .handles()
+        .and_then(|sockets| Handover::offer(path, sockets))
+    {
+        Ok(handover) => Some(Arc::new(handover)),
+        Err(why) => {
+            log::error!(
+                "no takeover is possible, upgrade_socket {}: {why}",
+                path.display()
+            );
+            None
+        }
+    }
+}
+
+/// Returns when another process serves on the sockets.
+async fn handed_over(handover: Option<Arc<Handover>>) {
+    let Some(handover) = handover else {
+        return std::future::pending().await;
+    };
+    let (done, waits) = oneshot::channel();
+    // A thread of its own: it may wait for as long as the process lives.
+    let waiting = std::thread::Builder::new()
+        .name("takeover".to_owned())
+        .spawn(move || {
+            let result = handover.wait();
+            // Nobody is left to hear it where the process ends first.
+            let _ = done.send(result);
+        });
+    match (waiting, waits.await) {
+        (Ok(_), Ok(Ok(()))) => log::info!("another process has taken over"),
+        _ => std::future::pending().await,
+    }
+}
+
+fn front(state: &Arc<State>) -> Front {
+    let conf = ServerConf {
+        threads: state.config.server.threads,
+        // Pingora takes it times the threads.
+        upstream_keepalive_pool_size: state
+            .limits
+            .idle_upstream_connections
+            .div_ceil(state.config.server.threads),
+        ..ServerConf::default()
+    };
+    let connector = TransportConnector::new(Some(ConnectorOptions::from_server_conf(&conf)));
+    let gate = Gate {
+        state: state.clone(),
+    };
+    let mut proxy = pingora_proxy::http_proxy(&Arc::new(conf), gate);
+    proxy.h2_options = Some(h2_options(&state.limits));
+    proxy.server_options = Some(server_options(&state.limits));
+    Front {
+        proxy: Arc::new(proxy),
+        relay: Relay {
+            state: state.clone(),
+            connector,
+        },
+        header_timeout: state.limits.header_timeout,
+        head_bytes: head_bytes(state.limits.header),
+        keepalive_timeout: state.limits.keepalive_timeout,
+        draining: state.draining(),
+        drain_over: state.drain_over(),
+    }
+}
+
+/// A read that finds the end of a head within the limit may have taken as much of what follows it.
+fn head_bytes(limit: u64) -> u64 {
+    limit.saturating_add(limit.max(READ_BYTES))
+}
+
+/// Pingora's, with our limit for heads.
+fn h2_options(limits: &Limits) -> H2Options {
+    let mut options = default_h2_options();
+    // A head within the limit is counted here with what HTTP/2 adds, so that it is refused by us and has its line.
+    let header = limits.header.min(MOST_HEADER_BYTES) as u32;
+    options.max_header_list_size(header + H2_HEADER_SLACK_BYTES);
+    options
+}
+
+/// A connection of HTTP/2 is idle as one of HTTP/1.1 is: Pingora would keep it for ever.
+fn server_options(limits: &Limits) -> HttpServerOptions {
+    let mut options = HttpServerOptions::default();
+    options.h2_idle_timeout = Some(limits.keepalive_timeout);
+    options
+}
+
+/// The admin listener goes on through the drain, so that its end can be watched.
+async fn serve_admin(listener: TcpListener, state: Arc<State>) {
+    let app = Arc::new(HttpServer::new_app(Admin { state }));
+    // Never told to stop; the runtime ends it.
+    let (_stop, shutdown) = watch::channel(false);
+    loop {
+        let Ok((socket, peer)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_REST).await;
+            continue;
+        };
+        let (app, shutdown) = (app.clone(), shutdown.clone());
+        tokio::spawn(async move {
+            let stream: Stream = Box::new(ClientStream::new(socket, peer, true));
+            ServerApp::process_new(&app, stream, &shutdown).await;
+        });
+    }
+}
+
+async fn resolve_all(state: &Arc<State>) {
+    let first = TaskTracker::new();
+    for upstream in state.upstreams() {
+        for (origin, to) in upstream.origins.iter().enumerate() {
+            let (upstream, is_named) = (upstream.clone(), !to.url.is_address());
+            first.spawn(async move {
+                upstream.resolve(origin).await;
+                if is_named {
+                    tokio::spawn(keep_resolving(upstream, origin));
+                }
+            });
+        }
+    }
+    first.close();
+    // A name that takes longer is tried on in the background; its requests fail until then.
+    let _ = tokio::time::timeout(FIRST_RESOLVE, first.wait()).await;
+}
+
+async fn keep_resolving(upstream: Arc<Upstream>, origin: usize) {
+    loop {
+        tokio::time::sleep(RESOLVE_EVERY).await;
+        upstream.resolve(origin).await;
+    }
+}
+
+async fn retry_log(state: Arc<State>) {
+    loop {
+        tokio::time::sleep(LOG_RETRY).await;
+        state.log.retry();
+    }
+}
+
+async fn sweep_connections(state: Arc<State>) {
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        for upstream in state.upstreams() {
+            upstream
+                .addresses()
+                .iter()
+                .for_each(|address| address.idle.sweep());
+        }
+    }
+}
+
+/// The signals that the process acts on.
+struct Signals {
+    hangup: Signal,
+    reopen: Signal,
+    upgrade: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+    /// A file has reached the process's limit of sizes. By default that ends the process; here the write fails, as on a
+    /// full disk.
+    _file_too_large: Signal,
+}
+
+impl Signals {
+    fn register() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            reopen: signal(SignalKind::user_defined1())?,
+            upgrade: signal(SignalKind::user_defined2())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            _file_too_large: signal(SignalKind::from_raw(SIGXFSZ as i32))?,
+        })
+    }
+
+    /// Acts on them until one asks for the end.
+    async fn act(mut self, state: &State, reload_now: &Sender<Reloaded>, mut successor: Successor) {
+        loop {
+            tokio::select! {
+                _ = self.hangup.recv() => reload(reload_now).await,
+                _ = self.reopen.recv() => match state.log.reopen() {
+                    Ok(()) => log::info!("access log reopened"),
+                    Err(why) => log::error!("the access log cannot be reopened, the old file stays in use: {why}"),
+                },
+                _ = self.upgrade.recv() => upgrade(state, &mut successor),
+                ended = successor.failed() => match ended {
+                    Ok(status) => log::error!("the new process does not take over ({status}), this one goes on"),
+                    Err(why) => log::error!("the new process cannot be waited for: {why}"),
+                },
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+            }
+        }
+    }
+}
+
+/// Starts the process that is to take over. This one goes on until it has.
+fn upgrade(state: &State, successor: &mut Successor) {
+    if state.config.server.upgrade_socket.is_none() {
+        log::error!("no upgrade: the configuration has no `server.upgrade_socket`");
+        return;
+    }
+    match successor.start() {
+        Ok(()) => log::info!("a new process is started to take over"),
+        Err(why) => log::error!("no upgrade, a new process cannot be started: {why}"),
+    }
+}
+
+/// Has every followed file read anew, good or bad.
+async fn reload(reload_now: &Sender<Reloaded>) {
+    systemd::reloading();
+    let (done, waits) = oneshot::channel();
+    if reload_now.send(done).is_ok() {
+        // An error would mean that the reload thread is gone, and with it what there was to wait for.
+        let _ = waits.await;
+    }
+    systemd::reloaded();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    #[test]
+    fn no_task_waits_for_many_turns_of_another() {
+        const TASKS: usize = 1000;
+        const TURNS: usize = 200;
+        for threads in [1, 2] {
+            let runtime = runtime(threads).unwrap();
+            let turns: Arc<[AtomicUsize]> = (0..TASKS).map(|_| AtomicUsize::new(0)).collect();
+            let (gate, first) = (Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
+            for index in 0..TASKS {
+                let (turns, gate, first) = (turns.clone(), gate.clone(), first.clone());
+                runtime.spawn(async move {
+                    gate.acquire().await.unwrap().forget();
+                    while turns[index].fetch_add(1, Ordering::Relaxed) < TURNS {
+                        tokio::task::yield_now().await;
+                    }
+                    first.notify_one();
+                });
+            }
+            gate.add_permits(TASKS);
+            let ended =
+                async { tokio::time::timeout(Duration::from_secs(60), first.notified()).await };
+            runtime.block_on(ended).unwrap();
+            let turns = turns.iter().map(|turns| turns.load(Ordering::Relaxed));
+            let least = turns.min().unwrap();
+            assert!(least > TURNS / 4, "{threads} threads: {least} of {TURNS}");
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! What systemd is told (`sd_notify(3)`): ready, reloading, stopping, alive. Without a service manager nothing is. And whether
+//! what stands on stderr goes to its journal.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rustix::time::ClockId;
+use tokio::net::TcpStream;
+
+use crate::server::listener::Site;
+
+/// How long a connection to the proxy itself may take to be accepted.
+const ACCEPT_TIME: Duration = Duration::from_secs(1);
+const ACCEPT_LOOK: Duration = Duration::from_millis(5);
+
+/// Requests are taken. After a takeover this process is the service's main one.
+pub fn ready() {
+    tell(&format!("MAINPID={}\nREADY=1", std::process::id()));
+}
+
+/// Files are being read anew; [`reloaded`] ends it.
+pub fn reloading() {
+    // Of CLOCK_MONOTONIC, so that systemd can tell this reload from one it asked for later.
+    let now = rustix::time::clock_gettime(ClockId::Monotonic);
+    let micros = now.tv_sec * 1_000_000 + now.tv_nsec / 1_000;
+    tell(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
+}
+
+/// Without the process: another one may be the main one by now.
+pub fn reloaded() {
+    tell("READY=1");
+}
+
+/// Requests that run are still finished.
+pub fn stopping() {
+    tell("STOPPING=1");
+}
+
+/// Feeds the watchdog, if there is one, for as long as new connections are accepted, or none are
+/// to be.
+pub async fn feed_watchdog(site: &Site, address: std::net::SocketAddr) {
+    let Some(limit) = watchdog_limit() else {
+        return;
+    };
+    let mut beat = tokio::time::interval(limit / 3);
+    loop {
+        beat.tick().await;
+        match tokio::time::timeout(ACCEPT_TIME, accepts(site, address)).await {
+            Ok(Ok(())) => tell("WATCHDOG=1"),
+            _ if site.state.is_draining() || site.room.available_permits() == 0 => {
+                tell("WATCHDOG=1");
+            }
+            Ok(Err(why)) => {
+                log::error!("the watchdog is not fed, no connection to {address}: {why}")
+            }
+            Err(_) => log::error!("the watchdog is not fed, {address} does not accept"),
+        }
+    }
+}
+
+/// A connection reaches the accepting task, not only the kernel's queue.
+async fn accepts(site: &Site, address: std::net::SocketAddr) -> io::Result<()> {
+    let before = site.accepted.load(Ordering::Relaxed);
+    let _connection = TcpStream::connect(address).await?;
+    while site.accepted.load(Ordering::Relaxed) == before {
+        tokio::time::sleep(ACCEPT_LOOK).await;
+    }
+    Ok(())
+}
+
+/// How often the service manager wants to hear of this process, if it does.
+fn watchdog_limit() -> Option<Duration> {
+    let meant = std::env::var("WATCHDOG_PID")
+        .ok()
+        .is_none_or(|pid| pid == std::process::id().to_string());
+    let micros = std::env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
+    (meant && micros > 0).then(|| Duration::from_micros(micros))
+}
+
+/// Whether stderr is the stream that systemd connected to its journal. The variable alone does not say so: a process that has
+/// its stderr elsewhere may have inherited it (`systemd.exec(5)`).
+pub fn keeps_journal_of_stderr() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else {
+        return false;
+    };
+    let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);
+    let found = stderr.and_then(|stderr| stderr.metadata());
+    found.is_ok_and(|found| stream == format!("{}:{}", found.dev(), found.ino()))
+}
+
+/// Sends one datagram of `NAME=value` lines to the service manager, if one listens.
+fn tell(lines: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    if let Err(why) = send(path.as_bytes(), lines) {
+        log::warn!("the service manager cannot be told: {why}");
+    }
+}
+
+fn send(path: &[u8], lines: &str) -> io::Result<()> {
+    let address = match path.strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(OsStr::from_bytes(path))?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(lines.as_bytes(), &address)?;
+    Ok(())
+}

@@ -1,0 +1,552 @@
+//! An upstream as it is now: the addresses behind its names, which of them a request goes to, the credential that is sent
+//! to it. What it is in the configuration stands in `config.rs`, how its addresses fare in `health.rs`.
+
+pub mod health_check;
+pub mod outlier_detection;
+pub mod tls;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use http::HeaderValue;
+use http::header::InvalidHeaderValue;
+use pingora_core::protocols::TcpKeepalive;
+use pingora_core::upstreams::peer::{HttpPeer, Peer};
+use pingora_core::{Error, ErrorType};
+
+use crate::config::secret_file::FileBytes;
+use crate::config::{self, Url};
+use crate::http1::idle::{IdleConnections, Room};
+use crate::policy::CredentialHeader;
+use crate::upstream::outlier_detection::Health;
+use crate::upstream::tls::Material;
+
+/// How often a name is resolved again. `getaddrinfo` tells no time to live; ten seconds follow a failover soon enough.
+pub const RESOLVE_EVERY: Duration = Duration::from_secs(10);
+/// Addresses of one upstream that are used; those beyond are not.
+const MOST_ADDRESSES: usize = 64;
+const KEEPALIVE: TcpKeepalive = TcpKeepalive {
+    idle: Duration::from_secs(30),
+    interval: Duration::from_secs(10),
+    count: 3,
+    user_timeout: Duration::from_secs(60),
+};
+
+pub struct Upstream {
+    pub config: Arc<config::Upstream>,
+    /// One for each URL, in the order of the configuration.
+    pub origins: Vec<Arc<Origin>>,
+    /// It is never spoken to in HTTP/2.
+    pub is_http1: bool,
+    room: Arc<Room>,
+    addresses: ArcSwap<Vec<Arc<Address>>>,
+    /// What `addresses` are made of; held while they are made anew.
+    parts: Mutex<Parts>,
+    turn: AtomicUsize,
+    /// Ejections of its addresses, and attempts after the first of a request, since the start.
+    ejections: AtomicU64,
+    retries: AtomicU64,
+    credential: ArcSwapOption<Secret>,
+}
+
+/// One URL of an upstream.
+pub struct Origin {
+    pub url: Url,
+    /// `Host` of every request to it.
+    pub host: HeaderValue,
+}
+
+/// One address behind a URL, ready to be sent to.
+pub struct Address {
+    pub socket: SocketAddr,
+    pub origin: Arc<Origin>,
+    pub health: Arc<Health>,
+    pub peer: HttpPeer,
+    /// Connections of what is relayed; for others Pingora has a pool.
+    pub idle: Arc<IdleConnections>,
+}
+
+/// The attempts for one request, over addresses and dead pooled connections.
+#[derive(Default)]
+pub struct Route {
+    attempts: usize,
+    /// Attempts that did not get a connection.
+    unconnected: usize,
+    /// Where among the addresses the first attempt began to look.
+    turn: usize,
+    /// A bit for each place among the addresses that was tried.
+    tried: u64,
+    address: Option<Arc<Address>>,
+}
+
+struct Parts {
+    /// What each URL's host was last resolved to.
+    found: Vec<Vec<SocketAddr>>,
+    tls: Material,
+}
+
+/// The headers of one upstream key, marked sensitive so that no `Debug` prints them.
+struct Secret {
+    authorization: HeaderValue,
+    x_api_key: HeaderValue,
+}
+
+impl Upstream {
+    /// An upstream without addresses, credential and own TLS material.
+    ///
+    /// # Errors
+    /// Where a host cannot stand in a header.
+    pub fn new(
+        config: Arc<config::Upstream>,
+        room: &Arc<Room>,
+    ) -> Result<Self, InvalidHeaderValue> {
+        let origins = config.urls.iter().cloned().map(Origin::new);
+        let origins = origins.collect::<Result<Vec<_>, _>>()?;
+        Ok(Self {
+            is_http1: !config.urls.iter().any(|url| config.may_speak_http2(url)),
+            room: room.clone(),
+            addresses: ArcSwap::default(),
+            parts: Mutex::new(Parts {
+                found: vec![Vec::new(); origins.len()],
+                tls: Material::default(),
+            }),
+            turn: AtomicUsize::new(0),
+            ejections: AtomicU64::new(0),
+            retries: AtomicU64::new(0),
+            credential: ArcSwapOption::empty(),
+            origins,
+            config,
+        })
+    }
+
+    /// Asks for the addresses behind the name of one URL. The last good ones stay where none come back.
+    pub async fn resolve(&self, origin: usize) {
+        let url = &self.origins[origin].url;
+        match tokio::net::lookup_host((url.host.as_str(), url.port)).await {
+            Ok(found) => {
+                let mut found: Vec<SocketAddr> = found.collect();
+                found.sort_unstable();
+                found.dedup();
+                self.take_sockets(origin, found);
+            }
+            Err(why) => log::warn!(
+                "upstream `{}`: cannot resolve `{}`: {why}",
+                self.config.name,
+                url.host
+            ),
+        }
+    }
+
+    fn take_sockets(&self, origin: usize, found: Vec<SocketAddr>) {
+        self.change(|parts| {
+            let changed = !found.is_empty() && parts.found[origin] != found;
+            if changed {
+                parts.found[origin] = found;
+            }
+            changed
+        });
+    }
+
+    /// Takes the files of `tls`. If they have changed, requests from now on use no connection of before.
+    ///
+    /// # Errors
+    /// Where they cannot be used; those before them stay.
+    pub fn load_tls(&self) -> io::Result<()> {
+        let tls = Material::load(&self.config.tls)?;
+        self.change(|parts| {
+            let changed = !parts.tls.is_same(&tls);
+            if changed {
+                parts.tls = tls;
+            }
+            changed
+        });
+        Ok(())
+    }
+
+    /// Makes the addresses anew where their parts have changed. Those that stay keep their health.
+    fn change(&self, change: impl FnOnce(&mut Parts) -> bool) {
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        if !change(&mut parts) {
+            return;
+        }
+        let old = self.addresses.load();
+        let pairs = self.origins.iter().zip(&parts.found);
+        let pairs = pairs.flat_map(|(origin, found)| found.iter().map(move |at| (origin, *at)));
+        let new = pairs.take(MOST_ADDRESSES).map(|(origin, socket)| {
+            let known = old
+                .iter()
+                .find(|known| known.socket == socket && Arc::ptr_eq(&known.origin, origin));
+            let mut peer = self.config.peer(socket, &origin.url);
+            parts.tls.apply(&mut peer);
+            let alike = known.filter(|known| known.peer.reuse_hash() == peer.reuse_hash());
+            Arc::new(Address {
+                socket,
+                origin: origin.clone(),
+                health: known.map(|known| known.health.clone()).unwrap_or_default(),
+                idle: alike.map_or_else(|| self.no_connections(), |known| known.idle.clone()),
+                peer,
+            })
+        });
+        self.addresses.store(Arc::new(new.collect()));
+    }
+
+    fn no_connections(&self) -> Arc<IdleConnections> {
+        let time = self.config.keepalive_timeout;
+        Arc::new(IdleConnections::new(self.room.clone(), time))
+    }
+
+    pub fn addresses(&self) -> Arc<Vec<Arc<Address>>> {
+        self.addresses.load_full()
+    }
+
+    /// Ejections of its addresses since the start.
+    pub fn ejections(&self) -> u64 {
+        self.ejections.load(Ordering::Relaxed)
+    }
+
+    /// Attempts after the first one of a request, since the start.
+    pub fn retries(&self) -> u64 {
+        self.retries.load(Ordering::Relaxed)
+    }
+
+    /// A request had the beginning of an answer from there.
+    fn praise(&self, address: &Address) {
+        if address.health.succeeds() {
+            log::info!(
+                "upstream `{}`: {} is back",
+                self.config.name,
+                address.socket
+            );
+        }
+    }
+
+    /// A request failed there, for a reason that lies there.
+    fn blame(&self, address: &Address, why: &str) {
+        if let Some(time) = address.health.fails(why, &self.config.ejection) {
+            self.ejections.fetch_add(1, Ordering::Relaxed);
+            log::warn!(
+                "upstream `{}`: {} is ejected for {time:?}: {why}",
+                self.config.name,
+                address.socket
+            );
+        }
+    }
+
+    /// Takes the key that is sent to this upstream in place of the client's: the first line of its file.
+    ///
+    /// # Errors
+    /// Where the file could not be read or holds no key that can stand in a header; the last good key stays.
+    pub fn load_credential(&self, content: io::Result<FileBytes>) -> io::Result<()> {
+        let content = content?;
+        let text = std::str::from_utf8(&content)
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+        let key = text.lines().next().unwrap_or_default().trim();
+        if key.is_empty() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the file holds no key",
+            ));
+        }
+        let header = |value: String| {
+            let mut value = HeaderValue::try_from(value).map_err(|_| {
+                io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the key cannot stand in a header",
+                )
+            })?;
+            value.set_sensitive(true);
+            Ok::<_, io::Error>(value)
+        };
+        let secret = Secret {
+            authorization: header(format!("Bearer {key}"))?,
+            x_api_key: header(key.to_owned())?,
+        };
+        self.credential.store(Some(Arc::new(secret)));
+        Ok(())
+    }
+
+    /// The header that replaces the client's own; none where the client's key goes upstream.
+    pub fn credential(&self, like: CredentialHeader) -> Option<HeaderValue> {
+        self.credential.load().as_ref().map(|secret| match like {
+            CredentialHeader::Authorization => secret.authorization.clone(),
+            CredentialHeader::XApiKey => secret.x_api_key.clone(),
+        })
+    }
+}
+
+impl Origin {
+    fn new(url: Url) -> Result<Arc<Self>, InvalidHeaderValue> {
+        let host = HeaderValue::try_from(url.authority())?;
+        Ok(Arc::new(Self { url, host }))
+    }
+}
+
+impl Address {
+    /// Where to connect to for an upgrade, and how: HTTP/2 cannot carry one.
+    pub fn upgrade_peer(&self) -> HttpPeer {
+        let mut peer = self.peer.clone();
+        peer.options.set_http_version(1, 1);
+        peer
+    }
+}
+
+impl config::Upstream {
+    fn peer(&self, socket: SocketAddr, url: &Url) -> HttpPeer {
+        // The name is never empty for https (the configuration refuses it): without one, Pingora would not verify.
+        let name = match (&self.tls.server_name, url.tls) {
+            (_, false) => String::new(),
+            (Some(name), true) => name.clone(),
+            (None, true) => url.host.clone(),
+        };
+        let mut peer = HttpPeer::new(socket, url.tls, name);
+        let options = &mut peer.options;
+        options.connection_timeout = Some(self.connect_timeout);
+        options.total_connection_timeout = Some(self.connect_timeout);
+        options.read_timeout = Some(self.response_timeout.max(self.idle_timeout));
+        options.write_timeout = Some(self.idle_timeout);
+        options.idle_timeout = Some(self.keepalive_timeout);
+        options.tcp_keepalive = Some(KEEPALIVE);
+        options.max_h2_streams = self.http2.max_streams;
+        options.h2_ping_interval = Some(self.http2.ping_interval);
+        if self.may_speak_http2(url) {
+            options.set_http_version(2, 1);
+        } else {
+            options.set_http_version(1, 1);
+        }
+        peer
+    }
+
+    /// On HTTP/2 Pingora has one limit for all reads, and the connection cannot be shut for one request alone.
+    fn may_speak_http2(&self, url: &Url) -> bool {
+        let waits_less_for_first = self.response_timeout < self.idle_timeout;
+        url.tls && !waits_less_for_first
+    }
+}
+
+impl Route {
+    /// Whether there was an attempt.
+    pub fn has_begun(&self) -> bool {
+        self.attempts > 0
+    }
+
+    /// The URL to whose address the newest attempt goes.
+    pub fn origin(&self) -> Option<&Origin> {
+        self.address.as_deref().map(|address| &*address.origin)
+    }
+
+    /// Where the next attempt goes; none while no address is known.
+    pub fn next(&mut self, upstream: &Upstream) -> Option<&Arc<Address>> {
+        let addresses = upstream.addresses.load();
+        if self.attempts > 0 {
+            upstream.retries.fetch_add(1, Ordering::Relaxed);
+        } else if addresses.len() > 1 {
+            self.turn = upstream.turn.fetch_add(1, Ordering::Relaxed);
+        }
+        self.attempts += 1;
+        let place = self.place(&addresses, upstream.config.connect_timeout)?;
+        self.tried |= 1 << place;
+        Some(self.address.insert(addresses[place].clone()))
+    }
+
+    /// The next address in turn that is healthy; where none is left, one that was not tried; else any.
+    fn place(&self, addresses: &[Arc<Address>], trial: Duration) -> Option<usize> {
+        let count = addresses.len();
+        if count == 0 {
+            return None;
+        }
+        let first = self.turn % count;
+        // What an address does not get goes to each of the others in turn, not all to the one behind it.
+        let next = first + 1 + self.turn / count % (count - 1).max(1);
+        let others = (next..next + count).map(|place| place % count);
+        let mut places = std::iter::once(first).chain(others);
+        let is_new = |place: &usize| self.tried & (1 << place) == 0;
+        let is_healthy = |place: &usize| addresses[*place].health.admits(trial);
+        places
+            .clone()
+            .find(|place| is_new(place) && is_healthy(place))
+            .or_else(|| places.find(is_new))
+            .or(Some(first))
+    }
+
+    /// No connection could be made for the newest attempt, so nothing was sent. Whether there is to be another one.
+    pub fn fails_to_connect(&mut self, upstream: &Upstream, error: &Error) -> bool {
+        // An HTTP/2 connection of the pool has ended; the next attempt makes a new one.
+        let was_stale = *error.etype() == ErrorType::H2Error;
+        if !was_stale {
+            self.unconnected += 1;
+            self.fails(upstream, error);
+        }
+        let others_left = self.unconnected < upstream.addresses.load().len();
+        (was_stale || others_left) && self.may_go_on(upstream)
+    }
+
+    /// The newest attempt failed, for a reason that lies with the address.
+    pub fn fails(&self, upstream: &Upstream, error: &Error) {
+        if let Some(address) = &self.address {
+            upstream.blame(address, &told_of(error));
+        }
+    }
+
+    /// The head of an answer is here.
+    pub fn is_answered(&self, upstream: &Upstream, status: u16) {
+        let Some(address) = &self.address else {
+            return;
+        };
+        if upstream.config.ejection.gateway_errors && matches!(status, 502..=504) {
+            upstream.blame(address, &format!("answer {status}"));
+        } else {
+            upstream.praise(address);
+        }
+    }
+
+    /// Whether the upstream's settings allow for another attempt.
+    pub fn may_go_on(&self, upstream: &Upstream) -> bool {
+        self.attempts <= upstream.config.retries
+    }
+}
+
+/// An error of Pingora in words for operators, without the bytes that it quotes where a head could not be parsed.
+pub fn told_of(error: &Error) -> String {
+    match error.root_etype() {
+        ErrorType::InvalidHTTPHeader => {
+            format!("{} {}", error.esource().as_str(), error.etype().as_str())
+        }
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upstream(urls: &str) -> Upstream {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tiergate.yaml");
+        let text = format!(
+            "policy: p\nupstreams: {{u: {{url: {urls}, ejection: {{consecutive_failures: 1}}}}}}\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        let (config, _) = config::Config::load(&path).unwrap();
+        Upstream::new(config.upstreams[0].clone(), &Room::new(1)).unwrap()
+    }
+
+    /// One address for each of these numbers.
+    fn sockets(numbers: impl IntoIterator<Item = u16>) -> Vec<SocketAddr> {
+        let hosts = numbers
+            .into_iter()
+            .map(|number| 0x0a00_0000 + u32::from(number));
+        hosts
+            .map(|host| SocketAddr::from((std::net::Ipv4Addr::from(host), 80)))
+            .collect()
+    }
+
+    /// The last number of the address that a new request would go to.
+    fn next(upstream: &Upstream) -> u8 {
+        let mut route = Route::default();
+        route.next(upstream).unwrap();
+        number(&route)
+    }
+
+    fn number(route: &Route) -> u8 {
+        match route.address.as_ref().unwrap().socket.ip() {
+            std::net::IpAddr::V4(ip) => ip.octets()[3],
+            std::net::IpAddr::V6(_) => 0,
+        }
+    }
+
+    fn refused() -> Box<Error> {
+        Error::new(ErrorType::ConnectRefused)
+    }
+
+    #[test]
+    fn an_address_that_stays_keeps_its_health() {
+        let upstream = upstream("http://h");
+        upstream.take_sockets(0, sockets([1, 2]));
+        upstream.blame(&upstream.addresses()[1], "x");
+        upstream.take_sockets(0, sockets([2, 3]));
+        let healthy = |at: usize| upstream.addresses()[at].health.told().healthy;
+        assert_eq!((healthy(0), healthy(1)), (false, true));
+    }
+
+    #[test]
+    fn the_last_addresses_of_each_name_stay() {
+        let upstream = upstream("[http://h, http://i]");
+        upstream.take_sockets(0, sockets([1]));
+        upstream.take_sockets(1, sockets([2, 3]));
+        upstream.take_sockets(1, Vec::new());
+        assert_eq!([(); 6].map(|()| next(&upstream)), [1, 2, 3, 1, 2, 3]);
+    }
+
+    #[test]
+    fn no_more_addresses_are_used_than_there_is_room_for() {
+        let upstream = upstream("[http://h, http://i]");
+        upstream.take_sockets(0, sockets(0..100));
+        upstream.take_sockets(1, sockets(100..200));
+        assert_eq!(upstream.addresses().len(), MOST_ADDRESSES);
+        let mut route = Route {
+            turn: 63,
+            ..Route::default()
+        };
+        for _ in 0..MOST_ADDRESSES + 1 {
+            assert!(route.next(&upstream).is_some());
+        }
+    }
+
+    #[test]
+    fn what_an_ejected_address_does_not_get_goes_to_all_others() {
+        let upstream = upstream("http://h");
+        upstream.take_sockets(0, sockets(0..4));
+        upstream.blame(&upstream.addresses()[1], "x");
+        let mut counts = [0; 4];
+        for _ in 0..120 {
+            counts[usize::from(next(&upstream))] += 1;
+        }
+        assert_eq!(counts, [40, 0, 40, 40]);
+    }
+
+    #[test]
+    fn attempts_go_to_healthy_addresses_first_then_to_the_others_and_to_none_twice() {
+        let upstream = upstream("http://h");
+        upstream.take_sockets(0, sockets(0..4));
+        for ejected in [0, 2] {
+            upstream.blame(&upstream.addresses()[ejected], "x");
+        }
+        let mut route = Route::default();
+        let mut tried = Vec::new();
+        while tried.is_empty() || route.fails_to_connect(&upstream, &refused()) {
+            route.next(&upstream).unwrap();
+            tried.push(number(&route));
+        }
+        tried[..2].sort_unstable();
+        tried[2..].sort_unstable();
+        assert_eq!(tried, [1, 3, 0, 2]);
+    }
+
+    #[test]
+    fn a_dead_connection_of_the_pool_does_not_speak_against_its_address() {
+        let upstream = upstream("http://h");
+        upstream.take_sockets(0, sockets([1]));
+        let mut route = Route::default();
+        route.next(&upstream).unwrap();
+        let dead = Error::new(ErrorType::H2Error);
+        assert!(route.fails_to_connect(&upstream, &dead));
+        assert!(upstream.addresses()[0].health.told().healthy);
+        route.next(&upstream).unwrap();
+        assert!(!route.fails_to_connect(&upstream, &refused()));
+    }
+
+    #[test]
+    fn a_peer_of_https_always_has_a_name_and_upgrades_do_not_speak_http_2() {
+        let upstream = upstream("https://h");
+        upstream.take_sockets(0, sockets([1]));
+        let address = &upstream.addresses()[0];
+        let (plain, upgrade) = (&address.peer, address.upgrade_peer());
+        assert_eq!((plain.sni.as_str(), upgrade.sni.as_str()), ("h", "h"));
+        assert_eq!(plain.options.alpn.get_max_http_version(), 2);
+        assert_eq!(upgrade.options.alpn.get_max_http_version(), 1);
+    }
+}
