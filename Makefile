@@ -6,7 +6,7 @@ CARGO ?= cargo
 .PHONY: demo test test-long soak test-ecosystem test-monitoring test-debian picture fuzz build deb lint audit bench bench-instructions bench-sockets clean tools
 
 demo: tools
-	$(CARGO) test --quiet --no-run --test cli
+	$(CARGO) test --quiet --no-run --test it
 	$${CARGO_TARGET_DIR:-target}/debug/tiergate demo
 
 test: tools

@@ -1,0 +1,279 @@
+//! HTTP/2 over TLS on either side and on both.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::support::h2::{self, Framing, Reply};
+use crate::support::proxy::{self, Proxy};
+use crate::support::upstream::{self, Received, Upstream, reply};
+use crate::support::{client::Answer, object_of};
+
+const PATH: &str = "/v1/responses";
+const FRAMINGS: [Framing; 3] = [Framing::Length, Framing::NoLength, Framing::EmptyEnd];
+const SIZES: [usize; 4] = [70, 16_384, 65_537, 300_000];
+
+fn post(proxy: &Proxy, key: &str, body: &[u8], framing: Framing) -> Answer {
+    let key = format!("Bearer {key}");
+    let headers = [("authorization", key.as_str()), ("cookie", "a=1")];
+    h2::post(proxy.tls_address, &headers, PATH, body, framing)
+}
+
+fn assert_forced(request: &Received, sent: &[u8]) {
+    let body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
+    let mut expected: serde_json::Value = serde_json::from_slice(sent).unwrap();
+    expected["service_tier"] = json!("priority");
+    assert!(request.whole && body == expected, "{} bytes", sent.len());
+}
+
+/// That these many requests left no byte behind on the connections that they shared. An end that was sent twice would be a
+/// head to the upstream, and the connection would not be used again.
+fn assert_kept(upstream: &Upstream, requests: usize) {
+    let received = upstream.requests(requests);
+    assert!(
+        received
+            .iter()
+            .all(|request| request.head.starts_with("POST "))
+    );
+    // Pingora opens another where whoever watches an idle one has not let go of it yet, which is seldom.
+    assert!(upstream.connections() < requests);
+}
+
+#[test]
+fn a_client_of_http_2_is_forced_however_it_frames_its_body() {
+    let upstream = upstream::json(r#"{"a":1}"#).run();
+    let proxy = proxy::new().upstream(&upstream).tls().run();
+    let mut count = 0;
+    for size in SIZES {
+        for framing in FRAMINGS {
+            let body = object_of(size);
+            let answer = post(&proxy, "sk-fast", &body, framing);
+            assert_eq!(
+                (answer.status, answer.text()),
+                (200, r#"{"a":1}"#),
+                "{size} {framing:?}"
+            );
+            count += 1;
+            let request = upstream.requests(count).pop().unwrap();
+            assert_forced(&request, &body);
+            let chunked = request.header("transfer-encoding") == ["chunked"];
+            assert_eq!(chunked, framing != Framing::Length);
+            // Its line is written when the connection is back in the pool.
+            proxy.access_log(count);
+        }
+    }
+    assert_kept(&upstream, count);
+}
+
+#[test]
+fn a_client_of_http_2_that_is_not_forced_passes_every_byte() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).tls().run();
+    for (at, framing) in FRAMINGS.into_iter().enumerate() {
+        let body = object_of(200_000);
+        assert_eq!(post(&proxy, "sk-plain", &body, framing).status, 200);
+        assert!(upstream.requests(at + 1)[at].body == body, "{framing:?}");
+        proxy.access_log(at + 1);
+    }
+    assert_kept(&upstream, FRAMINGS.len());
+}
+
+#[test]
+fn a_client_of_http_2_is_refused_with_the_upstream_left_alone() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).tls().run();
+    let answer = post(&proxy, "sk-nobody", b"{}", Framing::Length);
+    assert_eq!(
+        (answer.status, answer.openai_code().as_str()),
+        (401, "invalid_api_key")
+    );
+    let answer = post(&proxy, "sk-fast", b"[]", Framing::Length);
+    assert_eq!(
+        (answer.status, answer.openai_code().as_str()),
+        (400, "not_a_json_object")
+    );
+    upstream.assert_untouched();
+    for framing in [Framing::NoLength, Framing::EmptyEnd] {
+        let answer = post(&proxy, "sk-fast", b"[]", framing);
+        assert_eq!(
+            (answer.status, answer.openai_code().as_str()),
+            (400, "not_a_json_object")
+        );
+    }
+    for request in upstream.received() {
+        assert_eq!((request.whole, request.text()), (false, ""));
+    }
+}
+
+#[test]
+fn an_upstream_that_is_cut_is_cut_for_a_client_of_http_2_too() {
+    let script = [reply(200).sse_begun(&["data: 1\n\n"]).close()];
+    let upstream = upstream::script(script).run();
+    let proxy = proxy::new().upstream(&upstream).tls().run();
+    let answer = post(&proxy, "sk-fast", b"{}", Framing::Length);
+    assert_eq!((answer.status, answer.whole), (200, false));
+    assert_eq!(proxy.record()["outcome"], "upstream_cut");
+}
+
+#[test]
+fn an_upstream_of_http_2_gets_what_one_of_http_1_would() {
+    for size in [2, 70, 65_537, 300_000] {
+        let upstream = h2::upstream(Reply::Json(r#"{"a":1}"#.to_owned()));
+        let proxy = proxy::new().upstream(&upstream).run();
+        let body = if size == 2 {
+            b"{}".to_vec()
+        } else {
+            object_of(size)
+        };
+        let answer = proxy.client("sk-fast").post(PATH, &body);
+        assert_eq!((answer.status, answer.text()), (200, r#"{"a":1}"#));
+        let request = upstream.request();
+        assert_forced(&request, &body);
+        assert!(request.request_line().ends_with("/v1/responses HTTP/2"));
+        assert_eq!(
+            request.header("content-length"),
+            [request.body.len().to_string()]
+        );
+        assert_eq!(request.header("authorization"), ["Bearer sk-fast"]);
+        let record = proxy.record();
+        assert_eq!(
+            json!([
+                record["outcome"],
+                record["service_tier"],
+                record["upstream_request_bytes"]
+            ]),
+            json!(["ok", "priority", request.body.len()])
+        );
+    }
+}
+
+#[test]
+fn a_chunked_body_reaches_an_upstream_of_http_2_without_a_length() {
+    let upstream = h2::upstream(Reply::Json("{}".to_owned()));
+    let proxy = proxy::new().upstream(&upstream).run();
+    let body = object_of(150_000);
+    let pieces: Vec<&[u8]> = body.chunks(10_000).collect();
+    assert_eq!(
+        proxy.client("sk-fast").post_chunked(PATH, &pieces).status,
+        200
+    );
+    let request = upstream.request();
+    assert_forced(&request, &body);
+    assert_eq!(request.header("content-length"), [""; 0]);
+}
+
+#[test]
+fn a_chunked_body_that_is_not_good_is_refused_at_once_before_an_upstream_of_http_2() {
+    let upstream = h2::upstream(Reply::Json("{}".to_owned()));
+    let proxy = proxy::new().upstream(&upstream).run();
+    let answer = proxy.client("sk-fast").post_chunked(PATH, &[b"{", b"]"]);
+    assert_eq!(
+        (answer.status, answer.openai_code().as_str()),
+        (400, "invalid_json")
+    );
+    for request in upstream.received() {
+        assert_eq!((request.whole, request.text()), (false, ""));
+    }
+}
+
+#[test]
+fn http_2_on_both_sides() {
+    for framing in FRAMINGS {
+        for size in SIZES {
+            let upstream = h2::upstream(Reply::Json("{}".to_owned()));
+            let proxy = proxy::new().upstream(&upstream).tls().run();
+            let body = object_of(size);
+            assert_eq!(post(&proxy, "sk-fast", &body, framing).status, 200);
+            assert_forced(&upstream.request(), &body);
+            assert_eq!(proxy.record()["outcome"], "ok", "{framing:?}");
+        }
+    }
+}
+
+#[test]
+fn a_stream_that_an_upstream_of_http_2_resets_is_cut_for_the_client() {
+    let upstream = h2::upstream(Reply::Cut("data: 1\n\n".to_owned()));
+    let proxy = proxy::new().upstream(&upstream).tls().run();
+    let answer = proxy.client("sk-fast").post(PATH, "{}");
+    assert_eq!(
+        (answer.status, answer.whole, answer.text()),
+        (200, false, "data: 1\n\n")
+    );
+    let answer = post(&proxy, "sk-fast", b"{}", Framing::Length);
+    assert_eq!((answer.status, answer.whole), (200, false));
+    for record in proxy.access_log(2) {
+        assert_eq!(record["outcome"], "upstream_cut");
+    }
+}
+
+#[test]
+fn an_upstream_of_http_2_that_says_nothing_within_its_time() {
+    let upstream = h2::upstream(Reply::Silence);
+    for times in [
+        "response_timeout: 300ms, idle_timeout: 300ms",
+        "response_timeout: 300ms, idle_timeout: 20s",
+    ] {
+        assert_times_out(&proxy::new().upstream_with("main", &upstream, times).run());
+    }
+}
+
+#[test]
+fn a_client_of_http_2_whose_body_stops() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .tls()
+        .setting("limits: {body_idle_timeout: 300ms}")
+        .run();
+    let begun = Instant::now();
+    let answer = post(&proxy, "sk-fast", b"{", Framing::StalledLength);
+    assert_eq!(
+        (answer.status, answer.openai_code().as_str()),
+        (408, "request_timeout")
+    );
+    upstream.assert_untouched();
+    // Here the upstream has the head already, and the stream is reset.
+    let answer = post(&proxy, "sk-fast", b"{", Framing::StalledNoLength);
+    assert!(!answer.whole || answer.status == 408, "{answer:?}");
+    let answer = post(&proxy, "sk-plain", b"{", Framing::StalledLength);
+    assert!(!answer.whole || answer.status == 408, "{answer:?}");
+    assert!(begun.elapsed() < Duration::from_secs(6));
+    for record in proxy.access_log(3) {
+        assert_eq!(
+            json!([record["outcome"], record["error"]]),
+            json!(["timeout", "request_timeout"])
+        );
+    }
+}
+
+fn assert_times_out(proxy: &Proxy) {
+    let begun = Instant::now();
+    let answer = proxy.client("sk-fast").post(PATH, "{}");
+    assert_eq!(
+        (answer.status, answer.openai_code().as_str()),
+        (504, "upstream_timeout")
+    );
+    assert!(begun.elapsed() < Duration::from_secs(4));
+    assert_eq!(proxy.record()["outcome"], "timeout");
+}
+
+#[test]
+fn an_upstream_with_tls_that_speaks_no_http_2() {
+    let upstream = upstream::json("{}").run_with_tls();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let body = object_of(200_000);
+    assert_eq!(proxy.client("sk-fast").post(PATH, &body).status, 200);
+    assert_forced(&upstream.request(), &body);
+}
+
+#[test]
+fn an_upstream_whose_certificate_is_not_trusted_gets_no_byte() {
+    let upstream = h2::upstream(Reply::Json("{}".to_owned()));
+    let proxy = proxy::new().upstream(&upstream).distrusting().run();
+    let answer = proxy.client("sk-fast").post(PATH, "{}");
+    assert_eq!(
+        (answer.status, answer.openai_code().as_str()),
+        (502, "upstream_unreachable")
+    );
+    assert!(upstream.received().is_empty());
+}

@@ -1,0 +1,345 @@
+//! How a request is changed, and how not: forced, not forced, asked for by the beta header; bodies under a coding;
+//! headers; the upstream's credential.
+
+use std::fs;
+use std::io::Write;
+
+use crate::support::upstream::{self, Received};
+use crate::support::{eventually, proxy};
+
+const BETA: &str = "fast-mode-2026-02-01";
+
+#[test]
+fn a_forced_request_carries_the_tier_whatever_the_client_asked_for() {
+    let cases = [
+        (r#"{}"#, r#"{"service_tier":"priority"}"#),
+        (
+            r#"{"a":1.50,"b":"\ud800"}"#,
+            r#"{"service_tier":"priority","a":1.50,"b":"\ud800"}"#,
+        ),
+        (
+            r#"{"a":{"service_tier":"flex"},"service_tier":"flex"}"#,
+            r#"{"service_tier":"priority","a":{"service_tier":"flex"}}"#,
+        ),
+        (
+            r#"{"Service_Tier":null,"x":[1,{}],"service\u005ftier":{"a":1}}"#,
+            r#"{"service_tier":"priority","x":[1,{}]}"#,
+        ),
+    ];
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    for (at, (sent, expected)) in cases.into_iter().enumerate() {
+        assert_eq!(
+            proxy.client("sk-fast").post("/v1/responses", sent).status,
+            200
+        );
+        let request = &upstream.requests(at + 1)[at];
+        assert_eq!(without_space(request.text()), expected);
+        assert_eq!(
+            request.header("content-length"),
+            [request.body.len().to_string()]
+        );
+    }
+}
+
+#[test]
+fn every_endpoint_with_a_tier_is_forced() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let paths = [
+        "/v1/responses",
+        "/v1/responses/compact",
+        "/V1/Chat/Completions/",
+        "/v1/messages?beta=true",
+        "/v1/agents",
+        "/v1/agents/sessions",
+        "/backend-api/codex/responses",
+    ];
+    for (at, path) in paths.into_iter().enumerate() {
+        proxy.client("sk-fast").post(path, r#"{"a":1}"#);
+        let request = &upstream.requests(at + 1)[at];
+        assert_eq!(request.request_line(), format!("POST {path} HTTP/1.1"));
+        let body = without_space(request.text());
+        assert_eq!(body, r#"{"service_tier":"priority","a":1}"#, "{path}");
+    }
+}
+
+#[test]
+fn a_group_that_is_not_forced_passes_every_byte() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let bodies: [&[u8]; 5] = [
+        br#" {"service_tier" : "flex", "service_tier":"auto"} "#,
+        b"not JSON",
+        b"\xff\xfe\x00",
+        b"",
+        br#"{"a":"#,
+    ];
+    for (at, body) in bodies.into_iter().enumerate() {
+        assert_eq!(
+            proxy.client("sk-plain").post("/v1/responses", body).status,
+            200
+        );
+        assert_eq!(upstream.requests(at + 1)[at].body, body);
+    }
+    let pieces: [&[u8]; 2] = [b"{\"a\":", b"1}"];
+    proxy
+        .client("sk-plain")
+        .post_chunked("/v1/responses", &pieces);
+    let last = upstream.requests(6).remove(5);
+    assert_eq!(last.header("transfer-encoding"), ["chunked"]);
+    assert_eq!(last.text(), r#"{"a":1}"#);
+}
+
+#[test]
+fn other_endpoints_of_a_forced_group_pass_every_byte() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let body = br#"{"service_tier":"flex"}"#;
+    let paths = [
+        "/v1/embeddings",
+        "/v1/responses/input_tokens",
+        "/v1/responses/x/cancel",
+    ];
+    for (at, path) in paths.into_iter().enumerate() {
+        proxy.client("sk-fast").post(path, body);
+        assert_eq!(upstream.requests(at + 1)[at].body, body, "{path}");
+    }
+    assert_eq!(
+        proxy.client("sk-fast").get("/v1/responses/resp_1").status,
+        200
+    );
+    assert_eq!(upstream.requests(4)[3].body, b"");
+}
+
+/// The one request that an upstream with these settings gets for a `messages` request.
+fn on_messages(key: &str, settings: &str, betas: &[&str], body: &str) -> Received {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, settings)
+        .run();
+    let mut client = proxy.client(key);
+    for beta in betas {
+        client = client.header("anthropic-beta", beta);
+    }
+    assert_eq!(client.post("/v1/messages", body).status, 200);
+    upstream.request()
+}
+
+#[test]
+fn messages_ask_for_the_tier_in_the_way_of_their_upstream() {
+    let body = r#"{"service_tier":"auto","m":1}"#;
+    let request = on_messages("sk-fast", "messages: tier", &["x-1"], body);
+    assert_eq!(
+        without_space(request.text()),
+        r#"{"service_tier":"priority","m":1}"#
+    );
+    assert_eq!(request.header("anthropic-beta"), ["x-1"]);
+
+    let request = on_messages("sk-fast", "messages: beta", &["x-1", "x-2"], body);
+    assert_eq!(without_space(request.text()), r#"{"m":1}"#);
+    let expected = format!("x-1,x-2,{BETA}");
+    assert_eq!(request.header("anthropic-beta"), [expected.as_str()]);
+
+    let betas = [BETA, "x-1, fast-mode-2026-02-01"];
+    let request = on_messages("sk-fast", "kind: gateway", &betas, body);
+    assert_eq!(
+        without_space(request.text()),
+        r#"{"service_tier":"priority","m":1}"#
+    );
+    let expected = format!("x-1,{BETA}");
+    assert_eq!(request.header("anthropic-beta"), [expected.as_str()]);
+}
+
+#[test]
+fn the_beta_header_asks_for_priority_where_nothing_is_forced() {
+    let body = r#"{"m":1}"#;
+    let betas = ["other-1", "x , fast-mode-2026-02-01"];
+    let request = on_messages("sk-plain", "messages: tier", &betas, body);
+    assert_eq!(
+        without_space(request.text()),
+        r#"{"service_tier":"priority","m":1}"#
+    );
+    for near_miss in ["fast-mode-2026-02-01x", "Fast-Mode-2026-02-01", "fast-mode"] {
+        let request = on_messages("sk-plain", "messages: tier", &[near_miss], body);
+        assert_eq!(request.text(), body, "{near_miss}");
+    }
+    let request = on_messages("sk-plain", "messages: off", &[BETA], body);
+    assert_eq!(request.text(), body);
+}
+
+#[test]
+fn bodies_under_a_content_coding_are_sent_on_decoded() {
+    let body = r#"{"a":"text that is coded","service_tier":"flex"}"#;
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    for (at, name) in ["gzip", "zstd", "br", "deflate"].into_iter().enumerate() {
+        let client = proxy.client("sk-fast").header("Content-Encoding", name);
+        assert_eq!(
+            client.post("/v1/responses", coded(name, body)).status,
+            200,
+            "{name}"
+        );
+        let request = &upstream.requests(at + 1)[at];
+        assert_eq!(
+            without_space(request.text()),
+            r#"{"service_tier":"priority","a":"textthatiscoded"}"#
+        );
+        assert_eq!(request.header("content-encoding"), [""; 0]);
+        assert_eq!(
+            request.header("content-length"),
+            [request.body.len().to_string()]
+        );
+    }
+    let plain = coded("gzip", body);
+    let client = proxy.client("sk-plain").header("Content-Encoding", "gzip");
+    client.post("/v1/responses", &plain);
+    let untouched = upstream.requests(5).remove(4);
+    assert_eq!(
+        (untouched.body, untouched.head.contains("gzip")),
+        (plain, true)
+    );
+}
+
+#[test]
+fn a_coded_body_that_cannot_be_looked_at_to_its_end_tells_nothing() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("limits: {decoded_body: 8KiB}")
+        .run();
+    let filling = "x".repeat(20_000);
+    let body = format!(
+        r#"{{"model":"m","service_tier":"flex","input":"{filling}","service_tier":"priority"}}"#
+    );
+    let coded = coded("gzip", &body);
+    let client = proxy.client("sk-plain").header("Content-Encoding", "gzip");
+    assert_eq!(client.post("/v1/responses", &coded).status, 200);
+    assert_eq!(upstream.requests(1)[0].body, coded);
+    let record = proxy.record();
+    for member in ["service_tier", "service_tier_client", "model"] {
+        assert_eq!(record[member], serde_json::Value::Null, "{member}");
+    }
+}
+
+#[test]
+fn headers_pass_but_for_those_of_the_connection() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let client = proxy
+        .client("sk-fast")
+        .header("Connection", "keep-alive, X-Mine")
+        .header("X-Mine", "1")
+        .header("Keep-Alive", "timeout=5")
+        .header("X-Other", "a")
+        .header("X-Other", "b")
+        .header("Accept-Encoding", "gzip")
+        .header("x-codex-routing-hint", "a=1;tier=default")
+        .header("User-Agent", "codex/1");
+    let answer = client.post("/v1/responses", "{}");
+    let request = upstream.request();
+    for gone in ["x-mine", "keep-alive", "connection"] {
+        assert_eq!(request.header(gone), [""; 0], "{gone}");
+    }
+    assert_eq!(request.header("x-other"), ["a", "b"]);
+    assert_eq!(request.header("accept-encoding"), ["identity"]);
+    assert_eq!(
+        request.header("x-codex-routing-hint"),
+        ["a=1;tier=priority"]
+    );
+    assert_eq!(request.header("authorization"), ["Bearer sk-fast"]);
+    assert_eq!(request.header("host"), [upstream.address.to_string()]);
+    assert_eq!(answer.header("x-request-id"), Some("req_1"));
+    assert_eq!(
+        answer.header("x-tiergate-request-id").map(str::len),
+        Some(36)
+    );
+}
+
+#[test]
+fn the_prefix_of_the_upstream_stands_before_the_path() {
+    let upstream = upstream::json("{}").run();
+    struct Prefixed(String);
+    impl proxy::Target for Prefixed {
+        fn url(&self) -> String {
+            format!("{}/proxy/openai", self.0)
+        }
+    }
+    let target = Prefixed(proxy::Target::url(&upstream));
+    let proxy = proxy::new().upstream(&target).run();
+    proxy.client("sk-fast").post("/v1/responses?a=%20b", "{}");
+    assert_eq!(
+        upstream.request().request_line(),
+        "POST /proxy/openai/v1/responses?a=%20b HTTP/1.1"
+    );
+}
+
+#[test]
+fn the_upstreams_own_key_replaces_the_clients_and_is_read_again_when_it_changes() {
+    let upstream = upstream::json("{}").run();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("credential");
+    fs::write(&file, "up-1\n").unwrap();
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, "credential_file: credential")
+        .run_in(folder);
+    proxy.client("sk-fast").post("/v1/responses", "{}");
+    let client = proxy.anonymous().header("X-Api-Key", "sk-plain");
+    client.post("/v1/messages", "{}");
+    let requests = upstream.requests(2);
+    assert_eq!(requests[0].header("authorization"), ["Bearer up-1"]);
+    assert_eq!(requests[0].header("x-api-key"), [""; 0]);
+    assert_eq!(requests[1].header("x-api-key"), ["up-1"]);
+    assert_eq!(requests[1].header("authorization"), [""; 0]);
+    fs::write(&file, "up-2\n").unwrap();
+    eventually("the new key is used", || {
+        proxy.client("sk-fast").post("/v1/responses", "{}");
+        let last = upstream.received().pop()?;
+        (last.header("authorization") == ["Bearer up-2"]).then_some(())
+    });
+}
+
+#[test]
+fn several_upstreams_are_told_apart_by_group() {
+    let (first, second) = (upstream::json("{}").run(), upstream::json("{}").run());
+    let proxy = proxy::new()
+        .policy(
+            "version: 1\n\
+             groups:\n  a: {platform: openai, upstream: one}\n  b: {platform: anthropic, upstream: two}\n\
+             keys: {sk-a: a, sk-b: b}\n",
+        )
+        .upstream_with("one", &first, "")
+        .upstream_with("two", &second, "kind: anthropic")
+        .run();
+    proxy.client("sk-a").post("/v1/responses", "{}");
+    proxy.client("sk-b").post("/v1/messages", r#"{"b":1}"#);
+    assert_eq!(first.request().text(), "{}");
+    assert_eq!(second.request().text(), r#"{"b":1}"#);
+}
+
+fn coded(name: &str, text: &str) -> Vec<u8> {
+    let mut coded = Vec::new();
+    match name {
+        "gzip" => {
+            let mut encoder = flate2::write::GzEncoder::new(&mut coded, Default::default());
+            encoder.write_all(text.as_bytes()).unwrap();
+            encoder.finish().unwrap();
+        }
+        "deflate" => {
+            let mut encoder = flate2::write::ZlibEncoder::new(&mut coded, Default::default());
+            encoder.write_all(text.as_bytes()).unwrap();
+            encoder.finish().unwrap();
+        }
+        "br" => {
+            let mut encoder = brotli::CompressorWriter::new(&mut coded, 4096, 5, 22);
+            encoder.write_all(text.as_bytes()).unwrap();
+        }
+        _ => coded = zstd::encode_all(text.as_bytes(), 3).unwrap(),
+    }
+    coded
+}
+
+/// The rewriter may put spaces in the place of what it dropped. None of the bodies here has one inside a name.
+fn without_space(text: &str) -> String {
+    text.split_ascii_whitespace().collect()
+}

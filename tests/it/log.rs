@@ -1,0 +1,379 @@
+//! No request is missing from the access log: whatever happens to its file, and however the process ends.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::time::{Duration, Instant};
+
+use crate::support::client::Connection;
+use crate::support::h2::{self, Framing};
+use crate::support::proxy::{self, Proxy, lines_of};
+use crate::support::upstream::{self, Upstream, reply};
+use crate::support::{eventually, record};
+use serde_json::{Value, json};
+
+const PATH: &str = "/v1/responses";
+
+fn post(proxy: &Proxy) {
+    assert_eq!(proxy.client("sk-fast").post(PATH, "{}").status, 200);
+}
+
+/// Fails unless the lines are numbered from 0 without a gap, each once.
+fn assert_no_gap(records: &[Value]) {
+    let numbers: Vec<u64> = records
+        .iter()
+        .map(|record| record["seq"].as_u64().unwrap())
+        .collect();
+    let expected: Vec<u64> = (0..records.len() as u64).collect();
+    assert_eq!(numbers, expected);
+}
+
+fn records_of(path: &std::path::Path) -> Vec<Value> {
+    let lines = lines_of(path);
+    lines.iter().map(|line| record::normalised(line)).collect()
+}
+
+#[test]
+fn a_full_device_loses_nothing_and_is_told_of() {
+    let upstream = upstream::json("{}").run();
+    let folder = tempfile::tempdir().unwrap();
+    symlink("/dev/full", folder.path().join("access.log")).unwrap();
+    let proxy = proxy::new().upstream(&upstream).run_in(folder);
+    assert_eq!(proxy.admin("/readyz").status, 200);
+    for _ in 0..5 {
+        post(&proxy);
+    }
+    let ready = eventually("/readyz tells", || {
+        Some(proxy.admin("/readyz")).filter(|ready| ready.status == 503)
+    });
+    assert!(ready.text().contains("access log"), "{ready:?}");
+    assert!(proxy.metric("tiergate_access_log_errors_total") >= 1.0);
+    // The process lives all the same.
+    assert_eq!(proxy.admin("/healthz").status, 200);
+    fs::remove_file(proxy.log_path()).unwrap();
+    proxy.signal(libc::SIGUSR1);
+    assert_no_gap(&proxy.access_log(5));
+    eventually("/readyz is good again", || {
+        (proxy.admin("/readyz").status == 200).then_some(())
+    });
+    post(&proxy);
+    assert_no_gap(&proxy.access_log(6));
+}
+
+#[test]
+fn a_limit_of_file_sizes_is_like_a_full_device() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    post(&proxy);
+    proxy.access_log(1);
+    // Some of the next line still fits.
+    let full = fs::metadata(proxy.log_path()).unwrap().len() + 100;
+    proxy.limit_files(full);
+    for _ in 0..3 {
+        post(&proxy);
+    }
+    eventually("a failed write", || {
+        (proxy.metric("tiergate_access_log_errors_total") >= 1.0).then_some(())
+    });
+    // What fitted of the line was taken back: another process may write to the file as well.
+    assert_eq!(fs::metadata(proxy.log_path()).unwrap().len(), full - 100);
+    proxy.limit_files(libc::RLIM_INFINITY);
+    assert_no_gap(&proxy.access_log(4));
+}
+
+#[test]
+fn the_end_waits_for_a_log_that_cannot_be_written() {
+    let (_upstream, mut proxy, full) = with_a_full_log("server: {drain: 20s}");
+    proxy.signal(libc::SIGTERM);
+    proxy.await_stderr("draining");
+    assert!(proxy.ended().is_none());
+    // The administrator makes room.
+    proxy.limit_files(full + 100_000);
+    assert_eq!(proxy.wait().code(), Some(0));
+    assert_no_gap(&proxy.access_log(2));
+}
+
+#[test]
+fn lines_that_are_lost_at_the_end_are_told_of() {
+    let (_upstream, mut proxy, _) = with_a_full_log("server: {drain: 200ms}");
+    proxy.signal(libc::SIGTERM);
+    assert_eq!(proxy.wait().code(), Some(1));
+    proxy.await_stderr("the access log cannot be written, lines lost: 1");
+    assert_no_gap(&proxy.access_log(1));
+}
+
+/// A proxy that has served two requests, and has no room for the line of the second. Its log has so many bytes.
+fn with_a_full_log(setting: &str) -> (Upstream, Proxy, u64) {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).setting(setting).run();
+    post(&proxy);
+    proxy.access_log(1);
+    // What the proxy says on stderr has room.
+    let full = fs::metadata(proxy.log_path()).unwrap().len();
+    proxy.limit_files(full);
+    post(&proxy);
+    eventually("a failed write", || {
+        (proxy.metric("tiergate_access_log_errors_total") >= 1.0).then_some(())
+    });
+    (upstream, proxy, full)
+}
+
+#[test]
+fn a_rotation_under_load_loses_nothing() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let rotated = |number: usize| proxy.path(&format!("access.log.{number}"));
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| (0..200).for_each(|_| post(&proxy)));
+        for number in 0..3 {
+            let log = proxy.log_path();
+            eventually("lines to rotate", || {
+                (lines_of(&log).len() >= 10).then_some(())
+            });
+            fs::rename(&log, rotated(number)).unwrap();
+            proxy.signal(libc::SIGUSR1);
+            eventually("a new file", || log.exists().then_some(()));
+        }
+        load.join().unwrap();
+    });
+    let mut parts: Vec<Vec<Value>> = (0..3).map(|number| records_of(&rotated(number))).collect();
+    let before: usize = parts.iter().map(Vec::len).sum();
+    eventually("all lines", || {
+        (proxy.log_lines().len() + before >= 200).then_some(())
+    });
+    parts.push(records_of(&proxy.log_path()));
+    assert!(parts.iter().all(|part| !part.is_empty()));
+    let all = parts.concat();
+    assert_eq!(all.len(), 200);
+    assert_no_gap(&all);
+}
+
+#[test]
+fn a_process_that_is_killed_has_the_lines_of_what_it_answered() {
+    let upstream = upstream::json("{}").run();
+    let mut proxy = proxy::new().upstream(&upstream).run();
+    let mut answered: HashSet<String> = HashSet::new();
+    let client = proxy.client("sk-fast");
+    let mut connection = client.connect();
+    for _ in 0..100 {
+        connection.send(client.message(PATH, b"{}"));
+        let answer = connection.answer();
+        let id = answer.header("x-tiergate-request-id").expect("an id");
+        answered.insert(id.to_owned());
+    }
+    // This long ago the last of them was whole.
+    std::thread::sleep(Duration::from_millis(100));
+    proxy.kill();
+    let logged: HashSet<String> = proxy
+        .log_lines()
+        .iter()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .map(|record| record["request_id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(logged, answered);
+}
+
+#[test]
+fn sigterm_lets_a_running_stream_end_within_the_drain() {
+    let script = [reply(200)
+        .sse_begun(&["data: 1\n\n"])
+        .hold()
+        .chunk("data: 2\n\n")
+        .send("0\r\n\r\n")];
+    let upstream = upstream::script(script).run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("server: {drain: 20s}")
+        .run();
+    let client = proxy.client("sk-plain");
+    let mut connection = client.connect();
+    connection.send(client.message("/v1/embeddings", b"{}"));
+    assert_eq!(connection.head().unwrap().status, 200);
+    assert_eq!(connection.chunk().unwrap(), b"data: 1\n\n");
+    proxy.signal(libc::SIGTERM);
+    proxy.await_stderr("draining");
+    upstream.release();
+    assert_eq!(connection.chunk().unwrap(), b"data: 2\n\n");
+    assert_eq!(connection.chunk(), None);
+    let begun = Instant::now();
+    let records = ended(proxy);
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(records.len(), 1);
+    assert_eq!(
+        json!([records[0]["outcome"], records[0]["response_bytes"]]),
+        json!(["ok", 18])
+    );
+}
+
+#[test]
+fn sigterm_cuts_a_stream_that_outlasts_the_drain_and_writes_its_line() {
+    let script = [reply(200).sse_begun(&["data: 1\n\n"]).hold()];
+    let upstream = upstream::script(script).run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("server: {drain: 500ms}")
+        .run();
+    let client = proxy.client("sk-fast");
+    let mut connection = client.connect();
+    connection.send(client.message(PATH, b"{}"));
+    assert_eq!(connection.head().unwrap().status, 200);
+    assert_eq!(connection.chunk().unwrap(), b"data: 1\n\n");
+    let begun = Instant::now();
+    proxy.signal(libc::SIGTERM);
+    let records = ended(proxy);
+    let time = begun.elapsed();
+    assert!(time >= Duration::from_millis(450), "cut after {time:?}");
+    assert!(time < Duration::from_secs(5), "{time:?}");
+    // It is cut, not ended as if it were whole.
+    connection.assert_closed();
+    assert_eq!(records.len(), 1);
+    assert_eq!(
+        json!([
+            records[0]["status"],
+            records[0]["outcome"],
+            records[0]["service_tier"],
+            records[0]["response_bytes"]
+        ]),
+        json!([200, "upstream_cut", "priority", 9])
+    );
+    upstream.release();
+}
+
+#[test]
+fn requests_that_are_still_arriving_at_the_end_of_the_drain_are_told_to_try_again() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("server: {drain: 500ms}")
+        .run();
+    let with_length = proxy.client("sk-fast").head_of(PATH, 100);
+    let chunked = ["sk-fast", "sk-plain"].map(|key| {
+        let client = proxy.client(key).header("Transfer-Encoding", "chunked");
+        [client.head("POST", PATH), b"1\r\n".to_vec()].concat()
+    });
+    let mut arriving: Vec<Connection> = [with_length]
+        .into_iter()
+        .chain(chunked)
+        .map(|head| {
+            let mut connection = proxy.anonymous().connect();
+            connection.send([&head[..], b"{"].concat());
+            connection
+        })
+        .collect();
+    eventually("three requests", || {
+        (proxy.status()["requests_in_flight"] == 3).then_some(())
+    });
+    proxy.signal(libc::SIGTERM);
+    for connection in &mut arriving {
+        let answer = connection.answer();
+        assert_eq!(
+            (answer.status, answer.openai_code().as_str()),
+            (503, "draining")
+        );
+        assert_eq!(answer.header("retry-after"), Some("1"));
+        assert_eq!(answer.header("x-should-retry"), None);
+    }
+    let records = ended(proxy);
+    assert_eq!(records.len(), 3);
+    for record in records {
+        assert_eq!(
+            json!([record["outcome"], record["error"]]),
+            json!(["rejected", "draining"])
+        );
+    }
+}
+
+#[test]
+fn requests_over_http_2_that_outlast_the_drain_have_their_lines() {
+    let upstream = upstream::script([upstream::silence()]).run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .tls()
+        .setting("server: {drain: 500ms}")
+        .run();
+    let address = proxy.tls_address;
+    let ask = |framing| {
+        let headers = [("authorization", "Bearer sk-fast")];
+        std::thread::spawn(move || h2::post(address, &headers, PATH, b"{}", framing))
+    };
+    let running = [
+        Framing::Length,
+        Framing::StalledLength,
+        Framing::StalledNoLength,
+    ]
+    .map(ask);
+    eventually("three requests", || {
+        (proxy.status()["requests_in_flight"] == 3).then_some(())
+    });
+    upstream.await_heads(2);
+    proxy.signal(libc::SIGTERM);
+    assert_eq!(ended(proxy).len(), 3);
+    for asked in running {
+        assert!(!asked.join().unwrap().whole);
+    }
+}
+
+#[test]
+fn an_idle_process_ends_at_once() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .tls()
+        .setting("server: {drain: 60s}")
+        .run();
+    let client = proxy.client("sk-fast");
+    let mut idle = client.connect();
+    idle.send(client.message(PATH, b"{}"));
+    assert_eq!(idle.answer().status, 200);
+    // Nor does it wait for connections that have brought nothing, with TLS or without.
+    let _new = [proxy.address, proxy.tls_address].map(Connection::open);
+    eventually("three connections", || {
+        (proxy.metric("tiergate_connections") == 3.0).then_some(())
+    });
+    let begun = Instant::now();
+    let records = proxy.stop();
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(records.len(), 1);
+    idle.assert_closed();
+}
+
+#[test]
+fn every_kind_of_end_is_numbered_without_a_gap() {
+    let script = [
+        reply(200).json("{}"),
+        upstream::Reply::default().reset(),
+        reply(500).json("{}"),
+        reply(200).sse(&["data: 1\n\n"]),
+    ];
+    let upstream = upstream::script(script).run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    for expected in [200, 502, 500, 200] {
+        assert_eq!(proxy.client("sk-fast").post(PATH, "{}").status, expected);
+    }
+    for (key, body, expected) in [("sk-x", "{}", 401), ("sk-fast", "[", 400)] {
+        assert_eq!(proxy.client(key).post(PATH, body).status, expected);
+    }
+    let client = proxy.client("sk-fast");
+    let mut gone = client.connect();
+    gone.send(client.head_of(PATH, 100));
+    drop(gone);
+    proxy.access_log(7);
+    let records = proxy.stop();
+    assert_eq!(records.len(), 7);
+    assert_no_gap(&records);
+}
+
+/// Waits for a process that was told to end, and gives its log.
+fn ended(mut proxy: Proxy) -> Vec<Value> {
+    let status = proxy.wait();
+    assert_eq!(status.code(), Some(0), "{}", proxy.stderr());
+    records_of(&proxy.log_path())
+}

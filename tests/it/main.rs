@@ -1,0 +1,34 @@
+//! All tests that need nothing of their own process: one program, so that Pingora is linked once. What has an allocator, a
+//! child reaper or the whole machine to itself stands beside it.
+
+#![recursion_limit = "256"]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod admin_page;
+mod cli;
+mod client_address;
+mod clients;
+mod config_errors;
+mod conversation;
+mod diff;
+mod floods;
+mod gate;
+mod ledger;
+mod limits;
+mod log;
+mod memory;
+mod monitoring;
+mod probe;
+mod readme;
+mod reload;
+mod report;
+mod secrets;
+mod service_tier;
+mod smuggling;
+mod supply_chain;
+mod upstreams;
+mod usage;
+mod websocket;
+mod websocket_live;

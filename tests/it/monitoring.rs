@@ -1,0 +1,146 @@
+//! What monitoring reads: the rules and the dashboard in conf/ speak of metrics that there are, and the journal gets its lines.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::support::tls::{self, Certificates};
+use crate::support::{eventually, proxy, upstream};
+use serde_json::{Value, json};
+
+fn conf(name: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    fs::read_to_string(root.join("conf").join(name)).unwrap()
+}
+
+/// Every word of a text that is a metric's name, without what a histogram appends to it.
+fn metrics_in(text: &str) -> BTreeSet<String> {
+    let words = text.split(|sign: char| !(sign.is_ascii_lowercase() || sign == '_'));
+    let names = words.filter(|word| word.starts_with("tiergate_"));
+    names
+        .map(|name| name.trim_end_matches("_bucket").to_owned())
+        .collect()
+}
+
+/// Those that a running proxy has, with traffic or without.
+fn catalogue() -> BTreeSet<String> {
+    let source = include_str!("../../src/accounting/metrics.rs");
+    let literals = source.split("\"tiergate_").skip(1);
+    literals
+        .map(|rest| format!("tiergate_{}", rest.split('"').next().unwrap()))
+        .collect()
+}
+
+#[test]
+fn the_alerts_and_the_dashboard_name_only_metrics_that_there_are() {
+    let known = catalogue();
+    for name in ["alerts.yml", "grafana-dashboard.json"] {
+        let named = metrics_in(&conf(name));
+        assert!(named.len() > 7, "{name} names {named:?}");
+        let unknown: Vec<_> = named.difference(&known).collect();
+        assert!(unknown.is_empty(), "{name} names {unknown:?}");
+    }
+}
+
+#[test]
+fn the_dashboard_shows_every_metric() {
+    let shown = metrics_in(&conf("grafana-dashboard.json"));
+    let missing: Vec<_> = catalogue().difference(&shown).cloned().collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
+fn every_panel_has_a_place_and_a_query_of_its_own() {
+    let dashboard: Value = serde_json::from_str(&conf("grafana-dashboard.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let mut places = BTreeSet::new();
+    for panel in panels {
+        assert!(places.insert(panel["gridPos"].to_string()), "{panel}");
+        for target in panel["targets"].as_array().unwrap() {
+            let expression = target["expr"].as_str().unwrap();
+            assert!(!metrics_in(expression).is_empty(), "{expression}");
+        }
+    }
+}
+
+#[test]
+fn the_limit_of_the_buffer_is_told() {
+    let upstream = upstream::json("{}").run();
+    let limits = "limits: {buffered: 5MiB, body: 1MiB, decoded_body: 1MiB}";
+    let proxy = proxy::new().upstream(&upstream).setting(limits).run();
+    let told = proxy.metric("tiergate_buffered_limit_bytes");
+    assert_eq!(told, f64::from(5 << 20));
+}
+
+#[test]
+fn the_end_of_a_certificate_is_told_and_follows_its_file() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).tls().run();
+    let ends = "tiergate_certificate_expiry_timestamp_seconds";
+    let listener = format!("listener=\"{}\"", proxy.tls_address);
+    assert_eq!(
+        proxy.metric_of(ends, &listener),
+        seconds("4000-01-01T00:00:00Z")
+    );
+    assert_eq!(
+        proxy.metric(ends),
+        proxy.metric_of(ends, &listener),
+        "only listeners with TLS"
+    );
+
+    let renewed = Certificates::good_until(4005);
+    fs::write(proxy.path("key.pem"), &renewed.key).unwrap();
+    fs::write(proxy.path("cert.pem"), &renewed.certificate).unwrap();
+    let told = eventually("the new certificate", || {
+        let listeners = proxy.status()["listeners"].clone();
+        (listeners[1]["certificate_expires_at"] != "4000-01-01T00:00:00Z").then_some(listeners)
+    });
+    let expected = json!([
+        {"address": proxy.address.to_string(), "certificate_expires_at": null},
+        {"address": proxy.tls_address.to_string(), "certificate_expires_at": "4005-01-01T00:00:00Z"},
+    ]);
+    assert_eq!(told, expected);
+    assert_eq!(proxy.metric(ends), seconds("4005-01-01T00:00:00Z"));
+}
+
+#[test]
+fn a_chain_ends_with_the_first_of_its_certificates() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).tls().run();
+    let made = tls::certificates();
+    let chain = format!("{}{}", made.certificate, made.authority);
+    fs::write(proxy.path("cert.pem"), chain).unwrap();
+    let ends = || proxy.metric("tiergate_certificate_expiry_timestamp_seconds");
+    eventually("the end of the authority's certificate", || {
+        (ends() == seconds("3999-01-01T00:00:00Z")).then_some(())
+    });
+}
+
+fn seconds(time: &str) -> f64 {
+    let time: jiff::Timestamp = time.parse().unwrap();
+    time.as_second() as f64
+}
+
+/// What the proxy says on stderr when it is told that its stderr is this stream of the journal.
+fn said_to(stream: impl Fn(&fs::Metadata) -> String) -> String {
+    let upstream = upstream::json("{}").run();
+    let folder = tempfile::tempdir().unwrap();
+    // The file is kept when the proxy is started with it.
+    let stderr = fs::File::create(folder.path().join("stderr")).unwrap();
+    let stream = stream(&stderr.metadata().unwrap());
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .environment("JOURNAL_STREAM", &stream)
+        .run_in(folder);
+    proxy.await_stderr("serves on");
+    proxy.stderr()
+}
+
+#[test]
+fn lines_for_the_journal_begin_with_their_priority() {
+    let said = said_to(|file| format!("{}:{}", file.dev(), file.ino()));
+    assert!(said.starts_with("<6>tiergate "), "{said}");
+    let elsewhere = said_to(|file| format!("{}:{}", file.dev(), file.ino() + 1));
+    assert!(elsewhere.starts_with("[INFO ] tiergate "), "{elsewhere}");
+}

@@ -1,0 +1,281 @@
+//! How connections begin, stay and end.
+
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use serde_json::json;
+use tungstenite::Message;
+use tungstenite::protocol::frame::CloseFrame;
+
+use super::ends::{self, COMPLETED, CREATE, CREATED, DELTA, FORCED, Heard};
+use crate::support::proxy::{self, Proxy};
+use crate::support::{eventually, upstream};
+
+fn restart() -> Heard {
+    Heard::Close(1012, "the proxy restarts".to_owned())
+}
+
+#[test]
+fn a_socket_through_a_listener_with_tls() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new().upstream(&upstream.address).tls().run();
+    let mut socket = upstream.open_with_tls(&proxy, "sk-fast");
+    socket.client.say(CREATE);
+    assert_eq!(socket.server.hear_text(), FORCED);
+    ends::answer(&mut socket, &[CREATED, COMPLETED]);
+    assert_eq!(proxy.record()["service_tier"], "priority");
+}
+
+#[test]
+fn a_silent_socket_outlives_every_timeout() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new()
+        .upstream_with(
+            "main",
+            &upstream.address,
+            "idle_timeout: 200ms, response_timeout: 300ms",
+        )
+        .setting(
+            "limits: {header_timeout: 200ms, body_idle_timeout: 200ms, body_timeout: 300ms, \
+             keepalive_timeout: 1s}",
+        )
+        .run();
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    // That nothing happens can only be waited for.
+    std::thread::sleep(Duration::from_millis(1600));
+    socket.client.say(CREATE);
+    assert_eq!(socket.server.hear_text(), FORCED);
+    std::thread::sleep(Duration::from_millis(1600));
+    ends::answer(&mut socket, &[COMPLETED]);
+    assert_eq!(proxy.record()["outcome"], "ok");
+}
+
+#[test]
+fn an_upstream_that_answers_at_once_keeps_its_sockets() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new().upstream(&upstream.address).run();
+    for _ in 0..200 {
+        let mut socket = upstream.open(&proxy, "sk-fast");
+        socket.client.say("{}");
+        assert_eq!(socket.server.hear_text(), "{}");
+        socket.server.say("{}");
+        assert_eq!(socket.client.hear_text(), "{}");
+    }
+}
+
+#[test]
+fn an_upstream_that_does_not_answer_the_handshake_is_timed_out() {
+    let upstream = upstream::script([upstream::silence()]).run();
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, "response_timeout: 200ms")
+        .run();
+    let head = ends::handshake(&proxy.client("sk-fast"));
+    let answer = proxy.anonymous().exchange(&head);
+    assert_eq!(
+        (answer.status, &*answer.openai_code()),
+        (504, "upstream_timeout")
+    );
+    let line = proxy.record();
+    assert_eq!(
+        (&line["turn"], &line["outcome"]),
+        (&json!(0), &json!("timeout"))
+    );
+}
+
+#[test]
+fn an_unknown_key_reaches_no_upstream() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let head = ends::handshake(&proxy.client("sk-unknown"));
+    let answer = proxy.anonymous().exchange(&head);
+    assert_eq!(
+        (answer.status, &*answer.openai_code()),
+        (401, "invalid_api_key")
+    );
+    upstream.assert_untouched();
+}
+
+#[test]
+fn the_servers_close_comes_through_and_is_no_fault() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new().upstream(&upstream.address).run();
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    let close = CloseFrame {
+        code: 4000.into(),
+        reason: "an hour is over".into(),
+    };
+    socket.server.send(Message::Close(Some(close)));
+    let heard = Heard::Close(4000, "an hour is over".to_owned());
+    assert_eq!(socket.client.hear(), heard);
+    socket.client.vanish();
+    assert_eq!(proxy.record()["outcome"], "ok");
+}
+
+#[test]
+fn a_drain_ends_an_idle_socket_at_once() {
+    let upstream = ends::upstream();
+    let mut proxy = proxy::new().upstream(&upstream.address).run();
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    socket.client.say(CREATE);
+    socket.server.hear_text();
+    ends::answer(&mut socket, &[COMPLETED]);
+    proxy.signal(libc::SIGTERM);
+    assert_eq!(socket.client.hear(), restart());
+    socket.client.vanish();
+    assert_eq!(proxy.wait().code(), Some(0));
+    let line = &proxy.access_log(2)[1];
+    assert_eq!((&line["turn"], &line["outcome"]), (&json!(0), &json!("ok")));
+}
+
+#[test]
+fn a_drain_lets_a_running_turn_end() {
+    let upstream = ends::upstream();
+    let mut proxy = proxy::new().upstream(&upstream.address).run();
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    socket.client.say(CREATE);
+    socket.server.hear_text();
+    ends::answer(&mut socket, &[CREATED]);
+    proxy.signal(libc::SIGTERM);
+    proxy.await_stderr("draining");
+    ends::answer(&mut socket, &[DELTA, COMPLETED]);
+    assert_eq!(socket.client.hear(), restart());
+    socket.client.vanish();
+    assert_eq!(proxy.wait().code(), Some(0));
+    let outcomes = proxy
+        .access_log(2)
+        .into_iter()
+        .map(|line| line["outcome"].clone());
+    assert_eq!(outcomes.collect::<Vec<_>>(), ["ok", "ok"]);
+}
+
+#[test]
+fn a_drain_waits_for_the_end_of_the_servers_message() {
+    let upstream = ends::upstream();
+    let mut proxy = proxy::new().upstream(&upstream.address).run();
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    let (start, end) = DELTA.split_at(20);
+    socket.server.fragment(true, false, start);
+    ends::pass_ping(&mut socket, b"");
+    proxy.signal(libc::SIGTERM);
+    proxy.await_stderr("draining");
+    socket.server.fragment(false, true, end);
+    assert_eq!(socket.client.hear_text(), DELTA);
+    assert_eq!(socket.client.hear(), restart());
+    socket.client.vanish();
+    assert_eq!(proxy.wait().code(), Some(0));
+}
+
+#[test]
+fn a_drain_says_nothing_in_the_middle_of_a_frame() {
+    let upstream = ends::upstream();
+    let mut proxy = proxy::new().upstream(&upstream.address).run();
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    ends::pass_bytes(&mut socket, &ends::unmasked(CREATED)[..20]);
+    proxy.signal(libc::SIGTERM);
+    proxy.await_stderr("draining");
+    socket.server.vanish();
+    assert_eq!(socket.client.rest(), b"");
+    assert_eq!(proxy.wait().code(), Some(0));
+}
+
+#[test]
+fn the_end_of_a_drain_cuts_what_still_runs() {
+    let upstream = ends::upstream();
+    let mut proxy = proxy::new()
+        .upstream(&upstream.address)
+        .setting("server: {drain: 200ms}")
+        .run();
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    socket.client.say(CREATE);
+    socket.server.hear_text();
+    proxy.signal(libc::SIGTERM);
+    assert_eq!(socket.client.hear(), Heard::Cut);
+    assert_eq!(proxy.wait().code(), Some(0));
+    let lines = proxy.access_log(2);
+    assert_eq!(lines[0]["service_tier"], "priority");
+    assert_ne!(lines[0]["outcome"], "ok");
+}
+
+#[test]
+fn what_is_held_of_messages_is_given_back() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new().upstream(&upstream.address).run();
+    let held = || proxy.metric("tiergate_buffered_bytes");
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    let (start, end) = (format!(r#"{{"a":"{}"#, "x".repeat(100_000)), r#""}"#);
+    socket.client.fragment(true, false, &start);
+    eventually("half a message is counted", || {
+        (held() >= 100_000.0).then_some(())
+    });
+    socket.client.fragment(false, true, end);
+    assert_eq!(socket.server.hear_text(), start.clone() + end);
+    eventually("a whole one is not", || (held() == 0.0).then_some(()));
+    socket.client.fragment(true, false, &start);
+    eventually("half a message is counted again", || {
+        (held() >= 100_000.0).then_some(())
+    });
+    socket.client.vanish();
+    eventually("a client that has gone holds nothing", || {
+        (held() == 0.0).then_some(())
+    });
+}
+
+/// A process that has taken the listeners of another one over.
+struct Successor(Child);
+
+impl Successor {
+    /// Returns when it serves.
+    fn of(proxy: &Proxy) -> Self {
+        let stderr = proxy.path("stderr-of-successor");
+        let child = Command::new(env!("CARGO_BIN_EXE_tiergate"))
+            .args(["run", "--config", "tiergate.yaml", "--takeover"])
+            .current_dir(proxy.path(""))
+            .env_remove("RUST_LOG")
+            .stderr(std::fs::File::create(&stderr).unwrap())
+            .spawn()
+            .unwrap();
+        let successor = Self(child);
+        eventually("the successor serves", || {
+            let told = std::fs::read_to_string(&stderr).unwrap();
+            told.contains("serves on").then_some(())
+        });
+        successor
+    }
+}
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_takeover_lets_a_running_turn_end_in_the_old_process() {
+    let upstream = ends::upstream();
+    let mut proxy = proxy::new()
+        .upstream(&upstream.address)
+        .setting("server: {upgrade_socket: upgrade.sock}")
+        .run();
+    let mut idle = upstream.open(&proxy, "sk-fast");
+    let mut running = upstream.open(&proxy, "sk-fast");
+    running.client.say(CREATE);
+    assert_eq!(running.server.hear_text(), FORCED);
+    ends::answer(&mut running, &[CREATED]);
+    let _successor = Successor::of(&proxy);
+    assert_eq!(idle.client.hear(), restart());
+    idle.client.vanish();
+    let mut new = upstream.open(&proxy, "sk-fast");
+    new.client.say(CREATE);
+    assert_eq!(new.server.hear_text(), FORCED);
+    ends::answer(&mut running, &[DELTA, COMPLETED]);
+    assert_eq!(running.client.hear(), restart());
+    running.client.vanish();
+    assert_eq!(proxy.wait().code(), Some(0));
+    ends::answer(&mut new, &[COMPLETED]);
+    // The idle connection, the turn and the connection of the old process, the turn of the new one.
+    let told = proxy.access_log(4).into_iter();
+    let told = told.map(|line| (line["turn"].clone(), line["outcome"].clone()));
+    let ok = |turn: u64| (json!(turn), json!("ok"));
+    assert_eq!(told.collect::<Vec<_>>(), [ok(0), ok(1), ok(0), ok(1)]);
+}

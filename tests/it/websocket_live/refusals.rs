@@ -1,0 +1,263 @@
+//! Clients that are sent away: what they are told, when, and what the upstream and the log get to see of it.
+
+use serde_json::{Value, json};
+use tungstenite::Message;
+
+use super::ends::{self, COMPLETED, CREATE, CREATED, Heard, Socket};
+use crate::support::proxy::{self, POLICY};
+
+const BROKEN: &str = r#"{"type":"response.create","input":"#;
+
+/// Fails if the upstream hears anything before its end.
+fn assert_sent_away(socket: &mut Socket, code: &str, close: u16) {
+    assert_eq!(socket.client.hear_refusal(), (code.to_owned(), close));
+    socket.server.hear_end();
+}
+
+/// What tells one line from another: turn, outcome, error, sent tier.
+fn told(line: &Value) -> Value {
+    let fields = ["turn", "outcome", "error", "service_tier", "upstream"];
+    fields.iter().map(|name| line[name].clone()).collect()
+}
+
+#[test]
+fn a_message_that_cannot_be_forced_is_refused() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new()
+        .upstream(&upstream.address)
+        .setting("limits: {json_depth: 3}")
+        .run();
+    let cases: [(&str, &[u8]); 8] = [
+        ("invalid_json", BROKEN.as_bytes()),
+        ("invalid_json", br#"{"type":"response.create"} {}"#),
+        ("invalid_json", b"response.create"),
+        ("invalid_json", br#"{"type":"response.create","Type":"x"}"#),
+        (
+            "invalid_json",
+            br#"{"type":"x","ty\u0070e":"response.create"}"#,
+        ),
+        ("not_a_json_object", br#"["response.create"]"#),
+        ("json_too_deep", br#"{"type":"response.create","a":[[[]]]}"#),
+        (
+            "invalid_utf8",
+            b"{\"type\":\"response.create\",\"a\":\"\xff\"}",
+        ),
+    ];
+    for (code, message) in cases {
+        let mut socket = upstream.open(&proxy, "sk-fast");
+        socket.client.send(Message::Binary(message.to_vec().into()));
+        assert_sent_away(&mut socket, code, 1008);
+    }
+    let lines = proxy.access_log(2 * cases.len());
+    for ((code, message), lines) in cases.iter().zip(lines.chunks(2)) {
+        assert_eq!(told(&lines[0]), json!([1, "rejected", code, null, null]));
+        assert_eq!(lines[0]["request_bytes"], message.len());
+        assert_eq!(lines[0]["status"], 400);
+        assert_eq!(lines[0]["key"], "fiona");
+        assert_eq!(told(&lines[1]), json!([0, "rejected", code, null, "main"]));
+    }
+}
+
+#[test]
+fn a_group_that_is_not_forced_may_send_what_it_likes() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new().upstream(&upstream.address).run();
+    let mut socket = upstream.open(&proxy, "sk-plain");
+    socket.client.say(BROKEN);
+    assert_eq!(socket.server.hear_text(), BROKEN);
+}
+
+#[test]
+fn what_came_with_a_refused_message_is_not_sent_either() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new().upstream(&upstream.address).run();
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    let frames = [CREATE, BROKEN].map(ends::masked).concat();
+    socket.client.raw(&frames);
+    assert_sent_away(&mut socket, "invalid_json", 1008);
+    let lines = proxy.access_log(3);
+    let refused = |turn: u64| json!([turn, "rejected", "invalid_json", null, null]);
+    assert_eq!([told(&lines[0]), told(&lines[1])], [refused(1), refused(2)]);
+}
+
+#[test]
+fn a_running_turn_has_its_line_when_its_client_is_sent_away() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new().upstream(&upstream.address).run();
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    socket.client.say(CREATE);
+    socket.server.hear_text();
+    socket.client.say(BROKEN);
+    assert_sent_away(&mut socket, "invalid_json", 1008);
+    let lines = proxy.access_log(3);
+    assert_eq!(
+        told(&lines[1]),
+        json!([1, "client_closed", null, "priority", "main"])
+    );
+}
+
+#[test]
+fn the_farewell_waits_for_the_end_of_the_servers_message() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new().upstream(&upstream.address).run();
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    let (start, end) = COMPLETED.split_at(30);
+    socket.server.fragment(true, false, start);
+    ends::pass_ping(&mut socket, b"");
+    socket.client.say(BROKEN);
+    assert_eq!(
+        told(&proxy.record()),
+        json!([1, "rejected", "invalid_json", null, null])
+    );
+    socket.server.fragment(false, true, end);
+    assert_eq!(socket.client.hear_text(), COMPLETED);
+    assert_sent_away(&mut socket, "invalid_json", 1008);
+}
+
+#[test]
+fn nothing_of_the_server_comes_between_its_message_and_the_farewell() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new().upstream(&upstream.address).run();
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    let frames = [CREATED, COMPLETED].map(ends::unmasked).concat();
+    let (start, rest) = frames.split_at(CREATED.len() / 2);
+    ends::pass_ping(&mut socket, start);
+    socket.client.say(BROKEN);
+    proxy.record();
+    socket.server.raw(rest);
+    assert_eq!(socket.client.hear_text(), CREATED);
+    assert_eq!(
+        socket.client.hear_refusal(),
+        ("invalid_json".to_owned(), 1008)
+    );
+}
+
+#[test]
+fn a_farewell_does_not_wait_for_a_server_that_has_stopped() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream.address, "idle_timeout: 300ms")
+        .run();
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    ends::pass_bytes(&mut socket, &ends::unmasked(CREATED)[..20]);
+    socket.client.say(BROKEN);
+    assert_eq!(socket.client.hear(), Heard::Cut);
+    assert_eq!(
+        told(&proxy.access_log(2)[1]),
+        json!([0, "rejected", "invalid_json", null, "main"])
+    );
+}
+
+#[test]
+fn nothing_is_said_in_the_middle_of_a_frame_that_the_server_will_not_end() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new().upstream(&upstream.address).run();
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    ends::pass_bytes(&mut socket, &ends::unmasked(CREATED)[..20]);
+    socket.client.say(BROKEN);
+    proxy.record();
+    socket.server.vanish();
+    assert_eq!(socket.client.rest(), b"");
+}
+
+#[test]
+fn a_client_is_refused_also_where_the_servers_frames_cannot_be_read() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new().upstream(&upstream.address).run();
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    // A masked frame, as no server may send it.
+    ends::pass_bytes(&mut socket, &ends::masked("x"));
+    socket.client.say(BROKEN);
+    assert_eq!(socket.client.rest(), b"");
+    assert_eq!(
+        told(&proxy.access_log(2)[1]),
+        json!([0, "rejected", "invalid_json", null, "main"])
+    );
+}
+
+#[test]
+fn a_key_that_is_taken_away_ends_the_socket_at_its_next_turn() {
+    let without = POLICY.replace("  sk-fast: {group: fast, name: fiona}\n", "");
+    let disabled = POLICY.replace("name: fiona}", "name: fiona, enabled: false}");
+    let closed = POLICY.replacen(
+        "force_fast_mode: true}",
+        "force_fast_mode: true, enabled: false}",
+        1,
+    );
+    for (policy, code, key) in [
+        (without, "invalid_api_key", json!(null)),
+        (disabled, "key_disabled", json!("fiona")),
+        (closed, "group_disabled", json!("fiona")),
+    ] {
+        let upstream = ends::upstream();
+        let proxy = proxy::new().upstream(&upstream.address).run();
+        let mut socket = upstream.open(&proxy, "sk-fast");
+        socket.client.say(CREATE);
+        socket.server.hear_text();
+        ends::replace_policy(&proxy, &policy);
+        // What runs goes on, and so does what is no turn.
+        socket.client.say("{}");
+        assert_eq!(socket.server.hear_text(), "{}");
+        ends::answer(&mut socket, &[CREATED, COMPLETED]);
+        socket.client.say(CREATE);
+        assert_sent_away(&mut socket, code, 1008);
+        let lines = proxy.access_log(3);
+        assert_eq!(lines[0]["outcome"], "ok");
+        assert_eq!(told(&lines[1]), json!([2, "denied", code, null, null]));
+        assert_eq!(
+            (&lines[1]["key"], &lines[1]["tier_reason"]),
+            (&key, &json!(null))
+        );
+    }
+}
+
+#[test]
+fn a_message_over_the_limit_is_refused_before_it_is_sent() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new()
+        .upstream(&upstream.address)
+        .setting("limits: {websocket_message: 1KiB}")
+        .run();
+    for key in ["sk-fast", "sk-plain"] {
+        let mut socket = upstream.open(&proxy, key);
+        let start = r#"{"type":"response.create","a":""#;
+        let fits = format!("{start}{}\"}}", "x".repeat(1022 - start.len()));
+        assert_eq!(fits.len(), 1024);
+        socket.client.say(fits);
+        socket.server.hear_text();
+        // A header alone: 1025 bytes are to follow.
+        socket.client.raw(&[0x81, 0xfe, 4, 1, 0, 0, 0, 0]);
+        assert_sent_away(&mut socket, "body_too_large", 1009);
+    }
+    let outcomes = proxy.access_log(4);
+    assert_eq!(
+        told(&outcomes[1]),
+        json!([0, "rejected", "body_too_large", null, "main"])
+    );
+}
+
+#[test]
+fn a_breach_of_the_protocol_is_refused() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new().upstream(&upstream.address).run();
+    let compressed = [&[0xc1][..], &ends::masked(CREATE)[1..]].concat();
+    for frame in [ends::unmasked(CREATE), compressed] {
+        let mut socket = upstream.open(&proxy, "sk-plain");
+        socket.client.raw(&frame);
+        assert_sent_away(&mut socket, "invalid_http", 1002);
+    }
+}
+
+#[test]
+fn a_message_for_which_no_memory_is_left_is_refused() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new()
+        .upstream(&upstream.address)
+        .setting("limits: {buffered: 64KiB}")
+        .run();
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    let start = format!(r#"{{"type":"response.create","a":"{}"#, "x".repeat(100_000));
+    socket.client.fragment(true, false, &start);
+    assert_sent_away(&mut socket, "buffer_full", 1013);
+    assert_eq!(proxy.metric("tiergate_buffered_bytes"), 0.0);
+}

@@ -1,8 +1,0 @@
-//! Upstreams with several addresses, some of which fail; TLS towards them; connections that are kept.
-
-mod addresses;
-mod checks;
-mod connections;
-#[path = "../support/mod.rs"]
-mod support;
-mod tls;
