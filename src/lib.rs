@@ -19,7 +19,6 @@ pub mod accounting;
 pub mod cli;
 pub mod codec;
 pub mod config;
-pub mod http1;
 pub mod policy;
 pub mod proxy;
 pub mod server;

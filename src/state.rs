@@ -17,14 +17,13 @@ use crate::accounting::usage::{Observed, UsageState};
 use crate::config::secret_file::FileBytes;
 use crate::config::watch::{Follower, Live, Watch};
 use crate::config::{Config, Limits, Mistake};
-use crate::http1::idle::Room;
 use crate::policy::Policy;
 use crate::policy::in_flight::InFlight;
 use crate::proxy::request_body::Budget;
 use crate::upstream::Upstream;
 
 /// How long a drain waits for the handshakes and the first heads of connections that were accepted before it.
-const DRAIN_WAIT: Duration = Duration::from_secs(1);
+pub(crate) const DRAIN_WAIT: Duration = Duration::from_secs(1);
 
 pub struct State {
     pub config: Config,
@@ -199,9 +198,8 @@ type Upstreams = HashMap<String, Arc<Upstream>>;
 
 fn load_upstreams(config: &Config, followers: &mut Vec<Follower>) -> Result<Upstreams, StartError> {
     let mut upstreams = HashMap::new();
-    let room = Room::new(config.limits.idle_upstream_connections);
     for settings in &config.upstreams {
-        let upstream = Upstream::new(settings.clone(), &room).map_err(|why| {
+        let upstream = Upstream::new(settings.clone()).map_err(|why| {
             StartError::Io(
                 format!("upstream `{}`", settings.name),
                 io::Error::new(io::ErrorKind::InvalidInput, why),

@@ -7,7 +7,6 @@ use crate::config::Config;
 use crate::config::diagnostic::{Mistake, Place};
 use crate::config::file::{Draft, NamedFile};
 use crate::config::secret_file::FileBytes;
-use crate::http1::idle::Room;
 use crate::policy::Policy;
 use crate::server::tls;
 use crate::upstream::Upstream;
@@ -72,7 +71,7 @@ fn read(path: &Path, secrets: Secrets) -> Result<Draft, Vec<Mistake>> {
 fn credential_fault(file: &Path, config: &Config) -> Option<String> {
     let mut upstreams = config.upstreams.iter();
     let settings = upstreams.find(|upstream| upstream.credential_file.as_deref() == Some(file))?;
-    let upstream = Upstream::new(settings.clone(), &Room::new(0)).ok()?;
+    let upstream = Upstream::new(settings.clone()).ok()?;
     let why = upstream.load_credential(FileBytes::read(file)).err()?;
     Some(format!("{}: {why}", file.display()))
 }

@@ -15,7 +15,6 @@ use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::Facts;
 use crate::config::Config;
 use crate::config::diagnostic::Place;
-use crate::http1::idle::Room;
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{Decision, Denied, Group, Head, Order, Policy, TierReason};
 use crate::proxy::context::outgoing_tier;
@@ -249,8 +248,7 @@ impl Explanation {
             rewritten,
         } = carried;
         let settings = &decision.group.upstream;
-        let upstream =
-            Upstream::new(settings.clone(), &Room::new(0)).map_err(|_| Cause::Internal)?;
+        let upstream = Upstream::new(settings.clone()).map_err(|_| Cause::Internal)?;
         if settings.credential_file.is_some() {
             upstream
                 .load_credential(Ok(NO_SECRET.to_vec().into()))
@@ -313,6 +311,7 @@ fn header_edits(
     // Which one is a matter of turns; the first stands for all.
     let origin = &upstream.origins[0];
     let edit = HeadEdit {
+        is_http2: false,
         upstream,
         origin,
         target: request.head.raw_path(),
@@ -323,7 +322,7 @@ fn header_edits(
         length: rewritten.map_or(Length::Same, |bytes| Length::Known(bytes.len())),
     };
     let mut after = request.head.clone();
-    edit.write(&mut after).map_err(|_| Cause::Internal)?;
+    edit.apply(&mut after).map_err(|_| Cause::Internal)?;
     let before = &request.head.headers;
     let mut names: Vec<&HeaderName> = before.keys().chain(after.headers.keys()).collect();
     names.sort_unstable_by_key(|name| name.as_str());

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -16,37 +16,40 @@ use crate::accounting::usage::ResponseObserver;
 use crate::codec::error::{Answer, Cause, Refusal};
 use crate::codec::service_tier::{Edit, PRIORITY, observed_tier};
 use crate::config::OnClientAbort;
-use crate::http1::client_stream::DirectBody;
-use crate::http1::connection::{Deadline, Interruption, Waiting};
-use crate::http1::intake::LINGER_TIME;
 use crate::policy::endpoint::{Endpoint, Protocol};
-use crate::policy::{Credential, Decision, Denied, Head, Order, Policy};
-use crate::proxy::error_mapping::{ending_of, is_reset, is_stale_connection};
+use crate::policy::{Credential, Decision, Denied, Head, Order};
+use crate::proxy::client_connection::ClientConnection;
+use crate::proxy::error_mapping::{Situation, is_stale_connection, is_unprocessed};
 use crate::proxy::request_body::{HeldBody, ReadyBody, StreamedBody};
 use crate::proxy::upstream_request::{HeadEdit, Length};
 use crate::proxy::websocket_session::Conversation;
 use crate::state::State;
+use crate::upstream::connector::control::{Phase, StreamControl};
 use crate::upstream::{Address, Route, Upstream, told_of};
 
 /// The longest of each text that a client chooses, in bytes, so that a line stays below 16 KiB even where every byte of
 /// it takes six in JSON.
 const PATH_BYTES: usize = 1024;
 const USER_AGENT_BYTES: usize = 512;
+/// Within this time after a request was sent on a pooled connection, the connection's end may have been on its way already.
+/// Later it is that of a server which may have worked on the request.
+const STALE_TIME: Duration = Duration::from_secs(1);
 
 /// A request that is being served; Pingora's context for it.
 pub struct Exchange {
     pub state: Arc<State>,
-    pub deadline: Arc<Deadline>,
     pub arrival: Arrival,
     /// The client's key, once it was read.
     pub credential: Option<Credential>,
     pub turn: Turn,
     pub body: Body,
-    /// What of the body is read past Pingora.
-    pub direct: Option<DirectBody>,
-    /// It goes the way of `relay.rs`, all of whose time limits are kept by the deadline.
-    pub relayed: bool,
-    /// How long the next piece of a body that Pingora reads may take, where Pingora has no limit for it.
+    /// The connection that it came on; none over HTTP/2.
+    pub client: Option<Arc<ClientConnection>>,
+    /// The connection of the newest attempt.
+    pub stream: Option<Arc<StreamControl>>,
+    /// When the newest attempt began.
+    attempted: Instant,
+    /// How long the next piece of a body may take, where Pingora has no limit for it.
     pub body_idle: Option<Duration>,
     /// Why the proxy itself answers, if it does.
     pub refusal: Option<Refusal>,
@@ -59,12 +62,15 @@ pub struct Exchange {
     /// The WebSocket, once the upstream has agreed to one whose messages are judged.
     pub conversation: Option<Box<Conversation>>,
     /// All of the client's body has come, or there is none.
-    pub has_come: bool,
-    /// The answer's head says where it ends.
-    framed: bool,
+    pub body_complete: bool,
+    /// The end of its body was told to Pingora without a piece.
+    pub trailers_seen: bool,
+    /// The upstream spoke HTTP/2 and asked for HTTP/1.1.
+    pub only_http1: bool,
     /// More of the answer came after its client had left.
     outlived: bool,
-    settled: bool,
+    /// When its line was written.
+    settled: Option<Instant>,
 }
 
 /// Who asks, and for what: the same for every turn of a connection.
@@ -93,13 +99,9 @@ pub enum Body {
 impl Exchange {
     /// Of a request that the policy of this moment decides.
     pub fn new(state: &Arc<State>) -> Self {
-        Self::under(state, state.policy.current())
-    }
-
-    pub fn under(state: &Arc<State>, policy: Arc<Policy>) -> Self {
+        let policy = state.policy.current();
         state.metrics.in_flight.inc();
         Self {
-            deadline: Deadline::current(),
             arrival: Arrival {
                 id: Uuid::now_v7(),
                 client: None,
@@ -112,8 +114,9 @@ impl Exchange {
             turn: Turn::new(0, policy),
             state: state.clone(),
             body: Body::None,
-            direct: None,
-            relayed: false,
+            client: None,
+            stream: None,
+            attempted: Instant::now(),
             body_idle: None,
             refusal: None,
             upstream: None,
@@ -121,10 +124,11 @@ impl Exchange {
             observer: None,
             upgrade: false,
             conversation: None,
-            has_come: false,
-            framed: false,
+            body_complete: false,
+            trailers_seen: false,
+            only_http1: false,
             outlived: false,
-            settled: false,
+            settled: None,
         }
     }
 
@@ -178,6 +182,9 @@ impl Exchange {
             let ReadyBody { bytes, facts } = held.finish()?;
             self.turn.facts = facts;
             self.body = Body::Ready(bytes);
+            if let Some(stream) = &self.stream {
+                stream.release_request();
+            }
         }
         Ok(())
     }
@@ -211,6 +218,10 @@ impl Exchange {
         let (Some(upstream), Some(origin)) = (&self.upstream, self.route.origin()) else {
             return Error::e_explain(ErrorType::InternalError, "no upstream was decided");
         };
+        if matches!(self.body, Body::None) {
+            // Without it nothing would check that the tier is in what leaves.
+            return Error::e_explain(ErrorType::InternalError, "a body that was given up");
+        }
         Ok(HeadEdit {
             upstream,
             origin,
@@ -219,6 +230,7 @@ impl Exchange {
             endpoint: self.arrival.endpoint,
             order: self.turn.order,
             upgrade: self.upgrade,
+            is_http2: self.stream.as_ref().is_some_and(|stream| stream.is_http2()),
             length: match &self.body {
                 Body::Ready(bytes) => Length::Known(bytes.len()),
                 Body::Held(_) => Length::Unknown,
@@ -244,18 +256,20 @@ impl Exchange {
         self.arrival.endpoint != Endpoint::Other && self.arrival.method == http::Method::POST
     }
 
-    /// The request is with the upstream, which may charge for it. Should the client leave now, the answer is read on
-    /// where the upstream's settings say so, which is told.
-    pub fn outlive_client(&self) -> bool {
-        let Some(upstream) = &self.upstream else {
-            return false;
+    /// The request is with the upstream, which may charge for it. Should the client leave now, the response is read on where
+    /// the upstream's settings say so.
+    pub fn ignore_client_abort(&self) {
+        let (Some(upstream), Some(client)) = (&self.upstream, &self.client) else {
+            return;
         };
-        let outlives =
-            self.is_observed() && upstream.config.on_client_abort == OnClientAbort::Drain;
-        if outlives {
-            self.deadline.outlive_client(upstream.config.abort_drain);
+        if self.is_observed() && upstream.config.on_client_abort == OnClientAbort::Drain {
+            client.ignore_abort(upstream.config.abort_drain);
         }
-        outlives
+    }
+
+    fn has_client_left(&self) -> bool {
+        let client = self.client.as_ref();
+        client.is_some_and(|client| client.has_client_left())
     }
 
     /// Looks at the next piece of the answer.
@@ -266,35 +280,33 @@ impl Exchange {
         };
         // Many clients leave at the event that ends a stream, and have then left in good order.
         let had_all = observer.has_terminal_event();
-        self.outlived |= self.deadline.has_client_left() && !had_all;
+        let has_left = self
+            .client
+            .as_ref()
+            .is_some_and(|client| client.has_client_left());
+        self.outlived |= has_left && !had_all;
         observer.feed(bytes);
-        if !had_all && observer.has_terminal_event() {
-            self.deadline.has_all();
+        if let Some(client) = &self.client
+            && !had_all
+            && observer.has_terminal_event()
+        {
+            client.response_is_told();
         }
     }
 
-    /// The answer has ended, and what is left is for the client to read. Where its time was over, it had been there before
-    /// the upstream's connection was shut.
+    /// The answer has ended, and what is left is for the client to read.
     pub fn end_answer(&mut self) {
-        // A client that has its whole answer may ask again at once.
-        self.turn.places = None;
         if self.conversation.is_some() {
             return;
         }
-        self.deadline.clear();
-        if self.framed {
-            self.deadline.forget_passed();
-        }
-        if !self.has_come {
-            // The upstream did not need the rest, and gets no more of it. The client is heard out for a moment, but what
-            // it has had an answer to is in the log now.
-            self.settle(Ending::Whole);
-            self.deadline.set(Waiting::ForMore, LINGER_TIME);
-        }
+        self.enter(Phase::Idle, None);
+        // Nor is a client to have the end of what is not in the log; and it may ask again at once.
+        self.settle(self.ending());
     }
 
     /// Where the next attempt goes; none while no address is known.
     pub fn next_address(&mut self) -> Option<Arc<Address>> {
+        self.stream = None;
         let upstream = self.upstream.as_ref()?;
         self.route.next(upstream).cloned()
     }
@@ -304,6 +316,32 @@ impl Exchange {
         let reached = !matches!(self.body, Body::Held(_));
         let in_header = set_tier(self.turn.order, None).filter(|_| reached);
         self.turn.sent.begin(reached, in_header.map(str::to_owned));
+        self.attempted = Instant::now();
+        let response_timeout = self
+            .upstream
+            .as_ref()
+            .map(|upstream| upstream.config.response_timeout);
+        if let Some(stream) = &self.stream {
+            stream.begin(!reached, self.upgrade);
+        }
+        match self.body_complete || self.upgrade {
+            true => self.enter(Phase::ResponseHead, response_timeout),
+            false => self.await_body(),
+        }
+    }
+
+    /// The upstream's side of a WebSocket is to end.
+    pub fn end_upstream(&self) {
+        if let Some(stream) = &self.stream {
+            stream.end();
+        }
+    }
+
+    /// What is awaited from here on, and for how long.
+    pub fn enter(&self, phase: Phase, limit: Option<Duration>) {
+        if let Some(stream) = &self.stream {
+            stream.enter(phase, limit);
+        }
     }
 
     /// Something of a body that passes as it comes is about to leave. In a new attempt it comes from its beginning.
@@ -324,24 +362,50 @@ impl Exchange {
         reused: bool,
         replayable: bool,
     ) -> Box<Error> {
-        self.deadline.clear();
-        self.deadline.hold_upstream(None);
-        let again = reused && replayable && is_stale_connection(&error) && self.may_try_again();
-        error.set_retry(again);
+        let is_refused = is_unprocessed(&error);
+        if is_refused {
+            self.route.is_refused();
+        }
+        let unprocessed = is_refused || (reused && self.is_stale(&error));
+        self.only_http1 |= *error.etype() == ErrorType::H2Downgrade;
+        error.set_retry(replayable && unprocessed && self.may_try_again());
         if let Some(upstream) = &self.upstream
             && !reused
-            && is_reset(&error, self)
+            && self.situation().is_reset(&error)
         {
             self.route.fails(upstream, &error);
         }
         error
     }
 
+    /// Whether the error is the end of a pooled connection that had crossed the request.
+    fn is_stale(&self, error: &Error) -> bool {
+        let stream = self.stream.as_ref();
+        is_stale_connection(error)
+            && stream.is_some_and(|stream| !stream.has_received() && stream.expired().is_none())
+            && self.attempted.elapsed() < STALE_TIME
+    }
+
     fn may_try_again(&self) -> bool {
         self.turn.answer.upstream_status.is_none()
-            // The end of a connection may be that of our own patience.
-            && !self.deadline.has_passed()
-            && self.upstream.as_ref().is_some_and(|upstream| self.route.may_go_on(upstream))
+            && self.refusal.is_none()
+            && self
+                .upstream
+                .as_ref()
+                .is_some_and(|upstream| self.route.may_go_on(upstream))
+    }
+
+    /// What is known of it when an error ends it.
+    pub fn situation(&self) -> Situation {
+        Situation {
+            refusal: self.refusal.as_ref().map(|refusal| refusal.cause),
+            is_answered: self.turn.answer.upstream_status.is_some(),
+            expired: self.stream.as_ref().and_then(|stream| stream.expired()),
+            is_drained: self
+                .client
+                .as_ref()
+                .is_some_and(|client| client.is_body_cut()),
+        }
     }
 
     /// No connection could be made for an attempt. The error says whether there is to be another one.
@@ -356,7 +420,7 @@ impl Exchange {
 
     /// No attempt is left. Whether the client is to be told, by `refusal`.
     pub fn fails(&mut self, error: &Error) -> bool {
-        let Ending::Refused(cause) = ending_of(error, self) else {
+        let Ending::Refused(cause) = self.situation().ending_of(error) else {
             return false;
         };
         self.refusal.get_or_insert_with(|| cause.into());
@@ -390,9 +454,7 @@ impl Exchange {
         self.turn
             .answer
             .read_head(status, headers, self.turn.began.elapsed(), transport);
-        self.framed = headers.contains_key(header::CONTENT_LENGTH)
-            || headers.contains_key(header::TRANSFER_ENCODING);
-        if self.deadline.has_client_left() {
+        if self.has_client_left() {
             // Nobody got it.
             self.turn.answer.status = None;
         }
@@ -417,97 +479,75 @@ impl Exchange {
 
     /// How it ended where nobody said: the answer was whole, or the proxy refused.
     pub fn ending(&self) -> Ending {
-        match &self.refusal {
-            Some(refusal) => Ending::Refused(refusal.cause),
-            None => match self.interruption() {
-                Some(cause) => Ending::Refused(cause),
-                None if self.deadline.has_passed() => Ending::Timeout,
-                None => Ending::Whole,
-            },
-        }
-    }
-
-    /// Why the rest of the body was not waited for, if it was not, and there was no answer before.
-    pub fn interruption(&self) -> Option<Cause> {
-        match self.deadline.interruption() {
-            _ if self.turn.answer.upstream_status.is_some() => None,
-            Interruption::None => None,
-            Interruption::Late => Some(Cause::RequestTimeout),
-            Interruption::Drain => Some(Cause::Draining),
-        }
+        self.situation().ending()
     }
 
     /// How it ended where the client had left before.
     fn ending_without_client(&self) -> Option<Ending> {
-        match self.deadline.has_client_left() {
+        match self.has_client_left() {
             true if self.outlived => Some(Ending::Outlived),
             true => Some(Ending::ClientClosed),
             false => None,
         }
     }
 
-    /// Pingora now waits for a piece of the client's body.
+    /// All of the client's body has come.
+    pub fn complete_body(&mut self) {
+        self.body_complete = true;
+        if let Some(client) = &self.client {
+            client.await_body(false);
+        }
+    }
+
+    /// A piece of the client's body is awaited while the upstream's connection is there.
     pub fn await_body(&self) {
-        let elapsed = self.turn.began.elapsed();
-        let left = self.state.limits.body_timeout.saturating_sub(elapsed);
-        let limit = self.body_idle.map_or(left, |idle| idle.min(left));
-        self.deadline.set(Waiting::ForBody, limit);
+        self.enter(Phase::RequestBody, self.body_idle);
     }
 
-    /// The request is with the upstream. Pingora has one time limit for the first byte of the answer and for those that
-    /// follow; where the first has the shorter one, it is kept here.
-    pub fn watch_answer(&self) {
-        self.deadline.clear();
-        let Some(upstream) = &self.upstream else {
+    /// The request is with the upstream.
+    pub fn await_response(&self) {
+        if self.turn.answer.upstream_status.is_some() {
             return;
-        };
-        let settings = &upstream.config;
-        let differ = settings.response_timeout < settings.idle_timeout;
-        let kept_here = self.relayed || differ;
-        if kept_here && self.turn.answer.upstream_status.is_none() {
-            let limit = settings.response_timeout;
-            self.deadline.set(Waiting::ForAnswer, limit);
         }
+        let upstream = self.upstream.as_ref();
+        let limit = upstream.map(|upstream| upstream.config.response_timeout);
+        self.enter(Phase::ResponseHead, limit);
     }
 
-    /// Something of the answer has come; where what follows has the shorter time limit, it is kept here.
-    pub fn watch_next_byte(&self) {
-        let Some(upstream) = &self.upstream else {
-            return;
-        };
-        let settings = &upstream.config;
-        if settings.idle_timeout < settings.response_timeout {
-            self.deadline.set(Waiting::ForMore, settings.idle_timeout);
-        } else {
-            self.deadline.clear();
-        }
-    }
-
-    /// More of the answer is awaited, under a limit that is kept here.
-    pub fn watch_next_piece(&self) {
+    /// Something of the response has come.
+    pub fn await_more(&self) {
         if let Some(upstream) = &self.upstream {
-            let limit = upstream.config.idle_timeout;
-            self.deadline.set(Waiting::ForMore, limit);
+            let limit = Some(upstream.config.idle_timeout);
+            self.enter(Phase::ResponseBody, limit);
         }
     }
 
     /// Whether the request's line is written.
     pub fn is_settled(&self) -> bool {
+        self.settled.is_some()
+    }
+
+    pub fn settled_since(&self) -> Option<Instant> {
         self.settled
     }
 
     /// Writes the request's line and counts it. A second call does nothing.
     pub fn settle(&mut self, ending: Ending) {
-        if std::mem::replace(&mut self.settled, true) {
+        if self.settled.replace(Instant::now()).is_some() {
             return;
         }
+        self.turn.places = None;
         let ending = self.ending_without_client().unwrap_or(ending);
         self.state.metrics.in_flight.dec();
         if let Body::Streamed(body) = std::mem::replace(&mut self.body, Body::None) {
             self.turn.facts = body.finish();
         }
         let ending = match &mut self.conversation {
-            Some(conversation) => conversation.finish(ending, &self.arrival),
+            Some(conversation) => {
+                let in_order = ending == Ending::ClientClosed && conversation.has_server_closed();
+                let ending = if in_order { Ending::Whole } else { ending };
+                conversation.finish(ending, &self.arrival)
+            }
             None => ending,
         };
         let observed = self
@@ -515,7 +555,13 @@ impl Exchange {
             .take()
             .map(ResponseObserver::finish)
             .unwrap_or_default();
-        let tried = self.upstream.as_deref().filter(|_| self.route.has_begun());
+        let is_refused = self
+            .refusal
+            .as_ref()
+            .is_some_and(|refusal| refusal.cause.status() < 500);
+        // Of a held body that is refused nothing has left.
+        let has_tried = self.route.has_begun() && (self.turn.sent.reached || !is_refused);
+        let tried = self.upstream.as_deref().filter(|_| has_tried);
         self.turn
             .log(&self.state, &self.arrival, tried, ending, &observed);
     }

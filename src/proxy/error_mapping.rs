@@ -1,7 +1,4 @@
-//! What an error of Pingora's means for the request that it ended, and whether to try again. Errors are told here and
-//! nowhere else.
-
-use std::io;
+//! What an error of Pingora's means for the request that it ended. Errors are told here and nowhere else, by their types.
 
 use pingora_core::protocols::http::date::get_cached_date;
 use pingora_core::{Error, ErrorSource, ErrorType};
@@ -9,10 +6,24 @@ use pingora_core::{Error, ErrorSource, ErrorType};
 use crate::accounting::record::Ending;
 use crate::codec::error::{Cause, Refusal};
 use crate::policy::endpoint::Protocol;
-use crate::proxy::context::Exchange;
+use crate::upstream::connector::NOT_PROCESSED;
+use crate::upstream::connector::control::Phase;
 
-/// The error that carries a refusal through Pingora; the refusal itself is in the context.
+/// The error that carries a refusal through Pingora; the refusal itself is in the request's context.
 pub const REFUSED: ErrorType = ErrorType::new("refused");
+
+/// What is known of a request when an error ends it.
+#[derive(Clone, Copy, Debug)]
+pub struct Situation {
+    /// Why the proxy itself answers, where it has decided to.
+    pub refusal: Option<Cause>,
+    /// The head of the upstream's response is here.
+    pub is_answered: bool,
+    /// What was waited for for too long.
+    pub expired: Option<Phase>,
+    /// The client's body was not waited for because the drain was over.
+    pub is_drained: bool,
+}
 
 /// What a client is told whose head is too long to be read: its request has no line, and its connection ends.
 pub fn head_too_large() -> Vec<u8> {
@@ -28,95 +39,99 @@ pub fn no_address() -> Box<Error> {
 }
 
 /// A body that is not sent: the client's fault, or an HTTP/2 upstream's side would swallow it.
-pub fn refused(exchange: &mut Exchange, refusal: Refusal) -> Box<Error> {
-    exchange.refusal = Some(refusal);
+pub fn refused() -> Box<Error> {
     Error::explain(REFUSED, "the body is refused").into_down()
 }
 
-/// What was being done.
-const SENDING: &str = "sending a request";
-
-/// The upstream took no more of a request.
-pub fn unwritten(why: io::Error) -> Box<Error> {
-    Error::because(ErrorType::WriteError, SENDING, why).into_up()
+/// Whether the upstream cannot have worked on the request: it said so, or it had closed a pooled connection before it took
+/// the request, which then ended without a byte of a response.
+///
+/// A reset may come from a server that has read the request, so it is not tried again.
+pub fn is_unprocessed(error: &Error) -> bool {
+    let etype = error.etype();
+    *etype == NOT_PROCESSED || *etype == ErrorType::H2Downgrade
 }
 
-/// It took no more of a request for too long.
-pub fn unwritten_in_time() -> Box<Error> {
-    Error::explain(ErrorType::WriteTimedout, SENDING).into_up()
-}
-
-/// Whether the upstream had closed a pooled connection before it took the request: it ended without a byte or an error,
-/// or took no more of the request before all of it was written, as happens to bodies that no socket buffer holds.
-/// A reset after that may come from a server that has read the request, so it is not tried again; nor is what was answered
-/// by a part of a head.
+/// Whether the error is that of a connection which the upstream had closed while it was pooled.
 pub fn is_stale_connection(error: &Error) -> bool {
     *error.esource() == ErrorSource::Upstream
-        && match error.etype() {
-            ErrorType::ConnectionClosed => !has_begun_to_answer(error),
-            ErrorType::WriteError => true,
-            _ => false,
-        }
+        && matches!(
+            error.etype(),
+            ErrorType::ConnectionClosed | ErrorType::WriteError
+        )
 }
 
-/// Pingora says in words only how much of a head it has read.
-fn has_begun_to_answer(error: &Error) -> bool {
-    let context = error
-        .context
-        .as_ref()
-        .map_or("", |context| context.as_str());
-    let read = context.rsplit_once("bytes already read: ");
-    read.is_some_and(|(_, count)| count != "0")
-}
-
-/// Whether the upstream ended a connection before it began to answer. That it takes its time says nothing of an address.
-pub fn is_reset(error: &Error, exchange: &Exchange) -> bool {
-    matches!(
-        ending_of(error, exchange),
-        Ending::Refused(Cause::UpstreamReset)
-    )
-}
-
-/// What an error of Pingora's means for this request.
-pub fn ending_of(error: &Error, exchange: &Exchange) -> Ending {
-    if let Some(refusal) = &exchange.refusal {
-        return Ending::Refused(refusal.cause);
+impl Situation {
+    /// Whether the upstream ended a connection before it began to answer. That it takes its time says nothing of an
+    /// address, nor does that it refuses a stream.
+    pub fn is_reset(&self, error: &Error) -> bool {
+        let ending = self.ending_of(error);
+        ending == Ending::Refused(Cause::UpstreamReset) && !is_unprocessed(error)
     }
-    if let Some(cause) = exchange.interruption() {
-        return Ending::Refused(cause);
+
+    /// What an error means for the request.
+    pub fn ending_of(&self, error: &Error) -> Ending {
+        if let Some(cause) = self.refusal.or(self.late_body()) {
+            return Ending::Refused(cause);
+        }
+        match error.esource() {
+            ErrorSource::Downstream => self.client_failure(error.etype()),
+            ErrorSource::Upstream if self.is_answered => match error.etype() {
+                ErrorType::ReadTimedout | ErrorType::WriteTimedout => Ending::Timeout,
+                _ if self.expired.is_some() => Ending::Timeout,
+                _ => Ending::UpstreamCut,
+            },
+            ErrorSource::Upstream => {
+                Ending::Refused(upstream_failure(error.etype(), self.expired.is_some()))
+            }
+            _ => match error.etype() {
+                ErrorType::WriteError | ErrorType::WriteTimedout if self.is_answered => {
+                    Ending::ClientClosed
+                }
+                _ if self.is_answered => Ending::UpstreamCut,
+                _ => Ending::Refused(Cause::Internal),
+            },
+        }
     }
-    let answered = exchange.turn.answer.upstream_status.is_some();
-    let timed_out = exchange.deadline.has_passed();
-    match (error.esource(), error.etype()) {
-        (ErrorSource::Downstream, ErrorType::ReadTimedout) if !answered => {
-            Ending::Refused(Cause::RequestTimeout)
+
+    /// How a request ended that no error ended and nobody answered whole.
+    pub fn ending(&self) -> Ending {
+        match self.refusal.or(self.late_body()) {
+            Some(cause) => Ending::Refused(cause),
+            None if self.expired.is_some() => Ending::Timeout,
+            None => Ending::Whole,
         }
-        (
-            ErrorSource::Downstream,
-            ErrorType::ReadError | ErrorType::WriteError | ErrorType::WriteTimedout,
-        ) => Ending::ClientClosed,
-        (
-            ErrorSource::Downstream,
-            ErrorType::ConnectionClosed | ErrorType::ReadTimedout | ErrorType::H2Error,
-        ) => Ending::ClientClosed,
-        (ErrorSource::Downstream, _) if answered => Ending::ClientClosed,
-        (ErrorSource::Downstream, _) => Ending::Refused(Cause::InvalidHttp),
-        (ErrorSource::Upstream, ErrorType::ReadTimedout | ErrorType::WriteTimedout) if answered => {
-            Ending::Timeout
+    }
+
+    /// Why the rest of the client's body was not waited for, if it was not.
+    fn late_body(&self) -> Option<Cause> {
+        match self.expired {
+            _ if self.is_answered => None,
+            _ if self.is_drained => Some(Cause::Draining),
+            Some(Phase::RequestBody) => Some(Cause::RequestTimeout),
+            _ => None,
         }
-        (ErrorSource::Upstream, _) if answered && timed_out => Ending::Timeout,
-        (ErrorSource::Upstream, _) if answered => Ending::UpstreamCut,
-        (ErrorSource::Upstream, etype) => Ending::Refused(upstream_failure(etype, timed_out)),
-        (_, ErrorType::WriteError | ErrorType::WriteTimedout) if answered => Ending::ClientClosed,
-        _ if answered => Ending::UpstreamCut,
-        _ => Ending::Refused(Cause::Internal),
+    }
+
+    fn client_failure(&self, etype: &ErrorType) -> Ending {
+        match etype {
+            ErrorType::ReadTimedout if !self.is_answered => Ending::Refused(Cause::RequestTimeout),
+            ErrorType::ReadError
+            | ErrorType::WriteError
+            | ErrorType::WriteTimedout
+            | ErrorType::ConnectionClosed
+            | ErrorType::ReadTimedout
+            | ErrorType::H2Error => Ending::ClientClosed,
+            _ if self.is_answered => Ending::ClientClosed,
+            _ => Ending::Refused(Cause::InvalidHttp),
+        }
     }
 }
 
-/// Why there is no answer from the upstream.
-fn upstream_failure(etype: &ErrorType, timed_out: bool) -> Cause {
+/// Why there is no response from the upstream.
+fn upstream_failure(etype: &ErrorType, is_late: bool) -> Cause {
     match etype {
-        _ if timed_out => Cause::UpstreamTimeout,
+        _ if is_late => Cause::UpstreamTimeout,
         ErrorType::ConnectTimedout
         | ErrorType::TLSHandshakeTimedout
         | ErrorType::ReadTimedout

@@ -1,8 +1,10 @@
-//! The way of a request through Pingora's phases. Control flow stands here; what is decided, checked, rewritten and
-//! recorded stands in the modules that are called.
+//! The way of a request through Pingora's phases, and the only one. Control flow stands here; what is decided, checked,
+//! rewritten and recorded stands in the modules that are called.
 
+pub mod client_connection;
 pub mod context;
 pub mod error_mapping;
+mod replies;
 pub mod request_body;
 pub mod upstream_request;
 pub mod websocket_session;
@@ -14,44 +16,63 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header;
-use http::{HeaderName, Method, StatusCode};
+use http::{HeaderName, Method};
 use pingora_core::protocols::Digest;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
-use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
-use tokio::time::{Instant, timeout};
+use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use tokio::time::{Instant, timeout_at};
 
-use crate::accounting::record::Ending;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::framing;
-use crate::http1::client_stream::{ClientSocket, DirectBody};
-use crate::http1::intake::{LINGER_BYTES, LINGER_TIME, Stop, in_time, read_past};
-use crate::http1::patient_h2::make_patient;
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{Head, Order};
+use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::context::{Body, Exchange, head_bytes, without_query};
-use crate::proxy::error_mapping::{REFUSED, ending_of, no_address, refused};
+use crate::proxy::error_mapping::{REFUSED, no_address, refused};
+use crate::proxy::replies::{answer_refusal, check_response, clean_http2_head, continue_upload};
 use crate::proxy::request_body::{HeldBody, StreamedBody};
 use crate::state::State;
+use crate::upstream::connector::control::StreamControl;
+use crate::upstream::connector::{UpstreamConnector, request_peer};
 
-/// What Pingora keeps of a body for another attempt. The rest of a body that is read here has to fit, for Pingora sends
-/// a body only by replaying what it kept.
+/// What Pingora keeps of a body for another attempt, in bytes. The rest of a body that is read before a peer is chosen has
+/// to fit, for Pingora sends such a body only by replaying what it kept.
 const PINGORA_REPLAY_BYTES: u64 = 64 * 1024;
-/// What Pingora reads of a body that is read past it.
-const STAND_IN_BYTES: u64 = 1;
+/// What is read of a request that was answered before it was here: a close with bytes unread would take the answer away
+/// from the client (RFC 9112 §9.6).
+const LINGERING_CLOSE_TIME: Duration = Duration::from_secs(2);
+const LINGERING_CLOSE_BYTES: usize = 1 << 20;
 
 pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static("x-tiergate-request-id");
 
+/// Pingora's loop over our phases and our connections.
+pub type Proxy = HttpProxy<TierProxy, UpstreamConnector>;
+
 /// The proxy as Pingora runs it.
-pub struct Gate {
+pub struct TierProxy {
     pub state: Arc<State>,
 }
 
+/// Why a request goes no further.
+enum Stop {
+    Refused(Refusal),
+    /// The client's connection failed.
+    Downstream(Box<Error>),
+}
+
+impl<R: Into<Refusal>> From<R> for Stop {
+    fn from(refusal: R) -> Self {
+        Stop::Refused(refusal.into())
+    }
+}
+
 #[async_trait]
-impl ProxyHttp for Gate {
-    /// Boxed, for Pingora moves it from future to future: inline it made each of them larger, for 3 % of the instructions of a small request.
+impl ProxyHttp for TierProxy {
+    /// Boxed, for Pingora moves it from future to future: inline it made each of them larger, for 3 % of the instructions of
+    /// a small request.
     type CTX = Box<Exchange>;
 
     fn new_ctx(&self) -> Box<Exchange> {
@@ -59,7 +80,7 @@ impl ProxyHttp for Gate {
     }
 
     fn init_downstream_modules(&self, _modules: &mut pingora_core::modules::http::HttpModules) {
-        // Pingora's default is a compressor; answers are not to be touched.
+        // Pingora's default is a compressor; responses are not to be touched.
     }
 
     async fn early_request_filter(
@@ -67,7 +88,10 @@ impl ProxyHttp for Gate {
         session: &mut Session,
         exchange: &mut Box<Exchange>,
     ) -> Result<()> {
-        exchange.deadline.clear();
+        exchange.client = ClientConnection::of(session.digest());
+        if let Some(client) = &exchange.client {
+            client.head_is_read();
+        }
         let limits = &self.state.limits;
         if session.get_keepalive().is_some() {
             // Not where the client asked for a close, or where its framing forbids another request.
@@ -85,30 +109,14 @@ impl ProxyHttp for Gate {
         session: &mut Session,
         exchange: &mut Box<Exchange>,
     ) -> Result<bool> {
-        let client = session.client_addr().and_then(|address| address.as_inet());
-        let client = client.map(|address| address.ip());
-        exchange.read_head(&asked(session), client);
-        let drains = self.state.is_draining();
-        if drains {
-            session.set_keepalive(None);
-        }
-        let framed = check_framing(session);
-        let admitted = self.admit(session, exchange);
-        let taken = match framed.and(admitted) {
-            Ok(()) if drains && self.state.is_drain_over() => {
-                Err(Stop::Refused(Cause::Draining.into()))
-            }
-            Ok(()) => self.take_body(session, exchange).await,
-            Err(refusal) => Err(Stop::Refused(refusal)),
-        };
-        match taken {
+        match self.take_request(session, exchange).await {
             Ok(()) => Ok(false),
             Err(Stop::Refused(refusal)) => {
                 exchange.refusal = Some(refusal);
-                self.answer_refusal(session, exchange).await?;
+                answer_refusal(session, exchange).await?;
                 Ok(true)
             }
-            Err(Stop::Broken(error)) => Err(error),
+            Err(Stop::Downstream(error)) => Err(error),
         }
     }
 
@@ -117,8 +125,9 @@ impl ProxyHttp for Gate {
         _session: &mut Session,
         exchange: &mut Box<Exchange>,
     ) -> Result<Box<HttpPeer>> {
+        let only_http1 = exchange.upgrade || exchange.only_http1;
         let address = exchange.next_address().ok_or_else(no_address)?;
-        Ok(Box::new(address.peer.clone()))
+        Ok(Box::new(request_peer(&address.peer, only_http1)))
     }
 
     async fn connected_to_upstream(
@@ -126,11 +135,11 @@ impl ProxyHttp for Gate {
         _session: &mut Session,
         _reused: bool,
         _peer: &HttpPeer,
-        socket: RawFd,
-        _digest: Option<&Digest>,
+        _socket: RawFd,
+        digest: Option<&Digest>,
         exchange: &mut Box<Exchange>,
     ) -> Result<()> {
-        exchange.deadline.hold_upstream(Some(socket));
+        exchange.stream = StreamControl::of(digest);
         Ok(())
     }
 
@@ -140,17 +149,15 @@ impl ProxyHttp for Gate {
         head: &mut RequestHeader,
         exchange: &mut Box<Exchange>,
     ) -> Result<()> {
-        if head.version == http::Version::HTTP_2 {
-            // Other requests share the connection.
-            exchange.deadline.hold_upstream(None);
-        }
         exchange
             .head_edit(session.req_header().raw_path())?
-            .write(head)?;
+            .apply(head)?;
         exchange.begin_attempt();
         Ok(())
     }
 
+    /// The one place that holds, checks and rewrites bodies. Pingora drives it for those that pass as they come and those
+    /// without a length; [`Self::read_body`] for those of known length.
     async fn request_body_filter(
         &self,
         session: &mut Session,
@@ -161,37 +168,57 @@ impl ProxyHttp for Gate {
     where
         Self::CTX: Send + Sync,
     {
+        if session.was_upgraded() {
+            return websocket_session::from_client(session, body, end_of_stream, exchange).await;
+        }
+        let ends = end_of_stream || body.is_none();
         if exchange.is_settled() {
-            // It was answered without this.
-            return drop_piece(body, end_of_stream);
+            return drop_piece(session, body, ends, exchange);
         }
-        let filtered = self.filter_body(body, end_of_stream, exchange);
-        if !end_of_stream
-            && exchange.body_idle.is_some()
-            && exchange.turn.answer.upstream_status.is_none()
-        {
+        if ends && !end_of_stream && exchange.body_complete {
+            return end_by_trailers(exchange);
+        }
+        if let Err(refusal) = filter_body(body, ends, exchange) {
+            exchange.refusal = Some(refusal);
+            // Over HTTP/2 Pingora would wait for the response all the same.
+            exchange.end_upstream();
+            return Err(refused());
+        }
+        if !ends {
             exchange.await_body();
+            return Ok(());
         }
-        if let Err(refusal) = filtered {
-            return Err(refused(exchange, refusal));
+        exchange.await_response();
+        if let Some(stream) = &exchange.stream {
+            stream.request_ended();
         }
-        if end_of_stream {
-            outlive_client(session, exchange);
-        }
+        exchange.ignore_client_abort();
         Ok(())
     }
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
-        answer: &mut ResponseHeader,
+        session: &mut Session,
+        response: &mut ResponseHeader,
         exchange: &mut Box<Exchange>,
     ) -> Result<()> {
-        check_answer(answer, exchange)?;
-        exchange.take_answer(answer.status, &answer.headers);
-        answer.insert_header(&REQUEST_ID, exchange.request_id())?;
-        exchange.watch_next_byte();
-        if is_empty(answer) {
+        check_response(response, exchange)?;
+        if exchange
+            .stream
+            .as_ref()
+            .is_some_and(|stream| stream.is_http2())
+        {
+            clean_http2_head(response);
+        }
+        exchange.take_answer(response.status, &response.headers);
+        response.insert_header(&REQUEST_ID, exchange.request_id())?;
+        exchange.await_more();
+        if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
+            // A socket may stay silent for as long as its peers like.
+            session.set_read_timeout(None);
+            return websocket_session::begin(exchange);
+        }
+        if replies::is_empty(response) {
             exchange.end_answer();
         }
         Ok(())
@@ -199,7 +226,7 @@ impl ProxyHttp for Gate {
 
     fn response_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         end_of_stream: bool,
         exchange: &mut Box<Exchange>,
@@ -207,15 +234,18 @@ impl ProxyHttp for Gate {
         if let Some(bytes) = body {
             exchange.observe(bytes);
         }
-        if end_of_stream {
+        if exchange.conversation.is_some() {
+            websocket_session::from_upstream(body, end_of_stream, exchange);
+        } else if end_of_stream {
             exchange.end_answer();
-        } else {
-            exchange.watch_next_byte();
+            if !exchange.body_complete {
+                session.set_read_timeout(Some(LINGERING_CLOSE_TIME));
+            }
         }
         Ok(None)
     }
 
-    /// Tries again what a dead pooled connection swallowed, where that is safe.
+    /// Tries again what the upstream cannot have worked on, where the same bytes can be sent again.
     fn error_while_proxy(
         &self,
         _peer: &HttpPeer,
@@ -245,8 +275,9 @@ impl ProxyHttp for Gate {
         exchange: &mut Box<Exchange>,
     ) -> FailToProxy {
         if exchange.fails(error) {
+            session.set_keepalive(None);
             // A client that cannot be written to has gone; its line says what it would have been told.
-            let _ = self.answer_refusal(session, exchange).await;
+            let _ = answer_refusal(session, exchange).await;
         }
         FailToProxy {
             error_code: exchange.turn.answer.status.unwrap_or(0),
@@ -254,15 +285,15 @@ impl ProxyHttp for Gate {
         }
     }
 
+    /// Writes the line where nobody has written it before.
     async fn logging(
         &self,
         _session: &mut Session,
         error: Option<&Error>,
         exchange: &mut Box<Exchange>,
     ) {
-        exchange.deadline.clear();
         let ending = match error {
-            Some(error) => ending_of(error, exchange),
+            Some(error) => exchange.situation().ending_of(error),
             None => exchange.ending(),
         };
         exchange.settle(ending);
@@ -293,7 +324,26 @@ impl ProxyHttp for Gate {
     }
 }
 
-impl Gate {
+impl TierProxy {
+    async fn take_request(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+    ) -> Result<(), Stop> {
+        let client = session.client_addr().and_then(|address| address.as_inet());
+        exchange.read_head(&asked(session), client.map(|address| address.ip()));
+        let drains = self.state.is_draining();
+        if drains {
+            session.set_keepalive(None);
+        }
+        check_framing(session)?;
+        self.admit(session, exchange)?;
+        if drains && self.state.is_drain_over() {
+            return Err(Cause::Draining.into());
+        }
+        self.take_body(session, exchange).await
+    }
+
     /// Who asks, for what, and what is to be done about the tier.
     fn admit(&self, session: &Session, exchange: &mut Exchange) -> Result<(), Refusal> {
         let head = session.req_header();
@@ -301,8 +351,9 @@ impl Gate {
         let decision = decision.map_err(|denied| exchange.deny(denied))?;
         exchange.admit(decision, head_bytes(head.raw_path(), &head.headers))?;
         let arrival = &exchange.arrival;
-        let upgrades = session.is_upgrade_req() && may_upgrade(&arrival.method, arrival.endpoint);
-        if upgrades && announces_body(head) {
+        exchange.upgrade =
+            session.is_upgrade_req() && may_upgrade(&arrival.method, arrival.endpoint);
+        if exchange.upgrade && announces_body(head) {
             // After a switch its bytes would be taken for frames.
             return Err(Cause::InvalidHttp.into());
         }
@@ -311,64 +362,33 @@ impl Gate {
 
     /// Reads a body that is to be rewritten, if its length is known; makes the others ready to be passed on.
     async fn take_body(&self, session: &mut Session, exchange: &mut Exchange) -> Result<(), Stop> {
-        let head = session.req_header();
-        let length = content_length(head)?;
-        let limits = &self.state.limits;
-        let direct = direct_body(session, exchange, length);
-        let empty = direct.is_none() && session.as_downstream_mut().is_body_empty();
-        if let Some(client) = ClientSocket::current() {
-            client.expect_body(match &direct {
-                Some(_) => Some(STAND_IN_BYTES),
-                None => length.or(empty.then_some(0)),
-            });
+        let length = content_length(session.req_header())?;
+        let State { limits, budget, .. } = &*self.state;
+        let empty = session.as_downstream_mut().is_body_empty();
+        let is_http2 = session.as_downstream().is_http2();
+        exchange.body_idle = is_http2.then_some(limits.body_idle_timeout);
+        exchange.body_complete = empty;
+        if let Some(client) = &exchange.client {
+            client.await_body(!empty);
         }
-        exchange.body_idle = session
-            .as_downstream()
-            .is_http2()
-            .then_some(limits.body_idle_timeout);
         let method = &exchange.arrival.method;
+        let headers = &session.req_header().headers;
         let Some(order) = order_for_body(exchange.turn.order, method, empty) else {
-            let headers = &session.req_header().headers;
-            let body = StreamedBody::open(headers, length, limits, &self.state.budget)?;
+            let body = StreamedBody::open(headers, length, limits, budget)?;
             exchange.body = Body::Streamed(Box::new(body));
-            exchange.has_come = empty;
-            if !empty {
-                exchange.await_body();
-            }
             return continue_upload(session).await;
         };
-        let headers = &session.req_header().headers;
-        let held = HeldBody::open(headers, length, order.body, limits, &self.state.budget)?;
-        continue_upload(session).await?;
+        let held = HeldBody::open(headers, length, order.body, limits, budget)?;
         exchange.body = Body::Held(Box::new(held));
-        let length = length.or(empty.then_some(0));
-        if let Some(direct) = direct {
-            return self.read_directly(session, exchange, direct).await;
+        continue_upload(session).await?;
+        match length.or(empty.then_some(0)) {
+            Some(length) => self.read_body(session, exchange, length).await,
+            None => Ok(()),
         }
-        if let Some(length) = length {
-            return self.read_body(session, exchange, length).await;
-        }
-        exchange.await_body();
-        Ok(())
     }
 
-    /// Reads a whole body before any upstream is chosen, straight into the buffer in which it is held. In Pingora's eyes it
-    /// has one byte.
-    async fn read_directly(
-        &self,
-        session: &mut Session,
-        exchange: &mut Exchange,
-        mut direct: DirectBody,
-    ) -> Result<(), Stop> {
-        let head = session.req_header_mut();
-        head.insert_header(header::CONTENT_LENGTH, STAND_IN_BYTES)
-            .map_err(Stop::Broken)?;
-        direct.leave_first_byte();
-        exchange.direct = Some(direct);
-        self.read_body(session, exchange, STAND_IN_BYTES).await
-    }
-
-    /// Reads a whole body before any upstream is chosen, through the filter that Pingora drives for other bodies.
+    /// Reads a whole body before a peer is chosen: the upstream then gets an exact length, and nothing of a bad one. Pingora
+    /// replays the last of its bytes, and the filter answers with all of it.
     async fn read_body(
         &self,
         session: &mut Session,
@@ -377,118 +397,107 @@ impl Gate {
     ) -> Result<(), Stop> {
         let limits = &self.state.limits;
         let deadline = Instant::now() + limits.body_timeout;
-        exchange.deadline.await_body();
+        let drain_over = self.state.drain_over();
         while !session.is_body_done() {
             let left = length.saturating_sub(exchange.turn.request_bytes);
             if left <= PINGORA_REPLAY_BYTES {
                 session.enable_retry_buffering();
             }
-            let read = session.read_request_body();
-            let read = in_time(read, deadline, limits.body_idle_timeout).await?;
-            let read = read.map_err(|error| Stop::Broken(error.into_down()))?;
-            let Some(chunk) = read else { break };
-            self.filter_body(&mut Some(chunk), false, exchange)?;
+            let until = deadline.min(Instant::now() + limits.body_idle_timeout);
+            let read = tokio::select! {
+                biased;
+                read = timeout_at(until, session.read_request_body()) => read,
+                () = drain_over.cancelled() => return Err(Cause::Draining.into()),
+            };
+            let read = read.map_err(|_| Cause::RequestTimeout)?;
+            let Some(chunk) = read.map_err(|error| Stop::Downstream(error.into_down()))? else {
+                break;
+            };
+            filter_body(&mut Some(chunk), false, exchange)?;
         }
-        read_past(exchange, deadline).await?;
-        exchange.deadline.clear();
         if length > 0 && session.get_retry_buffer().is_none() {
             // Nothing would make Pingora send the body.
-            return Err(Stop::Refused(Cause::Internal.into()));
+            return Err(Cause::Internal.into());
         }
         exchange.finish_held()?;
-        exchange.has_come = true;
-        Ok(())
-    }
-
-    /// One piece of a request body on its way to the upstream. A held body comes out as one piece, at its end.
-    fn filter_body(
-        &self,
-        body: &mut Option<Bytes>,
-        end_of_stream: bool,
-        exchange: &mut Exchange,
-    ) -> Result<(), Refusal> {
-        exchange.has_come |= end_of_stream;
-        let piece = body.clone().unwrap_or_default();
-        exchange.begin_piece();
-        match &mut exchange.body {
-            Body::Streamed(streamed) => {
-                exchange.turn.request_bytes += piece.len() as u64;
-                streamed.pass(&piece)?;
-                exchange.turn.sent.bytes += piece.len() as u64;
-                if end_of_stream && piece.is_empty() {
-                    // Pingora would end a chunked message twice (cloudflare/pingora#935).
-                    *body = None;
-                }
-            }
-            Body::Held(held) => {
-                exchange.turn.request_bytes += piece.len() as u64;
-                held.push(&piece)?;
-                // `None` would end the message here.
-                *body = Some(Bytes::new());
-                if end_of_stream {
-                    exchange.finish_held()?;
-                    *body = Some(exchange.send_ready()?);
-                }
-            }
-            Body::Ready(_) => {
-                *body = Some(if end_of_stream {
-                    exchange.send_ready()?
-                } else {
-                    Bytes::new()
-                });
-            }
-            Body::None => {}
-        }
-        if end_of_stream {
-            exchange.watch_answer();
-        }
-        Ok(())
-    }
-
-    /// Sends the answer for `exchange.refusal`, writes its line, and hears the client out for a moment.
-    async fn answer_refusal(&self, session: &mut Session, exchange: &mut Exchange) -> Result<()> {
-        if session
-            .response_written()
-            .is_some_and(|written| !written.status.is_informational())
-        {
-            return Ok(());
-        }
-        let Some((cause, answer)) = exchange.answer_refusal() else {
-            return Ok(());
-        };
-        let mut head = ResponseHeader::build(answer.status, Some(6))?;
-        for (name, value) in answer.headers() {
-            head.insert_header(name, value)?;
-        }
-        head.insert_header(&REQUEST_ID, exchange.request_id())?;
-        let rest = exchange.direct.take().and_then(|mut rest| {
-            rest.skip_ahead();
-            (rest.left() > 0).then_some(rest)
-        });
-        let unread = rest.is_some() || !session.is_body_done();
-        if unread {
-            session.set_keepalive(None);
-        }
-        let bodyless = exchange.arrival.method == Method::HEAD;
-        session
-            .write_response_header(Box::new(head), bodyless)
-            .await?;
-        if !bodyless {
-            session.write_response_body(Some(answer.body), true).await?;
-        }
-        exchange.settle(Ending::Refused(cause));
-        exchange.body = Body::None;
-        if unread {
-            linger(session, rest).await;
-        }
+        exchange.complete_body();
         Ok(())
     }
 }
 
-/// The request is with the upstream.
-fn outlive_client(session: &mut Session, exchange: &Exchange) {
-    if exchange.outlive_client() {
-        make_patient(session.as_downstream_mut(), &exchange.deadline);
+/// One piece of a request body on its way to the upstream. A held body comes out as one piece, at its end.
+fn filter_body(
+    body: &mut Option<Bytes>,
+    ends: bool,
+    exchange: &mut Exchange,
+) -> Result<(), Refusal> {
+    if exchange.turn.began.elapsed() > exchange.state.limits.body_timeout && !exchange.body_complete
+    {
+        return Err(Cause::RequestTimeout.into());
+    }
+    if ends {
+        exchange.complete_body();
+    }
+    let piece = body.clone().unwrap_or_default();
+    exchange.begin_piece();
+    match &mut exchange.body {
+        Body::Streamed(streamed) => {
+            exchange.turn.request_bytes += piece.len() as u64;
+            streamed.pass(&piece)?;
+            exchange.turn.sent.bytes += piece.len() as u64;
+            if ends && piece.is_empty() {
+                // Pingora would end a chunked message twice (cloudflare/pingora#935).
+                *body = None;
+            }
+        }
+        Body::Held(held) => {
+            exchange.turn.request_bytes += piece.len() as u64;
+            held.push(&piece)?;
+            // `None` would end the message here.
+            *body = Some(Bytes::new());
+            if ends {
+                exchange.finish_held()?;
+                *body = Some(exchange.send_ready()?);
+            }
+        }
+        Body::Ready(_) => {
+            *body = Some(match ends {
+                true => exchange.send_ready()?,
+                false => Bytes::new(),
+            });
+        }
+        Body::None => {}
+    }
+    Ok(())
+}
+
+/// A piece that nobody waits for: the upstream has answered without it, or it is behind the end. Its message stays as it
+/// is.
+fn drop_piece(
+    session: &Session,
+    body: &mut Option<Bytes>,
+    ends: bool,
+    exchange: &Exchange,
+) -> Result<()> {
+    let is_over = session.body_bytes_read() > LINGERING_CLOSE_BYTES
+        || exchange
+            .settled_since()
+            .is_some_and(|since| since.elapsed() > LINGERING_CLOSE_TIME);
+    if ends || is_over {
+        let error = Error::explain(REFUSED, "the request goes on behind its response");
+        return Err(error.into_down());
+    }
+    // `None` would be an end.
+    *body = Some(Bytes::new());
+    Ok(())
+}
+
+/// The end of a body that trailers end, after its last piece. Over HTTP/2 Pingora goes on asking for more of it, for it
+/// takes END_STREAM in trailers for no end: the first time the request is to be ended, then its loop is to stop reading.
+fn end_by_trailers(exchange: &mut Exchange) -> Result<()> {
+    match std::mem::replace(&mut exchange.trailers_seen, true) {
+        false => Ok(()),
+        true => Error::e_explain(REFUSED, "the request has ended by trailers"),
     }
 }
 
@@ -504,35 +513,6 @@ fn check_framing(session: &mut Session) -> Result<(), Refusal> {
     // Nobody knows where the next request would begin.
     session.set_keepalive(None);
     Err(Cause::InvalidHttp.into())
-}
-
-/// Refuses an answer that the client could take apart in another way than Pingora, and an upgrade that nobody asked for.
-fn check_answer(answer: &ResponseHeader, exchange: &mut Exchange) -> Result<()> {
-    let upgrades = answer.status == StatusCode::SWITCHING_PROTOCOLS;
-    if !upgrades && framing::is_unambiguous_answer(&answer.headers) {
-        return Ok(());
-    }
-    let words = "the upstream's answer is not well-formed HTTP";
-    exchange.refusal = Some(Refusal::new(Cause::UpstreamReset, words));
-    Error::e_explain(REFUSED, words)
-}
-
-/// The message to the upstream is to stay without its end.
-fn drop_piece(body: &mut Option<Bytes>, end_of_stream: bool) -> Result<()> {
-    if end_of_stream {
-        let error = Error::explain(REFUSED, "the upstream has answered without the rest");
-        return Err(error.into_down());
-    }
-    // `None` would be an end.
-    *body = Some(Bytes::new());
-    Ok(())
-}
-
-/// An answer without a body, whose end nobody is told of.
-fn is_empty(answer: &ResponseHeader) -> bool {
-    let length = answer.headers.get(header::CONTENT_LENGTH);
-    let has_none = matches!(answer.status.as_u16(), 204 | 304);
-    !answer.status.is_informational() && (has_none || length.is_some_and(|length| length == "0"))
 }
 
 /// A forced group's upgrade goes on only to where its messages are judged; elsewhere the request is an ordinary one.
@@ -565,48 +545,6 @@ fn content_length(head: &RequestHeader) -> Result<Option<u64>, Refusal> {
     };
     let length = value.to_str().ok().and_then(|text| text.parse().ok());
     length.map(Some).ok_or_else(|| Cause::InvalidHttp.into())
-}
-
-/// The body, if it can be read past Pingora: it comes next, and as it is.
-fn direct_body(session: &Session, exchange: &Exchange, length: Option<u64>) -> Option<DirectBody> {
-    let session = session.as_downstream().as_http1()?;
-    let head = session.req_header();
-    let detours = [header::CONTENT_ENCODING, header::EXPECT];
-    if exchange.turn.order.is_none() || detours.iter().any(|name| head.headers.contains_key(name)) {
-        return None;
-    }
-    ClientSocket::current()?.body_behind(session.get_headers_raw_bytes().len(), length?)
-}
-
-/// Tells a client that waits for it to go on. The upstream is not asked: it may not even be HTTP/1.
-async fn continue_upload(session: &mut Session) -> Result<(), Stop> {
-    let expects = session.get_header(header::EXPECT);
-    if expects.is_none_or(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
-        return Ok(());
-    }
-    session.set_close_on_response_before_downstream_finish(false);
-    session
-        .write_continue_response()
-        .await
-        .map_err(|error| Stop::Broken(error.into_down()))
-}
-
-/// Reads what a refused client still sends, for a while: a close with bytes unread would take the answer away from it.
-async fn linger(session: &mut Session, rest: Option<DirectBody>) {
-    let read = async {
-        let mut left = LINGER_BYTES;
-        if let Some(mut rest) = rest {
-            return rest.discard(left).await;
-        }
-        while let Ok(Some(chunk)) = session.read_request_body().await {
-            left = left.saturating_sub(chunk.len());
-            if left == 0 {
-                break;
-            }
-        }
-    };
-    // Time is up for whoever still sends.
-    let _ = timeout(LINGER_TIME, read).await;
 }
 
 /// Whether the same bytes can be sent again.

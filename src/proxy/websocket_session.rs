@@ -5,6 +5,9 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use pingora_core::Error;
+use pingora_core::protocols::http::HttpTask;
+use pingora_proxy::Session;
 use serde_json::json;
 
 use crate::accounting::record::{Answered, Ending, Sent, Turn};
@@ -19,21 +22,34 @@ use crate::codec::websocket::{
 };
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{Credential, Decision, Denied, Group, Order, Policy};
-use crate::proxy::context::Arrival;
+use crate::proxy::context::{Arrival, Exchange};
+use crate::proxy::error_mapping::REFUSED;
 use crate::proxy::request_body::{Lease, refuse_json};
 use crate::state::State;
 use crate::upstream::Upstream;
+use crate::upstream::connector::control::Phase;
 
 /// The message that begins a response (<https://platform.openai.com/docs/guides/websocket-mode>).
 const RESPONSE_CREATE: &str = "response.create";
 /// RFC 6455 §7.4.1, and the registry of close codes for the last two.
 const POLICY_VIOLATION: u16 = 1008;
+const INTERNAL_ERROR: u16 = 1011;
 const SERVICE_RESTART: u16 = 1012;
 const TRY_AGAIN_LATER: u16 = 1013;
 /// The status that the API's own error event names for a message it refuses.
 const REFUSED_STATUS: u16 = 400;
 /// Responses that may run at once. The API allows 16; those beyond are judged and billed as well, up to here.
 const MOST_OPEN_TURNS: usize = 1024;
+
+/// What is awaited from the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Awaited {
+    Nothing,
+    /// The first message of a response.
+    Response,
+    /// The next message of a response, or the end of one under way.
+    Message,
+}
 
 pub struct Conversation {
     state: Arc<State>,
@@ -55,6 +71,10 @@ pub struct Conversation {
     /// Which side has said that it closes.
     client_closed: bool,
     server_closed: bool,
+    /// Messages that began, went on with or ended a response, and how many of them were seen when something was last
+    /// awaited.
+    activity: u64,
+    awaited_at: Option<(u64, Awaited)>,
 }
 
 /// The responses of one connection.
@@ -139,13 +159,29 @@ impl Conversation {
             over: false,
             client_closed: false,
             server_closed: false,
+            activity: 0,
+            awaited_at: None,
         })
     }
 
-    /// Whether nothing runs that a drain should wait for: no response, and no message of the server whose end is to come.
-    pub fn is_idle(&self) -> bool {
+    /// What is awaited, where that is not what was awaited before.
+    fn newly_awaited(&mut self) -> Option<Awaited> {
         let in_message = !self.server.at_message_boundary() && !self.server.has_ended();
-        self.turns.open.is_empty() && self.farewell.is_none() && !in_message
+        let has_begun = |open: &OpenTurn| open.turn.answer.time_to_first_byte.is_some();
+        let awaited = if self.farewell.is_some() {
+            Awaited::Message
+        } else if self.turns.open.is_empty() {
+            match in_message {
+                true => Awaited::Message,
+                false => Awaited::Nothing,
+            }
+        } else if self.turns.open.iter().all(has_begun) {
+            Awaited::Message
+        } else {
+            Awaited::Response
+        };
+        let at = (self.activity, awaited);
+        (self.awaited_at.replace(at) != Some(at)).then_some(awaited)
     }
 
     /// What came from the client. Messages are judged one by one, each by the policy of that moment.
@@ -190,6 +226,7 @@ impl Conversation {
             state,
             upstream,
             farewell,
+            activity,
             ..
         } = self;
         server.feed(chunk, |part| match part {
@@ -199,6 +236,7 @@ impl Conversation {
                 event.feed(piece);
             }
             ServerEvent::MessageEnd { offset } => {
+                *activity += 1;
                 let ended = turns.take_event(event.end(), *event_bytes, connection);
                 if let Some((turn, observed)) = ended {
                     turn.log(
@@ -240,6 +278,29 @@ impl Conversation {
         }
         let drained = self.state.is_draining() && self.turns.open.is_empty();
         self.farewell.take().or_else(|| drained.then(restart_frame))
+    }
+
+    /// A response takes too long. Returns what the client is told.
+    fn server_is_late(&mut self, arrival: &Arrival) -> Option<Bytes> {
+        if self.over || self.server_closed {
+            return None;
+        }
+        self.over = true;
+        for open in self.turns.open.drain(..) {
+            open.turn.log(
+                &self.state,
+                arrival,
+                self.upstream.as_deref(),
+                Ending::Timeout,
+                &Observed::default(),
+            );
+        }
+        // In the middle of a message the client would take anything for a part of it.
+        self.server.at_message_boundary().then(|| {
+            let late = Refusal::from(Cause::UpstreamTimeout);
+            let close = close_frame(INTERNAL_ERROR, late.cause.code(), None);
+            Bytes::from([error_frame(&late), close].concat())
+        })
     }
 
     /// Whether the upstream has said that it closes; its client may then leave in any way.
@@ -419,6 +480,7 @@ impl Conversation {
             turn.sent_whole(message.payload_length as u64, None);
             message.raw
         };
+        self.activity += 1;
         self.turns.begin(turn);
         Ok(goes_on)
     }
@@ -623,6 +685,109 @@ impl Turns {
             stream_id: event.stream_id.clone(),
         });
         Some(self.open.len() - 1)
+    }
+}
+
+/// The upstream has agreed to a WebSocket.
+///
+/// # Errors
+/// Where there is no room for one.
+pub(super) fn begin(exchange: &mut Exchange) -> Result<(), Box<Error>> {
+    exchange.enter(Phase::Upgraded, None);
+    if exchange.arrival.endpoint != Endpoint::Responses {
+        return Ok(());
+    }
+    exchange.begin_conversation().map_err(|refusal| {
+        exchange.refusal = Some(refusal);
+        Error::explain(REFUSED, "the upgrade is refused")
+    })?;
+    if let (Some(client), Some(stream)) = (&exchange.client, &exchange.stream) {
+        client.upgrade(stream.clone());
+    }
+    await_message(exchange);
+    Ok(())
+}
+
+/// Bounds what is awaited from the upstream, if anything is.
+fn await_message(exchange: &mut Exchange) {
+    let (Some(conversation), Some(upstream)) = (&mut exchange.conversation, &exchange.upstream)
+    else {
+        return;
+    };
+    let Some(awaited) = conversation.newly_awaited() else {
+        return;
+    };
+    let settings = &upstream.config;
+    let (phase, limit) = match awaited {
+        Awaited::Nothing => (Phase::UpgradedIdle, None),
+        Awaited::Response => (Phase::Upgraded, Some(settings.response_timeout)),
+        Awaited::Message => (Phase::Upgraded, Some(settings.idle_timeout)),
+    };
+    exchange.enter(phase, limit);
+}
+
+/// What a client sends on an upgraded connection. Where its messages are judged, only what is good goes on.
+///
+/// # Errors
+/// Where the client cannot be written to.
+pub(super) async fn from_client(
+    session: &mut Session,
+    body: &mut Option<Bytes>,
+    end_of_stream: bool,
+    exchange: &mut Exchange,
+) -> Result<(), Box<Error>> {
+    let chunk = body.clone().unwrap_or_default();
+    exchange.turn.request_bytes += chunk.len() as u64;
+    let Some(conversation) = &mut exchange.conversation else {
+        exchange.turn.sent.bytes += chunk.len() as u64;
+        return Ok(());
+    };
+    if chunk.is_empty() && end_of_stream {
+        conversation.client_ended();
+        return Ok(());
+    }
+    let passed = conversation.client_bytes(chunk, &exchange.arrival, &exchange.turn);
+    exchange.turn.sent.bytes += passed.to_upstream.len() as u64;
+    *body = Some(passed.to_upstream);
+    if let Some(refusal) = passed.refusal {
+        exchange.refusal = Some(refusal);
+    }
+    await_message(exchange);
+    if let Some(frames) = passed.to_client {
+        if !frames.is_empty() {
+            let last = vec![HttpTask::UpgradedBody(Some(frames), false)];
+            session
+                .as_downstream_mut()
+                .response_duplex_vec(last)
+                .await?;
+        }
+        exchange.end_upstream();
+    }
+    Ok(())
+}
+
+/// What the upstream sends on an upgraded connection goes on as it is, until the proxy has something to say itself.
+pub(super) fn from_upstream(
+    body: &mut Option<Bytes>,
+    end_of_stream: bool,
+    exchange: &mut Exchange,
+) {
+    let is_late = exchange.situation().expired.is_some();
+    let Some(conversation) = &mut exchange.conversation else {
+        return;
+    };
+    let last = match body {
+        Some(bytes) if !bytes.is_empty() => {
+            conversation.server_bytes(bytes, &exchange.arrival, &exchange.turn)
+        }
+        _ if end_of_stream && is_late => conversation.server_is_late(&exchange.arrival),
+        _ if end_of_stream => conversation.server_ended(),
+        _ => None,
+    };
+    await_message(exchange);
+    if let Some(frames) = last {
+        *body = Some(frames);
+        exchange.end_upstream();
     }
 }
 

@@ -1,103 +1,163 @@
-//! A client's stream that can keep from Pingora that the client has left, so that the answer is read on for its usage.
-//! Whether it does is up to the request's deadline in `connection.rs`.
+//! A client's connection as Pingora reads and writes it, outside of TLS. It adds what Pingora 0.9.1 does not do itself: a
+//! time and a size for a whole request head (cloudflare/pingora#447), responses that are read on although their client
+//! has left, and the pieces of a response written together.
 
-use std::io;
-use std::os::fd::RawFd;
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::tls::{SslDigest, TlsRef};
 use pingora_core::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
-    TimingDigest, UniqueID, raw_connect::ProxyDigest,
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, IO, Peek, Shutdown, SocketDigest, Ssl,
+    TimingDigest, UniqueID,
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::http1::connection::{has_read, outlives_client, refuses_read};
+use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::error_mapping::head_too_large;
 
-/// Stands outside of TLS, whose end of a stream comes before that of the socket.
-///
-/// Pingora reads from an idle client to see it go, and then ends the request to the upstream at once. Here such a read
-/// stays pending, and what can no longer be written is dropped. A connection of HTTP/2 is read by a task of its own that
-/// belongs to no request, so nothing of this happens there; `patient_h2.rs` is for its streams.
+/// What is gathered before it goes out, in bytes; larger pieces go past it.
+const GATHERED_BYTES: usize = 16 * 1024;
+/// A buffer that grew beyond this is given back once it is empty.
+const KEPT_BYTES: usize = 4 * 1024;
+/// The preface of HTTP/2 (RFC 9113 §3.4).
+const PREFACE_BYTES: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
+
+/// An accepted connection in the shape that Pingora asks of a stream, without the buffers of Pingora's own.
 #[derive(Debug)]
-pub struct PatientStream<S> {
+pub struct Socket {
+    io: TcpStream,
+    accepted: SystemTime,
+    digest: Arc<SocketDigest>,
+}
+
+impl Socket {
+    /// `peer` is who the connection is with, which a proxy in front may have told.
+    pub fn new(io: TcpStream, peer: SocketAddr) -> Self {
+        let digest = SocketDigest::from_raw_fd(io.as_raw_fd());
+        // The cell is new and empty.
+        let _ = digest.peer_addr.set(Some(peer.into()));
+        Self {
+            io,
+            accepted: SystemTime::now(),
+            digest: Arc::new(digest),
+        }
+    }
+}
+
+/// A connection over which requests come, plain or on top of TLS.
+#[derive(Debug)]
+pub struct Downstream<S: IO> {
     io: S,
-    opening: Opening,
-    /// Nothing can be written any more.
+    version: Version,
+    sleep: Option<Pin<Box<Sleep>>>,
+    /// Written by Pingora and not yet sent, from `sent` on.
+    gathered: Vec<u8>,
+    sent: usize,
+    unflushed: bool,
+    /// Nothing can be written any more, and nothing that is written is missed.
     broken: bool,
 }
 
-/// What a new connection still owes, and until when.
 #[derive(Debug)]
-enum Opening {
-    /// So many bytes of the preface of HTTP/2 (RFC 9113 §3.4), for which no request waits yet.
-    Preface(usize, Pin<Box<Sleep>>),
-    Done,
+enum Version {
+    Http1 {
+        connection: Arc<ClientConnection>,
+        digest: Option<Arc<ProxyDigest>>,
+        /// Whether what is written may wait for the next read. Pingora flushes after each piece that it has at hand, and
+        /// reads from the client whenever it waits for more of a response.
+        gathers: bool,
+    },
+    /// A connection is read by a task of its own, which belongs to no request. So many bytes of its preface are missing.
+    Http2 { preface: usize, until: Instant },
 }
 
-const PREFACE_BYTES: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
-
-impl<S> PatientStream<S> {
-    pub fn http1(io: S) -> Self {
-        Self::opened(io, Opening::Done)
+impl<S: IO> Downstream<S> {
+    pub fn http1(io: S, connection: Arc<ClientConnection>) -> Self {
+        let digest = connection.digest();
+        Self::new(
+            io,
+            Version::Http1 {
+                connection,
+                digest,
+                gathers: true,
+            },
+        )
     }
 
-    /// The preface of the new connection is to be here at `until`.
+    /// The preface is to be here at `until`.
     pub fn http2(io: S, until: Instant) -> Self {
-        let until = Box::pin(sleep_until(until));
-        Self::opened(io, Opening::Preface(PREFACE_BYTES, until))
+        let preface = PREFACE_BYTES;
+        Self::new(io, Version::Http2 { preface, until })
     }
 
-    fn opened(io: S, opening: Opening) -> Self {
+    fn new(io: S, version: Version) -> Self {
         Self {
             io,
-            opening,
+            version,
+            sleep: None,
+            gathered: Vec::new(),
+            sent: 0,
+            unflushed: false,
             broken: false,
         }
     }
 
-    /// Ready where the time for what the connection owes is over.
+    fn gathers(&self) -> bool {
+        matches!(self.version, Version::Http1 { gathers: true, .. })
+    }
+
+    /// Whether the request goes on without its client, which has left.
+    fn client_leaves(&self) -> bool {
+        match &self.version {
+            Version::Http1 { connection, .. } => connection.client_leaves(),
+            Version::Http2 { .. } => false,
+        }
+    }
+
+    /// Ready where the client has had its time.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.opening {
-            Opening::Preface(_, until) => until.as_mut().poll(cx),
-            Opening::Done => Poll::Pending,
-        }
-    }
-
-    /// False where the head under way is too long to be read on.
-    fn note_read(&mut self, count: usize) -> bool {
-        if let Opening::Preface(missing, _) = &mut self.opening {
-            *missing = missing.saturating_sub(count);
-            if *missing == 0 {
-                self.opening = Opening::Done;
+        match &self.version {
+            Version::Http1 { connection, .. } => connection.wait(cx).poll(&mut self.sleep, cx),
+            Version::Http2 { preface: 0, .. } => Poll::Pending,
+            Version::Http2 { until, .. } => {
+                let sleep = self
+                    .sleep
+                    .get_or_insert_with(|| Box::pin(sleep_until(*until)));
+                sleep.as_mut().poll(cx)
             }
         }
-        has_read(count)
     }
 
-    /// What Pingora is to see of a write: none that could not be done, where the answer is read on.
-    fn written(
-        &mut self,
-        result: Poll<io::Result<usize>>,
-        length: usize,
-    ) -> Poll<io::Result<usize>> {
-        match result {
-            Poll::Ready(Err(_)) if outlives_client() => {
-                self.broken = true;
-                Poll::Ready(Ok(length))
+    /// So many bytes came, in answer to a read of at most `room`. False where a head is too long to be read on.
+    fn has_read(&mut self, count: usize, room: usize) -> bool {
+        match &mut self.version {
+            Version::Http1 {
+                connection,
+                gathers,
+                ..
+            } => {
+                // Pingora looks for a client that goes away by reading one byte. If it finds the next request instead, it
+                // reads no more until this response has ended, so that no read would send what is gathered.
+                *gathers &= room > 1;
+                connection.has_read(count)
             }
-            other => other,
+            Version::Http2 { preface, .. } => {
+                *preface = preface.saturating_sub(count);
+                true
+            }
         }
     }
-}
 
-impl<S: AsyncWrite + Unpin> PatientStream<S> {
     /// Pingora cannot answer a request that it has not read; it ends the connection.
     fn refuse_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let message = head_too_large();
@@ -106,94 +166,158 @@ impl<S: AsyncWrite + Unpin> PatientStream<S> {
         let _ = Pin::new(&mut self.io).poll_flush(cx);
         Poll::Ready(Err(io::ErrorKind::InvalidData.into()))
     }
-}
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for PatientStream<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if refuses_read() || self.poll_late(cx).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+    /// Sends what was gathered.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.sent < self.gathered.len() {
+            let written = Pin::new(&mut self.io).poll_write(cx, &self.gathered[self.sent..]);
+            match ready!(written)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => self.sent += count,
+            }
+            self.unflushed = true;
         }
-        let before = buf.filled().len();
-        let read = Pin::new(&mut self.io).poll_read(cx, buf);
-        let count = buf.filled().len() - before;
-        if count > 0 && !self.note_read(count) {
-            return self.refuse_head(cx);
+        self.sent = 0;
+        self.gathered.clear();
+        self.gathered.shrink_to(KEPT_BYTES);
+        if self.unflushed {
+            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            self.unflushed = false;
         }
-        let ended = match &read {
-            Poll::Ready(Ok(())) => count == 0 && buf.remaining() > 0,
-            Poll::Ready(Err(_)) => true,
-            Poll::Pending => false,
-        };
-        if ended && outlives_client() {
-            // Nobody has to be woken: nothing more will come from here.
-            return Poll::Pending;
-        }
-        read
+        Poll::Ready(Ok(()))
     }
-}
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for PatientStream<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
+    fn poll_write_pieces(
+        &mut self,
         cx: &mut Context<'_>,
-        buf: &[u8],
+        pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.broken {
-            return Poll::Ready(Ok(buf.len()));
-        }
-        // A client that has ended its side may still read.
-        let result = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.written(result, buf.len())
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.broken {
-            return Poll::Ready(Ok(()));
-        }
-        let flushed = Pin::new(&mut self.io).poll_flush(cx);
-        self.written(flushed.map_ok(|()| 0), 0).map_ok(|_| ())
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let length = bufs.iter().map(|buf| buf.len()).sum();
+        let length: usize = pieces.iter().map(|piece| piece.len()).sum();
         if self.broken {
             return Poll::Ready(Ok(length));
         }
-        let result = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.written(result, length)
+        if self.gathered.len() + length <= GATHERED_BYTES && self.gathers() {
+            for piece in pieces {
+                self.gathered.extend_from_slice(piece);
+            }
+            return Poll::Ready(Ok(length));
+        }
+        let written = match ready!(self.poll_send(cx)) {
+            Ok(()) => {
+                self.unflushed = true;
+                ready!(Pin::new(&mut self.io).poll_write_vectored(cx, pieces))
+            }
+            Err(error) => Err(error),
+        };
+        Poll::Ready(self.written(written, length))
+    }
+
+    /// What Pingora is to see of a write: none that could not be done, where the response is read on.
+    fn written(&mut self, written: io::Result<usize>, length: usize) -> io::Result<usize> {
+        if written.is_err() && self.client_leaves() {
+            self.broken = true;
+            self.gathered = Vec::new();
+            return Ok(length);
+        }
+        written
+    }
+}
+
+impl<S: IO> AsyncRead for Downstream<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if !this.broken
+            && let Poll::Ready(sent) = this.poll_send(cx)
+        {
+            // A failure shows in the next write where the response is not read on.
+            let _ = this.written(sent.map(|()| 0), 0);
+        }
+        let (before, room) = (buf.filled().len(), buf.remaining());
+        let read = Pin::new(&mut this.io).poll_read(cx, buf);
+        let count = buf.filled().len() - before;
+        if count > 0 && !this.has_read(count, room) {
+            return this.refuse_head(cx);
+        }
+        let has_ended = match &read {
+            Poll::Ready(Ok(())) => count == 0 && room > 0,
+            Poll::Ready(Err(_)) => true,
+            Poll::Pending => false,
+        };
+        if read.is_ready() && !(has_ended && this.client_leaves()) {
+            return read;
+        }
+        ready!(this.poll_late(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<S: IO> AsyncWrite for Downstream<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_write_pieces(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_write_pieces(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.broken || this.gathers() {
+            return Poll::Ready(Ok(()));
+        }
+        let sent = ready!(this.poll_send(cx));
+        Poll::Ready(this.written(sent.map(|()| 0), 0).map(|_| ()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if !this.broken {
+            ready!(this.poll_send(cx))?;
+        }
+        Pin::new(&mut this.io).poll_shutdown(cx)
+    }
+}
+
+impl<S: IO> Drop for Downstream<S> {
+    /// A response that was cut is to reach the client as far as it came.
+    fn drop(&mut self) {
+        if !self.broken {
+            let _ = self.poll_send(&mut Context::from_waker(Waker::noop()));
+        }
     }
 }
 
 #[async_trait]
-impl<S: Shutdown + Send> Shutdown for PatientStream<S> {
+impl<S: IO> Shutdown for Downstream<S> {
     async fn shutdown(&mut self) {
-        self.io.shutdown().await;
+        // The client may have gone first; there is nobody left to tell.
+        let _ = AsyncWriteExt::shutdown(self).await;
     }
 }
 
-impl<S: UniqueID> UniqueID for PatientStream<S> {
+impl<S: IO> UniqueID for Downstream<S> {
     fn id(&self) -> RawFd {
         self.io.id()
     }
 }
 
-impl<S: Ssl> Ssl for PatientStream<S> {
+impl<S: IO> Ssl for Downstream<S> {
     fn get_ssl(&self) -> Option<&TlsRef> {
         self.io.get_ssl()
     }
@@ -207,14 +331,9 @@ impl<S: Ssl> Ssl for PatientStream<S> {
     }
 }
 
-#[async_trait]
-impl<S: Peek + Send> Peek for PatientStream<S> {
-    async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
-        self.io.try_peek(buf).await
-    }
-}
+impl<S: IO> Peek for Downstream<S> {}
 
-impl<S: GetTimingDigest> GetTimingDigest for PatientStream<S> {
+impl<S: IO> GetTimingDigest for Downstream<S> {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
         self.io.get_timing_digest()
     }
@@ -228,22 +347,108 @@ impl<S: GetTimingDigest> GetTimingDigest for PatientStream<S> {
     }
 }
 
-impl<S: GetProxyDigest> GetProxyDigest for PatientStream<S> {
+impl<S: IO> GetProxyDigest for Downstream<S> {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.io.get_proxy_digest()
+        match &self.version {
+            Version::Http1 { digest, .. } => digest.clone(),
+            Version::Http2 { .. } => None,
+        }
     }
 
-    fn set_proxy_digest(&mut self, digest: ProxyDigest) {
-        self.io.set_proxy_digest(digest);
-    }
+    fn set_proxy_digest(&mut self, _digest: ProxyDigest) {}
 }
 
-impl<S: GetSocketDigest> GetSocketDigest for PatientStream<S> {
+impl<S: IO> GetSocketDigest for Downstream<S> {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
         self.io.get_socket_digest()
     }
 
     fn set_socket_digest(&mut self, digest: SocketDigest) {
         self.io.set_socket_digest(digest);
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[async_trait]
+impl Shutdown for Socket {
+    async fn shutdown(&mut self) {
+        // The client may have gone first; there is nobody left to tell.
+        let _ = AsyncWriteExt::shutdown(self).await;
+    }
+}
+
+impl UniqueID for Socket {
+    fn id(&self) -> RawFd {
+        self.io.as_raw_fd()
+    }
+}
+
+impl Ssl for Socket {}
+
+impl Peek for Socket {}
+
+impl GetTimingDigest for Socket {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        vec![Some(TimingDigest {
+            established_ts: self.accepted,
+            ..Default::default()
+        })]
+    }
+}
+
+impl GetProxyDigest for Socket {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        None
+    }
+
+    fn set_proxy_digest(&mut self, _digest: ProxyDigest) {}
+}
+
+impl GetSocketDigest for Socket {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        Some(self.digest.clone())
+    }
+
+    fn set_socket_digest(&mut self, digest: SocketDigest) {
+        self.digest = Arc::new(digest);
     }
 }

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
-use pingora_core::apps::ServerApp;
+use pingora_core::apps::{HttpServerApp, ServerApp};
+use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::{ALPN, Ssl, Stream};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -19,14 +20,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::watch::Follower;
-use crate::http1::client_stream::{ClientSocket, ClientStream};
-use crate::http1::connection::Front;
+use crate::proxy::Proxy;
+use crate::proxy::client_connection::{ClientConnection, HeadLimits};
 use crate::server::connection_limit::{Entry, Tally};
-use crate::server::downstream::PatientStream;
+use crate::server::downstream::{Downstream, Socket};
 use crate::server::proxy_protocol::{self, Header};
 use crate::server::socket_handover::Taken;
 use crate::server::tls::LiveAcceptor;
-use crate::state::{StartError, State};
+use crate::state::{DRAIN_WAIT, StartError, State};
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 4096;
@@ -57,7 +58,8 @@ struct Entrance {
 
 /// What all client connections share.
 pub struct Site {
-    pub app: Arc<Front>,
+    pub proxy: Arc<Proxy>,
+    pub head_limits: HeadLimits,
     pub state: Arc<State>,
     /// True once the process is about to end.
     pub shutdown: watch::Receiver<bool>,
@@ -227,31 +229,52 @@ async fn serve(client: TcpStream, peer: SocketAddr, entrance: &Entrance, site: &
 struct Entered {
     /// As Pingora reads it.
     stream: Stream,
-    /// The way past Pingora, on HTTP/1.
-    socket: Option<ClientSocket>,
-    peer: IpAddr,
-    /// When its first head is to be here.
-    head_until: Instant,
+    /// None over HTTP/2.
+    connection: Option<Arc<ClientConnection>>,
     /// Its place among those of its client.
     _seat: Option<Entry<IpAddr>>,
 }
 
 impl Entered {
     async fn serve(self, site: &Site) {
-        let Some(socket) = self.socket else {
-            ServerApp::process_new(&site.app, self.stream, &site.shutdown).await;
-            return;
-        };
-        site.app
-            .serve_http1(
-                self.stream,
-                socket,
-                self.peer,
-                self.head_until,
-                &site.shutdown,
-            )
-            .await;
+        match self.connection {
+            Some(connection) => serve_http1(self.stream, &connection, site).await,
+            None => {
+                ServerApp::process_new(&site.proxy, self.stream, &site.shutdown).await;
+            }
+        }
     }
+}
+
+/// Has Pingora serve the requests of a connection over HTTP/1.1, one after the other.
+///
+/// Pingora's own loop would close a connection at the begin of a drain whose request has come in part.
+async fn serve_http1(stream: Stream, connection: &ClientConnection, site: &Site) {
+    let (draining, drain_over) = (site.state.draining(), site.state.drain_over());
+    let serving = async {
+        let mut session = ServerSession::new_http1(stream);
+        session.set_keepalive(Some(site.head_limits.keepalive.as_secs().max(1)));
+        while let Some(reused) = site.proxy.process_new_http(session, &site.shutdown).await {
+            connection.await_request();
+            let (stream, settings) = reused.consume();
+            session = ServerSession::new_http1(stream);
+            if let Some(settings) = settings {
+                settings.apply_to_session(&mut session);
+            }
+        }
+    };
+    let mut serving = std::pin::pin!(serving);
+    tokio::select! {
+        biased;
+        () = &mut serving => return,
+        () = draining.cancelled() => connection.drain(DRAIN_WAIT),
+    }
+    tokio::select! {
+        biased;
+        () = &mut serving => return,
+        () = drain_over.cancelled() => connection.end_drain(),
+    }
+    serving.await;
 }
 
 impl Entrance {
@@ -270,29 +293,26 @@ impl Entrance {
         // One that came to a socket for both families is told like any other.
         peer.set_ip(peer.ip().to_canonical());
         let seat = take_seat(peer.ip(), site)?;
-        let stream = ClientStream::new(client, peer, self.acceptor.is_none());
-        let stream = match &self.acceptor {
-            None => stream,
+        let socket = Socket::new(client, peer);
+        let connection = ClientConnection::new(site.head_limits, head_until);
+        let stream: Stream = match &self.acceptor {
+            None => Box::new(Downstream::http1(socket, connection.clone())),
             Some(acceptor) => {
-                let stream = acceptor.current().tls_handshake(stream).await;
+                let stream = acceptor.current().tls_handshake(socket).await;
                 let stream = stream.map_err(io::Error::other)?;
                 if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
                     return Ok(Entered {
-                        stream: Box::new(PatientStream::http2(stream, head_until)),
-                        socket: None,
-                        peer: peer.ip(),
-                        head_until,
+                        stream: Box::new(Downstream::http2(stream, head_until)),
+                        connection: None,
                         _seat: seat,
                     });
                 }
-                ClientStream::over_tls(Box::new(stream))
+                Box::new(Downstream::http1(stream, connection.clone()))
             }
         };
         Ok(Entered {
-            socket: Some(stream.socket()),
-            stream: Box::new(PatientStream::http1(stream)),
-            peer: peer.ip(),
-            head_until,
+            stream,
+            connection: Some(connection),
             _seat: seat,
         })
     }

@@ -6,6 +6,7 @@ pub mod client_ip;
 pub mod connection_limit;
 pub mod downstream;
 pub mod listener;
+mod proxy_app;
 pub mod proxy_protocol;
 pub mod socket_handover;
 pub mod systemd;
@@ -19,12 +20,9 @@ use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
 
 use nix::sys::signal::Signal::SIGXFSZ;
+use pingora_core::apps::ServerApp;
 use pingora_core::apps::http_app::HttpServer;
-use pingora_core::apps::{HttpServerApp, HttpServerOptions, ServerApp};
-use pingora_core::connectors::{ConnectorOptions, TransportConnector};
 use pingora_core::protocols::Stream;
-use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
-use pingora_core::server::configuration::ServerConf;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -34,31 +32,23 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::watch::{self as files, Reloaded};
 use crate::config::{Config, Limits};
-use crate::http1::client_stream::ClientStream;
-use crate::http1::connection::Front;
-use crate::http1::relay::Relay;
-use crate::proxy::Gate;
+use crate::proxy::client_connection::HeadLimits;
 use crate::server::admin::Admin;
 use crate::server::binary_upgrade::Successor;
 use crate::server::connection_limit::Tally;
+use crate::server::downstream::Socket;
 use crate::server::listener::{ACCEPT_REST, Listeners, Site};
 use crate::server::socket_handover::{Handover, Taken};
 use crate::state::{StartError, State};
 use crate::upstream::health_check;
 use crate::upstream::{RESOLVE_EVERY, Upstream};
 
-/// The largest head that Pingora reads over HTTP/1.1, in bytes.
-const MOST_HEADER_BYTES: u64 = 1 << 20;
 /// The most that Pingora takes at one read of a connection.
 const READ_BYTES: u64 = 64 * 1024;
-/// What HTTP/2 counts beyond the bytes of a head (RFC 9113 §6.5.2): 32 for each of 512 fields.
-const H2_HEADER_SLACK_BYTES: u32 = 16 * 1024;
 /// How long a start waits for the upstreams' names. Those that do not resolve until then go on in the background.
 const FIRST_RESOLVE: Duration = Duration::from_secs(5);
 /// What waits for the access log is tried again this often.
 const LOG_RETRY: Duration = Duration::from_millis(200);
-/// How often connections to upstreams that no request uses are looked through for those that have ended.
-const SWEEP_EVERY: Duration = Duration::from_millis(200);
 /// How often the end of the last request is looked for.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
 /// How long requests that have not reached an upstream by the end of the drain may take to be answered.
@@ -196,10 +186,10 @@ async fn serve(
     resolve_all(&state).await;
     health_check::begin(&state);
     tokio::spawn(retry_log(state.clone()));
-    tokio::spawn(sweep_connections(state.clone()));
     let (shut, shutdown) = watch::channel(false);
     let site = Arc::new(Site {
-        app: Arc::new(front(&state)),
+        proxy: proxy_app::build(&state),
+        head_limits: head_limits(&state.limits),
         state: state.clone(),
         shutdown,
         tasks: TaskTracker::new(),
@@ -265,7 +255,6 @@ fn feed_watchdog(site: &Arc<Site>, address: SocketAddr, stop: &CancellationToken
 async fn drain(site: &Site) {
     let (state, limit) = (&site.state, site.state.config.server.drain);
     log::info!("draining for at most {limit:?}");
-    site.app.http_cleanup().await;
     site.tasks.close();
     if tokio::time::timeout(limit, drained(site)).await.is_err() {
         log::warn!(
@@ -325,56 +314,13 @@ async fn handed_over(handover: Option<Arc<Handover>>) {
     }
 }
 
-fn front(state: &Arc<State>) -> Front {
-    let conf = ServerConf {
-        threads: state.config.server.threads,
-        // Pingora takes it times the threads.
-        upstream_keepalive_pool_size: state
-            .limits
-            .idle_upstream_connections
-            .div_ceil(state.config.server.threads),
-        ..ServerConf::default()
-    };
-    let connector = TransportConnector::new(Some(ConnectorOptions::from_server_conf(&conf)));
-    let gate = Gate {
-        state: state.clone(),
-    };
-    let mut proxy = pingora_proxy::http_proxy(&Arc::new(conf), gate);
-    proxy.h2_options = Some(h2_options(&state.limits));
-    proxy.server_options = Some(server_options(&state.limits));
-    Front {
-        proxy: Arc::new(proxy),
-        relay: Relay {
-            state: state.clone(),
-            connector,
-        },
-        header_timeout: state.limits.header_timeout,
-        head_bytes: head_bytes(state.limits.header),
-        keepalive_timeout: state.limits.keepalive_timeout,
-        draining: state.draining(),
-        drain_over: state.drain_over(),
+fn head_limits(limits: &Limits) -> HeadLimits {
+    HeadLimits {
+        time: limits.header_timeout,
+        // A read that finds the end of a head within the limit may have taken as much of what follows it.
+        bytes: limits.header.saturating_add(limits.header.max(READ_BYTES)),
+        keepalive: limits.keepalive_timeout,
     }
-}
-
-/// A read that finds the end of a head within the limit may have taken as much of what follows it.
-fn head_bytes(limit: u64) -> u64 {
-    limit.saturating_add(limit.max(READ_BYTES))
-}
-
-/// Pingora's, with our limit for heads.
-fn h2_options(limits: &Limits) -> H2Options {
-    let mut options = default_h2_options();
-    // A head within the limit is counted here with what HTTP/2 adds, so that it is refused by us and has its line.
-    let header = limits.header.min(MOST_HEADER_BYTES) as u32;
-    options.max_header_list_size(header + H2_HEADER_SLACK_BYTES);
-    options
-}
-
-/// A connection of HTTP/2 is idle as one of HTTP/1.1 is: Pingora would keep it for ever.
-fn server_options(limits: &Limits) -> HttpServerOptions {
-    let mut options = HttpServerOptions::default();
-    options.h2_idle_timeout = Some(limits.keepalive_timeout);
-    options
 }
 
 /// The admin listener goes on through the drain, so that its end can be watched.
@@ -389,7 +335,7 @@ async fn serve_admin(listener: TcpListener, state: Arc<State>) {
         };
         let (app, shutdown) = (app.clone(), shutdown.clone());
         tokio::spawn(async move {
-            let stream: Stream = Box::new(ClientStream::new(socket, peer, true));
+            let stream: Stream = Box::new(Socket::new(socket, peer));
             ServerApp::process_new(&app, stream, &shutdown).await;
         });
     }
@@ -424,18 +370,6 @@ async fn retry_log(state: Arc<State>) {
     loop {
         tokio::time::sleep(LOG_RETRY).await;
         state.log.retry();
-    }
-}
-
-async fn sweep_connections(state: Arc<State>) {
-    loop {
-        tokio::time::sleep(SWEEP_EVERY).await;
-        for upstream in state.upstreams() {
-            upstream
-                .addresses()
-                .iter()
-                .for_each(|address| address.idle.sweep());
-        }
     }
 }
 

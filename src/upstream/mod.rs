@@ -1,6 +1,7 @@
 //! An upstream as it is now: the addresses behind its names, which of them a request goes to, the credential that is sent
 //! to it. What it is in the configuration stands in `config.rs`, how its addresses fare in `health.rs`.
 
+pub mod connector;
 pub mod health_check;
 pub mod outlier_detection;
 pub mod tls;
@@ -15,12 +16,11 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use http::HeaderValue;
 use http::header::InvalidHeaderValue;
 use pingora_core::protocols::TcpKeepalive;
-use pingora_core::upstreams::peer::{HttpPeer, Peer};
+use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType};
 
 use crate::config::secret_file::FileBytes;
 use crate::config::{self, Url};
-use crate::http1::idle::{IdleConnections, Room};
 use crate::policy::CredentialHeader;
 use crate::upstream::outlier_detection::Health;
 use crate::upstream::tls::Material;
@@ -29,6 +29,11 @@ use crate::upstream::tls::Material;
 pub const RESOLVE_EVERY: Duration = Duration::from_secs(10);
 /// Addresses of one upstream that are used; those beyond are not.
 const MOST_ADDRESSES: usize = 64;
+/// Attempts of a request that are not counted because the upstream refused them unseen.
+const MAX_REFUSALS: usize = 10;
+/// What may be under way of one response over HTTP/2, in bytes. The connection's window has room for all of its streams, so
+/// that clients who read slowly do not stop the others.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const KEEPALIVE: TcpKeepalive = TcpKeepalive {
     idle: Duration::from_secs(30),
     interval: Duration::from_secs(10),
@@ -40,9 +45,6 @@ pub struct Upstream {
     pub config: Arc<config::Upstream>,
     /// One for each URL, in the order of the configuration.
     pub origins: Vec<Arc<Origin>>,
-    /// It is never spoken to in HTTP/2.
-    pub is_http1: bool,
-    room: Arc<Room>,
     addresses: ArcSwap<Vec<Arc<Address>>>,
     /// What `addresses` are made of; held while they are made anew.
     parts: Mutex<Parts>,
@@ -66,8 +68,6 @@ pub struct Address {
     pub origin: Arc<Origin>,
     pub health: Arc<Health>,
     pub peer: HttpPeer,
-    /// Connections of what is relayed; for others Pingora has a pool.
-    pub idle: Arc<IdleConnections>,
 }
 
 /// The attempts for one request, over addresses and dead pooled connections.
@@ -76,6 +76,8 @@ pub struct Route {
     attempts: usize,
     /// Attempts that did not get a connection.
     unconnected: usize,
+    /// Attempts of which the upstream said that it had not looked at the request.
+    refused: usize,
     /// Where among the addresses the first attempt began to look.
     turn: usize,
     /// A bit for each place among the addresses that was tried.
@@ -100,15 +102,10 @@ impl Upstream {
     ///
     /// # Errors
     /// Where a host cannot stand in a header.
-    pub fn new(
-        config: Arc<config::Upstream>,
-        room: &Arc<Room>,
-    ) -> Result<Self, InvalidHeaderValue> {
+    pub fn new(config: Arc<config::Upstream>) -> Result<Self, InvalidHeaderValue> {
         let origins = config.urls.iter().cloned().map(Origin::new);
         let origins = origins.collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
-            is_http1: !config.urls.iter().any(|url| config.may_speak_http2(url)),
-            room: room.clone(),
             addresses: ArcSwap::default(),
             parts: Mutex::new(Parts {
                 found: vec![Vec::new(); origins.len()],
@@ -182,21 +179,14 @@ impl Upstream {
                 .find(|known| known.socket == socket && Arc::ptr_eq(&known.origin, origin));
             let mut peer = self.config.peer(socket, &origin.url);
             parts.tls.apply(&mut peer);
-            let alike = known.filter(|known| known.peer.reuse_hash() == peer.reuse_hash());
             Arc::new(Address {
                 socket,
                 origin: origin.clone(),
                 health: known.map(|known| known.health.clone()).unwrap_or_default(),
-                idle: alike.map_or_else(|| self.no_connections(), |known| known.idle.clone()),
                 peer,
             })
         });
         self.addresses.store(Arc::new(new.collect()));
-    }
-
-    fn no_connections(&self) -> Arc<IdleConnections> {
-        let time = self.config.keepalive_timeout;
-        Arc::new(IdleConnections::new(self.room.clone(), time))
     }
 
     pub fn addresses(&self) -> Arc<Vec<Arc<Address>>> {
@@ -285,15 +275,6 @@ impl Origin {
     }
 }
 
-impl Address {
-    /// Where to connect to for an upgrade, and how: HTTP/2 cannot carry one.
-    pub fn upgrade_peer(&self) -> HttpPeer {
-        let mut peer = self.peer.clone();
-        peer.options.set_http_version(1, 1);
-        peer
-    }
-}
-
 impl config::Upstream {
     fn peer(&self, socket: SocketAddr, url: &Url) -> HttpPeer {
         // The name is never empty for https (the configuration refuses it): without one, Pingora would not verify.
@@ -306,24 +287,25 @@ impl config::Upstream {
         let options = &mut peer.options;
         options.connection_timeout = Some(self.connect_timeout);
         options.total_connection_timeout = Some(self.connect_timeout);
-        options.read_timeout = Some(self.response_timeout.max(self.idle_timeout));
+        // How long reads may take is up to the request ([`connector::control`]).
+        options.read_timeout = None;
         options.write_timeout = Some(self.idle_timeout);
         options.idle_timeout = Some(self.keepalive_timeout);
         options.tcp_keepalive = Some(KEEPALIVE);
         options.max_h2_streams = self.http2.max_streams;
         options.h2_ping_interval = Some(self.http2.ping_interval);
-        if self.may_speak_http2(url) {
+        options.h2_stream_window_size = Some(STREAM_WINDOW_BYTES);
+        options.h2_connection_window_size = Some(
+            STREAM_WINDOW_BYTES
+                .saturating_mul(self.http2.max_streams as u32)
+                .min(i32::MAX as u32),
+        );
+        if url.tls {
             options.set_http_version(2, 1);
         } else {
             options.set_http_version(1, 1);
         }
         peer
-    }
-
-    /// On HTTP/2 Pingora has one limit for all reads, and the connection cannot be shut for one request alone.
-    fn may_speak_http2(&self, url: &Url) -> bool {
-        let waits_less_for_first = self.response_timeout < self.idle_timeout;
-        url.tls && !waits_less_for_first
     }
 }
 
@@ -403,9 +385,16 @@ impl Route {
         }
     }
 
+    /// The upstream has not looked at the newest attempt. It says so of its own accord, so that this is none of the retries
+    /// that its settings allow.
+    pub fn is_refused(&mut self) {
+        self.refused += 1;
+    }
+
     /// Whether the upstream's settings allow for another attempt.
     pub fn may_go_on(&self, upstream: &Upstream) -> bool {
-        self.attempts <= upstream.config.retries
+        let counted = self.attempts - self.refused.min(MAX_REFUSALS);
+        counted <= upstream.config.retries
     }
 }
 
@@ -431,7 +420,7 @@ mod tests {
         );
         std::fs::write(&path, text).unwrap();
         let (config, _) = config::Config::load(&path).unwrap();
-        Upstream::new(config.upstreams[0].clone(), &Room::new(1)).unwrap()
+        Upstream::new(config.upstreams[0].clone()).unwrap()
     }
 
     /// One address for each of these numbers.
@@ -540,13 +529,11 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_of_https_always_has_a_name_and_upgrades_do_not_speak_http_2() {
+    fn a_peer_of_https_always_has_a_name_and_may_speak_http_2() {
         let upstream = upstream("https://h");
         upstream.take_sockets(0, sockets([1]));
-        let address = &upstream.addresses()[0];
-        let (plain, upgrade) = (&address.peer, address.upgrade_peer());
-        assert_eq!((plain.sni.as_str(), upgrade.sni.as_str()), ("h", "h"));
-        assert_eq!(plain.options.alpn.get_max_http_version(), 2);
-        assert_eq!(upgrade.options.alpn.get_max_http_version(), 1);
+        let peer = &upstream.addresses()[0].peer;
+        assert_eq!(peer.sni.as_str(), "h");
+        assert_eq!(peer.options.alpn.get_max_http_version(), 2);
     }
 }

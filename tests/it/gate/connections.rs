@@ -169,7 +169,9 @@ fn an_answer_that_comes_before_the_body_is_whole_is_passed_on_at_once() {
 #[test]
 fn an_answer_that_comes_before_the_body_is_whole_has_its_line_and_the_rest_goes_nowhere() {
     let empty = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
-    for key in ["sk-plain", "sk-fast"] {
+    // A forced request without a length does not reach the upstream before its body is whole.
+    let key = "sk-plain";
+    {
         for early in [reply(200).json("{}"), Reply::default().send(empty)] {
             let upstream = upstream::script([early.before_body().hold()]).run();
             let proxy = proxy::new().upstream(&upstream).run();

@@ -177,6 +177,24 @@ fn a_chunked_body_that_is_not_good_is_refused_at_once_before_an_upstream_of_http
 }
 
 #[test]
+fn a_refused_body_is_not_sent_again_as_an_empty_one_on_a_connection_that_was_used() {
+    let upstream = h2::upstream(Reply::Json("{}".to_owned()));
+    let proxy = proxy::new().upstream(&upstream).run();
+    for _ in 0..10 {
+        assert_eq!(proxy.client("sk-fast").post(PATH, "{}").status, 200);
+        let answer = proxy.client("sk-fast").post_chunked(PATH, &[]);
+        assert_eq!(answer.status, 400);
+    }
+    for request in upstream.received() {
+        assert_eq!(request.text(), r#"{"service_tier":"priority"}"#);
+    }
+    for record in proxy.access_log(20) {
+        let reached = record["status"] == 200;
+        assert_eq!(record["upstream"].is_string(), reached, "{record}");
+    }
+}
+
+#[test]
 fn http_2_on_both_sides() {
     for framing in FRAMINGS {
         for size in SIZES {

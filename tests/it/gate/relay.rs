@@ -1,7 +1,5 @@
 //! What is so of held requests to an upstream of HTTP/1.1, which are carried in one task with connections of their own.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -17,21 +15,6 @@ fn message(client: &Client, lines: &str, body: &str) -> Vec<u8> {
     let head = head.strip_suffix("\r\n").unwrap();
     let length = body.len();
     format!("{head}{lines}Content-Length: {length}\r\n\r\n{body}").into_bytes()
-}
-
-#[test]
-fn the_lines_of_a_head_arrive_as_they_were_and_where_they_were() {
-    let upstream = upstream::json("{}").run();
-    let proxy = proxy::new().upstream(&upstream).run();
-    let lines = "X-b:1\r\nx-A:  two \r\nconnection: keep-alive\r\nX-B: \u{e4}\r\nTE: trailers\r\nACCEPT-encoding: br\r\nx-c:\r\n";
-    let client = proxy.client("sk-fast");
-    assert_eq!(client.exchange(&message(&client, lines, "{}")).status, 200);
-    let head = &upstream.requests(1)[0].head;
-    let behind = head.find("X-b").expect(head);
-    assert_eq!(
-        &head[behind..],
-        "X-b:1\r\nx-A:  two \r\nX-B: \u{e4}\r\nACCEPT-encoding: identity\r\nx-c:\r\nContent-Length: 27\r\n\r\n"
-    );
 }
 
 #[test]
@@ -145,37 +128,4 @@ fn an_upstream_that_is_spoken_to_in_http_1_over_tls_keeps_its_connection() {
             .body
             .starts_with(b"{\"service_tier\":\"priority\"")
     );
-}
-
-#[test]
-fn a_client_that_reads_only_once_it_has_sent_everything_gets_an_early_answer() {
-    // More than the sockets on the way to the client hold, and less than those on the way from the upstream; and more than
-    // those on the way to the proxy hold.
-    const ANSWER_BYTES: usize = 7 << 20;
-    const BODY_BYTES: usize = 24 << 20;
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let upstream = std::thread::spawn(move || {
-        let mut stream = BufReader::new(listener.accept().unwrap().0);
-        let mut line = String::new();
-        while line != "\r\n" {
-            line.clear();
-            stream.read_line(&mut line).unwrap();
-        }
-        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {ANSWER_BYTES}\r\n\r\n");
-        let answer = vec![b'y'; ANSWER_BYTES];
-        let (begin, end) = answer.split_at(ANSWER_BYTES - 1);
-        let begin = [head.as_bytes(), begin].concat();
-        stream.get_mut().write_all(&begin).unwrap();
-        let mut body = vec![0; BODY_BYTES];
-        stream.read_exact(&mut body).unwrap();
-        stream.get_mut().write_all(end).unwrap();
-        body
-    });
-    let proxy = proxy::new().upstream(&address).run();
-    let answer = proxy.client("sk-plain").post(PATH, vec![b'x'; BODY_BYTES]);
-    assert!(answer.whole);
-    assert_eq!(answer.body.len(), ANSWER_BYTES);
-    assert!(upstream.join().unwrap().iter().all(|byte| *byte == b'x'));
-    assert_eq!(proxy.record()["upstream_request_bytes"], BODY_BYTES);
 }

@@ -45,7 +45,6 @@ fn a_silent_socket_outlives_every_timeout() {
     std::thread::sleep(Duration::from_millis(1600));
     socket.client.say(CREATE);
     assert_eq!(socket.server.hear_text(), FORCED);
-    std::thread::sleep(Duration::from_millis(1600));
     ends::answer(&mut socket, &[COMPLETED]);
     assert_eq!(proxy.record()["outcome"], "ok");
 }

@@ -1,0 +1,268 @@
+//! What a request tells the client's connection that it came on, and learns from it: when its head has been read, and
+//! whether its response is read to the end although the client has left. The request's context holds one end, the
+//! connection (`server/downstream.rs`) the other; Pingora carries it between them in the connection's digest.
+
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use pingora_core::protocols::Digest;
+use pingora_core::protocols::raw_connect::ProxyDigest;
+use pingora_http::ResponseHeader;
+use tokio::time::Instant;
+
+use crate::upstream::connector::control::StreamControl;
+
+/// From the event that ends a stream to the end of its message, where the client has left.
+const MESSAGE_END: Duration = Duration::from_secs(1);
+
+/// Limits for the heads of a connection's requests.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLimits {
+    /// For a whole head, from its first byte.
+    pub time: Duration,
+    /// What is read of a head that does not end, in bytes.
+    pub bytes: u64,
+    /// Between two requests.
+    pub keepalive: Duration,
+}
+
+/// A connection of HTTP/1.1 as its requests come one after the other. All of it happens in the task of the connection, so
+/// its lock is always free.
+#[derive(Debug)]
+pub struct ClientConnection(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    limits: HeadLimits,
+    phase: Phase,
+    head_bytes_left: u64,
+    drains: bool,
+    /// The drain has lasted as long as it may.
+    drain_over: bool,
+    /// More of the request's body is to come.
+    awaits_body: bool,
+    /// It was not waited for because the drain was over.
+    body_cut: bool,
+    /// The upstream's connection of a WebSocket, which is told of a drain.
+    socket: Option<Arc<StreamControl>>,
+    /// For how long a response is read on without its client; none where the request ends with the client.
+    abort_grace: Option<Duration>,
+    /// Until when, once the client has left.
+    grace_ends: Option<Instant>,
+    waker: Option<Waker>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The connection is new and nothing of its first request is here.
+    New { until: Instant },
+    /// Between two requests.
+    Idle { until: Instant },
+    /// A head is on its way.
+    Head { until: Instant },
+    /// A request runs.
+    Request,
+}
+
+/// How a connection is to go on that waits for its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    Until(Instant),
+    Forever,
+    /// Its time is over.
+    Over,
+}
+
+impl ClientConnection {
+    /// A new connection, whose first head is to be whole at `until`.
+    pub fn new(limits: HeadLimits, until: Instant) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(State {
+            limits,
+            phase: Phase::New { until },
+            head_bytes_left: limits.bytes,
+            drains: false,
+            drain_over: false,
+            awaits_body: false,
+            body_cut: false,
+            socket: None,
+            abort_grace: None,
+            grace_ends: None,
+            waker: None,
+        })))
+    }
+
+    /// The one in a connection's digest; none for HTTP/2, whose streams have no connection of their own.
+    pub fn of(digest: Option<&Digest>) -> Option<Arc<Self>> {
+        let data = digest?.proxy_digest.as_ref()?.user_data.as_ref()?;
+        data.downcast_ref::<Arc<Self>>().cloned()
+    }
+
+    /// What carries it in a digest. Nothing is said of a proxy: this is the place that Pingora has for data of ours.
+    pub fn digest(self: &Arc<Self>) -> Option<Arc<ProxyDigest>> {
+        let head = ResponseHeader::build(200, Some(0)).ok()?;
+        let data = Box::new(self.clone());
+        Some(Arc::new(ProxyDigest::new(Box::new(head), Some(data))))
+    }
+
+    /// The next request is awaited.
+    pub fn await_request(&self) {
+        let mut state = self.0.lock();
+        state.head_bytes_left = state.limits.bytes;
+        state.abort_grace = None;
+        state.grace_ends = None;
+        state.awaits_body = false;
+        state.phase = Phase::Idle {
+            until: Instant::now() + state.limits.keepalive,
+        };
+    }
+
+    /// The head of the request has been read.
+    pub fn head_is_read(&self) {
+        self.0.lock().phase = Phase::Request;
+    }
+
+    /// So many bytes came from the client. False where a head is too long to be read on.
+    pub fn has_read(&self, count: usize) -> bool {
+        let mut state = self.0.lock();
+        match state.phase {
+            Phase::Request => return true,
+            Phase::Head { .. } => {}
+            Phase::New { until } => state.phase = Phase::Head { until },
+            Phase::Idle { .. } => {
+                let until = Instant::now() + state.limits.time;
+                state.phase = Phase::Head { until };
+            }
+        }
+        let left = state.head_bytes_left.checked_sub(count as u64);
+        state.head_bytes_left = left.unwrap_or(0);
+        left.is_some()
+    }
+
+    /// The process is about to end. An idle connection ends now, a new one in `new_time`; what has begun goes on.
+    pub fn drain(&self, new_time: Duration) {
+        let mut state = self.0.lock();
+        state.drains = true;
+        if let Phase::New { until } = &mut state.phase {
+            *until = (*until).min(Instant::now() + new_time);
+        }
+        if let Some(socket) = &state.socket {
+            socket.drain();
+        }
+        state.wake();
+    }
+
+    /// The drain is over: a request whose body has not come is not waited for, so that it can be answered.
+    pub fn end_drain(&self) {
+        let mut state = self.0.lock();
+        state.drain_over = true;
+        state.wake();
+    }
+
+    /// Whether more of the request's body is to come.
+    pub fn await_body(&self, awaits: bool) {
+        self.0.lock().awaits_body = awaits;
+    }
+
+    /// Whether the rest of the body was not waited for because the drain was over.
+    pub fn is_body_cut(&self) -> bool {
+        self.0.lock().body_cut
+    }
+
+    /// The connection is a WebSocket now, and `socket` its upstream's side.
+    pub fn upgrade(&self, socket: Arc<StreamControl>) {
+        let mut state = self.0.lock();
+        if state.drains {
+            socket.drain();
+        }
+        state.socket = Some(socket);
+    }
+
+    /// How long to wait for the client's next bytes.
+    pub fn wait(&self, cx: &Context<'_>) -> Wait {
+        let mut state = self.0.lock();
+        match &mut state.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => state.waker = Some(cx.waker().clone()),
+        }
+        let until = match state.phase {
+            Phase::Idle { .. } if state.drains => return Wait::Over,
+            Phase::Request if state.drain_over && state.awaits_body => {
+                // Once: what the client sends while it is answered may be read.
+                state.awaits_body = false;
+                state.body_cut = true;
+                return Wait::Over;
+            }
+            Phase::New { until } | Phase::Idle { until } | Phase::Head { until } => Some(until),
+            Phase::Request => state.grace_ends,
+        };
+        match until {
+            Some(until) if until <= Instant::now() => Wait::Over,
+            Some(until) => Wait::Until(until),
+            None => Wait::Forever,
+        }
+    }
+
+    /// From now on, should the client leave, its response is read on for so long.
+    pub fn ignore_abort(&self, grace: Duration) {
+        self.0.lock().abort_grace = Some(grace);
+    }
+
+    /// The client has left. Whether the request goes on without it.
+    pub fn client_leaves(&self) -> bool {
+        let mut state = self.0.lock();
+        let Some(grace) = state.abort_grace else {
+            return false;
+        };
+        state
+            .grace_ends
+            .get_or_insert_with(|| Instant::now() + grace);
+        true
+    }
+
+    /// Whether the client has left and its response is read on.
+    pub fn has_client_left(&self) -> bool {
+        self.0.lock().grace_ends.is_some()
+    }
+
+    /// The response has told all that it is read on for. Where the client has left, the rest is read only to use the
+    /// upstream's connection again.
+    pub fn response_is_told(&self) {
+        let mut state = self.0.lock();
+        let Some(ends) = &mut state.grace_ends else {
+            state.abort_grace = None;
+            return;
+        };
+        *ends = (*ends).min(Instant::now() + MESSAGE_END);
+        state.wake();
+    }
+}
+
+impl State {
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Wait {
+    /// Ready where the time is over; `sleep` is armed else.
+    pub fn poll(
+        self,
+        sleep: &mut Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        let until = match self {
+            Wait::Over => return Poll::Ready(()),
+            Wait::Forever => return Poll::Pending,
+            Wait::Until(until) => until,
+        };
+        let sleep = sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+        if sleep.deadline() != until {
+            sleep.as_mut().reset(until);
+        }
+        sleep.as_mut().poll(cx)
+    }
+}

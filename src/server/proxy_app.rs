@@ -1,0 +1,70 @@
+//! Pingora's loop, put together from the proxy's phases and our connector.
+
+use std::mem::ManuallyDrop;
+use std::sync::Arc;
+
+use pingora_core::apps::HttpServerOptions;
+use pingora_core::connectors::ConnectorOptions;
+use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
+use pingora_core::server::configuration::ServerConf;
+use pingora_proxy::ProxyServiceBuilder;
+
+use crate::config::Limits;
+use crate::proxy::{Proxy, TierProxy};
+use crate::state::State;
+use crate::upstream::connector::UpstreamConnector;
+
+/// The largest head that Pingora reads over HTTP/1.1, in bytes.
+const MAX_HEADER_BYTES: u64 = 1 << 20;
+/// What HTTP/2 counts beyond the bytes of a head (RFC 9113 §6.5.2): 32 for each of 512 fields.
+const H2_HEADER_SLACK_BYTES: u32 = 16 * 1024;
+
+pub fn build(state: &Arc<State>) -> Arc<Proxy> {
+    let conf = ServerConf {
+        threads: state.config.server.threads,
+        // Pingora takes it times the threads.
+        upstream_keepalive_pool_size: state
+            .limits
+            .idle_upstream_connections
+            .div_ceil(state.config.server.threads),
+        ..ServerConf::default()
+    };
+    let connector = UpstreamConnector::new(ConnectorOptions::from_server_conf(&conf));
+    let phases = TierProxy {
+        state: state.clone(),
+    };
+    let service = ProxyServiceBuilder::new(&Arc::new(conf), phases)
+        .custom(connector, Arc::new(|_, _, _| Box::pin(async { None })))
+        .server_options(server_options(&state.limits))
+        .build();
+    let mut proxy = take(service);
+    proxy.h2_options = Some(h2_options(&state.limits));
+    Arc::new(proxy)
+}
+
+/// Takes the loop out of Pingora's service, which has a listener of its own. Pingora 0.9.1 makes a loop with a connector of
+/// one's own only inside of a service, and gives it to nobody.
+#[allow(unsafe_code)]
+fn take(service: pingora_core::services::listening::Service<Proxy>) -> Proxy {
+    let service = ManuallyDrop::new(service);
+    let proxy = service.app_logic().expect("a new service has its logic");
+    // SAFETY: `proxy` is valid and aligned, for it is a reference. The service is never used again and, being in a
+    // `ManuallyDrop`, never dropped, so that what is read here is the only owner of the loop.
+    unsafe { std::ptr::read(proxy) }
+}
+
+/// Pingora's, with our limit for heads.
+fn h2_options(limits: &Limits) -> H2Options {
+    let mut options = default_h2_options();
+    // A head within the limit is counted here with what HTTP/2 adds, so that it is refused by us and has its line.
+    let header = limits.header.min(MAX_HEADER_BYTES) as u32;
+    options.max_header_list_size(header + H2_HEADER_SLACK_BYTES);
+    options
+}
+
+/// A connection of HTTP/2 is idle as one of HTTP/1.1 is: Pingora would keep it for ever.
+fn server_options(limits: &Limits) -> HttpServerOptions {
+    let mut options = HttpServerOptions::default();
+    options.h2_idle_timeout = Some(limits.keepalive_timeout);
+    options
+}

@@ -1,0 +1,287 @@
+//! What a request tells the upstream connection that it runs on: how long the next bytes may take, whether the request may
+//! leave yet, and when the connection is to read as ended. The request's context holds one end, the connection the other;
+//! Pingora carries it between them in the connection's digest.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use pingora_core::protocols::Digest;
+use pingora_core::protocols::raw_connect::ProxyDigest;
+use pingora_http::ResponseHeader;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// What is awaited from the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing: no request runs on the connection.
+    Idle,
+    /// The client's body is on its way; the limit is for its next piece.
+    RequestBody,
+    /// The whole head of the response.
+    ResponseHead,
+    /// The next bytes of the response.
+    ResponseBody,
+    /// The next message on an upgraded connection, which reads as ended where it takes too long.
+    Upgraded,
+    /// Nothing in particular on an upgraded connection, which a drain may end.
+    UpgradedIdle,
+}
+
+/// The end that the request's context holds. All of it happens in the task of the request, so its lock is always free.
+#[derive(Debug)]
+pub struct StreamControl(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    /// How long the connection may be waited for in this phase; none for as long as it takes.
+    limit: Option<Duration>,
+    /// Changes with each phase, so that a wait is measured from there.
+    epoch: u32,
+    expired: Option<Phase>,
+    /// Something of the response came.
+    has_received: bool,
+    /// The connection is one of HTTP/2.
+    is_http2: bool,
+    is_ended: bool,
+    drains: bool,
+    holds_request: bool,
+    upgrades: bool,
+    upgrade: UpgradeGate,
+    /// Until when the connection sleeps; a limit that ends before it wakes it.
+    sleeps_until: Option<Instant>,
+    waker: Option<Waker>,
+}
+
+/// Whether an upgraded connection may be read.
+///
+/// Pingora queues the end of the (empty) request for the upstream, and picks at random between that and the response. Where
+/// the 101 comes first, it takes the end for that of the upgraded connection and closes it (cloudflare/pingora#946). So the
+/// response is read only once that end was taken: in the poll after the one in which it was queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum UpgradeGate {
+    Open,
+    Opening,
+    Closed,
+}
+
+impl StreamControl {
+    pub fn new(is_http2: bool) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(State {
+            phase: Phase::Idle,
+            limit: None,
+            epoch: 0,
+            expired: None,
+            has_received: false,
+            is_http2,
+            is_ended: false,
+            drains: false,
+            holds_request: false,
+            upgrades: false,
+            upgrade: UpgradeGate::Open,
+            sleeps_until: None,
+            waker: None,
+        })))
+    }
+
+    /// The one in a connection's digest, where the connection has one.
+    pub fn of(digest: Option<&Digest>) -> Option<Arc<Self>> {
+        let data = digest?.proxy_digest.as_ref()?.user_data.as_ref()?;
+        data.downcast_ref::<Arc<Self>>().cloned()
+    }
+
+    /// What carries it in a digest. Nothing is said of a proxy: this is the place that Pingora has for data of ours.
+    pub fn digest(self: &Arc<Self>) -> Option<Arc<ProxyDigest>> {
+        let head = ResponseHeader::build(200, Some(0)).ok()?;
+        let data = Box::new(self.clone());
+        Some(Arc::new(ProxyDigest::new(Box::new(head), Some(data))))
+    }
+
+    /// A request begins on the connection. `holds_request`: nothing of it is to leave before [`Self::release_request`].
+    /// `upgrades`: it asks for a WebSocket.
+    pub fn begin(&self, holds_request: bool, upgrades: bool) {
+        let mut state = self.0.lock();
+        state.expired = None;
+        state.has_received = false;
+        state.is_ended = false;
+        state.drains = false;
+        state.holds_request = holds_request;
+        state.upgrades = upgrades;
+        state.upgrade = match upgrades {
+            true => UpgradeGate::Closed,
+            false => UpgradeGate::Open,
+        };
+    }
+
+    /// From now on this is awaited, for so long.
+    pub fn enter(&self, phase: Phase, limit: Option<Duration>) {
+        let mut state = self.0.lock();
+        state.phase = phase;
+        state.limit = limit;
+        state.epoch = state.epoch.wrapping_add(1);
+        if state.drains {
+            state.wake();
+        }
+        let Some(limit) = limit else { return };
+        let due = Instant::now() + limit;
+        if state.sleeps_until.is_none_or(|until| due < until) {
+            state.wake();
+        }
+    }
+
+    /// The request may leave.
+    pub fn release_request(&self) {
+        let mut state = self.0.lock();
+        if std::mem::take(&mut state.holds_request) {
+            state.wake();
+        }
+    }
+
+    /// The end of a request that asks for an upgrade was queued for the upstream.
+    pub fn request_ended(&self) {
+        let mut state = self.0.lock();
+        if state.upgrade == UpgradeGate::Closed {
+            state.upgrade = UpgradeGate::Opening;
+            state.wake();
+        }
+    }
+
+    /// The connection is to read as ended.
+    pub fn end(&self) {
+        let mut state = self.0.lock();
+        state.is_ended = true;
+        state.wake();
+    }
+
+    /// The process is about to end: an upgraded connection on which nothing runs is to read as ended.
+    pub fn drain(&self) {
+        let mut state = self.0.lock();
+        state.drains = true;
+        state.wake();
+    }
+
+    /// In which phase the upstream took too long, if it did.
+    pub fn expired(&self) -> Option<Phase> {
+        self.0.lock().expired
+    }
+
+    /// Whether anything of the response came.
+    pub fn has_received(&self) -> bool {
+        self.0.lock().has_received
+    }
+
+    pub fn is_http2(&self) -> bool {
+        self.0.lock().is_http2
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.0.lock().phase
+    }
+
+    /// Whether the connection was asked for an upgrade. Where that is refused, Pingora may have written the end of a body
+    /// that nobody announced.
+    pub(super) fn is_used_up(&self) -> bool {
+        let state = self.0.lock();
+        state.upgrades && state.phase == Phase::Idle
+    }
+
+    pub(super) fn is_ended(&self) -> bool {
+        let state = self.0.lock();
+        state.is_ended || (state.drains && state.phase == Phase::UpgradedIdle)
+    }
+
+    pub(super) fn holds_request(&self) -> bool {
+        self.0.lock().holds_request
+    }
+
+    /// Ready when the response may be read.
+    pub(super) fn poll_upgrade(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.0.lock();
+        match state.upgrade {
+            UpgradeGate::Open => return Poll::Ready(()),
+            UpgradeGate::Opening => {
+                state.upgrade = UpgradeGate::Open;
+                cx.waker().wake_by_ref();
+            }
+            UpgradeGate::Closed => state.remember(cx),
+        }
+        Poll::Pending
+    }
+}
+
+impl State {
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn remember(&mut self, cx: &Context<'_>) {
+        match &mut self.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => self.waker = Some(cx.waker().clone()),
+        }
+    }
+}
+
+/// The end that the connection holds: it measures how long the connection has been waited for. The time that a client takes
+/// to read is not counted, for nobody waits for the upstream then.
+#[derive(Debug)]
+pub(super) struct Watchdog {
+    pub control: Arc<StreamControl>,
+    epoch: u32,
+    since: Option<Instant>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Watchdog {
+    pub fn new(control: Arc<StreamControl>) -> Self {
+        Self {
+            control,
+            epoch: 0,
+            since: None,
+            sleep: None,
+        }
+    }
+
+    /// Something came. A head has one limit for all of it, and so has a message.
+    pub fn progressed(&mut self) {
+        let mut state = self.control.0.lock();
+        state.has_received = true;
+        if !matches!(state.phase, Phase::ResponseHead | Phase::Upgraded) {
+            self.since = None;
+        }
+    }
+
+    /// Ready when what is awaited has taken too long.
+    pub fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<Phase> {
+        let mut state = self.control.0.lock();
+        state.remember(cx);
+        if self.epoch != state.epoch {
+            self.epoch = state.epoch;
+            self.since = None;
+        }
+        let Some(limit) = state.limit else {
+            state.sleeps_until = None;
+            return Poll::Pending;
+        };
+        let due = *self.since.get_or_insert_with(Instant::now) + limit;
+        loop {
+            if Instant::now() >= due {
+                state.expired = Some(state.phase);
+                return Poll::Ready(state.phase);
+            }
+            let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(due)));
+            if sleep.deadline() > due || sleep.is_elapsed() {
+                sleep.as_mut().reset(due);
+            }
+            state.sleeps_until = Some(sleep.deadline());
+            if sleep.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! A connection of HTTP/1.1 to an upstream, below Pingora's session. It adds what Pingora 0.9.1 does not do itself: limits
+//! for a whole head and between two reads (cloudflare/pingora#992), a response that comes before its request was taken
+//! (RFC 9112 §9.3 lets servers close then; Pingora waits for the write), and small pieces written together.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora_core::protocols::raw_connect::ProxyDigest;
+use pingora_core::protocols::tls::{SslDigest, TlsRef};
+use pingora_core::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    Stream, TimingDigest, UniqueID,
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::control::{Phase, StreamControl, Watchdog};
+
+/// Bytes that are written together with what follows them: a head and a small body are one segment.
+const GATHERED_BYTES: usize = 16 * 1024;
+/// The most of an early response that is read while its request is still being written, in bytes.
+const EARLY_BYTES: usize = 16 * 1024;
+
+/// A connection that sends what was gathered when its response is next read, which Pingora does as soon as it has written a
+/// head.
+#[derive(Debug)]
+pub(super) struct Http1Stream {
+    io: Stream,
+    watchdog: Watchdog,
+    digest: Option<Arc<ProxyDigest>>,
+    /// Written by Pingora and not yet sent, from `sent` on.
+    gathered: Vec<u8>,
+    sent: usize,
+    unflushed: bool,
+    /// What came of a response while its request was written, from `taken` on.
+    early: Vec<u8>,
+    taken: usize,
+    /// The response came before its request was taken. No more of the request is sent, and the connection is not used
+    /// again.
+    answered_early: bool,
+}
+
+impl Http1Stream {
+    pub fn new(io: Stream) -> Self {
+        let control = StreamControl::new(false);
+        Self {
+            digest: control.digest(),
+            watchdog: Watchdog::new(control),
+            io,
+            gathered: Vec::new(),
+            sent: 0,
+            unflushed: false,
+            early: Vec::new(),
+            taken: 0,
+            answered_early: false,
+        }
+    }
+
+    fn control(&self) -> &StreamControl {
+        &self.watchdog.control
+    }
+
+    /// Sends what was gathered.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.sent < self.gathered.len() {
+            let written = Pin::new(&mut self.io).poll_write(cx, &self.gathered[self.sent..]);
+            match ready!(written)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => self.sent += count,
+            }
+            self.unflushed = true;
+        }
+        self.gathered.clear();
+        self.gathered.shrink_to(GATHERED_BYTES);
+        self.sent = 0;
+        if self.unflushed {
+            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whether the response has begun although its request was not taken whole.
+    fn is_answered_early(&mut self, cx: &mut Context<'_>) -> bool {
+        if !matches!(
+            self.control().phase(),
+            Phase::RequestBody | Phase::ResponseHead
+        ) {
+            return false;
+        }
+        if self.early.is_empty() {
+            self.early.resize(EARLY_BYTES, 0);
+            let mut read = ReadBuf::new(&mut self.early);
+            let polled = Pin::new(&mut self.io).poll_read(cx, &mut read);
+            let count = match polled {
+                Poll::Ready(Ok(())) => read.filled().len(),
+                _ => 0,
+            };
+            self.early.truncate(count);
+        }
+        self.answered_early = !self.early.is_empty();
+        self.answered_early
+    }
+
+    fn take_early(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+        let left = &self.early[self.taken..];
+        let count = left.len().min(buf.remaining());
+        buf.put_slice(&left[..count]);
+        self.taken += count;
+        if self.taken == self.early.len() {
+            self.early = Vec::new();
+            self.taken = 0;
+        }
+        count > 0
+    }
+}
+
+impl AsyncRead for Http1Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let is_idle = this.control().phase() == Phase::Idle;
+        let is_used_up = this.control().is_used_up() || (is_idle && this.answered_early);
+        if this.control().is_ended() || is_used_up {
+            return Poll::Ready(Ok(()));
+        }
+        if !this.control().holds_request() && !this.answered_early {
+            // A failure shows in the next write, or in what is read: a response may be there all the same.
+            let _ = this.poll_send(cx);
+        }
+        if this.take_early(buf) {
+            return Poll::Ready(Ok(()));
+        }
+        ready!(this.control().poll_upgrade(cx));
+        let before = buf.filled().len();
+        if let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, buf) {
+            if buf.filled().len() > before {
+                this.watchdog.progressed();
+            }
+            return Poll::Ready(read);
+        }
+        match ready!(this.watchdog.poll_expired(cx)) {
+            Phase::Upgraded => Poll::Ready(Ok(())),
+            _ => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+        }
+    }
+}
+
+impl AsyncWrite for Http1Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.answered_early {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        let holds = this.control().holds_request();
+        if holds || this.gathered.len() + buf.len() <= GATHERED_BYTES {
+            this.gathered.extend_from_slice(buf);
+            return Poll::Ready(Ok(buf.len()));
+        }
+        let written = match this.poll_send(cx) {
+            Poll::Ready(Ok(())) => {
+                this.unflushed = true;
+                Pin::new(&mut this.io).poll_write(cx, buf)
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        };
+        match written {
+            Poll::Ready(Ok(count)) => Poll::Ready(Ok(count)),
+            _ if this.is_answered_early(cx) => Poll::Ready(Ok(buf.len())),
+            stuck => stuck,
+        }
+    }
+
+    /// What is gathered goes out when the response is next read.
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if !this.control().holds_request() && !this.answered_early {
+            ready!(this.poll_send(cx))?;
+        }
+        Pin::new(&mut this.io).poll_shutdown(cx)
+    }
+}
+
+#[async_trait]
+impl Shutdown for Http1Stream {
+    async fn shutdown(&mut self) {
+        self.io.shutdown().await;
+    }
+}
+
+impl UniqueID for Http1Stream {
+    fn id(&self) -> RawFd {
+        self.io.id()
+    }
+}
+
+impl Ssl for Http1Stream {
+    fn get_ssl(&self) -> Option<&TlsRef> {
+        self.io.get_ssl()
+    }
+
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.io.get_ssl_digest()
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.io.selected_alpn_proto()
+    }
+}
+
+impl Peek for Http1Stream {}
+
+impl GetTimingDigest for Http1Stream {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        self.io.get_timing_digest()
+    }
+
+    fn get_read_pending_time(&self) -> Duration {
+        self.io.get_read_pending_time()
+    }
+
+    fn get_write_pending_time(&self) -> Duration {
+        self.io.get_write_pending_time()
+    }
+}
+
+impl GetProxyDigest for Http1Stream {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        self.digest.clone()
+    }
+
+    fn set_proxy_digest(&mut self, _digest: ProxyDigest) {}
+}
+
+impl GetSocketDigest for Http1Stream {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.io.get_socket_digest()
+    }
+
+    fn set_socket_digest(&mut self, digest: SocketDigest) {
+        self.io.set_socket_digest(digest);
+    }
+}

@@ -1,0 +1,162 @@
+//! How connections to upstreams are made and shared: Pingora's connectors and pools, reached by the place that Pingora has
+//! for a connector of one's own, so that every stream is one of ours below Pingora's loop. What these add is said in
+//! [`http1_stream`] and [`http2_session`]; most of it would be mended upstream by cloudflare/pingora#992 and by reading
+//! HTTP/2 streams to END_STREAM there.
+
+pub mod control;
+mod http1_stream;
+mod http2_body;
+mod http2_session;
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use pingora_core::connectors::http::custom::{Connection, Connector};
+use pingora_core::connectors::http::v2;
+use pingora_core::connectors::{ConnectorOptions, TransportConnector};
+use pingora_core::protocols::ALPN;
+use pingora_core::protocols::UniqueIDType;
+use pingora_core::protocols::http::client::HttpSession;
+use pingora_core::protocols::tls::CustomALPN;
+use pingora_core::upstreams::peer::{HttpPeer, Peer};
+use pingora_core::{Error, ErrorType, Result};
+
+use http1_stream::Http1Stream;
+pub use http2_session::{Http2Session, NOT_PROCESSED};
+
+/// Streams that may be cancelled on a connection of HTTP/2 before it takes no further request.
+///
+/// What still comes for a stream that was reset some time ago counts against the connection in the h2 crate, which closes
+/// it at 1,024. It remembers the last 50 resets of a second, so that the connection is retired before they can add up.
+const CANCELLED_STREAMS: u32 = 40;
+
+/// The names by which Pingora knows that a peer is ours; they are never on the wire.
+const ANY_VERSION: &[u8] = b"tiergate";
+const ONLY_HTTP1: &[u8] = b"tiergate-http1";
+
+/// Makes connections of both versions, and keeps those of HTTP/2. Pingora keeps those of HTTP/1.1.
+pub struct UpstreamConnector {
+    transport: TransportConnector,
+    http2: Arc<v2::Connector>,
+    /// How many streams were cancelled on each connection.
+    cancelled: Mutex<HashMap<UniqueIDType, u32>>,
+}
+
+/// The peer of a request, for Pingora to give to [`UpstreamConnector`]. `only_http1`: whatever the upstream could speak.
+pub fn request_peer(peer: &HttpPeer, only_http1: bool) -> HttpPeer {
+    let name = match only_http1 || peer.options.alpn == ALPN::H1 {
+        true => ONLY_HTTP1,
+        false => ANY_VERSION,
+    };
+    let mut peer = peer.clone();
+    peer.options.alpn = ALPN::Custom(CustomALPN::new(name.to_vec()));
+    peer
+}
+
+impl UpstreamConnector {
+    pub fn new(options: ConnectorOptions) -> Self {
+        Self {
+            transport: TransportConnector::new(Some(options.clone())),
+            http2: Arc::new(v2::Connector::new(Some(options))),
+            cancelled: Mutex::default(),
+        }
+    }
+
+    async fn connect(&self, peer: &HttpPeer) -> Result<Connection<Http2Session>> {
+        let stream = if peer.options.alpn == ALPN::H1 {
+            self.transport.new_stream(peer).await?
+        } else {
+            match self.http2.new_http_session::<_, ()>(peer).await? {
+                HttpSession::H2(session) => {
+                    self.cancelled.lock().remove(&session.conn.id());
+                    return Ok(Connection::Session(Http2Session::new(session)));
+                }
+                HttpSession::H1(session) => session.into_inner(),
+                HttpSession::Custom(()) => return Err(not_ours()),
+            }
+        };
+        Ok(Connection::Stream(Box::new(Http1Stream::new(stream))))
+    }
+
+    /// A stream of this connection is cancelled.
+    fn cancel(&self, session: &Http2Session) {
+        let connection = session.connection();
+        let mut cancelled = self.cancelled.lock();
+        let count = cancelled.entry(connection.id()).or_default();
+        *count += 1;
+        if *count >= CANCELLED_STREAMS {
+            cancelled.remove(&connection.id());
+            connection.mark_shutdown();
+        }
+    }
+}
+
+/// The peer as the transport is to see it, and whether HTTP/2 may be agreed on.
+fn transport_peer<P: Peer + 'static>(peer: &P) -> Result<(HttpPeer, bool)> {
+    let Some(peer) = (peer as &dyn Any).downcast_ref::<HttpPeer>() else {
+        return Err(not_ours());
+    };
+    let any_version =
+        matches!(&peer.options.alpn, ALPN::Custom(name) if name.protocol() == ANY_VERSION);
+    let mut peer = peer.clone();
+    peer.options.alpn = if any_version { ALPN::H2H1 } else { ALPN::H1 };
+    Ok((peer, any_version))
+}
+
+fn not_ours() -> Box<Error> {
+    Error::explain(ErrorType::InternalError, "a peer of another connector")
+}
+
+#[async_trait]
+impl Connector for UpstreamConnector {
+    type Session = Http2Session;
+
+    async fn get_http_session<P: Peer + Send + Sync + 'static>(
+        &self,
+        peer: &P,
+    ) -> Result<(Connection<Self::Session>, bool)> {
+        let (peer, _) = transport_peer(peer)?;
+        Ok((self.connect(&peer).await?, false))
+    }
+
+    async fn reused_http_session<P: Peer + Send + Sync + 'static>(
+        &self,
+        peer: &P,
+    ) -> Option<Self::Session> {
+        let any = (peer as &dyn Any).downcast_ref::<HttpPeer>()?;
+        if !matches!(&any.options.alpn, ALPN::Custom(name) if name.protocol() == ANY_VERSION) {
+            return None;
+        }
+        // A connection that cannot take another stream is no reason to fail: the next one is a new one.
+        let session = self.http2.reused_http_session(any).await.ok()??;
+        Some(Http2Session::new(session))
+    }
+
+    async fn release_http_session<P: Peer + Send + Sync + 'static>(
+        &self,
+        session: Self::Session,
+        peer: &P,
+        idle_timeout: Option<Duration>,
+    ) {
+        let Ok((peer, _)) = transport_peer(peer) else {
+            return;
+        };
+        if session.ends_later() {
+            let http2 = self.http2.clone();
+            tokio::spawn(async move {
+                let session = session.read_to_end().await;
+                http2.release_http_session(session, &peer, idle_timeout);
+            });
+            return;
+        }
+        if !session.is_complete() {
+            self.cancel(&session);
+        }
+        self.http2
+            .release_http_session(session.into_inner(), &peer, idle_timeout);
+    }
+}
