@@ -57,6 +57,7 @@ mod yaml;
 // Carry.
 pub mod answer;
 pub mod body;
+pub mod bridge;
 pub mod content_coding;
 pub mod conversation;
 pub mod error;
