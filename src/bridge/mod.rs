@@ -78,6 +78,8 @@ mod schema;
 mod session;
 mod sse;
 mod stop_sequences;
+#[cfg(test)]
+mod tests;
 mod token_count;
 
 pub use context::Context;
