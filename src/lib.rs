@@ -18,12 +18,6 @@
 //! without I/O ([`codec`]); settings and files ([`config`]).
 
 pub mod accounting;
-pub mod cli;
-pub mod codec;
-pub mod config;
-pub mod policy;
-
-pub mod accounting;
 pub mod bridge;
 pub mod cli;
 pub mod codec;
