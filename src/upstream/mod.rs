@@ -22,6 +22,7 @@ use pingora_core::{Error, ErrorType};
 use crate::config::secret_file::FileBytes;
 use crate::config::{self, Url};
 use crate::policy::CredentialHeader;
+use crate::upstream::connector::own_peer;
 use crate::upstream::outlier_detection::Health;
 use crate::upstream::tls::Material;
 
@@ -67,7 +68,11 @@ pub struct Address {
     pub socket: SocketAddr,
     pub origin: Arc<Origin>,
     pub health: Arc<Health>,
+    /// How it is reached by Pingora's own connectors.
     pub peer: HttpPeer,
+    /// The same for [`connector::UpstreamConnector`]: in any version of HTTP, and in HTTP/1.1.
+    any_version: HttpPeer,
+    only_http1: HttpPeer,
 }
 
 /// The attempts for one request, over addresses and dead pooled connections.
@@ -183,6 +188,8 @@ impl Upstream {
                 socket,
                 origin: origin.clone(),
                 health: known.map(|known| known.health.clone()).unwrap_or_default(),
+                any_version: own_peer(&peer, false),
+                only_http1: own_peer(&peer, true),
                 peer,
             })
         });
@@ -272,6 +279,16 @@ impl Origin {
     fn new(url: Url) -> Result<Arc<Self>, InvalidHeaderValue> {
         let host = HeaderValue::try_from(url.authority())?;
         Ok(Arc::new(Self { url, host }))
+    }
+}
+
+impl Address {
+    /// Where a request goes. `only_http1`: whatever the upstream could speak.
+    pub fn request_peer(&self, only_http1: bool) -> &HttpPeer {
+        match only_http1 {
+            true => &self.only_http1,
+            false => &self.any_version,
+        }
     }
 }
 
