@@ -371,24 +371,24 @@ prices:
       Flex: {input: 0.0000000001, long: {input: 1000001}}
       flex: {input: 1_000}
 "#;
-        let price = "expected a price like `12.5`, in USD per million tokens: at most 1000000, with at most 9 decimals";
+        let amount = "expected an amount in USD like `12.5`";
+        let most = "a price is at most 1000000 USD per million tokens, with at most 9 decimals";
         assert_eq!(
             mistakes(text),
             [
-                "prices.yaml:2:10: expected an integer from 1 to 1".to_owned(),
+                "prices.yaml:2:10: unknown version; this release reads version 1".to_owned(),
                 "prices.yaml:4:13: `models` names no model".to_owned(),
                 "prices.yaml:5:21: expected a date like `2026-11-01`".to_owned(),
-                format!("prices.yaml:7:24: {price}"),
-                "prices.yaml:7:28: unknown key; expected one of `input`, `cached_input`, `cache_write`, `output`, `long`"
+                format!("prices.yaml:7:24: {amount}"),
+                "prices.yaml:7:28: unknown key; expected one of `input`, `cached_input`, `cache_write`, `cache_write_long`, `output`, `long`"
                     .to_owned(),
-                format!("prices.yaml:7:47: {price}"),
                 "prices.yaml:8:5: unknown key `model`; did you mean `models`?".to_owned(),
                 "prices.yaml:10:7: tier `fast` is looked up as `priority`; give its prices there".to_owned(),
-                format!("prices.yaml:11:21: {price}"),
+                format!("prices.yaml:11:21: {most}"),
                 "prices.yaml:11:41: `long` never applies without `long_context_above`".to_owned(),
-                format!("prices.yaml:11:49: {price}"),
+                format!("prices.yaml:11:49: {most}"),
                 "prices.yaml:12:7: this tier has its prices above".to_owned(),
-                format!("prices.yaml:12:21: {price}"),
+                format!("prices.yaml:12:21: {amount}"),
             ]
         );
         assert_eq!(mistakes("version: 1\nversion: 1\nprices: []\n").len(), 1);

@@ -3,7 +3,8 @@
 /// Whether a path can be read in one way only: it begins with a slash, no segment but the last is empty, none is `.` or
 /// `..`, and every byte stands for itself (RFC 3986 section 3.3, without escapes).
 pub(crate) fn is_plain(path: &str) -> bool {
-    let is_plain_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,=:@/".contains(&byte);
+    let is_plain_byte =
+        |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,=:@/".contains(&byte);
     let Some(segments) = path.strip_prefix('/') else {
         return false;
     };
@@ -27,7 +28,8 @@ mod tests {
         assert_eq!(normalise("/V1/Agents/").as_deref(), Some("/v1/agents"));
         assert_eq!(normalise("/v1/a.b:c").as_deref(), Some("/v1/a.b:c"));
         for path in [
-            "", "/", "v1", "//a", "/a//b", "/./a", "/a/..", "/a?b", "/a#b", "/%61", "/a b", "/a\\b", "/a;b", "/é", "/a//",
+            "", "/", "v1", "//a", "/a//b", "/./a", "/a/..", "/a?b", "/a#b", "/%61", "/a b",
+            "/a\\b", "/a;b", "/é", "/a//",
         ] {
             assert_eq!(normalise(path), None, "{path}");
         }

@@ -187,10 +187,17 @@ impl Resolver<'_> {
         let file = section.read(&self.mistakes);
         self.check_version(section, file);
         let groups = section.required("groups", &file.groups, root.place(), &self.mistakes);
-        let groups = groups.iter().flat_map(|groups| groups.unique(&self.mistakes));
+        let groups = groups
+            .iter()
+            .flat_map(|groups| groups.unique(&self.mistakes));
         let groups: Vec<&Member<'_, _>> = groups.collect();
-        let names: GroupNames<'_> = (0..).zip(&groups).map(|(index, group)| (&*group.key, index)).collect();
-        let groups = groups.into_iter().map(|group| self.group(group).map(Arc::new));
+        let names: GroupNames<'_> = (0..)
+            .zip(&groups)
+            .map(|(index, group)| (&*group.key, index))
+            .collect();
+        let groups = groups
+            .into_iter()
+            .map(|group| self.group(group).map(Arc::new));
         let groups: Vec<Option<Arc<Group>>> = groups.collect();
         let default_group = file.default_group.optional(&self.mistakes);
         let default_group = default_group
@@ -258,7 +265,9 @@ impl Resolver<'_> {
         }
         let fast = match given.force_fast_mode.value(&self.mistakes) {
             Some(fast) => Some((*fast, given.force_fast_mode.place())),
-            None => alias.value(&self.mistakes).map(|fast| (*fast, alias.place())),
+            None => alias
+                .value(&self.mistakes)
+                .map(|fast| (*fast, alias.place())),
         };
         let tier = given.force_tier.value(&self.mistakes).map(|word| word.0);
         if let (Some((fast, _)), Some(tier)) = (fast, tier)
@@ -326,7 +335,8 @@ impl Resolver<'_> {
             return TimeZone::UTC;
         };
         TimeZone::get(name).unwrap_or_else(|_| {
-            let expected = "expected a time zone like `UTC` or `Europe/Berlin`, which this machine knows";
+            let expected =
+                "expected a time zone like `UTC` or `Europe/Berlin`, which this machine knows";
             self.mistakes.add(field.place(), expected);
             TimeZone::UTC
         })
@@ -388,7 +398,8 @@ impl Resolver<'_> {
             ("on_tier_refused", given.on_tier_refused.is_given()),
         ];
         for (name, _) in rules.iter().filter(|(_, is_given)| *is_given) {
-            let message = format!("`{name}` has no effect without `force_fast_mode` or `force_tier`");
+            let message =
+                format!("`{name}` has no effect without `force_fast_mode` or `force_tier`");
             self.warnings.add(group.place, message);
         }
     }
@@ -549,5 +560,121 @@ fn unknown<'k>(what: &str, name: &str, known: impl Iterator<Item = &'k str>) -> 
     match nearest(name, known) {
         Some(near) => format!("unknown {what} `{name}`; did you mean `{near}`?"),
         None => format!("unknown {what}{}", shown(name)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use strum::VariantNames;
+
+    use super::*;
+    use crate::config::field::schema::{assert_schema, words_of};
+
+    fn config(more: &str) -> Config {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tiergate.yaml");
+        let text = format!("policy: p\nupstreams: {{u: {{url: http://u}}}}\n{more}");
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path).unwrap().0
+    }
+
+    fn group(settings: &str) -> Group {
+        let text = format!("version: 1\ngroups: {{g: {{platform: openai, {settings}}}}}\n");
+        let parsed = Policy::parse(Path::new("p"), text.as_bytes(), &config(""));
+        let (policy, _) = parsed.unwrap_or_else(|told| panic!("{settings}: {told:?}"));
+        let group = policy.groups.into_iter().next().unwrap();
+        Arc::into_inner(group).unwrap()
+    }
+
+    #[test]
+    fn a_force_is_written_in_three_ways() {
+        let force = |settings| group(settings).force;
+        assert_eq!(force(""), None);
+        assert_eq!(force("force_fast_mode: false"), None);
+        for settings in [
+            "force_fast_mode: true",
+            "force_openai_fast: true",
+            "force_tier: priority",
+            "force_tier: priority, force_fast_mode: true",
+        ] {
+            assert_eq!(force(settings), Some(ForcedTier::Priority), "{settings}");
+        }
+        assert_eq!(force("force_tier: none"), Some(ForcedTier::None));
+        assert_eq!(force("force_tier: flex"), Some(ForcedTier::Flex));
+    }
+
+    #[test]
+    fn models_are_left_out_or_listed() {
+        let rule = group("force_fast_mode: true, except_models: [\"*-mini\"]").models;
+        assert!(rule.applies_to("gpt-5.5") && !rule.applies_to("GPT-5.5-mini"));
+        let rule = group("force_fast_mode: true, only_models: [gpt-5.5*]").models;
+        assert!(rule.applies_to("gpt-5.5-mini") && !rule.applies_to("gpt-5.6"));
+        assert!(group("").models.applies_to("any"));
+    }
+
+    #[test]
+    fn fast_mode_is_asked_for_by_header_or_speed_or_not_at_all() {
+        let signal = |settings| group(settings).fast_mode_beta;
+        assert_eq!(signal(""), FastModeSignal::Header);
+        assert_eq!(signal("fast_mode_beta: true"), FastModeSignal::Header);
+        assert_eq!(signal("fast_mode_beta: speed"), FastModeSignal::Speed);
+        assert_eq!(signal("fast_mode_beta: false"), FastModeSignal::Off);
+    }
+
+    #[test]
+    fn a_budget_is_exact_and_has_a_period() {
+        for usd in ["\"50.10\"", "50.10", "50.1"] {
+            let budget = group(&format!("budget: {{usd: {usd}, per: week}}")).budget;
+            let budget = budget.unwrap();
+            assert_eq!(budget.usd, rust_decimal::Decimal::new(501, 1));
+            assert_eq!(
+                (budget.per, budget.scope, budget.then),
+                (Period::Week, Scope::Group, AtLimit::Standard)
+            );
+        }
+        let budget =
+            group("budget: {usd: 1, per: day, scope: key, then: alarm, time_zone: Europe/Berlin}");
+        let budget = budget.budget.unwrap();
+        assert_eq!(budget.time_zone.iana_name(), Some("Europe/Berlin"));
+        assert_eq!((budget.scope, budget.then), (Scope::Key, AtLimit::Alarm));
+    }
+
+    #[test]
+    fn a_budget_that_cannot_count_or_is_forgotten_is_warned_of() {
+        let text = "version: 1\ngroups: {g: {platform: openai, budget: {usd: 1, per: day}}}\n";
+        let warnings = |more: &str| {
+            let parsed = Policy::parse(Path::new("p"), text.as_bytes(), &config(more));
+            parsed.unwrap().1.len()
+        };
+        assert_eq!(warnings(""), 2);
+        assert_eq!(warnings("state: s.redb"), 1);
+        assert_eq!(warnings("state: s.redb\nprices: prices.yaml"), 0);
+    }
+
+    #[test]
+    fn the_schema_for_editors_has_every_setting() {
+        let mappings = [
+            ("", words_of::<PolicyFile<'_>>()),
+            ("/definitions/group", words_of::<GroupSection<'_>>()),
+            (
+                "/definitions/group/properties/budget",
+                words_of::<BudgetSection>(),
+            ),
+            ("/definitions/key", words_of::<KeySection<'_>>()),
+        ];
+        let of_group = |name: &str| format!("/definitions/group/properties/{name}");
+        let of_budget = |name: &str| of_group(&format!("budget/properties/{name}"));
+        let enums: [(String, &[&str]); 8] = [
+            (of_group("platform"), Platform::VARIANTS),
+            (of_group("force_tier"), ForcedTier::VARIANTS),
+            (of_group("on_tier_refused"), OnTierRefused::VARIANTS),
+            (of_group("fast_mode_beta"), &["speed"]),
+            (of_group("batches"), Batches::VARIANTS),
+            (of_budget("per"), Period::VARIANTS),
+            (of_budget("scope"), Scope::VARIANTS),
+            (of_budget("then"), AtLimit::VARIANTS),
+        ];
+        let enums = enums.iter().map(|(path, words)| (path.as_str(), *words));
+        assert_schema("policy.schema.json", &mappings, &enums.collect::<Vec<_>>());
     }
 }

@@ -9,7 +9,14 @@ const DIGEST_OF_NOTHING: [u8; 32] = [
     0x27, 0xae, 0x41, 0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55,
 ];
 /// What stands before a key in an `Authorization` header (RFC 9110 section 11.4), and in files of variables.
-const SCHEMES: [&str; 6] = ["bearer", "basic", "apikey", "api-key", "x-api-key", "authorization"];
+const SCHEMES: [&str; 6] = [
+    "bearer",
+    "basic",
+    "apikey",
+    "api-key",
+    "x-api-key",
+    "authorization",
+];
 /// How digests begin that other programs print.
 const DIGEST_STARTS: [&str; 14] = [
     "sha256", "sha512", "sha384", "sha224", "sha1:", "md5:", "blake", "$2a$", "$2b$", "$2y$",
@@ -27,10 +34,19 @@ pub fn check_key(key: &str) -> Result<(), &'static str> {
         return Err("an API key is not empty and does not begin or end with white space");
     }
     let first = key.split([' ', '\t', ':', '=']).next().unwrap_or("");
-    if first.len() < key.len() && SCHEMES.iter().any(|scheme| first.eq_ignore_ascii_case(scheme)) {
+    if first.len() < key.len()
+        && SCHEMES
+            .iter()
+            .any(|scheme| first.eq_ignore_ascii_case(scheme))
+    {
         return Err("an API key stands alone, without the header's name or scheme before it");
     }
-    let is_quote = |c: char| matches!(c, '"' | '\'' | '`' | '“' | '”' | '„' | '‘' | '’' | '«' | '»');
+    let is_quote = |c: char| {
+        matches!(
+            c,
+            '"' | '\'' | '`' | '“' | '”' | '„' | '‘' | '’' | '«' | '»'
+        )
+    };
     if key.contains(is_quote) {
         return Err("an API key has no quotes in it");
     }

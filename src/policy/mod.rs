@@ -77,14 +77,7 @@ pub struct ListedKey<'p> {
 }
 
 #[derive(
-    Clone,
-    Copy,
-    Debug,
-    PartialEq,
-    Eq,
-    strum::EnumString,
-    strum::IntoStaticStr,
-    strum::VariantNames,
+    Clone, Copy, Debug, PartialEq, Eq, strum::EnumString, strum::IntoStaticStr, strum::VariantNames,
 )]
 #[strum(serialize_all = "snake_case")]
 pub enum Platform {
@@ -247,7 +240,9 @@ impl Group {
             return Ok(None);
         } else if self.force.is_some() {
             TierReason::GroupForce
-        } else if endpoint == Endpoint::Messages && beta_asked && self.fast_mode_beta == FastModeSignal::Header
+        } else if endpoint == Endpoint::Messages
+            && beta_asked
+            && self.fast_mode_beta == FastModeSignal::Header
         {
             TierReason::FastModeBeta
         } else {

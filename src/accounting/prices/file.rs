@@ -100,10 +100,7 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<(Prices, Vec<Mistake>), Vec<Mistak
         Some(entries) if resolver.mistakes.is_empty() => {
             let digest = Sha256::digest(bytes);
             let revision = format!("sha256:{}", hex::encode(&digest[..6]));
-            Ok((
-                Prices { revision, entries },
-                resolver.warnings.into_vec(),
-            ))
+            Ok((Prices { revision, entries }, resolver.warnings.into_vec()))
         }
         _ => Err(resolver.mistakes.into_vec()),
     }
@@ -213,7 +210,9 @@ impl Resolver {
             self.mistakes.add(place, message);
         } else if !KNOWN_TIERS.contains(&name) {
             let message = match nearest(name, KNOWN_TIERS.into_iter()) {
-                Some(near) => format!("no upstream is known to serve a tier of this name; did you mean `{near}`?"),
+                Some(near) => format!(
+                    "no upstream is known to serve a tier of this name; did you mean `{near}`?"
+                ),
                 None => "no upstream is known to serve a tier of this name".to_owned(),
             };
             self.warnings.add(place, message);
@@ -264,5 +263,60 @@ impl Resolver {
                 "this entry never applies: entries above it have all of its models from the same day or an earlier one",
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::field::schema::{assert_schema, words_of};
+
+    fn warnings(entries: &str) -> Vec<String> {
+        let text = format!("version: 1\nprices:\n{entries}");
+        let (_, warnings) = parse(Path::new("p"), text.as_bytes()).unwrap();
+        warnings.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn an_entry_that_never_applies_is_warned_of() {
+        let later = "  - {models: [gpt-*], effective_from: 2026-02-01, tiers: {}}\n";
+        let earlier = "  - {models: [GPT-5, gpt-6*], effective_from: 2026-01-01, tiers: {}}\n";
+        assert_eq!(warnings(&format!("{later}{earlier}")), [""; 0]);
+        let told = warnings(&format!(
+            "{}{later}",
+            earlier.replace("GPT-5, gpt-6*", "gp*")
+        ));
+        assert_eq!(told.len(), 1);
+        assert!(told[0].starts_with("p:4:5: warning: this entry never applies"));
+    }
+
+    #[test]
+    fn a_tier_that_no_upstream_has_is_warned_of() {
+        let told =
+            warnings("  - {models: [a], tiers: {prioritiy: {input: 1}, flex: {input: 1}}}\n");
+        assert_eq!(
+            told,
+            [
+                "p:3:27: warning: no upstream is known to serve a tier of this name; did you mean `priority`?"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_prices_that_are_shipped_have_no_warning() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/conf/prices.yaml");
+        let (_, warnings) = Prices::load_with_warnings(Path::new(path)).unwrap();
+        assert_eq!(warnings, []);
+    }
+
+    #[test]
+    fn the_schema_for_editors_has_every_setting() {
+        let mappings = [
+            ("", words_of::<PricesFile<'_>>()),
+            ("/definitions/entry", words_of::<EntrySection<'_>>()),
+            ("/definitions/tier", words_of::<TierSection>()),
+            ("/definitions/rates", words_of::<RatesSection>()),
+        ];
+        assert_schema("prices.schema.json", &mappings, &[]);
     }
 }

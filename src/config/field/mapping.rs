@@ -18,11 +18,19 @@ use crate::config::yaml::place_of;
 const SMALL_MAPPING: usize = 8;
 /// More words than any struct of ours has.
 const MAX_WORDS: usize = 40;
+const NO_STRING: &str = "a key must be a string";
 /// Unknown keys of one mapping that are told; a list of keys on the wrong level may be a million long.
 const MAX_NOTES: usize = 1000;
 
 /// A mapping whose keys are names that people choose, in the order of the file.
-pub(crate) struct Members<'a, T>(Vec<Member<'a, T>>);
+pub(crate) struct Members<'a, T> {
+    members: Vec<Member<'a, T>>,
+    /// Where there are keys that are no strings.
+    no_names: Vec<Place>,
+}
+
+/// The key of a mapping; `None` for one that is no string.
+struct Key<'a>(Option<Text<'a>>);
 
 pub(crate) struct Member<'a, T> {
     /// As spelled, whatever type a plain scalar of this spelling has.
@@ -52,7 +60,7 @@ struct Note {
 
 impl<'a, T> Members<'a, T> {
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.members.is_empty() && self.no_names.is_empty()
     }
 
     /// The members. Of several with one key there is the first, and the others are mistakes.
@@ -60,13 +68,16 @@ impl<'a, T> Members<'a, T> {
         &'m self,
         mistakes: &Mistakes,
     ) -> impl Iterator<Item = &'m Member<'a, T>> {
+        for place in &self.no_names {
+            mistakes.add(*place, NO_STRING);
+        }
         let repeated = self.repeated();
         for (index, first) in &repeated {
             let message = format!("duplicate key; it was first given at {first}");
-            mistakes.add(self.0[*index].place, message);
+            mistakes.add(self.members[*index].place, message);
         }
         let mut repeated = repeated.into_iter().peekable();
-        let numbered = self.0.iter().enumerate();
+        let numbered = self.members.iter().enumerate();
         numbered.filter_map(move |(index, member)| {
             let is_repeated = repeated.next_if(|(at, _)| *at == index).is_some();
             (!is_repeated).then_some(member)
@@ -75,22 +86,29 @@ impl<'a, T> Members<'a, T> {
 
     /// The members whose key was there before, by index, and where it was.
     fn repeated(&self) -> Vec<(usize, Place)> {
-        let members = || self.0.iter().enumerate();
-        if self.0.len() <= SMALL_MAPPING {
+        let members = || self.members.iter().enumerate();
+        if self.members.len() <= SMALL_MAPPING {
             let first = |(index, member): (usize, &Member<'a, T>)| {
-                let before = self.0[..index].iter();
+                let before = self.members[..index].iter();
                 let mut same = before.filter(|other| *other.key == *member.key);
                 same.next().map(|first| (index, first.place))
             };
             return members().filter_map(first).collect();
         }
-        let mut seen: HashMap<&str, Place> = HashMap::with_capacity(self.0.len());
+        let mut seen: HashMap<&str, Place> = HashMap::with_capacity(self.members.len());
         let firsts = members().filter_map(|(index, member)| {
             give_way();
             let first = *seen.entry(&member.key).or_insert(member.place);
             (first != member.place).then_some((index, first))
         });
         firsts.collect()
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Key<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // The key has been read as a whole before: what is wrong with it does not touch what follows.
+        Ok(Key(Text::deserialize(deserializer).ok()))
     }
 }
 
@@ -110,16 +128,17 @@ impl<'de: 'a, 'a, T: Deserialize<'de>> Visitor<'de> for MembersVisitor<'a, T> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut members = Vec::new();
-        while let Some(key) = map.next_key::<Spanned<Text<'a>>>()? {
+        let (mut members, mut no_names) = (Vec::new(), Vec::new());
+        while let Some(key) = map.next_key::<Spanned<Key<'a>>>()? {
             give_way();
-            members.push(Member {
-                key: key.value,
-                place: place_of(key.referenced),
-                value: map.next_value()?,
-            });
+            let place = place_of(key.referenced);
+            let value = map.next_value()?;
+            match key.value {
+                Key(Some(key)) => members.push(Member { key, place, value }),
+                Key(None) => no_names.push(place),
+            }
         }
-        Ok(Members(members))
+        Ok(Members { members, no_names })
     }
 }
 
@@ -191,6 +210,14 @@ impl Notes {
         });
     }
 
+    fn no_string(&mut self, place: Place) {
+        self.0.push(Note {
+            place,
+            message: NO_STRING.to_owned(),
+            meant: None,
+        });
+    }
+
     fn duplicate(&mut self, place: Place, first: Place) {
         self.0.push(Note {
             place,
@@ -251,8 +278,13 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for StructMap<'_, 'de, A> {
         &mut self,
         seed: S,
     ) -> Result<Option<S::Value>, A::Error> {
-        while let Some(key) = self.map.next_key::<Spanned<Text<'de>>>()? {
-            let (key, place) = (key.value, place_of(key.referenced));
+        while let Some(key) = self.map.next_key::<Spanned<Key<'de>>>()? {
+            let place = place_of(key.referenced);
+            let Key(Some(key)) = key.value else {
+                self.notes.no_string(place);
+                self.map.next_value::<IgnoredAny>()?;
+                continue;
+            };
             let index = self.words.iter().position(|word| *word == &*key);
             match index.and_then(|index| self.seen.get_mut(index)) {
                 Some(seen @ None) => {

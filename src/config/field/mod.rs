@@ -7,6 +7,8 @@
 
 mod fault;
 mod mapping;
+#[cfg(test)]
+pub(crate) mod schema;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -131,7 +133,9 @@ impl Field<i64> {
     /// An integer within a range; `None` where it is left out, `null` or wrong.
     pub(crate) fn integer(&self, range: RangeInclusive<u64>, mistakes: &Mistakes) -> Option<u64> {
         let given = *self.optional(mistakes)?;
-        let value = u64::try_from(given).ok().filter(|value| range.contains(value));
+        let value = u64::try_from(given)
+            .ok()
+            .filter(|value| range.contains(value));
         if value.is_none() {
             let (start, end) = (range.start(), range.end());
             let expected = format!("expected an integer from {start} to {end}");
@@ -444,7 +448,9 @@ impl<'de: 'a, 'a, T: Deserialize<'de>> de::Visitor<'de> for TextOrVisitor<'a, T>
     }
 
     fn visit_string<E: de::Error>(self, value: String) -> Result<Self::Value, E> {
-        TextVisitor(PhantomData).visit_string(value).map(TextOr::Text)
+        TextVisitor(PhantomData)
+            .visit_string(value)
+            .map(TextOr::Text)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<Self::Value, A::Error> {

@@ -278,7 +278,11 @@ impl Resolver<'_> {
         })
     }
 
-    fn listener_tls(&self, section: &Section<ListenerTlsSection>, place: Place) -> Option<TlsFiles> {
+    fn listener_tls(
+        &self,
+        section: &Section<ListenerTlsSection>,
+        place: Place,
+    ) -> Option<TlsFiles> {
         let tls = section.read(&self.mistakes);
         let cert = section.required("cert", &tls.cert, place, &self.mistakes);
         let key = section.required("key", &tls.key, place, &self.mistakes);
@@ -339,9 +343,7 @@ impl Resolver<'_> {
 
     fn state(&self, field: &Field<TextOr<'_, StateSection>>) -> Option<StateStore> {
         match field.optional(&self.mistakes)? {
-            TextOr::Text(text) if text.contains("://") => {
-                self.redis(text, field.place(), None)
-            }
+            TextOr::Text(text) if text.contains("://") => self.redis(text, field.place(), None),
             TextOr::Text(text) => {
                 let path = self.file_at(text, field.place())?;
                 self.refer(field.place(), ReferencedFile::State(path.clone()));
@@ -350,8 +352,7 @@ impl Resolver<'_> {
             TextOr::Section(section) => {
                 let state = section.read(&self.mistakes);
                 let url = section.required("url", &state.url, field.place(), &self.mistakes);
-                let password =
-                    self.referenced(&state.password_file, ReferencedFile::RedisPassword);
+                let password = self.referenced(&state.password_file, ReferencedFile::RedisPassword);
                 self.redis(url?, state.url.place(), password)
             }
         }
@@ -466,11 +467,31 @@ impl Resolver<'_> {
             .requests_in_flight
             .integer(1..=MAX_IN_FLIGHT, &self.mistakes);
         for (name, field, value) in [
-            ("header_timeout", &given.header_timeout, &mut limits.header_timeout),
-            ("body_idle_timeout", &given.body_idle_timeout, &mut limits.body_idle_timeout),
-            ("body_timeout", &given.body_timeout, &mut limits.body_timeout),
-            ("write_timeout", &given.write_timeout, &mut limits.write_timeout),
-            ("keepalive_timeout", &given.keepalive_timeout, &mut limits.keepalive_timeout),
+            (
+                "header_timeout",
+                &given.header_timeout,
+                &mut limits.header_timeout,
+            ),
+            (
+                "body_idle_timeout",
+                &given.body_idle_timeout,
+                &mut limits.body_idle_timeout,
+            ),
+            (
+                "body_timeout",
+                &given.body_timeout,
+                &mut limits.body_timeout,
+            ),
+            (
+                "write_timeout",
+                &given.write_timeout,
+                &mut limits.write_timeout,
+            ),
+            (
+                "keepalive_timeout",
+                &given.keepalive_timeout,
+                &mut limits.keepalive_timeout,
+            ),
         ] {
             *value = self.timeout(name, field, *value);
         }
@@ -520,7 +541,9 @@ impl Resolver<'_> {
             None => text.to_owned(),
         };
         let address = numeric.parse();
-        let address = address.ok().filter(|address: &SocketAddr| address.port() != 0);
+        let address = address
+            .ok()
+            .filter(|address: &SocketAddr| address.port() != 0);
         if address.is_none() {
             let expected = "expected an address like `127.0.0.1:8080` or `[::]:8080`";
             self.mistakes.add(place, expected);
@@ -595,9 +618,14 @@ fn parse_redis(text: &str) -> Result<Redis, &'static str> {
     let authority = uri.authority().ok_or(EXPECTED)?;
     let user = authority.as_str().rsplit_once('@').map(|(user, _)| user);
     if user.is_some_and(|user| user.contains(':')) {
-        return Err("a password does not stand in the configuration; use `state: {url: …, password_file: …}`");
+        return Err(
+            "a password does not stand in the configuration; use `state: {url: …, password_file: …}`",
+        );
     }
-    let host = authority.host().trim_matches(['[', ']']).to_ascii_lowercase();
+    let host = authority
+        .host()
+        .trim_matches(['[', ']'])
+        .to_ascii_lowercase();
     if !is_host(&host) || uri.query().is_some() {
         return Err(EXPECTED);
     }
@@ -619,8 +647,12 @@ fn parse_redis(text: &str) -> Result<Redis, &'static str> {
 fn parse_origin(text: &str) -> Option<String> {
     let (scheme, rest) = text.split_once("://")?;
     let is_scheme = !scheme.is_empty()
-        && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+        && scheme
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
     let is_authority = !rest.is_empty()
-        && rest.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte));
+        && rest
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte));
     (is_scheme && is_authority).then(|| text.to_ascii_lowercase())
 }

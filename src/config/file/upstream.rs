@@ -290,10 +290,8 @@ impl Resolver<'_> {
             self.mistakes.add(*place, "an https upstream needs a host name or `tls.server_name`: certificates are not verified for a bare IP address");
         }
         if given.tls.is_given() && urls.first().is_some_and(|(_, url)| !url.tls) {
-            self.mistakes.add(
-                given.tls.place(),
-                "`tls` is for https, and the URL is http",
-            );
+            self.mistakes
+                .add(given.tls.place(), "`tls` is for https, and the URL is http");
         }
     }
 
@@ -379,7 +377,9 @@ impl Resolver<'_> {
         };
         let given = section.read(&self.mistakes);
         let set = given.set.optional(&self.mistakes);
-        let set = set.iter().flat_map(|members| members.unique(&self.mistakes));
+        let set = set
+            .iter()
+            .flat_map(|members| members.unique(&self.mistakes));
         let set = set.filter_map(|member| self.header(member)).collect();
         let remove = given.remove.optional(&self.mistakes);
         let remove = remove.iter().flat_map(|list| list.iter());
@@ -536,7 +536,9 @@ impl Resolver<'_> {
         let given = section.read(&self.mistakes);
         let mistakes = &self.mistakes;
         BridgeOptions {
-            reasoning_replay: given.reasoning_replay.or(default.reasoning_replay, mistakes),
+            reasoning_replay: given
+                .reasoning_replay
+                .or(default.reasoning_replay, mistakes),
             reasoning_summary: given
                 .reasoning_summary
                 .word(default.reasoning_summary, mistakes),
@@ -558,4 +560,23 @@ impl Resolver<'_> {
         }
         Some(text.clone())
     }
+}
+
+/// The words of all sections below an upstream, each with its pointer there, for the test of the schema.
+#[cfg(test)]
+pub(super) fn words() -> Vec<(&'static str, Vec<String>)> {
+    use crate::config::field::schema::words_of;
+    vec![
+        ("", words_of::<UpstreamSection<'_>>()),
+        ("/properties/headers", words_of::<HeadersSection<'_>>()),
+        ("/properties/http2", words_of::<Http2Section>()),
+        ("/properties/tls", words_of::<TlsSection>()),
+        ("/properties/ejection", words_of::<EjectionSection>()),
+        ("/properties/health_check", words_of::<HealthCheckSection>()),
+        (
+            "/properties/models/anyOf/0/items",
+            words_of::<ModelSection>(),
+        ),
+        ("/properties/bridge", words_of::<BridgeSection>()),
+    ]
 }
