@@ -66,7 +66,8 @@ enum Command {
         #[arg(long)]
         takeover: bool,
     },
-    /// Load everything that `run` would load, and print every mistake as `path:line:column: message`.
+    /// Load everything that `run` would load, and print every mistake as `path:line:column: message`; warnings have the word
+    /// `warning:` before the message.
     Check {
         /// The server configuration; it names the policy.
         #[arg(long, value_name = "FILE")]
@@ -74,6 +75,9 @@ enum Command {
         /// Leave keys and certificates unread: systemd shows the service's credentials to the service alone.
         #[arg(long)]
         without_secrets: bool,
+        /// Fail on warnings too.
+        #[arg(long)]
+        strict: bool,
     },
     /// Say what would happen to a request, and which line of which file decides it. Uses no network.
     Explain(ExplainArguments),
@@ -188,7 +192,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Check {
             config,
             without_secrets,
-        } => tell_mistakes(&config, without_secrets),
+            strict,
+        } => tell_mistakes(&config, without_secrets, strict),
         Command::Explain(arguments) => explain(&arguments),
         Command::Diff(arguments) => diff(&arguments),
         Command::HashKey => hash_keys(),
@@ -259,7 +264,7 @@ fn serve(path: &Path, takeover: bool) -> Result<(), Failure> {
     Ok(Server::new(config, takeover)?.run()?)
 }
 
-fn tell_mistakes(path: &Path, without_secrets: bool) -> Result<(), Failure> {
+fn tell_mistakes(path: &Path, without_secrets: bool, strict: bool) -> Result<(), Failure> {
     let secrets = if without_secrets {
         Secrets::Unread
     } else {
@@ -276,6 +281,9 @@ fn tell_mistakes(path: &Path, without_secrets: bool) -> Result<(), Failure> {
     match check(path, secrets) {
         Ok((config, policy, warnings)) => {
             told(&warnings)?;
+            if strict && !warnings.is_empty() {
+                return Err(Failure::Mistakes(Vec::new()));
+            }
             eprintln!(
                 "{}: no mistakes; upstreams: {}, groups: {}, keys: {}",
                 path.display(),

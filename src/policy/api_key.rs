@@ -150,7 +150,7 @@ impl KeyTable {
 
     pub(crate) fn name(&self, key: &Key) -> Arc<str> {
         if key.name_len == 0 {
-            return format!("key-{}", hex(&key.digest[..4])).into();
+            return format!("key-{}", hex::encode(&key.digest[..4])).into();
         }
         let start = key.name_start as usize;
         self.names[start..start + usize::from(key.name_len)].into()
@@ -183,33 +183,18 @@ impl Key {
 
 /// A key as it may be listed in the policy: `sha256:` and 64 hexadecimal digits.
 pub fn hash_key(key: &[u8]) -> String {
-    format!("sha256:{}", hex(&digest(key)))
+    format!("sha256:{}", hex::encode(digest(key)))
 }
 
 /// 64 hexadecimal digits in any case.
 pub(crate) fn parse_digest(digits: &str) -> Option<[u8; 32]> {
-    let digits = digits.as_bytes();
-    if digits.len() != 64 {
-        return None;
-    }
     let mut digest = [0; 32];
-    for (byte, pair) in digest.iter_mut().zip(digits.chunks_exact(2)) {
-        let digit = |at: usize| (pair[at] as char).to_digit(16);
-        *byte = u8::try_from(digit(0)? * 16 + digit(1)?).ok()?;
-    }
+    hex::decode_to_slice(digits, &mut digest).ok()?;
     Some(digest)
 }
 
 pub(crate) fn digest(key: &[u8]) -> [u8; 32] {
     Sha256::digest(key).into()
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    const DIGITS: [char; 16] = [
-        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f',
-    ];
-    let nibbles = bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
-    nibbles.map(|nibble| DIGITS[usize::from(nibble)]).collect()
 }
 
 /// The key of a bearer `Authorization` (RFC 6750; the scheme's case does not matter); none for another scheme.

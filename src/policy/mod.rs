@@ -4,28 +4,26 @@
 pub mod api_key;
 pub mod endpoint;
 pub mod file;
+pub mod group;
 pub mod in_flight;
+pub mod key_shape;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, Method};
-use sha2::{Digest, Sha256};
 
 use crate::codec::error::Cause;
 use crate::codec::framing::list_members;
 use crate::codec::service_tier::Edit;
-use crate::config::cooperative::give_way;
-use crate::config::diagnostic::Mistakes;
 pub use crate::config::diagnostic::{Mistake, Place};
-use crate::config::file::Draft;
-use crate::config::yaml;
-use crate::config::{Config, MessagesMode, Upstream};
+use crate::config::{MessagesMode, Upstream};
 pub use crate::policy::api_key::{Credential, CredentialHeader, hash_key};
-use crate::policy::api_key::{KeyTable, NoKey, hex};
+use crate::policy::api_key::{KeyTable, NoKey};
 use crate::policy::endpoint::Endpoint;
-use crate::policy::file::{Reader, Rules};
+use crate::policy::group::BudgetRule;
+pub use crate::policy::group::{FastModeSignal, ForcedTier, ModelRule, OnTierRefused};
 
 /// The header in which a client of Anthropic's API asks for what is not general yet.
 pub static ANTHROPIC_BETA: HeaderName = HeaderName::from_static("anthropic-beta");
@@ -47,9 +45,15 @@ pub struct Group {
     pub name: Arc<str>,
     pub platform: Platform,
     /// As written; [`Group::is_forced`] says whether it acts.
-    pub force_fast_mode: bool,
-    /// Whether a client may ask for priority by the fast-mode beta.
-    pub fast_mode_beta: bool,
+    pub force: Option<ForcedTier>,
+    /// Which models the force is for.
+    pub models: ModelRule,
+    /// What happens when an upstream refuses the forced tier.
+    pub on_tier_refused: OnTierRefused,
+    /// By what a client may ask for priority.
+    pub fast_mode_beta: FastModeSignal,
+    /// How much may be spent on the fast tier.
+    pub budget: Option<BudgetRule>,
     pub batches_allowed: bool,
     /// Requests of the group that may run at once.
     pub max_in_flight: Option<u64>,
@@ -59,7 +63,7 @@ pub struct Group {
     pub upstream: Arc<Upstream>,
     /// Of its name in the policy.
     pub place: Place,
-    /// Of `force_fast_mode`, where it is written.
+    /// Of `force_tier` or `force_fast_mode`, where one is written.
     pub force_place: Option<Place>,
 }
 
@@ -72,8 +76,12 @@ pub struct ListedKey<'p> {
     pub enabled: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, strum::EnumString, strum::IntoStaticStr, strum::VariantNames,
+)]
+#[strum(serialize_all = "snake_case")]
 pub enum Platform {
+    #[strum(serialize = "openai")]
     OpenAi,
     Anthropic,
     Other,
@@ -129,65 +137,6 @@ pub struct Denied {
 }
 
 impl Policy {
-    /// The policy and warnings about it, or every mistake of the file.
-    pub fn load(path: &Path, config: &Config) -> Result<(Policy, Vec<Mistake>), Vec<Mistake>> {
-        let bytes = yaml::read(path).map_err(|mistake| vec![mistake])?;
-        Policy::parse(path, &bytes, config)
-    }
-
-    /// [`Policy::load`] for bytes that have been read; `path` is for messages.
-    pub fn parse(
-        path: &Path,
-        bytes: &[u8],
-        config: &Config,
-    ) -> Result<(Policy, Vec<Mistake>), Vec<Mistake>> {
-        let mistakes = Mistakes::new(path);
-        let warnings = Mistakes::new(path);
-        let rules = yaml::parse(bytes, &mistakes).map(|root| {
-            let rules = Reader {
-                config,
-                mistakes: &mistakes,
-                warnings: &warnings,
-            }
-            .rules(&root);
-            root.free();
-            rules
-        });
-        match rules {
-            Some(rules) if mistakes.is_empty() => {
-                Ok((Policy::new(path, bytes, rules, config), warnings.into_vec()))
-            }
-            _ => Err(mistakes.into_vec()),
-        }
-    }
-
-    /// The configuration and the policy that it names, with the warnings of both, or every mistake of both.
-    pub fn load_with_config(path: &Path) -> Result<(Config, Policy, Vec<Mistake>), Vec<Mistake>> {
-        Policy::load_with_draft(Draft::read(path)?)
-    }
-
-    /// [`Policy::load_with_config`] for a configuration that has been read.
-    pub(crate) fn load_with_draft(
-        draft: Draft,
-    ) -> Result<(Config, Policy, Vec<Mistake>), Vec<Mistake>> {
-        // Without an upstream each group of the policy would be one more mistake, and none of its own making.
-        if draft.config.policy.as_os_str().is_empty() || draft.config.upstreams.is_empty() {
-            return Err(draft.mistakes);
-        }
-        let (mut mistakes, mut warnings) = (draft.mistakes, draft.warnings);
-        match Policy::load(&draft.config.policy, &draft.config) {
-            Ok((policy, more)) if mistakes.is_empty() => {
-                warnings.extend(more);
-                Ok((draft.config, policy, warnings))
-            }
-            Ok(_) => Err(mistakes),
-            Err(more) => {
-                mistakes.extend(more);
-                Err(mistakes)
-            }
-        }
-    }
-
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -248,18 +197,6 @@ impl Policy {
             .decide(*credential, beta_asked)
     }
 
-    /// Of rules without a mistake, in which every group is there.
-    fn new(path: &Path, bytes: &[u8], rules: Rules, config: &Config) -> Policy {
-        Policy {
-            path: path.to_owned(),
-            revision: revision(bytes),
-            groups: rules.groups.into_iter().flatten().collect(),
-            default_group: rules.default_group,
-            keys: rules.keys,
-            tier_paths: config.tier_paths.clone(),
-        }
-    }
-
     fn holder(&self, credential: &Credential, endpoint: Endpoint) -> Result<Holder, Denied> {
         let (key, group) = match (self.keys.find(&credential.digest), &self.default_group) {
             (Some(key), _) => (Some(key), &self.groups[key.group as usize]),
@@ -294,16 +231,19 @@ impl fmt::Debug for Policy {
 impl Group {
     /// Whether each of its generation requests is sent with priority.
     pub fn is_forced(&self) -> bool {
-        self.force_fast_mode && self.platform == Platform::OpenAi
+        self.force.is_some() && self.platform == Platform::OpenAi
     }
 
     /// What is done to a request for this endpoint. `Err`: it has to be forced, and the upstream knows no way.
     fn order(&self, endpoint: Endpoint, beta_asked: bool) -> Result<Option<Order>, Cause> {
         let reason = if !endpoint.takes_tier() || self.platform != Platform::OpenAi {
             return Ok(None);
-        } else if self.force_fast_mode {
+        } else if self.force.is_some() {
             TierReason::GroupForce
-        } else if endpoint == Endpoint::Messages && beta_asked && self.fast_mode_beta {
+        } else if endpoint == Endpoint::Messages
+            && beta_asked
+            && self.fast_mode_beta == FastModeSignal::Header
+        {
             TierReason::FastModeBeta
         } else {
             return Ok(None);
@@ -314,7 +254,7 @@ impl Group {
             MessagesMode::Tier
         };
         match (mode, reason) {
-            (MessagesMode::Tier, _) => Ok(Some(Order {
+            (MessagesMode::Tier | MessagesMode::Responses, _) => Ok(Some(Order {
                 reason,
                 body: Edit::Set,
                 beta_header: false,
@@ -336,19 +276,9 @@ impl Group {
 }
 
 impl Platform {
-    pub(crate) const WORDS: [(&str, Platform); 3] = [
-        ("openai", Platform::OpenAi),
-        ("anthropic", Platform::Anthropic),
-        ("other", Platform::Other),
-    ];
-
     /// As in the access log.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Platform::OpenAi => "openai",
-            Platform::Anthropic => "anthropic",
-            Platform::Other => "other",
-        }
+        self.into()
     }
 }
 
@@ -430,19 +360,10 @@ impl Holder {
     }
 }
 
-fn revision(bytes: &[u8]) -> String {
-    const PIECE_BYTES: usize = 4 * 1024;
-    let mut hasher = Sha256::new();
-    for piece in bytes.chunks(PIECE_BYTES) {
-        give_way();
-        hasher.update(piece);
-    }
-    format!("sha256:{}", hex(&hasher.finalize()[..6]))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
     use http::HeaderValue;
     use proptest::prelude::*;
 

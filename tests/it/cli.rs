@@ -585,7 +585,7 @@ fn check_tells_the_faults_of_all_named_files_at_once() {
     assert_eq!(done.status.code(), Some(78));
     let text = stdout(&done);
     for start in [
-        "tiergate.yaml:3:5: ",
+        "tiergate.yaml:3:10: ",
         "prices.yaml:2:9: ",
         "tiergate.yaml:9:22: ",
         "policy.yaml:10:",
@@ -627,7 +627,7 @@ fn check_warns_of_a_force_that_has_no_effect() {
     let done = site.check();
     assert_eq!(done.status.code(), Some(0));
     assert!(
-        stdout(&done).contains("policy.yaml:6:3: `force_fast_mode` has no effect"),
+        stdout(&done).contains("policy.yaml:6:3: warning: `force_fast_mode` has no effect"),
         "{}",
         stdout(&done)
     );
