@@ -201,7 +201,7 @@ fn rule_of(group: &Group, enabled: bool) -> Rule {
         ("platform", group.platform.as_str().to_owned()),
         (TIER, tier.to_owned()),
         ("upstream", group.upstream.name.clone()),
-        ("fast_mode_beta", group.fast_mode_beta.to_string()),
+        ("fast_mode_beta", group.fast_mode_beta.as_str().to_owned()),
         ("batches", group.batches_allowed.to_string()),
         ("max_in_flight", most(group.max_in_flight)),
         ("max_in_flight_per_key", most(group.max_in_flight_per_key)),

@@ -263,7 +263,7 @@ fn policy_of(group: &Group, options: &Options<'_>) -> String {
         "version: 1\ngroups:\n  {name}: {{platform: {}, force_fast_mode: {}, upstream: {upstream}}}\n\
          keys:\n  \"{}\": {{group: {name}, name: probe}}\n",
         group.platform.as_str(),
-        group.force_fast_mode && options.through.is_none(),
+        group.is_forced() && options.through.is_none(),
         hash_key(options.key.as_bytes())
     )
 }

@@ -4,6 +4,7 @@
 pub mod cooperative;
 pub mod diagnostic;
 pub mod file;
+pub mod pattern;
 pub mod secret_file;
 pub mod value;
 pub mod watch;

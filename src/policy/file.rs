@@ -10,7 +10,7 @@ use crate::config::file::{MAX_IN_FLIGHT, check_name};
 use crate::config::yaml::{Entry, Node};
 use crate::config::{Config, MessagesMode, Upstream};
 use crate::policy::api_key::{KeyTable, NewKey, digest, parse_digest};
-use crate::policy::{Group, Platform};
+use crate::policy::{FastModeSignal, ForcedTier, Group, ModelRule, OnTierRefused, Platform};
 
 /// A policy file as far as it could be read.
 pub(crate) struct Rules {
@@ -95,8 +95,14 @@ impl Reader<'_> {
         let group = Group {
             name: (&*entry.key).into(),
             platform: platform?,
-            force_fast_mode,
-            fast_mode_beta,
+            force: force_fast_mode.then_some(ForcedTier::Priority),
+            models: ModelRule::All,
+            on_tier_refused: OnTierRefused::Fail,
+            fast_mode_beta: match fast_mode_beta {
+                true => FastModeSignal::Header,
+                false => FastModeSignal::Off,
+            },
+            budget: None,
             batches_allowed,
             max_in_flight,
             max_in_flight_per_key,
@@ -149,7 +155,7 @@ impl Reader<'_> {
     }
 
     fn warn_of(&self, group: &Group) {
-        if group.force_fast_mode && !group.is_forced() {
+        if group.force.is_some() && !group.is_forced() {
             let message = format!(
                 "`force_fast_mode` has no effect on platform `{}`",
                 group.platform.as_str()

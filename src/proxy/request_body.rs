@@ -10,7 +10,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 
 use crate::codec::content_coding::{Coding, Decoder};
 use crate::codec::error::{Cause, Refusal};
-use crate::codec::service_tier::{BodyFault, Edit, Facts, Observer, Rewriter};
+use crate::codec::service_tier::{BodyFault, Edit, Edits, Facts, Observer, Rewriter};
 use crate::config::Limits;
 
 /// The memory that all bodies held in the process and all decoders of bodies may take together (`limits.buffered`).
@@ -33,6 +33,7 @@ pub struct HeldBody {
     limits: Arc<Limits>,
     decoder: Option<Decoder>,
     rewriter: Rewriter,
+    edits: Edits,
     received: u64,
 }
 
@@ -146,7 +147,8 @@ impl HeldBody {
             limits: limits.clone(),
             decoder: coding.map(Decoder::new),
             // A body within `limits.body` fits a `usize`: the limit is far below the address space.
-            rewriter: Rewriter::new(edit, limits.json_depth, length.unwrap_or(0) as usize),
+            rewriter: Rewriter::new(limits.json_depth, length.unwrap_or(0) as usize),
+            edits: Edits::tier(edit),
             received: 0,
         })
     }
@@ -202,7 +204,7 @@ impl HeldBody {
         }
         let rewritten = self
             .rewriter
-            .finish()
+            .finish(self.edits)
             .map_err(|fault| refuse_json(&fault, depth))?;
         let (buffer, start, facts) = rewritten.into_parts();
         let mut lease = self.lease;

@@ -5,9 +5,11 @@ use pingora_core::{Error, ErrorType, Result};
 use pingora_http::RequestHeader;
 
 use crate::codec::framing::{list_members, write_line};
-use crate::policy::api_key::X_API_KEY;
+use crate::codec::service_tier::Edit;
 use crate::policy::endpoint::Endpoint;
-use crate::policy::{ANTHROPIC_BETA, CredentialHeader, FAST_MODE_BETA, Order};
+use crate::policy::{
+    ANTHROPIC_BETA, BetaHeader, CredentialHeader, FAST_MODE_BETA, TierAction, asks_for_fast_mode,
+};
 use crate::upstream::{Origin, Upstream};
 
 static ROUTING_HINT: HeaderName = HeaderName::from_static("x-codex-routing-hint");
@@ -22,7 +24,7 @@ pub struct HeadEdit<'a> {
     /// The header in which the client sent its key.
     pub credential: Option<CredentialHeader>,
     pub endpoint: Endpoint,
-    pub order: Option<Order>,
+    pub order: Option<TierAction>,
     pub upgrade: bool,
     pub length: Length,
 }
@@ -156,12 +158,11 @@ impl HeadEdit<'_> {
         let Some((sent_in, value)) = own else {
             return;
         };
-        let (name, other) = match sent_in {
-            CredentialHeader::Authorization => (&header::AUTHORIZATION, &X_API_KEY),
-            CredentialHeader::XApiKey => (&X_API_KEY, &header::AUTHORIZATION),
-        };
-        changes.removed.push(other);
-        changes.set.push((name, value));
+        let others = CredentialHeader::ALL
+            .into_iter()
+            .filter(|other| *other != sent_in);
+        others.for_each(|other| changes.removed.push(other.name()));
+        changes.set.push((sent_in.name(), value));
     }
 
     fn change_length(&self, changes: &mut Changes<'_>) {
@@ -191,27 +192,41 @@ fn header_lines(head: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// Headers that speak of the tier, brought into line with the body.
 fn change_tier_headers(
     headers: &HeaderMap,
-    order: Order,
+    order: TierAction,
     endpoint: Endpoint,
     changes: &mut Changes<'_>,
 ) -> Result<()> {
-    if order.beta_header && endpoint == Endpoint::Messages {
+    let sets_beta = order.beta_header == BetaHeader::Set && endpoint == Endpoint::Messages;
+    if sets_beta || order.beta_header == BetaHeader::Remove && asks_for_fast_mode(headers) {
         let tokens: Vec<&[u8]> = list_members(headers, &ANTHROPIC_BETA)
             .filter(|token| !token.is_empty() && *token != FAST_MODE_BETA.as_bytes())
-            .chain([FAST_MODE_BETA.as_bytes()])
+            .chain(sets_beta.then_some(FAST_MODE_BETA.as_bytes()))
             .collect();
-        changes.set.push((&ANTHROPIC_BETA, joined(&tokens, b",")?));
+        match tokens[..] {
+            [] => changes.removed.push(&ANTHROPIC_BETA),
+            _ => changes.set.push((&ANTHROPIC_BETA, joined(&tokens, b",")?)),
+        }
     }
-    if let Some(hint) = headers.get(&ROUTING_HINT) {
+    if order.changes()
+        && let Some(hint) = headers.get(&ROUTING_HINT)
+    {
+        let tier = match order.body {
+            Edit::Set(tier) => Some(tier.as_str()),
+            _ => order.tier_in_header(),
+        };
+        let tier = tier.map(|tier| format!("tier={tier}"));
         let others = hint
             .as_bytes()
             .split(|byte| *byte == b';')
             .map(|part| part.trim_ascii());
         let parts: Vec<&[u8]> = others
             .filter(|part| !part.starts_with(b"tier=") && !part.is_empty())
-            .chain([&b"tier=priority"[..]])
+            .chain(tier.as_ref().map(String::as_bytes))
             .collect();
-        changes.set.push((&ROUTING_HINT, joined(&parts, b";")?));
+        match parts[..] {
+            [] => changes.removed.push(&ROUTING_HINT),
+            _ => changes.set.push((&ROUTING_HINT, joined(&parts, b";")?)),
+        }
     }
     Ok(())
 }
@@ -230,10 +245,10 @@ fn joined(parts: &[&[u8]], separator: &[u8]) -> Result<HeaderValue> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::service_tier::Edit;
+    use crate::codec::service_tier::Tier;
     use crate::config::Config;
     use crate::http1::idle::Room;
-    use crate::policy::TierReason;
+    use crate::policy::{Condition, TierReason};
 
     fn upstream(settings: &str) -> Upstream {
         let folder = tempfile::tempdir().unwrap();
@@ -258,10 +273,15 @@ mod tests {
             target: b"/v1/x?y",
             credential: Some(CredentialHeader::Authorization),
             endpoint,
-            order: Some(Order {
+            order: Some(TierAction {
                 reason: TierReason::GroupForce,
-                body: Edit::Set,
-                beta_header: endpoint == Endpoint::Messages,
+                body: Edit::Set(Tier::Priority),
+                beta_header: match endpoint {
+                    Endpoint::Messages => BetaHeader::Set,
+                    _ => BetaHeader::Keep,
+                },
+                remove_fast_speed: false,
+                condition: Condition::Always,
             }),
             upgrade: false,
             length: Length::Known(20),
