@@ -28,7 +28,7 @@ pub struct BudgetRule {
 }
 
 /// How long a budget lasts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Period {
     Day,
     /// From Monday.
@@ -69,6 +69,8 @@ pub struct Account {
     pub group: Arc<str>,
     /// Digest of the key, where each key has its own.
     pub key: Option<[u8; 32]>,
+    /// A budget that is changed to another period begins anew.
+    pub per: Period,
 }
 
 /// How much of a budget is used.
@@ -124,6 +126,15 @@ impl Period {
         ("month", Period::Month),
     ];
 
+    /// As in the policy.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Period::Day => "day",
+            Period::Week => "week",
+            Period::Month => "month",
+        }
+    }
+
     /// The period in which this moment lies. Beyond the years that the calendar has, it is empty.
     pub fn window(self, at: Timestamp, time_zone: &TimeZone) -> Window {
         let day = at.to_zoned(time_zone.clone()).date();
@@ -168,6 +179,7 @@ impl BudgetRule {
         Account {
             group: group.clone(),
             key: (self.scope == Scope::Key).then_some(*key),
+            per: self.per,
         }
     }
 
