@@ -12,6 +12,9 @@ use parking_lot::Mutex;
 use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
 
+use crate::codec::service_tier::PRIORITY;
+use crate::policy::{Group, TierAction, TierReason};
+
 /// The most sums that are kept at once: keys of a default group are anybody's.
 const MAX_ACCOUNTS: usize = 100_000;
 
@@ -290,6 +293,46 @@ impl Sum {
     /// Whether it still counts in this window.
     fn is_current(&self, window: Window) -> bool {
         self.window == window || self.window.begins > window.begins
+    }
+}
+
+impl Group {
+    /// The action on a request by this key, as far as the budget allows it. Where the action depends on the body, it is to be
+    /// settled first.
+    ///
+    /// # Errors
+    /// Where the request is to be refused (`budget_exhausted`): the seconds after which the budget begins anew.
+    pub fn within_budget(
+        &self,
+        action: TierAction,
+        key: &[u8; 32],
+        budgets: &Budgets,
+        now: Timestamp,
+    ) -> Result<TierAction, u64> {
+        let Some(rule) = self.budget.as_ref().filter(|_| action.asks_for_priority()) else {
+            return Ok(action);
+        };
+        match budgets.verdict(rule, &rule.account(&self.name, key), now) {
+            Verdict::Within => Ok(action),
+            Verdict::Standard => Ok(TierAction::none(TierReason::BudgetExhausted)),
+            Verdict::Refuse { retry_after } => Err(retry_after),
+        }
+    }
+
+    /// Counts what a request by this key cost, if it was billed as priority and there is a budget.
+    pub fn charge(
+        &self,
+        key: &[u8; 32],
+        billed_tier: Option<&str>,
+        usd: Decimal,
+        budgets: &Budgets,
+        now: Timestamp,
+    ) {
+        if let Some(rule) = &self.budget
+            && billed_tier == Some(PRIORITY)
+        {
+            budgets.charge(rule, &rule.account(&self.name, key), usd, now);
+        }
     }
 }
 

@@ -730,6 +730,55 @@ keys:
         }
     }
 
+    #[test]
+    fn past_its_budget_a_group_goes_as_it_came_or_is_refused_and_only_for_priority() {
+        use crate::policy::budget::{AtLimit, Budgets, Period, Scope};
+        let now = "2026-11-30T23:59:00Z".parse().unwrap();
+        let key = [3; 32];
+        for (then, expected) in [
+            (
+                AtLimit::Standard,
+                Ok(TierAction::none(TierReason::BudgetExhausted)),
+            ),
+            (AtLimit::Refuse, Err(60)),
+        ] {
+            let rule = BudgetRule {
+                usd: "0.03".parse().unwrap(),
+                per: Period::Day,
+                scope: Scope::Key,
+                then,
+                time_zone: jiff::tz::TimeZone::UTC,
+            };
+            let group = group("forced-both", |group| group.budget = Some(rule));
+            let budgets = Budgets::default();
+            let action = group.action(Endpoint::Responses, false).unwrap().unwrap();
+            let within = |action, key| group.within_budget(action, key, &budgets, now);
+            group.charge(&key, Some("default"), "9".parse().unwrap(), &budgets, now);
+            group.charge(
+                &key,
+                Some("priority"),
+                "0.029".parse().unwrap(),
+                &budgets,
+                now,
+            );
+            assert_eq!(within(action, &key), Ok(action));
+            group.charge(
+                &key,
+                Some("priority"),
+                "0.016".parse().unwrap(),
+                &budgets,
+                now,
+            );
+            assert_eq!(within(action, &key), expected);
+            assert_eq!(within(action, &[4; 32]), Ok(action));
+            let flex = TierAction {
+                body: Edit::Set(Tier::Flex),
+                ..action
+            };
+            assert_eq!(within(flex, &key), Ok(flex));
+        }
+    }
+
     fn read(body: &str) -> Facts {
         let mut observer = Observer::new(10);
         observer.feed(body.as_bytes());

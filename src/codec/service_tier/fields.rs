@@ -191,7 +191,18 @@ impl Visitor for Reader {
 }
 
 impl Topic {
+    #[inline]
     fn of(name: &[u8]) -> Topic {
+        // Most keys begin with another letter; U+017F, which folds to `s`, with 0xc5.
+        match name.first() {
+            Some(b's' | b'm' | b't' | b'r' | b'b' | b'S' | b'M' | b'T' | b'R' | 0xc5) => {
+                Topic::of_candidate(name)
+            }
+            _ => Topic::Other,
+        }
+    }
+
+    fn of_candidate(name: &[u8]) -> Topic {
         // U+017F is one byte longer than the `s` it folds to.
         match name.len() {
             4 if folds_to(name, "type") => Topic::Type,

@@ -158,10 +158,15 @@ impl Surveyor<'_> {
         let layout = &mut *self.layout;
         layout.top.start = start;
         layout.in_member = true;
-        layout.inner = Cursor::default();
         match self.reader.topic {
-            Topic::Response => layout.responses += 1,
-            Topic::StreamOptions { exact } => layout.stream_options.begin(exact),
+            Topic::Response => {
+                layout.responses += 1;
+                layout.inner = Cursor::default();
+            }
+            Topic::StreamOptions { exact } => {
+                layout.stream_options.begin(exact);
+                layout.inner = Cursor::default();
+            }
             Topic::Stream { .. } => layout.stream_options.streams += 1,
             _ => {}
         }
