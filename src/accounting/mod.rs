@@ -5,4 +5,5 @@ pub mod access_log;
 pub mod metrics;
 pub mod prices;
 pub mod record;
+pub mod store;
 pub mod usage;

@@ -301,8 +301,7 @@ pub fn own_tier(facts: &Facts) -> Option<&str> {
 
 /// The tier of a request that was changed to ask for it: what its bytes say, or else its header.
 pub fn set_tier(order: Option<Order>, in_bytes: Option<&str>) -> Option<&str> {
-    let in_header = order.is_some_and(|order| order.beta_header);
-    in_bytes.or(in_header.then_some(PRIORITY))
+    in_bytes.or(order.and_then(|order| order.tier_in_header()))
 }
 
 /// The model that a body names, as it is logged.

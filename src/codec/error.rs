@@ -33,6 +33,8 @@ pub enum Cause {
     RequestTimeout,
     HeaderTooLarge,
     TooManyRequests,
+    /// The budget of the fast tier is used up, and its group has it that requests are refused then.
+    BudgetExhausted,
     BodyTooLarge,
     DecodedBodyTooLarge,
     UnsupportedContentEncoding,
@@ -167,6 +169,7 @@ impl Cause {
         Cause::RequestTimeout,
         Cause::HeaderTooLarge,
         Cause::TooManyRequests,
+        Cause::BudgetExhausted,
         Cause::BodyTooLarge,
         Cause::DecodedBodyTooLarge,
         Cause::UnsupportedContentEncoding,
@@ -257,6 +260,11 @@ impl Cause {
                 429,
                 "too_many_requests",
                 "as many requests run as may; try again",
+            ),
+            Cause::BudgetExhausted => (
+                429,
+                "budget_exhausted",
+                "the budget of the fast tier is used up for now",
             ),
             Cause::BodyTooLarge => (413, "body_too_large", "the body is larger than the limit"),
             Cause::DecodedBodyTooLarge => (

@@ -19,11 +19,11 @@ use crate::config::pattern::Pattern;
 use crate::config::units::Amount;
 use crate::config::{Config, MessagesMode, Upstream, UpstreamKind, yaml};
 use crate::policy::api_key::{KeyTable, NewKey, digest, parse_digest};
-use crate::policy::group::{AtLimit, BudgetRule, Period, Scope};
-use crate::policy::key_shape::{check_digest, check_key};
-use crate::policy::{
-    FastModeSignal, ForcedTier, Group, ModelRule, OnTierRefused, Platform, Policy,
+use crate::policy::group::{
+    AtLimit, BudgetRule, FastModeSignal, ForcedTier, ModelRule, OnTierRefused, Period, Scope,
 };
+use crate::policy::key_shape::{check_digest, check_key};
+use crate::policy::{Group, Platform, Policy};
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -603,13 +603,20 @@ mod tests {
         assert_eq!(force("force_tier: flex"), Some(ForcedTier::Flex));
     }
 
+    /// What a body says that names this model.
+    fn names(model: &str) -> crate::codec::service_tier::Facts {
+        let mut observer = crate::codec::service_tier::Observer::new(4);
+        observer.feed(format!(r#"{{"model":"{model}"}}"#).as_bytes());
+        observer.finish()
+    }
+
     #[test]
     fn models_are_left_out_or_listed() {
         let rule = group("force_fast_mode: true, except_models: [\"*-mini\"]").models;
-        assert!(rule.applies_to("gpt-5.5") && !rule.applies_to("GPT-5.5-mini"));
+        assert!(!rule.exempts(&names("gpt-5.5")) && rule.exempts(&names("GPT-5.5-mini")));
         let rule = group("force_fast_mode: true, only_models: [gpt-5.5*]").models;
-        assert!(rule.applies_to("gpt-5.5-mini") && !rule.applies_to("gpt-5.6"));
-        assert!(group("").models.applies_to("any"));
+        assert!(!rule.exempts(&names("gpt-5.5-mini")) && rule.exempts(&names("gpt-5.6")));
+        assert!(!group("").models.exempts(&names("any")));
     }
 
     #[test]

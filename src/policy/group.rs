@@ -64,7 +64,19 @@ pub struct BudgetRule {
 }
 
 /// How long a budget lasts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr, VariantNames)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    EnumString,
+    IntoStaticStr,
+    VariantNames,
+)]
 #[strum(serialize_all = "snake_case")]
 pub enum Period {
     Day,
@@ -91,18 +103,6 @@ pub enum AtLimit {
     Refuse,
     /// Nothing, but that it is told.
     Alarm,
-}
-
-impl ModelRule {
-    /// Whether the force is for a model of this name.
-    pub fn applies_to(&self, model: &str) -> bool {
-        let any = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.matches(model));
-        match self {
-            ModelRule::All => true,
-            ModelRule::Except(patterns) => !any(patterns),
-            ModelRule::Only(patterns) => any(patterns),
-        }
-    }
 }
 
 impl ForcedTier {

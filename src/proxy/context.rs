@@ -14,7 +14,7 @@ use crate::accounting::access_log::Transport;
 use crate::accounting::record::{Ending, Turn, cut, header_text, set_tier};
 use crate::accounting::usage::ResponseObserver;
 use crate::codec::error::{Answer, Cause, Refusal};
-use crate::codec::service_tier::{Edit, PRIORITY, observed_tier};
+use crate::codec::service_tier::{Edit, PRIORITY, Tier, observed_tier};
 use crate::config::OnClientAbort;
 use crate::policy::endpoint::{Endpoint, Protocol};
 use crate::policy::{Credential, Decision, Denied, Head, Order};
@@ -597,7 +597,8 @@ pub(crate) fn outgoing_tier(
     bytes: &[u8],
 ) -> Result<Option<&'static str>, Cause> {
     let found = observed_tier(bytes);
-    if order.is_some_and(|order| order.body == Edit::Set) && found != Some(PRIORITY) {
+    if order.is_some_and(|order| order.body == Edit::Set(Tier::Priority)) && found != Some(PRIORITY)
+    {
         return Err(Cause::Internal);
     }
     Ok(found)

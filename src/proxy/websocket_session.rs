@@ -15,7 +15,7 @@ use crate::accounting::usage::{Event, EventObserver, Observed};
 use crate::codec::body_budget::Lease;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::{
-    BodyFault, Edit, Facts, PRIORITY, Rewriter, Rewritten, observed_tier,
+    BodyFault, Edit, Edits, Facts, PRIORITY, Rewriter, Rewritten, Tier, observed_tier,
 };
 use crate::codec::websocket::{
     ClientEvent, ClientReader, Message, Opcode, ProtocolError, ServerEvent, ServerReader,
@@ -363,7 +363,7 @@ impl Conversation {
         let depth = self.state.limits.json_depth;
         let rewriter = self
             .message
-            .get_or_insert_with(|| Rewriter::new(Edit::Set, depth, 0));
+            .get_or_insert_with(|| Rewriter::for_message(depth));
         let fault = &mut self.fault;
         unmasked(&mut |piece| {
             if fault.is_none() {
@@ -386,10 +386,10 @@ impl Conversation {
         let rewriter = self
             .message
             .take()
-            .unwrap_or_else(|| Rewriter::new(Edit::Set, depth, 0));
+            .unwrap_or_else(|| Rewriter::for_message(depth));
         let read = match self.fault.take() {
             Some(fault) => Err(fault),
-            None => rewriter.finish(),
+            None => rewriter.finish(Edits::tier(Edit::Set(Tier::Priority))),
         };
         let policy = self.state.policy.current();
         let decided = policy.decide_again(&self.credential, Endpoint::Responses, false);

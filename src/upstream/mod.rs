@@ -270,7 +270,7 @@ impl Upstream {
     pub fn credential(&self, like: CredentialHeader) -> Option<HeaderValue> {
         self.credential.load().as_ref().map(|secret| match like {
             CredentialHeader::Authorization => secret.authorization.clone(),
-            CredentialHeader::XApiKey => secret.x_api_key.clone(),
+            CredentialHeader::XApiKey | CredentialHeader::ApiKey => secret.x_api_key.clone(),
         })
     }
 }

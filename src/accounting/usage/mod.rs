@@ -298,7 +298,10 @@ impl Protocol {
             Endpoint::ChatCompletions => Some(Protocol::Chat),
             Endpoint::Messages => Some(Protocol::Messages),
             Endpoint::Extra => Some(Protocol::Unknown),
-            Endpoint::Other => None,
+            Endpoint::Embeddings
+            | Endpoint::Completions
+            | Endpoint::ResponsesItem
+            | Endpoint::Other => None,
         }
     }
 
