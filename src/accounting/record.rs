@@ -1,20 +1,22 @@
 //! One request and its answer as the log knows them: an HTTP exchange, or one response on a WebSocket. Records are built
 //! here and nowhere else.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName};
 use jiff::Timestamp;
+use uuid::Uuid;
 
-use crate::accounting::access_log::{AccessRecord, Millis, Outcome, Transport};
+use crate::accounting::access_log::{AccessRecord, Millis, Transport};
 use crate::accounting::usage::Observed;
-use crate::codec::error::Cause;
+use crate::codec::error::{Cause, Outcome};
 use crate::codec::service_tier::{Facts, PRIORITY};
 use crate::config::ServedTier;
+use crate::policy::endpoint::Endpoint;
 use crate::policy::in_flight::Places;
 use crate::policy::{Group, Order, Policy};
-use crate::proxy::context::Arrival;
 use crate::state::State;
 use crate::upstream::Upstream;
 
@@ -29,7 +31,18 @@ static REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 /// A body that says `null` asks for nothing, like one without the member.
 const NULL: &str = "<null>";
 
-pub struct Turn {
+/// Who asks, and for what: the same for every turn of a connection.
+pub struct RequestInfo {
+    pub id: Uuid,
+    pub client: Option<IpAddr>,
+    pub user_agent: Option<String>,
+    pub method: http::Method,
+    /// Without its query.
+    pub path: String,
+    pub endpoint: Endpoint,
+}
+
+pub struct RequestRecord {
     /// 0 for an HTTP request and for a WebSocket connection itself; the responses on it count from 1.
     pub number: u64,
     /// The policy that decided it, from its first to its last byte.
@@ -75,7 +88,7 @@ pub struct Answered {
 
 /// How it ended, as far as the transport knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum Termination {
     /// The messages ended as their framing says.
     Whole,
     ClientClosed,
@@ -125,7 +138,7 @@ impl Sent {
     }
 }
 
-impl Turn {
+impl RequestRecord {
     pub fn new(number: u64, policy: Arc<Policy>) -> Self {
         Self {
             number,
@@ -158,9 +171,9 @@ impl Turn {
     pub fn log(
         &self,
         state: &State,
-        arrival: &Arrival,
+        arrival: &RequestInfo,
         upstream: Option<&Upstream>,
-        ending: Ending,
+        ending: Termination,
         observed: &Observed,
     ) {
         let duration = self.began.elapsed();
@@ -242,21 +255,21 @@ impl Turn {
         }
     }
 
-    fn tier_reason(&self, ending: Ending) -> Option<&'static str> {
-        if matches!(ending, Ending::Refused(cause) if cause.outcome() == Outcome::Denied) {
+    fn tier_reason(&self, ending: Termination) -> Option<&'static str> {
+        if matches!(ending, Termination::Refused(cause) if cause.outcome() == Outcome::Denied) {
             return None;
         }
         Some(tier_reason(self.order, &self.facts))
     }
 
-    fn outcome(&self, ending: Ending, observed: &Observed) -> Outcome {
+    fn outcome(&self, ending: Termination, observed: &Observed) -> Outcome {
         match ending {
-            Ending::Refused(cause) => cause.outcome(),
-            Ending::UpstreamCut => Outcome::UpstreamCut,
-            Ending::Timeout => Outcome::Timeout,
-            Ending::Outlived => Outcome::ClientClosed,
+            Termination::Refused(cause) => cause.outcome(),
+            Termination::UpstreamCut => Outcome::UpstreamCut,
+            Termination::Timeout => Outcome::Timeout,
+            Termination::Outlived => Outcome::ClientClosed,
             // Codex and OpenAI's Python SDK leave at the event that ends the stream, before the end of the message.
-            Ending::ClientClosed if observed.terminal_event.is_none() => Outcome::ClientClosed,
+            Termination::ClientClosed if observed.terminal_event.is_none() => Outcome::ClientClosed,
             _ if self.answer.status.is_none_or(|status| status >= 400) => Outcome::UpstreamError,
             _ if observed.failed => Outcome::UpstreamError,
             _ if observed.lacks_end => Outcome::UpstreamCut,
@@ -310,10 +323,10 @@ pub fn logged_model(facts: &Facts) -> Option<&str> {
     Some(cut(facts.model.as_deref()?, MODEL_BYTES))
 }
 
-fn error(ending: Ending) -> Option<&'static str> {
+fn error(ending: Termination) -> Option<&'static str> {
     match ending {
-        Ending::Refused(cause) => Some(cause.code()),
-        Ending::Timeout => Some(Cause::UpstreamTimeout.code()),
+        Termination::Refused(cause) => Some(cause.code()),
+        Termination::Timeout => Some(Cause::UpstreamTimeout.code()),
         _ => None,
     }
 }

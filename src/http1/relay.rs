@@ -19,7 +19,7 @@ use pingora_core::{Error, ErrorType, OrErr, Result};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout};
 
-use crate::accounting::record::Ending;
+use crate::accounting::record::Termination;
 use crate::codec::error::{Cause, Refusal};
 use crate::http1::client_stream::{ClientSocket, DirectBody, Opening, empty};
 use crate::http1::connection::Deadline;
@@ -447,7 +447,7 @@ impl Client<'_> {
         let message = answer.message(&get_cached_date(), Some(&exchange.request_id()), self.keeps);
         // A client that cannot be written to has gone; its line says what it would have been told.
         self.keeps &= self.send(&message).await.is_ok();
-        exchange.settle(Ending::Refused(cause));
+        exchange.settle(Termination::Refused(cause));
         exchange.body = Body::None;
     }
 

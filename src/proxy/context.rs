@@ -11,7 +11,9 @@ use pingora_core::{Error, ErrorType};
 use uuid::Uuid;
 
 use crate::accounting::access_log::Transport;
-use crate::accounting::record::{Ending, Turn, cut, header_text, set_tier};
+use crate::accounting::record::{
+    RequestInfo, RequestRecord, Termination, cut, header_text, set_tier,
+};
 use crate::accounting::usage::ResponseObserver;
 use crate::codec::error::{Answer, Cause, Refusal};
 use crate::codec::service_tier::{Edit, PRIORITY, observed_tier};
@@ -37,10 +39,10 @@ const USER_AGENT_BYTES: usize = 512;
 pub struct Exchange {
     pub state: Arc<State>,
     pub deadline: Arc<Deadline>,
-    pub arrival: Arrival,
+    pub arrival: RequestInfo,
     /// The client's key, once it was read.
     pub credential: Option<Credential>,
-    pub turn: Turn,
+    pub turn: RequestRecord,
     pub body: Body,
     /// What of the body is read past Pingora.
     pub direct: Option<DirectBody>,
@@ -67,17 +69,6 @@ pub struct Exchange {
     settled: bool,
 }
 
-/// Who asks, and for what: the same for every turn of a connection.
-pub struct Arrival {
-    pub id: Uuid,
-    pub client: Option<IpAddr>,
-    pub user_agent: Option<String>,
-    pub method: http::Method,
-    /// Without its query.
-    pub path: String,
-    pub endpoint: Endpoint,
-}
-
 /// Where the request's body is.
 pub enum Body {
     /// It passes as it comes and is looked at on the way.
@@ -100,7 +91,7 @@ impl Exchange {
         state.metrics.in_flight.inc();
         Self {
             deadline: Deadline::current(),
-            arrival: Arrival {
+            arrival: RequestInfo {
                 id: Uuid::now_v7(),
                 client: None,
                 user_agent: None,
@@ -109,7 +100,7 @@ impl Exchange {
                 endpoint: Endpoint::Other,
             },
             credential: None,
-            turn: Turn::new(0, policy),
+            turn: RequestRecord::new(0, policy),
             state: state.clone(),
             body: Body::None,
             direct: None,
@@ -288,7 +279,7 @@ impl Exchange {
         if !self.has_come {
             // The upstream did not need the rest, and gets no more of it. The client is heard out for a moment, but what
             // it has had an answer to is in the log now.
-            self.settle(Ending::Whole);
+            self.settle(Termination::Whole);
             self.deadline.set(Waiting::ForMore, LINGER_TIME);
         }
     }
@@ -356,7 +347,7 @@ impl Exchange {
 
     /// No attempt is left. Whether the client is to be told, by `refusal`.
     pub fn fails(&mut self, error: &Error) -> bool {
-        let Ending::Refused(cause) = ending_of(error, self) else {
+        let Termination::Refused(cause) = ending_of(error, self) else {
             return false;
         };
         self.refusal.get_or_insert_with(|| cause.into());
@@ -416,13 +407,13 @@ impl Exchange {
     }
 
     /// How it ended where nobody said: the answer was whole, or the proxy refused.
-    pub fn ending(&self) -> Ending {
+    pub fn ending(&self) -> Termination {
         match &self.refusal {
-            Some(refusal) => Ending::Refused(refusal.cause),
+            Some(refusal) => Termination::Refused(refusal.cause),
             None => match self.interruption() {
-                Some(cause) => Ending::Refused(cause),
-                None if self.deadline.has_passed() => Ending::Timeout,
-                None => Ending::Whole,
+                Some(cause) => Termination::Refused(cause),
+                None if self.deadline.has_passed() => Termination::Timeout,
+                None => Termination::Whole,
             },
         }
     }
@@ -438,10 +429,10 @@ impl Exchange {
     }
 
     /// How it ended where the client had left before.
-    fn ending_without_client(&self) -> Option<Ending> {
+    fn ending_without_client(&self) -> Option<Termination> {
         match self.deadline.has_client_left() {
-            true if self.outlived => Some(Ending::Outlived),
-            true => Some(Ending::ClientClosed),
+            true if self.outlived => Some(Termination::Outlived),
+            true => Some(Termination::ClientClosed),
             false => None,
         }
     }
@@ -497,7 +488,7 @@ impl Exchange {
     }
 
     /// Writes the request's line and counts it. A second call does nothing.
-    pub fn settle(&mut self, ending: Ending) {
+    pub fn settle(&mut self, ending: Termination) {
         if std::mem::replace(&mut self.settled, true) {
             return;
         }
@@ -526,8 +517,8 @@ impl Drop for Exchange {
     /// others have settled by now.
     fn drop(&mut self) {
         let ending = match self.ending() {
-            Ending::Whole if self.turn.answer.upstream_status.is_some() => Ending::UpstreamCut,
-            Ending::Whole => Ending::ClientClosed,
+            Termination::Whole if self.turn.answer.upstream_status.is_some() => Termination::UpstreamCut,
+            Termination::Whole => Termination::ClientClosed,
             other => other,
         };
         self.settle(ending);

@@ -6,7 +6,7 @@ use std::io;
 use pingora_core::protocols::http::date::get_cached_date;
 use pingora_core::{Error, ErrorSource, ErrorType};
 
-use crate::accounting::record::Ending;
+use crate::accounting::record::Termination;
 use crate::codec::error::{Cause, Refusal};
 use crate::policy::endpoint::Protocol;
 use crate::proxy::context::Exchange;
@@ -73,43 +73,43 @@ fn has_begun_to_answer(error: &Error) -> bool {
 pub fn is_reset(error: &Error, exchange: &Exchange) -> bool {
     matches!(
         ending_of(error, exchange),
-        Ending::Refused(Cause::UpstreamReset)
+        Termination::Refused(Cause::UpstreamReset)
     )
 }
 
 /// What an error of Pingora's means for this request.
-pub fn ending_of(error: &Error, exchange: &Exchange) -> Ending {
+pub fn ending_of(error: &Error, exchange: &Exchange) -> Termination {
     if let Some(refusal) = &exchange.refusal {
-        return Ending::Refused(refusal.cause);
+        return Termination::Refused(refusal.cause);
     }
     if let Some(cause) = exchange.interruption() {
-        return Ending::Refused(cause);
+        return Termination::Refused(cause);
     }
     let answered = exchange.turn.answer.upstream_status.is_some();
     let timed_out = exchange.deadline.has_passed();
     match (error.esource(), error.etype()) {
         (ErrorSource::Downstream, ErrorType::ReadTimedout) if !answered => {
-            Ending::Refused(Cause::RequestTimeout)
+            Termination::Refused(Cause::RequestTimeout)
         }
         (
             ErrorSource::Downstream,
             ErrorType::ReadError | ErrorType::WriteError | ErrorType::WriteTimedout,
-        ) => Ending::ClientClosed,
+        ) => Termination::ClientClosed,
         (
             ErrorSource::Downstream,
             ErrorType::ConnectionClosed | ErrorType::ReadTimedout | ErrorType::H2Error,
-        ) => Ending::ClientClosed,
-        (ErrorSource::Downstream, _) if answered => Ending::ClientClosed,
-        (ErrorSource::Downstream, _) => Ending::Refused(Cause::InvalidHttp),
+        ) => Termination::ClientClosed,
+        (ErrorSource::Downstream, _) if answered => Termination::ClientClosed,
+        (ErrorSource::Downstream, _) => Termination::Refused(Cause::InvalidHttp),
         (ErrorSource::Upstream, ErrorType::ReadTimedout | ErrorType::WriteTimedout) if answered => {
-            Ending::Timeout
+            Termination::Timeout
         }
-        (ErrorSource::Upstream, _) if answered && timed_out => Ending::Timeout,
-        (ErrorSource::Upstream, _) if answered => Ending::UpstreamCut,
-        (ErrorSource::Upstream, etype) => Ending::Refused(upstream_failure(etype, timed_out)),
-        (_, ErrorType::WriteError | ErrorType::WriteTimedout) if answered => Ending::ClientClosed,
-        _ if answered => Ending::UpstreamCut,
-        _ => Ending::Refused(Cause::Internal),
+        (ErrorSource::Upstream, _) if answered && timed_out => Termination::Timeout,
+        (ErrorSource::Upstream, _) if answered => Termination::UpstreamCut,
+        (ErrorSource::Upstream, etype) => Termination::Refused(upstream_failure(etype, timed_out)),
+        (_, ErrorType::WriteError | ErrorType::WriteTimedout) if answered => Termination::ClientClosed,
+        _ if answered => Termination::UpstreamCut,
+        _ => Termination::Refused(Cause::Internal),
     }
 }
 

@@ -23,7 +23,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use tokio::time::{Instant, timeout};
 
-use crate::accounting::record::Ending;
+use crate::accounting::record::Termination;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::framing;
 use crate::http1::client_stream::{ClientSocket, DirectBody};
@@ -476,7 +476,7 @@ impl Gate {
         if !bodyless {
             session.write_response_body(Some(answer.body), true).await?;
         }
-        exchange.settle(Ending::Refused(cause));
+        exchange.settle(Termination::Refused(cause));
         exchange.body = Body::None;
         if unread {
             linger(session, rest).await;

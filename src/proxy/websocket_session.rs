@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use serde_json::json;
 
-use crate::accounting::record::{Answered, Ending, Sent, Turn};
+use crate::accounting::record::{Answered, RequestInfo, RequestRecord, Sent, Termination};
 use crate::accounting::usage::{Event, EventObserver, Observed};
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::{
@@ -19,7 +19,6 @@ use crate::codec::websocket::{
 };
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{Credential, Decision, Denied, Group, Order, Policy};
-use crate::proxy::context::Arrival;
 use crate::proxy::request_body::{Lease, refuse_json};
 use crate::state::State;
 use crate::upstream::Upstream;
@@ -68,7 +67,7 @@ struct Turns {
 }
 
 struct OpenTurn {
-    turn: Turn,
+    turn: RequestRecord,
     response_id: Option<String>,
     stream_id: Option<String>,
 }
@@ -85,7 +84,7 @@ struct Inherited {
 }
 
 impl Inherited {
-    fn of(turn: &Turn) -> Self {
+    fn of(turn: &RequestRecord) -> Self {
         Self {
             policy: turn.policy.clone(),
             key: turn.key.clone(),
@@ -149,7 +148,7 @@ impl Conversation {
     }
 
     /// What came from the client. Messages are judged one by one, each by the policy of that moment.
-    pub fn client_bytes(&mut self, chunk: Bytes, arrival: &Arrival, connection: &Turn) -> Passed {
+    pub fn client_bytes(&mut self, chunk: Bytes, arrival: &RequestInfo, connection: &RequestRecord) -> Passed {
         if self.over || self.farewell.is_some() {
             return Passed::default();
         }
@@ -174,8 +173,8 @@ impl Conversation {
     pub fn server_bytes(
         &mut self,
         chunk: &Bytes,
-        arrival: &Arrival,
-        connection: &Turn,
+        arrival: &RequestInfo,
+        connection: &RequestRecord,
     ) -> Option<Bytes> {
         if self.over {
             return Some(Bytes::new());
@@ -205,7 +204,7 @@ impl Conversation {
                         state,
                         arrival,
                         upstream.as_deref(),
-                        Ending::Whole,
+                        Termination::Whole,
                         &observed,
                     );
                 }
@@ -253,12 +252,12 @@ impl Conversation {
     }
 
     /// The connection is gone: every response that still ran is accounted for. Returns how the connection ended.
-    pub fn finish(&mut self, ending: Ending, arrival: &Arrival) -> Ending {
+    pub fn finish(&mut self, ending: Termination, arrival: &RequestInfo) -> Termination {
         let cut = match ending {
-            Ending::Whole if self.client_closed => Ending::ClientClosed,
-            Ending::Whole => Ending::UpstreamCut,
+            Termination::Whole if self.client_closed => Termination::ClientClosed,
+            Termination::Whole => Termination::UpstreamCut,
             // The client was sent away for another message of its own.
-            Ending::Refused(_) => Ending::ClientClosed,
+            Termination::Refused(_) => Termination::ClientClosed,
             other => other,
         };
         let cut_in_turn = !self.turns.open.is_empty();
@@ -272,13 +271,13 @@ impl Conversation {
             );
         }
         match ending {
-            Ending::Whole if cut_in_turn => cut,
+            Termination::Whole if cut_in_turn => cut,
             other => other,
         }
     }
 
     /// Judges all messages that are whole, and gathers what goes on.
-    fn judge(&mut self, pieces: &mut Vec<Bytes>, connection: &Turn) -> Result<(), Stop> {
+    fn judge(&mut self, pieces: &mut Vec<Bytes>, connection: &RequestRecord) -> Result<(), Stop> {
         while let Some(event) = self.client.next_event() {
             match event.map_err(Stop::Protocol)? {
                 ClientEvent::Payload(piece) => {
@@ -319,7 +318,7 @@ impl Conversation {
     }
 
     /// What goes on in place of a message.
-    fn judge_message(&mut self, message: Message, connection: &Turn) -> Result<Bytes, Stop> {
+    fn judge_message(&mut self, message: Message, connection: &RequestRecord) -> Result<Bytes, Stop> {
         let depth = self.state.limits.json_depth;
         let rewriter = self
             .message
@@ -369,7 +368,7 @@ impl Conversation {
         decision: Decision,
         body: Rewritten,
         message: Message,
-        connection: &Turn,
+        connection: &RequestRecord,
     ) -> Result<Bytes, Stop> {
         if self.turns.open.len() >= MOST_OPEN_TURNS {
             let refusal = Refusal::new(
@@ -429,7 +428,7 @@ impl Conversation {
         policy: Arc<Policy>,
         facts: Option<Facts>,
         message: &Message,
-        connection: &Turn,
+        connection: &RequestRecord,
     ) -> Stop {
         let mut turn = self.turns.next(policy, connection);
         turn.key = denied.key;
@@ -445,7 +444,7 @@ impl Conversation {
         decision: Decision,
         facts: Option<Facts>,
         message: &Message,
-        connection: &Turn,
+        connection: &RequestRecord,
     ) -> Stop {
         let mut turn = self.turns.next(policy, connection);
         turn.key = decision.key;
@@ -456,7 +455,7 @@ impl Conversation {
     }
 
     /// A turn that the refusal which follows will close.
-    fn open_refused(&mut self, mut turn: Turn, facts: Option<Facts>, message: &Message) {
+    fn open_refused(&mut self, mut turn: RequestRecord, facts: Option<Facts>, message: &Message) {
         turn.facts = facts.unwrap_or_default();
         turn.request_bytes = message.payload_length as u64;
         self.turns.open.push(OpenTurn {
@@ -467,7 +466,7 @@ impl Conversation {
     }
 
     /// Tells the client why, now or when the server's message under way has ended.
-    fn refuse(&mut self, stop: Stop, unsent: Vec<OpenTurn>, arrival: &Arrival) -> Passed {
+    fn refuse(&mut self, stop: Stop, unsent: Vec<OpenTurn>, arrival: &RequestInfo) -> Passed {
         let (refusal, code) = match stop {
             Stop::Refused(refusal)
                 if matches!(refusal.cause, Cause::BufferFull | Cause::TooManyRequests) =>
@@ -496,7 +495,7 @@ impl Conversation {
                 &self.state,
                 arrival,
                 None,
-                Ending::Refused(refusal.cause),
+                Termination::Refused(refusal.cause),
                 &Observed::default(),
             );
         }
@@ -531,9 +530,9 @@ impl Conversation {
 
 impl Turns {
     /// A turn with what the connection knows of it.
-    fn next(&mut self, policy: Arc<Policy>, connection: &Turn) -> Turn {
+    fn next(&mut self, policy: Arc<Policy>, connection: &RequestRecord) -> RequestRecord {
         self.count += 1;
-        let mut turn = Turn::new(self.count, policy);
+        let mut turn = RequestRecord::new(self.count, policy);
         turn.answer.status = connection.answer.status;
         turn.answer.upstream_status = connection.answer.upstream_status;
         turn.answer.upstream_request_id = connection.answer.upstream_request_id.clone();
@@ -541,7 +540,7 @@ impl Turns {
         turn
     }
 
-    fn begin(&mut self, turn: Turn) {
+    fn begin(&mut self, turn: RequestRecord) {
         let stream_id = turn.facts.stream_id.clone();
         self.last = Some(Inherited::of(&turn));
         self.open.push(OpenTurn {
@@ -556,8 +555,8 @@ impl Turns {
         &mut self,
         event: Event,
         bytes: u64,
-        connection: &Turn,
-    ) -> Option<(Turn, Observed)> {
+        connection: &RequestRecord,
+    ) -> Option<(RequestRecord, Observed)> {
         let at = self.turn_of(&event, connection)?;
         let open = &mut self.open[at];
         open.turn.answer.bytes += bytes;
@@ -571,7 +570,7 @@ impl Turns {
 
     /// Which turn a message of the server belongs to. One that names a response which nobody waits for begins a turn: a
     /// steered response goes on in a successor that no message of the client created.
-    fn turn_of(&mut self, event: &Event, connection: &Turn) -> Option<usize> {
+    fn turn_of(&mut self, event: &Event, connection: &RequestRecord) -> Option<usize> {
         let Some(id) = event.response_id.as_deref() else {
             let in_lane =
                 |open: &OpenTurn| event.stream_id.is_some() && open.stream_id == event.stream_id;
@@ -603,7 +602,7 @@ impl Turns {
         Some(at)
     }
 
-    fn begin_successor(&mut self, event: &Event, connection: &Turn) -> Option<usize> {
+    fn begin_successor(&mut self, event: &Event, connection: &RequestRecord) -> Option<usize> {
         if self.open.len() >= MOST_OPEN_TURNS {
             return None;
         }

@@ -10,12 +10,11 @@ use http::{HeaderMap, HeaderValue, Method};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use tiergate::accounting::record::{Ending, Turn};
+use tiergate::accounting::record::{RequestInfo, RequestRecord, Termination};
 use tiergate::codec::websocket::{Opcode, encode};
 use tiergate::config::Config;
 use tiergate::policy::Head;
 use tiergate::policy::endpoint::Endpoint;
-use tiergate::proxy::context::Arrival;
 use tiergate::proxy::websocket_session::Conversation;
 use tiergate::state::State;
 
@@ -137,7 +136,7 @@ fn run(key: &str, client: &[Bytes], server: &[Bytes]) -> Outcome {
     let Ok(decision) = policy.decide(&head) else {
         panic!("a key of the policy");
     };
-    let arrival = Arrival {
+    let arrival = RequestInfo {
         id: uuid::Uuid::now_v7(),
         client: None,
         user_agent: None,
@@ -145,7 +144,7 @@ fn run(key: &str, client: &[Bytes], server: &[Bytes]) -> Outcome {
         path: "/v1/responses".to_owned(),
         endpoint: Endpoint::Responses,
     };
-    let mut connection = Turn::new(0, policy);
+    let mut connection = RequestRecord::new(0, policy);
     connection.answer.status = Some(101);
     let upstream = state.upstream("main").cloned();
     let Ok(mut conversation) = Conversation::new(&state, upstream, decision.credential) else {
@@ -161,7 +160,7 @@ fn run(key: &str, client: &[Bytes], server: &[Bytes]) -> Outcome {
         let replaced = conversation.server_bytes(chunk, &arrival, &connection);
         to_client.extend(replaced.unwrap_or_else(|| chunk.clone()));
     }
-    conversation.finish(Ending::Whole, &arrival);
+    conversation.finish(Termination::Whole, &arrival);
     let log = fs::read_to_string(folder.path().join("access.log")).unwrap();
     Outcome {
         to_upstream,

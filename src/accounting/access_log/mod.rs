@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use crate::accounting::access_log::line::{Field, Line, Wanted};
 use crate::accounting::usage::{Usage, UsageState};
+use crate::codec::error::Outcome;
 use crate::config::{LogFormat, LogSettings, LogTarget};
 
 /// The version of the schema that [`AccessRecord`] writes.
@@ -90,41 +91,12 @@ pub enum Transport {
     WebSocket,
 }
 
-/// How a request ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// Answered below 400 and ended properly.
-    Ok,
-    /// Refused for its key, group or path.
-    Denied,
-    /// Refused for its body or by a limit.
-    Rejected,
-    ClientClosed,
-    UpstreamError,
-    UpstreamCut,
-    Timeout,
-}
-
 impl Transport {
     pub fn as_str(self) -> &'static str {
         match self {
             Transport::Http => "http",
             Transport::Sse => "sse",
             Transport::WebSocket => "websocket",
-        }
-    }
-}
-
-impl Outcome {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Outcome::Ok => "ok",
-            Outcome::Denied => "denied",
-            Outcome::Rejected => "rejected",
-            Outcome::ClientClosed => "client_closed",
-            Outcome::UpstreamError => "upstream_error",
-            Outcome::UpstreamCut => "upstream_cut",
-            Outcome::Timeout => "timeout",
         }
     }
 }
