@@ -12,6 +12,12 @@ pub enum Endpoint {
     ChatCompletions,
     /// `/messages`, `…/v1/messages`
     Messages,
+    /// `…/responses/{id}` and below: a response that was made before.
+    ResponsesItem,
+    /// `…/embeddings`
+    Embeddings,
+    /// `…/completions`, the legacy ones.
+    Completions,
     /// A path of the configuration's `tier_paths`.
     Extra,
     /// All else: it takes no service tier and is never touched.
@@ -44,6 +50,9 @@ impl Endpoint {
             Endpoint::ResponsesCompact => "responses_compact",
             Endpoint::ChatCompletions => "chat_completions",
             Endpoint::Messages => "messages",
+            Endpoint::ResponsesItem => "responses_item",
+            Endpoint::Embeddings => "embeddings",
+            Endpoint::Completions => "completions",
             Endpoint::Extra => "extra",
             Endpoint::Other => "other",
         }
@@ -58,7 +67,13 @@ impl Endpoint {
 
     /// Whether requests to it may carry a `service_tier`.
     pub fn takes_tier(self) -> bool {
-        self != Endpoint::Other
+        !matches!(
+            self,
+            Endpoint::ResponsesItem
+                | Endpoint::Embeddings
+                | Endpoint::Completions
+                | Endpoint::Other
+        )
     }
 }
 
