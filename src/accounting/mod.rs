@@ -2,7 +2,9 @@
 //! cost, and the metrics. It decides nothing.
 
 pub mod access_log;
+pub mod background;
 pub mod metrics;
 pub mod prices;
 pub mod record;
+pub mod redaction;
 pub mod usage;

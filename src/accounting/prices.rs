@@ -588,7 +588,7 @@ prices:
                 "prices.yaml:4:13: `models` names no model".to_owned(),
                 "prices.yaml:5:21: expected a date like `2026-11-01`".to_owned(),
                 format!("prices.yaml:7:24: {price}"),
-                "prices.yaml:7:28: unknown key; expected one of `input`, `cached_input`, `cache_write`, `output`, `long`"
+                "prices.yaml:7:28: unknown key; expected one of `input`, `cached_input`, `cache_write`, `cache_write_long`, `output`, `long`"
                     .to_owned(),
                 format!("prices.yaml:7:47: {price}"),
                 "prices.yaml:8:5: unknown key `model`; did you mean `models`?".to_owned(),

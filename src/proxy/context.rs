@@ -14,7 +14,7 @@ use crate::accounting::access_log::Transport;
 use crate::accounting::record::{
     RequestInfo, RequestRecord, Termination, cut, header_text, set_tier,
 };
-use crate::accounting::usage::ResponseObserver;
+use crate::accounting::usage::{ResponseObserver, is_observed};
 use crate::codec::error::{Answer, Cause, Refusal};
 use crate::codec::service_tier::{Edit, PRIORITY, observed_tier};
 use crate::config::OnClientAbort;
@@ -147,6 +147,7 @@ impl Exchange {
         self.turn.key = decision.key;
         self.turn.order = decision.order;
         self.credential = Some(decision.credential);
+        self.turn.key_digest = Some(decision.credential.digest);
         self.upstream = state.upstream(&decision.group.upstream.name).cloned();
         let group = self.turn.group.insert(decision.group);
         if head_bytes > state.limits.header {
@@ -232,7 +233,13 @@ impl Exchange {
 
     /// Whether answers to this request are read for usage and tier.
     pub fn is_observed(&self) -> bool {
-        self.arrival.endpoint != Endpoint::Other && self.arrival.method == http::Method::POST
+        let RequestInfo {
+            endpoint,
+            method,
+            path,
+            ..
+        } = &self.arrival;
+        is_observed(*endpoint, method, path.as_bytes())
     }
 
     /// The request is with the upstream, which may charge for it. Should the client leave now, the answer is read on
@@ -389,7 +396,14 @@ impl Exchange {
         }
         if self.is_observed() && status != 101 {
             let event_stream = transport == Transport::Sse;
-            self.observer = ResponseObserver::new(self.arrival.endpoint, event_stream, headers);
+            let RequestInfo {
+                endpoint,
+                method,
+                path,
+                ..
+            } = &self.arrival;
+            let request = (*endpoint, method, path.as_bytes());
+            self.observer = ResponseObserver::for_request(request, event_stream, headers);
         }
     }
 
@@ -507,8 +521,14 @@ impl Exchange {
             .map(ResponseObserver::finish)
             .unwrap_or_default();
         let tried = self.upstream.as_deref().filter(|_| self.route.has_begun());
-        self.turn
-            .log(&self.state, &self.arrival, tried, ending, &observed);
+        let tried = tried.map(|upstream| &*upstream.config);
+        self.turn.log(
+            &self.state.ledger(),
+            &self.arrival,
+            tried,
+            ending,
+            &observed,
+        );
     }
 }
 
@@ -517,7 +537,9 @@ impl Drop for Exchange {
     /// others have settled by now.
     fn drop(&mut self) {
         let ending = match self.ending() {
-            Termination::Whole if self.turn.answer.upstream_status.is_some() => Termination::UpstreamCut,
+            Termination::Whole if self.turn.answer.upstream_status.is_some() => {
+                Termination::UpstreamCut
+            }
             Termination::Whole => Termination::ClientClosed,
             other => other,
         };

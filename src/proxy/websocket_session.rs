@@ -25,6 +25,8 @@ use crate::upstream::Upstream;
 
 /// The message that begins a response (<https://platform.openai.com/docs/guides/websocket-mode>).
 const RESPONSE_CREATE: &str = "response.create";
+/// The event by which the server refuses a message, or ends a response.
+const ERROR: &str = "error";
 /// RFC 6455 §7.4.1, and the registry of close codes for the last two.
 const POLICY_VIOLATION: u16 = 1008;
 const SERVICE_RESTART: u16 = 1012;
@@ -148,7 +150,12 @@ impl Conversation {
     }
 
     /// What came from the client. Messages are judged one by one, each by the policy of that moment.
-    pub fn client_bytes(&mut self, chunk: Bytes, arrival: &RequestInfo, connection: &RequestRecord) -> Passed {
+    pub fn client_bytes(
+        &mut self,
+        chunk: Bytes,
+        arrival: &RequestInfo,
+        connection: &RequestRecord,
+    ) -> Passed {
         if self.over || self.farewell.is_some() {
             return Passed::default();
         }
@@ -201,9 +208,9 @@ impl Conversation {
                 let ended = turns.take_event(event.end(), *event_bytes, connection);
                 if let Some((turn, observed)) = ended {
                     turn.log(
-                        state,
+                        &state.ledger(),
                         arrival,
-                        upstream.as_deref(),
+                        upstream.as_deref().map(|upstream| &*upstream.config),
                         Termination::Whole,
                         &observed,
                     );
@@ -263,9 +270,9 @@ impl Conversation {
         let cut_in_turn = !self.turns.open.is_empty();
         for open in self.turns.open.drain(..) {
             open.turn.log(
-                &self.state,
+                &self.state.ledger(),
                 arrival,
-                self.upstream.as_deref(),
+                self.upstream.as_deref().map(|upstream| &*upstream.config),
                 cut,
                 &Observed::default(),
             );
@@ -318,7 +325,11 @@ impl Conversation {
     }
 
     /// What goes on in place of a message.
-    fn judge_message(&mut self, message: Message, connection: &RequestRecord) -> Result<Bytes, Stop> {
+    fn judge_message(
+        &mut self,
+        message: Message,
+        connection: &RequestRecord,
+    ) -> Result<Bytes, Stop> {
         let depth = self.state.limits.json_depth;
         let rewriter = self
             .message
@@ -492,7 +503,7 @@ impl Conversation {
                 ..Answered::default()
             };
             open.turn.log(
-                &self.state,
+                &self.state.ledger(),
                 arrival,
                 None,
                 Termination::Refused(refusal.cause),
@@ -537,6 +548,8 @@ impl Turns {
         turn.answer.upstream_status = connection.answer.upstream_status;
         turn.answer.upstream_request_id = connection.answer.upstream_request_id.clone();
         turn.answer.transport = connection.answer.transport;
+        turn.key_digest = connection.key_digest;
+        turn.sent_key_digest = connection.sent_key_digest;
         turn
     }
 
@@ -572,13 +585,7 @@ impl Turns {
     /// steered response goes on in a successor that no message of the client created.
     fn turn_of(&mut self, event: &Event, connection: &RequestRecord) -> Option<usize> {
         let Some(id) = event.response_id.as_deref() else {
-            let in_lane =
-                |open: &OpenTurn| event.stream_id.is_some() && open.stream_id == event.stream_id;
-            return self
-                .open
-                .iter()
-                .position(in_lane)
-                .or((!self.open.is_empty()).then_some(0));
+            return self.turn_without_id(event);
         };
         if let Some(known) = self
             .open
@@ -600,6 +607,20 @@ impl Turns {
         };
         self.open[at].response_id = Some(id.to_owned());
         Some(at)
+    }
+
+    /// A message that names no response belongs to the oldest turn of its lane, or else to the oldest. But an error ends a
+    /// turn only where the turn waits for its `response.created`: one that runs has an end of its own, and the error may be
+    /// about another message of the client.
+    fn turn_without_id(&self, event: &Event) -> Option<usize> {
+        let is_error = event.kind.as_deref() == Some(ERROR);
+        let in_lane =
+            |open: &OpenTurn| event.stream_id.is_some() && open.stream_id == event.stream_id;
+        let may_be = |open: &OpenTurn| !is_error || open.response_id.is_none();
+        let mut turns = self.open.iter();
+        turns
+            .position(in_lane)
+            .or_else(|| self.open.iter().position(may_be))
     }
 
     fn begin_successor(&mut self, event: &Event, connection: &RequestRecord) -> Option<usize> {

@@ -322,10 +322,6 @@ impl Paths {
         }
     }
 
-    pub fn shape(&self) -> Shape {
-        self.shape
-    }
-
     pub fn reset(&mut self) {
         self.facts.clear();
         self.fact = None;

@@ -1,0 +1,201 @@
+//! Keeps credentials out of texts that others chose: an upstream may quote the key that it got, in an id, a model or an
+//! error. A text is searched for words whose SHA-256 is that of a known credential, and for words of the shape of a key.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use sha2::{Digest, Sha256};
+
+/// What stands in the place of a credential.
+pub const REDACTED: &str = "[redacted]";
+
+/// The shortest part of a text that is held against the digests, in bytes. A key that is shorter is no secret.
+const MIN_KEY_BYTES: usize = 8;
+
+/// How many runs of letters and digits a key may have, to be found within a longer word: a UUID has five.
+const MAX_RUNS: usize = 5;
+
+/// How the keys of OpenAI, Anthropic and most gateways begin.
+const KEY_PREFIX: &str = "sk-";
+
+/// How many bytes behind `KEY_PREFIX` make a key, and no other word.
+const KEY_SHAPE_BYTES: usize = 16;
+
+/// A text without credentials. Found are: words of the shape of a key; words whose digest `is_known`; and of a text of at
+/// most `searched` bytes also parts of words, where they are made of no more than `MAX_RUNS` runs of letters and digits,
+/// and no letter or digit stands before or behind them.
+pub fn redacted<'a>(
+    text: &'a str,
+    searched: usize,
+    is_known: &dyn Fn(&[u8; 32]) -> bool,
+) -> Cow<'a, str> {
+    let parts = text.len() <= searched;
+    let mut clean = Cow::Borrowed(text);
+    while let Some(found) = credential_in(&clean, parts, is_known) {
+        clean.to_mut().replace_range(found, REDACTED);
+    }
+    clean
+}
+
+fn credential_in(
+    text: &str,
+    parts: bool,
+    is_known: &dyn Fn(&[u8; 32]) -> bool,
+) -> Option<Range<usize>> {
+    words(text).into_iter().find_map(|word| {
+        let shape = key_shape(&text[word.clone()]);
+        shape
+            .map(|part| word.start + part.start..word.start + part.end)
+            .or_else(|| known_part(text, word, parts, is_known))
+    })
+}
+
+/// The runs of signs that a key may have (RFC 6750 §2.1: `b64token`).
+fn words(text: &str) -> Vec<Range<usize>> {
+    let is_of_word = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
+    let mut words: Vec<Range<usize>> = Vec::new();
+    for (at, byte) in text.bytes().enumerate() {
+        if !is_of_word(byte) {
+            continue;
+        }
+        match words.last_mut() {
+            Some(word) if word.end == at => word.end += 1,
+            _ => words.push(at..at + 1),
+        }
+    }
+    words.retain(|word| word.len() >= MIN_KEY_BYTES);
+    words
+}
+
+/// From a `sk-` that begins a word, or a part of one, to the end of the word.
+fn key_shape(word: &str) -> Option<Range<usize>> {
+    let begins = |at: &usize| {
+        let before = word[..*at].bytes().next_back();
+        before.is_none_or(|byte| !byte.is_ascii_alphanumeric())
+            && word.len() - at >= KEY_PREFIX.len() + KEY_SHAPE_BYTES
+    };
+    let mut places = word.match_indices(KEY_PREFIX).map(|(at, _)| at);
+    places.find(begins).map(|at| at..word.len())
+}
+
+/// The longest part of a word that is a known credential.
+fn known_part(
+    text: &str,
+    word: Range<usize>,
+    parts: bool,
+    is_known: &dyn Fn(&[u8; 32]) -> bool,
+) -> Option<Range<usize>> {
+    let is_credential = |part: &Range<usize>| {
+        part.len() >= MIN_KEY_BYTES
+            && is_known(&Sha256::digest(&text.as_bytes()[part.clone()]).into())
+    };
+    if is_credential(&word) {
+        return Some(word);
+    }
+    if !parts {
+        return None;
+    }
+    let runs = runs(text, &word);
+    let windows = (1..=MAX_RUNS.min(runs.len())).rev();
+    let mut candidates = windows.flat_map(|count| {
+        let windows = runs.windows(count);
+        windows.map(|window| window[0].start..window[window.len() - 1].end)
+    });
+    candidates.find(|part| *part != word && is_credential(part))
+}
+
+/// The runs of letters and digits in a word.
+fn runs(text: &str, word: &Range<usize>) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for at in word.clone() {
+        if !text.as_bytes()[at].is_ascii_alphanumeric() {
+            continue;
+        }
+        match runs.last_mut() {
+            Some(run) if run.end == at => run.end += 1,
+            _ => runs.push(at..at + 1),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn without(key: &str, text: &str) -> String {
+        let digest: [u8; 32] = Sha256::digest(key.as_bytes()).into();
+        redacted(text, 128, &|known| *known == digest).into_owned()
+    }
+
+    #[test]
+    fn a_known_credential_is_found_alone_and_within_a_word() {
+        for key in [
+            "team-secret",
+            "0190a1b2-aaaa-bbbb-cccc-0123456789ab",
+            "c2VjcmV0c2VjcmV0==",
+            "tok.en/with+signs",
+        ] {
+            for (around, expected) in [
+                ("{}", "[redacted]"),
+                ("req_{}", "req_[redacted]"),
+                ("{}_{}", "[redacted]_[redacted]"),
+                (
+                    "no such key: `{}`, {}",
+                    "no such key: `[redacted]`, [redacted]",
+                ),
+                ("é{}é", "é[redacted]é"),
+                ("Bearer {}", "Bearer [redacted]"),
+            ] {
+                if key.ends_with('=') && around.contains('_') {
+                    continue;
+                }
+                assert_eq!(without(key, &around.replace("{}", key)), expected, "{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_word_of_the_shape_of_a_key_goes_though_nobody_knows_it() {
+        let nobody = |_: &[u8; 32]| false;
+        for (text, expected) in [
+            ("sk-proj-abc_DEF-0123456789", "[redacted]"),
+            ("x sk-ant-api03-0123456789abcdef y", "x [redacted] y"),
+            ("req_sk-0123456789abcdef", "req_[redacted]"),
+            ("task-0123456789abcdef01", "task-0123456789abcdef01"),
+            ("sk-short", "sk-short"),
+            ("gpt-5.5-2026-04-24", "gpt-5.5-2026-04-24"),
+            ("", ""),
+        ] {
+            assert_eq!(redacted(text, 128, &nobody), expected);
+        }
+    }
+
+    #[test]
+    fn a_long_text_is_searched_for_whole_words() {
+        let text = format!("{} team-secret x/team-secret", "é".repeat(100));
+        let found = without("team-secret", &text);
+        assert!(found.ends_with(" [redacted] x/team-secret"), "{found}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_of_words_keeps_a_known_key(
+            key in "[A-Za-z0-9]{4,12}(-[A-Za-z0-9]{2,8}){0,4}",
+            before in "([a-z]{0,6}[ _:])?",
+            after in "([ ,:_][a-z]{0,6})?",
+        ) {
+            prop_assume!(key.len() >= MIN_KEY_BYTES);
+            let text = format!("{before}{key}{after}");
+            prop_assert!(!without(&key, &text).contains(&key), "{}", text);
+        }
+
+        #[test]
+        fn a_text_without_credentials_stays(text in "\\PC{0,100}") {
+            prop_assume!(!text.contains(KEY_PREFIX));
+            prop_assert_eq!(redacted(&text, 128, &|_| false), text.as_str());
+        }
+    }
+}
