@@ -28,6 +28,8 @@ const MODEL_BYTES: usize = 128;
 /// HTTP allows any word of any length.
 const METHOD_BYTES: usize = 32;
 const UPSTREAM_ID_BYTES: usize = 128;
+/// How many hexadecimal digits of a key's digest name it.
+const KEY_ID_DIGITS: usize = 8;
 /// Up to this length a text is searched for credentials within its words, in bytes.
 const SEARCHED_BYTES: usize = 128;
 /// The upstream's own name of a request: OpenAI's, and Anthropic's.
@@ -234,16 +236,21 @@ impl RequestRecord {
     ) {
         let is_fetch = request.endpoint == Endpoint::ResponsesItem;
         let create = is_fetch.then(|| self.settle(ledger, observed)).flatten();
-        let (usage, usage_state) = match is_fetch && create.is_none() {
+        let mut texts = self.texts(request, observed);
+        let (mut usage, mut usage_state) = (observed.usage, observed.usage_state);
+        if is_fetch && create.is_none() {
             // It was billed before, or is still to be made.
-            true => (Usage::default(), UsageState::None),
-            false => (observed.usage, observed.usage_state),
-        };
-        let texts = self.texts(request, observed);
-        let key_id = self.key_digest.map(|digest| hex::encode(&digest[..4]));
+            (usage, usage_state) = (Usage::default(), UsageState::None);
+            texts.tier_served = None;
+        }
+        let mut key_id = [0; KEY_ID_DIGITS];
+        let key_id = self.key_digest.and_then(|digest| {
+            hex::encode_to_slice(&digest[..KEY_ID_DIGITS / 2], &mut key_id).ok()?;
+            std::str::from_utf8(&key_id).ok()
+        });
         let billed = match &create {
             Some(create) => Billed::to(create),
-            None => self.billed(&texts, key_id.as_deref(), termination),
+            None => self.billed(&texts, key_id, termination),
         };
         let tiers = self.tiers(&billed, upstream, texts.tier_served.as_deref());
         let outcome = self.outcome(termination, observed);

@@ -42,81 +42,90 @@ fn credential_in(
     parts: bool,
     is_known: &dyn Fn(&[u8; 32]) -> bool,
 ) -> Option<Range<usize>> {
-    words(text).into_iter().find_map(|word| {
-        let shape = key_shape(&text[word.clone()]);
-        shape
-            .map(|part| word.start + part.start..word.start + part.end)
-            .or_else(|| known_part(text, word, parts, is_known))
-    })
-}
-
-/// The runs of signs that a key may have (RFC 6750 §2.1: `b64token`).
-fn words(text: &str) -> Vec<Range<usize>> {
-    let is_of_word = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
-    let mut words: Vec<Range<usize>> = Vec::new();
-    for (at, byte) in text.bytes().enumerate() {
-        if !is_of_word(byte) {
+    let mut from = 0;
+    while let Some(word) = next_run(text, from, is_of_word) {
+        from = word.end;
+        if word.len() < MIN_KEY_BYTES {
             continue;
         }
-        match words.last_mut() {
-            Some(word) if word.end == at => word.end += 1,
-            _ => words.push(at..at + 1),
+        let is_credential = |part: &Range<usize>| {
+            part.len() >= MIN_KEY_BYTES
+                && is_known(&Sha256::digest(&text.as_bytes()[part.clone()]).into())
+        };
+        let found = key_shape(text, &word).or_else(|| {
+            let whole = is_credential(&word).then(|| word.clone());
+            whole.or_else(|| {
+                if parts {
+                    known_part(text, &word, &is_credential)
+                } else {
+                    None
+                }
+            })
+        });
+        if found.is_some() {
+            return found;
         }
     }
-    words.retain(|word| word.len() >= MIN_KEY_BYTES);
-    words
+    None
+}
+
+/// A sign that a key may have (RFC 6750 §2.1: `b64token`).
+fn is_of_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte)
+}
+
+fn is_of_run(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric()
+}
+
+/// The next run of such signs from `from` on.
+fn next_run(text: &str, from: usize, is_of: fn(u8) -> bool) -> Option<Range<usize>> {
+    let bytes = text.as_bytes().get(from..)?;
+    let begin = bytes.iter().position(|byte| is_of(*byte))?;
+    let length = bytes[begin..].iter().position(|byte| !is_of(*byte));
+    let length = length.unwrap_or(bytes.len() - begin);
+    Some(from + begin..from + begin + length)
 }
 
 /// From a `sk-` that begins a word, or a part of one, to the end of the word.
-fn key_shape(word: &str) -> Option<Range<usize>> {
+fn key_shape(text: &str, word: &Range<usize>) -> Option<Range<usize>> {
+    let word_text = &text[word.clone()];
     let begins = |at: &usize| {
-        let before = word[..*at].bytes().next_back();
-        before.is_none_or(|byte| !byte.is_ascii_alphanumeric())
-            && word.len() - at >= KEY_PREFIX.len() + KEY_SHAPE_BYTES
+        let before = word_text[..*at].bytes().next_back();
+        before.is_none_or(|byte| !is_of_run(byte))
+            && word_text.len() - at >= KEY_PREFIX.len() + KEY_SHAPE_BYTES
     };
-    let mut places = word.match_indices(KEY_PREFIX).map(|(at, _)| at);
-    places.find(begins).map(|at| at..word.len())
+    let mut places = word_text.match_indices(KEY_PREFIX).map(|(at, _)| at);
+    places.find(begins).map(|at| word.start + at..word.end)
 }
 
-/// The longest part of a word that is a known credential.
+/// A part of a word, from the beginning of a run of letters and digits to the end of one.
 fn known_part(
     text: &str,
-    word: Range<usize>,
-    parts: bool,
-    is_known: &dyn Fn(&[u8; 32]) -> bool,
+    word: &Range<usize>,
+    is_credential: impl Fn(&Range<usize>) -> bool,
 ) -> Option<Range<usize>> {
-    let is_credential = |part: &Range<usize>| {
-        part.len() >= MIN_KEY_BYTES
-            && is_known(&Sha256::digest(&text.as_bytes()[part.clone()]).into())
-    };
-    if is_credential(&word) {
-        return Some(word);
-    }
-    if !parts {
-        return None;
-    }
-    let runs = runs(text, &word);
-    let windows = (1..=MAX_RUNS.min(runs.len())).rev();
-    let mut candidates = windows.flat_map(|count| {
-        let windows = runs.windows(count);
-        windows.map(|window| window[0].start..window[window.len() - 1].end)
-    });
-    candidates.find(|part| *part != word && is_credential(part))
-}
-
-/// The runs of letters and digits in a word.
-fn runs(text: &str, word: &Range<usize>) -> Vec<Range<usize>> {
-    let mut runs: Vec<Range<usize>> = Vec::new();
-    for at in word.clone() {
-        if !text.as_bytes()[at].is_ascii_alphanumeric() {
-            continue;
+    // Where the newest runs begin, the oldest first.
+    let mut begins = [word.start; MAX_RUNS];
+    let mut count = 0;
+    let mut from = word.start;
+    while let Some(run) = next_run(&text[..word.end], from, is_of_run) {
+        from = run.end;
+        if count == MAX_RUNS {
+            begins.rotate_left(1);
+            count -= 1;
         }
-        match runs.last_mut() {
-            Some(run) if run.end == at => run.end += 1,
-            _ => runs.push(at..at + 1),
+        begins[count] = run.start;
+        count += 1;
+        let parts = begins[..count].iter().map(|begin| *begin..run.end);
+        let found = parts
+            .into_iter()
+            .find(|part| part != word && is_credential(part));
+        if found.is_some() {
+            return found;
         }
     }
-    runs
+    None
 }
 
 #[cfg(test)]

@@ -134,7 +134,7 @@ impl HeadEdit<'_> {
             // A compressed message could not be looked at.
             removed.push(&header::SEC_WEBSOCKET_EXTENSIONS);
         }
-        if self.endpoint.takes_tier() {
+        if self.endpoint.tells_usage() {
             // The answer is observed.
             set.push((
                 &header::ACCEPT_ENCODING,

@@ -15,9 +15,9 @@ use crate::config::LogFormat;
 /// (<https://opentelemetry.io/docs/specs/semconv/gen-ai/>).
 const NAMES: [[&str; 2]; 54] = [
     ["schema", "tiergate.schema"],
-    ["event_id", "tiergate.event_id"],
     ["seq", "tiergate.seq"],
     ["instance", "tiergate.instance"],
+    ["event_id", "tiergate.event_id"],
     ["time", "tiergate.time"],
     ["duration_ms", "tiergate.duration_ms"],
     ["ttfb_ms", "tiergate.ttfb_ms"],

@@ -37,7 +37,7 @@ pub(super) struct Document {
 enum Array {
     None,
     /// `choices` of a chat document.
-    Choices(Choice),
+    Choices(Box<Choice>),
     /// `iterations` of a message's usage; made when there are any.
     Iterations(Option<Box<Iterations>>),
 }
@@ -48,7 +48,7 @@ impl Document {
             scanner: Scanner::new(DEPTH_LIMIT),
             paths: Paths::new(shape),
             array: match shape {
-                Shape::Chat => Array::Choices(Choice::new()),
+                Shape::Chat => Array::Choices(Box::new(Choice::new())),
                 Shape::Message | Shape::MessagesEvent => Array::Iterations(None),
                 _ => Array::None,
             },

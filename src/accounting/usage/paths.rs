@@ -516,7 +516,7 @@ impl Object {
         }
     }
 
-    /// The usage of OpenAI's APIs, and what compatible upstreams put into it; `docs/access-log.md` has the sources.
+    /// The usage of OpenAI's APIs, and what compatible upstreams put into it; `docs/usage.md` has the sources.
     fn member_of_usage(self, key: &[u8]) -> Member {
         use Class::{CacheWrite, CachedInput, Input, Output, Reasoning};
         use Object::{ChatUsage, InputDetails, OutputDetails, ResponsesUsage};
