@@ -56,7 +56,7 @@ fn credential_in(
             let whole = is_credential(&word).then(|| word.clone());
             whole.or_else(|| {
                 if parts {
-                    known_part(text, &word, &is_credential)
+                    known_part(text, &word, is_credential)
                 } else {
                     None
                 }

@@ -107,7 +107,9 @@ pub fn ending_of(error: &Error, exchange: &Exchange) -> Termination {
         (ErrorSource::Upstream, _) if answered && timed_out => Termination::Timeout,
         (ErrorSource::Upstream, _) if answered => Termination::UpstreamCut,
         (ErrorSource::Upstream, etype) => Termination::Refused(upstream_failure(etype, timed_out)),
-        (_, ErrorType::WriteError | ErrorType::WriteTimedout) if answered => Termination::ClientClosed,
+        (_, ErrorType::WriteError | ErrorType::WriteTimedout) if answered => {
+            Termination::ClientClosed
+        }
         _ if answered => Termination::UpstreamCut,
         _ => Termination::Refused(Cause::Internal),
     }

@@ -9,8 +9,9 @@ use crate::policy::endpoint::Endpoint;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
     Responses,
-    /// Chat completions, legacy completions, embeddings.
+    /// Chat completions, legacy completions.
     Chat,
+    Embeddings,
     Messages,
     /// Images and audio.
     Media,
@@ -45,9 +46,8 @@ impl Protocol {
             Endpoint::Responses | Endpoint::ResponsesCompact | Endpoint::ResponsesItem => {
                 Some(Protocol::Responses)
             }
-            Endpoint::ChatCompletions | Endpoint::Completions | Endpoint::Embeddings => {
-                Some(Protocol::Chat)
-            }
+            Endpoint::ChatCompletions | Endpoint::Completions => Some(Protocol::Chat),
+            Endpoint::Embeddings => Some(Protocol::Embeddings),
             Endpoint::Messages => Some(Protocol::Messages),
             Endpoint::Extra => Some(Protocol::Unknown),
             Endpoint::Other => None,
@@ -58,7 +58,7 @@ impl Protocol {
         match (self, event_stream) {
             (Protocol::Responses | Protocol::Unknown, true) => Shape::ResponsesEvent,
             (Protocol::Responses | Protocol::Unknown, false) => Shape::Response,
-            (Protocol::Chat, _) => Shape::Chat,
+            (Protocol::Chat | Protocol::Embeddings, _) => Shape::Chat,
             (Protocol::Messages, true) => Shape::MessagesEvent,
             (Protocol::Messages, false) => Shape::Message,
             (Protocol::Media, _) => Shape::Media,
@@ -67,7 +67,10 @@ impl Protocol {
 
     /// Whether a stream has to tell its end.
     pub fn expects_end(self) -> bool {
-        !matches!(self, Protocol::Unknown | Protocol::Media)
+        !matches!(
+            self,
+            Protocol::Embeddings | Protocol::Unknown | Protocol::Media
+        )
     }
 }
 
@@ -76,13 +79,13 @@ impl Tally {
     pub fn add_event(&mut self, protocol: Protocol, document: &mut Document, kind: &[u8]) {
         match protocol {
             Protocol::Chat if document.is_done_mark() => return self.end("[DONE]"),
-            Protocol::Chat if kind != b"error" => {}
+            Protocol::Chat | Protocol::Embeddings if kind != b"error" => {}
             _ => document.name_kind(kind),
         }
         match protocol {
             Protocol::Responses | Protocol::Unknown => self.add_responses_event(document),
             Protocol::Messages => self.add_messages_event(document),
-            Protocol::Chat => self.add_chat_chunk(document),
+            Protocol::Chat | Protocol::Embeddings => self.add_chat_chunk(document),
             Protocol::Media => self.add_media_event(document),
         }
     }

@@ -1018,7 +1018,7 @@ mod tests {
                 "1 Array  to 14",
                 "comma at 14",
                 "1 e at 15",
-                "1 String  to 22"
+                "1 String x to 22"
             ]
         );
     }
