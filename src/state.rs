@@ -1,19 +1,18 @@
 //! What all requests of the process share. It holds and hands out; it decides nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use jiff::Timestamp;
-use rust_decimal::Decimal;
 use tokio_util::sync::CancellationToken;
 
 use crate::accounting::access_log::AccessLog;
-use crate::accounting::metrics::Metrics;
+use crate::accounting::background::BackgroundResponses;
+use crate::accounting::metrics::{FileSnapshot, Metrics, Snapshot, UpstreamSnapshot};
 use crate::accounting::prices::Prices;
-use crate::accounting::usage::{Observed, UsageState};
+use crate::accounting::record::Ledger;
 use crate::codec::body_budget::Budget;
 use crate::config::secret_file::FileBytes;
 use crate::config::watch::{Follower, Live, Watch};
@@ -32,6 +31,8 @@ pub struct State {
     pub prices: Option<Arc<Live<Prices>>>,
     pub log: AccessLog,
     pub metrics: Metrics,
+    /// Responses that are made in the background and are still to be billed.
+    pub background: BackgroundResponses,
     pub budget: Arc<Budget>,
     pub in_flight: InFlight,
     pub started: Instant,
@@ -69,6 +70,7 @@ impl State {
             prices,
             log,
             metrics: Metrics::default(),
+            background: BackgroundResponses::default(),
             budget: Budget::new(config.limits.buffered),
             in_flight: InFlight::new(config.limits.requests_in_flight),
             started: Instant::now(),
@@ -92,21 +94,45 @@ impl State {
             .filter_map(|settings| self.upstreams.get(&settings.name))
     }
 
-    /// What the usage of a response costs in USD; none without a price for each class of tokens that was used.
-    pub fn cost(
-        &self,
-        at: Timestamp,
-        model: Option<&str>,
-        tier: Option<&str>,
-        observed: &Observed,
-    ) -> Option<Decimal> {
-        if observed.usage_state == UsageState::None {
-            return None;
+    /// What records are written to, and what they are priced by at this moment.
+    pub fn ledger(&self) -> Ledger<'_> {
+        Ledger {
+            log: &self.log,
+            metrics: &self.metrics,
+            prices: self.prices.as_ref().map(|prices| prices.current()),
+            background: &self.background,
         }
-        self.prices
-            .as_ref()?
-            .current()
-            .cost(at, model?, tier, &observed.usage)
+    }
+
+    /// What the metrics tell of values that live elsewhere.
+    pub fn snapshot(&self) -> Snapshot {
+        let upstreams = self.upstreams().map(|upstream| {
+            let mut addresses = BTreeMap::new();
+            for address in upstream.addresses().iter() {
+                // Two URLs may lead to the same one, by another host or path.
+                *addresses.entry(address.socket.to_string()).or_insert(true) &=
+                    address.health.told().healthy;
+            }
+            UpstreamSnapshot {
+                name: upstream.config.name.clone(),
+                ejections: upstream.ejections(),
+                retries: upstream.retries(),
+                addresses,
+            }
+        });
+        let policy = self.policy.current();
+        Snapshot {
+            policy: file_snapshot(&self.policy, policy.revision()),
+            prices: self.prices.as_ref().map(|prices| {
+                let current = prices.current();
+                file_snapshot(prices, current.revision())
+            }),
+            buffered_bytes: self.budget.used(),
+            buffered_limit: self.limits.buffered,
+            access_log_errors: self.log.errors(),
+            upstreams: upstreams.collect(),
+            budgets: Vec::new(),
+        }
     }
 
     /// From now on no further request is taken.
@@ -152,6 +178,17 @@ impl State {
         } else {
             None
         }
+    }
+}
+
+fn file_snapshot<T>(file: &Live<T>, revision: &str) -> FileSnapshot {
+    let (succeeded, failed) = file.counts();
+    let since_epoch = file.last().loaded_at.duration_since(UNIX_EPOCH);
+    let seconds = since_epoch.unwrap_or_default().as_secs();
+    FileSnapshot {
+        revision: revision.to_owned(),
+        loads: vec![("success", succeeded), ("failure", failed)],
+        loaded_at: i64::try_from(seconds).unwrap_or(i64::MAX),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::accounting::usage::Usage;
 use crate::config::pattern::Pattern;
 
 /// The largest price and the most decimals a price may have, and the most tokens of one class that are priced: within these
-/// the product of the two, and the sum of four, fit a `Decimal` without rounding (15 + 13 digits; it holds 28).
+/// the product of the two, and the sum of five, fit a `Decimal` without rounding (15 + 13 digits; it holds 28).
 const MAX_PRICE: u64 = 1_000_000;
 const MAX_PRICE_DECIMALS: u32 = 9;
 const MAX_TOKENS: u64 = 1_000_000_000_000;
@@ -53,7 +53,6 @@ struct Rates {
     cached_input: Option<Decimal>,
     cache_write: Option<Decimal>,
     /// Writes that live for an hour or longer.
-    #[allow(dead_code)] // Until usage tells these tokens apart.
     cache_write_long: Option<Decimal>,
     output: Option<Decimal>,
 }
@@ -63,6 +62,7 @@ struct Billable {
     input: u64,
     cached_input: u64,
     cache_write: u64,
+    cache_write_long: u64,
     output: u64,
 }
 
@@ -73,8 +73,8 @@ impl Prices {
 
     /// What a response cost in USD, without trailing zeros.
     ///
-    /// `at` is when the request began, `tier` the tier that is billed: `fast` is priced as `priority`, and where no tier was
-    /// named as `default`. `auto` is priced only by an entry that has a tier of that name: it does not say what was served.
+    /// `at` is when the request began, `tier` the tier that is billed: where the table has no tier of that name, `fast` is
+    /// priced as `priority` and `standard` as `default`, and where no tier was named, as `default`. `auto` is priced only by an entry that has a tier of that name: it does not say what was served.
     ///
     /// `None` where the table has no such model, tier or class of tokens, where input or output was not counted, and where
     /// the parts of the input exceed the whole.
@@ -105,15 +105,19 @@ impl Prices {
 }
 
 impl Entry {
+    /// The tier of that name, else the one that is the same under another name: Anthropic calls OpenAI's `default`
+    /// `standard`, and newer models answer `fast` where they were asked for `priority`.
     fn tier(&self, name: &str) -> Option<&Tier> {
-        let name = if name.eq_ignore_ascii_case("fast") {
-            "priority"
-        } else {
-            name
+        let named = |name: &str| {
+            let mut tiers = self.tiers.iter();
+            tiers.find(|tier| tier.name.eq_ignore_ascii_case(name))
         };
-        self.tiers
-            .iter()
-            .find(|tier| tier.name.eq_ignore_ascii_case(name))
+        let same = match name.to_ascii_lowercase().as_str() {
+            "standard" => "default",
+            "fast" => "priority",
+            _ => return named(name),
+        };
+        named(name).or_else(|| named(same))
     }
 
     fn is_long(&self, usage: &Usage) -> bool {
@@ -125,15 +129,17 @@ impl Entry {
 impl Billable {
     fn of(usage: &Usage) -> Option<Billable> {
         let cached_input = usage.cached_input_tokens.unwrap_or(0);
-        let cache_write = usage.cache_write_tokens.unwrap_or(0);
+        let all_written = usage.cache_write_tokens.unwrap_or(0);
+        let cache_write_long = usage.cache_write_long_tokens.unwrap_or(0);
         let input = usage
             .input_tokens?
             .checked_sub(cached_input)?
-            .checked_sub(cache_write)?;
+            .checked_sub(all_written)?;
         Some(Billable {
             input,
             cached_input,
-            cache_write,
+            cache_write: all_written.checked_sub(cache_write_long)?,
+            cache_write_long,
             output: usage.output_tokens?,
         })
     }
@@ -145,6 +151,7 @@ impl Rates {
             (self.input, tokens.input),
             (self.cached_input, tokens.cached_input),
             (self.cache_write, tokens.cache_write),
+            (self.cache_write_long, tokens.cache_write_long),
             (self.output, tokens.output),
         ];
         let mut cost = Decimal::ZERO;
@@ -202,6 +209,7 @@ prices:
         Usage {
             input_tokens: Some(input),
             cached_input_tokens: Some(cached),
+            cache_write_long_tokens: None,
             cache_write_tokens: Some(cache_write),
             output_tokens: Some(output),
             reasoning_tokens: Some(output),
@@ -393,6 +401,44 @@ prices:
         );
         assert_eq!(mistakes("version: 1\nversion: 1\nprices: []\n").len(), 1);
         assert_eq!(mistakes("{}").len(), 2);
+    }
+
+    #[test]
+    fn writes_that_live_long_have_a_price_of_their_own_or_none() {
+        let written = |write: u64, long: u64| Usage {
+            cache_write_long_tokens: Some(long),
+            ..tokens(write, 0, write, 0)
+        };
+        let text = |more: &str| {
+            let tiers = format!("{{default: {{input: 1, cache_write: 2{more}, output: 1}}}}");
+            format!("version: 1\nprices: [{{models: ['*'], tiers: {tiers}}}]\n")
+        };
+        let cost = |more: &str, usage: Usage| {
+            let cost = table(&text(more)).cost(Timestamp::UNIX_EPOCH, "m", None, &usage);
+            cost.map(|cost| cost.to_string())
+        };
+        let both = ", cache_write_long: 8";
+        assert_eq!(cost(both, written(100, 25)).as_deref(), Some("0.00035"));
+        assert_eq!(cost("", written(100, 0)).as_deref(), Some("0.0002"));
+        assert_eq!(cost("", written(100, 25)), None);
+        assert_eq!(cost(both, written(100, 101)), None);
+    }
+
+    #[test]
+    fn a_tier_of_another_name_is_the_same_tier_where_the_table_has_none_of_that_name() {
+        let cost = |tiers: &str, tier: &str| {
+            let text = format!("version: 1\nprices: [{{models: ['*'], tiers: {{{tiers}}}}}]\n");
+            let usage = tokens(1_000_000, 0, 0, 0);
+            let cost = table(&text).cost(Timestamp::UNIX_EPOCH, "m", Some(tier), &usage);
+            cost.map(|cost| cost.to_string())
+        };
+        let openai = "default: {input: 1}, priority: {input: 2}";
+        assert_eq!(cost(openai, "standard").as_deref(), Some("1"));
+        assert_eq!(cost(openai, "Fast").as_deref(), Some("2"));
+        let anthropic = "default: {input: 1}, standard: {input: 3}";
+        assert_eq!(cost(anthropic, "standard").as_deref(), Some("3"));
+        assert_eq!(cost("standard: {input: 3}", "default"), None);
+        assert_eq!(cost(openai, "flex"), None);
     }
 
     #[test]

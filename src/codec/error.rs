@@ -8,7 +8,6 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 use serde_json::json;
 
-use crate::accounting::access_log::Outcome;
 use crate::codec::framing::write_line;
 use crate::policy::endpoint::Protocol;
 
@@ -48,6 +47,21 @@ pub enum Cause {
     AccessLogUnavailable,
     /// A defect of the proxy's own; the request was not sent on. Stands last: [`Cause::ALL`] counts on it.
     Internal,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Answered below 400 and ended properly.
+    Ok,
+    /// Refused for its key, group or path.
+    Denied,
+    /// Refused for its body or by a limit.
+    Rejected,
+    ClientClosed,
+    UpstreamError,
+    UpstreamCut,
+    Timeout,
 }
 
 /// A cause with the words for the client. The words never hold a body, a header value or a key.
@@ -146,6 +160,20 @@ impl Answer {
         message.extend_from_slice(b"\r\n");
         message.extend_from_slice(&self.body);
         message
+    }
+}
+
+impl Outcome {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Ok => "ok",
+            Outcome::Denied => "denied",
+            Outcome::Rejected => "rejected",
+            Outcome::ClientClosed => "client_closed",
+            Outcome::UpstreamError => "upstream_error",
+            Outcome::UpstreamCut => "upstream_cut",
+            Outcome::Timeout => "timeout",
+        }
     }
 }
 

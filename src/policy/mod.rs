@@ -147,6 +147,11 @@ impl Policy {
         self.default_group.as_ref()
     }
 
+    /// Whether a key of this SHA-256 is listed, enabled or not.
+    pub fn lists_key(&self, digest: &[u8; 32]) -> bool {
+        self.keys.find(digest).is_some()
+    }
+
     pub fn key_count(&self) -> usize {
         self.keys.len()
     }

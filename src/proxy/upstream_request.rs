@@ -75,7 +75,7 @@ impl HeadEdit<'_> {
             // A compressed message could not be looked at.
             head.remove_header(&header::SEC_WEBSOCKET_EXTENSIONS);
         }
-        if self.endpoint.takes_tier() {
+        if self.endpoint.tells_usage() {
             // The response is observed.
             head.insert_header(header::ACCEPT_ENCODING, "identity")?;
         }

@@ -7,6 +7,7 @@
 mod support;
 
 mod admin_page;
+mod billing;
 mod cli;
 mod client_address;
 mod clients;

@@ -1,5 +1,5 @@
 //! The access log: what a line says, and how it gets to the file so that none is lost. It knows nothing of requests;
-//! `exchange.rs` builds the records.
+//! `record.rs` builds the records.
 
 pub mod line;
 
@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use crate::accounting::access_log::line::{Field, Line, Wanted};
 use crate::accounting::usage::{Usage, UsageState};
+use crate::codec::error::Outcome;
 use crate::config::{LogFormat, LogSettings, LogTarget};
 
 /// The version of the schema that [`AccessRecord`] writes.
@@ -51,7 +52,7 @@ pub struct AccessRecord<'a> {
     /// The key's name, never the key.
     pub key: Option<&'a str>,
     pub group: Option<&'a str>,
-    pub platform: Option<&'static str>,
+    pub platform: Option<&'a str>,
     pub policy: &'a str,
     pub method: &'a str,
     pub path: &'a str,
@@ -63,7 +64,7 @@ pub struct AccessRecord<'a> {
     pub service_tier_client: Option<&'a str>,
     pub service_tier_served: Option<&'a str>,
     pub service_tier_billed: Option<&'a str>,
-    pub tier_reason: Option<&'static str>,
+    pub tier_reason: Option<&'a str>,
     pub tier_billed_by: Option<&'static str>,
     pub downgraded: bool,
     pub upstream: Option<&'a str>,
@@ -81,6 +82,22 @@ pub struct AccessRecord<'a> {
     pub request_bytes: u64,
     pub upstream_request_bytes: u64,
     pub response_bytes: u64,
+    /// The model that the response names.
+    pub model_served: Option<&'a str>,
+    /// The upstream refused the tier that it was sent.
+    pub tier_refused: bool,
+    /// Code of the upstream's error, else its type.
+    pub upstream_error: Option<&'a str>,
+    /// The request that created the background response whose usage this line has.
+    pub of_request: Option<Uuid>,
+    /// The protocols that were translated, such as `messages>responses`.
+    pub bridge: Option<&'a str>,
+    /// What was left out in that, separated by commas.
+    pub bridge_dropped: Option<&'a str>,
+    /// The first 8 hexadecimal digits of the key's digest, whether the key is known or not.
+    pub key_id: Option<&'a str>,
+    /// Revision of the price file that `cost_usd` was computed by; none where there is no price file.
+    pub prices: Option<&'a str>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,41 +107,12 @@ pub enum Transport {
     WebSocket,
 }
 
-/// How a request ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// Answered below 400 and ended properly.
-    Ok,
-    /// Refused for its key, group or path.
-    Denied,
-    /// Refused for its body or by a limit.
-    Rejected,
-    ClientClosed,
-    UpstreamError,
-    UpstreamCut,
-    Timeout,
-}
-
 impl Transport {
     pub fn as_str(self) -> &'static str {
         match self {
             Transport::Http => "http",
             Transport::Sse => "sse",
             Transport::WebSocket => "websocket",
-        }
-    }
-}
-
-impl Outcome {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Outcome::Ok => "ok",
-            Outcome::Denied => "denied",
-            Outcome::Rejected => "rejected",
-            Outcome::ClientClosed => "client_closed",
-            Outcome::UpstreamError => "upstream_error",
-            Outcome::UpstreamCut => "upstream_cut",
-            Outcome::Timeout => "timeout",
         }
     }
 }
@@ -200,6 +188,18 @@ impl Members<'_> {
             &record.upstream_request_bytes,
         );
         self.value(quoted!("response_bytes"), &record.response_bytes);
+        self.text(quoted!("model_served"), record.model_served);
+        self.value(quoted!("tier_refused"), &record.tier_refused);
+        self.text(quoted!("upstream_error"), record.upstream_error);
+        self.value(
+            quoted!("cache_write_long_tokens"),
+            &record.usage.cache_write_long_tokens,
+        );
+        self.value(quoted!("of_request"), &record.of_request);
+        self.text(quoted!("bridge"), record.bridge);
+        self.text(quoted!("bridge_dropped"), record.bridge_dropped);
+        self.text(quoted!("key_id"), record.key_id);
+        self.text(quoted!("prices"), record.prices);
     }
 
     fn usage(&mut self, usage: &Usage) {

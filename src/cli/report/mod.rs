@@ -539,6 +539,7 @@ fn usage([input, cached, cache_write, output, reasoning]: [Option<u64>; TOKENS.l
         cache_write_tokens: cache_write,
         output_tokens: output,
         reasoning_tokens: reasoning,
+        ..Usage::default()
     }
 }
 

@@ -46,7 +46,7 @@ impl ServeHttp for Admin {
             "/metrics" => answer(
                 StatusCode::OK,
                 METRICS,
-                self.state.metrics.render(&self.state),
+                self.state.metrics.render(&self.state.snapshot()),
             ),
             _ => answer(
                 StatusCode::NOT_FOUND,
