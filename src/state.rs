@@ -148,7 +148,7 @@ impl State {
     pub fn not_ready(&self) -> Option<&'static str> {
         if self.is_draining() {
             Some("draining")
-        } else if !self.log.is_written() {
+        } else if self.log.is_stalled() {
             Some("the access log cannot be written")
         } else {
             None

@@ -130,12 +130,7 @@ impl Server {
         let (state, reload_now) = (self.state.clone(), self.reload_now.clone());
         let acting = state.clone();
         self.run_until(async move { signals.act(&acting, &reload_now, successor).await });
-        match state.log.waiting_lines() {
-            0 => Ok(()),
-            lost => Err(io::Error::other(format!(
-                "the access log cannot be written, lines lost: {lost}"
-            ))),
-        }
+        state.log.finish()
     }
 
     /// Serves until `stop` is ready, then drains: requests that run may end within `server.drain`.

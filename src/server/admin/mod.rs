@@ -166,7 +166,7 @@ fn status(state: &State) -> String {
         "connections": state.metrics.connections.get(),
         "requests_in_flight": state.metrics.in_flight.get(),
         "buffered_bytes": state.budget.used(),
-        "access_log": {"errors": state.log.errors(), "written": state.log.is_written()},
+        "access_log": {"errors": state.log.errors(), "written": !state.log.is_stalled()},
     });
     format!("{value}\n")
 }
