@@ -329,7 +329,7 @@ impl Metrics {
         self.policy_info
             .with_label_values(&[state.policy.current().revision()])
             .set(1);
-        let loaded_at = state.policy.last().loaded_at;
+        let loaded_at = state.policy.load_status().loaded_at;
         let since_epoch = loaded_at
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or_default();
@@ -360,7 +360,7 @@ impl Metrics {
             for address in upstream.addresses().iter() {
                 // Two URLs may lead to the same one, by another host or path.
                 *healthy.entry(address.socket.to_string()).or_insert(true) &=
-                    address.health.told().healthy;
+                    address.health.snapshot().healthy;
             }
             for (address, healthy) in healthy {
                 let labels = [name, address.as_str()];

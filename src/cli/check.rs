@@ -11,7 +11,7 @@ use crate::http1::idle::Room;
 use crate::policy::Policy;
 use crate::server::tls;
 use crate::upstream::Upstream;
-use crate::upstream::tls::Material;
+use crate::upstream::tls::UpstreamTlsConfig;
 
 /// Whether keys and certificates are read. Credentials of systemd can be read by the service, and not by the command of its
 /// `ExecReload`.
@@ -58,7 +58,7 @@ fn read(path: &Path, secrets: Secrets) -> Result<Draft, Vec<Mistake>> {
             _ if secrets == Secrets::Unread => continue,
             NamedFile::Tls(files) => tls::check(files).err().map(|why| why.to_string()),
             NamedFile::UpstreamTls(settings) => {
-                Material::load(settings).err().map(|why| why.to_string())
+                UpstreamTlsConfig::load(settings).err().map(|why| why.to_string())
             }
             NamedFile::Credential(file) => credential_fault(file, &draft.config),
         };

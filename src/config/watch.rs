@@ -26,14 +26,14 @@ const SETTLED_AFTER: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A file and what to do with its new content, or with the reason why there is none.
-pub struct Follower {
-    watch: Watch,
+pub struct FileWatcher {
+    watch: WatchedFile,
     load: Box<dyn FnMut(io::Result<FileBytes>) + Send>,
 }
 
 /// Looks at a file until it has settled on something that was not read yet. It is to be made before the file is first
 /// read, so that no change falls between the two.
-pub struct Watch {
+pub struct WatchedFile {
     path: PathBuf,
     read: Fingerprint,
     seen: Fingerprint,
@@ -46,30 +46,33 @@ pub struct Watch {
 type Fingerprint = Option<(u64, u64, u64, i64, i64, i64, i64)>;
 
 /// The value that a followed file last gave, and how reading it went.
-pub struct Live<T> {
+pub struct HotReloaded<T> {
     current: ArcSwap<T>,
-    last: Mutex<Last>,
+    last: Mutex<LoadStatus>,
     succeeded: AtomicU64,
     failed: AtomicU64,
 }
 
 #[derive(Clone, Debug)]
-pub struct Last {
+pub struct LoadStatus {
     pub loaded_at: SystemTime,
     /// Of the newest attempt, one to a line; empty when it succeeded.
     pub mistakes: Vec<String>,
 }
 
-impl Follower {
-    pub fn new(watch: Watch, load: impl FnMut(io::Result<FileBytes>) + Send + 'static) -> Self {
+impl FileWatcher {
+    pub fn new(
+        watch: WatchedFile,
+        load: impl FnMut(io::Result<FileBytes>) + Send + 'static,
+    ) -> Self {
         Self {
             watch,
             load: Box::new(load),
         }
     }
 
-    fn look(&mut self) {
-        if let Some(content) = self.watch.look(Instant::now()) {
+    fn poll(&mut self) {
+        if let Some(content) = self.watch.poll(Instant::now()) {
             (self.load)(content);
         }
     }
@@ -84,22 +87,22 @@ impl Follower {
 pub type Reloaded = oneshot::Sender<()>;
 
 /// Follows the files until the other end of `reload_now` is dropped. A message on it has all of them read at once.
-pub fn follow(mut followers: Vec<Follower>, reload_now: &Receiver<Reloaded>) {
+pub fn follow(mut followers: Vec<FileWatcher>, reload_now: &Receiver<Reloaded>) {
     cooperative::enter();
     loop {
         match reload_now.recv_timeout(LOOK_EVERY) {
             Ok(done) => {
-                followers.iter_mut().for_each(Follower::load_now);
+                followers.iter_mut().for_each(FileWatcher::load_now);
                 // Whoever asked may have gone.
                 let _ = done.send(());
             }
-            Err(RecvTimeoutError::Timeout) => followers.iter_mut().for_each(Follower::look),
+            Err(RecvTimeoutError::Timeout) => followers.iter_mut().for_each(FileWatcher::poll),
             Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }
 
-impl Watch {
+impl WatchedFile {
     pub fn new(path: &Path) -> Self {
         let now = fingerprint(path);
         Self {
@@ -110,7 +113,7 @@ impl Watch {
         }
     }
 
-    fn look(&mut self, now: Instant) -> Option<io::Result<FileBytes>> {
+    fn poll(&mut self, now: Instant) -> Option<io::Result<FileBytes>> {
         let found = fingerprint(&self.path);
         if found != self.seen {
             self.seen = found;
@@ -153,11 +156,11 @@ fn fingerprint(path: &Path) -> Fingerprint {
     ))
 }
 
-impl<T> Live<T> {
+impl<T> HotReloaded<T> {
     pub fn new(first: T) -> Arc<Self> {
         Arc::new(Self {
             current: ArcSwap::from_pointee(first),
-            last: Mutex::new(Last {
+            last: Mutex::new(LoadStatus {
                 loaded_at: SystemTime::now(),
                 mistakes: Vec::new(),
             }),
@@ -170,7 +173,7 @@ impl<T> Live<T> {
         self.current.load_full()
     }
 
-    pub fn last(&self) -> Last {
+    pub fn load_status(&self) -> LoadStatus {
         self.lock().clone()
     }
 
@@ -183,11 +186,11 @@ impl<T> Live<T> {
     }
 
     /// Takes a new value, or keeps the last good one and every mistake of the new.
-    pub fn offer(&self, what: &str, parsed: Result<(T, Vec<Mistake>), Vec<Mistake>>) {
+    pub fn publish(&self, what: &str, parsed: Result<(T, Vec<Mistake>), Vec<Mistake>>) {
         match parsed {
             Ok((value, warnings)) => {
                 self.current.store(Arc::new(value));
-                *self.lock() = Last {
+                *self.lock() = LoadStatus {
                     loaded_at: SystemTime::now(),
                     mistakes: Vec::new(),
                 };
@@ -204,7 +207,7 @@ impl<T> Live<T> {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Last> {
+    fn lock(&self) -> MutexGuard<'_, LoadStatus> {
         // Nothing panics while the lock is held; what it guards is replaced as a whole in any case.
         self.last
             .lock()

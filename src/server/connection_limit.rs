@@ -7,20 +7,20 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 #[derive(Debug)]
-pub struct Tally<K> {
+pub struct KeyedLimiter<K> {
     open: Arc<Mutex<HashMap<K, u64>>>,
 }
 
 /// One that is open, until it is dropped.
 #[derive(Debug)]
-pub struct Entry<K: Eq + Hash> {
+pub struct Permit<K: Eq + Hash> {
     tally: Arc<Mutex<HashMap<K, u64>>>,
     name: K,
 }
 
-impl<K: Copy + Eq + Hash> Tally<K> {
+impl<K: Copy + Eq + Hash> KeyedLimiter<K> {
     /// Counts one more. None where `most` of that name are open.
-    pub fn enter(&self, name: K, most: u64) -> Option<Entry<K>> {
+    pub fn try_acquire(&self, name: K, most: u64) -> Option<Permit<K>> {
         let mut open = lock(&self.open);
         let count = open.entry(name).or_default();
         // A name without one has been entered just now, so `most` is reached only where it stays.
@@ -28,14 +28,14 @@ impl<K: Copy + Eq + Hash> Tally<K> {
             return None;
         }
         *count += 1;
-        Some(Entry {
+        Some(Permit {
             tally: self.open.clone(),
             name,
         })
     }
 }
 
-impl<K> Default for Tally<K> {
+impl<K> Default for KeyedLimiter<K> {
     fn default() -> Self {
         Self {
             open: Arc::default(),
@@ -43,7 +43,7 @@ impl<K> Default for Tally<K> {
     }
 }
 
-impl<K: Eq + Hash> Drop for Entry<K> {
+impl<K: Eq + Hash> Drop for Permit<K> {
     fn drop(&mut self) {
         let mut open = lock(&self.tally);
         if let Some(count) = open.get_mut(&self.name) {
@@ -66,15 +66,15 @@ mod tests {
 
     #[test]
     fn each_name_has_its_own_count_and_none_is_kept_for_nothing() {
-        let tally = Tally::default();
-        let first = tally.enter("a", 2);
-        let second = tally.enter("a", 2);
+        let tally = KeyedLimiter::default();
+        let first = tally.try_acquire("a", 2);
+        let second = tally.try_acquire("a", 2);
         assert!(first.is_some() && second.is_some());
-        assert!(tally.enter("a", 2).is_none());
-        assert!(tally.enter("b", 1).is_some());
+        assert!(tally.try_acquire("a", 2).is_none());
+        assert!(tally.try_acquire("b", 1).is_some());
         assert_eq!(lock(&tally.open).len(), 1);
         drop(first);
-        assert!(tally.enter("a", 2).is_some());
+        assert!(tally.try_acquire("a", 2).is_some());
         drop(second);
         assert!(lock(&tally.open).is_empty());
     }

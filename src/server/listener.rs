@@ -18,13 +18,13 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::watch::Follower;
+use crate::config::watch::FileWatcher;
 use crate::http1::client_stream::{ClientSocket, ClientStream};
 use crate::http1::connection::Front;
-use crate::server::connection_limit::{Entry, Tally};
+use crate::server::connection_limit::{KeyedLimiter, Permit};
 use crate::server::downstream::PatientStream;
 use crate::server::proxy_protocol::{self, Header};
-use crate::server::socket_handover::Taken;
+use crate::server::socket_handover::InheritedSockets;
 use crate::server::tls::LiveAcceptor;
 use crate::state::{StartError, State};
 
@@ -67,7 +67,7 @@ pub struct Site {
     /// One for each connection that may be open.
     pub room: Arc<Semaphore>,
     /// The open connections of each client, where there is a limit for these.
-    pub clients: Tally<IpAddr>,
+    pub clients: KeyedLimiter<IpAddr>,
 }
 
 impl Listeners {
@@ -78,8 +78,8 @@ impl Listeners {
     /// Where an address cannot be had, or a certificate cannot be read.
     pub fn bind(
         state: &State,
-        followers: &mut Vec<Follower>,
-        mut taken: Option<&mut Taken>,
+        followers: &mut Vec<FileWatcher>,
+        mut taken: Option<&mut InheritedSockets>,
     ) -> Result<Self, StartError> {
         let mut public = Vec::new();
         for listen in &state.config.listen {
@@ -145,7 +145,10 @@ impl Listeners {
     }
 }
 
-fn bind(address: SocketAddr, taken: Option<&mut Taken>) -> Result<TcpListener, StartError> {
+fn bind(
+    address: SocketAddr,
+    taken: Option<&mut InheritedSockets>,
+) -> Result<TcpListener, StartError> {
     let bound = match taken.and_then(|taken| taken.socket(address)) {
         Some(socket) => socket
             .set_nonblocking(true)
@@ -233,7 +236,7 @@ struct Entered {
     /// When its first head is to be here.
     head_until: Instant,
     /// Its place among those of its client.
-    _seat: Option<Entry<IpAddr>>,
+    _seat: Option<Permit<IpAddr>>,
 }
 
 impl Entered {
@@ -318,14 +321,14 @@ async fn read_proxy_header(client: &mut TcpStream) -> io::Result<Option<SocketAd
 }
 
 /// A place among the connections of this client, where these are limited. Those of a trusted proxy have many clients.
-fn take_seat(client: IpAddr, site: &Site) -> io::Result<Option<Entry<IpAddr>>> {
+fn take_seat(client: IpAddr, site: &Site) -> io::Result<Option<Permit<IpAddr>>> {
     let Some(most) = site.state.limits.connections_per_client else {
         return Ok(None);
     };
     if site.state.config.trusted_proxies.contains(client) {
         return Ok(None);
     }
-    let seat = site.clients.enter(subscriber(client), most);
+    let seat = site.clients.try_acquire(subscriber(client), most);
     if seat.is_none() {
         site.state.metrics.connections_refused.inc();
     }

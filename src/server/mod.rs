@@ -39,10 +39,10 @@ use crate::http1::connection::Front;
 use crate::http1::relay::Relay;
 use crate::proxy::Gate;
 use crate::server::admin::Admin;
-use crate::server::binary_upgrade::Successor;
-use crate::server::connection_limit::Tally;
+use crate::server::binary_upgrade::NewProcess;
+use crate::server::connection_limit::KeyedLimiter;
 use crate::server::listener::{ACCEPT_REST, Listeners, Site};
-use crate::server::socket_handover::{Handover, Taken};
+use crate::server::socket_handover::{InheritedSockets, SocketHandoff};
 use crate::state::{StartError, State};
 use crate::upstream::health_check;
 use crate::upstream::{RESOLVE_EVERY, Upstream};
@@ -72,7 +72,7 @@ pub struct Server {
     runtime: Runtime,
     listeners: Listeners,
     reload_now: Sender<Reloaded>,
-    taken: Option<Taken>,
+    taken: Option<InheritedSockets>,
 }
 
 impl Server {
@@ -121,7 +121,7 @@ impl Server {
     /// Where signals cannot be received, the program does not know itself, or lines of the access log are lost because it
     /// could not be written up to the end.
     pub fn run(self) -> io::Result<()> {
-        let successor = Successor::of_this_process()?;
+        let successor = NewProcess::of_this_process()?;
         let signals = {
             // Before anything is served: a signal that came sooner would end the process.
             let _context = self.runtime.enter();
@@ -171,7 +171,7 @@ fn runtime(threads: usize) -> Result<Runtime, StartError> {
         .map_err(|why| StartError::Io("threads".to_owned(), why))
 }
 
-fn take_over(state: &State) -> Result<Taken, StartError> {
+fn take_over(state: &State) -> Result<InheritedSockets, StartError> {
     let Some(path) = &state.config.server.upgrade_socket else {
         let missing = io::Error::new(
             io::ErrorKind::NotFound,
@@ -179,13 +179,14 @@ fn take_over(state: &State) -> Result<Taken, StartError> {
         );
         return Err(StartError::Io("takeover".to_owned(), missing));
     };
-    Taken::from(path).map_err(|why| StartError::Io(format!("takeover at {}", path.display()), why))
+    InheritedSockets::from(path)
+        .map_err(|why| StartError::Io(format!("takeover at {}", path.display()), why))
 }
 
 async fn serve(
     state: Arc<State>,
     listeners: Listeners,
-    taken: Option<Taken>,
+    taken: Option<InheritedSockets>,
     stop: impl Future<Output = ()>,
 ) {
     resolve_all(&state).await;
@@ -200,7 +201,7 @@ async fn serve(
         tasks: TaskTracker::new(),
         accepted: AtomicU64::new(0),
         room: Arc::new(Semaphore::new(state.limits.connections)),
-        clients: Tally::default(),
+        clients: KeyedLimiter::default(),
     });
     let (handover, address) = (offer_sockets(&state, &listeners), listeners.reachable_at());
     let accepting = CancellationToken::new();
@@ -210,7 +211,7 @@ async fn serve(
     ));
     // Before the old process may end: the service must have its new main process by then, or it counts as stopped.
     systemd::ready();
-    if let Some(Err(why)) = taken.map(Taken::confirm) {
+    if let Some(Err(why)) = taken.map(InheritedSockets::confirm) {
         log::warn!("the process whose sockets were taken over has ended: {why}");
     }
     let addresses: Vec<String> = state
@@ -283,11 +284,11 @@ async fn drained(site: &Site) {
 }
 
 /// Offers the listening sockets to a process that comes after this one, where the configuration says how.
-fn offer_sockets(state: &State, listeners: &Listeners) -> Option<Arc<Handover>> {
+fn offer_sockets(state: &State, listeners: &Listeners) -> Option<Arc<SocketHandoff>> {
     let path = state.config.server.upgrade_socket.as_ref()?;
     match listeners
         .handles()
-        .and_then(|sockets| Handover::offer(path, sockets))
+        .and_then(|sockets| SocketHandoff::offer(path, sockets))
     {
         Ok(handover) => Some(Arc::new(handover)),
         Err(why) => {
@@ -301,7 +302,7 @@ fn offer_sockets(state: &State, listeners: &Listeners) -> Option<Arc<Handover>> 
 }
 
 /// Returns when another process serves on the sockets.
-async fn handed_over(handover: Option<Arc<Handover>>) {
+async fn handed_over(handover: Option<Arc<SocketHandoff>>) {
     let Some(handover) = handover else {
         return std::future::pending().await;
     };
@@ -459,7 +460,12 @@ impl Signals {
     }
 
     /// Acts on them until one asks for the end.
-    async fn act(mut self, state: &State, reload_now: &Sender<Reloaded>, mut successor: Successor) {
+    async fn act(
+        mut self,
+        state: &State,
+        reload_now: &Sender<Reloaded>,
+        mut successor: NewProcess,
+    ) {
         loop {
             tokio::select! {
                 _ = self.hangup.recv() => reload(reload_now).await,
@@ -480,7 +486,7 @@ impl Signals {
 }
 
 /// Starts the process that is to take over. This one goes on until it has.
-fn upgrade(state: &State, successor: &mut Successor) {
+fn upgrade(state: &State, successor: &mut NewProcess) {
     if state.config.server.upgrade_socket.is_none() {
         log::error!("no upgrade: the configuration has no `server.upgrade_socket`");
         return;

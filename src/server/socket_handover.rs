@@ -30,19 +30,19 @@ const SERVES: u8 = b'+';
 const OWNER_ONLY: u32 = 0o600;
 
 /// What a process offers to the one that comes after it.
-pub struct Handover {
+pub struct SocketHandoff {
     path: PathBuf,
     listener: UnixListener,
     sockets: Mutex<Vec<(SocketAddr, OwnedFd)>>,
 }
 
 /// The sockets of the old process, and the way to tell it that they are served.
-pub struct Taken {
+pub struct InheritedSockets {
     sockets: HashMap<SocketAddr, TcpListener>,
     old: UnixStream,
 }
 
-impl Handover {
+impl SocketHandoff {
     /// Offers the sockets at `path`, in the place of any process that did so before.
     ///
     /// # Errors
@@ -134,7 +134,7 @@ impl Handover {
     }
 }
 
-impl Taken {
+impl InheritedSockets {
     /// Takes the sockets over from the process that offers them at `path`.
     ///
     /// # Errors

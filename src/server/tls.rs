@@ -14,7 +14,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::parse_x509_certificate;
 
 use crate::config::TlsFiles;
-use crate::config::watch::{Follower, Watch};
+use crate::config::watch::{FileWatcher, WatchedFile};
 
 /// What a listener hands its connections to. Handshakes that have begun keep the certificate they began with.
 pub struct LiveAcceptor {
@@ -35,15 +35,15 @@ impl LiveAcceptor {
     ///
     /// # Errors
     /// Where the files cannot be read or do not belong together.
-    pub fn load(files: &TlsFiles, expiry: IntGauge) -> io::Result<(Arc<Self>, Vec<Follower>)> {
-        let watches = [Watch::new(&files.cert), Watch::new(&files.key)];
+    pub fn load(files: &TlsFiles, expiry: IntGauge) -> io::Result<(Arc<Self>, Vec<FileWatcher>)> {
+        let watches = [WatchedFile::new(&files.cert), WatchedFile::new(&files.key)];
         let loaded = load(files)?;
         expiry.set(loaded.expiry);
         let current = ArcSwap::from_pointee(loaded.acceptor);
         let live = Arc::new(Self { current, expiry });
         let followers = watches.map(|watch| {
             let (live, files) = (live.clone(), files.clone());
-            Follower::new(watch, move |_| live.reload(&files))
+            FileWatcher::new(watch, move |_| live.reload(&files))
         });
         Ok((live, followers.into()))
     }

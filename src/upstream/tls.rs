@@ -19,7 +19,7 @@ use crate::config::{TlsFiles, UpstreamTls};
 use crate::server::tls::unreadable;
 
 /// What connections to one upstream are made with. Those that have begun keep what they began with.
-pub struct Material {
+pub struct UpstreamTlsConfig {
     authorities: Option<Arc<CaType>>,
     identity: Option<Arc<CertKey>>,
     /// Keeps pooled connections from all that are made with something else: Pingora does not tell them apart by the
@@ -29,7 +29,7 @@ pub struct Material {
 
 static NEXT_GROUP: AtomicU64 = AtomicU64::new(0);
 
-impl Default for Material {
+impl Default for UpstreamTlsConfig {
     /// The system's authorities, and nothing to show.
     fn default() -> Self {
         Self {
@@ -40,7 +40,7 @@ impl Default for Material {
     }
 }
 
-impl Material {
+impl UpstreamTlsConfig {
     /// # Errors
     /// Where a file cannot be read, or is not what it should be.
     pub fn load(settings: &UpstreamTls) -> io::Result<Self> {

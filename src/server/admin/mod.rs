@@ -70,7 +70,7 @@ fn answer(status: StatusCode, kind: &str, body: impl Into<Vec<u8>>) -> Response<
 
 /// A policy file that could not be taken is told here too; it does not keep the proxy from serving.
 fn readiness(state: &State) -> String {
-    let mistakes = state.policy.last().mistakes;
+    let mistakes = state.policy.load_status().mistakes;
     if mistakes.is_empty() {
         return "ok\n".to_owned();
     }
@@ -115,7 +115,7 @@ fn listeners(state: &State) -> Vec<serde_json::Value> {
 
 /// How an address fares.
 fn told(address: &Address) -> serde_json::Value {
-    let told = address.health.told();
+    let told = address.health.snapshot();
     let last_error = told.last_error;
     json!({
         "address": address.socket.to_string(),
@@ -135,7 +135,7 @@ fn time(at: SystemTime) -> Option<String> {
 
 fn status(state: &State) -> String {
     let policy = state.policy.current();
-    let last = state.policy.last();
+    let last = state.policy.load_status();
     let loaded_at = time(last.loaded_at);
     let upstreams: serde_json::Map<String, serde_json::Value> = state
         .upstreams()
