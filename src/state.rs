@@ -15,11 +15,11 @@ use crate::accounting::metrics::Metrics;
 use crate::accounting::prices::Prices;
 use crate::accounting::usage::{Observed, UsageState};
 use crate::config::secret_file::FileBytes;
-use crate::config::watch::{FileWatcher, HotReloaded, WatchedFile};
+use crate::config::watch::{FileWatcher, HotReloaded, Review, WatchedFile};
 use crate::config::{Config, Limits, Mistake};
 use crate::http1::idle::Room;
-use crate::policy::Policy;
 use crate::policy::in_flight::InFlight;
+use crate::policy::{Policy, changes};
 use crate::proxy::request_body::Budget;
 use crate::upstream::Upstream;
 
@@ -165,12 +165,12 @@ fn load_policy(
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
     let live = HotReloaded::new(policy);
     let (follows, config) = (live.clone(), config.clone());
-    followers.push(FileWatcher::new(watch, move |content| {
-        let parsed = match content {
+    followers.push(FileWatcher::new(watch, move |read| {
+        let parsed = match read.content {
             Ok(bytes) => Policy::parse(&config.policy, &bytes, &config),
             Err(why) => Err(vec![Mistake::unreadable(&config.policy, &why)]),
         };
-        follows.publish("policy", parsed);
+        follows.publish("policy", parsed, read.requested, changes::review);
     }));
     Ok(live)
 }
@@ -185,12 +185,16 @@ fn load_prices(
     let watch = WatchedFile::new(&path);
     let live = HotReloaded::new(Prices::load(&path).map_err(StartError::Mistakes)?);
     let follows = live.clone();
-    followers.push(FileWatcher::new(watch, move |content| {
-        let parsed = match content {
+    followers.push(FileWatcher::new(watch, move |read| {
+        let parsed = match read.content {
             Ok(bytes) => Prices::parse(&path, &bytes),
             Err(why) => Err(vec![Mistake::unreadable(&path, &why)]),
         };
-        follows.publish("prices", parsed.map(|prices| (prices, Vec::new())));
+        let parsed = parsed.map(|prices| (prices, Vec::new()));
+        follows.publish("prices", parsed, read.requested, |_, _| Review {
+            held: None,
+            summary: path.display().to_string(),
+        });
     }));
     Ok(Some(live))
 }
@@ -248,8 +252,8 @@ fn follow_credential(upstream: &Arc<Upstream>, file: &Path) -> Result<FileWatche
         .load_credential(FileBytes::read(file))
         .map_err(|why| StartError::Io(format!("credential_file {}", file.display()), why))?;
     let (upstream, file) = (upstream.clone(), file.to_owned());
-    Ok(FileWatcher::new(watch, move |content| {
-        match upstream.load_credential(content) {
+    Ok(FileWatcher::new(watch, move |read| {
+        match upstream.load_credential(read.content) {
             Ok(()) => log::info!("upstream `{}`: key loaded", upstream.config.name),
             Err(why) => log::error!(
                 "upstream `{}`: credential_file {}: {why}",

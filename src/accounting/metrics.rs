@@ -322,9 +322,14 @@ impl Metrics {
             .rendering
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let (succeeded, failed) = state.policy.counts();
-        raise_to(&self.reloads.with_label_values(&["success"]), succeeded);
-        raise_to(&self.reloads.with_label_values(&["failure"]), failed);
+        let loads = state.policy.counts();
+        for (outcome, count) in [
+            ("success", loads.succeeded),
+            ("failure", loads.failed),
+            ("held", loads.held),
+        ] {
+            raise_to(&self.reloads.with_label_values(&[outcome]), count);
+        }
         self.policy_info.reset();
         self.policy_info
             .with_label_values(&[state.policy.current().revision()])

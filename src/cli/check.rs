@@ -57,9 +57,9 @@ fn read(path: &Path, secrets: Secrets) -> Result<Draft, Vec<Mistake>> {
             }
             _ if secrets == Secrets::Unread => continue,
             NamedFile::Tls(files) => tls::check(files).err().map(|why| why.to_string()),
-            NamedFile::UpstreamTls(settings) => {
-                UpstreamTlsConfig::load(settings).err().map(|why| why.to_string())
-            }
+            NamedFile::UpstreamTls(settings) => UpstreamTlsConfig::load(settings)
+                .err()
+                .map(|why| why.to_string()),
             NamedFile::Credential(file) => credential_fault(file, &draft.config),
         };
         let told = fault.map(|message| mistake_at(*place, path, message));

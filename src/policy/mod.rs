@@ -2,6 +2,7 @@
 //! [`Policy::decide`] asks it.
 
 pub mod api_key;
+pub mod changes;
 pub mod endpoint;
 pub mod file;
 pub mod in_flight;

@@ -70,11 +70,10 @@ fn answer(status: StatusCode, kind: &str, body: impl Into<Vec<u8>>) -> Response<
 
 /// A policy file that could not be taken is told here too; it does not keep the proxy from serving.
 fn readiness(state: &State) -> String {
-    let mistakes = state.policy.load_status().mistakes;
-    if mistakes.is_empty() {
+    let Some(error) = state.policy.load_status().error() else {
         return "ok\n".to_owned();
-    }
-    format!("ok, with the last good policy:\n{}\n", mistakes.join("\n"))
+    };
+    format!("ok, with the last good policy:\n{error}\n")
 }
 
 /// What each group of the policy has done since the start. Others are gone from it, or refused before theirs was known.
@@ -158,7 +157,8 @@ fn status(state: &State) -> String {
             "groups": policy.groups().len(),
             "keys": policy.key_count(),
             "loaded_at": loaded_at,
-            "last_error": (!last.mistakes.is_empty()).then(|| last.mistakes.join("\n")),
+            "outcome": last.outcome(),
+            "last_error": last.error(),
         },
         "groups": groups(state),
         "listeners": listeners(state),
