@@ -1,5 +1,6 @@
 //! The bytes of a file that may hold keys.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::ops::Deref;
@@ -39,6 +40,12 @@ impl FileBytes {
         }
         Ok(bytes)
     }
+}
+
+/// The error of a file that was read and does not hold what it should.
+pub(crate) fn unusable(path: &Path, why: &dyn Display) -> io::Error {
+    let why = format!("{}: {why}", path.display());
+    io::Error::new(ErrorKind::InvalidData, why)
 }
 
 impl From<Vec<u8>> for FileBytes {

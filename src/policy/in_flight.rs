@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::codec::error::{Cause, Refusal};
 use crate::policy::Group;
-use crate::server::connection_limit::{KeyedLimiter, Permit};
+use crate::policy::keyed_limiter::{KeyedLimiter, Permit};
 
 type Counter = Arc<AtomicU64>;
 

@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::watch::FileWatcher;
 use crate::http1::client_stream::{ClientSocket, ClientStream};
 use crate::http1::connection::Front;
-use crate::server::connection_limit::{KeyedLimiter, Permit};
+use crate::server::connection_limit::{KeyedLimiter, Permit, subscriber};
 use crate::server::downstream::PatientStream;
 use crate::server::proxy_protocol::{self, Header};
 use crate::server::socket_handover::InheritedSockets;
@@ -334,15 +334,6 @@ fn take_seat(client: IpAddr, site: &Site) -> io::Result<Option<Permit<IpAddr>>> 
     }
     let refused = || io::Error::other("`limits.connections_per_client` is reached");
     seat.map(Some).ok_or_else(refused)
-}
-
-/// The addresses that one client has at will count as one: of IPv6, the network of 64 bits that is the least a host gets
-/// (RFC 6177).
-fn subscriber(client: IpAddr) -> IpAddr {
-    match client {
-        IpAddr::V4(_) => client,
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-    }
 }
 
 /// Has the kernel find out that a client is gone which never says so: a WebSocket may be silent for as long as it likes.

@@ -2,10 +2,10 @@
 //! chooses nothing.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use once_cell::sync::Lazy;
+use parking_lot::Mutex;
 
 use crate::config::{Ejection, HealthCheck};
 
@@ -66,8 +66,8 @@ pub struct HealthSnapshot {
     pub last_error: Option<LastError>,
 }
 
-/// Of an error, in characters.
-const MOST_TOLD: usize = 300;
+/// Length of an error that is kept, in characters.
+const MAX_ERROR_CHARS: usize = 300;
 const OPEN: u64 = 0;
 const CLOSED: u64 = u64::MAX;
 
@@ -93,7 +93,7 @@ impl Health {
         if now < until {
             return false;
         }
-        let mut record = self.record();
+        let mut record = self.record.lock();
         // Another request may have been let through, or have fared well, since.
         let ended = record.ejected_until.is_some_and(|until| now >= until);
         if ended {
@@ -109,7 +109,7 @@ impl Health {
         if !self.has_failures.load(Ordering::Relaxed) {
             return false;
         }
-        let mut record = self.record();
+        let mut record = self.record.lock();
         let was_ejected = record.ejected_until.take().is_some();
         record.failures = 0;
         record.ejections = 0;
@@ -124,7 +124,7 @@ impl Health {
     }
 
     fn record_failure_at(&self, now: u64, why: &str, settings: &Ejection) -> Option<Duration> {
-        let mut record = self.record();
+        let mut record = self.record.lock();
         record.failures = record.failures.saturating_add(1);
         record.last_error = Some(LastError::new(why));
         let limit = settings.consecutive_failures;
@@ -138,7 +138,7 @@ impl Health {
 
     /// A check has passed, or failed for this reason. Returns whether the address passes, where that has changed.
     pub fn checked(&self, failure: Option<&str>, settings: &HealthCheck) -> Option<bool> {
-        let mut record = self.record();
+        let mut record = self.record.lock();
         if let Some(why) = failure {
             record.last_error = Some(LastError::new(&format!("check: {why}")));
         }
@@ -149,7 +149,7 @@ impl Health {
     }
 
     pub fn snapshot(&self) -> HealthSnapshot {
-        let record = self.record();
+        let record = self.record.lock();
         let left = |until: u64| Duration::from_millis(until.saturating_sub(now()));
         HealthSnapshot {
             healthy: record.ejected_until.is_none() && !record.check.is_failing(),
@@ -175,11 +175,6 @@ impl Health {
         self.closed_until.store(until, Ordering::Relaxed);
         let has_failures = record.failures > 0 || record.ejected_until.is_some();
         self.has_failures.store(has_failures, Ordering::Relaxed);
-    }
-
-    fn record(&self) -> MutexGuard<'_, Record> {
-        // Nothing panics while the lock is held.
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -222,7 +217,7 @@ impl LastError {
     fn new(what: &str) -> Self {
         Self {
             at: SystemTime::now(),
-            what: what.chars().take(MOST_TOLD).collect(),
+            what: what.chars().take(MAX_ERROR_CHARS).collect(),
         }
     }
 }
