@@ -6,6 +6,7 @@ pub mod client_ip;
 pub mod connection_limit;
 pub mod downstream;
 pub mod listener;
+pub mod logging;
 pub mod proxy_protocol;
 pub mod socket_handover;
 pub mod systemd;
@@ -142,11 +143,12 @@ impl Server {
             reload_now,
             taken,
         } = self;
-        runtime.block_on(serve(state.clone(), listeners, taken, stop));
+        let cut = runtime.block_on(serve(state.clone(), listeners, taken, stop));
         // Whatever still runs is dropped here, and writes its line as it goes.
         runtime.shutdown_timeout(ABORT_TIME);
         drop(reload_now);
         state.log.retry();
+        log::info!("stopped, {cut} requests cut");
     }
 }
 
@@ -188,7 +190,7 @@ async fn serve(
     listeners: Listeners,
     taken: Option<InheritedSockets>,
     stop: impl Future<Output = ()>,
-) {
+) -> i64 {
     resolve_all(&state).await;
     health_check::begin(&state);
     tokio::spawn(retry_log(state.clone()));
@@ -248,7 +250,7 @@ async fn serve(
     state.drain();
     // A closed channel would mean that no connection is left to tell.
     let _ = shut.send(true);
-    drain(&site).await;
+    drain(&site).await
 }
 
 fn feed_watchdog(site: &Arc<Site>, address: SocketAddr, stop: &CancellationToken) {
@@ -257,21 +259,21 @@ fn feed_watchdog(site: &Arc<Site>, address: SocketAddr, stop: &CancellationToken
     tokio::spawn(stop.clone().run_until_cancelled_owned(feeding));
 }
 
-/// Lets the requests that run come to their end, and cuts those that take longer than they may.
-async fn drain(site: &Site) {
+/// Lets the requests that run come to their end, and cuts those that take longer than they may; so many are cut.
+async fn drain(site: &Site) -> i64 {
     let (state, limit) = (&site.state, site.state.config.server.drain);
     log::info!("draining for at most {limit:?}");
     site.app.http_cleanup().await;
     site.tasks.close();
     if tokio::time::timeout(limit, drained(site)).await.is_err() {
-        log::warn!(
-            "the drain is over, {} requests are cut",
-            state.metrics.in_flight.get()
-        );
+        let cut = state.metrics.in_flight.get();
+        log::warn!("the drain is over, {cut} requests are cut");
         state.end_drain();
         // Those that are still to arrive whole can be answered. Others are dropped with the runtime, whatever they wait for.
         let _ = tokio::time::timeout(FAREWELL_TIME, drained(site)).await;
+        return cut;
     }
+    0
 }
 
 /// Connections have ended, and with them the requests; those of HTTP/2 run in tasks of their own. And every line is in the
