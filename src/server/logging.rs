@@ -116,12 +116,7 @@ impl<L: Log + 'static> Counting<L> {
     fn sweep_later(&self) {
         let shared = self.shared.clone();
         let sweeper = std::thread::Builder::new().name("log-repeats".to_owned());
-        let swept = sweeper.spawn(move || {
-            while let Some(until) = shared.repeats.lock().next_end() {
-                std::thread::sleep(until.saturating_duration_since(Instant::now()));
-                shared.tell_repeats(Instant::now());
-            }
-        });
+        let swept = sweeper.spawn(move || shared.sweep());
         if swept.is_err() {
             // They are told of when the process ends, or by the thread of a later one.
             self.shared.repeats.lock().is_swept = false;
@@ -157,6 +152,19 @@ impl<L: Log + 'static> Log for Counting<L> {
 }
 
 impl<L: Log> Shared<L> {
+    /// Tells of repeats when their time is over, until there are none.
+    fn sweep(&self) {
+        loop {
+            // Not in the head of the loop: the lock would be held until its end.
+            let next = self.repeats.lock().next_end();
+            let Some(until) = next else {
+                return;
+            };
+            std::thread::sleep(until.saturating_duration_since(Instant::now()));
+            self.tell_repeats(Instant::now());
+        }
+    }
+
     /// Says those whose time is over by `now`, with their counts.
     fn tell_repeats(&self, now: Instant) {
         let told = self.repeats.lock().take_ended(now);
@@ -251,6 +259,54 @@ mod tests {
         assert!(note(&mut repeats, 15));
         repeats.take_ended(at(20));
         assert!(!note(&mut repeats, 31));
+    }
+
+    /// Keeps what is said.
+    #[derive(Default)]
+    struct Kept(Arc<Mutex<Vec<String>>>);
+
+    impl Log for Kept {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+
+        fn log(&self, record: &Record<'_>) {
+            self.0.lock().push(record.args().to_string());
+        }
+
+        fn flush(&self) {}
+    }
+
+    #[test]
+    fn repeats_hold_nobody_up_and_are_told_of_at_the_end() {
+        let kept = Kept::default();
+        let said = kept.0.clone();
+        let logger = Counting::new(kept);
+        let log = |level, text: &str| {
+            logger.log(
+                &Record::builder()
+                    .level(level)
+                    .args(format_args!("{text}"))
+                    .build(),
+            );
+        };
+        for number in 0..3 {
+            log(Level::Error, "refused");
+            // Time for whoever tells of repeats to begin.
+            std::thread::sleep(Duration::from_millis(20));
+            log(Level::Info, &format!("round {number}"));
+            log(Level::Warn, &format!("reset {number}"));
+        }
+        logger.flush();
+        let said = said.lock();
+        let told = ["round", "reset"]
+            .map(|word| said.iter().filter(|line| line.starts_with(word)).count());
+        assert_eq!(told, [3, 3]);
+        let refused: Vec<_> = said
+            .iter()
+            .filter(|line| line.starts_with("refused"))
+            .collect();
+        assert_eq!(refused, ["refused", "refused (2 more times within 10s)"]);
     }
 
     #[test]

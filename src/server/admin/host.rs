@@ -49,7 +49,7 @@ fn is_private(host: &str) -> bool {
         rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     };
     !host.is_empty()
-        && (!host.contains('.') || PRIVATE_DOMAINS.iter().any(|domain| in_domain(&domain)))
+        && (!host.contains('.') || PRIVATE_DOMAINS.iter().any(|domain| in_domain(domain)))
 }
 
 #[cfg(test)]
