@@ -15,10 +15,10 @@ use crate::accounting::prices::Prices;
 use crate::accounting::record::Ledger;
 use crate::codec::body_budget::Budget;
 use crate::config::secret_file::FileBytes;
-use crate::config::watch::{Follower, Live, Watch};
+use crate::config::watch::{FileWatcher, HotReloaded, Review, WatchedFile};
 use crate::config::{Config, Limits, Mistake};
-use crate::policy::Policy;
 use crate::policy::in_flight::InFlight;
+use crate::policy::{Policy, changes};
 use crate::upstream::Upstream;
 
 /// How long a drain waits for the handshakes and the first heads of connections that were accepted before it.
@@ -27,8 +27,8 @@ pub(crate) const DRAIN_WAIT: Duration = Duration::from_secs(1);
 pub struct State {
     pub config: Config,
     pub limits: Arc<Limits>,
-    pub policy: Arc<Live<Policy>>,
-    pub prices: Option<Arc<Live<Prices>>>,
+    pub policy: Arc<HotReloaded<Policy>>,
+    pub prices: Option<Arc<HotReloaded<Prices>>>,
     pub log: AccessLog,
     pub metrics: Metrics,
     /// Responses that are made in the background and are still to be billed.
@@ -57,7 +57,7 @@ impl State {
     ///
     /// # Errors
     /// Every mistake of the files, or what else is in the way.
-    pub fn load(config: Config) -> Result<(Arc<Self>, Vec<Follower>), StartError> {
+    pub fn load(config: Config) -> Result<(Arc<Self>, Vec<FileWatcher>), StartError> {
         let mut followers = Vec::new();
         let upstreams = load_upstreams(&config, &mut followers)?;
         let policy = load_policy(&config, &mut followers)?;
@@ -111,7 +111,7 @@ impl State {
             for address in upstream.addresses().iter() {
                 // Two URLs may lead to the same one, by another host or path.
                 *addresses.entry(address.socket.to_string()).or_insert(true) &=
-                    address.health.told().healthy;
+                    address.health.snapshot().healthy;
             }
             UpstreamSnapshot {
                 name: upstream.config.name.clone(),
@@ -173,7 +173,7 @@ impl State {
     pub fn not_ready(&self) -> Option<&'static str> {
         if self.is_draining() {
             Some("draining")
-        } else if !self.log.is_written() {
+        } else if self.log.is_stalled() {
             Some("the access log cannot be written")
         } else {
             None
@@ -181,59 +181,70 @@ impl State {
     }
 }
 
-fn file_snapshot<T>(file: &Live<T>, revision: &str) -> FileSnapshot {
-    let (succeeded, failed) = file.counts();
-    let since_epoch = file.last().loaded_at.duration_since(UNIX_EPOCH);
+fn file_snapshot<T>(file: &HotReloaded<T>, revision: &str) -> FileSnapshot {
+    let counts = file.counts();
+    let since_epoch = file.load_status().loaded_at.duration_since(UNIX_EPOCH);
     let seconds = since_epoch.unwrap_or_default().as_secs();
     FileSnapshot {
         revision: revision.to_owned(),
-        loads: vec![("success", succeeded), ("failure", failed)],
+        loads: vec![
+            ("success", counts.succeeded),
+            ("failure", counts.failed),
+            ("held", counts.held),
+        ],
         loaded_at: i64::try_from(seconds).unwrap_or(i64::MAX),
     }
 }
 
 fn load_policy(
     config: &Config,
-    followers: &mut Vec<Follower>,
-) -> Result<Arc<Live<Policy>>, StartError> {
-    let watch = Watch::new(&config.policy);
+    followers: &mut Vec<FileWatcher>,
+) -> Result<Arc<HotReloaded<Policy>>, StartError> {
+    let watch = WatchedFile::new(&config.policy);
     let (policy, warnings) = Policy::load(&config.policy, config).map_err(StartError::Mistakes)?;
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
-    let live = Live::new(policy);
+    let live = HotReloaded::new(policy);
     let (follows, config) = (live.clone(), config.clone());
-    followers.push(Follower::new(watch, move |content| {
-        let parsed = match content {
+    followers.push(FileWatcher::new(watch, move |read| {
+        let parsed = match read.content {
             Ok(bytes) => Policy::parse(&config.policy, &bytes, &config),
             Err(why) => Err(vec![Mistake::unreadable(&config.policy, &why)]),
         };
-        follows.offer("policy", parsed);
+        follows.publish("policy", parsed, read.requested, changes::review);
     }));
     Ok(live)
 }
 
 fn load_prices(
     config: &Config,
-    followers: &mut Vec<Follower>,
-) -> Result<Option<Arc<Live<Prices>>>, StartError> {
+    followers: &mut Vec<FileWatcher>,
+) -> Result<Option<Arc<HotReloaded<Prices>>>, StartError> {
     let Some(path) = config.prices.clone() else {
         return Ok(None);
     };
-    let watch = Watch::new(&path);
-    let live = Live::new(Prices::load(&path).map_err(StartError::Mistakes)?);
+    let watch = WatchedFile::new(&path);
+    let live = HotReloaded::new(Prices::load(&path).map_err(StartError::Mistakes)?);
     let follows = live.clone();
-    followers.push(Follower::new(watch, move |content| {
-        let parsed = match content {
+    followers.push(FileWatcher::new(watch, move |read| {
+        let parsed = match read.content {
             Ok(bytes) => Prices::parse(&path, &bytes),
             Err(why) => Err(vec![Mistake::unreadable(&path, &why)]),
         };
-        follows.offer("prices", parsed.map(|prices| (prices, Vec::new())));
+        let parsed = parsed.map(|prices| (prices, Vec::new()));
+        follows.publish("prices", parsed, read.requested, |_, _| Review {
+            held: None,
+            summary: path.display().to_string(),
+        });
     }));
     Ok(Some(live))
 }
 
 type Upstreams = HashMap<String, Arc<Upstream>>;
 
-fn load_upstreams(config: &Config, followers: &mut Vec<Follower>) -> Result<Upstreams, StartError> {
+fn load_upstreams(
+    config: &Config,
+    followers: &mut Vec<FileWatcher>,
+) -> Result<Upstreams, StartError> {
     let mut upstreams = HashMap::new();
     for settings in &config.upstreams {
         let upstream = Upstream::new(settings.clone()).map_err(|why| {
@@ -253,15 +264,15 @@ fn load_upstreams(config: &Config, followers: &mut Vec<Follower>) -> Result<Upst
 }
 
 /// The upstream's authorities and certificate, read now and whenever one of their files changes.
-fn follow_tls(upstream: &Arc<Upstream>) -> Result<Vec<Follower>, StartError> {
-    let watches: Vec<Watch> = upstream.config.tls.files().map(Watch::new).collect();
+fn follow_tls(upstream: &Arc<Upstream>) -> Result<Vec<FileWatcher>, StartError> {
+    let watches: Vec<WatchedFile> = upstream.config.tls.files().map(WatchedFile::new).collect();
     let name = &upstream.config.name;
     upstream
         .load_tls()
         .map_err(|why| StartError::Io(format!("tls of upstream `{name}`"), why))?;
     let followers = watches.into_iter().map(|watch| {
         let upstream = upstream.clone();
-        Follower::new(watch, move |_| match upstream.load_tls() {
+        FileWatcher::new(watch, move |_| match upstream.load_tls() {
             Ok(()) => log::info!("upstream `{}`: tls loaded", upstream.config.name),
             // Certificate and key are two files: between the first and the second they do not fit.
             Err(why) => log::warn!(
@@ -274,14 +285,14 @@ fn follow_tls(upstream: &Arc<Upstream>) -> Result<Vec<Follower>, StartError> {
 }
 
 /// The upstream's key, read now and whenever its file changes.
-fn follow_credential(upstream: &Arc<Upstream>, file: &Path) -> Result<Follower, StartError> {
-    let watch = Watch::new(file);
+fn follow_credential(upstream: &Arc<Upstream>, file: &Path) -> Result<FileWatcher, StartError> {
+    let watch = WatchedFile::new(file);
     upstream
         .load_credential(FileBytes::read(file))
         .map_err(|why| StartError::Io(format!("credential_file {}", file.display()), why))?;
     let (upstream, file) = (upstream.clone(), file.to_owned());
-    Ok(Follower::new(watch, move |content| {
-        match upstream.load_credential(content) {
+    Ok(FileWatcher::new(watch, move |read| {
+        match upstream.load_credential(read.content) {
             Ok(()) => log::info!("upstream `{}`: key loaded", upstream.config.name),
             Err(why) => log::error!(
                 "upstream `{}`: credential_file {}: {why}",

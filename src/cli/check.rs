@@ -15,7 +15,7 @@ use crate::config::{Config, LogTarget};
 use crate::policy::Policy;
 use crate::server::tls;
 use crate::upstream::Upstream;
-use crate::upstream::tls::Material;
+use crate::upstream::tls::UpstreamTlsConfig;
 
 /// How long another process has to say whether it is this program.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
@@ -69,9 +69,9 @@ fn read(path: &Path, secrets: Secrets) -> Result<ParsedConfig, Vec<Mistake>> {
             ReferencedFile::AccessLog => None,
             _ if secrets == Secrets::Unread => None,
             ReferencedFile::Tls(files) => tls::check(files).err().map(|why| why.to_string()),
-            ReferencedFile::UpstreamTls(settings) => {
-                Material::load(settings).err().map(|why| why.to_string())
-            }
+            ReferencedFile::UpstreamTls(settings) => UpstreamTlsConfig::load(settings)
+                .err()
+                .map(|why| why.to_string()),
             ReferencedFile::Credential(file) => credential_fault(file, &parsed.config),
             ReferencedFile::RedisPassword(file) => {
                 FileBytes::read(file).err().map(|why| told(file, &why))

@@ -2,7 +2,6 @@
 //! of the files that it names. How it is written stands in `file`.
 
 pub mod bridge;
-pub mod cooperative;
 pub mod diagnostic;
 pub(crate) mod field;
 pub mod file;

@@ -7,7 +7,6 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use sha2::{Digest, Sha256};
 
-use crate::config::cooperative::give_way;
 use crate::config::diagnostic::{Mistakes, Place};
 
 /// The header in which Anthropic's clients send a key.
@@ -212,10 +211,7 @@ impl KeyTable {
         let mut names = String::new();
         let mut keys = Vec::with_capacity(listed.size_hint().1.unwrap_or(0));
         keys.extend(listed.filter_map(|key| Key::new(key, &mut names)));
-        keys.sort_unstable_by(|a, b| {
-            give_way();
-            (&a.digest, a.place).cmp(&(&b.digest, b.place))
-        });
+        keys.sort_unstable_by(|a, b| (&a.digest, a.place).cmp(&(&b.digest, b.place)));
         for pair in keys
             .windows(2)
             .filter(|pair| pair[0].digest == pair[1].digest)

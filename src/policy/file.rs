@@ -11,7 +11,6 @@ use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 
-use crate::config::cooperative::give_way;
 use crate::config::diagnostic::{Mistake, Mistakes, Place, nearest, shown};
 use crate::config::field::{Field, List, Member, Members, Section, Text, TextOr, Word};
 use crate::config::file::{MAX_IN_FLIGHT, ParsedConfig, check_name};
@@ -436,7 +435,6 @@ impl Resolver<'_> {
         groups: &GroupNames<'_>,
         names: &mut HashMap<&'n str, Place>,
     ) -> Option<NewKey<'n>> {
-        give_way();
         let digest = self.listed_digest(member);
         let (mut name, mut enabled) = (None, true);
         let group = match member.value.value(&self.mistakes)? {
@@ -550,7 +548,6 @@ fn revision(bytes: &[u8]) -> String {
     const PIECE_BYTES: usize = 4 * 1024;
     let mut hasher = Sha256::new();
     for piece in bytes.chunks(PIECE_BYTES) {
-        give_way();
         hasher.update(piece);
     }
     format!("sha256:{}", hex::encode(&hasher.finalize()[..6]))

@@ -3,12 +3,14 @@
 
 pub mod api_key;
 pub mod budget;
+pub mod changes;
 pub mod decide;
 pub mod endpoint;
 pub mod file;
 pub mod group;
 pub mod in_flight;
 pub mod key_shape;
+pub mod keyed_limiter;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

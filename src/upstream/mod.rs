@@ -24,7 +24,7 @@ use crate::config::{self, Url};
 use crate::policy::CredentialHeader;
 use crate::upstream::connector::own_peer;
 use crate::upstream::outlier_detection::Health;
-use crate::upstream::tls::Material;
+use crate::upstream::tls::UpstreamTlsConfig;
 
 /// How often a name is resolved again. `getaddrinfo` tells no time to live; ten seconds follow a failover soon enough.
 pub const RESOLVE_EVERY: Duration = Duration::from_secs(10);
@@ -93,7 +93,7 @@ pub struct Route {
 struct Parts {
     /// What each URL's host was last resolved to.
     found: Vec<Vec<SocketAddr>>,
-    tls: Material,
+    tls: UpstreamTlsConfig,
 }
 
 /// The headers of one upstream key, marked sensitive so that no `Debug` prints them.
@@ -114,7 +114,7 @@ impl Upstream {
             addresses: ArcSwap::default(),
             parts: Mutex::new(Parts {
                 found: vec![Vec::new(); origins.len()],
-                tls: Material::default(),
+                tls: UpstreamTlsConfig::default(),
             }),
             turn: AtomicUsize::new(0),
             ejections: AtomicU64::new(0),
@@ -158,7 +158,7 @@ impl Upstream {
     /// # Errors
     /// Where they cannot be used; those before them stay.
     pub fn load_tls(&self) -> io::Result<()> {
-        let tls = Material::load(&self.config.tls)?;
+        let tls = UpstreamTlsConfig::load(&self.config.tls)?;
         self.change(|parts| {
             let changed = !parts.tls.is_same(&tls);
             if changed {
@@ -211,8 +211,8 @@ impl Upstream {
     }
 
     /// A request had the beginning of an answer from there.
-    fn praise(&self, address: &Address) {
-        if address.health.succeeds() {
+    fn record_success(&self, address: &Address) {
+        if address.health.record_success() {
             log::info!(
                 "upstream `{}`: {} is back",
                 self.config.name,
@@ -222,8 +222,8 @@ impl Upstream {
     }
 
     /// A request failed there, for a reason that lies there.
-    fn blame(&self, address: &Address, why: &str) {
-        if let Some(time) = address.health.fails(why, &self.config.ejection) {
+    fn record_failure(&self, address: &Address, why: &str) {
+        if let Some(time) = address.health.record_failure(why, &self.config.ejection) {
             self.ejections.fetch_add(1, Ordering::Relaxed);
             log::warn!(
                 "upstream `{}`: {} is ejected for {time:?}: {why}",
@@ -386,7 +386,7 @@ impl Route {
     /// The newest attempt failed, for a reason that lies with the address.
     pub fn fails(&self, upstream: &Upstream, error: &Error) {
         if let Some(address) = &self.address {
-            upstream.blame(address, &told_of(error));
+            upstream.record_failure(address, &told_of(error));
         }
     }
 
@@ -396,9 +396,9 @@ impl Route {
             return;
         };
         if upstream.config.ejection.gateway_errors && matches!(status, 502..=504) {
-            upstream.blame(address, &format!("answer {status}"));
+            upstream.record_failure(address, &format!("answer {status}"));
         } else {
-            upstream.praise(address);
+            upstream.record_success(address);
         }
     }
 
@@ -472,9 +472,9 @@ mod tests {
     fn an_address_that_stays_keeps_its_health() {
         let upstream = upstream("http://h");
         upstream.take_sockets(0, sockets([1, 2]));
-        upstream.blame(&upstream.addresses()[1], "x");
+        upstream.record_failure(&upstream.addresses()[1], "x");
         upstream.take_sockets(0, sockets([2, 3]));
-        let healthy = |at: usize| upstream.addresses()[at].health.told().healthy;
+        let healthy = |at: usize| upstream.addresses()[at].health.snapshot().healthy;
         assert_eq!((healthy(0), healthy(1)), (false, true));
     }
 
@@ -506,7 +506,7 @@ mod tests {
     fn what_an_ejected_address_does_not_get_goes_to_all_others() {
         let upstream = upstream("http://h");
         upstream.take_sockets(0, sockets(0..4));
-        upstream.blame(&upstream.addresses()[1], "x");
+        upstream.record_failure(&upstream.addresses()[1], "x");
         let mut counts = [0; 4];
         for _ in 0..120 {
             counts[usize::from(next(&upstream))] += 1;
@@ -519,7 +519,7 @@ mod tests {
         let upstream = upstream("http://h");
         upstream.take_sockets(0, sockets(0..4));
         for ejected in [0, 2] {
-            upstream.blame(&upstream.addresses()[ejected], "x");
+            upstream.record_failure(&upstream.addresses()[ejected], "x");
         }
         let mut route = Route::default();
         let mut tried = Vec::new();
@@ -540,7 +540,7 @@ mod tests {
         route.next(&upstream).unwrap();
         let dead = Error::new(ErrorType::H2Error);
         assert!(route.fails_to_connect(&upstream, &dead));
-        assert!(upstream.addresses()[0].health.told().healthy);
+        assert!(upstream.addresses()[0].health.snapshot().healthy);
         route.next(&upstream).unwrap();
         assert!(!route.fails_to_connect(&upstream, &refused()));
     }

@@ -10,7 +10,6 @@ use serde::{Deserialize, Deserializer, forward_to_deserialize_any};
 use serde_yaml::Spanned;
 
 use super::{Field, Text};
-use crate::config::cooperative::give_way;
 use crate::config::diagnostic::{Mistakes, Place, any_of, nearest};
 use crate::config::yaml::place_of;
 
@@ -97,7 +96,6 @@ impl<'a, T> Members<'a, T> {
         }
         let mut seen: HashMap<&str, Place> = HashMap::with_capacity(self.members.len());
         let firsts = members().filter_map(|(index, member)| {
-            give_way();
             let first = *seen.entry(&member.key).or_insert(member.place);
             (first != member.place).then_some((index, first))
         });
@@ -130,7 +128,6 @@ impl<'de: 'a, 'a, T: Deserialize<'de>> Visitor<'de> for MembersVisitor<'a, T> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let (mut members, mut no_names) = (Vec::new(), Vec::new());
         while let Some(key) = map.next_key::<Spanned<Key<'a>>>()? {
-            give_way();
             let place = place_of(key.referenced);
             let value = map.next_value()?;
             match key.value {
