@@ -323,7 +323,7 @@ fn explain_names_the_lines_that_decide_and_what_is_changed() {
     );
     row("key", "alice", "policy.yaml:9:3");
     row("group", "fast", "policy.yaml:3:3");
-    row("tier", "the group forces it", "policy.yaml:5:5");
+    row("tier", "the group forces it", "policy.yaml:5:22");
     row("client", "`flex`", "");
     row("upstream", "https://api.example", "tiergate.yaml:3:3");
     row("header    host", "api.example", "");
@@ -639,7 +639,7 @@ fn run_tells_a_port_in_use_in_one_line_and_ends_with_1() {
     let address = taken.local_addr().unwrap();
     let site = Site::new(&format!(
         "listen: {address}\nadmin: 127.0.0.1:{}\npolicy: policy.yaml\naccess_log: {{path: access.log}}\n\
-        upstreams:\n  a: {{url: http://127.0.0.1:9}}\n",
+        upstreams:\n  a: {{url: http://127.0.0.1:9, credential_file: null}}\n",
         free_port()
     ));
     let done = tiergate(&["run", "--config", &site.config()], "");

@@ -16,7 +16,7 @@ use crate::config::yaml::place_of;
 /// Mappings up to this size are searched member by member.
 const SMALL_MAPPING: usize = 8;
 /// More words than any struct of ours has.
-const MAX_WORDS: usize = 40;
+const MAX_WORDS: usize = 32;
 const NO_STRING: &str = "a key must be a string";
 /// Unknown keys of one mapping that are told; a list of keys on the wrong level may be a million long.
 const MAX_NOTES: usize = 1000;
@@ -239,7 +239,8 @@ impl<'de, A: MapAccess<'de>> Deserializer<'de> for KnownKeys<'_, A> {
         words: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, A::Error> {
-        visitor.visit_map(StructMap {
+        // By reference: it is large, and would be copied several times for each of a million keys.
+        visitor.visit_map(&mut StructMap {
             map: self.map,
             notes: self.notes,
             words,
