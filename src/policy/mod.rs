@@ -7,6 +7,7 @@ pub mod decide;
 pub mod endpoint;
 pub mod file;
 pub mod in_flight;
+pub mod keyed_limiter;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
