@@ -49,12 +49,12 @@ impl InFlight {
     pub fn enter(&self, group: &Group, key: &[u8; 32]) -> Result<Places, Refusal> {
         let counter = self.counter(&group.name);
         let in_group = Place::take(&counter, group.max_in_flight).ok_or_else(|| {
-            let message = "as many requests of this group run as may; try again";
+            let message = "too many concurrent requests of this group; retry later";
             Refusal::new(Cause::TooManyRequests, message)
         })?;
         let of_key = match group.max_in_flight_per_key {
             Some(most) => Some(self.keys.try_acquire(*key, most).ok_or_else(|| {
-                let message = "as many requests of this key run as may; try again";
+                let message = "too many concurrent requests of this key; retry later";
                 Refusal::new(Cause::TooManyRequests, message)
             })?),
             None => None,
