@@ -223,9 +223,24 @@ impl Policy {
 
     /// Key first, then path, then tier: nobody without a key learns anything about the rest.
     pub fn decide(&self, request: &Head<'_>) -> Result<Decision, Denied> {
+        let credential = Credential::of(request.headers).map_err(|none| {
+            let path = endpoint::classify(request.path, &self.tier_paths);
+            Denied::unknown(none.into(), path.endpoint)
+        })?;
+        self.decide_for(credential, request)
+    }
+
+    /// [`Policy::decide`] for a key that is known by its digest alone, whatever key the request brings.
+    pub fn decide_as(&self, digest: &[u8; 32], request: &Head<'_>) -> Result<Decision, Denied> {
+        let credential = Credential {
+            digest: *digest,
+            header: CredentialHeader::Authorization,
+        };
+        self.decide_for(credential, request)
+    }
+
+    fn decide_for(&self, credential: Credential, request: &Head<'_>) -> Result<Decision, Denied> {
         let path = endpoint::classify(request.path, &self.tier_paths);
-        let credential = Credential::of(request.headers)
-            .map_err(|none| Denied::unknown(none.into(), path.endpoint))?;
         let holder = self.holder(&credential, path.endpoint)?;
         if path.ambiguous {
             return Err(holder.denied(Cause::AmbiguousPath));
