@@ -91,7 +91,7 @@ pub(super) enum Command {
     #[command(after_help = "Examples:\n  \
         tiergate probe -c tiergate.yaml --key - --model gpt-5.5 < key\n  \
         tiergate probe -c tiergate.yaml --key - --model gpt-5.5 --through http://127.0.0.1:8080 < key\n\n\
-        Exit code: 1 where a tier was not honoured, or an upstream gave no answer.")]
+        Exit code: 1 where a tier was not honoured, or an upstream gave no answer, or none but errors.")]
     Probe(ProbeArguments),
     /// Sum requests, tokens and cost out of access logs, by any of their fields.
     #[command(after_help = report_help())]

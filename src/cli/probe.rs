@@ -65,7 +65,7 @@ enum Verdict {
 /// What came of the questions.
 pub struct Findings {
     pub table: Table,
-    /// A tier was not honoured, or an upstream gave no answer.
+    /// A tier was not honoured, or an upstream gave no answer, or none but errors.
     pub failed: bool,
 }
 
@@ -86,7 +86,12 @@ pub fn run(
     for group in groups {
         let questions = questions(options, group);
         let lines = ask(config, group, options, &questions)?;
-        failed |= lines.len() < questions.len();
+        let answered = |line: &Value| {
+            line["upstream_status"]
+                .as_u64()
+                .is_some_and(|status| status < 400)
+        };
+        failed |= lines.len() < questions.len() || !lines.iter().any(answered);
         for (question, line) in questions.iter().zip(lines) {
             let verdict = Verdict::of(&line, question.way, group.upstream.served_tier);
             failed |= verdict.is_failure(&line);

@@ -156,7 +156,13 @@ impl Columns<'_> {
             !self.is_grouped_by(*sum) && (sum.is_always_shown() || !empty)
         });
         let rates = (0..self.rates.len()).map(Column::Rate);
-        by.chain(shown.map(Column::Sum)).chain(rates).collect()
+        let mut columns: Vec<Column> = by.chain(shown.map(Column::Sum)).collect();
+        let cost = columns
+            .iter()
+            .position(|column| *column == Column::Sum(Sum::CostUsd));
+        let behind_cost = cost.map_or(columns.len(), |cost| cost + 1);
+        columns.splice(behind_cost..behind_cost, rates);
+        columns
     }
 
     /// What to leave out first of a table that is too wide.

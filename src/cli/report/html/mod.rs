@@ -6,6 +6,8 @@ mod chart;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use jiff::ToSpan;
+use jiff::civil::Date;
 use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
 
@@ -74,10 +76,7 @@ impl Charts {
                 "Downgrade rate: priority requests that were served on another tier",
                 &self.downgrades(),
             ),
-            section(
-                &format!("Top keys by {}", measure.to_lowercase()),
-                &self.top_keys(),
-            ),
+            section(&format!("Top keys: {measure}"), &self.top_keys()),
             section("Report", &table_of(table)),
         ];
         format!(
@@ -135,7 +134,7 @@ impl Charts {
             return String::new();
         }
         format!(
-            "Not in the spend: {} requests without a price, {} without usage.",
+            "Not in the spend: requests without a price ({}) and without usage ({}).",
             thousands(&unpriced.to_string()),
             thousands(&without_usage.to_string())
         )
@@ -167,6 +166,9 @@ impl Charts {
     fn periods(&self) -> Vec<(String, Day)> {
         let by_month = self.days.len() > MOST_DAYS;
         let mut periods: BTreeMap<String, Day> = BTreeMap::new();
+        for day in self.all_days().filter(|_| !by_month) {
+            periods.entry(day).or_default();
+        }
         for (day, sums) in &self.days {
             let name = if by_month { day.get(..MONTH) } else { None };
             let period = periods.entry(name.unwrap_or(day).to_owned()).or_default();
@@ -175,6 +177,23 @@ impl Charts {
             }
         }
         periods.into_iter().collect()
+    }
+
+    /// From the first to the last, also those without requests. None where the log spans more than are shown one by one.
+    fn all_days(&self) -> impl Iterator<Item = String> {
+        let day = |text: Option<&Box<str>>| text.and_then(|text| text.parse::<Date>().ok());
+        let (first, last) = (
+            day(self.days.keys().next()),
+            day(self.days.keys().next_back()),
+        );
+        let days = first.into_iter().flat_map(|first| first.series(1.day()));
+        let days = days.take_while(move |day| Some(*day) <= last);
+        let days: Vec<String> = days
+            .take(MOST_DAYS + 1)
+            .map(|day| day.to_string())
+            .collect();
+        let few = days.len() <= MOST_DAYS;
+        days.into_iter().filter(move |_| few)
     }
 
     fn by_day(&self) -> String {
