@@ -337,6 +337,8 @@ fn report_help() -> StyledStr {
     };
     let text = format!(
         "Fields, for --by and --where:\n{}\n\nSums, for --columns and --sort beside those of --by:\n{}\n\n\
+         The last row is the total; in csv and json its values of --by are empty. `requests` counts all, `refused` those of \
+         them that did not reach an upstream.\n\n\
          Examples:\n  \
          tiergate report access.log* --month 2026-10 --by group --rate EUR=0.92\n  \
          tiergate report access.log --since 7d --by day,service_tier_billed --where group=codex-fast\n  \

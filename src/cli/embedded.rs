@@ -197,3 +197,17 @@ fn random_mask() -> [u8; 4] {
     let [.., a, b, c, d] = *id.as_bytes();
     [a, b, c, d]
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn the_temporary_folder_is_closed_to_other_users() {
+        let folder = temporary_folder().unwrap();
+        let mode = folder.path().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+    }
+}

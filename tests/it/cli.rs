@@ -198,10 +198,15 @@ fn wrong_usage_ends_with_2_and_words_on_stderr() {
 }
 
 #[test]
-fn a_field_that_does_not_exist_gets_a_suggestion() {
+fn a_field_that_does_not_exist_gets_a_suggestion_and_the_list_of_all() {
     let done = tiergate(&["report", "x.log", "--by", "gruop"], "");
     assert!(
         stderr(&done).contains("did you mean `group`?"),
+        "{}",
+        stderr(&done)
+    );
+    assert!(
+        stderr(&done).contains(", upstream_status, "),
         "{}",
         stderr(&done)
     );

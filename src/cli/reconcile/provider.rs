@@ -29,14 +29,10 @@ struct Bucket {
 /// What one combination of the fields that were grouped by used within a bucket.
 #[derive(Deserialize)]
 struct Entry {
-    #[serde(default)]
-    input_tokens: u64,
-    #[serde(default)]
-    input_cached_tokens: u64,
-    #[serde(default)]
-    output_tokens: u64,
-    #[serde(default)]
-    num_model_requests: u64,
+    input_tokens: Option<u64>,
+    input_cached_tokens: Option<u64>,
+    output_tokens: Option<u64>,
+    num_model_requests: Option<u64>,
     model: Option<String>,
     service_tier: Option<String>,
 }
@@ -149,10 +145,10 @@ impl Entry {
 
     fn used(&self) -> Used {
         Used {
-            requests: self.num_model_requests,
-            input: self.input_tokens,
-            cached_input: self.input_cached_tokens,
-            output: self.output_tokens,
+            requests: self.num_model_requests.unwrap_or(0),
+            input: self.input_tokens.unwrap_or(0),
+            cached_input: self.input_cached_tokens.unwrap_or(0),
+            output: self.output_tokens.unwrap_or(0),
         }
     }
 }
@@ -173,7 +169,7 @@ mod tests {
     const BY: [Dimension; 3] = [Dimension::Day, Dimension::Model, Dimension::ServiceTier];
     const PAGE: &str = r#"{"object":"page","data":[{"object":"bucket","start_time":1793491200,"end_time":1793577600,"results":[
         {"object":"organization.usage.completions.result","input_tokens":10,"output_tokens":5,"input_cached_tokens":2,
-         "input_audio_tokens":0,"num_model_requests":3,"project_id":null,"model":"m-2026-04-24","service_tier":"priority"}]}],
+         "input_audio_tokens":null,"num_model_requests":3,"project_id":null,"model":"m-2026-04-24","service_tier":"priority"}]}],
         "has_more":MORE,"next_page":null}"#;
 
     fn page(more: bool) -> String {

@@ -47,7 +47,7 @@ impl FromStr for Filter {
             None => (name, true),
         };
         Ok(Filter {
-            by: name.parse().map_err(|why| format!("{why}"))?,
+            by: name.parse()?,
             equal,
             value: value.to_owned(),
         })

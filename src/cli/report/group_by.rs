@@ -62,13 +62,18 @@ impl GroupBy {
 }
 
 impl FromStr for GroupBy {
-    type Err = UnknownField;
+    /// Names the nearest field, and then all.
+    type Err = String;
 
-    fn from_str(name: &str) -> Result<GroupBy, UnknownField> {
-        match name.parse() {
-            Ok(period) => Ok(GroupBy::Period(period)),
-            Err(_) => name.parse().map(GroupBy::Field),
+    fn from_str(name: &str) -> Result<GroupBy, String> {
+        if let Ok(period) = name.parse() {
+            return Ok(GroupBy::Period(period));
         }
+        let field = name.parse().map(GroupBy::Field);
+        field.map_err(|unknown: UnknownField| {
+            let all: Vec<&str> = GroupBy::names().collect();
+            format!("{unknown}\nFields: {}", all.join(", "))
+        })
     }
 }
 
