@@ -196,14 +196,20 @@ fn sum(a: Option<Decimal>, b: Option<Decimal>) -> Result<Option<Decimal>, TooLar
     }
 }
 
-fn usage([input, cached, cache_write, output, reasoning, _]: Counts) -> Usage {
-    Usage {
-        input_tokens: input,
-        cached_input_tokens: cached,
-        cache_write_tokens: cache_write,
-        output_tokens: output,
-        reasoning_tokens: reasoning,
+/// The counts of [`TOKENS`] that prices know.
+fn usage(counts: Counts) -> Usage {
+    let mut usage = Usage::default();
+    let fields = [
+        &mut usage.input_tokens,
+        &mut usage.cached_input_tokens,
+        &mut usage.cache_write_tokens,
+        &mut usage.output_tokens,
+        &mut usage.reasoning_tokens,
+    ];
+    for (field, count) in fields.into_iter().zip(counts) {
+        *field = count;
     }
+    usage
 }
 
 /// `fast` is another word for it.
