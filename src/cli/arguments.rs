@@ -47,7 +47,8 @@ pub(super) enum Command {
     /// Serve until told to stop.
     #[command(after_help = "Example:\n  tiergate run -c /etc/tiergate/tiergate.yaml")]
     Run(RunArguments),
-    /// Load everything that `run` would load, and print every mistake as `path:line:column: message`.
+    /// Load everything that `run` would load, and print every mistake as `path:line:column: message`; warnings have the word
+    /// `warning:` before the message.
     #[command(
         after_help = "Example:\n  tiergate check -c tiergate.yaml --strict && systemctl reload tiergate\n\n\
         Exit code: 78 where there is a mistake, or with --strict a warning."

@@ -223,6 +223,9 @@ fn tell_mistakes(arguments: &CheckArguments, streams: &mut Streams<'_>) -> Ended
     match check(path, secrets) {
         Ok((config, policy, warnings)) => {
             streams.print(lines(&warnings))?;
+            if arguments.strict && !warnings.is_empty() {
+                return Ok(BAD_CONFIGURATION);
+            }
             writeln!(
                 streams.err,
                 "{}: no mistakes; upstreams: {}, groups: {}, keys: {}",
@@ -231,8 +234,7 @@ fn tell_mistakes(arguments: &CheckArguments, streams: &mut Streams<'_>) -> Ended
                 policy.groups().len(),
                 policy.key_count()
             )?;
-            let failed = arguments.strict && !warnings.is_empty();
-            Ok(if failed { BAD_CONFIGURATION } else { DONE })
+            Ok(DONE)
         }
         Err(mistakes) => {
             streams.print(lines(&mistakes))?;
