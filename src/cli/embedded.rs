@@ -1,8 +1,10 @@
 //! A proxy within a command: on loopback, with files of its own, for as long as the command takes; and the client that asks it,
 //! by Pingora's own HTTP.
 
+use std::fs::Permissions;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,6 +21,8 @@ use crate::codec::websocket::{Opcode, ServerEvent, ServerReader, close_frame, te
 use crate::config::{Config, Listen, LogFormat, LogSettings, LogTarget, ServerOptions};
 use crate::server::Server;
 
+/// For the owner alone, whatever the umask is: the files tell what is asked.
+const FOLDER_MODE: u32 = 0o700;
 /// All requests have their answers by then.
 const DRAIN: Duration = Duration::from_secs(1);
 /// One message of a WebSocket, in bytes.
@@ -30,7 +34,10 @@ const SWITCHING_PROTOCOLS: u16 = 101;
 
 /// A folder for the command's files, closed to other users, and removed when dropped.
 pub(crate) fn temporary_folder() -> io::Result<TempDir> {
-    tempfile::Builder::new().prefix("tiergate-").tempdir()
+    tempfile::Builder::new()
+        .prefix("tiergate-")
+        .permissions(Permissions::from_mode(FOLDER_MODE))
+        .tempdir()
 }
 
 /// Has a configuration touch nothing but this folder and loopback ports that are free.
@@ -200,8 +207,6 @@ fn random_mask() -> [u8; 4] {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]
