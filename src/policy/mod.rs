@@ -170,10 +170,26 @@ impl Policy {
 
     /// Key first, then path, then tier: nobody without a key learns anything about the rest.
     pub fn decide(&self, request: &Head<'_>) -> Result<Decision, Denied> {
-        let path = endpoint::classify(request.path, &self.tier_paths);
         let is_listed = |digest: &[u8; 32]| self.keys.find(digest).is_some();
-        let credential = Credential::of(request.headers, is_listed)
-            .map_err(|(none, first)| Denied::unknown(none.into(), first, path.endpoint))?;
+        let credential = Credential::of(request.headers, is_listed).map_err(|(none, first)| {
+            let path = endpoint::classify(request.path, &self.tier_paths);
+            Denied::unknown(none.into(), first, path.endpoint)
+        })?;
+        self.decide_for(credential, request)
+    }
+
+    /// [`Policy::decide`] for a key that is known by its digest alone, whatever key the request brings.
+    pub fn decide_as(&self, digest: &[u8; 32], request: &Head<'_>) -> Result<Decision, Denied> {
+        let credential = Credential {
+            digest: *digest,
+            header: CredentialHeader::Authorization,
+            has_others: false,
+        };
+        self.decide_for(credential, request)
+    }
+
+    fn decide_for(&self, credential: Credential, request: &Head<'_>) -> Result<Decision, Denied> {
+        let path = endpoint::classify(request.path, &self.tier_paths);
         let holder = self.holder(&credential, path.endpoint)?;
         if path.ambiguous {
             return Err(holder.denied(Cause::AmbiguousPath));

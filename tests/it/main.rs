@@ -23,6 +23,7 @@ mod memory;
 mod monitoring;
 mod probe;
 mod readme;
+mod reconcile;
 mod reload;
 mod report;
 mod secrets;
