@@ -6,12 +6,15 @@ use serde_json::{Map, Value};
 use tiergate::accounting::access_log::line::{FIELDS, OTEL_FIELDS};
 use tiergate::codec::error::Cause;
 
-use super::page::{blocks, name, names, quoted, table};
+use super::page::{blocks, headings, name, names, pages, quoted, table};
 use super::{ahead, assert_same, read, root, tiergate};
 use crate::support::{proxy, upstream};
 
 const LOG: &str = "docs/access-log.md";
 const METRICS: &str = "docs/metrics.md";
+
+/// An answer that says that another tier was served than the one that is forced.
+const DOWNGRADED: &str = r#"{"object":"response","status":"completed","service_tier":"default","usage":{"input_tokens":1,"output_tokens":1}}"#;
 
 fn set<S: Into<String>>(names: impl IntoIterator<Item = S>) -> BTreeSet<String> {
     names.into_iter().map(Into::into).collect()
@@ -306,10 +309,7 @@ fn the_presets_of_kinds_are_those_of_the_program() {
         if ahead::is_ahead("settings", &kind) {
             continue;
         }
-        let server = upstream::json(
-            r#"{"object":"response","status":"completed","service_tier":"default","usage":{"input_tokens":1,"output_tokens":1}}"#,
-        )
-        .run();
+        let server = upstream::json(DOWNGRADED).run();
         let proxy = proxy::new()
             .upstream_with("main", &server, &format!("kind: {kind}"))
             .run();
@@ -357,6 +357,52 @@ fn the_commands_are_those_of_the_program() {
     assert_same("commands", &set(documented), &known);
 }
 
+/// The options of that command which stand in the text.
+fn options_in(text: &str) -> BTreeSet<String> {
+    let words = text.split(|sign: char| !(sign.is_ascii_lowercase() || sign == '-'));
+    let options = words.filter(|word| word.len() > 3 && word.starts_with("--"));
+    options.map(str::to_owned).collect()
+}
+
+/// The lines of a page that call that command, and the sections that are called after it.
+fn told_of(page: &str, command: &str) -> String {
+    let text = read(page);
+    let mut section = "";
+    let lines = text.lines().filter(|line| {
+        section = line.strip_prefix("## ").unwrap_or(section);
+        let calls = line.contains("tiergate ");
+        line.contains(&format!("tiergate {command} ")) || section == command && !calls
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_options_shown_are_those_of_the_commands() {
+    for command in names("README.md", "command") {
+        let command = command.trim_start_matches("tiergate ");
+        if ahead::is_ahead("commands", command) {
+            continue;
+        }
+        let help = tiergate(&root(), &[command, "--help"]);
+        let help = options_in(&String::from_utf8(help.stdout).unwrap());
+        let mut shown = BTreeSet::new();
+        for page in pages() {
+            shown.append(&mut options_in(&told_of(&page, command)));
+        }
+        if command == "report" {
+            let options = table("docs/report.md", "option");
+            shown.append(&mut set(options.iter().flat_map(|row| options_in(&row[0]))));
+        }
+        for option in shown.difference(&help) {
+            let name = format!("{command} {option}");
+            assert!(
+                ahead::is_ahead("options", &name),
+                "{name} is not in the help: {help:?}"
+            );
+        }
+    }
+}
+
 /// Every literal of the catalogue that is a metric's name.
 fn catalogue() -> BTreeSet<String> {
     let source = super::files::text_below(&["src/accounting"], |path| {
@@ -379,7 +425,7 @@ fn the_metrics_are_those_of_the_catalogue() {
 
 #[test]
 fn the_metrics_have_the_types_and_labels_that_are_documented() {
-    let server = upstream::json("{}").run();
+    let server = upstream::json(DOWNGRADED).run();
     let proxy = proxy::new().upstream(&server).run();
     proxy.client("sk-fast").post("/v1/responses", "{}");
     let answer = proxy.admin("/metrics");
@@ -410,9 +456,9 @@ fn the_metrics_have_the_types_and_labels_that_are_documented() {
 }
 
 #[test]
-fn the_alerts_are_those_of_the_rules() {
-    let documented = table(METRICS, "alert");
-    let documented = documented.iter().flat_map(|row| quoted(&row[0]));
+fn every_alert_of_the_rules_is_in_the_runbook() {
+    let documented = headings("docs/operations.md").into_iter();
+    let documented = documented.filter(|heading| heading.starts_with("Tiergate"));
     let rules = read("conf/alerts.yml");
     let known = rules
         .lines()
