@@ -26,6 +26,7 @@ const NAMES: [(&str, &[&str]); 7] = [
             "of_request",
             "bridge",
             "bridge_dropped",
+            "prices",
         ],
     ),
     (
@@ -38,6 +39,9 @@ const NAMES: [(&str, &[&str]); 7] = [
             "tiergate_bridged_total",
             "tiergate_bridge_dropped_total",
             "tiergate_build_info",
+            "tiergate_prices_reloads_total",
+            "tiergate_prices_info",
+            "tiergate_prices_last_success_timestamp_seconds",
         ],
     ),
     (
