@@ -11,7 +11,8 @@ use super::page::{blocks, pages};
 use super::{ahead, read, root, tiergate};
 use crate::support::client::Client;
 use crate::support::tls::certificates;
-use crate::support::{eventually, upstream};
+use crate::support::upstream::Reply;
+use crate::support::{eventually, proxy, upstream};
 
 /// Different ones: all are bound before any is let go.
 fn free_ports<const N: usize>() -> [SocketAddr; N] {
@@ -122,6 +123,51 @@ fn explain_says_of_the_policy_what_is_shown() {
     for line in shown("docs/policy.md", "POST /v1/responses") {
         let found = explained.contains(&without_column(&line));
         assert!(found, "{line}\nin\n{explained:#?}");
+    }
+}
+
+/// A request that goes wrong, as a section of docs/troubleshooting.md tells: what the upstream does, who asks for what.
+fn symptom(reply: Reply, key: &str, path: &str, body: &str) -> Value {
+    let server = upstream::script([reply]).run();
+    let proxy = proxy::new()
+        .upstream_with("main", &server, "response_timeout: 300ms")
+        .run();
+    proxy.client(key).post(path, body);
+    proxy.access_log(1).remove(0)
+}
+
+#[test]
+fn the_lines_of_troubleshooting_are_those_of_their_symptoms() {
+    let downgraded = r#"{"object":"response","status":"completed","service_tier":"default","usage":{"input_tokens":1,"output_tokens":1}}"#;
+    let chat =
+        r#"{"object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"hi"}}]}"#;
+    let chat = [format!("data: {chat}\n\n"), "data: [DONE]\n\n".to_owned()];
+    let chat: Vec<&str> = chat.iter().map(String::as_str).collect();
+    let cut = ["event: response.created\ndata: {\"type\":\"response.created\"}\n\n"];
+    let json = |body: &str| upstream::reply(200).json(body);
+    let responses = "/v1/responses";
+    let lines = [
+        symptom(json("{}"), "sk-unknown", responses, "{}"),
+        symptom(json("{}"), "sk-fast", responses, "{\"model\":"),
+        symptom(Reply::default().close(), "sk-fast", responses, "{}"),
+        symptom(upstream::silence(), "sk-fast", responses, "{}"),
+        symptom(upstream::reply(200).sse(&cut), "sk-fast", responses, "{}"),
+        symptom(json(downgraded), "sk-fast", responses, "{}"),
+        symptom(
+            upstream::reply(200).sse(&chat),
+            "sk-plain",
+            "/v1/chat/completions",
+            r#"{"model":"m","stream":true,"messages":[]}"#,
+        ),
+    ];
+    let shown = blocks("docs/troubleshooting.md", "json").join("");
+    let shown: Vec<&str> = shown.lines().collect();
+    assert_eq!(shown.len(), lines.len());
+    for (shown, line) in shown.iter().zip(lines) {
+        let fields: Map<String, Value> = serde_json::from_str(shown).unwrap();
+        for (field, value) in fields {
+            assert_eq!(line[&field], value, "{field} of {shown}");
+        }
     }
 }
 
