@@ -18,15 +18,17 @@ pub fn pages() -> Vec<String> {
     pages
 }
 
-/// The rows of the first table of that page whose first column has that heading, each cell as it is written.
+/// The rows of the tables of that page whose first column has that heading, each cell as it is written.
 pub fn table(page: &str, heading: &str) -> Vec<Vec<String>> {
     let text = read(page);
-    let rows: Vec<Vec<String>> = text
-        .lines()
-        .skip_while(|line| !line.starts_with(&format!("| {heading} |")))
-        .skip(2)
-        .take_while(|line| line.starts_with('|'))
-        .map(cells)
+    let begin = format!("\n| {heading} |");
+    let tables = text.split(&begin).skip(1);
+    let rows: Vec<Vec<String>> = tables
+        .flat_map(|table| {
+            // The rest of the headings, and the line below them.
+            let lines = table.lines().skip(2);
+            lines.take_while(|line| line.starts_with('|')).map(cells)
+        })
         .collect();
     assert!(!rows.is_empty(), "no table `{heading}` in {page}");
     rows
