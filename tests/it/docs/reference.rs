@@ -218,6 +218,9 @@ fn leaves_of(schema: &Value, all: &Value, path: &str, leaves: &mut BTreeSet<Stri
     }
 }
 
+/// Maps that are described as a whole, and what is below them by the text of their row.
+const AS_A_WHOLE: [&str; 2] = ["prices.tiers.long.", "upstreams.headers.set."];
+
 #[test]
 fn every_setting_of_the_schemas_is_documented() {
     let folder = root().join("conf/schema");
@@ -239,10 +242,8 @@ fn every_setting_of_the_schemas_is_documented() {
         assert!(leaves.len() > 5, "{stem}: {leaves:?}");
         let documented = set(names(page, "key").iter().map(|key| key.replace(".*", "")));
         for leaf in leaves.iter().filter(|leaf| !leaf.starts_with('$')) {
-            // A map that is described as a whole.
-            let described = documented
-                .iter()
-                .any(|key| leaf == key || leaf.starts_with(&format!("{key}.")));
+            let whole = AS_A_WHOLE.iter().any(|map| leaf.starts_with(map));
+            let described = whole || documented.contains(leaf);
             assert!(
                 described,
                 "{leaf} of {file} is not documented in {page}: {documented:?}"
