@@ -36,7 +36,7 @@ test-monitoring: tools
 	$(CARGO) build
 	python3 tests/promtool.py
 
-# The picture of the admin page in the README, by headless Chromium.
+# The picture of the admin page in docs/metrics.md, by headless Chromium.
 picture: tools
 	$(CARGO) build
 	python3 tests/page.py

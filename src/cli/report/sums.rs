@@ -205,6 +205,7 @@ fn usage(counts: Counts) -> Usage {
         &mut usage.cache_write_tokens,
         &mut usage.output_tokens,
         &mut usage.reasoning_tokens,
+        &mut usage.cache_write_long_tokens,
     ];
     for (field, count) in fields.into_iter().zip(counts) {
         *field = count;
