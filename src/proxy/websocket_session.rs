@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use jiff::Timestamp;
 use pingora_core::Error;
 use pingora_core::protocols::http::HttpTask;
 use pingora_proxy::Session;
@@ -14,9 +15,7 @@ use crate::accounting::record::{Answered, RequestInfo, RequestRecord, Sent, Term
 use crate::accounting::usage::{Event, EventObserver, Observed};
 use crate::codec::body_budget::Lease;
 use crate::codec::error::{Cause, Refusal};
-use crate::codec::service_tier::{
-    BodyFault, Edit, Edits, Facts, PRIORITY, Rewriter, Rewritten, Tier, observed_tier,
-};
+use crate::codec::service_tier::{BodyFault, Edits, Facts, Rewriter, Rewritten};
 use crate::codec::websocket::{
     ClientEvent, ClientReader, Message, Opcode, ProtocolError, ServerEvent, ServerReader,
     close_frame, encode_in_place, text_frame,
@@ -398,13 +397,25 @@ impl Conversation {
             .message
             .take()
             .unwrap_or_else(|| Rewriter::for_message(depth));
+        let policy = self.state.policy.current();
+        let mut decided = policy.decide_again(&self.credential, Endpoint::Responses, false);
+        let is_create = rewriter.facts().kind.as_deref() == Some(RESPONSE_CREATE);
+        let over_budget = match &mut decided {
+            Ok(decision) if is_create => self.settle(decision, rewriter.facts()).err(),
+            _ => None,
+        };
+        let action = decided.as_ref().ok().and_then(|decision| decision.order);
+        let edits = action.map_or(Edits::default(), |action| action.edits(false));
         let read = match self.fault.take() {
             Some(fault) => Err(fault),
-            None => rewriter.finish(Edits::tier(Edit::Set(Tier::Priority))),
+            None => rewriter.finish(edits),
         };
-        let policy = self.state.policy.current();
-        let decided = policy.decide_again(&self.credential, Endpoint::Responses, false);
         match (read, decided) {
+            (Ok(body), Ok(decision)) if over_budget.is_some() => {
+                let refusal = over_budget.unwrap_or_else(|| Cause::BudgetExhausted.into());
+                let facts = Some(body.facts);
+                Err(self.refuse_turn(refusal, policy, decision, facts, &message, connection))
+            }
             // Whatever it is, it is nothing that a group without force would have changed.
             (Err(_), Ok(decision)) if decision.order.is_none() => Ok(message.raw),
             (Err(fault), Ok(decision)) => {
@@ -433,6 +444,23 @@ impl Conversation {
                 Err(self.deny_turn(denied, policy, facts, &message, connection))
             }
         }
+    }
+
+    /// Decides what only the message itself tells, and what is left of the budget.
+    fn settle(&self, decision: &mut Decision, facts: &Facts) -> Result<(), Refusal> {
+        let Some(action) = decision.order else {
+            return Ok(());
+        };
+        decision.order = decision.group.settle(action, facts);
+        let Some(action) = decision.order else {
+            return Ok(());
+        };
+        let (key, budgets) = (&decision.credential.digest, &self.state.budgets);
+        let allowed = decision
+            .group
+            .within_budget(action, key, budgets, Timestamp::now());
+        decision.order = Some(allowed.map_err(|_| Cause::BudgetExhausted)?);
+        Ok(())
     }
 
     /// A `response.create` that may go on.
@@ -477,13 +505,14 @@ impl Conversation {
         turn.key = decision.key.clone();
         turn.group = Some(decision.group.clone());
         turn.order = decision.order;
-        let goes_on = if decision.order.is_some() {
+        let action = decision.order.filter(|action| action.changes());
+        let goes_on = if let Some(action) = action {
             let (buffer, start, facts) = body.into_parts();
-            let found = observed_tier(&buffer[start..]);
-            if found != Some(PRIORITY) {
+            let depth = self.state.limits.json_depth;
+            let Ok(found) = action.outgoing_tier(&buffer[start..], depth) else {
                 self.state.metrics.unforced_forwarded.inc();
                 return Err(Stop::Refused(Cause::Internal.into()));
-            }
+            };
             turn.facts = facts;
             turn.sent_whole((buffer.len() - start) as u64, found);
             encode_in_place(message.opcode, Some(message.mask), buffer, start)
