@@ -7,6 +7,7 @@ pub mod error_mapping;
 mod replies;
 pub mod request_body;
 pub mod upstream_request;
+mod websocket_exchange;
 pub mod websocket_session;
 
 use std::os::fd::RawFd;
@@ -169,7 +170,7 @@ impl ProxyHttp for TierProxy {
         Self::CTX: Send + Sync,
     {
         if session.was_upgraded() {
-            return websocket_session::from_client(session, body, end_of_stream, exchange).await;
+            return websocket_exchange::from_client(session, body, end_of_stream, exchange).await;
         }
         let ends = end_of_stream || body.is_none();
         if exchange.is_settled() {
@@ -220,7 +221,7 @@ impl ProxyHttp for TierProxy {
         if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
             // A socket may stay silent for as long as its peers like.
             session.set_read_timeout(None);
-            return websocket_session::begin(exchange);
+            return websocket_exchange::begin(exchange);
         }
         if replies::is_empty(response) {
             exchange.end_answer();
@@ -240,7 +241,7 @@ impl ProxyHttp for TierProxy {
         }
         exchange.hide_usage(body, end_of_stream);
         if exchange.conversation.is_some() {
-            websocket_session::from_upstream(body, end_of_stream, exchange);
+            websocket_exchange::from_upstream(body, end_of_stream, exchange);
         } else if end_of_stream {
             exchange.end_answer();
             if !exchange.body_complete {
