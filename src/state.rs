@@ -163,7 +163,7 @@ impl State {
     /// Saves what was spent on the fast tier, and learns what other processes spent. It waits for the disk.
     pub fn save_budgets(&self) {
         let Some(store) = &self.store else { return };
-        let failed = match store.exchange(&self.budgets, Timestamp::now()) {
+        let failed = match store.exchange(&self.budgets, &self.background, Timestamp::now()) {
             Ok(()) => None,
             Err(why) => Some(why.to_string()),
         };
