@@ -344,13 +344,17 @@ fn carry(config: &Config, decision: &mut Decision, request: &Request) -> Result<
     let (head, body) = (&request.head, &request.body);
     let length = Some(request.length());
     let budget = Budget::new(limits.buffered);
-    decision.order = order_for_body(decision.order, &head.method, body.is_empty());
-    let Some(action) = decision.order else {
+    let for_body = order_for_body(decision.order, &head.method, body.is_empty());
+    let Some(action) = for_body else {
         let mut streamed = StreamedBody::open(&head.headers, length, &limits, &budget)?;
         streamed.pass(body)?;
         let facts = streamed.finish();
         return Ok(Carried {
-            tier: own_tier(&facts).map(str::to_owned),
+            tier: match decision.order {
+                Some(_) => set_tier(decision.order, None),
+                None => own_tier(&facts),
+            }
+            .map(str::to_owned),
             facts,
             rewritten: None,
         });

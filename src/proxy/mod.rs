@@ -379,11 +379,11 @@ impl TierProxy {
         }
         let method = &exchange.arrival.method;
         let headers = &session.req_header().headers;
-        exchange.turn.order = order_for_body(exchange.turn.order, method, empty);
+        let mut order = order_for_body(exchange.turn.order, method, empty);
         if length.is_none() && !empty {
             exchange.settle_without_length()?;
+            order = exchange.turn.order;
         }
-        let order = exchange.turn.order;
         let is_held = order.is_some_and(|action| needs_body(&action)) || exchange.requests_usage();
         if !is_held {
             let body = StreamedBody::open(headers, length, limits, budget)?;
