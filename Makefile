@@ -29,21 +29,21 @@ test-ecosystem: tools
 	$(CARGO) build
 	python3 -m venv target/ecosystem
 	target/ecosystem/bin/pip install --quiet chdb==4.4.0 duckdb==2.0.0
-	target/ecosystem/bin/python tests/ecosystem.py
+	target/ecosystem/bin/python tests/external/ecosystem.py
 
 # The rules, the dashboard and the metrics; promtool is in Debian's package `prometheus`.
 test-monitoring: tools
 	$(CARGO) build
-	python3 tests/promtool.py
+	python3 tests/external/promtool.py
 
 # The picture of the admin page in the README, by headless Chromium.
 picture: tools
 	$(CARGO) build
-	python3 tests/page.py
+	python3 tests/external/page.py
 
 # As root: in a Debian that boots in a container, from debootstrap; lintian and openssl are needed too.
 test-debian: deb
-	python3 tests/debian.py
+	python3 tests/external/debian.py
 
 # Each target a short while, with a stable compiler. A long run: TARGETS=rewriter RUNS=10000000 make fuzz
 # Inputs that reach something new are kept in fuzz/corpus, those that fail in fuzz/artifacts.

