@@ -11,11 +11,14 @@
 //! 5. Secrets exist as digests. No `Debug`, error or log carries one.
 //! 6. No lock is held across an await; no buffer is without a limit; every limit has a name and a unit.
 //!
-//! In reading order: a process is assembled ([`server`]), its files are loaded ([`config`], [`policy`], [`reload`]), a
-//! request is decided ([`policy`], [`endpoint`]), carried ([`proxy`], [`relay`], [`body`], [`service_tier`], [`upstream`]) and
-//! accounted for ([`exchange`], [`usage`], [`access_log`], [`metrics`]).
+//! In reading order, and in the order in which one may use the other, from left to right only: the command line ([`cli`]);
+//! the process, its listeners and client connections ([`server`]); the way of a request through Pingora's phases
+//! ([`proxy`]); what requests share ([`state`]); the conversion of protocols ([`bridge`]), the rules of the groups
+//! ([`policy`]), addresses and connections of upstreams ([`upstream`]), log, metrics and money ([`accounting`]); formats,
+//! without I/O ([`codec`]); settings and files ([`config`]).
 
 pub mod accounting;
+pub mod bridge;
 pub mod cli;
 pub mod codec;
 pub mod config;

@@ -14,12 +14,12 @@ use crate::accounting::access_log::AccessLog;
 use crate::accounting::metrics::Metrics;
 use crate::accounting::prices::Prices;
 use crate::accounting::usage::{Observed, UsageState};
+use crate::codec::body_budget::Budget;
 use crate::config::secret_file::FileBytes;
 use crate::config::watch::{Follower, Live, Watch};
 use crate::config::{Config, Limits, Mistake};
 use crate::policy::Policy;
 use crate::policy::in_flight::InFlight;
-use crate::proxy::request_body::Budget;
 use crate::upstream::Upstream;
 
 /// How long a drain waits for the handshakes and the first heads of connections that were accepted before it.

@@ -11,6 +11,7 @@ use pingora_http::RequestHeader;
 use serde::Serialize;
 
 use crate::accounting::record::{logged_model, own_tier, set_tier, tier_reason};
+use crate::codec::body_budget::Budget;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::Facts;
 use crate::config::Config;
@@ -19,7 +20,7 @@ use crate::policy::endpoint::Endpoint;
 use crate::policy::{Decision, Denied, Group, Head, Order, Policy, TierReason};
 use crate::proxy::context::outgoing_tier;
 use crate::proxy::context::{logged_path, without_query};
-use crate::proxy::request_body::{Budget, HeldBody, ReadyBody, StreamedBody};
+use crate::proxy::request_body::{HeldBody, ReadyBody, StreamedBody};
 use crate::proxy::upstream_request::{HeadEdit, Length};
 use crate::proxy::{may_be_empty, may_upgrade, order_for_body};
 use crate::upstream::Upstream;

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::accounting::record::{Answered, Ending, Sent, Turn};
 use crate::accounting::usage::{Event, EventObserver, Observed};
+use crate::codec::body_budget::Lease;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::{
     BodyFault, Edit, Facts, PRIORITY, Rewriter, Rewritten, observed_tier,
@@ -24,7 +25,7 @@ use crate::policy::endpoint::Endpoint;
 use crate::policy::{Credential, Decision, Denied, Group, Order, Policy};
 use crate::proxy::context::{Arrival, Exchange};
 use crate::proxy::error_mapping::REFUSED;
-use crate::proxy::request_body::{Lease, refuse_json};
+use crate::proxy::request_body::refuse_json;
 use crate::state::State;
 use crate::upstream::Upstream;
 use crate::upstream::connector::control::Phase;

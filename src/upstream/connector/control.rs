@@ -46,6 +46,8 @@ struct State {
     has_received: bool,
     /// The connection is one of HTTP/2.
     is_http2: bool,
+    /// Whether an error response is looked at before Pingora has its head, and what was found.
+    look: ErrorLook,
     is_ended: bool,
     drains: bool,
     holds_request: bool,
@@ -54,6 +56,14 @@ struct State {
     /// Until when the connection sleeps; a limit that ends before it wakes it.
     sleeps_until: Option<Instant>,
     waker: Option<Waker>,
+}
+
+/// Whether the beginning of an error response is looked at for a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ErrorLook {
+    Off,
+    For(&'static [u8]),
+    Found,
 }
 
 /// Whether an upgraded connection may be read.
@@ -77,6 +87,7 @@ impl StreamControl {
             expired: None,
             has_received: false,
             is_http2,
+            look: ErrorLook::Off,
             is_ended: false,
             drains: false,
             holds_request: false,
@@ -106,6 +117,7 @@ impl StreamControl {
         let mut state = self.0.lock();
         state.expired = None;
         state.has_received = false;
+        state.look = ErrorLook::Off;
         state.is_ended = false;
         state.drains = false;
         state.holds_request = holds_request;
@@ -138,6 +150,16 @@ impl StreamControl {
         if std::mem::take(&mut state.holds_request) {
             state.wake();
         }
+    }
+
+    /// An error response (4xx) to this attempt is to be looked at for this text before it goes on.
+    pub fn look_for(&self, text: &'static [u8]) {
+        self.0.lock().look = ErrorLook::For(text);
+    }
+
+    /// Whether the response is an error that holds the text.
+    pub fn has_found(&self) -> bool {
+        self.0.lock().look == ErrorLook::Found
     }
 
     /// The end of a request that asks for an upgrade was queued for the upstream.
@@ -175,6 +197,22 @@ impl StreamControl {
 
     pub fn is_http2(&self) -> bool {
         self.0.lock().is_http2
+    }
+
+    /// The text to look for, where there is one and it was not found.
+    pub(super) fn looks_for(&self) -> Option<&'static [u8]> {
+        match self.0.lock().look {
+            ErrorLook::For(text) => Some(text),
+            ErrorLook::Off | ErrorLook::Found => None,
+        }
+    }
+
+    /// It was found, or is not looked for any longer.
+    pub(super) fn end_look(&self, found: bool) {
+        self.0.lock().look = match found {
+            true => ErrorLook::Found,
+            false => ErrorLook::Off,
+        };
     }
 
     pub(super) fn phase(&self) -> Phase {

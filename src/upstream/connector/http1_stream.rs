@@ -19,6 +19,7 @@ use pingora_core::protocols::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::control::{Phase, StreamControl, Watchdog};
+use super::error_look::{ErrorLook, Finding, may_be_client_error};
 
 /// Bytes that are written together with what follows them: a head and a small body are one segment.
 const GATHERED_BYTES: usize = 16 * 1024;
@@ -42,6 +43,7 @@ pub(super) struct Http1Stream {
     /// The response came before its request was taken. No more of the request is sent, and the connection is not used
     /// again.
     answered_early: bool,
+    look: ErrorLook,
 }
 
 impl Http1Stream {
@@ -57,6 +59,7 @@ impl Http1Stream {
             early: Vec::new(),
             taken: 0,
             answered_early: false,
+            look: ErrorLook::default(),
         }
     }
 
@@ -106,6 +109,39 @@ impl Http1Stream {
         self.answered_early
     }
 
+    /// Reads the beginning of a response that may be an error with this text in it. Ready when it is known whether it is;
+    /// what was read is in `early` then.
+    fn poll_look(&mut self, cx: &mut Context<'_>, text: &'static [u8]) -> Poll<io::Result<()>> {
+        loop {
+            let mut room = [0; 4096];
+            let mut read = ReadBuf::new(&mut room);
+            let polled = Pin::new(&mut self.io).poll_read(cx, &mut read);
+            let has_ended = match polled {
+                Poll::Pending if self.look.bytes.is_empty() => return Poll::Pending,
+                Poll::Pending => self.look.poll_over(cx).is_ready(),
+                Poll::Ready(Ok(())) => read.filled().is_empty(),
+                Poll::Ready(Err(error)) if self.look.bytes.is_empty() => {
+                    return Poll::Ready(Err(error));
+                }
+                Poll::Ready(Err(_)) => true,
+            };
+            self.look.bytes.extend_from_slice(read.filled());
+            let finding = match may_be_client_error(&self.look.bytes) {
+                true => self.look.judge(text, has_ended),
+                false => Finding::NotFound,
+            };
+            if finding == Finding::Open && polled.is_pending() {
+                return Poll::Pending;
+            }
+            if finding != Finding::Open {
+                self.control().end_look(finding == Finding::Found);
+                self.early = std::mem::take(&mut self.look).bytes;
+                self.watchdog.progressed();
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
     fn take_early(&mut self, buf: &mut ReadBuf<'_>) -> bool {
         let left = &self.early[self.taken..];
         let count = left.len().min(buf.remaining());
@@ -139,6 +175,19 @@ impl AsyncRead for Http1Stream {
             return Poll::Ready(Ok(()));
         }
         ready!(this.control().poll_upgrade(cx));
+        if let Some(text) = this.control().looks_for() {
+            match this.poll_look(cx, text) {
+                Poll::Ready(Ok(())) => {
+                    this.take_early(buf);
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    ready!(this.watchdog.poll_expired(cx));
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+            }
+        }
         let before = buf.filled().len();
         if let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, buf) {
             if buf.filled().len() > before {

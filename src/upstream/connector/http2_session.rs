@@ -26,6 +26,7 @@ use pingora_core::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 
 use super::control::{StreamControl, Watchdog};
+use super::error_look::{ErrorLook, Finding};
 use super::http2_body::{BodyWriter, OutgoingBody, unsent};
 
 /// The upstream has not looked at the request, and it can be sent again (RFC 9113 §8.7).
@@ -43,6 +44,7 @@ pub struct Http2Session {
     body: Arc<OutgoingBody>,
     is_head: bool,
     response: Response,
+    look: ErrorLook,
 }
 
 /// How far the response has come.
@@ -71,6 +73,7 @@ impl Http2Session {
             body: Arc::default(),
             is_head: false,
             response: Response::default(),
+            look: ErrorLook::default(),
         }
     }
 
@@ -160,6 +163,31 @@ impl Http2Session {
         }
     }
 
+    /// Reads the beginning of an error response that may have this text in it. Ready when it is known whether it has.
+    fn poll_look(&mut self, cx: &mut Context<'_>, text: &'static [u8]) -> Poll<()> {
+        loop {
+            let polled = self.session.poll_read_response_body(cx);
+            let is_pending = polled.is_pending();
+            let has_ended = match polled {
+                Poll::Pending => self.look.poll_over(cx).is_ready(),
+                Poll::Ready(Some(Ok(piece))) => {
+                    self.look.bytes.extend_from_slice(&piece);
+                    self.session.response_finished()
+                }
+                // An error shows when the body is read again.
+                Poll::Ready(_) => true,
+            };
+            let finding = self.look.judge(text, has_ended);
+            if finding == Finding::Open && is_pending {
+                return Poll::Pending;
+            }
+            if finding != Finding::Open {
+                self.watchdog.control.end_look(finding == Finding::Found);
+                return Poll::Ready(());
+            }
+        }
+    }
+
     /// What was waited for for too long.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<Box<Error>> {
         self.watchdog
@@ -196,7 +224,8 @@ impl Http2Session {
         let Response {
             promised, received, ..
         } = self.response;
-        self.response.is_ended |= self.session.response_finished();
+        let is_read = self.look.bytes.is_empty();
+        self.response.is_ended |= is_read && self.session.response_finished();
         self.response.is_whole = self.response.is_ended || promised == Some(received);
         if self.response.is_ended {
             self.body.stop();
@@ -255,6 +284,12 @@ impl Session for Http2Session {
 
     async fn read_response_header(&mut self) -> Result<()> {
         std::future::poll_fn(|cx| self.poll_response_head(cx)).await?;
+        let head = self.session.response_header();
+        let is_error = head.is_some_and(|head| head.status.is_client_error());
+        let text = self.watchdog.control.looks_for();
+        if let Some(text) = text.filter(|_| is_error && !self.is_head) {
+            std::future::poll_fn(|cx| self.poll_look(cx, text)).await;
+        }
         self.take_head();
         Ok(())
     }
@@ -264,6 +299,12 @@ impl Session for Http2Session {
     async fn read_response_body(&mut self) -> Result<Option<Bytes>> {
         if self.response.is_whole {
             return Ok(None);
+        }
+        if !self.look.bytes.is_empty() {
+            let piece = Bytes::from(std::mem::take(&mut self.look.bytes));
+            self.response.received += piece.len() as u64;
+            self.note_end();
+            return Ok(Some(piece));
         }
         let piece = std::future::poll_fn(|cx| self.poll_response_body(cx)).await?;
         let Some(piece) = piece else {

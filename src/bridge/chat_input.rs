@@ -1,0 +1,220 @@
+//! The messages of a Chat request as the `input` of a Responses request. `reasoning_content` and names of speakers have
+//! no place there.
+
+use super::error::Refusal;
+use super::input::{CallKind, Input, Part, Role, orphan};
+use super::json::{Node, Object, Text};
+use super::names::{ToolNames, call_id};
+use super::record::{Content, Record};
+use super::request::Dropped;
+
+/// What a tool is said to have put out if it has put out nothing.
+const NO_OUTPUT: &str = "(no output)";
+
+/// Members of a file part that pass as they are: both APIs are of one vendor.
+const FILE_MEMBERS: [&str; 3] = ["file_id", "filename", "file_data"];
+
+/// Reads the messages one after the other.
+pub(crate) struct Conversation<'a, 'c> {
+    names: &'c mut ToolNames,
+    dropped: &'c mut Dropped,
+    input: Input<'a>,
+    /// Calls of the legacy form so far: they have no ids.
+    legacy_calls: usize,
+}
+
+impl<'a, 'c> Conversation<'a, 'c> {
+    /// Starts with no message. Names of tools and of what is dropped are put down where the caller wants them.
+    pub(crate) fn new(names: &'c mut ToolNames, dropped: &'c mut Dropped) -> Self {
+        Conversation {
+            names,
+            dropped,
+            input: Input::default(),
+            legacy_calls: 0,
+        }
+    }
+
+    /// All messages of the body.
+    pub(crate) fn read(&mut self, body: &Record<'_, 'a>) -> Result<(), Refusal> {
+        for message in body.records("messages")? {
+            match message.word("role")?.as_ref() {
+                "system" | "developer" => self.says(Role::Developer, &message)?,
+                "user" => self.says(Role::User, &message)?,
+                "assistant" => self.assistant(&message)?,
+                "tool" => {
+                    let id = call_id(&message.need_text("tool_call_id")?.plain()).into_owned();
+                    self.result(id, &message)?;
+                }
+                "function" => self.result(self.legacy_id(), &message)?,
+                _ => return Err(message.path.refuse("unknown role")),
+            }
+        }
+        if self.input.is_empty() {
+            return Err(Refusal::invalid(
+                "messages",
+                "at least one message is required",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The list of input items.
+    pub(crate) fn finish(self) -> Node<'a> {
+        self.input.finish()
+    }
+
+    /// A message that is not the assistant's.
+    fn says(&mut self, role: Role, message: &Record<'_, 'a>) -> Result<(), Refusal> {
+        let parts = parts_of(message, role == Role::User)?;
+        self.input.say(role, parts);
+        Ok(())
+    }
+
+    /// Its text comes before its calls.
+    fn assistant(&mut self, message: &Record<'_, 'a>) -> Result<(), Refusal> {
+        let mut parts = Vec::new();
+        match message.content("content")? {
+            Content::Text(text) => parts.extend(output_text(Some(text))),
+            Content::Blocks(blocks) => {
+                for part in blocks {
+                    match part.word("type")?.as_ref() {
+                        "text" => parts.extend(output_text(part.text("text")?)),
+                        "refusal" => parts.extend(refusal(part.text("refusal")?)),
+                        other => self.dropped.add(&format!("assistant.{other}")),
+                    }
+                }
+            }
+        }
+        parts.extend(refusal(message.text("refusal")?));
+        self.input.assistant(parts);
+        for call in message.records("tool_calls")? {
+            self.call(&call)?;
+        }
+        if let Some(call) = message.record("function_call")? {
+            self.legacy_calls += 1;
+            let id = self.legacy_id();
+            self.function_call(id, &call)?;
+        }
+        Ok(())
+    }
+
+    /// One of `tool_calls`.
+    fn call(&mut self, call: &Record<'_, 'a>) -> Result<(), Refusal> {
+        let id = call_id(&call.need_text("id")?.plain()).into_owned();
+        if call.word("type")? != "custom" {
+            return self.function_call(id, &call.need_record("function")?);
+        }
+        let custom = call.need_record("custom")?;
+        let name = self.names.upstream(&custom.need_text("name")?.plain())?;
+        let input = custom.text("input")?.cloned().unwrap_or(Text::Slice(""));
+        self.input.call(CallKind::Custom, id, name, input);
+        Ok(())
+    }
+
+    /// A call of a function, whose arguments are JSON text already.
+    fn function_call(&mut self, id: String, function: &Record<'_, 'a>) -> Result<(), Refusal> {
+        let name = self.names.upstream(&function.need_text("name")?.plain())?;
+        let arguments = function
+            .some_text("arguments")?
+            .cloned()
+            .unwrap_or(Text::Slice("{}"));
+        self.input.call(CallKind::Function, id, name, arguments);
+        Ok(())
+    }
+
+    /// The result of the call with this id.
+    fn result(&mut self, id: String, message: &Record<'_, 'a>) -> Result<(), Refusal> {
+        let parts = parts_of(message, true)?;
+        let output = if parts.iter().all(Part::is_text) {
+            let texts: Vec<_> = parts.into_iter().filter_map(Part::into_text).collect();
+            if texts.is_empty() {
+                Node::word(NO_OUTPUT)
+            } else {
+                Node::Text(Text::join(texts, "\\n"))
+            }
+        } else {
+            Node::List(parts.into_iter().map(Part::into_node).collect())
+        };
+        if let Err(output) = self.input.output(id, output) {
+            self.dropped.add("tool.orphan");
+            self.input.say(Role::User, orphan(output));
+        }
+        Ok(())
+    }
+
+    /// The id of the last legacy call.
+    fn legacy_id(&self) -> String {
+        format!("tgf_{}", self.legacy_calls)
+    }
+}
+
+/// The content of a message that is not the assistant's.
+fn parts_of<'a>(message: &Record<'_, 'a>, media: bool) -> Result<Vec<Part<'a>>, Refusal> {
+    let blocks = match message.content("content")? {
+        Content::Text(text) if text.is_empty() => return Ok(Vec::new()),
+        Content::Text(text) => return Ok(vec![Part::Text(text.clone())]),
+        Content::Blocks(blocks) => blocks,
+    };
+    let mut parts = Vec::new();
+    for part in blocks {
+        match part.word("type")?.as_ref() {
+            "text" => parts.extend(part.some_text("text")?.cloned().map(Part::Text)),
+            "image_url" if media => parts.push(image(&part)?),
+            "file" if media => parts.push(file(&part)?),
+            other => {
+                return Err(message
+                    .path
+                    .refuse(format!("content part {other} cannot be converted")));
+            }
+        }
+    }
+    Ok(parts)
+}
+
+/// An image; its URL is a string in the requests of some clients.
+fn image<'a>(part: &Record<'_, 'a>) -> Result<Part<'a>, Refusal> {
+    let (url, detail) = match part.node("image_url") {
+        Some(Node::Text(url)) => (url, None),
+        _ => {
+            let image = part.need_record("image_url")?;
+            (image.need_text("url")?, image.some_text("detail")?)
+        }
+    };
+    Ok(Part::Media(Node::object([
+        ("type", Node::word("input_image")),
+        ("image_url", Node::Text(url.clone())),
+        (
+            "detail",
+            detail.cloned().map_or(Node::word("auto"), Node::Text),
+        ),
+    ])))
+}
+
+/// A file part.
+fn file<'a>(part: &Record<'_, 'a>) -> Result<Part<'a>, Refusal> {
+    let given = part.need_record("file")?;
+    let mut file = Object::default();
+    file.push("type", Node::word("input_file"));
+    for name in FILE_MEMBERS {
+        file.push_some(name, given.some_text(name)?.cloned().map(Node::Text));
+    }
+    Ok(Part::Media(Node::Object(file)))
+}
+
+/// A text of the assistant; none if it is empty.
+fn output_text<'a>(text: Option<&Text<'a>>) -> Option<Node<'a>> {
+    let text = text.filter(|text| !text.is_empty())?.clone();
+    Some(Node::object([
+        ("type", Node::word("output_text")),
+        ("text", Node::Text(text)),
+    ]))
+}
+
+/// A refusal of the assistant; none if it is empty.
+fn refusal<'a>(text: Option<&Text<'a>>) -> Option<Node<'a>> {
+    let text = text.filter(|text| !text.is_empty())?.clone();
+    Some(Node::object([
+        ("type", Node::word("refusal")),
+        ("refusal", Node::Text(text)),
+    ]))
+}

@@ -1,0 +1,291 @@
+//! A Chat Completions request as a Responses request: the top level. Its messages are in [`super::chat_input`], its tools
+//! in [`super::chat_tools`]. Encrypted reasoning is not asked for: Chat has no place to carry it.
+
+use super::Protocol;
+use super::carrier::Carrier;
+use super::chat_input::Conversation;
+use super::chat_tools::{choice, declared};
+use super::context::Context;
+use super::error::Refusal;
+use super::json::{Node, Object, Text};
+use super::models::{Effort, Model};
+use super::names::ToolNames;
+use super::options::{UpstreamBridge, UpstreamKind};
+use super::record::Record;
+use super::request::Draft;
+
+/// Members that mean something here. The others are reported as dropped.
+const KNOWN: [&str; 31] = [
+    "model",
+    "messages",
+    "tools",
+    "tool_choice",
+    "functions",
+    "function_call",
+    "parallel_tool_calls",
+    "stream",
+    "stream_options",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "stop",
+    "reasoning_effort",
+    "response_format",
+    "verbosity",
+    "logprobs",
+    "top_logprobs",
+    "service_tier",
+    "store",
+    "prompt_cache_key",
+    "metadata",
+    "safety_identifier",
+    "web_search_options",
+    "n",
+    "modalities",
+    "prompt_cache_retention",
+    "prediction",
+    "logit_bias",
+    "audio",
+];
+
+/// Members without which the answer would be wrong.
+const REFUSED: [&str; 3] = ["prediction", "logit_bias", "audio"];
+
+/// Members that only OpenAI itself takes.
+const OPENAI_ONLY: [&str; 3] = ["metadata", "safety_identifier", "prompt_cache_retention"];
+
+/// Members of a JSON schema for the answer.
+const SCHEMA_MEMBERS: [&str; 3] = ["name", "description", "schema"];
+
+/// The request to send, and what its answer needs.
+pub(crate) fn convert<'a>(
+    body: &Record<'_, 'a>,
+    upstream: &UpstreamBridge,
+) -> Result<(Draft<'a>, Context), Refusal> {
+    let asked = body.word("model")?;
+    let model = Model::find(&asked, &upstream.models)?;
+    refuse_unsupported(body)?;
+    let mut context = new_context(&asked, &model, upstream);
+    context.stream = body.flag("stream")?;
+    context.usage_chunk = wants_usage(body)?;
+    context.legacy_functions = body.says("functions");
+
+    let mut draft = Draft::new(&model, upstream);
+    let mut names = ToolNames::default();
+    let mut conversation = Conversation::new(&mut names, &mut draft.dropped);
+    conversation.read(body)?;
+    let input = conversation.finish();
+    set_tools(&mut draft, body, &mut names, context.legacy_functions)?;
+    context.names = names;
+    draft.set("input", input);
+    set_effort(&mut draft, body, &model)?;
+    set_text(&mut draft, body)?;
+    set_logprobs(&mut draft, body, &model, upstream)?;
+    let completion = body.node("max_completion_tokens").is_some();
+    let limit = if completion {
+        "max_completion_tokens"
+    } else {
+        "max_tokens"
+    };
+    draft.set_limit(body, limit, &model, upstream)?;
+    draft.set_sampling(body, &model, upstream)?;
+    context.stops = draft.take_stops("stop", stops(body)?, upstream)?;
+    set_passed(&mut draft, body, upstream)?;
+    draft.dropped.unknown_members(body, &KNOWN);
+    Ok((draft, context))
+}
+
+/// The tier that the client itself asks for, in the upstream's words.
+pub(crate) fn client_tier(
+    body: &Record<'_, '_>,
+    kind: UpstreamKind,
+) -> Result<Option<String>, Refusal> {
+    let Some(tier) = body.text("service_tier")? else {
+        return Ok(None);
+    };
+    let tier = tier.plain();
+    match (kind, tier.as_ref()) {
+        (UpstreamKind::Codex, "fast" | "priority") => Ok(Some("priority".to_owned())),
+        (UpstreamKind::Codex, _) => Ok(None), // it refuses tiers that it does not have
+        _ => Ok(Some(tier.into_owned())),
+    }
+}
+
+/// 400 for what Responses cannot do.
+fn refuse_unsupported(body: &Record<'_, '_>) -> Result<(), Refusal> {
+    if body.node("n").is_some_and(|n| n.as_number() != Some(1)) {
+        return Err(Refusal::invalid("n", "only 1 is possible on this upstream"));
+    }
+    if body
+        .texts("modalities")?
+        .iter()
+        .any(|modality| modality.plain() != "text")
+    {
+        return Err(Refusal::invalid("modalities", "only text"));
+    }
+    match REFUSED.into_iter().find(|name| body.says(name)) {
+        Some(name) => Err(Refusal::invalid(name, "not supported by this upstream")),
+        None => Ok(()),
+    }
+}
+
+/// A context in which nothing is asked for.
+fn new_context(asked: &str, model: &Model<'_>, upstream: &UpstreamBridge) -> Context {
+    Context {
+        protocol: Protocol::Chat,
+        requested_model: asked.to_owned(),
+        upstream_model: model.name.clone(),
+        stream: false,
+        thinking: false,
+        search: false,
+        speed_asked: false,
+        usage_chunk: false,
+        legacy_functions: false,
+        stops: Vec::new(),
+        names: ToolNames::default(),
+        carrier: Carrier::new(&upstream.name, &model.name),
+    }
+}
+
+/// `stream_options.include_usage`.
+fn wants_usage(body: &Record<'_, '_>) -> Result<bool, Refusal> {
+    match body.record("stream_options")? {
+        Some(options) => options.flag("include_usage"),
+        None => Ok(false),
+    }
+}
+
+/// The tools and what is said about their choice; nothing of it where there is no tool.
+fn set_tools<'a>(
+    draft: &mut Draft<'a>,
+    body: &Record<'_, 'a>,
+    names: &mut ToolNames,
+    legacy: bool,
+) -> Result<(), Refusal> {
+    let tools = declared(body, names)?;
+    let choice = choice(body)?;
+    let parallel = body
+        .maybe_flag("parallel_tool_calls")?
+        .or(legacy.then_some(false));
+    if !tools.is_empty() {
+        draft.set("tools", Node::List(tools));
+        draft.set_some("tool_choice", choice);
+        draft.set_some("parallel_tool_calls", parallel.map(Node::Bool));
+    }
+    Ok(())
+}
+
+/// `reasoning_effort`, where the model takes one.
+fn set_effort(
+    draft: &mut Draft<'_>,
+    body: &Record<'_, '_>,
+    model: &Model<'_>,
+) -> Result<(), Refusal> {
+    let asked = body.word("reasoning_effort")?;
+    let effort = model
+        .effort(Effort::from_word(&asked))
+        .filter(|_| model.reasoning);
+    draft.set_reasoning(effort, None);
+    if effort.is_none() && !asked.is_empty() {
+        draft.dropped.add("reasoning_effort");
+    }
+    Ok(())
+}
+
+/// `text`: the format of the answer, and how wordy it is.
+fn set_text<'a>(draft: &mut Draft<'a>, body: &Record<'_, 'a>) -> Result<(), Refusal> {
+    let mut text = Object::default();
+    let format = body
+        .record("response_format")?
+        .map(|format| output_format(&format))
+        .transpose()?
+        .flatten();
+    text.push_some("format", format);
+    text.push_some(
+        "verbosity",
+        body.some_text("verbosity")?.cloned().map(Node::Text),
+    );
+    if !text.is_empty() {
+        draft.set("text", Node::Object(text));
+    }
+    Ok(())
+}
+
+/// `text.format` for `response_format`.
+fn output_format<'a>(format: &Record<'_, 'a>) -> Result<Option<Node<'a>>, Refusal> {
+    match format.word("type")?.as_ref() {
+        "json_schema" => Ok(Some(schema_format(&format.need_record("json_schema")?)?)),
+        "json_object" => Ok(Some(Node::object([("type", Node::word("json_object"))]))),
+        "text" | "" => Ok(None),
+        _ => Err(format
+            .path
+            .member("type")
+            .refuse("only text, json_object and json_schema")),
+    }
+}
+
+/// A JSON schema, which Responses has flat, and whose `strict` must be said.
+fn schema_format<'a>(schema: &Record<'_, 'a>) -> Result<Node<'a>, Refusal> {
+    let mut format = Object::default();
+    format.push("type", Node::word("json_schema"));
+    schema.need_text("name")?;
+    schema.text("description")?;
+    schema.record("schema")?;
+    for name in SCHEMA_MEMBERS {
+        format.push_some(name, schema.node(name).cloned());
+    }
+    format.push("strict", Node::Bool(schema.flag("strict")?));
+    Ok(Node::Object(format))
+}
+
+/// `logprobs`, where the model takes it.
+fn set_logprobs<'a>(
+    draft: &mut Draft<'a>,
+    body: &Record<'_, 'a>,
+    model: &Model<'_>,
+    upstream: &UpstreamBridge,
+) -> Result<(), Refusal> {
+    if !body.flag("logprobs")? {
+        return Ok(());
+    }
+    if model.reasoning || upstream.kind == UpstreamKind::Codex {
+        draft.dropped.add("logprobs");
+        return Ok(());
+    }
+    draft.set_include(vec!["message.output_text.logprobs"]);
+    draft.set_some("top_logprobs", body.number("top_logprobs")?.cloned());
+    Ok(())
+}
+
+/// `stop`, which is a string or a list.
+fn stops<'n, 'a>(body: &Record<'n, 'a>) -> Result<Vec<&'n Text<'a>>, Refusal> {
+    match body.node("stop") {
+        Some(Node::Text(text)) => Ok(vec![text]),
+        _ => body.texts("stop"),
+    }
+}
+
+/// What passes as it is, where the upstream takes it.
+fn set_passed<'a>(
+    draft: &mut Draft<'a>,
+    body: &Record<'_, 'a>,
+    upstream: &UpstreamBridge,
+) -> Result<(), Refusal> {
+    let cache_key = body.some_text("prompt_cache_key")?;
+    draft.set_some("prompt_cache_key", cache_key.cloned().map(Node::Text));
+    body.record("metadata")?;
+    body.text("safety_identifier")?;
+    body.text("prompt_cache_retention")?;
+    for name in OPENAI_ONLY {
+        match body.node(name) {
+            Some(value) if upstream.kind == UpstreamKind::OpenAi => draft.set(name, value.clone()),
+            Some(_) => draft.dropped.add(name),
+            None => {}
+        }
+    }
+    if body.flag("store")? {
+        draft.dropped.add("store");
+    }
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! What the client gets instead of an answer: a refusal of the room itself, or an upstream's failure, each in the
+//! client's protocol. How an upstream's failure is to be understood stands in [`super::failure`].
+
+use super::Protocol;
+use super::json::{JsonFault, Node, to_string};
+
+/// Longest text of an upstream's error that is handed on, in bytes.
+const MESSAGE_BYTES: usize = 2048;
+
+/// What the access log and the error body call a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusalCode {
+    /// Something in the request has no counterpart upstream, or is not of the type that the protocol names.
+    Unsupported,
+    /// No entry of the model map matches.
+    ModelNotMapped,
+}
+
+impl RefusalCode {
+    /// The word for the access log's `error`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RefusalCode::Unsupported => "unsupported_by_bridge",
+            RefusalCode::ModelNotMapped => "model_not_mapped",
+        }
+    }
+}
+
+/// A request that is answered here and not sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Status of the answer: 400 or 404.
+    pub status: u16,
+    /// Both protocols' `error.type`.
+    pub kind: &'static str,
+    /// `error.message`, which begins with the place in the request.
+    pub message: String,
+    /// Chat's `error.param`: the member at fault.
+    pub param: Option<String>,
+    /// What the log calls it.
+    pub code: RefusalCode,
+}
+
+impl Refusal {
+    /// 400: `message` says where and what.
+    pub(crate) fn invalid(place: impl Into<String>, what: impl AsRef<str>) -> Self {
+        let param = place.into();
+        Refusal {
+            status: 400,
+            kind: "invalid_request_error",
+            message: format!("{param}: {}", what.as_ref()),
+            param: Some(param),
+            code: RefusalCode::Unsupported,
+        }
+    }
+
+    /// 404: no entry of the model map matches this name.
+    pub(crate) fn unknown_model(name: &str) -> Self {
+        Refusal {
+            status: 404,
+            kind: "not_found_error",
+            message: format!("model: {name}"),
+            param: Some("model".to_owned()),
+            code: RefusalCode::ModelNotMapped,
+        }
+    }
+
+    /// 404: the upstream cannot count tokens, and no number is invented. Claude Code then estimates by itself.
+    pub(crate) fn no_token_count() -> Self {
+        Refusal {
+            status: 404,
+            kind: "not_found_error",
+            message: "counting tokens is not available on this upstream".to_owned(),
+            param: None,
+            code: RefusalCode::Unsupported,
+        }
+    }
+
+    /// 400: the body is not JSON.
+    pub(crate) fn not_json(fault: JsonFault) -> Self {
+        let what = match fault {
+            JsonFault::Invalid { at } => format!("invalid JSON at byte {at}"),
+            JsonFault::Utf8 { at } => format!("invalid UTF-8 at byte {at}"),
+            JsonFault::TooDeep => "too many nested arrays and objects".to_owned(),
+        };
+        Self::invalid("body", what)
+    }
+
+    /// The refusal as the client gets it.
+    pub fn answer(&self, protocol: Protocol, request_id: &str) -> Answer {
+        let words = ErrorWords {
+            kind: self.kind,
+            message: &self.message,
+            param: self.param.as_deref(),
+            code: Some(self.code.as_str()),
+        };
+        Answer::error(self.status, protocol, &words, request_id).never_retry()
+    }
+}
+
+/// A whole HTTP answer. Its body is JSON.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Status of the answer.
+    pub status: u16,
+    /// Headers besides those of the exchange itself; `content-type` is among them, `content-length` is not.
+    pub headers: Vec<(&'static str, String)>,
+    /// The JSON body.
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// An answer of this JSON text.
+    pub(crate) fn json(status: u16, body: Vec<u8>) -> Self {
+        let headers = vec![("content-type", "application/json".to_owned())];
+        Answer {
+            status,
+            headers,
+            body,
+        }
+    }
+
+    /// An error in the protocol's own shape.
+    pub(crate) fn error(
+        status: u16,
+        protocol: Protocol,
+        words: &ErrorWords<'_>,
+        request_id: &str,
+    ) -> Self {
+        let node = match protocol {
+            Protocol::Messages => Node::object([
+                ("type", Node::word("error")),
+                ("error", words.messages()),
+                ("request_id", Node::text(request_id)),
+            ]),
+            Protocol::Chat => Node::object([("error", words.chat())]),
+        };
+        Self::json(status, to_string(&node).into_bytes())
+    }
+
+    /// Tells SDKs of both vendors that the same request will fail again.
+    pub(crate) fn never_retry(mut self) -> Self {
+        self.headers.push(("x-should-retry", "false".to_owned()));
+        self
+    }
+
+    /// Tells the client when to come again, in seconds.
+    pub(crate) fn retry_after(mut self, seconds: Option<u64>) -> Self {
+        if let Some(seconds) = seconds {
+            self.headers.push(("retry-after", seconds.to_string()));
+        }
+        self
+    }
+}
+
+/// The members of an error, before they are put in a protocol's shape.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ErrorWords<'e> {
+    /// `type`.
+    pub(crate) kind: &'e str,
+    /// `message`.
+    pub(crate) message: &'e str,
+    /// `param`, of Chat.
+    pub(crate) param: Option<&'e str>,
+    /// `code`, of Chat.
+    pub(crate) code: Option<&'e str>,
+}
+
+impl ErrorWords<'_> {
+    /// The `error` object of the Messages API.
+    pub(crate) fn messages(&self) -> Node<'static> {
+        Node::object([
+            ("type", Node::text(self.kind)),
+            ("message", Node::text(self.message)),
+        ])
+    }
+
+    /// The `error` object of the OpenAI API.
+    pub(crate) fn chat(&self) -> Node<'static> {
+        Node::object([
+            ("message", Node::text(self.message)),
+            ("type", Node::text(self.kind)),
+            ("param", Node::text_or_null(self.param)),
+            ("code", Node::text_or_null(self.code)),
+        ])
+    }
+}
+
+/// A text of the upstream, cut to what is handed on.
+pub(crate) fn cut(message: &str) -> String {
+    message[..message.floor_char_boundary(MESSAGE_BYTES)].to_owned()
+}

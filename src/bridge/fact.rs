@@ -1,0 +1,133 @@
+//! What an answer of a Responses upstream says, free of its protocol: the reader makes facts, the two writers take them.
+
+use super::failure::Failure;
+use super::input::CallKind;
+use super::json::Node;
+
+/// One thing that the upstream said. Items come one after the other, never mixed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fact {
+    /// More of the answer's text.
+    Text(String),
+    /// More of the text in which the model refuses.
+    Refusal(String),
+    /// More of the reasoning, or of its summary.
+    Thinking(String),
+    /// The encrypted reasoning of the item under way, whole.
+    Encrypted(String),
+    /// A tool is called; its arguments follow.
+    Call(Call),
+    /// More of the arguments of the call before.
+    Arguments(String),
+    /// The upstream has searched the web.
+    Search {
+        /// What for.
+        query: String,
+        /// URLs of what it found.
+        sources: Vec<String>,
+    },
+    /// The item under way is whole.
+    ItemEnd,
+    /// The answer has ended as it should. Nothing follows.
+    Done(Final),
+    /// The answer has failed. Nothing follows.
+    Failed(Failure),
+}
+
+/// A tool call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Call {
+    /// What its result has to name.
+    pub(crate) id: String,
+    /// The upstream's name for the tool.
+    pub(crate) name: String,
+    /// How the tool is called.
+    pub(crate) kind: CallKind,
+}
+
+/// The end of an answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Final {
+    /// Why it is not complete, if it is not.
+    pub(crate) incomplete: Option<Incomplete>,
+    /// The tokens of the whole response.
+    pub(crate) usage: Usage,
+}
+
+/// Why an answer is not complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Incomplete {
+    /// A filter has cut it.
+    ContentFilter,
+    /// A limit was reached, of tokens or of another kind.
+    Limit,
+}
+
+/// Tokens, as a Responses upstream counts them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    /// Of the prompt, with those that were cached.
+    pub(crate) input: u64,
+    /// Of these, read from the cache.
+    pub(crate) cached: u64,
+    /// Of these, written to the cache; `None` where the upstream does not tell.
+    pub(crate) cache_write: Option<u64>,
+    /// Of the answer, with the reasoning.
+    pub(crate) output: u64,
+    /// Of these, the reasoning.
+    pub(crate) reasoning: u64,
+    /// The sum, if it was told.
+    pub(crate) total: Option<u64>,
+}
+
+/// What the upstream says about the answer as a whole, as far as it is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Head {
+    /// The response's id.
+    pub(crate) id: Option<String>,
+    /// The model that answers.
+    pub(crate) model: Option<String>,
+    /// The tier that it runs on.
+    pub(crate) tier: Option<String>,
+}
+
+impl Head {
+    /// Takes what a response object tells.
+    pub(crate) fn note(&mut self, response: &Node<'_>) {
+        let told = |name| {
+            response
+                .member_text(name)
+                .filter(|text| !text.is_empty())
+                .map(|text| text.into_owned())
+        };
+        self.id = told("id").or(self.id.take());
+        self.model = told("model").or(self.model.take());
+        self.tier = told("service_tier").or(self.tier.take());
+    }
+
+    /// The part of the response's id that tells answers apart.
+    pub(crate) fn bare_id(&self) -> Option<&str> {
+        let id = self.id.as_deref()?;
+        Some(id.strip_prefix("resp_").unwrap_or(id))
+    }
+}
+
+impl Usage {
+    /// Reads `usage` of a response; what is not there is zero.
+    pub(crate) fn read(response: &Node<'_>) -> Self {
+        let Some(usage) = response.member("usage") else {
+            return Usage::default();
+        };
+        let count = |node: Option<&Node<'_>>, name| node?.member(name)?.as_number();
+        let input = usage.member("input_tokens_details");
+        let output = usage.member("output_tokens_details");
+        Usage {
+            input: count(Some(usage), "input_tokens").unwrap_or(0),
+            cached: count(input, "cached_tokens").unwrap_or(0),
+            cache_write: count(input, "cache_write_tokens"),
+            output: count(Some(usage), "output_tokens").unwrap_or(0),
+            reasoning: count(output, "reasoning_tokens").unwrap_or(0),
+            total: count(Some(usage), "total_tokens"),
+        }
+    }
+}

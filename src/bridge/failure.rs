@@ -1,0 +1,187 @@
+//! How an answer fails, and what the client is told: an upstream's error, in the stream or as an HTTP answer, in the
+//! words by which the client's own recovery begins. Claude Code shortens a conversation, strips thinking, waits or
+//! repeats by status and text.
+
+use super::Protocol;
+use super::error::{Answer, ErrorWords};
+use super::json::{Node, parse};
+use super::report::{Report, Verdict};
+use super::retry_after::seconds;
+
+/// How an answer fails.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// The upstream says so.
+    Reported(Report),
+    /// The upstream ended before its answer did.
+    Cut,
+    /// The upstream took too long.
+    TimedOut,
+    /// What the upstream sent cannot be understood, or is more than is held.
+    Unreadable(&'static str),
+}
+
+/// An HTTP answer of the upstream that is no success.
+#[derive(Clone, Copy, Debug)]
+pub struct UpstreamError<'h> {
+    /// Its status.
+    pub status: u16,
+    /// Its `retry-after`: seconds or an HTTP date.
+    pub retry_after: Option<&'h str>,
+    /// The beginning of its body, decoded; what is cut is not understood.
+    pub body: &'h [u8],
+    /// Whether the operator's credential was sent, not the client's: its refusal is none of the client's.
+    pub own_credential: bool,
+    /// Seconds since 1970, for a `retry-after` that is a date.
+    pub now: u64,
+}
+
+impl UpstreamError<'_> {
+    /// The answer to the client, in its protocol.
+    pub fn answer(&self, protocol: Protocol, request_id: &str) -> Answer {
+        let body = parse(self.body).ok();
+        let retry_after = self.retry_after.and_then(|value| seconds(value, self.now));
+        let mut report = Report::in_body(body.as_ref());
+        report.status = Some(self.status);
+        report.own_credential = self.own_credential;
+        report.retry_after = retry_after.or(report.retry_after);
+        let shaped = body.as_ref().is_some_and(|body| {
+            body.member("error")
+                .is_some_and(|error| error.as_object().is_some())
+        });
+        if protocol == Protocol::Chat && shaped && !report.credential_refused() {
+            return Answer::json(self.status, self.body.to_vec()).retry_after(report.retry_after);
+        }
+        Failure::Reported(report).answer(protocol, request_id)
+    }
+
+    /// Whether the upstream has refused the operator's credential: the log's `upstream_credential_refused`.
+    pub fn credential_refused(&self) -> bool {
+        self.own_credential && matches!(self.status, 401 | 403)
+    }
+}
+
+impl Failure {
+    /// The HTTP answer, while the status is free.
+    pub(crate) fn answer(&self, protocol: Protocol, request_id: &str) -> Answer {
+        match protocol {
+            Protocol::Messages => {
+                let verdict = self.verdict();
+                let answer = Answer::error(verdict.status, protocol, &verdict.words(), request_id);
+                let answer = answer.retry_after(verdict.retry_after);
+                if verdict.retry {
+                    answer
+                } else {
+                    answer.never_retry()
+                }
+            }
+            Protocol::Chat => {
+                let status = self.chat_status();
+                let answer =
+                    Answer::error(status, protocol, &self.chat_words().words(), request_id);
+                let answer =
+                    answer.retry_after(self.report().and_then(|report| report.retry_after));
+                if status < 429 {
+                    answer.never_retry()
+                } else {
+                    answer
+                }
+            }
+        }
+    }
+
+    /// The `error` object of an event, once the status is gone.
+    pub(crate) fn error_object(&self, protocol: Protocol) -> Node<'static> {
+        match protocol {
+            Protocol::Messages => self.verdict().words().messages(),
+            Protocol::Chat => self.chat_words().words().chat(),
+        }
+    }
+
+    /// What the access log calls it; `None` where the upstream has reported it.
+    pub(crate) fn log_word(&self) -> Option<&'static str> {
+        match self {
+            Failure::Reported(report) => report
+                .credential_refused()
+                .then_some("upstream_credential_refused"),
+            Failure::Cut | Failure::Unreadable(_) => Some("upstream_reset"),
+            Failure::TimedOut => Some("upstream_timeout"),
+        }
+    }
+
+    /// The upstream's error, if it is one.
+    fn report(&self) -> Option<&Report> {
+        match self {
+            Failure::Reported(report) => Some(report),
+            _ => None,
+        }
+    }
+
+    /// What the failure is in the words of the Messages API.
+    fn verdict(&self) -> Verdict {
+        match self {
+            Failure::Reported(report) => report.verdict(),
+            Failure::TimedOut => Verdict::new(504, "timeout_error", self.own_message()),
+            Failure::Cut | Failure::Unreadable(_) => {
+                Verdict::new(502, "api_error", self.own_message())
+            }
+        }
+    }
+
+    /// The message of a failure that is not told in the upstream's words.
+    fn own_message(&self) -> String {
+        match self {
+            Failure::Reported(report) => report.verdict().message,
+            Failure::Cut => "the upstream closed the stream before the end".to_owned(),
+            Failure::TimedOut => "the upstream did not answer in time".to_owned(),
+            Failure::Unreadable(what) => format!("the upstream's answer cannot be read: {what}"),
+        }
+    }
+
+    /// The status for a client of Chat.
+    fn chat_status(&self) -> u16 {
+        match self {
+            Failure::Reported(report) => report.chat_status(),
+            Failure::TimedOut => 504,
+            Failure::Cut | Failure::Unreadable(_) => 502,
+        }
+    }
+
+    /// The members of the error for a client of Chat.
+    fn chat_words(&self) -> ChatWords {
+        match self.report().filter(|report| !report.credential_refused()) {
+            Some(report) => ChatWords {
+                kind: report.chat_kind().to_owned(),
+                message: report.text(),
+                param: report.param.clone(),
+                code: report.code.clone(),
+            },
+            None => ChatWords {
+                kind: "server_error".to_owned(),
+                message: self.own_message(),
+                param: None,
+                code: self.log_word().map(str::to_owned),
+            },
+        }
+    }
+}
+
+/// The members of a Chat error.
+struct ChatWords {
+    kind: String,
+    message: String,
+    param: Option<String>,
+    code: Option<String>,
+}
+
+impl ChatWords {
+    /// The same members as they are written.
+    fn words(&self) -> ErrorWords<'_> {
+        ErrorWords {
+            kind: &self.kind,
+            message: &self.message,
+            param: self.param.as_deref(),
+            code: self.code.as_deref(),
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! One output item of a Responses stream: its events as facts. Text and arguments come from deltas, and from the events
+//! that end them what the deltas did not bring. The order of the items is a matter of [`super::reader`].
+
+use super::fact::{Call, Fact};
+use super::input::CallKind;
+use super::json::Node;
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+
+/// Most content parts of one item.
+const PARTS: usize = 1024;
+
+/// Most bytes of arguments that are kept until the call's name is known.
+const EARLY_ARGUMENTS: usize = 1 << 20;
+
+/// Why an event cannot be understood. To go on without it would make an answer look whole that is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unreadable(pub(crate) &'static str);
+
+/// What has been sent of a text, as its length and digest: enough to tell whether a longer one continues it.
+#[derive(Clone, Debug, Default)]
+struct Sent {
+    length: usize,
+    digest: Sha256,
+}
+
+/// The kinds of content parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum PartKind {
+    /// `output_text`.
+    Text,
+    /// `refusal`.
+    Refusal,
+}
+
+/// The item under way.
+#[derive(Debug, Default)]
+pub(crate) struct Item {
+    /// Its `type`, once it is known.
+    kind: Option<String>,
+    /// Its `id`, once it is known.
+    id: Option<String>,
+    parts: HashMap<(PartKind, u64), Sent>,
+    /// Some of the reasoning was sent.
+    thought: bool,
+    /// The last part of the reasoning's summary.
+    summary_part: u64,
+    /// The call was made known; what follows are its arguments.
+    called: bool,
+    arguments: Sent,
+    /// Arguments that came before the call's name.
+    early: String,
+}
+
+impl Sent {
+    /// Adds what was sent.
+    fn push(&mut self, more: &str) {
+        self.length += more.len();
+        self.digest.update(more);
+    }
+
+    /// What `whole` has beyond what was sent, if it continues that.
+    fn rest<'t>(&mut self, whole: &'t str) -> &'t str {
+        let (Some(had), Some(rest)) = (whole.get(..self.length), whole.get(self.length..)) else {
+            return "";
+        };
+        if rest.is_empty() || Sha256::digest(had) != self.digest.clone().finalize() {
+            return "";
+        }
+        self.push(rest);
+        rest
+    }
+}
+
+impl Item {
+    /// The facts of an event of this type.
+    pub(crate) fn event(
+        &mut self,
+        kind: &str,
+        event: &Node<'_>,
+        out: &mut Vec<Fact>,
+    ) -> Result<(), Unreadable> {
+        match kind {
+            "response.output_item.added" => {
+                if let Some(item) = event.member("item") {
+                    self.added(item, out);
+                }
+            }
+            "response.output_text.delta" => self.delta(PartKind::Text, event, out)?,
+            "response.refusal.delta" => self.delta(PartKind::Refusal, event, out)?,
+            "response.output_text.done" => {
+                self.part_done(PartKind::Text, index_of(event), event, out)?
+            }
+            "response.refusal.done" => {
+                self.part_done(PartKind::Refusal, index_of(event), event, out)?
+            }
+            "response.reasoning_summary_text.delta" | "response.reasoning_text.delta" => {
+                self.thinking(event, out)?
+            }
+            "response.function_call_arguments.delta" | "response.custom_tool_call_input.delta" => {
+                self.more_arguments(delta_of(event)?, out)?;
+            }
+            "response.function_call_arguments.done" | "response.custom_tool_call_input.done" => {
+                self.arguments_done(&arguments_of(event), out)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The item as it is when it is whole.
+    pub(crate) fn done(&mut self, item: &Node<'_>, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
+        let kind = item
+            .member_text("type")
+            .map(|kind| kind.into_owned())
+            .or(self.kind.take());
+        match kind.as_deref().unwrap_or("") {
+            "message" => self.message_done(item, out)?,
+            "reasoning" => self.reasoning_done(item, out),
+            "function_call" => self.call_done(CallKind::Function, item, out)?,
+            "custom_tool_call" => self.call_done(CallKind::Custom, item, out)?,
+            "web_search_call" => out.push(search(item)),
+            _ => {}
+        }
+        out.push(Fact::ItemEnd);
+        Ok(())
+    }
+
+    /// The stream has ended well without a last word about this item.
+    pub(crate) fn end(&self, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
+        if !self.called && !self.early.is_empty() {
+            return Err(Unreadable("a tool call without a name"));
+        }
+        out.push(Fact::ItemEnd);
+        Ok(())
+    }
+
+    /// Whether `item` of the response's output may be this one.
+    pub(crate) fn is(&self, item: &Node<'_>) -> bool {
+        let same = |mine: &Option<String>, theirs: &str| {
+            let theirs = item.member_text(theirs);
+            !matches!((mine, theirs), (Some(mine), Some(theirs)) if *mine != theirs)
+        };
+        same(&self.kind, "type") && same(&self.id, "id")
+    }
+
+    /// `output_item.added`: the item's type, and the call it makes, if it is one.
+    fn added(&mut self, item: &Node<'_>, out: &mut Vec<Fact>) {
+        let own = |name| item.member_text(name).map(|text| text.into_owned());
+        self.kind = own("type");
+        self.id = own("id");
+        let kind = match self.kind.as_deref() {
+            Some("function_call") => CallKind::Function,
+            Some("custom_tool_call") => CallKind::Custom,
+            _ => return,
+        };
+        let some = |name| own(name).filter(|text| !text.is_empty());
+        if let (false, Some(id), Some(name)) = (self.called, some("call_id"), some("name")) {
+            self.called = true;
+            out.push(Fact::Call(Call { id, name, kind }));
+        }
+    }
+
+    /// More of a text.
+    fn delta(
+        &mut self,
+        kind: PartKind,
+        event: &Node<'_>,
+        out: &mut Vec<Fact>,
+    ) -> Result<(), Unreadable> {
+        let delta = delta_of(event)?;
+        self.part(kind, index_of(event))?.push(&delta);
+        say(kind, &delta, out);
+        Ok(())
+    }
+
+    /// The whole of a text, of which the rest is to be shown.
+    fn part_done(
+        &mut self,
+        kind: PartKind,
+        index: u64,
+        part: &Node<'_>,
+        out: &mut Vec<Fact>,
+    ) -> Result<(), Unreadable> {
+        let member = if kind == PartKind::Text {
+            "text"
+        } else {
+            "refusal"
+        };
+        let whole = part.member_text(member).unwrap_or_default();
+        let rest = self.part(kind, index)?.rest(&whole);
+        say(kind, rest, out);
+        Ok(())
+    }
+
+    /// What has been sent of a part.
+    fn part(&mut self, kind: PartKind, index: u64) -> Result<&mut Sent, Unreadable> {
+        if self.parts.len() >= PARTS {
+            return Err(Unreadable("too many content parts"));
+        }
+        Ok(self.parts.entry((kind, index)).or_default())
+    }
+
+    /// More of the reasoning. Parts of a summary are paragraphs.
+    fn thinking(&mut self, event: &Node<'_>, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
+        let part = event
+            .member("summary_index")
+            .and_then(Node::as_number)
+            .unwrap_or_else(|| index_of(event));
+        let mut text = delta_of(event)?;
+        if part > self.summary_part {
+            self.summary_part = part;
+            text.insert_str(0, "\n\n");
+        }
+        if !text.is_empty() {
+            self.thought = true;
+            out.push(Fact::Thinking(text));
+        }
+        Ok(())
+    }
+
+    /// More of the arguments.
+    fn more_arguments(&mut self, delta: String, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
+        if !self.called {
+            self.early.push_str(&delta);
+            return if self.early.len() > EARLY_ARGUMENTS {
+                Err(Unreadable("a tool call without a name"))
+            } else {
+                Ok(())
+            };
+        }
+        self.arguments.push(&delta);
+        if !delta.is_empty() {
+            out.push(Fact::Arguments(delta));
+        }
+        Ok(())
+    }
+
+    /// The whole arguments, of which the rest is to be shown.
+    fn arguments_done(&mut self, whole: &str, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
+        if !self.called {
+            if !whole.is_empty() {
+                self.early.clear();
+            }
+            return self.more_arguments(whole.to_owned(), out);
+        }
+        let rest = self.arguments.rest(whole);
+        if !rest.is_empty() {
+            out.push(Fact::Arguments(rest.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// The rest of a message's parts.
+    fn message_done(&mut self, item: &Node<'_>, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
+        for (part, index) in item.member_list("content").iter().zip(0..) {
+            match part.member_text("type").as_deref() {
+                Some("output_text") => self.part_done(PartKind::Text, index, part, out)?,
+                Some("refusal") => self.part_done(PartKind::Refusal, index, part, out)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The reasoning, if no delta brought it, and its encrypted form.
+    fn reasoning_done(&mut self, item: &Node<'_>, out: &mut Vec<Fact>) {
+        if !self.thought {
+            let texts = [texts_of(item, "summary"), texts_of(item, "content")];
+            if let Some(text) = texts.into_iter().find(|text| !text.is_empty()) {
+                out.push(Fact::Thinking(text));
+            }
+        }
+        if let Some(encrypted) = item
+            .member_text("encrypted_content")
+            .filter(|text| !text.is_empty())
+        {
+            out.push(Fact::Encrypted(encrypted.into_owned()));
+        }
+    }
+
+    /// The call, if it was not made known, and the rest of its arguments.
+    fn call_done(
+        &mut self,
+        kind: CallKind,
+        item: &Node<'_>,
+        out: &mut Vec<Fact>,
+    ) -> Result<(), Unreadable> {
+        let mut whole = arguments_of(item);
+        if !self.called {
+            let some = |name| item.member_text(name).filter(|text| !text.is_empty());
+            let (Some(name), Some(id)) = (some("name"), some("call_id").or_else(|| some("id")))
+            else {
+                return Err(Unreadable("a tool call without a name"));
+            };
+            self.called = true;
+            out.push(Fact::Call(Call {
+                id: id.into_owned(),
+                name: name.into_owned(),
+                kind,
+            }));
+            if whole.is_empty() {
+                whole = std::mem::take(&mut self.early);
+            }
+        }
+        self.arguments_done(&whole, out)
+    }
+}
+
+/// Adds text, if there is any.
+fn say(kind: PartKind, text: &str, out: &mut Vec<Fact>) {
+    if text.is_empty() {
+        return;
+    }
+    out.push(match kind {
+        PartKind::Text => Fact::Text(text.to_owned()),
+        PartKind::Refusal => Fact::Refusal(text.to_owned()),
+    });
+}
+
+/// `content_index`; 0 where it is not there.
+fn index_of(event: &Node<'_>) -> u64 {
+    event
+        .member("content_index")
+        .and_then(Node::as_number)
+        .unwrap_or(0)
+}
+
+/// The text of a delta; one that is not there is empty.
+fn delta_of(event: &Node<'_>) -> Result<String, Unreadable> {
+    match event.member("delta") {
+        None => Ok(String::new()),
+        Some(Node::Text(text)) => Ok(text.plain().into_owned()),
+        Some(_) => Err(Unreadable("a delta that is no text")),
+    }
+}
+
+/// The whole arguments of a function, or input of a custom tool.
+fn arguments_of(event: &Node<'_>) -> String {
+    let whole = event
+        .member_text("arguments")
+        .or_else(|| event.member_text("input"));
+    whole.unwrap_or_default().into_owned()
+}
+
+/// The texts of a list of parts, as paragraphs.
+fn texts_of(item: &Node<'_>, member: &str) -> String {
+    let parts = item
+        .member_list(member)
+        .iter()
+        .filter_map(|part| part.member_text("text"));
+    parts
+        .filter(|text| !text.is_empty())
+        .collect::<Vec<_>>()
+        .join("\n\n")
+}
+
+/// A web search, or a page that was opened.
+fn search(item: &Node<'_>) -> Fact {
+    let action = item.member("action");
+    let word = |name| action?.member_text(name).filter(|text| !text.is_empty());
+    let query = word("query")
+        .or_else(|| word("url"))
+        .unwrap_or_default()
+        .into_owned();
+    let sources = action
+        .map(|action| action.member_list("sources"))
+        .unwrap_or_default();
+    let sources = sources
+        .iter()
+        .filter_map(|source| source.member_text("url"))
+        .map(|url| url.into_owned());
+    Fact::Search {
+        query,
+        sources: sources.filter(|url| !url.is_empty()).collect(),
+    }
+}

@@ -1,0 +1,266 @@
+//! JSON as the room handles it: a tree whose strings and numbers are slices of the text they were read from, so that
+//! what passes through keeps its spelling, its member order and its lone surrogates. It knows no protocol; a member's
+//! type is checked in [`super::record`].
+
+mod reader;
+mod writer;
+
+pub(crate) use reader::{JsonFault, parse};
+pub(crate) use writer::{escape, to_string, write};
+
+use std::borrow::Cow;
+
+/// A JSON value.
+#[derive(Clone, Debug)]
+pub(crate) enum Node<'a> {
+    /// `null`.
+    Null,
+    /// `true` or `false`.
+    Bool(bool),
+    /// A number as it was spelled.
+    Number(Cow<'a, str>),
+    /// A string.
+    Text(Text<'a>),
+    /// An array.
+    List(Vec<Node<'a>>),
+    /// An object.
+    Object(Object<'a>),
+}
+
+/// A JSON string, kept as the bytes between its quotes with all escapes in place.
+#[derive(Clone, Debug)]
+pub(crate) enum Text<'a> {
+    /// A slice of the text that was read, or a literal that needs no escape.
+    Slice(&'a str),
+    /// Escaped text that was made here.
+    Owned(String),
+    /// Several texts that follow one another without a copy.
+    Joined(Vec<Text<'a>>),
+}
+
+/// The members of an object, in order. No two have one name.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Object<'a>(Vec<(Cow<'a, str>, Node<'a>)>);
+
+impl<'a> Text<'a> {
+    /// The JSON form of a plain text.
+    pub(crate) fn of(plain: &str) -> Text<'static> {
+        Text::Owned(escape(plain))
+    }
+
+    /// The texts one behind the other, with `separator` between them, which is a JSON form itself.
+    pub(crate) fn join(texts: Vec<Text<'a>>, separator: &'static str) -> Self {
+        let mut parts = Vec::with_capacity(texts.len() * 2);
+        for text in texts {
+            if !parts.is_empty() {
+                parts.push(Text::Slice(separator));
+            }
+            parts.push(text);
+        }
+        if parts.len() == 1 {
+            return parts.remove(0);
+        }
+        Text::Joined(parts)
+    }
+
+    /// The same text without the one that it was read from.
+    pub(crate) fn into_owned(self) -> Text<'static> {
+        match self {
+            Text::Slice(raw) => Text::Owned(raw.to_owned()),
+            Text::Owned(raw) => Text::Owned(raw),
+            Text::Joined(parts) => Text::Joined(parts.into_iter().map(Text::into_owned).collect()),
+        }
+    }
+
+    /// Whether it is the empty string.
+    pub(crate) fn is_empty(&self) -> bool {
+        match self {
+            Text::Slice(raw) => raw.is_empty(),
+            Text::Owned(raw) => raw.is_empty(),
+            Text::Joined(parts) => parts.iter().all(Text::is_empty),
+        }
+    }
+
+    /// The text without escapes. A lone surrogate, which no Rust string can hold, is U+FFFD.
+    pub(crate) fn plain(&self) -> Cow<'_, str> {
+        match self {
+            Text::Slice(raw) => reader::unescape(raw),
+            Text::Owned(raw) => reader::unescape(raw),
+            Text::Joined(parts) => parts.iter().map(Text::plain).collect::<String>().into(),
+        }
+    }
+}
+
+impl<'a> Object<'a> {
+    /// The value of a member. The name must need no escape, as all names of the protocols do.
+    pub(crate) fn get(&self, name: &str) -> Option<&Node<'a>> {
+        self.0
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value)
+    }
+
+    /// Sets a member: in its place if it is there, else at the end.
+    pub(crate) fn set(&mut self, name: impl Into<Cow<'a, str>>, value: Node<'a>) {
+        let name = name.into();
+        match self.0.iter_mut().find(|(key, _)| *key == name) {
+            Some((_, old)) => *old = value,
+            None => self.0.push((name, value)),
+        }
+    }
+
+    /// Adds a member that is known not to be there.
+    pub(crate) fn push(&mut self, name: impl Into<Cow<'a, str>>, value: Node<'a>) {
+        self.0.push((name.into(), value));
+    }
+
+    /// Adds a member if there is a value for it.
+    pub(crate) fn push_some(&mut self, name: &'static str, value: Option<Node<'a>>) {
+        if let Some(value) = value {
+            self.push(name, value);
+        }
+    }
+
+    /// Takes a member out.
+    pub(crate) fn remove(&mut self, name: &str) -> Option<Node<'a>> {
+        let at = self.0.iter().position(|(key, _)| key == name)?;
+        Some(self.0.remove(at).1)
+    }
+
+    /// The members in order; names are in their JSON form.
+    pub(crate) fn members(&self) -> impl Iterator<Item = (&str, &Node<'a>)> {
+        self.0.iter().map(|(name, value)| (name.as_ref(), value))
+    }
+
+    /// An object of these members; of those with one name the last counts, in the place of the first.
+    pub(crate) fn of_members(members: Vec<(Cow<'a, str>, Node<'a>)>) -> Self {
+        Object(reader::without_repeated(members))
+    }
+
+    /// The members; names are in their JSON form.
+    pub(crate) fn into_members(self) -> Vec<(Cow<'a, str>, Node<'a>)> {
+        self.0
+    }
+
+    /// The same members with other values.
+    pub(crate) fn map_values(self, mut change: impl FnMut(&str, Node<'a>) -> Node<'a>) -> Self {
+        let changed = self.0.into_iter().map(|(name, value)| {
+            let value = change(&name, value);
+            (name, value)
+        });
+        Object(changed.collect())
+    }
+
+    /// Only the members whose names are listed.
+    pub(crate) fn only(mut self, names: &[&str]) -> Self {
+        self.0.retain(|(name, _)| names.contains(&name.as_ref()));
+        self
+    }
+
+    /// Whether it has no member.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<'a> Node<'a> {
+    /// An object of these members.
+    pub(crate) fn object<const N: usize>(members: [(&'static str, Node<'a>); N]) -> Self {
+        Node::Object(Object(
+            members.map(|(name, value)| (name.into(), value)).into(),
+        ))
+    }
+
+    /// A string that needs no escape: a word of a protocol.
+    pub(crate) fn word(word: &'a str) -> Self {
+        Node::Text(Text::Slice(word))
+    }
+
+    /// The same value without the text that it was read from.
+    pub(crate) fn into_owned(self) -> Node<'static> {
+        match self {
+            Node::Null => Node::Null,
+            Node::Bool(flag) => Node::Bool(flag),
+            Node::Number(spelled) => Node::Number(spelled.into_owned().into()),
+            Node::Text(text) => Node::Text(text.into_owned()),
+            Node::List(items) => Node::List(items.into_iter().map(Node::into_owned).collect()),
+            Node::Object(Object(members)) => {
+                let owned = members
+                    .into_iter()
+                    .map(|(name, value)| (name.into_owned().into(), value.into_owned()));
+                Node::Object(Object(owned.collect()))
+            }
+        }
+    }
+
+    /// Any plain text as a string.
+    pub(crate) fn text(plain: &str) -> Self {
+        Node::Text(Text::of(plain))
+    }
+
+    /// A plain text, or null.
+    pub(crate) fn text_or_null(plain: Option<&str>) -> Self {
+        plain.map_or(Node::Null, Node::text)
+    }
+
+    /// A whole number.
+    pub(crate) fn number(number: u64) -> Self {
+        Node::Number(number.to_string().into())
+    }
+
+    /// The object, if it is one.
+    pub(crate) fn as_object(&self) -> Option<&Object<'a>> {
+        match self {
+            Node::Object(object) => Some(object),
+            _ => None,
+        }
+    }
+
+    /// The list, if it is one.
+    pub(crate) fn as_list(&self) -> Option<&[Node<'a>]> {
+        match self {
+            Node::List(list) => Some(list),
+            _ => None,
+        }
+    }
+
+    /// The plain text of a string.
+    pub(crate) fn as_text(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Node::Text(text) => Some(text.plain()),
+            _ => None,
+        }
+    }
+
+    /// A whole number without sign. One that is too large is the largest; a fraction of zeros counts as none.
+    pub(crate) fn as_number(&self) -> Option<u64> {
+        let Node::Number(spelled) = self else {
+            return None;
+        };
+        let (whole, fraction) = spelled.split_once('.').unwrap_or((spelled, ""));
+        let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        if whole.is_empty() || !digits(whole) || fraction.bytes().any(|byte| byte != b'0') {
+            return None;
+        }
+        Some(whole.parse().unwrap_or(u64::MAX))
+    }
+
+    /// A member of an object; `None` where this is no object, the member is not there, or it is null.
+    pub(crate) fn member(&self, name: &str) -> Option<&Node<'a>> {
+        self.as_object()?
+            .get(name)
+            .filter(|value| !matches!(value, Node::Null))
+    }
+
+    /// The plain text of a member that is a string.
+    pub(crate) fn member_text(&self, name: &str) -> Option<Cow<'_, str>> {
+        self.member(name)?.as_text()
+    }
+
+    /// The list of a member, or none.
+    pub(crate) fn member_list(&self, name: &str) -> &[Node<'a>] {
+        self.member(name)
+            .and_then(Node::as_list)
+            .unwrap_or_default()
+    }
+}

@@ -1,0 +1,225 @@
+//! Blocks of user content and of tool results as parts of Responses input. It does not know in which message they stand,
+//! but for the place that a refusal names.
+
+use super::error::Refusal;
+use super::input::Part;
+use super::json::{Node, Object, Text};
+use super::options::ToolMedia;
+use super::record::{Content, Path, Record};
+use std::collections::HashSet;
+
+/// What a tool is said to have put out if it has put out nothing.
+const NO_OUTPUT: &str = "(no output)";
+
+/// The same, where it failed.
+const FAILED_WITHOUT_OUTPUT: &str = "(tool failed without output)";
+
+/// What stands for the media that follow in a message of their own.
+const OUTPUT_FOLLOWS: &str = "(output follows)";
+
+/// How texts of failed tools begin that need no mark, in lower case.
+const ERROR_MARKS: [&str; 2] = ["error", "<tool_use_error>"];
+
+/// The media type of images that name none.
+const DEFAULT_IMAGE: &str = "image/png";
+
+/// A tool's result.
+pub(crate) struct ToolOutput<'a> {
+    /// `output` of the item.
+    pub(crate) output: Node<'a>,
+    /// What is to follow in a user message.
+    pub(crate) media: Vec<Part<'a>>,
+}
+
+/// The parts of some blocks of the message at `place`. Tools that they refer to are put down as loaded.
+pub(crate) fn parts_of<'a>(
+    blocks: &[Record<'_, 'a>],
+    place: Path,
+    loaded: &mut HashSet<String>,
+) -> Result<Vec<Part<'a>>, Refusal> {
+    let mut parts = Vec::new();
+    for block in blocks {
+        match block.word("type")?.as_ref() {
+            "text" => parts.extend(block.some_text("text")?.cloned().map(Part::Text)),
+            "image" => parts.push(image(block, place)?),
+            "document" => parts.append(&mut document(block, place, loaded)?),
+            "search_result" => parts.push(search_result(block)?),
+            "tool_reference" => parts.push(tool_reference(block, loaded)?),
+            other => return Err(place.refuse(format!("content block {other} cannot be converted"))),
+        }
+    }
+    Ok(parts)
+}
+
+/// The output of a `tool_result` block of the message at `place`.
+pub(crate) fn tool_output<'a>(
+    block: &Record<'_, 'a>,
+    place: Path,
+    media: ToolMedia,
+    loaded: &mut HashSet<String>,
+) -> Result<ToolOutput<'a>, Refusal> {
+    let mut parts = match block.content("content")? {
+        Content::Text(text) if text.is_empty() => Vec::new(),
+        Content::Text(text) => vec![Part::Text(text.clone())],
+        Content::Blocks(blocks) => parts_of(&blocks, place, loaded)?,
+    };
+    if block.flag("is_error")? {
+        mark_error(&mut parts);
+    }
+    Ok(output_of(parts, media))
+}
+
+/// A string where there are only texts, else a list.
+fn output_of(parts: Vec<Part<'_>>, media: ToolMedia) -> ToolOutput<'_> {
+    let texts_only = parts.iter().all(Part::is_text);
+    if media == ToolMedia::Inline && !texts_only {
+        let output = Node::List(parts.into_iter().map(Part::into_node).collect());
+        return ToolOutput {
+            output,
+            media: Vec::new(),
+        };
+    }
+    let (texts, media): (Vec<_>, Vec<_>) = parts.into_iter().partition(Part::is_text);
+    let texts: Vec<_> = texts.into_iter().filter_map(Part::into_text).collect();
+    let output = match (texts.is_empty(), media.is_empty()) {
+        (true, true) => Node::word(NO_OUTPUT),
+        (true, false) => Node::word(OUTPUT_FOLLOWS),
+        _ => Node::Text(Text::join(texts, "\\n")),
+    };
+    ToolOutput { output, media }
+}
+
+/// Responses has no flag for a failed tool: the text has to say it.
+fn mark_error(parts: &mut Vec<Part<'_>>) {
+    match parts.first_mut() {
+        None => parts.push(Part::word(FAILED_WITHOUT_OUTPUT)),
+        Some(Part::Text(text)) if says_error(text) => {}
+        Some(Part::Text(text)) => *text = Text::Joined(vec![Text::Slice("Error: "), text.clone()]),
+        Some(Part::Media(_)) => parts.insert(0, Part::word("Error:")),
+    }
+}
+
+/// Whether a text says by itself that a tool failed.
+fn says_error(text: &Text<'_>) -> bool {
+    let plain = text.plain();
+    let beginning = plain.trim_start().as_bytes();
+    let begins_with = |mark: &&str| {
+        beginning
+            .get(..mark.len())
+            .is_some_and(|letters| letters.eq_ignore_ascii_case(mark.as_bytes()))
+    };
+    ERROR_MARKS.iter().any(begins_with)
+}
+
+/// An image part.
+fn image<'a>(block: &Record<'_, 'a>, place: Path) -> Result<Part<'a>, Refusal> {
+    let source = block.need_record("source")?;
+    let url = match source.word("type")?.as_ref() {
+        "base64" => {
+            let media = source
+                .some_text("media_type")?
+                .cloned()
+                .unwrap_or(Text::Slice(DEFAULT_IMAGE));
+            data_uri(media, source.need_text("data")?.clone())
+        }
+        "url" => source.need_text("url")?.clone(),
+        other => return Err(cannot(place, "image", other)),
+    };
+    Ok(Part::Media(Node::object([
+        ("type", Node::word("input_image")),
+        ("image_url", Node::Text(url)),
+        ("detail", Node::word("auto")),
+    ])))
+}
+
+/// A document: a file part, or its text.
+fn document<'a>(
+    block: &Record<'_, 'a>,
+    place: Path,
+    loaded: &mut HashSet<String>,
+) -> Result<Vec<Part<'a>>, Refusal> {
+    let source = block.need_record("source")?;
+    let title = block.some_text("title")?.cloned();
+    let kind = source.word("type")?;
+    let mut parts: Vec<Part<'a>> = match kind.as_ref() {
+        "base64" if source.word("media_type")? == "application/pdf" => {
+            let name = title.unwrap_or(Text::Slice("document.pdf"));
+            let data = data_uri(
+                Text::Slice("application/pdf"),
+                source.need_text("data")?.clone(),
+            );
+            return Ok(vec![file([("filename", name), ("file_data", data)])]);
+        }
+        "url" => return Ok(vec![file([("file_url", source.need_text("url")?.clone())])]),
+        "text" | "content" => title.map(Part::Text).into_iter().collect(),
+        other => return Err(cannot(place, "document", other)),
+    };
+    let content = if kind == "text" { "data" } else { "content" };
+    match source.content(content)? {
+        Content::Text(text) => parts.push(Part::Text(text.clone())),
+        Content::Blocks(blocks) => parts.append(&mut parts_of(&blocks, place, loaded)?),
+    }
+    Ok(parts)
+}
+
+/// A file part with these members.
+fn file<'a, const N: usize>(members: [(&'static str, Text<'a>); N]) -> Part<'a> {
+    let mut file = Object::default();
+    file.push("type", Node::word("input_file"));
+    for (name, text) in members {
+        file.push(name, Node::Text(text));
+    }
+    Part::Media(Node::Object(file))
+}
+
+/// The text of a search result: title, source and content.
+fn search_result<'a>(block: &Record<'_, 'a>) -> Result<Part<'a>, Refusal> {
+    let text = |name| Ok(block.text(name)?.cloned().unwrap_or(Text::Slice("")));
+    let content = match block.content("content")? {
+        Content::Text(text) => text.clone(),
+        Content::Blocks(blocks) => {
+            let texts = blocks
+                .iter()
+                .filter_map(|block| block.text("text").transpose());
+            Text::join(
+                texts.map(|text| text.cloned()).collect::<Result<_, _>>()?,
+                "\\n",
+            )
+        }
+    };
+    Ok(Part::Text(Text::join(
+        vec![text("title")?, text("source")?, content],
+        "\\n",
+    )))
+}
+
+/// The text that stands for a tool that was loaded.
+fn tool_reference<'a>(
+    block: &Record<'_, 'a>,
+    loaded: &mut HashSet<String>,
+) -> Result<Part<'a>, Refusal> {
+    let name = block.need_text("tool_name")?;
+    loaded.insert(name.plain().into_owned());
+    Ok(Part::Text(Text::Joined(vec![
+        Text::Slice("Tool "),
+        name.clone(),
+        Text::Slice(" is now available."),
+    ])))
+}
+
+/// The URL that holds the data itself (RFC 2397).
+fn data_uri<'a>(media: Text<'a>, data: Text<'a>) -> Text<'a> {
+    Text::Joined(vec![
+        Text::Slice("data:"),
+        media,
+        Text::Slice(";base64,"),
+        data,
+    ])
+}
+
+/// A refusal of a source that has no counterpart.
+fn cannot(place: Path, block: &str, source: &str) -> Refusal {
+    place.refuse(format!(
+        "{block} source of type {source} cannot be converted"
+    ))
+}

@@ -1,0 +1,320 @@
+//! The reader of a Responses stream: the data of its events as one ordered stream of facts. One item at a time is shown;
+//! events of the others wait, within a limit, because clients cannot read blocks that are mixed. It holds no text of the
+//! answer beyond that, and knows neither client protocol.
+
+use super::fact::{Fact, Final, Head, Incomplete, Usage};
+use super::failure::Failure;
+use super::item::{Item, Unreadable};
+use super::json::{Node, parse};
+use super::report::Report;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// What an entry of one of the tables is taken to weigh besides its text, in bytes.
+const ENTRY_BYTES: usize = 64;
+
+/// What some gateways end their streams with, after OpenAI's older API.
+const END_MARK: &[u8] = b"[DONE]";
+
+/// The reader of one answer.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    /// What the upstream said about the answer as a whole.
+    pub(crate) head: Head,
+    /// Nothing more is read: the answer has ended or failed.
+    over: bool,
+    /// Index of the item that is shown.
+    current: Option<u64>,
+    item: Item,
+    /// Indexes of items that are whole.
+    closed: BTreeSet<u64>,
+    /// Events of other items, by index.
+    waiting: BTreeMap<u64, Vec<Vec<u8>>>,
+    /// Indexes of items by their ids.
+    by_id: HashMap<String, u64>,
+    /// Bytes in these tables.
+    held: usize,
+    /// The most that there may be.
+    limit: usize,
+}
+
+impl Reader {
+    /// A reader that holds at most `limit` bytes of what has to wait.
+    pub(crate) fn new(limit: usize) -> Self {
+        Reader {
+            head: Head::default(),
+            over: false,
+            current: None,
+            item: Item::default(),
+            closed: BTreeSet::new(),
+            waiting: BTreeMap::new(),
+            by_id: HashMap::new(),
+            held: 0,
+            limit,
+        }
+    }
+
+    /// The facts in the data of the next event. After [`Fact::Done`] and [`Fact::Failed`] there are none.
+    pub(crate) fn feed(&mut self, data: &[u8]) -> Vec<Fact> {
+        let mut out = Vec::new();
+        let data = data.trim_ascii();
+        if !self.over && !data.is_empty() && data != END_MARK {
+            let read = self.event(data, &mut out);
+            self.or_failed(read, &mut out);
+        }
+        out
+    }
+
+    /// The facts of an answer that is one response object: a gateway that does not stream.
+    pub(crate) fn feed_whole(&mut self, body: &[u8]) -> Vec<Fact> {
+        let mut out = Vec::new();
+        let read = match parse(body) {
+            Ok(response) => self.whole(&response, &mut out),
+            Err(_) => Err(Unreadable("a body that is not JSON")),
+        };
+        self.or_failed(read, &mut out);
+        out
+    }
+
+    /// Makes a fault the last fact.
+    fn or_failed(&mut self, read: Result<(), Unreadable>, out: &mut Vec<Fact>) {
+        if let Err(Unreadable(what)) = read {
+            self.over = true;
+            out.push(Fact::Failed(Failure::Unreadable(what)));
+        }
+    }
+
+    /// One event.
+    fn event(&mut self, data: &[u8], out: &mut Vec<Fact>) -> Result<(), Unreadable> {
+        let event = parse(data).map_err(|_| Unreadable("an event that is not JSON"))?;
+        let kind = event.member_text("type").unwrap_or_default();
+        match kind.as_ref() {
+            "response.created" | "response.in_progress" | "response.queued" => {
+                event
+                    .member("response")
+                    .into_iter()
+                    .for_each(|response| self.head.note(response));
+            }
+            "response.completed"
+            | "response.incomplete"
+            | "response.failed"
+            | "response.done"
+            | "error" => {
+                self.terminal(&kind, &event, out)?;
+            }
+            "" if event.member("error").is_some() => self.terminal("error", &event, out)?,
+            kind if kind.starts_with("response.") => self.item_event(kind, &event, data, out)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A response object that is the whole answer.
+    fn whole(&mut self, response: &Node<'_>, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
+        let status = response.member_text("status").unwrap_or_default();
+        let is_response = response.member("output").and_then(Node::as_list).is_some();
+        let kind = match status.as_ref() {
+            "incomplete" => "response.incomplete",
+            "failed" => "response.failed",
+            "completed" | "" if is_response => "response.completed",
+            _ if response
+                .member("error")
+                .or(response.member("detail"))
+                .is_some() =>
+            {
+                "error"
+            }
+            _ => return Err(Unreadable("a body that is no finished response")),
+        };
+        if kind == "error" {
+            return self.terminal(kind, response, out);
+        }
+        self.end(kind, response, response, out)
+    }
+
+    /// An event of an item: shown, or put to those that wait.
+    fn item_event(
+        &mut self,
+        kind: &str,
+        event: &Node<'_>,
+        data: &[u8],
+        out: &mut Vec<Fact>,
+    ) -> Result<(), Unreadable> {
+        let Some(index) = self.index_of(kind, event)? else {
+            return Ok(());
+        };
+        if self.closed.contains(&index) {
+            return Ok(());
+        }
+        if index != *self.current.get_or_insert(index) {
+            self.hold(data.len())?;
+            self.waiting.entry(index).or_default().push(data.to_vec());
+            return Ok(());
+        }
+        self.show(index, kind, event, out)?;
+        self.advance(out)
+    }
+
+    /// The index of the item that an event is about, learning the item's id.
+    fn index_of(&mut self, kind: &str, event: &Node<'_>) -> Result<Option<u64>, Unreadable> {
+        let item_id = event.member("item").and_then(|item| item.member_text("id"));
+        let index = match event.member("output_index").and_then(Node::as_number) {
+            Some(index) => Some(index),
+            None => {
+                let id = event.member_text("item_id").or_else(|| item_id.clone());
+                let known = id.and_then(|id| self.by_id.get(id.as_ref()).copied());
+                known.or_else(|| self.index_by_order(kind))
+            }
+        };
+        if let (Some(index), Some(id)) = (index, item_id)
+            && !self.by_id.contains_key(id.as_ref())
+        {
+            self.hold(id.len())?;
+            self.by_id.insert(id.into_owned(), index);
+        }
+        Ok(index)
+    }
+
+    /// The index of an item that names none: the next for a new item, else that of the item that is shown.
+    fn index_by_order(&self, kind: &str) -> Option<u64> {
+        if kind != "response.output_item.added" {
+            return self.current;
+        }
+        let items = self.closed.len() + self.waiting.len() + usize::from(self.current.is_some());
+        Some(items as u64)
+    }
+
+    /// Shows an event of the current item.
+    fn show(
+        &mut self,
+        index: u64,
+        kind: &str,
+        event: &Node<'_>,
+        out: &mut Vec<Fact>,
+    ) -> Result<(), Unreadable> {
+        if kind != "response.output_item.done" {
+            return self.item.event(kind, event, out);
+        }
+        self.item
+            .done(event.member("item").unwrap_or(&Node::Null), out)?;
+        self.close(index)
+    }
+
+    /// The item that is shown is whole.
+    fn close(&mut self, index: u64) -> Result<(), Unreadable> {
+        self.item = Item::default();
+        self.current = None;
+        self.hold(0)?;
+        self.closed.insert(index);
+        Ok(())
+    }
+
+    /// While no item is shown, shows the first that waits.
+    fn advance(&mut self, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
+        while self.current.is_none()
+            && let Some((index, events)) = self.waiting.pop_first()
+        {
+            self.current = Some(index);
+            for data in events {
+                self.held = self.held.saturating_sub(data.len() + ENTRY_BYTES);
+                if self.current == Some(index) {
+                    self.replay(index, &data, out)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows an event that has waited.
+    fn replay(&mut self, index: u64, data: &[u8], out: &mut Vec<Fact>) -> Result<(), Unreadable> {
+        let event = parse(data).map_err(|_| Unreadable("an event that is not JSON"))?;
+        let kind = event.member_text("type").unwrap_or_default();
+        self.show(index, &kind, &event, out)
+    }
+
+    /// An event that ends the answer.
+    fn terminal(
+        &mut self,
+        kind: &str,
+        event: &Node<'_>,
+        out: &mut Vec<Fact>,
+    ) -> Result<(), Unreadable> {
+        let response = event.member("response").unwrap_or(&Node::Null);
+        self.end(kind, event, response, out)
+    }
+
+    /// The end of the answer, as `response` tells it.
+    fn end(
+        &mut self,
+        kind: &str,
+        event: &Node<'_>,
+        response: &Node<'_>,
+        out: &mut Vec<Fact>,
+    ) -> Result<(), Unreadable> {
+        self.head.note(response);
+        let status = response.member_text("status").unwrap_or_default();
+        if matches!(kind, "error" | "response.failed")
+            || matches!(status.as_ref(), "failed" | "cancelled")
+        {
+            self.over = true;
+            let error = response
+                .member("error")
+                .or(event.member("error"))
+                .unwrap_or(event);
+            out.push(Fact::Failed(Failure::Reported(Report::in_stream(error))));
+            return Ok(()); // what waits is neither shown nor closed
+        }
+        self.show_rest(response.member_list("output"), out)?;
+        self.over = true;
+        let incomplete =
+            (kind == "response.incomplete" || status == "incomplete").then(|| incomplete(response));
+        let usage = Usage::read(response);
+        out.push(Fact::Done(Final { incomplete, usage }));
+        Ok(())
+    }
+
+    /// Shows and closes what is open or waits, and the items of `output` that have not been seen.
+    fn show_rest(&mut self, output: &[Node<'_>], out: &mut Vec<Fact>) -> Result<(), Unreadable> {
+        while let Some(index) = self.current {
+            let last_word = usize::try_from(index)
+                .ok()
+                .and_then(|index| output.get(index));
+            match last_word.filter(|item| self.item.is(item)) {
+                Some(item) => self.item.done(item, out)?,
+                None => self.item.end(out)?,
+            }
+            self.close(index)?;
+            self.advance(out)?;
+        }
+        for (item, index) in output.iter().zip(0..) {
+            let known = item
+                .member_text("id")
+                .is_some_and(|id| self.by_id.contains_key(id.as_ref()));
+            if !known && self.closed.insert(index) {
+                Item::default().done(item, out)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts what is put into a table.
+    fn hold(&mut self, bytes: usize) -> Result<(), Unreadable> {
+        self.held += bytes + ENTRY_BYTES;
+        if self.held > self.limit {
+            return Err(Unreadable(
+                "too much of the answer has to wait for its turn",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Why an answer is not complete.
+fn incomplete(response: &Node<'_>) -> Incomplete {
+    let reason = response
+        .member("incomplete_details")
+        .and_then(|details| details.member_text("reason"));
+    match reason.as_deref() {
+        Some("content_filter") => Incomplete::ContentFilter,
+        _ => Incomplete::Limit,
+    }
+}

@@ -1,0 +1,248 @@
+//! What both protocols' requests have in common on their way to Responses: the list of what is dropped, the limits, the
+//! sampling, the stop sequences, and the order of the members on the wire. What a protocol means is in
+//! [`super::messages_request`] and [`super::chat_request`].
+
+use super::error::Refusal;
+use super::json::{Node, Object, Text, write};
+use super::models::{Effort, Model};
+use super::options::{StopSequences, UpstreamBridge, UpstreamKind};
+use super::record::Record;
+
+/// The members of a request, in the order in which they are sent: what changes least comes first, because the upstream
+/// caches the beginning of a prompt.
+const ORDER: [&str; 19] = [
+    "model",
+    "instructions",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "input",
+    "reasoning",
+    "include",
+    "text",
+    "top_logprobs",
+    "max_output_tokens",
+    "temperature",
+    "top_p",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "metadata",
+    "safety_identifier",
+    "store",
+    "stream",
+];
+
+/// The members that `/responses/input_tokens` takes.
+const COUNTED: [&str; 8] = [
+    "model",
+    "input",
+    "instructions",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "reasoning",
+    "text",
+];
+
+/// The least that Responses takes as `max_output_tokens`.
+const LEAST_OUTPUT: u64 = 16;
+
+/// Most stop sequences of a request: each is looked for in every piece of the answer.
+const STOP_SEQUENCES: usize = 64;
+
+/// Most names that are reported; further ones are dropped in silence.
+const DROPPED_NAMES: usize = 64;
+
+/// Longest name that is reported, in bytes.
+const DROPPED_BYTES: usize = 64;
+
+/// Names of what has no counterpart upstream, in order, each once. They are fit for a header: letters that are not are
+/// `_`.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Dropped(Vec<String>);
+
+impl Dropped {
+    /// Adds a name, unless it is there.
+    pub(crate) fn add(&mut self, name: &str) {
+        if self.0.len() == DROPPED_NAMES {
+            return;
+        }
+        let fit = |letter: char| if is_fit(letter) { letter } else { '_' };
+        let name: String = name.chars().take(DROPPED_BYTES).map(fit).collect();
+        if !self.0.contains(&name) {
+            self.0.push(name);
+        }
+    }
+
+    /// Reports all members but the known.
+    pub(crate) fn unknown_members(&mut self, body: &Record<'_, '_>, known: &[&str]) {
+        for (name, _) in body.object().members() {
+            if !known.contains(&name) {
+                self.add(name);
+            }
+        }
+    }
+
+    /// The names.
+    pub(crate) fn into_names(self) -> Vec<String> {
+        self.0
+    }
+}
+
+/// Whether a letter may stand in a header as it is.
+fn is_fit(letter: char) -> bool {
+    letter.is_ascii_alphanumeric() || matches!(letter, '_' | '-' | '.')
+}
+
+/// The request under way.
+pub(crate) struct Draft<'a> {
+    /// Its members so far.
+    members: Object<'a>,
+    /// What has no counterpart upstream.
+    pub(crate) dropped: Dropped,
+}
+
+impl<'a> Draft<'a> {
+    /// A request for this model.
+    pub(crate) fn new(model: &Model<'_>, upstream: &UpstreamBridge) -> Self {
+        let mut members = Object::default();
+        members.push("model", Node::text(&model.name));
+        if upstream.kind == UpstreamKind::Codex {
+            members.push("instructions", Node::word("")); // missing, it answers "Instructions are required"
+        }
+        let dropped = Dropped::default();
+        Draft { members, dropped }
+    }
+
+    /// Sets a member; its place on the wire is that of `ORDER`.
+    pub(crate) fn set(&mut self, name: &'static str, value: Node<'a>) {
+        debug_assert!(ORDER.contains(&name), "{name} has no place on the wire");
+        self.members.set(name, value);
+    }
+
+    /// Sets a member if there is a value for it.
+    pub(crate) fn set_some(&mut self, name: &'static str, value: Option<Node<'a>>) {
+        if let Some(value) = value {
+            self.set(name, value);
+        }
+    }
+
+    /// `reasoning`, if there is anything to say.
+    pub(crate) fn set_reasoning(&mut self, effort: Option<Effort>, summary: Option<&'static str>) {
+        let mut reasoning = Object::default();
+        reasoning.push_some("effort", effort.map(|effort| Node::word(effort.word())));
+        reasoning.push_some("summary", summary.map(Node::word));
+        if !reasoning.is_empty() {
+            self.set("reasoning", Node::Object(reasoning));
+        }
+    }
+
+    /// `include`, if there is anything to ask for.
+    pub(crate) fn set_include(&mut self, include: Vec<&'static str>) {
+        if !include.is_empty() {
+            self.set(
+                "include",
+                Node::List(include.into_iter().map(Node::word).collect()),
+            );
+        }
+    }
+
+    /// The most output tokens, of the client's member `name`.
+    pub(crate) fn set_limit(
+        &mut self,
+        body: &Record<'_, '_>,
+        name: &'static str,
+        model: &Model<'_>,
+        upstream: &UpstreamBridge,
+    ) -> Result<(), Refusal> {
+        let Some(limit) = body.node(name) else {
+            return Ok(());
+        };
+        if upstream.kind == UpstreamKind::Codex {
+            self.dropped.add("max_tokens");
+            return Ok(());
+        }
+        let limit = limit.as_number().filter(|limit| *limit > 0);
+        let limit = limit.ok_or_else(|| Refusal::invalid(name, "must be a positive integer"))?;
+        self.set(
+            "max_output_tokens",
+            Node::number(limit.min(model.max_output()).max(LEAST_OUTPUT)),
+        );
+        Ok(())
+    }
+
+    /// `temperature` and `top_p`, which reasoning models and codex refuse.
+    pub(crate) fn set_sampling(
+        &mut self,
+        body: &Record<'_, 'a>,
+        model: &Model<'_>,
+        upstream: &UpstreamBridge,
+    ) -> Result<(), Refusal> {
+        for name in ["temperature", "top_p"] {
+            let Some(value) = body.number(name)? else {
+                continue;
+            };
+            if model.reasoning || upstream.kind == UpstreamKind::Codex {
+                self.dropped.add(name);
+            } else {
+                self.set(name, value.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// The stop sequences to watch for, of those the client named.
+    pub(crate) fn take_stops(
+        &mut self,
+        name: &'static str,
+        stops: Vec<&Text<'_>>,
+        upstream: &UpstreamBridge,
+    ) -> Result<Vec<String>, Refusal> {
+        let stops: Vec<String> = stops
+            .iter()
+            .filter(|stop| !stop.is_empty())
+            .map(|stop| stop.plain().into_owned())
+            .collect();
+        if stops.len() > STOP_SEQUENCES {
+            return Err(Refusal::invalid(name, format!("at most {STOP_SEQUENCES}")));
+        }
+        match upstream.options.stop_sequences {
+            _ if stops.is_empty() => Ok(stops),
+            StopSequences::Emulate => Ok(stops),
+            StopSequences::Drop => {
+                self.dropped.add("stop_sequences");
+                Ok(Vec::new())
+            }
+            StopSequences::Refuse => Err(Refusal::invalid(
+                name,
+                "not supported by this gateway's upstream",
+            )),
+        }
+    }
+
+    /// The body of a request that is answered by a stream.
+    pub(crate) fn into_body(mut self) -> (Vec<u8>, Vec<String>) {
+        self.set("store", Node::Bool(false));
+        self.set("stream", Node::Bool(true));
+        (serialise(self.members), self.dropped.into_names())
+    }
+
+    /// The body of a request that only counts the tokens of the prompt.
+    pub(crate) fn into_count(self) -> (Vec<u8>, Vec<String>) {
+        (
+            serialise(self.members.only(&COUNTED)),
+            self.dropped.into_names(),
+        )
+    }
+}
+
+/// The request's text, in the order of `ORDER`.
+fn serialise(mut members: Object<'_>) -> Vec<u8> {
+    let mut ordered = Object::default();
+    for name in ORDER {
+        ordered.push_some(name, members.remove(name));
+    }
+    let mut out = String::new();
+    write(&Node::Object(ordered), &mut out);
+    out.into_bytes()
+}

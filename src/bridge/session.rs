@@ -1,0 +1,327 @@
+//! One answer on its way from the upstream to the client: bytes in, bytes out. It keeps the status free until the first
+//! fact, so that what fails before can still be a proper HTTP answer. It has no socket and no clock: the exchange calls
+//! it when something has come, or when time has passed.
+
+use super::client_side::ClientSide;
+use super::context::Context;
+use super::error::Answer;
+use super::fact::Fact;
+use super::failure::Failure;
+use super::json::parse;
+use super::reader::Reader;
+use super::sse::Decoder;
+
+/// Limits of what is held of one answer, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// One event of the upstream; the last holds the whole answer once more.
+    pub event: usize,
+    /// Events that wait until the item before theirs is whole.
+    pub waiting: usize,
+    /// An answer that is not streamed: the upstream's body, and the text that is put together for the client.
+    pub whole: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            event: 32 << 20,
+            waiting: 1 << 20,
+            whole: 32 << 20,
+        }
+    }
+}
+
+/// What the exchange knows about an answer besides the request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Delivery {
+    /// The id of the request in the log; `request_id` of error bodies.
+    pub request_id: String,
+    /// Seconds since 1970; `created` of Chat answers.
+    pub created: u64,
+    /// Stands for the response's id where the answer has to begin before the upstream has named one, or it names none.
+    /// It must differ from answer to answer: Claude Code merges turns whose ids are equal.
+    pub fallback_id: String,
+    /// `service_tier` in the bytes that were sent upstream.
+    pub sent_tier: Option<String>,
+    /// Whether what the upstream says about the tier it served counts.
+    pub tier_trusted: bool,
+    /// What may be held.
+    pub limits: Limits,
+}
+
+/// What the exchange has to do after a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Nothing. Where nothing has been written yet, the status is still free.
+    Nothing,
+    /// Write these bytes and flush. Before the first, the head of a stream: 200 and [`super::STREAM_HEADERS`].
+    Write(Vec<u8>),
+    /// Write these bytes, as above, and end: the answer is over.
+    End {
+        /// The last bytes.
+        bytes: Vec<u8>,
+        /// The answer ended as it should. If not, the connection is to be closed so that the client can tell.
+        whole: bool,
+    },
+    /// Send this and nothing else: nothing has been written before. The answer is over.
+    Answer(Answer),
+}
+
+/// One answer.
+#[derive(Debug)]
+pub struct Session {
+    delivery: Delivery,
+    body: Body,
+    reader: Reader,
+    client: ClientSide,
+    ending: Option<Ending>,
+    /// The ending has been handed over.
+    told: bool,
+}
+
+/// How the upstream's body is read. Some gateways name a wrong type in their head: the first byte tells.
+#[derive(Debug)]
+enum Body {
+    /// Nothing but white space has come.
+    Unknown,
+    Events(Decoder),
+    /// One response object, so far.
+    Json(Vec<u8>),
+}
+
+/// How the answer has ended.
+#[derive(Debug)]
+enum Ending {
+    /// As it should.
+    Done,
+    /// With this failure, unless the answer had ended before.
+    Failed(Failure),
+}
+
+impl Session {
+    /// An answer to the request that left this context.
+    pub fn new(context: Context, delivery: Delivery) -> Self {
+        Session {
+            body: Body::Unknown,
+            reader: Reader::new(delivery.limits.waiting),
+            client: ClientSide::new(context, &delivery),
+            delivery,
+            ending: None,
+            told: false,
+        }
+    }
+
+    /// The upstream's head of status 200 has come, with this content type. What is neither a stream nor JSON is no
+    /// answer: 502.
+    pub fn upstream_head(&mut self, content_type: Option<&str>) -> Output {
+        let Some(content_type) = content_type else {
+            return Output::Nothing;
+        };
+        let media = content_type
+            .split(';')
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .to_ascii_lowercase();
+        let known =
+            media == "text/event-stream" || media == "application/json" || media.ends_with("+json");
+        if !known {
+            self.fail(Failure::Unreadable(
+                "a content type that is neither a stream nor JSON",
+            ));
+        }
+        self.output()
+    }
+
+    /// A piece of the upstream's body has come, of any length and cut anywhere.
+    pub fn feed(&mut self, piece: &[u8]) -> Output {
+        if self.ending.is_none() {
+            self.decide(piece);
+            self.read(piece);
+        }
+        self.output()
+    }
+
+    /// The upstream's body has ended.
+    pub fn finish(&mut self) -> Output {
+        if self.ending.is_none() {
+            let facts = match &mut self.body {
+                Body::Unknown => Vec::new(),
+                Body::Events(decoder) => {
+                    // A last event without the blank line behind it counts if it is whole.
+                    let last = decoder.finish().filter(|data| parse(data).is_ok());
+                    last.map(|data| self.reader.feed(&data)).unwrap_or_default()
+                }
+                Body::Json(body) => self.reader.feed_whole(&std::mem::take(body)),
+            };
+            self.take_all(facts);
+        }
+        self.cut()
+    }
+
+    /// The upstream's connection broke, inside its body or before.
+    pub fn cut(&mut self) -> Output {
+        self.fail(Failure::Cut);
+        self.output()
+    }
+
+    /// The upstream took too long, with its head or inside its body.
+    pub fn timed_out(&mut self) -> Output {
+        self.fail(Failure::TimedOut);
+        self.output()
+    }
+
+    /// So much time has passed without a fact that the answer should begin: a stream begins, so that pings may follow.
+    pub fn commit(&mut self) -> Output {
+        if self.ending.is_none() {
+            self.client.begin(&self.reader.head);
+        }
+        self.output()
+    }
+
+    /// So much time has passed without a byte for the client that it should get one. Only to be called while the
+    /// upstream's connection lives: a ping must not hide one that is dead.
+    pub fn ping(&mut self) -> Output {
+        if self.ending.is_none() && self.has_begun() {
+            self.client.ping();
+        }
+        self.output()
+    }
+
+    /// Whether the head of a stream has been given, so that the status is no longer free.
+    pub fn has_begun(&self) -> bool {
+        self.client.has_begun()
+    }
+
+    /// Whether the answer is over. The rest of the upstream's body says nothing more.
+    pub fn is_over(&self) -> bool {
+        self.ending.is_some()
+    }
+
+    /// What the access log calls the failure of this answer; `None` where it has not failed, or the upstream has told.
+    pub fn log_error(&self) -> Option<&'static str> {
+        match &self.ending {
+            Some(Ending::Failed(failure)) => failure.log_word(),
+            _ => None,
+        }
+    }
+
+    /// The response's id at the upstream.
+    pub fn response_id(&self) -> Option<&str> {
+        self.reader.head.id.as_deref()
+    }
+
+    /// The model that the upstream says it runs: the log's `model_served`.
+    pub fn served_model(&self) -> Option<&str> {
+        self.reader.head.model.as_deref()
+    }
+
+    /// The tier that the upstream says it runs on.
+    pub fn served_tier(&self) -> Option<&str> {
+        self.reader.head.tier.as_deref()
+    }
+
+    /// Tells a stream from a response object by its first byte.
+    fn decide(&mut self, piece: &[u8]) {
+        let first = piece.iter().find(|byte| !byte.is_ascii_whitespace());
+        if let (Body::Unknown, Some(first)) = (&self.body, first) {
+            self.body = match first {
+                b'{' => Body::Json(Vec::new()),
+                _ => Body::Events(Decoder::new(self.delivery.limits.event)),
+            };
+        }
+    }
+
+    /// Reads a piece of the body.
+    fn read(&mut self, piece: &[u8]) {
+        match &mut self.body {
+            Body::Unknown => {} // white space
+            Body::Events(decoder) => match decoder.feed(piece) {
+                Ok(events) => events.iter().for_each(|data| self.take_event(data)),
+                Err(_) => self.fail(Failure::Unreadable("an event of too many bytes")),
+            },
+            Body::Json(body) if body.len() + piece.len() > self.delivery.limits.whole => {
+                self.fail(Failure::Unreadable("a body of too many bytes"));
+            }
+            Body::Json(body) => body.extend_from_slice(piece),
+        }
+    }
+
+    /// Takes the data of one event.
+    fn take_event(&mut self, data: &[u8]) {
+        let facts = self.reader.feed(data);
+        self.take_all(facts);
+    }
+
+    /// Takes facts in order; after the end none counts.
+    fn take_all(&mut self, facts: Vec<Fact>) {
+        for fact in facts {
+            match fact {
+                Fact::Failed(failure) => self.fail(failure),
+                Fact::Done(_) if self.ending.is_none() => {
+                    self.client.fact(fact, &self.reader.head);
+                    self.ending = Some(Ending::Done);
+                }
+                fact if self.ending.is_none() => self.client.fact(fact, &self.reader.head),
+                _ => {}
+            }
+            if self.client.whole_length() > self.delivery.limits.whole {
+                self.fail(Failure::Unreadable("an answer of too many bytes"));
+            }
+        }
+    }
+
+    /// The answer has failed, unless it is over.
+    fn fail(&mut self, failure: Failure) {
+        if self.ending.is_none() {
+            self.ending = Some(Ending::Failed(failure));
+        }
+    }
+
+    /// What there is to do now.
+    fn output(&mut self) -> Output {
+        let begun = self.has_begun();
+        match &self.ending {
+            None => {
+                let bytes = self.client.take_written();
+                if bytes.is_empty() {
+                    Output::Nothing
+                } else {
+                    Output::Write(bytes)
+                }
+            }
+            Some(_) if std::mem::replace(&mut self.told, true) => Output::Nothing,
+            Some(Ending::Done) => self.done(),
+            Some(Ending::Failed(failure)) if begun => {
+                self.client.error(failure);
+                Output::End {
+                    bytes: self.client.take_written(),
+                    whole: false,
+                }
+            }
+            Some(Ending::Failed(failure)) => Output::Answer(self.failed(failure)),
+        }
+    }
+
+    /// The last output of an answer that has ended as it should.
+    fn done(&mut self) -> Output {
+        match self.client.take_whole() {
+            None => Output::End {
+                bytes: self.client.take_written(),
+                whole: true,
+            },
+            Some(Ok(body)) => Output::Answer(Answer::json(200, body)),
+            Some(Err(failure)) => {
+                let answer = self.failed(&failure);
+                self.ending = Some(Ending::Failed(failure));
+                Output::Answer(answer)
+            }
+        }
+    }
+
+    /// The HTTP answer of a failure.
+    fn failed(&self, failure: &Failure) -> Answer {
+        failure.answer(self.client.protocol(), &self.delivery.request_id)
+    }
+}

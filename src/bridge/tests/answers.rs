@@ -1,0 +1,306 @@
+//! Answers: what clients get for what the upstream streams.
+
+use super::*;
+
+const CASES: &str = include_str!("../../../tests/fixtures/bridge/answers.json");
+
+fn cases() -> Vec<Value> {
+    serde_json::from_str(CASES).expect("fixtures")
+}
+
+fn session_of(case: &Value) -> Session {
+    let endpoint = if case["protocol"] == "chat" {
+        Endpoint::Chat
+    } else {
+        Endpoint::Messages
+    };
+    let mut session = session(endpoint, &case["request"]);
+    assert_eq!(
+        session.upstream_head(Some("text/event-stream; charset=utf-8")),
+        Output::Nothing
+    );
+    session
+}
+
+fn events_of(case: &Value) -> &[Value] {
+    case["events"].as_array().expect("events")
+}
+
+fn check(case: &Value, received: &Received, how: &str) {
+    let name = &case["name"];
+    match &received.answer {
+        None => {
+            assert_eq!(json!(received.data()), case["stream"], "{name}, {how}");
+            assert_eq!(json!(received.whole), case["whole"], "{name}, {how}");
+        }
+        Some(answer) => {
+            let headers = answer
+                .headers
+                .iter()
+                .filter(|(name, _)| *name != "content-type");
+            let headers: serde_json::Map<String, Value> = headers
+                .map(|(name, value)| ((*name).to_owned(), json!(value)))
+                .collect();
+            let answer =
+                json!({"status": answer.status, "headers": headers, "body": parsed(&answer.body)});
+            assert_eq!(answer, case["answer"], "{name}, {how}");
+        }
+    }
+}
+
+#[test]
+fn every_answer_of_the_fixtures_is_converted_as_they_say_however_it_is_cut() {
+    for case in &cases() {
+        for line_end in ["\n", "\r\n", "\r"] {
+            let body = stream_of(events_of(case), line_end);
+            for piece in [usize::MAX, 1, 2, 3, 7, 64] {
+                let received = play(session_of(case), &body, piece);
+                check(case, &received, &format!("pieces of {piece}, {line_end:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_body_that_breaks_off_at_any_byte_never_ends_well() {
+    for case in &cases() {
+        let body = stream_of(events_of(case), "\n");
+        let last = body
+            .iter()
+            .rposition(|byte| *byte == b'}')
+            .expect("an event");
+        for end in (0..last).step_by(5) {
+            let received = play(session_of(case), &body[..end], usize::MAX);
+            let status = received.answer.as_ref().map(|answer| answer.status);
+            assert!(
+                received.whole != Some(true) && status != Some(200),
+                "{} cut at {end}: {received:?}",
+                case["name"]
+            );
+        }
+    }
+}
+
+#[test]
+fn every_event_of_messages_has_its_name_and_one_line_of_data() {
+    for case in cases()
+        .iter()
+        .filter(|case| case["protocol"] == "messages" && case["stream"].is_array())
+    {
+        let received = play(
+            session_of(case),
+            &stream_of(events_of(case), "\n"),
+            usize::MAX,
+        );
+        let text = text_of(received.stream);
+        for event in text
+            .strip_suffix("\n\n")
+            .expect("a whole event")
+            .split("\n\n")
+        {
+            let (name, data) = event.split_once('\n').expect("two lines");
+            let data: Value =
+                serde_json::from_str(data.strip_prefix("data: ").expect("data")).expect("JSON");
+            assert_eq!(
+                name,
+                format!("event: {}", data["type"].as_str().expect("a type"))
+            );
+        }
+    }
+}
+
+#[test]
+fn a_body_of_one_response_object_is_read_whatever_its_head_says() {
+    let response = json!({"id": "resp_1", "object": "response", "status": "completed", "output": [
+        {"type": "message", "id": "m", "content": [{"type": "output_text", "text": "Hi"}]}],
+        "usage": {"input_tokens": 3, "output_tokens": 1}});
+    for content_type in [Some("application/json"), Some("text/event-stream"), None] {
+        let mut session = session(Endpoint::Messages, &json!({}));
+        assert_eq!(session.upstream_head(content_type), Output::Nothing);
+        let answer = play(session, response.to_string().as_bytes(), 5)
+            .answer
+            .expect("an answer");
+        assert_eq!(
+            (answer.status, &parsed(&answer.body)["content"][0]["text"]),
+            (200, &json!("Hi"))
+        );
+    }
+}
+
+#[test]
+fn a_body_that_is_no_finished_response_is_no_answer() {
+    let bodies = [
+        "",
+        "{}",
+        "{\"detail\":\"no\"}",
+        "{\"error\":{\"message\":\"no\"}}",
+        "<html>",
+        "{\"output\":[]",
+        "null",
+    ];
+    let running = json!({"status": "in_progress", "output": []}).to_string();
+    for body in bodies.into_iter().chain([running.as_str()]) {
+        let received = play(
+            session(Endpoint::Messages, &json!({"stream": true})),
+            body.as_bytes(),
+            4,
+        );
+        assert!(
+            received.answer.is_some_and(|answer| answer.status >= 500),
+            "{body}"
+        );
+    }
+    let html = session(Endpoint::Chat, &json!({})).upstream_head(Some("text/html"));
+    assert!(matches!(html, Output::Answer(answer) if answer.status == 502));
+}
+
+#[test]
+fn a_stream_that_waits_long_begins_without_a_fact_and_is_kept_alive() {
+    let mut session = session(Endpoint::Messages, &json!({"stream": true}));
+    assert_eq!(session.ping(), Output::Nothing);
+    let Output::Write(start) = session.commit() else {
+        panic!("nothing was written")
+    };
+    assert!(text_of(start).contains("\"id\":\"msg_own\""));
+    assert_eq!(
+        session.ping(),
+        Output::Write(b"event: ping\ndata: {\"type\":\"ping\"}\n\n".to_vec())
+    );
+    let body = stream_of(
+        &[json!({"type": "response.failed", "response": {"error": {"message": "late"}}})],
+        "\n",
+    );
+    assert!(matches!(
+        session.feed(&body),
+        Output::End { whole: false, .. }
+    ));
+    assert_eq!(
+        (session.ping(), session.finish()),
+        (Output::Nothing, Output::Nothing)
+    );
+}
+
+#[test]
+fn a_chat_stream_keeps_the_id_of_its_first_chunk() {
+    let mut session = session(Endpoint::Chat, &json!({"stream": true}));
+    let mut received = Received::default();
+    received.take(session.commit());
+    received.take(session.ping());
+    let text = json!({"type": "response.output_text.delta", "output_index": 0, "delta": "x"});
+    let created = json!({"type": "response.created", "response": {"id": "resp_9", "model": "m"}});
+    received.take(session.feed(&stream_of(&[created, text], "\n")));
+    assert!(
+        received
+            .data()
+            .iter()
+            .all(|chunk| chunk["id"] == "chatcmpl-own"),
+        "{received:?}"
+    );
+    assert_eq!(
+        (session.response_id(), session.served_model()),
+        (Some("resp_9"), Some("m"))
+    );
+}
+
+#[test]
+fn who_wants_no_stream_gets_nothing_before_the_end() {
+    let mut session = session(Endpoint::Messages, &json!({}));
+    assert_eq!(
+        (session.commit(), session.ping()),
+        (Output::Nothing, Output::Nothing)
+    );
+    let text = json!({"type": "response.output_text.delta", "output_index": 0, "delta": "x"});
+    assert_eq!(session.feed(&stream_of(&[text], "\n")), Output::Nothing);
+    assert!(matches!(session.timed_out(), Output::Answer(answer) if answer.status == 504));
+}
+
+#[test]
+fn the_tier_that_is_told_is_the_served_if_it_is_trusted_else_the_sent() {
+    for (served, trusted, told) in [
+        ("default", true, "standard"),
+        ("default", false, "priority"),
+        ("auto", true, "priority"),
+    ] {
+        let done = json!({"type": "response.completed", "response": {"service_tier": served, "output": []}});
+        let body =
+            r#"{"model":"claude-a","stream":true,"messages":[{"role":"user","content":"q"}]}"#;
+        let delivery = Delivery {
+            sent_tier: Some("priority".to_owned()),
+            tier_trusted: trusted,
+            ..delivery()
+        };
+        let session = Session::new(messages(body).unwrap().context, delivery);
+        let data = play(session, &stream_of(std::slice::from_ref(&done), "\n"), 9).data();
+        assert_eq!(data[1]["usage"]["service_tier"], told);
+    }
+}
+
+#[test]
+fn what_must_be_held_is_bounded() {
+    let limits = Limits {
+        event: 200,
+        waiting: 1000,
+        whole: 300,
+    };
+    let fed = |event: Value, times: usize, stream: bool| {
+        let body = format!(
+            r#"{{"model":"claude-a","stream":{stream},"messages":[{{"role":"user","content":"q"}}]}}"#
+        );
+        let context = messages(&body).unwrap().context;
+        let session = Session::new(
+            context,
+            Delivery {
+                limits,
+                ..delivery()
+            },
+        );
+        play(session, &stream_of(&vec![event; times], "\n"), 50)
+            .answer
+            .map(|answer| text_of(answer.body))
+    };
+    let text = |length: usize| json!({"type": "response.output_text.delta", "output_index": 0, "delta": "x".repeat(length)});
+    let told = |answer: Option<String>, what: &str| {
+        assert!(
+            answer.clone().is_some_and(|body| body.contains(what)),
+            "{answer:?}"
+        )
+    };
+    told(fed(text(300), 1, true), "an event of too many bytes");
+    told(fed(text(100), 4, false), "an answer of too many bytes");
+    let body = r#"{"model":"claude-a","stream":true,"messages":[{"role":"user","content":"q"}]}"#;
+    let session = Session::new(
+        messages(body).unwrap().context,
+        Delivery {
+            limits,
+            ..delivery()
+        },
+    );
+    let mut events = vec![
+        json!({"type": "response.output_item.added", "output_index": 1, "item": {"type": "message"}}),
+    ];
+    events.extend(vec![text(50); 20]);
+    told(
+        play(session, &stream_of(&events, "\n"), 50)
+            .answer
+            .map(|answer| text_of(answer.body)),
+        "has to wait",
+    );
+}
+
+#[test]
+fn tool_names_come_back_as_the_client_has_them() {
+    let long = "mcp.server.".to_owned() + &"n".repeat(70);
+    let tools = json!({"stream": true, "tools": [{"name": long}]});
+    let body = json!({"model": "claude-a", "tools": [{"name": long}], "messages": [{"role": "user", "content": "q"}]});
+    let sent = parsed(&messages(&body.to_string()).unwrap().body);
+    let name = &sent["tools"][0]["name"];
+    let item = json!({"type": "function_call", "id": "f", "call_id": "c", "name": name, "arguments": "{}"});
+    let done = json!({"type": "response.output_item.done", "output_index": 0, "item": item});
+    let data = play(
+        session(Endpoint::Messages, &tools),
+        &stream_of(&[done], "\n"),
+        9,
+    )
+    .data();
+    assert_eq!(data[1]["content_block"]["name"], json!(long));
+}

@@ -1,0 +1,18 @@
+//! The answer to `count_tokens`: the upstream's number, or 404 at any failure. No number is ever invented: with one
+//! that is too small a client would shorten its conversation too late. Claude Code estimates by itself after a 404.
+
+use super::Protocol;
+use super::error::{Answer, Refusal};
+use super::json::{Node, parse, to_string};
+
+/// The client's answer to what `/responses/input_tokens` has answered; without an upstream's answer, status 0 will do.
+pub fn token_count_answer(status: u16, body: &[u8], request_id: &str) -> Answer {
+    let counted = || parse(body).ok()?.member("input_tokens")?.as_number();
+    match counted().filter(|_| status == 200) {
+        Some(tokens) => {
+            let body = Node::object([("input_tokens", Node::number(tokens))]);
+            Answer::json(200, to_string(&body).into_bytes())
+        }
+        None => Refusal::no_token_count().answer(Protocol::Messages, request_id),
+    }
+}

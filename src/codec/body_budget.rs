@@ -1,0 +1,80 @@
+//! How much memory all bodies together may take: a count that is exact, and refuses what would go over it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::codec::error::{Cause, Refusal};
+
+/// The memory that all bodies held in the process and all decoders of bodies may take together (`limits.buffered`).
+#[derive(Debug)]
+pub struct Budget {
+    limit: u64,
+    used: AtomicU64,
+}
+
+/// A share of the budget, given back when dropped.
+#[derive(Debug)]
+pub struct Lease {
+    budget: Arc<Budget>,
+    bytes: u64,
+}
+
+impl Budget {
+    pub fn new(limit: u64) -> Arc<Self> {
+        Arc::new(Self {
+            limit,
+            used: AtomicU64::new(0),
+        })
+    }
+
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    pub fn lease(self: &Arc<Self>, bytes: u64) -> Result<Lease, Refusal> {
+        let mut lease = Lease {
+            budget: self.clone(),
+            bytes: 0,
+        };
+        lease.grow_to(bytes)?;
+        Ok(lease)
+    }
+}
+
+impl Lease {
+    /// # Errors
+    /// `buffer_full` where all bodies together would take more than the budget.
+    pub fn grow_to(&mut self, bytes: u64) -> Result<(), Refusal> {
+        let Some(more) = bytes.checked_sub(self.bytes).filter(|more| *more > 0) else {
+            return Ok(());
+        };
+        let fits = |used: u64| {
+            used.checked_add(more)
+                .filter(|sum| *sum <= self.budget.limit)
+        };
+        match self
+            .budget
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
+        {
+            Ok(_) => {
+                self.bytes = bytes;
+                Ok(())
+            }
+            Err(_) => Err(Cause::BufferFull.into()),
+        }
+    }
+
+    /// Gives back what is beyond this many bytes.
+    pub fn shrink_to(&mut self, bytes: u64) {
+        let less = self.bytes.saturating_sub(bytes);
+        self.budget.used.fetch_sub(less, Ordering::Relaxed);
+        self.bytes -= less;
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
