@@ -33,7 +33,7 @@ use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::context::{Body, Exchange, head_bytes, without_query};
 use crate::proxy::error_mapping::{REFUSED, no_address, refused};
 use crate::proxy::replies::{answer_refusal, check_response, clean_http2_head, continue_upload};
-use crate::proxy::request_body::{HeldBody, StreamedBody};
+use crate::proxy::request_body::{HeldBody, StreamedBody, waiting_piece};
 use crate::state::State;
 use crate::upstream::connector::control::StreamControl;
 use crate::upstream::connector::{UpstreamConnector, request_peer};
@@ -203,11 +203,7 @@ impl ProxyHttp for TierProxy {
         exchange: &mut Box<Exchange>,
     ) -> Result<()> {
         check_response(response, exchange)?;
-        if exchange
-            .stream
-            .as_ref()
-            .is_some_and(|stream| stream.is_http2())
-        {
+        if exchange.is_http2_upstream() {
             clean_http2_head(response);
         }
         exchange.take_answer(response.status, &response.headers);
@@ -448,6 +444,8 @@ fn filter_body(
             if ends && piece.is_empty() {
                 // Pingora would end a chunked message twice (cloudflare/pingora#935).
                 *body = None;
+            } else if exchange.is_http2_upstream() && !piece.is_empty() {
+                *body = Some(waiting_piece(piece, &exchange.state.budget)?);
             }
         }
         Body::Held(held) => {

@@ -3,7 +3,7 @@
 
 use std::net::Shutdown;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -315,18 +315,25 @@ fn a_refused_stream_is_sent_again() {
 
 #[test]
 fn a_stream_that_is_refused_for_good_is_told_of_and_its_address_is_not_blamed() {
-    let upstream = upstream(|peer| {
-        peer.serve(|peer, stream| match peer.seen_heads() {
-            ..=6 => peer.reset(stream, REFUSED_STREAM),
-            _ => peer.json(stream, 200, "{}"),
+    let refuses = Arc::new(AtomicBool::new(true));
+    let still_refuses = refuses.clone();
+    let upstream = upstream(move |peer| {
+        peer.serve(|peer, stream| match still_refuses.load(Ordering::SeqCst) {
+            true => peer.reset(stream, REFUSED_STREAM),
+            false => peer.json(stream, 200, "{}"),
         });
     });
     let proxy = behind(&upstream);
-    while upstream.seen().heads < 6 {
+    for _ in 0..6 {
         assert_eq!(post(&proxy, "sk-fast", BODY).status, 502);
     }
-    let answers = [(); 2].map(|()| post(&proxy, "sk-fast", BODY).status);
-    assert!(answers.contains(&200), "{answers:?}");
+    let attempts = upstream.seen().heads;
+    assert!(
+        (12..=6 * 16).contains(&attempts),
+        "{attempts} attempts for six requests"
+    );
+    refuses.store(false, Ordering::SeqCst);
+    assert_eq!(post(&proxy, "sk-fast", BODY).status, 200);
 }
 
 #[test]
@@ -596,6 +603,29 @@ fn a_client_that_leaves_while_its_body_waits_for_a_window_has_its_line_at_once()
     }
 }
 
+#[test]
+fn what_waits_for_a_window_counts_against_the_memory_for_all_bodies() {
+    for large in [Large::Streamed, Large::Chunked] {
+        let upstream = upstream(|peer| {
+            peer.opens_window = false;
+            peer.hear_out();
+        });
+        let proxy = proxy::new()
+            .upstream(&upstream)
+            .setting("limits: {buffered: 1MiB}")
+            .run();
+        let refused = large.send(&proxy).answer();
+        assert_eq!(
+            (refused.status, refused.openai_code().as_str()),
+            (503, "buffer_full")
+        );
+        assert_eq!(proxy.record()["error"], "buffer_full", "{large:?}");
+        eventually("the memory of its body", || {
+            (proxy.metric("tiergate_buffered_bytes") == 0.0).then_some(())
+        });
+    }
+}
+
 // Requests beside each other.
 
 #[test]
@@ -697,26 +727,42 @@ fn slow_readers_hold_nobody_else_up() {
     drop(slow);
 }
 
-#[test]
-fn an_upstream_that_says_nothing_any_more_times_out_for_its_requests_only() {
-    let upstream = upstream(|peer| match peer.number {
+/// An upstream whose first connection is dead once it has taken a request: neither frames nor pings are answered.
+fn dying() -> Upstream {
+    upstream(|peer| match peer.number {
         0 => {
             peer.request();
-            // Neither frames nor pings are answered.
-            std::thread::sleep(AT_ONCE);
+            std::thread::sleep(4 * AT_ONCE);
         }
         _ => peer.serve(|peer, stream| peer.json(stream, 200, "{}")),
-    });
+    })
+}
+
+#[test]
+fn a_connection_on_which_a_response_is_overdue_takes_no_further_request() {
+    let upstream = dying();
     let settings = "response_timeout: 500ms, idle_timeout: 500ms";
     let proxy = proxy::new()
         .upstream_with("main", &upstream, settings)
         .run();
     let statuses = [(); 3].map(|()| post(&proxy, "sk-fast", BODY).status);
-    assert_eq!(statuses[0], 504);
-    assert_eq!(
-        statuses[2], 200,
-        "a connection that is dead is used again: {statuses:?}"
-    );
+    assert_eq!(statuses, [504, 200, 200]);
+    assert_eq!(outcomes(&proxy.stop()), ["timeout", "ok", "ok"]);
+}
+
+#[test]
+fn a_connection_that_answers_no_ping_ends_long_before_a_response_is_overdue() {
+    let upstream = dying();
+    let settings = "response_timeout: 5m, http2: {ping_interval: 1s}";
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, settings)
+        .run();
+    let begun = Instant::now();
+    assert_eq!(post(&proxy, "sk-fast", BODY).status, 502);
+    // Pingora waits 5 s for the answer to a ping.
+    assert!(begun.elapsed() < 3 * AT_ONCE, "{:?}", begun.elapsed());
+    assert_eq!(post(&proxy, "sk-fast", BODY).status, 200);
+    assert_eq!(outcomes(&proxy.stop()), ["upstream_error", "ok"]);
 }
 
 // Ends of connections.

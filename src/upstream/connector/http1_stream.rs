@@ -142,6 +142,20 @@ impl Http1Stream {
         }
     }
 
+    /// What Pingora is to see of a read. An end of TLS that was not announced (`close_notify`) cuts nothing short before a
+    /// response has begun: it is the end of the connection.
+    fn read_result(&self, read: io::Result<()>) -> io::Result<()> {
+        match read {
+            Err(error)
+                if error.kind() == io::ErrorKind::UnexpectedEof
+                    && !self.control().has_received() =>
+            {
+                Ok(())
+            }
+            read => read,
+        }
+    }
+
     fn take_early(&mut self, buf: &mut ReadBuf<'_>) -> bool {
         let left = &self.early[self.taken..];
         let count = left.len().min(buf.remaining());
@@ -181,7 +195,7 @@ impl AsyncRead for Http1Stream {
                     this.take_early(buf);
                     return Poll::Ready(Ok(()));
                 }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(Err(error)) => return Poll::Ready(this.read_result(Err(error))),
                 Poll::Pending => {
                     ready!(this.watchdog.poll_expired(cx));
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
@@ -193,7 +207,7 @@ impl AsyncRead for Http1Stream {
             if buf.filled().len() > before {
                 this.watchdog.progressed();
             }
-            return Poll::Ready(read);
+            return Poll::Ready(this.read_result(read));
         }
         match ready!(this.watchdog.poll_expired(cx)) {
             Phase::Upgraded => Poll::Ready(Ok(())),

@@ -25,7 +25,7 @@ use pingora_core::protocols::{Digest, UniqueIDType};
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 
-use super::control::{StreamControl, Watchdog};
+use super::control::{Phase, StreamControl, Watchdog};
 use super::error_look::{ErrorLook, Finding};
 use super::http2_body::{BodyWriter, OutgoingBody, unsent};
 
@@ -94,6 +94,12 @@ impl Http2Session {
 
     pub(super) fn ends_later(&self) -> bool {
         self.response.is_whole && !self.response.is_ended
+    }
+
+    /// Whether a response was waited for for too long. The connection may be dead without a word.
+    pub(super) fn is_overdue(&self) -> bool {
+        let expired = self.watchdog.control.expired();
+        matches!(expired, Some(Phase::ResponseHead | Phase::ResponseBody))
     }
 
     pub(super) fn connection(&self) -> &ConnectionRef {
@@ -227,7 +233,7 @@ impl Http2Session {
         let is_read = self.look.bytes.is_empty();
         self.response.is_ended |= is_read && self.session.response_finished();
         self.response.is_whole = self.response.is_ended || promised == Some(received);
-        if self.response.is_ended {
+        if self.response.is_whole {
             self.body.stop();
         }
     }
