@@ -552,7 +552,8 @@ fn is_replayable(session: &mut Session, exchange: &Exchange) -> bool {
         Body::Ready(_) => {
             session.get_retry_buffer().is_some() || session.as_downstream_mut().is_body_empty()
         }
-        Body::Streamed(_) => session.is_body_done() && !session.retry_buffer_truncated(),
+        // Pingora keeps all of it up to its limit, and reads on from there.
+        Body::Streamed(_) => !session.retry_buffer_truncated(),
         Body::Held(_) => false,
         Body::None => session.as_downstream_mut().is_body_empty(),
     }

@@ -142,13 +142,15 @@ impl Http1Stream {
         }
     }
 
-    /// What Pingora is to see of a read. An end of TLS that was not announced (`close_notify`) cuts nothing short before a
-    /// response has begun: it is the end of the connection.
+    /// What Pingora is to see of a read. An end of TLS that was not announced (`close_notify`) is the end of the connection
+    /// where it cuts nothing short: before a response has begun, and on a WebSocket, which has closing words of its own.
     fn read_result(&self, read: io::Result<()>) -> io::Result<()> {
+        let control = self.control();
+        let is_upgraded = matches!(control.phase(), Phase::Upgraded | Phase::UpgradedIdle);
         match read {
             Err(error)
                 if error.kind() == io::ErrorKind::UnexpectedEof
-                    && !self.control().has_received() =>
+                    && (is_upgraded || !control.has_received()) =>
             {
                 Ok(())
             }

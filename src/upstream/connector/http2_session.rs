@@ -129,7 +129,8 @@ impl Http2Session {
 
     fn send_head(&mut self, head: Box<RequestHeader>, ends: bool) -> Result<()> {
         self.is_head = head.method == Method::HEAD;
-        self.session.write_request_header(head, ends)?;
+        let sent = self.session.write_request_header(head, ends);
+        sent.map_err(explain_unsent)?;
         let stream = self.session.take_request_body_writer();
         self.body.begin(stream.filter(|_| !ends));
         Ok(())
@@ -251,6 +252,17 @@ fn explain(error: h2::Error, what: &'static str) -> Box<Error> {
         ErrorType::H2Error
     };
     Error::because(etype, what, error)
+}
+
+/// The error of a request whose stream could not be opened. Where that is because its connection has ended, or is about to
+/// end, nothing of it was sent.
+fn explain_unsent(error: Box<Error>) -> Box<Error> {
+    let cause = error.cause.as_ref();
+    let cause = cause.and_then(|cause| cause.downcast_ref::<h2::Error>());
+    if cause.is_some_and(|cause| cause.is_go_away() || cause.is_io()) {
+        return Error::because(NOT_PROCESSED, "the request was not sent", error);
+    }
+    error
 }
 
 /// RFC 9113 §6.8, §8.7: streams above the last one that a GOAWAY names, and those refused.
