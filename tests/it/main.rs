@@ -20,6 +20,7 @@ mod limits;
 mod log;
 mod memory;
 mod monitoring;
+mod nginx;
 mod probe;
 mod readme;
 mod reload;

@@ -21,7 +21,7 @@ const AT_ONCE: Duration = Duration::from_secs(10);
 
 /// Each script, with TLS and without.
 fn both(script: impl Fn() -> Script) -> [Upstream; 2] {
-    [script().run(), script().run_with_tls()]
+    [script().run(), script().run_plain()]
 }
 
 /// Sends a large body, which is held, streamed, or streamed without a length.
@@ -82,41 +82,60 @@ fn an_answer_that_a_close_follows_reaches_its_client() {
     assert_answered_early(|| reply(429).json(REFUSAL).before_body().close());
 }
 
-/// Answers the first request, and closes in good order at the second, after a while.
-fn closing_after(time: Duration) -> [Upstream; 2] {
-    both(|| {
-        let closing = Reply::default().wait(time).close();
-        upstream::script([reply(200).json("{}"), closing, reply(200).json("{}")])
-    })
+/// Answers the first request, and ends its connection at the second.
+fn ending(end: impl Fn() -> Reply) -> [Upstream; 2] {
+    both(|| upstream::script([reply(200).json("{}"), end(), reply(200).json("{}")]))
 }
 
 #[test]
 fn a_request_that_was_worked_on_is_not_sent_again_where_its_connection_then_closes() {
-    for upstream in closing_after(Duration::from_secs(2)) {
-        let proxy = proxy::new().upstream(&upstream).run();
-        let client = proxy.client("sk-fast");
-        assert_eq!(client.post(PATH, BODY).status, 200);
-        let mut connection = client.connect();
-        connection.send(client.message(PATH, BODY));
-        let answer = connection.answer();
-        assert_eq!(
-            (answer.status, answer.header("connection")),
-            (502, Some("close"))
-        );
-        connection.assert_closed();
-        upstream.requests(2);
-        assert_eq!(upstream.connections(), 1);
+    let worked = || Reply::default().wait(Duration::from_secs(2));
+    for end in [Reply::close, Reply::vanish] {
+        for upstream in ending(|| end(worked())) {
+            let proxy = proxy::new().upstream(&upstream).run();
+            let client = proxy.client("sk-fast");
+            assert_eq!(client.post(PATH, BODY).status, 200);
+            let mut connection = client.connect();
+            connection.send(client.message(PATH, BODY));
+            let answer = connection.answer();
+            assert_eq!(
+                (answer.status, answer.header("connection")),
+                (502, Some("close"))
+            );
+            connection.assert_closed();
+            upstream.requests(2);
+            assert_eq!(upstream.connections(), 1);
+        }
     }
 }
 
 #[test]
 fn a_request_that_a_close_of_its_connection_crossed_is_sent_again() {
-    for upstream in closing_after(Duration::ZERO) {
-        let proxy = proxy::new().upstream(&upstream).run();
-        for _ in 0..2 {
-            assert_eq!(proxy.client("sk-fast").post(PATH, BODY).status, 200);
+    for end in [Reply::close, Reply::vanish] {
+        for upstream in ending(|| end(Reply::default())) {
+            let proxy = proxy::new().upstream(&upstream).run();
+            for _ in 0..2 {
+                assert_eq!(proxy.client("sk-fast").post(PATH, BODY).status, 200);
+            }
+            upstream.requests(3);
+            proxy.access_log(2);
         }
-        upstream.requests(3);
-        proxy.access_log(2);
+    }
+}
+
+#[test]
+fn a_response_that_only_the_end_of_its_connection_ends_is_whole_where_that_is_announced() {
+    let answer = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{}";
+    for (end, expected) in [(true, "ok"), (false, "upstream_cut")] {
+        let reply = Reply::default().send(answer);
+        let reply = match end {
+            true => reply.close(),
+            false => reply.vanish(),
+        };
+        let upstream = upstream::script([reply]).run();
+        let proxy = proxy::new().upstream(&upstream).run();
+        let answer = proxy.client("sk-fast").post(PATH, BODY);
+        assert_eq!((answer.status, answer.whole), (200, end), "{expected}");
+        assert_eq!(proxy.record()["outcome"], expected);
     }
 }

@@ -1,7 +1,8 @@
 //! What upstreams may do over HTTP/2 (RFC 9113), frame by frame, and what their requests come to: each is answered, billed
 //! once, and no harm to the others on its connection.
 
-use std::net::Shutdown;
+use std::io::Write;
+use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::support::client::{Answer, Connection, chunk};
+use crate::support::frames;
 use crate::support::h2::{self, Framing};
 use crate::support::h2_script::{
     ENHANCE_YOUR_CALM, Event, HTTP_1_1_REQUIRED, INTERNAL_ERROR, MAX_CONCURRENT_STREAMS, NO_ERROR,
@@ -80,7 +82,7 @@ fn post_with_trailers(proxy: &Proxy, key: &str) -> Answer {
 #[test]
 fn a_request_that_trailers_end_is_answered_and_spins_no_thread() {
     let over_http2 = upstream(|peer| peer.serve(|peer, stream| peer.json(stream, 200, "{}")));
-    let over_http1 = http1::json("{}").run_with_tls();
+    let over_http1 = http1::json("{}").run();
     let proxy = proxy::new().upstream(&over_http2).tls().run();
     let other = proxy::new().upstream(&over_http1).tls().run();
     for (at, key) in KEYS.into_iter().enumerate() {
@@ -492,7 +494,6 @@ impl Large {
         let socket = connection.socket().try_clone().unwrap();
         // The proxy may take only a part of it.
         std::thread::spawn(move || {
-            use std::io::Write;
             let _ = (&socket).write_all(&message);
         });
         connection.send(b"");
@@ -597,6 +598,46 @@ fn a_client_that_leaves_while_its_body_waits_for_a_window_has_its_line_at_once()
         let left = Instant::now();
         assert_eq!(proxy.record()["outcome"], "client_closed", "{large:?}");
         assert!(left.elapsed() < AT_ONCE, "{large:?}: {:?}", left.elapsed());
+        eventually("the memory of its body", || {
+            (proxy.metric("tiergate_buffered_bytes") == 0.0).then_some(())
+        });
+    }
+}
+
+/// The setting of RFC 9113 §6.5.2 for the window of a new stream.
+const INITIAL_WINDOW_SIZE: u16 = 4;
+
+#[test]
+fn a_client_of_http_2_that_resets_while_its_body_waits_for_a_window_has_its_line_at_once() {
+    use frames::{CANCEL, DATA, END_HEADERS, HEADERS, RST_STREAM};
+    for key in KEYS {
+        let upstream = upstream_with(&[(INITIAL_WINDOW_SIZE, 100)], |peer| {
+            peer.opens_window = false;
+            peer.hear_out();
+        });
+        let proxy = proxy::new().upstream(&upstream).tls().run();
+        let mut client = frames::begin(TcpStream::connect(proxy.tls_address).unwrap());
+        let body = object_of(30_000);
+        let head = [
+            frames::head(key, PATH),
+            frames::field("content-length", "30000"),
+        ];
+        let (first, rest) = body.split_at(15_000);
+        for frame in [
+            frames::frame(HEADERS, END_HEADERS, 1, &head.concat()),
+            frames::frame(DATA, 0, 1, first),
+            frames::frame(DATA, 1, 1, rest),
+        ] {
+            client.write_all(&frame).unwrap();
+        }
+        upstream.await_heads(1);
+        std::thread::sleep(2 * MOMENT);
+        let left = Instant::now();
+        client
+            .write_all(&frames::frame(RST_STREAM, 0, 1, CANCEL))
+            .unwrap();
+        assert_eq!(proxy.record()["outcome"], "client_closed", "{key}");
+        assert!(left.elapsed() < AT_ONCE, "{key}: {:?}", left.elapsed());
         eventually("the memory of its body", || {
             (proxy.metric("tiergate_buffered_bytes") == 0.0).then_some(())
         });
