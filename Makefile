@@ -3,7 +3,7 @@
 CARGO ?= cargo
 # The demo shows the program as it is built for the tests, so that a newcomer waits for one build of Pingora only: what the
 # tests need besides has features of some crates that `cargo run` would build without.
-.PHONY: demo test test-long soak test-ecosystem test-monitoring test-debian picture fuzz build deb lint audit bench bench-instructions bench-sockets clean tools
+.PHONY: demo test test-long soak test-ecosystem test-monitoring test-debian picture fuzz build assets deb lint audit bench bench-instructions bench-sockets clean tools
 
 demo: tools
 	$(CARGO) test --quiet --no-run --test it
@@ -36,7 +36,7 @@ test-monitoring: tools
 	$(CARGO) build
 	python3 tests/external/promtool.py
 
-# The picture of the admin page in the README, by headless Chromium.
+# The picture of the admin page in docs/metrics.md, by headless Chromium.
 picture: tools
 	$(CARGO) build
 	python3 tests/external/page.py
@@ -61,10 +61,18 @@ fuzz: tools
 build: tools
 	$(CARGO) build --release
 
+# Completions and manual pages, which the program writes, to target/assets.
+assets: build
+	mkdir -p target/assets/man target/assets/completions
+	$${CARGO_TARGET_DIR:-target}/release/tiergate man --dir target/assets/man
+	$${CARGO_TARGET_DIR:-target}/release/tiergate completions bash > target/assets/completions/tiergate.bash
+	$${CARGO_TARGET_DIR:-target}/release/tiergate completions zsh > target/assets/completions/_tiergate
+	$${CARGO_TARGET_DIR:-target}/release/tiergate completions fish > target/assets/completions/tiergate.fish
+
 # target/debian/tiergate_*.deb
-deb: tools
+deb: assets
 	command -v cargo-deb >/dev/null || $(CARGO) install --locked cargo-deb
-	$(CARGO) deb --strip
+	$(CARGO) deb --no-build --strip
 
 lint: tools
 	$(CARGO) fmt --check

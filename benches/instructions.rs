@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use http::HeaderMap;
 use samples::{ANSWER, body, install, request, responses_events};
 use tiergate::accounting::usage::ResponseObserver;
-use tiergate::codec::service_tier::{Edit, Rewriter};
+use tiergate::codec::service_tier::{Edit, Edits, Rewriter, Tier};
 use tiergate::policy::endpoint::Endpoint;
 
 const ACCEPTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");
@@ -69,9 +69,13 @@ fn repeat(leaf: &str, times: u64) {
 fn rewrite(name: &str) {
     static BODY: OnceLock<Vec<u8>> = OnceLock::new();
     let body = BODY.get_or_init(|| body(name));
-    let mut rewriter = Rewriter::new(Edit::Set, DEPTH, body.len());
+    let mut rewriter = Rewriter::new(DEPTH, body.len());
     rewriter.push(body).expect("a valid body");
-    black_box(rewriter.finish().expect("a whole body"));
+    black_box(
+        rewriter
+            .finish(Edits::tier(Edit::Set(Tier::Priority)))
+            .expect("a whole body"),
+    );
 }
 
 fn observe(event_stream: bool, pieces: fn() -> Vec<String>) {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use tiergate::cli::report::table::Format;
-use tiergate::cli::report::{DEFAULT_BY, Options, run};
+use tiergate::cli::report::{Options, run};
 
 fn main() {
     let megabytes = std::env::args()
@@ -68,12 +68,8 @@ fn line(seq: u64) -> String {
 fn report(log: PathBuf) {
     let options = Options {
         logs: vec![log],
-        by: DEFAULT_BY.to_vec(),
-        prices: None,
-        since: None,
-        until: None,
         format: Format::Csv,
-        progress: false,
+        ..Options::default()
     };
     run(&options, &mut std::io::sink(), &mut std::io::stderr()).expect("a report");
 }

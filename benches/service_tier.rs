@@ -10,10 +10,15 @@ use divan::{Bencher, black_box};
 use samples::body;
 use serde::Deserialize;
 use tiergate::codec::json::Kernel;
-use tiergate::codec::service_tier::{Edit, Observer, Rewriter};
+use tiergate::codec::service_tier::{Edit, Edits, Observer, Rewriter, Tier};
 
 const CHUNK: usize = 16 << 10;
 const DEPTH: usize = 512;
+const FORCED: Edits = Edits {
+    tier: Edit::Set(Tier::Priority),
+    remove_fast_speed: false,
+    request_usage: false,
+};
 const BODIES: [&str; 9] = [
     "empty",
     "chat_1k",
@@ -84,10 +89,10 @@ fn parse(bencher: Bencher, name: &str, parse: impl Fn(&[u8]) -> Members<'_> + Sy
 fn run(bencher: Bencher, name: &str, kernel: Kernel) {
     let body = body(name);
     bencher.counter(BytesCount::new(body.len())).bench(|| {
-        let mut rewriter = Rewriter::with_kernel(Edit::Set, DEPTH, body.len(), kernel);
+        let mut rewriter = Rewriter::with_kernel(DEPTH, body.len(), kernel);
         for chunk in black_box(&body).chunks(CHUNK) {
             rewriter.push(chunk).unwrap();
         }
-        rewriter.finish().unwrap()
+        rewriter.finish(FORCED).unwrap()
     });
 }

@@ -57,7 +57,17 @@ CREATE TABLE IF NOT EXISTS tiergate.access
     cost_usd               Nullable(Decimal(38, 18)),
     request_bytes          UInt64,
     upstream_request_bytes UInt64,
-    response_bytes         UInt64
+    response_bytes         UInt64,
+    -- Added since the first release: a table that was made before gets them by `ALTER TABLE … ADD COLUMN` as they stand here.
+    model_served           LowCardinality(Nullable(String)),
+    tier_refused           Bool,
+    upstream_error         LowCardinality(Nullable(String)),
+    cache_write_long_tokens Nullable(UInt64),
+    of_request             Nullable(UUID),
+    bridge                 LowCardinality(Nullable(String)),
+    bridge_dropped         Nullable(String),
+    key_id                 LowCardinality(Nullable(String)),
+    prices                 LowCardinality(Nullable(String))
 )
 -- Rows are made one only within a partition: `time` is of the line, so a line always comes to the same one.
 ENGINE = ReplacingMergeTree
@@ -75,8 +85,9 @@ SELECT * FROM file('access.log*', 'JSONEachRow')
 SETTINGS date_time_input_format = 'best_effort', input_format_skip_unknown_fields = 1;
 
 -- == invoice ==
--- What each key used, by the tier that is billed. `unpriced` has to be 0 before the sum is an invoice: these requests used
--- tokens for which the price file had no price.
+-- What each key used in each month (UTC), by the tier that is billed. `unpriced` has to be 0 before the sum is an invoice:
+-- these requests used tokens for which the price file had no price. `cache_write_long_tokens` are a part of
+-- `cache_write_tokens`, and those of the input; the price is that of the model that served, where the upstream is trusted.
 
 SELECT
     toStartOfMonth(time) AS month,
@@ -91,11 +102,48 @@ SELECT
     sum(output_tokens) AS output_tokens,
     sum(reasoning_tokens) AS reasoning_tokens,
     sum(cost_usd) AS cost_usd,
-    countIf(usage_state != 'none' AND line.cost_usd IS NULL) AS unpriced
+    countIf(usage_state IN ('final', 'partial') AND line.cost_usd IS NULL) AS unpriced
 FROM tiergate.access AS line FINAL
 WHERE upstream IS NOT NULL AND NOT (transport = 'websocket' AND turn = 0)
 GROUP BY month, `group`, key, model, service_tier_billed
 ORDER BY month, `group`, key, model, service_tier_billed;
+
+-- == teams ==
+-- The same by month and team, then one row for each month, and the total: rows of a sum have no team, or no month either.
+
+SELECT
+    if(grouping(month) = 1, NULL, toString(month)) AS of_month,
+    if(grouping(team) = 1, 'total', team) AS of_team,
+    count() AS requests,
+    sum(input_tokens) AS input_tokens,
+    sum(output_tokens) AS output_tokens,
+    sum(cost_usd) AS cost_usd,
+    countIf(usage_state IN ('final', 'partial') AND line.cost_usd IS NULL) AS unpriced
+FROM (
+    SELECT *, toStartOfMonth(time) AS month, ifNull(`group`, '') AS team
+    FROM tiergate.access FINAL
+) AS line
+WHERE upstream IS NOT NULL AND NOT (transport = 'websocket' AND turn = 0)
+GROUP BY GROUPING SETS ((month, team), (month), ())
+ORDER BY of_month NULLS LAST, grouping(team), of_team;
+
+-- == models ==
+-- Where another model served than was asked for: what was sent where, and what it cost.
+
+SELECT `group`, upstream, model, model_served, count() AS requests, sum(cost_usd) AS cost_usd
+FROM tiergate.access FINAL
+WHERE model_served IS NOT NULL AND ifNull(model, '') != model_served
+GROUP BY `group`, upstream, model, model_served
+ORDER BY requests DESC, `group`, upstream, model, model_served;
+
+-- == refusals ==
+-- What upstreams refused, and why; `tier_refused` is the number of those that named the service tier.
+
+SELECT upstream, model, upstream_status, upstream_error, count() AS requests, countIf(tier_refused) AS tier_refused
+FROM tiergate.access FINAL
+WHERE upstream_error IS NOT NULL
+GROUP BY upstream, model, upstream_status, upstream_error
+ORDER BY requests DESC, upstream, model, upstream_status, upstream_error;
 
 -- == tiers ==
 -- What was asked for, sent and served. `not_priority` has to be 0 for `group_force` and `fast_mode_beta`; `downgraded` is
@@ -115,12 +163,13 @@ GROUP BY `group`, tier_reason
 ORDER BY `group`, tier_reason;
 
 -- == unbilled ==
--- What reached an upstream and cannot be billed from its line alone: no usage, or only a part of it. Compare with the
--- upstream's own invoice by `upstream_request_id` and `response_id`.
+-- What reached an upstream and cannot be billed from its line alone: no usage, or only a part of it; `deferred` comes with a
+-- line of its own, whose `of_request` is this `request_id`. Compare with the upstream's own invoice by
+-- `upstream_request_id` and `response_id`.
 
 SELECT upstream, endpoint, outcome, usage_state, count() AS requests, sum(response_bytes) AS response_bytes
 FROM tiergate.access FINAL
-WHERE upstream IS NOT NULL AND endpoint != 'other' AND NOT (transport = 'websocket' AND turn = 0) AND usage_state != 'final'
+WHERE upstream IS NOT NULL AND endpoint NOT IN ('other', 'responses_item') AND NOT (transport = 'websocket' AND turn = 0) AND usage_state != 'final'
 GROUP BY upstream, endpoint, outcome, usage_state
 ORDER BY requests DESC, upstream, endpoint, outcome, usage_state;
 

@@ -1,25 +1,24 @@
 //! What all requests of the process share. It holds and hands out; it decides nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use jiff::Timestamp;
-use rust_decimal::Decimal;
 use tokio_util::sync::CancellationToken;
 
 use crate::accounting::access_log::AccessLog;
-use crate::accounting::metrics::Metrics;
+use crate::accounting::background::BackgroundResponses;
+use crate::accounting::metrics::{FileSnapshot, Metrics, Snapshot, UpstreamSnapshot};
 use crate::accounting::prices::Prices;
-use crate::accounting::usage::{Observed, UsageState};
+use crate::accounting::record::Ledger;
 use crate::codec::body_budget::Budget;
 use crate::config::secret_file::FileBytes;
-use crate::config::watch::{Follower, Live, Watch};
+use crate::config::watch::{FileWatcher, HotReloaded, Review, WatchedFile};
 use crate::config::{Config, Limits, Mistake};
-use crate::policy::Policy;
 use crate::policy::in_flight::InFlight;
+use crate::policy::{Policy, changes};
 use crate::upstream::Upstream;
 
 /// How long a drain waits for the handshakes and the first heads of connections that were accepted before it.
@@ -28,10 +27,12 @@ pub(crate) const DRAIN_WAIT: Duration = Duration::from_secs(1);
 pub struct State {
     pub config: Config,
     pub limits: Arc<Limits>,
-    pub policy: Arc<Live<Policy>>,
-    pub prices: Option<Arc<Live<Prices>>>,
+    pub policy: Arc<HotReloaded<Policy>>,
+    pub prices: Option<Arc<HotReloaded<Prices>>>,
     pub log: AccessLog,
     pub metrics: Metrics,
+    /// Responses that are made in the background and are still to be billed.
+    pub background: BackgroundResponses,
     pub budget: Arc<Budget>,
     pub in_flight: InFlight,
     pub started: Instant,
@@ -56,7 +57,7 @@ impl State {
     ///
     /// # Errors
     /// Every mistake of the files, or what else is in the way.
-    pub fn load(config: Config) -> Result<(Arc<Self>, Vec<Follower>), StartError> {
+    pub fn load(config: Config) -> Result<(Arc<Self>, Vec<FileWatcher>), StartError> {
         let mut followers = Vec::new();
         let upstreams = load_upstreams(&config, &mut followers)?;
         let policy = load_policy(&config, &mut followers)?;
@@ -69,6 +70,7 @@ impl State {
             prices,
             log,
             metrics: Metrics::default(),
+            background: BackgroundResponses::default(),
             budget: Budget::new(config.limits.buffered),
             in_flight: InFlight::new(config.limits.requests_in_flight),
             started: Instant::now(),
@@ -92,21 +94,45 @@ impl State {
             .filter_map(|settings| self.upstreams.get(&settings.name))
     }
 
-    /// What the usage of a response costs in USD; none without a price for each class of tokens that was used.
-    pub fn cost(
-        &self,
-        at: Timestamp,
-        model: Option<&str>,
-        tier: Option<&str>,
-        observed: &Observed,
-    ) -> Option<Decimal> {
-        if observed.usage_state == UsageState::None {
-            return None;
+    /// What records are written to, and what they are priced by at this moment.
+    pub fn ledger(&self) -> Ledger<'_> {
+        Ledger {
+            log: &self.log,
+            metrics: &self.metrics,
+            prices: self.prices.as_ref().map(|prices| prices.current()),
+            background: &self.background,
         }
-        self.prices
-            .as_ref()?
-            .current()
-            .cost(at, model?, tier, &observed.usage)
+    }
+
+    /// What the metrics tell of values that live elsewhere.
+    pub fn snapshot(&self) -> Snapshot {
+        let upstreams = self.upstreams().map(|upstream| {
+            let mut addresses = BTreeMap::new();
+            for address in upstream.addresses().iter() {
+                // Two URLs may lead to the same one, by another host or path.
+                *addresses.entry(address.socket.to_string()).or_insert(true) &=
+                    address.health.snapshot().healthy;
+            }
+            UpstreamSnapshot {
+                name: upstream.config.name.clone(),
+                ejections: upstream.ejections(),
+                retries: upstream.retries(),
+                addresses,
+            }
+        });
+        let policy = self.policy.current();
+        Snapshot {
+            policy: file_snapshot(&self.policy, policy.revision()),
+            prices: self.prices.as_ref().map(|prices| {
+                let current = prices.current();
+                file_snapshot(prices, current.revision())
+            }),
+            buffered_bytes: self.budget.used(),
+            buffered_limit: self.limits.buffered,
+            access_log_errors: self.log.errors(),
+            upstreams: upstreams.collect(),
+            budgets: Vec::new(),
+        }
     }
 
     /// From now on no further request is taken.
@@ -147,7 +173,7 @@ impl State {
     pub fn not_ready(&self) -> Option<&'static str> {
         if self.is_draining() {
             Some("draining")
-        } else if !self.log.is_written() {
+        } else if self.log.is_stalled() {
             Some("the access log cannot be written")
         } else {
             None
@@ -155,48 +181,70 @@ impl State {
     }
 }
 
+fn file_snapshot<T>(file: &HotReloaded<T>, revision: &str) -> FileSnapshot {
+    let counts = file.counts();
+    let since_epoch = file.load_status().loaded_at.duration_since(UNIX_EPOCH);
+    let seconds = since_epoch.unwrap_or_default().as_secs();
+    FileSnapshot {
+        revision: revision.to_owned(),
+        loads: vec![
+            ("success", counts.succeeded),
+            ("failure", counts.failed),
+            ("held", counts.held),
+        ],
+        loaded_at: i64::try_from(seconds).unwrap_or(i64::MAX),
+    }
+}
+
 fn load_policy(
     config: &Config,
-    followers: &mut Vec<Follower>,
-) -> Result<Arc<Live<Policy>>, StartError> {
-    let watch = Watch::new(&config.policy);
+    followers: &mut Vec<FileWatcher>,
+) -> Result<Arc<HotReloaded<Policy>>, StartError> {
+    let watch = WatchedFile::new(&config.policy);
     let (policy, warnings) = Policy::load(&config.policy, config).map_err(StartError::Mistakes)?;
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
-    let live = Live::new(policy);
+    let live = HotReloaded::new(policy);
     let (follows, config) = (live.clone(), config.clone());
-    followers.push(Follower::new(watch, move |content| {
-        let parsed = match content {
+    followers.push(FileWatcher::new(watch, move |read| {
+        let parsed = match read.content {
             Ok(bytes) => Policy::parse(&config.policy, &bytes, &config),
             Err(why) => Err(vec![Mistake::unreadable(&config.policy, &why)]),
         };
-        follows.offer("policy", parsed);
+        follows.publish("policy", parsed, read.requested, changes::review);
     }));
     Ok(live)
 }
 
 fn load_prices(
     config: &Config,
-    followers: &mut Vec<Follower>,
-) -> Result<Option<Arc<Live<Prices>>>, StartError> {
+    followers: &mut Vec<FileWatcher>,
+) -> Result<Option<Arc<HotReloaded<Prices>>>, StartError> {
     let Some(path) = config.prices.clone() else {
         return Ok(None);
     };
-    let watch = Watch::new(&path);
-    let live = Live::new(Prices::load(&path).map_err(StartError::Mistakes)?);
+    let watch = WatchedFile::new(&path);
+    let live = HotReloaded::new(Prices::load(&path).map_err(StartError::Mistakes)?);
     let follows = live.clone();
-    followers.push(Follower::new(watch, move |content| {
-        let parsed = match content {
+    followers.push(FileWatcher::new(watch, move |read| {
+        let parsed = match read.content {
             Ok(bytes) => Prices::parse(&path, &bytes),
             Err(why) => Err(vec![Mistake::unreadable(&path, &why)]),
         };
-        follows.offer("prices", parsed.map(|prices| (prices, Vec::new())));
+        let parsed = parsed.map(|prices| (prices, Vec::new()));
+        follows.publish("prices", parsed, read.requested, |_, _| Review {
+            held: None,
+            summary: path.display().to_string(),
+        });
     }));
     Ok(Some(live))
 }
 
 type Upstreams = HashMap<String, Arc<Upstream>>;
 
-fn load_upstreams(config: &Config, followers: &mut Vec<Follower>) -> Result<Upstreams, StartError> {
+fn load_upstreams(
+    config: &Config,
+    followers: &mut Vec<FileWatcher>,
+) -> Result<Upstreams, StartError> {
     let mut upstreams = HashMap::new();
     for settings in &config.upstreams {
         let upstream = Upstream::new(settings.clone()).map_err(|why| {
@@ -216,15 +264,15 @@ fn load_upstreams(config: &Config, followers: &mut Vec<Follower>) -> Result<Upst
 }
 
 /// The upstream's authorities and certificate, read now and whenever one of their files changes.
-fn follow_tls(upstream: &Arc<Upstream>) -> Result<Vec<Follower>, StartError> {
-    let watches: Vec<Watch> = upstream.config.tls.files().map(Watch::new).collect();
+fn follow_tls(upstream: &Arc<Upstream>) -> Result<Vec<FileWatcher>, StartError> {
+    let watches: Vec<WatchedFile> = upstream.config.tls.files().map(WatchedFile::new).collect();
     let name = &upstream.config.name;
     upstream
         .load_tls()
         .map_err(|why| StartError::Io(format!("tls of upstream `{name}`"), why))?;
     let followers = watches.into_iter().map(|watch| {
         let upstream = upstream.clone();
-        Follower::new(watch, move |_| match upstream.load_tls() {
+        FileWatcher::new(watch, move |_| match upstream.load_tls() {
             Ok(()) => log::info!("upstream `{}`: tls loaded", upstream.config.name),
             // Certificate and key are two files: between the first and the second they do not fit.
             Err(why) => log::warn!(
@@ -237,14 +285,14 @@ fn follow_tls(upstream: &Arc<Upstream>) -> Result<Vec<Follower>, StartError> {
 }
 
 /// The upstream's key, read now and whenever its file changes.
-fn follow_credential(upstream: &Arc<Upstream>, file: &Path) -> Result<Follower, StartError> {
-    let watch = Watch::new(file);
+fn follow_credential(upstream: &Arc<Upstream>, file: &Path) -> Result<FileWatcher, StartError> {
+    let watch = WatchedFile::new(file);
     upstream
         .load_credential(FileBytes::read(file))
         .map_err(|why| StartError::Io(format!("credential_file {}", file.display()), why))?;
     let (upstream, file) = (upstream.clone(), file.to_owned());
-    Ok(Follower::new(watch, move |content| {
-        match upstream.load_credential(content) {
+    Ok(FileWatcher::new(watch, move |read| {
+        match upstream.load_credential(read.content) {
             Ok(()) => log::info!("upstream `{}`: key loaded", upstream.config.name),
             Err(why) => log::error!(
                 "upstream `{}`: credential_file {}: {why}",

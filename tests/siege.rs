@@ -1,5 +1,5 @@
 //! Everything that a client may have the proxy hold, by many clients at once: its memory stays below the figure that
-//! README.md states, and whoever comes afterwards is served.
+//! docs/operations.md states, and whoever comes afterwards is served.
 
 mod support;
 
@@ -46,7 +46,7 @@ const HEADER: u64 = 64 * KIB;
 const DECODED_BODY: u64 = 32 * MIB;
 const THREADS: u64 = 2;
 
-/// README.md, "Memory".
+/// docs/operations.md, "Memory".
 const PROCESS_BYTES: u64 = 64 * MIB;
 const CONNECTION_BYTES: u64 = 100 * KIB;
 const REQUEST_BYTES: u64 = MIB;

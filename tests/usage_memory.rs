@@ -78,6 +78,24 @@ fn no_response_makes_an_observer_hold_more_than_a_few_kilobytes() {
     assert_eq!(observed.served_tier.as_deref(), Some("flex"));
     assert_eq!(observed.usage.output_tokens, Some(3));
 
+    // Without a Content-Type, and with a plain document in the place of a stream.
+    let observed = observe(
+        Endpoint::Responses,
+        false,
+        [start, &endless("x"), &format!("{tail}\n\n")],
+        megabytes(30),
+    );
+    assert_eq!(observed.usage.output_tokens, Some(3));
+    let start = r#"{"output":[""#;
+    let tail = r#""],"service_tier":"flex","usage":{"output_tokens":3}}"#;
+    let observed = observe(
+        Endpoint::Responses,
+        true,
+        [start, &endless("x"), tail],
+        megabytes(30),
+    );
+    assert_eq!(observed.usage.output_tokens, Some(3));
+
     for endpoint in [
         Endpoint::Responses,
         Endpoint::ChatCompletions,
@@ -91,8 +109,14 @@ fn no_response_makes_an_observer_hold_more_than_a_few_kilobytes() {
             "data: {\"choices\":",
             "",
             "event: ",
+            "\u{feff}",
+            "{\"usage\":{\"iterations\":[",
+            "data: {\"type\":\"message_delta\",\"usage\":{\"iterations\":[{\"a\":",
+            "data: {\"choices\":[{\"usage\":{\"a\":\"",
+            "data: {\"error\":{\"message\":\"",
+            "data: {\"error\":\"",
         ] {
-            for byte in ["x", "[", "\n", " ", "\\u0000", "9", "{\"usage\":"] {
+            for byte in ["x", "[", "\n", " ", "\\u0000", "9", "{\"usage\":", "{},"] {
                 observe(
                     endpoint,
                     true,

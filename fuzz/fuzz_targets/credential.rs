@@ -9,8 +9,8 @@ use std::sync::LazyLock;
 use http::{HeaderMap, HeaderValue, Method};
 use libfuzzer_sys::fuzz_target;
 use sha2::{Digest, Sha256};
-use tiergate_fuzz::api_key::{Credential, NoKey};
-use tiergate_fuzz::error::Cause;
+use tiergate_fuzz::codec::error::Cause;
+use tiergate_fuzz::policy::api_key::{Credential, NoKey};
 use tiergate_fuzz::policy::{FAST_MODE_BETA, Head, Policy, asks_for_fast_mode};
 use tiergate_fuzz::sample_config;
 
@@ -18,9 +18,10 @@ const POLICY: &str =
     "version: 1\ngroups: {a: {platform: other, upstream: one}}\nkeys: {k-1: a, k-2: a}\n";
 
 /// The headers by the first byte of their line.
-const NAMES: [(u8, &str); 3] = [
+const NAMES: [(u8, &str); 4] = [
     (b'a', "authorization"),
     (b'x', "x-api-key"),
+    (b'k', "api-key"),
     (b'b', "anthropic-beta"),
 ];
 
@@ -33,21 +34,28 @@ static LISTED: LazyLock<Policy> = LazyLock::new(|| {
     loaded.expect("it has no mistakes").0
 });
 
+const LISTED_KEYS: [&str; 2] = ["k-1", "k-2"];
+
 fuzz_target!(|input: &[u8]| {
     let headers = headers(input);
     let expected = expected_key(&headers);
-    let found = Credential::of(&headers);
+    let is_listed = |found: &[u8; 32]| LISTED_KEYS.iter().any(|key| digest(key) == *found);
+    let found = Credential::of(&headers, is_listed);
+    let digests = found.as_ref().map(|credential| credential.digest);
     assert_eq!(
-        found.map(|credential| credential.digest),
+        digests.map_err(|(none, _)| *none),
         expected.clone().map(|key| digest(&key))
     );
+    if let Ok(credential) = &found {
+        check_what_goes_on(credential, &headers);
+    }
     assert_eq!(asks_for_fast_mode(&headers), expects_fast_mode(&headers));
     let decided = LISTED.decide(&Head {
         method: &Method::POST,
         path: b"/v1/responses",
         headers: &headers,
     });
-    let is_listed = expected.is_ok_and(|key| key == "k-1" || key == "k-2");
+    let is_listed = expected.is_ok_and(|key| LISTED_KEYS.contains(&&*key));
     assert_eq!(decided.is_ok(), is_listed);
     if let Err(denied) = decided {
         let causes = [
@@ -58,6 +66,18 @@ fuzz_target!(|input: &[u8]| {
         assert!(causes.contains(&denied.cause));
     }
 });
+
+/// Of all keys only the one that decides.
+fn check_what_goes_on(credential: &Credential, headers: &HeaderMap) {
+    let mut left = headers.clone();
+    if let Some((removed, (name, value))) = credential.without_others(headers) {
+        removed.iter().for_each(|name| drop(left.remove(*name)));
+        left.insert(name, value);
+    }
+    let keys = keys_in(&left);
+    assert!(!keys.is_empty());
+    assert!(keys.iter().all(|key| digest(key) == credential.digest));
+}
 
 /// One for each line whose first byte names one, as far as they can stand in a request.
 fn headers(input: &[u8]) -> HeaderMap {
@@ -87,7 +107,8 @@ fn texts(headers: &HeaderMap, name: &str) -> Vec<String> {
         .collect()
 }
 
-fn expected_key(headers: &HeaderMap) -> Result<String, NoKey> {
+/// All keys, in the order in which they are looked at.
+fn keys_in(headers: &HeaderMap) -> Vec<String> {
     const WHITE: [char; 2] = [' ', '\t'];
     let mut keys = Vec::new();
     for line in texts(headers, "authorization") {
@@ -98,12 +119,24 @@ fn expected_key(headers: &HeaderMap) -> Result<String, NoKey> {
         }
     }
     keys.extend(texts(headers, "x-api-key"));
-    let mut keys: Vec<&str> = keys.iter().map(|key| key.trim_matches(WHITE)).collect();
-    keys.retain(|key| !key.is_empty());
+    keys.extend(texts(headers, "api-key"));
+    let keys = keys.iter().map(|key| key.trim_matches(WHITE).to_owned());
+    keys.filter(|key| !key.is_empty()).collect()
+}
+
+fn expected_key(headers: &HeaderMap) -> Result<String, NoKey> {
+    let mut keys = keys_in(headers);
+    keys.sort_unstable();
     keys.dedup();
-    match keys[..] {
-        [] => Err(NoKey::Missing),
-        [key] => Ok(key.to_owned()),
+    let listed: Vec<&String> = keys
+        .iter()
+        .filter(|key| LISTED_KEYS.contains(&&***key))
+        .collect();
+    match (&keys[..], &listed[..]) {
+        ([], _) => Err(NoKey::Missing),
+        ([key], _) => Ok(key.clone()),
+        (_, [key]) => Ok((*key).clone()),
+        (_, []) => Err(NoKey::Unlisted),
         _ => Err(NoKey::Conflicting),
     }
 }

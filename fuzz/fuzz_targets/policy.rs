@@ -1,5 +1,5 @@
-//! The loader of policies, held against serde-saphyr: what is taken means what that reads, and of what is not taken every
-//! mistake has a place in the file.
+//! The loader of policies, which keeps mistakes and goes on, held against plain derived types that stop at the first one: what
+//! is taken means what they read, and of what is not taken every mistake has a place in the file.
 
 #![no_main]
 
@@ -9,12 +9,12 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use sha2::{Digest, Sha256};
-use tiergate_fuzz::config::Config;
-use tiergate_fuzz::endpoint::Endpoint;
-use tiergate_fuzz::error::Cause;
-use tiergate_fuzz::mistake::Mistake;
-use tiergate_fuzz::policy::{Credential, CredentialHeader, Group, Policy};
+use tiergate_fuzz::codec::error::Cause;
+use tiergate_fuzz::config::{Config, Mistake};
+use tiergate_fuzz::policy::endpoint::Endpoint;
+use tiergate_fuzz::policy::{Credential, CredentialHeader, ForcedTier, Group, Policy};
 use tiergate_fuzz::sample_config;
 
 #[derive(Deserialize)]
@@ -33,10 +33,23 @@ struct GroupAsWritten {
     upstream: String,
     #[serde(alias = "force_openai_fast")]
     force_fast_mode: Option<bool>,
-    fast_mode_beta: Option<bool>,
+    force_tier: Option<String>,
+    except_models: Option<Vec<String>>,
+    only_models: Option<Vec<String>>,
+    on_tier_refused: Option<String>,
+    fast_mode_beta: Option<Signal>,
+    budget: Option<IgnoredAny>,
     batches: Option<String>,
     max_in_flight: Option<u64>,
+    max_in_flight_per_key: Option<u64>,
     enabled: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Signal {
+    Header(bool),
+    Word(String),
 }
 
 #[derive(Deserialize)]
@@ -104,16 +117,22 @@ fn check_meaning(policy: &Policy, written: &AsWritten) {
 fn check_group(group: &Group, written: &GroupAsWritten) {
     assert_eq!(group.platform.as_str(), written.platform);
     assert_eq!(group.upstream.name, written.upstream);
-    assert_eq!(
-        group.force_fast_mode,
-        written.force_fast_mode.unwrap_or(false)
-    );
-    assert_eq!(group.fast_mode_beta, written.fast_mode_beta.unwrap_or(true));
+    let fast = written.force_fast_mode.unwrap_or(false);
+    let forced = written.force_tier.as_deref();
+    let forced = forced.or(fast.then_some("priority"));
+    assert_eq!(group.force.map(ForcedTier::as_str), forced);
+    let signal = match &written.fast_mode_beta {
+        None => "true".to_owned(),
+        Some(Signal::Header(by_header)) => by_header.to_string(),
+        Some(Signal::Word(word)) => word.clone(),
+    };
+    assert_eq!(group.fast_mode_beta.as_str(), signal);
     assert_eq!(
         group.batches_allowed,
         written.batches.as_deref() == Some("allow")
     );
     assert_eq!(group.max_in_flight, written.max_in_flight);
+    assert_eq!(group.max_in_flight_per_key, written.max_in_flight_per_key);
     assert_eq!(group.enabled, written.enabled.unwrap_or(true));
 }
 

@@ -6,21 +6,30 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use libfuzzer_sys::fuzz_target;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
-use tiergate_fuzz::json::{CAPTURE_BYTES, Kernel};
-use tiergate_fuzz::pieces;
-use tiergate_fuzz::service_tier::{
-    BodyFault, Edit, Facts, Observer, PRIORITY, Rewriter, observed_tier,
+use tiergate_fuzz::codec::json::{CAPTURE_BYTES, Kernel};
+use tiergate_fuzz::codec::service_tier::{
+    BodyFault, Edit, Edits, Facts, Observer, Rewriter, Tier, has_no_tier, observed_tier,
 };
+use tiergate_fuzz::pieces;
 
 /// Low enough to be met by short inputs.
 const DEPTH: usize = 20;
 
-type Outcome = Result<(Vec<u8>, Facts), BodyFault>;
+/// The output, the facts, and whether usage is asked for that was not before.
+type Outcome = Result<(Vec<u8>, Facts, bool), BodyFault>;
+
+/// What is done to a body.
+#[derive(Clone, Copy, Debug)]
+struct Task {
+    edits: Edits,
+    is_message: bool,
+}
 
 /// A member of the top-level object, as serde_json reads it.
 struct Member<'a> {
@@ -52,23 +61,64 @@ enum Value {
 }
 
 fuzz_target!(|input: &[u8]| {
-    let Some((seed, body)) = input.split_first_chunk::<2>() else {
+    let Some((seed, body)) = input.split_first_chunk::<3>() else {
         return;
     };
-    let pieces = pieces(body, u16::from_le_bytes(*seed));
+    let [low, high, task] = *seed;
+    let task = Task::of(task);
+    let pieces = pieces(body, u16::from_le_bytes([low, high]));
     let members = members(body);
-    for edit in [Edit::Set, Edit::Remove] {
-        let outcome = rewrite_however_it_arrives(edit, body, &pieces);
-        assert_eq!(outcome.is_ok(), members.is_some(), "{outcome:?}");
-        if let (Ok((output, facts)), Some(members)) = (&outcome, &members) {
-            assert_same(output, &expected(edit, body, members));
-            check_facts(facts, members);
-            check_readings(edit, output);
-            let (again, _) = rewrite(edit, Kernel::detect(), &[output]).expect("it was JSON");
-            assert_same(&again, output);
-        }
+    let outcome = rewrite_however_it_arrives(task, body, &pieces);
+    assert_eq!(outcome.is_ok(), members.is_some(), "{outcome:?}");
+    check_observer(task, body, &pieces);
+    if let (Ok((output, facts, requested)), Some(members)) = (&outcome, &members) {
+        let (expected, should_request) = expected(task, body, members);
+        assert_same(output, &expected);
+        assert_eq!(*requested, should_request);
+        check_facts(task, facts, members);
+        check_readings(task, output);
+        let (again, _, requested) =
+            rewrite(task, Kernel::detect(), &[output]).expect("it was JSON");
+        assert_same(&again, output);
+        assert!(!requested);
     }
 });
+
+impl Task {
+    fn of(seed: u8) -> Task {
+        let tier = match seed >> 3 {
+            0..8 => Edit::Set(Tier::Priority),
+            8..13 => Edit::Remove,
+            13..18 => Edit::Keep,
+            18..25 => Edit::Set(Tier::Flex),
+            _ => Edit::Set(Tier::Default),
+        };
+        Task {
+            edits: Edits {
+                tier,
+                remove_fast_speed: seed & 1 != 0,
+                request_usage: seed & 2 != 0,
+            },
+            is_message: seed & 4 != 0,
+        }
+    }
+
+    fn removes(&self, member: &Member<'_>) -> bool {
+        let is_fast = || {
+            string(member.value, usize::MAX)
+                .is_some_and(|text| text.trim().eq_ignore_ascii_case("fast"))
+        };
+        is_tier(&member.key) && self.edits.tier != Edit::Keep
+            || self.edits.remove_fast_speed && folded(&member.key) == "SPEED" && is_fast()
+    }
+
+    fn rewriter(&self, kernel: Kernel) -> Rewriter {
+        match self.is_message {
+            true => Rewriter::for_message(DEPTH),
+            false => Rewriter::with_kernel(DEPTH, 0, kernel),
+        }
+    }
+}
 
 fn assert_same(left: &[u8], right: &[u8]) {
     assert!(left == right, "{}\n{}", shown(left), shown(right));
@@ -78,39 +128,38 @@ fn shown(bytes: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(bytes)
 }
 
-fn rewrite(edit: Edit, kernel: Kernel, pieces: &[&[u8]]) -> Outcome {
-    let mut rewriter = Rewriter::with_kernel(edit, DEPTH, 0, kernel);
+fn rewrite(task: Task, kernel: Kernel, pieces: &[&[u8]]) -> Outcome {
+    let mut rewriter = task.rewriter(kernel);
     for piece in pieces {
         rewriter.push(piece)?;
     }
-    let rewritten = rewriter.finish()?;
-    Ok((rewritten.as_bytes().to_vec(), rewritten.facts))
+    let rewritten = rewriter.finish(task.edits)?;
+    let output = rewritten.as_bytes().to_vec();
+    Ok((output, rewritten.facts, rewritten.usage_requested))
 }
 
-/// Byte by byte once only: most of the time of a run goes there.
-fn rewrite_however_it_arrives(edit: Edit, body: &[u8], pieces: &[&[u8]]) -> Outcome {
-    let whole = rewrite(edit, Kernel::detect(), &[body]);
-    assert_eq!(rewrite(edit, Kernel::PORTABLE, &[body]), whole);
-    match edit {
-        Edit::Set => {
-            assert_eq!(rewrite(edit, Kernel::detect(), pieces), whole);
-            check_observer(body, pieces);
-        }
-        Edit::Remove => {
-            let single: Vec<&[u8]> = body.chunks(1).collect();
-            assert_eq!(rewrite(edit, Kernel::PORTABLE, &single), whole);
-        }
+/// Byte by byte for some tasks only: most of the time of a run goes there.
+fn rewrite_however_it_arrives(task: Task, body: &[u8], pieces: &[&[u8]]) -> Outcome {
+    let whole = rewrite(task, Kernel::detect(), &[body]);
+    assert_eq!(rewrite(task, Kernel::PORTABLE, &[body]), whole);
+    assert_eq!(rewrite(task, Kernel::detect(), pieces), whole);
+    if task.edits.tier == Edit::Remove {
+        let single: Vec<&[u8]> = body.chunks(1).collect();
+        assert_eq!(rewrite(task, Kernel::PORTABLE, &single), whole);
     }
     whole
 }
 
 /// The observer knows what the rewriter knows, also of a body that is refused.
-fn check_observer(body: &[u8], pieces: &[&[u8]]) {
-    let mut rewriter = Rewriter::new(Edit::Set, DEPTH, body.len());
+fn check_observer(task: Task, body: &[u8], pieces: &[&[u8]]) {
+    let mut rewriter = task.rewriter(Kernel::detect());
     if let Err(BodyFault::NotAnObject) = rewriter.push(body) {
         return;
     }
-    let mut observer = Observer::new(DEPTH);
+    let mut observer = match task.is_message {
+        true => Observer::for_message(DEPTH),
+        false => Observer::new(DEPTH),
+    };
     pieces.iter().for_each(|piece| observer.feed(piece));
     assert_eq!(&observer.finish(), rewriter.facts());
 }
@@ -118,27 +167,34 @@ fn check_observer(body: &[u8], pieces: &[&[u8]]) {
 /// The members of a body that is to be taken, else none.
 fn members(body: &[u8]) -> Option<Vec<Member<'_>>> {
     let text = std::str::from_utf8(body).ok()?;
+    let plain = text.strip_prefix('\u{feff}').unwrap_or(text);
     // A value that is skipped, so that lone surrogates pass, as they should.
-    let whole: &RawValue = serde_json::from_str(text).ok()?;
+    let whole: &RawValue = serde_json::from_str(plain).ok()?;
     if !whole.get().starts_with('{') || depth(body) > DEPTH {
         return None;
     }
-    let entries: Entries<Wtf8, &RawValue> = serde_json::from_str(text).expect("it was an object");
-    let mut behind = text.find('{')? + 1;
+    Some(members_of(plain, text.len() - plain.len()))
+}
+
+/// The members of an object whose text begins at this offset of the body.
+fn members_of(text: &str, offset: usize) -> Vec<Member<'_>> {
+    let entries: Entries<Wtf8, &RawValue> = serde_json::from_str(text).expect("it is an object");
+    let mut behind = text.find('{').expect("an object") + 1;
     let located = entries.0.into_iter().map(|(key, value)| {
         let at = value.get().as_ptr() as usize - text.as_ptr() as usize;
         let (between, from) = (&text[behind..at], behind);
         behind = at + value.get().len();
         let start = from + between.find('"').expect("a key has quotes");
+        let comma = text[from..start].find(',').map(|comma| from + comma);
         Member {
             key: key.into_text(),
             value: value.get(),
-            comma: text[from..start].find(',').map(|comma| from + comma),
-            start,
-            end: behind,
+            comma: comma.map(|comma| offset + comma),
+            start: offset + start,
+            end: offset + behind,
         }
     });
-    Some(located.collect())
+    located.collect()
 }
 
 /// Of a body that is JSON.
@@ -158,33 +214,170 @@ fn depth(body: &[u8]) -> usize {
     deepest
 }
 
-/// What should come out: the client's bytes, less what stood before the first member that stays, and blanks for what goes
-/// behind it.
-fn expected(edit: Edit, body: &[u8], members: &[Member<'_>]) -> Vec<u8> {
-    let mut rest = body.to_vec();
-    let brace = rest
+/// Bytes of the body and what stands in their place.
+type Change = (Range<usize>, Vec<u8>);
+
+/// What should come out: the client's bytes, less what stood before the first member that stays, blanks for what goes behind
+/// it, and what is set. And whether usage is asked for that was not before.
+fn expected(task: Task, body: &[u8], members: &[Member<'_>]) -> (Vec<u8>, bool) {
+    let brace = body
         .iter()
         .position(|&byte| byte == b'{')
         .expect("an object");
-    let (mut front, mut kept) = (brace + 1, false);
+    let (mut front, mut kept, mut cut) = (brace + 1, false, false);
+    let mut changes: Vec<Change> = Vec::new();
     for member in members {
-        match (is_tier(&member.key), kept) {
-            (true, false) => front = member.end,
+        let from = member.comma.unwrap_or(member.start);
+        match (task.removes(member), kept) {
+            (true, false) => (front, cut) = (member.end, true),
+            (true, true) => changes.push(blanked(body, from..member.end)),
+            // What goes at the front goes with the comma behind it.
             (false, false) => front = member.comma.map_or(front, |comma| comma + 1),
-            (true, true) => {
-                rest[member.comma.expect("it is not the first")] = b' ';
-                rest[member.start..member.end].fill(b' ');
-            }
             (false, true) => {}
         }
-        kept |= !is_tier(&member.key);
+        kept |= !task.removes(member);
     }
-    let beginning = match (edit, kept) {
-        (Edit::Set, true) => "{\"service_tier\":\"priority\",",
-        (Edit::Set, false) => "{\"service_tier\":\"priority\"",
-        (Edit::Remove, _) => "{",
+    change_responses(task, body, members, &mut changes);
+    let options = usage_change(task, members);
+    let mut beginning = Vec::new();
+    if let Edit::Set(tier) = task.edits.tier {
+        beginning.push(format!("\"service_tier\":\"{}\"", tier.as_str()));
+    }
+    match &options {
+        Some(None) => beginning.push(r#""stream_options":{"include_usage":true}"#.to_owned()),
+        Some(Some((range, text))) => changes.push((range.clone(), fill(text, range.len()))),
+        None => {}
+    }
+    let keeps_beginning = task.edits.tier == Edit::Keep && beginning.is_empty() && !cut;
+    let mut output = match keeps_beginning {
+        true => {
+            front = 0;
+            String::new()
+        }
+        false => format!("{{{}", beginning.join(",")),
     };
-    [beginning.as_bytes(), &rest[front..]].concat()
+    if kept && !beginning.is_empty() {
+        output.push(',');
+    }
+    let mut output = output.into_bytes();
+    changes.sort_by_key(|(range, _)| range.start);
+    for (range, text) in changes {
+        output.extend_from_slice(&body[front..range.start]);
+        output.extend_from_slice(&text);
+        front = range.end;
+    }
+    output.extend_from_slice(&body[front..]);
+    (output, options.is_some())
+}
+
+/// The tiers within `response` objects of a message.
+fn change_responses(task: Task, body: &[u8], members: &[Member<'_>], changes: &mut Vec<Change>) {
+    if !task.is_message || task.edits.tier == Edit::Keep {
+        return;
+    }
+    let mut tier = match task.edits.tier {
+        Edit::Set(tier) => Some(tier),
+        _ => None,
+    };
+    for response in members
+        .iter()
+        .filter(|member| folded(&member.key) == "RESPONSE")
+    {
+        let inner = inner_members(response);
+        let mut kept = false;
+        for (index, member) in inner.iter().enumerate() {
+            if !is_tier(&member.key) {
+                kept = true;
+            } else if let Some(tier) = tier.take() {
+                let text = format!("\"service_tier\":\"{}\"", tier.as_str());
+                let range = member.start..member.end;
+                changes.push((range.clone(), fill(&text, range.len())));
+                kept = true;
+            } else if kept {
+                changes.push(blanked(
+                    body,
+                    member.comma.expect("one is before it")..member.end,
+                ));
+            } else {
+                let next = inner.get(index + 1).and_then(|next| next.comma);
+                changes.push(blanked(
+                    body,
+                    member.start..next.map_or(member.end, |comma| comma + 1),
+                ));
+            }
+        }
+        // Only the first may carry one.
+        tier = None;
+    }
+}
+
+/// The change by which a body comes to ask for usage: none where it is not to; no place where the member is missing.
+fn usage_change(
+    task: Task,
+    members: &[Member<'_>],
+) -> Option<Option<(Range<usize>, &'static str)>> {
+    let count = |members: &[Member<'_>], name: &str| {
+        members
+            .iter()
+            .filter(|member| folded(&member.key) == name)
+            .count()
+    };
+    let streams = members
+        .iter()
+        .any(|member| member.key == "stream" && member.value == "true");
+    if !task.edits.request_usage || !streams || count(members, "STREAM") != 1 {
+        return None;
+    }
+    if count(members, "STREAM_OPTIONS") == 0 {
+        return Some(None);
+    }
+    let options = members
+        .iter()
+        .find(|member| member.key == "stream_options")?;
+    if count(members, "STREAM_OPTIONS") != 1 {
+        return None;
+    }
+    let value = options.end - options.value.len()..options.end;
+    if options.value == "null" {
+        return Some(Some((value, r#"{"include_usage":true}"#)));
+    }
+    if !options.value.starts_with('{') {
+        return None;
+    }
+    let inner = inner_members(options);
+    match (count(&inner, "INCLUDE_USAGE"), inner.first()) {
+        (_, None) => Some(Some((
+            value.end - 1..value.end - 1,
+            r#""include_usage":true"#,
+        ))),
+        (0, Some(first)) => Some(Some((first.start..first.start, r#""include_usage":true,"#))),
+        (1, _) => {
+            let usage = inner.iter().find(|member| member.key == "include_usage")?;
+            matches!(usage.value, "false" | "null")
+                .then_some(Some((usage.end - usage.value.len()..usage.end, "true")))
+        }
+        _ => None,
+    }
+}
+
+fn inner_members<'a>(member: &Member<'a>) -> Vec<Member<'a>> {
+    match member.value.starts_with('{') {
+        true => members_of(member.value, member.end - member.value.len()),
+        false => Vec::new(),
+    }
+}
+
+/// The text, and spaces up to this length.
+fn fill(text: &str, len: usize) -> Vec<u8> {
+    format!("{text:len$}").into_bytes()
+}
+
+fn blanked(body: &[u8], range: Range<usize>) -> Change {
+    let blank = |byte: &u8| match byte {
+        b'\t' | b'\n' | b'\r' => *byte,
+        _ => b' ',
+    };
+    (range.clone(), body[range].iter().map(blank).collect())
 }
 
 /// Whether a reader written in Go takes the key for the tier: by simple case folding (`unicode.SimpleFold`), which makes
@@ -203,10 +396,18 @@ fn folded(key: &str) -> String {
 }
 
 /// What the top level says, read from the tree.
-fn check_facts(facts: &Facts, members: &[Member<'_>]) {
+fn check_facts(task: Task, facts: &Facts, members: &[Member<'_>]) {
     let last = |name: &str| members.iter().rfind(|member| member.key == name);
     let text = |name: &str, limit| last(name).and_then(|member| string(member.value, limit));
     assert_eq!(facts.model, text("model", 256));
+    assert_eq!(facts.sole_model(), sole_model(task, members).as_deref());
+    let background = last("background").and_then(|member| member.value.parse().ok());
+    assert_eq!(facts.background, background);
+    let speed = last("speed").and_then(|member| string(member.value, usize::MAX));
+    let is_fast = speed.is_some_and(|speed| speed.trim().eq_ignore_ascii_case("fast"));
+    if last("speed").is_none_or(|member| member.value.len() <= CAPTURE_BYTES) {
+        assert_eq!(facts.fast_speed, is_fast);
+    }
     assert_eq!(facts.stream_id, text("stream_id", 128));
     let stream = last("stream").and_then(|member| member.value.parse().ok());
     assert_eq!(facts.stream, stream);
@@ -225,6 +426,28 @@ fn check_facts(facts: &Facts, members: &[Member<'_>]) {
         Some(value) if value.len() > CAPTURE_BYTES => assert!(told.is_some()),
         value => assert_eq!(told, value.map(tier_of).as_deref()),
     }
+}
+
+/// The model that every reader finds.
+fn sole_model(task: Task, members: &[Member<'_>]) -> Option<String> {
+    let is_model = |member: &&Member<'_>| folded(&member.key) == "MODEL";
+    let mut models = members.iter().filter(is_model);
+    let (model, None) = (models.next()?, models.next()) else {
+        return None;
+    };
+    let inner = members
+        .iter()
+        .filter(|member| folded(&member.key) == "RESPONSE");
+    if task.is_message
+        && inner
+            .flat_map(inner_members)
+            .any(|member| is_model(&&member))
+    {
+        return None;
+    }
+    let text = string(model.value, usize::MAX)?;
+    let is_plain = text.len() <= 256 && text.bytes().all(|byte| byte.is_ascii_graphic());
+    (model.key == "model" && is_plain).then_some(text)
 }
 
 fn tier_of(value: &str) -> String {
@@ -252,13 +475,18 @@ fn cut(text: &str, limit: usize) -> String {
 }
 
 /// Whoever can read the output finds the tier once and as it was set, or not at all.
-fn check_readings(edit: Edit, output: &[u8]) {
-    let tier = Some(PRIORITY);
-    let (observed, expected) = match edit {
-        Edit::Set => (tier, &[tier][..]),
-        Edit::Remove => (None, &[][..]),
+fn check_readings(task: Task, output: &[u8]) {
+    let expected = match task.edits.tier {
+        Edit::Set(tier) => {
+            assert_eq!(observed_tier(output), Some(tier.as_str()));
+            vec![Some(tier.as_str())]
+        }
+        Edit::Remove => {
+            assert!(!task.is_message || has_no_tier(output, DEPTH));
+            Vec::new()
+        }
+        Edit::Keep => return,
     };
-    assert_eq!(observed_tier(output), observed);
     for (reader, reading) in readings(output) {
         let Some(Entries(members)) = reading else {
             continue;

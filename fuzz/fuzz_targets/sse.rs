@@ -4,7 +4,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tiergate_fuzz::sse::{EventStream, Part};
+use tiergate_fuzz::sse::{EVENT_TYPE_BYTES, EventStream, Part};
 use tiergate_fuzz::{Meter, pieces};
 
 fuzz_target!(|input: &[u8]| {
@@ -23,14 +23,15 @@ fuzz_target!(|input: &[u8]| {
     }
 });
 
-fn read(pieces: &[&[u8]]) -> Vec<Vec<u8>> {
+/// The type and the data of every event.
+fn read(pieces: &[&[u8]]) -> Vec<(Vec<u8>, Vec<u8>)> {
     let (mut events, mut data) = (Vec::new(), Vec::new());
     let mut take = |part: Part<'_>| match part {
         Part::Data(bytes) => {
             assert!(!bytes.is_empty());
             data.extend_from_slice(bytes);
         }
-        Part::End => events.push(std::mem::take(&mut data)),
+        Part::End(kind) => events.push((kind.to_vec(), std::mem::take(&mut data))),
     };
     let mut stream = EventStream::new();
     pieces
@@ -51,9 +52,9 @@ fn check_memory(pieces: &[&[u8]]) {
 
 /// WHATWG HTML §9.2.6, but that the end of the stream ends its last event, and its last line if that has a colon: `data`
 /// may have been cut off of another name.
-fn expected(stream: &[u8]) -> Vec<Vec<u8>> {
+fn expected(stream: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
     let stream = stream.strip_prefix(b"\xef\xbb\xbf").unwrap_or(stream);
-    let (mut events, mut data) = (Vec::new(), None::<Vec<u8>>);
+    let (mut events, mut data, mut kind) = (Vec::new(), None::<Vec<u8>>, Vec::new());
     for line in lines(stream) {
         let colon = line.iter().position(|&byte| byte == b':');
         let (field, value) = match colon {
@@ -61,7 +62,10 @@ fn expected(stream: &[u8]) -> Vec<Vec<u8>> {
             None => (&line[..], &b""[..]),
         };
         if line.is_empty() {
-            events.extend(data.take());
+            let kind = std::mem::take(&mut kind);
+            events.extend(data.take().map(|data| (told(kind), data)));
+        } else if field == b"event" {
+            kind = value.strip_prefix(b" ").unwrap_or(value).to_vec();
         } else if field == b"data" {
             let value = value.strip_prefix(b" ").unwrap_or(value);
             data = Some(match data {
@@ -70,8 +74,17 @@ fn expected(stream: &[u8]) -> Vec<Vec<u8>> {
             });
         }
     }
-    events.extend(data);
+    events.extend(data.map(|data| (told(kind), data)));
     events
+}
+
+/// A type that is too long counts as none.
+fn told(kind: Vec<u8>) -> Vec<u8> {
+    if kind.len() > EVENT_TYPE_BYTES {
+        Vec::new()
+    } else {
+        kind
+    }
 }
 
 fn lines(stream: &[u8]) -> Vec<Vec<u8>> {

@@ -3,18 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    CounterVec, Encoder, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::accounting::access_log::AccessRecord;
-use crate::accounting::usage::UsageState;
-use crate::state::State;
+use crate::accounting::access_log::{AccessRecord, Transport};
+use crate::accounting::usage::{Usage, UsageState};
 
 /// Seconds; a model's answer takes from some milliseconds (a refusal) to many minutes.
 const DURATION_BUCKETS: &[f64] = &[
@@ -33,33 +32,175 @@ const KNOWN_TIERS: [&str; 9] = [
     "batch",
 ];
 
-pub struct Metrics {
-    registry: Registry,
-    pub requests: IntCounterVec,
-    pub downgraded: IntCounterVec,
-    pub tokens: IntCounterVec,
-    pub unpriced: IntCounterVec,
-    pub duration: Histogram,
-    pub time_to_first_byte: Histogram,
-    /// Bodies of forced requests that were about to leave without the forced tier, read from the outgoing bytes. They
-    /// are not sent; any value but 0 is a defect.
-    pub unforced_forwarded: IntCounter,
-    pub connections: IntGauge,
-    pub accept_rests: IntCounter,
-    pub connections_refused: IntCounter,
-    pub in_flight: IntGauge,
-    /// Held while a text is made: values that live elsewhere are brought up to date by the difference.
-    rendering: Mutex<()>,
-    reloads: IntCounterVec,
-    policy_info: IntGaugeVec,
-    policy_last_success: IntGauge,
-    buffered_bytes: IntGauge,
-    buffered_limit: IntGauge,
-    access_log_errors: IntCounter,
-    certificate_expiry: IntGaugeVec,
-    address_healthy: IntGaugeVec,
-    ejections: IntCounterVec,
-    retries: IntCounterVec,
+/// Endpoints whose good answers tell what was used.
+const ENDPOINTS_WITH_USAGE: [&str; 6] = [
+    "responses",
+    "responses_compact",
+    "chat_completions",
+    "messages",
+    "embeddings",
+    "completions",
+];
+/// What a translation may leave out and stands as a label; all else is `other`.
+const KNOWN_DROPPED: [&str; 24] = [
+    "allowed_callers",
+    "billing_policy",
+    "cache_control",
+    "citations",
+    "context_management",
+    "diagnostics",
+    "eager_input_streaming",
+    "fallbacks",
+    "frequency_penalty",
+    "inference_geo",
+    "input_examples",
+    "logprobs",
+    "max_tokens",
+    "metadata",
+    "name",
+    "presence_penalty",
+    "reasoning_content",
+    "safeguards",
+    "seed",
+    "temperature",
+    "thread",
+    "top_k",
+    "top_p",
+    "user",
+];
+
+/// A metric of the catalogue.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    pub name: &'static str,
+    pub help: &'static str,
+    pub labels: &'static [&'static str],
+}
+
+/// Declares the catalogue: for each metric a field of [`Metrics`] with its type, and its name, labels and help.
+macro_rules! catalogue {
+    ($($field:ident: $kind:ty = $name:literal [$($label:literal)*] $help:literal;)*) => {
+        pub struct Metrics {
+            registry: Registry,
+            /// Held while a text is made: values that live elsewhere are brought up to date by the difference.
+            rendering: Mutex<()>,
+            $(pub $field: $kind,)*
+        }
+
+        /// Every metric, in the order in which the documentation has them.
+        pub const CATALOGUE: &[Metric] = &[
+            $(Metric { name: $name, help: $help, labels: &[$($label),*] },)*
+        ];
+
+        impl Default for Metrics {
+            fn default() -> Self {
+                let registry = Registry::new();
+                Self {
+                    $($field: register(&registry, Metric { name: $name, help: $help, labels: &[$($label),*] }),)*
+                    rendering: Mutex::default(),
+                    registry,
+                }
+            }
+        }
+    };
+}
+
+catalogue! {
+    requests: IntCounterVec = "tiergate_requests_total" ["group" "endpoint" "service_tier" "outcome"]
+        "Requests, and turns of WebSocket connections, by the tier that was sent upstream and how they ended.";
+    downgraded: IntCounterVec = "tiergate_tier_downgraded_total" ["group" "upstream"]
+        "Responses that a trusted upstream served on another tier than the priority it was asked for.";
+    tier_refused: IntCounterVec = "tiergate_tier_refused_total" ["group" "upstream"]
+        "Requests whose service tier the upstream refused.";
+    tokens: IntCounterVec = "tiergate_tokens_total" ["group" "service_tier" "kind"]
+        "Tokens used, by the tier that is billed.";
+    cost: CounterVec = "tiergate_cost_usd_total" ["group" "service_tier"]
+        "Cost in USD by the price file, by the tier that is billed. The access log has it exactly.";
+    unpriced: IntCounterVec = "tiergate_unpriced_total" ["group"]
+        "Responses with usage for which the price file has no price.";
+    usage_missing: IntCounterVec = "tiergate_usage_missing_total" ["group" "endpoint" "transport"]
+        "Responses below status 400, on endpoints that tell usage, whose usage did not come or not to its end.";
+    budget_used: GaugeVec = "tiergate_budget_used_ratio" ["group"]
+        "Share of the group's budget of the fast tier that is used in the current period; of the key that used most, where each has its own.";
+    bridged: IntCounterVec = "tiergate_bridged_total" ["group" "endpoint" "outcome"]
+        "Requests that were translated to another protocol.";
+    bridge_dropped: IntCounterVec = "tiergate_bridge_dropped_total" ["what"]
+        "Parts of requests that the other protocol has not, and that were left out.";
+    duration: Histogram = "tiergate_request_duration_seconds" []
+        "From the request's head to the end of the answer.";
+    time_to_first_byte: Histogram = "tiergate_time_to_first_byte_seconds" []
+        "From the request's head to the first byte of the upstream's answer.";
+    unforced_forwarded: IntCounter = "tiergate_unforced_forwarded_total" []
+        "Forced requests found without the forced tier in the outgoing bytes. They are not sent; any value but 0 is a defect.";
+    connections: IntGauge = "tiergate_connections" []
+        "Open client connections.";
+    accept_rests: IntCounter = "tiergate_accept_rests_total" []
+        "Times that no connection was accepted until another one ended, because of `limits.connections`.";
+    connections_refused: IntCounter = "tiergate_connections_refused_total" []
+        "Connections closed at once, because of `limits.connections_per_client`.";
+    in_flight: IntGauge = "tiergate_requests_in_flight" []
+        "Requests that are being served.";
+    reloads: IntCounterVec = "tiergate_policy_reloads_total" ["outcome"]
+        "Loads of the policy file, the first one included.";
+    policy_info: IntGaugeVec = "tiergate_policy_info" ["revision"]
+        "The revision of the policy in force, as a label.";
+    policy_last_success: IntGauge = "tiergate_policy_last_success_timestamp_seconds" []
+        "When the policy in force was loaded.";
+    price_reloads: IntCounterVec = "tiergate_prices_reloads_total" ["outcome"]
+        "Loads of the price file, the first one included.";
+    prices_info: IntGaugeVec = "tiergate_prices_info" ["revision"]
+        "The revision of the prices in force, as a label.";
+    prices_last_success: IntGauge = "tiergate_prices_last_success_timestamp_seconds" []
+        "When the prices in force were loaded; 0 without a price file.";
+    buffered_bytes: IntGauge = "tiergate_buffered_bytes" []
+        "Request bodies held at the moment.";
+    buffered_limit: IntGauge = "tiergate_buffered_limit_bytes" []
+        "The limit of tiergate_buffered_bytes.";
+    access_log_errors: IntCounter = "tiergate_access_log_errors_total" []
+        "Failed writes to the access log; the lines wait and are tried again.";
+    certificate_expiry: IntGaugeVec = "tiergate_certificate_expiry_timestamp_seconds" ["listener"]
+        "When the first certificate of the chain that a listener uses ends; 0 if that cannot be read.";
+    address_healthy: IntGaugeVec = "tiergate_upstream_address_healthy" ["upstream" "address"]
+        "1 for an address that is neither ejected nor failing its checks.";
+    ejections: IntCounterVec = "tiergate_upstream_ejections_total" ["upstream"]
+        "Ejections of an upstream's addresses after requests that failed there.";
+    retries: IntCounterVec = "tiergate_upstream_retries_total" ["upstream"]
+        "Attempts after the first one of a request.";
+    build_info: IntGaugeVec = "tiergate_build_info" ["version"]
+        "1; the version of this process, as a label.";
+}
+
+/// Values that live elsewhere, as they are when the metrics are scraped.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    pub policy: FileSnapshot,
+    /// None without a price file.
+    pub prices: Option<FileSnapshot>,
+    pub buffered_bytes: u64,
+    pub buffered_limit: u64,
+    pub access_log_errors: u64,
+    pub upstreams: Vec<UpstreamSnapshot>,
+    /// Groups that have a budget, and the share of it that is used.
+    pub budgets: Vec<(String, f64)>,
+}
+
+/// A file that is read again when it changes.
+#[derive(Debug, Default)]
+pub struct FileSnapshot {
+    pub revision: String,
+    /// Loads by how they went: `success`, `failure`, `held`.
+    pub loads: Vec<(&'static str, u64)>,
+    /// When what is in force was loaded, in seconds since 1970.
+    pub loaded_at: i64,
+}
+
+#[derive(Debug)]
+pub struct UpstreamSnapshot {
+    pub name: String,
+    pub ejections: u64,
+    pub retries: u64,
+    /// Each address, and whether it is healthy. They come and go with their names, and with them their series.
+    pub addresses: BTreeMap<String, bool>,
 }
 
 /// What one group has done since the start.
@@ -71,173 +212,6 @@ pub struct GroupSums {
     /// Input and output.
     pub tokens: u64,
     pub downgraded: u64,
-}
-
-impl Default for Metrics {
-    fn default() -> Self {
-        let registry = Registry::new();
-        Self {
-            rendering: Mutex::default(),
-            requests: register(
-                &registry,
-                counters(
-                    "tiergate_requests_total",
-                    "Requests, and turns of WebSocket connections, by the tier that was sent upstream and how they ended.",
-                    &["group", "endpoint", "service_tier", "outcome"],
-                ),
-            ),
-            downgraded: register(
-                &registry,
-                counters(
-                    "tiergate_tier_downgraded_total",
-                    "Responses that a trusted upstream served on another tier than the priority it was asked for.",
-                    &["group", "upstream"],
-                ),
-            ),
-            tokens: register(
-                &registry,
-                counters(
-                    "tiergate_tokens_total",
-                    "Tokens used, by the tier that is billed.",
-                    &["group", "service_tier", "kind"],
-                ),
-            ),
-            unpriced: register(
-                &registry,
-                counters(
-                    "tiergate_unpriced_total",
-                    "Responses with usage for which the price file has no price.",
-                    &["group"],
-                ),
-            ),
-            duration: register(
-                &registry,
-                histogram(
-                    "tiergate_request_duration_seconds",
-                    "From the request's head to the end of the answer.",
-                ),
-            ),
-            time_to_first_byte: register(
-                &registry,
-                histogram(
-                    "tiergate_time_to_first_byte_seconds",
-                    "From the request's head to the first byte of the upstream's answer.",
-                ),
-            ),
-            unforced_forwarded: register(
-                &registry,
-                valid(IntCounter::new(
-                    "tiergate_unforced_forwarded_total",
-                    "Forced requests found without the forced tier in the outgoing bytes; any value but 0 is a defect.",
-                )),
-            ),
-            connections: register(
-                &registry,
-                valid(IntGauge::new(
-                    "tiergate_connections",
-                    "Open client connections.",
-                )),
-            ),
-            accept_rests: register(
-                &registry,
-                valid(IntCounter::new(
-                    "tiergate_accept_rests_total",
-                    "Times that no connection was accepted until another one ended, because of `limits.connections`.",
-                )),
-            ),
-            connections_refused: register(
-                &registry,
-                valid(IntCounter::new(
-                    "tiergate_connections_refused_total",
-                    "Connections closed at once, because of `limits.connections_per_client`.",
-                )),
-            ),
-            in_flight: register(
-                &registry,
-                valid(IntGauge::new(
-                    "tiergate_requests_in_flight",
-                    "Requests that are being served.",
-                )),
-            ),
-            reloads: register(
-                &registry,
-                counters(
-                    "tiergate_policy_reloads_total",
-                    "Loads of the policy file, the first one included.",
-                    &["outcome"],
-                ),
-            ),
-            policy_info: register(
-                &registry,
-                gauges(
-                    "tiergate_policy_info",
-                    "The revision of the policy in force, as a label.",
-                    &["revision"],
-                ),
-            ),
-            policy_last_success: register(
-                &registry,
-                valid(IntGauge::new(
-                    "tiergate_policy_last_success_timestamp_seconds",
-                    "When the policy in force was loaded.",
-                )),
-            ),
-            buffered_bytes: register(
-                &registry,
-                valid(IntGauge::new(
-                    "tiergate_buffered_bytes",
-                    "Request bodies held at the moment.",
-                )),
-            ),
-            buffered_limit: register(
-                &registry,
-                valid(IntGauge::new(
-                    "tiergate_buffered_limit_bytes",
-                    "The limit of tiergate_buffered_bytes.",
-                )),
-            ),
-            access_log_errors: register(
-                &registry,
-                valid(IntCounter::new(
-                    "tiergate_access_log_errors_total",
-                    "Failed writes to the access log; the lines wait and are tried again.",
-                )),
-            ),
-            certificate_expiry: register(
-                &registry,
-                gauges(
-                    "tiergate_certificate_expiry_timestamp_seconds",
-                    "When the first certificate of the chain that a listener uses ends; 0 if that cannot be read.",
-                    &["listener"],
-                ),
-            ),
-            address_healthy: register(
-                &registry,
-                gauges(
-                    "tiergate_upstream_address_healthy",
-                    "1 for an address that is neither ejected nor failing its checks.",
-                    &["upstream", "address"],
-                ),
-            ),
-            ejections: register(
-                &registry,
-                counters(
-                    "tiergate_upstream_ejections_total",
-                    "Ejections of an upstream's addresses after requests that failed there.",
-                    &["upstream"],
-                ),
-            ),
-            retries: register(
-                &registry,
-                counters(
-                    "tiergate_upstream_retries_total",
-                    "Attempts after the first one of a request.",
-                    &["upstream"],
-                ),
-            ),
-            registry,
-        }
-    }
 }
 
 impl Metrics {
@@ -267,15 +241,38 @@ impl Metrics {
         if let Some(first) = time_to_first_byte {
             self.time_to_first_byte.observe(first.as_secs_f64());
         }
-        if record.usage_state != UsageState::None && record.cost_usd.is_none() {
-            self.unpriced.with_label_values(&[group]).inc();
+        if record.tier_refused {
+            let upstream = record.upstream.unwrap_or("");
+            self.tier_refused
+                .with_label_values(&[group, upstream])
+                .inc();
         }
+        if is_usage_missing(record) {
+            let labels = [group, record.endpoint, record.transport.as_str()];
+            self.usage_missing.with_label_values(&labels).inc();
+        }
+        self.count_usage(record, group);
+        self.count_bridge(record, group);
+    }
+
+    fn count_usage(&self, record: &AccessRecord<'_>, group: &str) {
         let billed = tier_label(record.service_tier_billed);
         let usage = &record.usage;
+        let cost = record.cost_usd.as_deref();
+        match cost.and_then(|cost| cost.parse::<f64>().ok()) {
+            Some(cost) if cost > 0.0 => {
+                self.cost.with_label_values(&[group, billed]).inc_by(cost);
+            }
+            None if *usage != Usage::default() => {
+                self.unpriced.with_label_values(&[group]).inc();
+            }
+            _ => {}
+        }
         for (kind, count) in [
             ("input", usage.input_tokens),
             ("cached_input", usage.cached_input_tokens),
             ("cache_write", usage.cache_write_tokens),
+            ("cache_write_long", usage.cache_write_long_tokens),
             ("output", usage.output_tokens),
             ("reasoning", usage.reasoning_tokens),
         ] {
@@ -284,6 +281,20 @@ impl Metrics {
                     .with_label_values(&[group, billed, kind])
                     .inc_by(count);
             }
+        }
+    }
+
+    fn count_bridge(&self, record: &AccessRecord<'_>, group: &str) {
+        if record.bridge.is_none() {
+            return;
+        }
+        let labels = [group, record.endpoint, record.outcome.as_str()];
+        self.bridged.with_label_values(&labels).inc();
+        let dropped = record.bridge_dropped.unwrap_or_default().split(',');
+        for what in dropped.map(str::trim).filter(|what| !what.is_empty()) {
+            self.bridge_dropped
+                .with_label_values(&[dropped_label(what)])
+                .inc();
         }
     }
 
@@ -316,28 +327,10 @@ impl Metrics {
             .with_label_values(&[&listener.to_string()])
     }
 
-    /// The text exposition of everything, with the values that live elsewhere read anew.
-    pub fn render(&self, state: &State) -> Vec<u8> {
-        let _alone = self
-            .rendering
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let (succeeded, failed) = state.policy.counts();
-        raise_to(&self.reloads.with_label_values(&["success"]), succeeded);
-        raise_to(&self.reloads.with_label_values(&["failure"]), failed);
-        self.policy_info.reset();
-        self.policy_info
-            .with_label_values(&[state.policy.current().revision()])
-            .set(1);
-        let loaded_at = state.policy.last().loaded_at;
-        let since_epoch = loaded_at
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or_default();
-        self.policy_last_success.set(since_epoch.as_secs() as i64);
-        self.buffered_bytes.set(state.budget.used() as i64);
-        self.buffered_limit.set(state.limits.buffered as i64);
-        raise_to(&self.access_log_errors, state.log.errors());
-        self.read_upstreams(state);
+    /// The text exposition of everything.
+    pub fn render(&self, snapshot: &Snapshot) -> Vec<u8> {
+        let _alone = self.rendering.lock();
+        self.take(snapshot);
         let mut out = Vec::new();
         // A `Vec` takes all that is written to it, and the families are well formed by construction.
         TextEncoder::new()
@@ -346,29 +339,62 @@ impl Metrics {
         out
     }
 
-    /// Addresses come and go with their names, and with them their series.
-    fn read_upstreams(&self, state: &State) {
+    fn take(&self, snapshot: &Snapshot) {
+        let policy = &snapshot.policy;
+        policy.show(&self.reloads, &self.policy_info, &self.policy_last_success);
+        if let Some(prices) = &snapshot.prices {
+            prices.show(
+                &self.price_reloads,
+                &self.prices_info,
+                &self.prices_last_success,
+            );
+        }
+        self.buffered_bytes.set(gauge(snapshot.buffered_bytes));
+        self.buffered_limit.set(gauge(snapshot.buffered_limit));
+        raise_to(&self.access_log_errors, snapshot.access_log_errors);
+        self.build_info
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        self.budget_used.reset();
+        for (group, used) in &snapshot.budgets {
+            self.budget_used.with_label_values(&[group]).set(*used);
+        }
         self.address_healthy.reset();
-        for upstream in state.upstreams() {
-            let name = upstream.config.name.as_str();
+        for upstream in &snapshot.upstreams {
+            let name = upstream.name.as_str();
             raise_to(
                 &self.ejections.with_label_values(&[name]),
-                upstream.ejections(),
+                upstream.ejections,
             );
-            raise_to(&self.retries.with_label_values(&[name]), upstream.retries());
-            let mut healthy = BTreeMap::new();
-            for address in upstream.addresses().iter() {
-                // Two URLs may lead to the same one, by another host or path.
-                *healthy.entry(address.socket.to_string()).or_insert(true) &=
-                    address.health.told().healthy;
-            }
-            for (address, healthy) in healthy {
-                let labels = [name, address.as_str()];
-                let gauge = self.address_healthy.with_label_values(&labels);
-                gauge.set(i64::from(healthy));
+            raise_to(&self.retries.with_label_values(&[name]), upstream.retries);
+            for (address, healthy) in &upstream.addresses {
+                let gauge = self.address_healthy.with_label_values(&[name, address]);
+                gauge.set(i64::from(*healthy));
             }
         }
     }
+}
+
+impl FileSnapshot {
+    fn show(&self, reloads: &IntCounterVec, info: &IntGaugeVec, last_success: &IntGauge) {
+        for (outcome, count) in &self.loads {
+            raise_to(&reloads.with_label_values(&[outcome]), *count);
+        }
+        info.reset();
+        info.with_label_values(&[&self.revision]).set(1);
+        last_success.set(self.loaded_at);
+    }
+}
+
+/// Whether this line should have usage, and has not all of it. A response that is made in the background tells it later, and
+/// the line of a WebSocket itself never has any.
+fn is_usage_missing(record: &AccessRecord<'_>) -> bool {
+    let tells_usage = ENDPOINTS_WITH_USAGE.contains(&record.endpoint);
+    let is_connection = record.transport == Transport::WebSocket && record.turn == 0;
+    let is_answered = record.upstream_status.is_some_and(|status| status < 400)
+        && record.status.is_none_or(|status| status < 400);
+    let is_missing = matches!(record.usage_state, UsageState::None | UsageState::Partial);
+    tells_usage && !is_connection && is_answered && is_missing
 }
 
 /// A tier as a label: no client can make new ones.
@@ -380,6 +406,14 @@ pub fn tier_label(tier: Option<&str>) -> &'static str {
             .find(|known| **known == tier)
             .unwrap_or(&"other"),
     }
+}
+
+/// What was left out in a translation, as a label: names come from the bodies of clients.
+fn dropped_label(what: &str) -> &'static str {
+    KNOWN_DROPPED
+        .iter()
+        .find(|known| **known == what)
+        .unwrap_or(&"other")
 }
 
 /// The value of each label by its name, and the count, of every series.
@@ -403,26 +437,93 @@ fn raise_to(counter: &IntCounter, count: u64) {
     counter.inc_by(count.saturating_sub(counter.get()));
 }
 
-fn counters(name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-    valid(IntCounterVec::new(Opts::new(name, help), labels))
+/// A gauge has 63 bits; what it tells here is far below.
+fn gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-fn gauges(name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-    valid(IntGaugeVec::new(Opts::new(name, help), labels))
+/// What a metric of a type is made of.
+trait Make: Collector + Clone + 'static {
+    fn make(opts: Opts, labels: &[&str]) -> prometheus::Result<Self>;
 }
 
-fn histogram(name: &str, help: &str) -> Histogram {
-    valid(Histogram::with_opts(
-        HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec()),
-    ))
+macro_rules! make {
+    ($($single:ty)*; $($labelled:ty)*) => {
+        $(impl Make for $single {
+            fn make(opts: Opts, _: &[&str]) -> prometheus::Result<Self> {
+                Self::with_opts(opts)
+            }
+        })*
+        $(impl Make for $labelled {
+            fn make(opts: Opts, labels: &[&str]) -> prometheus::Result<Self> {
+                Self::new(opts, labels)
+            }
+        })*
+    };
 }
 
-fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> C {
-    valid(registry.register(Box::new(collector.clone())));
-    collector
+make!(IntCounter IntGauge; IntCounterVec IntGaugeVec CounterVec GaugeVec);
+
+impl Make for Histogram {
+    fn make(opts: Opts, _: &[&str]) -> prometheus::Result<Self> {
+        Self::with_opts(HistogramOpts::from(opts).buckets(DURATION_BUCKETS.to_vec()))
+    }
 }
 
-/// Names and labels above are constants, so that a failure is a mistake in this file that every test run shows.
-fn valid<T>(made: prometheus::Result<T>) -> T {
-    made.expect("the catalogue of metrics is well formed")
+fn register<M: Make>(registry: &Registry, metric: Metric) -> M {
+    let made = M::make(Opts::new(metric.name, metric.help), metric.labels);
+    // Names and labels are constants, so that a failure is a mistake in this file that every test run shows.
+    let made = made.expect("the catalogue of metrics is well formed");
+    let registered = registry.register(Box::new(made.clone()));
+    registered.expect("no name stands twice in the catalogue");
+    made
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_in_the_text_once_it_has_a_value() {
+        let metrics = Metrics::default();
+        let snapshot = Snapshot {
+            prices: Some(FileSnapshot::default()),
+            budgets: vec![("fast".to_owned(), 0.25)],
+            ..Snapshot::default()
+        };
+        let text = String::from_utf8(metrics.render(&snapshot)).unwrap();
+        for metric in CATALOGUE.iter().filter(|metric| metric.labels.is_empty()) {
+            let help = format!("# HELP {} {}", metric.name, metric.help);
+            assert!(text.contains(&help), "{}", metric.name);
+        }
+        assert!(
+            text.contains("tiergate_budget_used_ratio{group=\"fast\"} 0.25"),
+            "{text}"
+        );
+        let version = format!(
+            "tiergate_build_info{{version=\"{}\"}} 1",
+            env!("CARGO_PKG_VERSION")
+        );
+        assert!(text.contains(&version), "{text}");
+    }
+
+    #[test]
+    fn a_budget_that_is_gone_has_no_series() {
+        let metrics = Metrics::default();
+        let budgets = vec![("fast".to_owned(), 1.0)];
+        metrics.render(&Snapshot {
+            budgets,
+            ..Snapshot::default()
+        });
+        let text = String::from_utf8(metrics.render(&Snapshot::default())).unwrap();
+        assert!(!text.contains("tiergate_budget_used_ratio{"), "{text}");
+    }
+
+    #[test]
+    fn labels_that_others_choose_are_bounded() {
+        assert_eq!(dropped_label("top_k"), "top_k");
+        assert_eq!(dropped_label("made up"), "other");
+        assert_eq!(tier_label(Some("made up")), "other");
+        assert_eq!(tier_label(None), "none");
+    }
 }

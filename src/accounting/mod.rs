@@ -2,7 +2,10 @@
 //! cost, and the metrics. It decides nothing.
 
 pub mod access_log;
+pub mod background;
 pub mod metrics;
 pub mod prices;
 pub mod record;
+pub mod redaction;
+pub mod store;
 pub mod usage;

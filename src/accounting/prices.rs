@@ -1,21 +1,16 @@
 //! What tokens cost: a table of prices by model, tier and date. Every figure is an exact decimal, in USD per million tokens.
 //! A price that is missing makes the cost unknown; it is never taken from another tier.
 
-use std::path::Path;
+mod file;
 
 use jiff::Timestamp;
-use jiff::civil::Date;
-use jiff::tz::TimeZone;
 use rust_decimal::Decimal;
-use sha2::{Digest, Sha256};
 
 use crate::accounting::usage::Usage;
-use crate::config::diagnostic::{Mistake, Mistakes};
-use crate::config::value::Fields;
-use crate::config::yaml::{self, Node, Value};
+use crate::config::pattern::Pattern;
 
 /// The largest price and the most decimals a price may have, and the most tokens of one class that are priced: within these
-/// the product of the two, and the sum of four, fit a `Decimal` without rounding (15 + 13 digits; it holds 28).
+/// the product of the two, and the sum of five, fit a `Decimal` without rounding (15 + 13 digits; it holds 28).
 const MAX_PRICE: u64 = 1_000_000;
 const MAX_PRICE_DECIMALS: u32 = 9;
 const MAX_TOKENS: u64 = 1_000_000_000_000;
@@ -35,8 +30,7 @@ pub struct Prices {
 /// The prices of some models from a day on.
 #[derive(Debug)]
 struct Entry {
-    /// Lower case; `*` stands for any number of characters.
-    models: Vec<String>,
+    models: Vec<Pattern>,
     /// The first moment of that day in UTC.
     effective_from: Timestamp,
     /// Input tokens above which the whole request is priced by [`Tier::long`].
@@ -58,6 +52,8 @@ struct Rates {
     input: Option<Decimal>,
     cached_input: Option<Decimal>,
     cache_write: Option<Decimal>,
+    /// Writes that live for an hour or longer.
+    cache_write_long: Option<Decimal>,
     output: Option<Decimal>,
 }
 
@@ -66,46 +62,19 @@ struct Billable {
     input: u64,
     cached_input: u64,
     cache_write: u64,
+    cache_write_long: u64,
     output: u64,
 }
 
 impl Prices {
-    /// Reads a price file.
-    ///
-    /// # Errors
-    /// Every mistake in it. `path` is only for these.
-    pub fn load(path: &Path) -> Result<Prices, Vec<Mistake>> {
-        Prices::parse(path, &yaml::read(path).map_err(|mistake| vec![mistake])?)
-    }
-
-    /// As [`Prices::load`], from bytes that have been read already.
-    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Prices, Vec<Mistake>> {
-        let mistakes = Mistakes::new(path);
-        let entries = yaml::parse(bytes, &mistakes)
-            .map(|file| read_file(&file, &mistakes))
-            .unwrap_or_default();
-        if !mistakes.is_empty() {
-            return Err(mistakes.into_vec());
-        }
-        let digest = Sha256::digest(bytes);
-        let hex: String = digest[..6]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        Ok(Prices {
-            revision: format!("sha256:{hex}"),
-            entries,
-        })
-    }
-
     pub fn revision(&self) -> &str {
         &self.revision
     }
 
     /// What a response cost in USD, without trailing zeros.
     ///
-    /// `at` is when the request began, `tier` the tier that is billed: `fast` is priced as `priority`, and where no tier was
-    /// named as `default`. `auto` is priced only by an entry that has a tier of that name: it does not say what was served.
+    /// `at` is when the request began, `tier` the tier that is billed: where the table has no tier of that name, `fast` is
+    /// priced as `priority` and `standard` as `default`, and where no tier was named, as `default`. `auto` is priced only by an entry that has a tier of that name: it does not say what was served.
     ///
     /// `None` where the table has no such model, tier or class of tokens, where input or output was not counted, and where
     /// the parts of the input exceed the whole.
@@ -129,25 +98,26 @@ impl Prices {
 
     fn entry(&self, at: Timestamp, model: &str) -> Option<&Entry> {
         self.entries.iter().find(|entry| {
-            entry.effective_from <= at
-                && entry
-                    .models
-                    .iter()
-                    .any(|pattern| glob(pattern.as_bytes(), model.as_bytes()))
+            let mut models = entry.models.iter();
+            entry.effective_from <= at && models.any(|pattern| pattern.matches(model))
         })
     }
 }
 
 impl Entry {
+    /// The tier of that name, else the one that is the same under another name: Anthropic calls OpenAI's `default`
+    /// `standard`, and newer models answer `fast` where they were asked for `priority`.
     fn tier(&self, name: &str) -> Option<&Tier> {
-        let name = if name.eq_ignore_ascii_case("fast") {
-            "priority"
-        } else {
-            name
+        let named = |name: &str| {
+            let mut tiers = self.tiers.iter();
+            tiers.find(|tier| tier.name.eq_ignore_ascii_case(name))
         };
-        self.tiers
-            .iter()
-            .find(|tier| tier.name.eq_ignore_ascii_case(name))
+        let same = match name.to_ascii_lowercase().as_str() {
+            "standard" => "default",
+            "fast" => "priority",
+            _ => return named(name),
+        };
+        named(name).or_else(|| named(same))
     }
 
     fn is_long(&self, usage: &Usage) -> bool {
@@ -159,15 +129,17 @@ impl Entry {
 impl Billable {
     fn of(usage: &Usage) -> Option<Billable> {
         let cached_input = usage.cached_input_tokens.unwrap_or(0);
-        let cache_write = usage.cache_write_tokens.unwrap_or(0);
+        let all_written = usage.cache_write_tokens.unwrap_or(0);
+        let cache_write_long = usage.cache_write_long_tokens.unwrap_or(0);
         let input = usage
             .input_tokens?
             .checked_sub(cached_input)?
-            .checked_sub(cache_write)?;
+            .checked_sub(all_written)?;
         Some(Billable {
             input,
             cached_input,
-            cache_write,
+            cache_write: all_written.checked_sub(cache_write_long)?,
+            cache_write_long,
             output: usage.output_tokens?,
         })
     }
@@ -179,6 +151,7 @@ impl Rates {
             (self.input, tokens.input),
             (self.cached_input, tokens.cached_input),
             (self.cache_write, tokens.cache_write),
+            (self.cache_write_long, tokens.cache_write_long),
             (self.output, tokens.output),
         ];
         let mut cost = Decimal::ZERO;
@@ -194,173 +167,10 @@ impl Rates {
     }
 }
 
-fn read_file(file: &Node, mistakes: &Mistakes) -> Vec<Entry> {
-    let mut fields = file.fields(file.place, mistakes);
-    if let Some(version) = fields.required("version") {
-        version.integer(1..=1, mistakes);
-    }
-    let prices = fields
-        .required("prices")
-        .map(|prices| prices.list(mistakes))
-        .unwrap_or_default();
-    fields.finish();
-    prices
-        .iter()
-        .filter_map(|entry| read_entry(entry, mistakes))
-        .collect()
-}
-
-/// An entry, or none after mistakes in it.
-fn read_entry(node: &Node, mistakes: &Mistakes) -> Option<Entry> {
-    let mut fields = node.fields(node.place, mistakes);
-    let models = fields
-        .required("models")
-        .map(|models| read_models(models, mistakes));
-    let effective_from = match fields.optional("effective_from") {
-        Some(date) => read_date(date, mistakes),
-        None => Some(Timestamp::MIN),
-    };
-    if let Some(source) = fields.optional("source") {
-        source.string(mistakes);
-    }
-    let long_context_above = fields
-        .optional("long_context_above")
-        .and_then(|tokens| tokens.integer(1..=MAX_TOKENS, mistakes));
-    let tiers = fields
-        .required("tiers")
-        .map(|tiers| read_tiers(tiers, long_context_above.is_some(), mistakes));
-    fields.finish();
-    Some(Entry {
-        models: models?,
-        effective_from: effective_from?,
-        long_context_above,
-        tiers: tiers?,
-    })
-}
-
-fn read_models(node: &Node, mistakes: &Mistakes) -> Vec<String> {
-    let models = node.list(mistakes);
-    if models.is_empty() && node.is_list() {
-        mistakes.add(node.place, "`models` names no model");
-    }
-    models
-        .iter()
-        .filter_map(|model| model.string(mistakes))
-        .map(str::to_owned)
-        .collect()
-}
-
-fn read_date(node: &Node, mistakes: &Mistakes) -> Option<Timestamp> {
-    let text = node.string(mistakes)?;
-    let midnight = text
-        .parse::<Date>()
-        .ok()
-        .and_then(|date| date.to_zoned(TimeZone::UTC).ok());
-    if midnight.is_none() {
-        mistakes.add(node.place, "expected a date like `2026-11-01`");
-    }
-    midnight.map(|midnight| midnight.timestamp())
-}
-
-fn read_tiers(node: &Node, long_context: bool, mistakes: &Mistakes) -> Vec<Tier> {
-    let mut tiers: Vec<Tier> = Vec::new();
-    for entry in node.entries(mistakes) {
-        let name = entry.key.to_ascii_lowercase();
-        if name == "fast" {
-            mistakes.add(
-                entry.place,
-                "tier `fast` is looked up as `priority`; give its prices there",
-            );
-        }
-        if tiers.iter().any(|tier| tier.name == name) {
-            mistakes.add(entry.place, "this tier has its prices above");
-        }
-        let mut fields = entry.value.fields(entry.place, mistakes);
-        let short = read_rates(&mut fields, mistakes);
-        let long = fields.optional("long").map(|long| {
-            if !long_context {
-                mistakes.add(
-                    long.place,
-                    "`long` never applies without `long_context_above`",
-                );
-            }
-            let mut fields = long.fields(long.place, mistakes);
-            let rates = read_rates(&mut fields, mistakes);
-            fields.finish();
-            rates
-        });
-        fields.finish();
-        tiers.push(Tier { name, short, long });
-    }
-    tiers
-}
-
-fn read_rates(fields: &mut Fields, mistakes: &Mistakes) -> Rates {
-    let mut rate = |name| {
-        fields
-            .optional(name)
-            .and_then(|price| read_price(price, mistakes))
-    };
-    Rates {
-        input: rate("input"),
-        cached_input: rate("cached_input"),
-        cache_write: rate("cache_write"),
-        output: rate("output"),
-    }
-}
-
-fn read_price(node: &Node, mistakes: &Mistakes) -> Option<Decimal> {
-    let price = match &node.value {
-        Value::Scalar { text, .. } => parse_price(text),
-        _ => None,
-    };
-    if price.is_none() {
-        let message = format!(
-            "expected a price like `12.5`, in USD per million tokens: at most {MAX_PRICE}, with at most {MAX_PRICE_DECIMALS} decimals"
-        );
-        mistakes.add(node.place, message);
-    }
-    price
-}
-
-/// Digits, and perhaps a point and digits: nothing that a reader could take for another number.
-fn parse_price(text: &str) -> Option<Decimal> {
-    let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
-    let is_digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-    if !is_digits(whole) || !is_digits(decimals) {
-        return None;
-    }
-    let price = Decimal::from_str_exact(text).ok()?;
-    (price <= Decimal::from(MAX_PRICE) && price.scale() <= MAX_PRICE_DECIMALS).then_some(price)
-}
-
-/// Whether `text` fits `pattern`, in which `*` stands for any run of bytes, without regard to ASCII case. No recursion:
-/// on a mismatch only the last star is tried again, one byte further, for what an earlier one could do it can do too.
-fn glob(pattern: &[u8], text: &[u8]) -> bool {
-    let (mut p, mut t) = (0, 0);
-    let mut retry = None;
-    while t < text.len() {
-        if pattern.get(p) == Some(&b'*') {
-            retry = Some((p + 1, t));
-            p += 1;
-        } else if pattern
-            .get(p)
-            .is_some_and(|byte| byte.eq_ignore_ascii_case(&text[t]))
-        {
-            p += 1;
-            t += 1;
-        } else if let Some((after_star, from)) = retry {
-            retry = Some((after_star, from + 1));
-            (p, t) = (after_star, from + 1);
-        } else {
-            return false;
-        }
-    }
-    pattern[p..].iter().all(|byte| *byte == b'*')
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -399,6 +209,7 @@ prices:
         Usage {
             input_tokens: Some(input),
             cached_input_tokens: Some(cached),
+            cache_write_long_tokens: None,
             cache_write_tokens: Some(cache_write),
             output_tokens: Some(output),
             reasoning_tokens: Some(output),
@@ -568,28 +379,66 @@ prices:
       Flex: {input: 0.0000000001, long: {input: 1000001}}
       flex: {input: 1_000}
 "#;
-        let price = "expected a price like `12.5`, in USD per million tokens: at most 1000000, with at most 9 decimals";
+        let amount = "expected an amount in USD like `12.5`";
+        let most = "a price is at most 1000000 USD per million tokens, with at most 9 decimals";
         assert_eq!(
             mistakes(text),
             [
-                "prices.yaml:2:10: expected an integer from 1 to 1".to_owned(),
+                "prices.yaml:2:10: unknown version; this release reads version 1".to_owned(),
                 "prices.yaml:4:13: `models` names no model".to_owned(),
                 "prices.yaml:5:21: expected a date like `2026-11-01`".to_owned(),
-                format!("prices.yaml:7:24: {price}"),
-                "prices.yaml:7:28: unknown key; expected one of `input`, `cached_input`, `cache_write`, `output`, `long`"
+                format!("prices.yaml:7:24: {amount}"),
+                "prices.yaml:7:28: unknown key; expected one of `input`, `cached_input`, `cache_write`, `cache_write_long`, `output`, `long`"
                     .to_owned(),
-                format!("prices.yaml:7:47: {price}"),
                 "prices.yaml:8:5: unknown key `model`; did you mean `models`?".to_owned(),
                 "prices.yaml:10:7: tier `fast` is looked up as `priority`; give its prices there".to_owned(),
-                format!("prices.yaml:11:21: {price}"),
+                format!("prices.yaml:11:21: {most}"),
                 "prices.yaml:11:41: `long` never applies without `long_context_above`".to_owned(),
-                format!("prices.yaml:11:49: {price}"),
+                format!("prices.yaml:11:49: {most}"),
                 "prices.yaml:12:7: this tier has its prices above".to_owned(),
-                format!("prices.yaml:12:21: {price}"),
+                format!("prices.yaml:12:21: {amount}"),
             ]
         );
         assert_eq!(mistakes("version: 1\nversion: 1\nprices: []\n").len(), 1);
         assert_eq!(mistakes("{}").len(), 2);
+    }
+
+    #[test]
+    fn writes_that_live_long_have_a_price_of_their_own_or_none() {
+        let written = |write: u64, long: u64| Usage {
+            cache_write_long_tokens: Some(long),
+            ..tokens(write, 0, write, 0)
+        };
+        let text = |more: &str| {
+            let tiers = format!("{{default: {{input: 1, cache_write: 2{more}, output: 1}}}}");
+            format!("version: 1\nprices: [{{models: ['*'], tiers: {tiers}}}]\n")
+        };
+        let cost = |more: &str, usage: Usage| {
+            let cost = table(&text(more)).cost(Timestamp::UNIX_EPOCH, "m", None, &usage);
+            cost.map(|cost| cost.to_string())
+        };
+        let both = ", cache_write_long: 8";
+        assert_eq!(cost(both, written(100, 25)).as_deref(), Some("0.00035"));
+        assert_eq!(cost("", written(100, 0)).as_deref(), Some("0.0002"));
+        assert_eq!(cost("", written(100, 25)), None);
+        assert_eq!(cost(both, written(100, 101)), None);
+    }
+
+    #[test]
+    fn a_tier_of_another_name_is_the_same_tier_where_the_table_has_none_of_that_name() {
+        let cost = |tiers: &str, tier: &str| {
+            let text = format!("version: 1\nprices: [{{models: ['*'], tiers: {{{tiers}}}}}]\n");
+            let usage = tokens(1_000_000, 0, 0, 0);
+            let cost = table(&text).cost(Timestamp::UNIX_EPOCH, "m", Some(tier), &usage);
+            cost.map(|cost| cost.to_string())
+        };
+        let openai = "default: {input: 1}, priority: {input: 2}";
+        assert_eq!(cost(openai, "standard").as_deref(), Some("1"));
+        assert_eq!(cost(openai, "Fast").as_deref(), Some("2"));
+        let anthropic = "default: {input: 1}, standard: {input: 3}";
+        assert_eq!(cost(anthropic, "standard").as_deref(), Some("3"));
+        assert_eq!(cost("standard: {input: 3}", "default"), None);
+        assert_eq!(cost(openai, "flex"), None);
     }
 
     #[test]
@@ -628,24 +477,8 @@ prices:
         assert_eq!(cost("gpt-5.5", "priority"), None);
     }
 
-    /// What the pattern says, by recursion.
-    fn fits(pattern: &[u8], text: &[u8]) -> bool {
-        match pattern.split_first() {
-            None => text.is_empty(),
-            Some((b'*', rest)) => (0..=text.len()).any(|skip| fits(rest, &text[skip..])),
-            Some((byte, rest)) => {
-                text.first().is_some_and(|first| first == byte) && fits(rest, &text[1..])
-            }
-        }
-    }
-
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(256))]
-        #[test]
-        fn patterns_agree_with_their_definition(pattern in "[ab*]{0,8}", text in "[ab]{0,12}") {
-            prop_assert_eq!(glob(pattern.as_bytes(), text.as_bytes()), fits(pattern.as_bytes(), text.as_bytes()));
-        }
-
         #[test]
         fn costs_agree_with_whole_numbers(
             input in 0u64..1_000_000_000_000, cached in 0u64..1_000_000, output in 0u64..1_000_000_000_000,

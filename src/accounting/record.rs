@@ -1,40 +1,65 @@
 //! One request and its answer as the log knows them: an HTTP exchange, or one response on a WebSocket. Records are built
 //! here and nowhere else.
 
+use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName};
 use jiff::Timestamp;
+use uuid::Uuid;
 
-use crate::accounting::access_log::{AccessRecord, Millis, Outcome, Transport};
-use crate::accounting::usage::Observed;
-use crate::codec::error::Cause;
+use crate::accounting::access_log::{AccessLog, AccessRecord, Millis, Transport};
+use crate::accounting::background::{BackgroundCreate, BackgroundResponses};
+use crate::accounting::metrics::Metrics;
+use crate::accounting::prices::Prices;
+use crate::accounting::redaction::redacted;
+use crate::accounting::usage::{Observed, Usage, UsageState};
+use crate::codec::error::{Cause, Outcome};
 use crate::codec::service_tier::{Facts, PRIORITY};
-use crate::config::ServedTier;
+use crate::config::{ServedTier, Upstream};
+use crate::policy::endpoint::Endpoint;
 use crate::policy::in_flight::Places;
 use crate::policy::{Group, Order, Policy};
-use crate::proxy::context::Arrival;
-use crate::state::State;
-use crate::upstream::Upstream;
 
 /// The longest model that is logged, in bytes.
 const MODEL_BYTES: usize = 128;
 /// HTTP allows any word of any length.
 const METHOD_BYTES: usize = 32;
 const UPSTREAM_ID_BYTES: usize = 128;
+/// How many hexadecimal digits of a key's digest name it.
+const KEY_ID_DIGITS: usize = 8;
+/// Up to this length a text is searched for credentials within its words, in bytes.
+const SEARCHED_BYTES: usize = 128;
 /// The upstream's own name of a request: OpenAI's, and Anthropic's.
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 /// A body that says `null` asks for nothing, like one without the member.
 const NULL: &str = "<null>";
 
-pub struct Turn {
+/// Who asks, and for what: the same for every turn of a connection.
+pub struct RequestInfo {
+    pub id: Uuid,
+    pub client: Option<IpAddr>,
+    pub user_agent: Option<String>,
+    pub method: http::Method,
+    /// Without its query.
+    pub path: String,
+    pub endpoint: Endpoint,
+}
+
+pub struct RequestRecord {
     /// 0 for an HTTP request and for a WebSocket connection itself; the responses on it count from 1.
     pub number: u64,
     /// The policy that decided it, from its first to its last byte.
     pub policy: Arc<Policy>,
+    /// Name of the key, where it is known.
     pub key: Option<Arc<str>>,
+    /// SHA-256 of the key that the request came with, known or not.
+    pub key_digest: Option<[u8; 32]>,
+    /// SHA-256 of the key that went upstream in its place, if another did.
+    pub sent_key_digest: Option<[u8; 32]>,
     pub group: Option<Arc<Group>>,
     /// What is done to set the tier.
     pub order: Option<Order>,
@@ -43,6 +68,10 @@ pub struct Turn {
     pub request_bytes: u64,
     pub sent: Sent,
     pub answer: Answered,
+    /// The upstream refused the tier in an attempt after which another one was made without it.
+    pub tier_refused: bool,
+    /// The protocols that were translated, such as `messages>responses`, and what was left out in that.
+    pub bridge: Option<(&'static str, String)>,
     /// Held while it runs.
     pub places: Option<Places>,
     pub began: Instant,
@@ -75,7 +104,7 @@ pub struct Answered {
 
 /// How it ended, as far as the transport knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum Termination {
     /// The messages ended as their framing says.
     Whole,
     ClientClosed,
@@ -87,6 +116,14 @@ pub enum Ending {
     Refused(Cause),
 }
 
+/// What records are written to, and what they are priced by.
+pub struct Ledger<'a> {
+    pub log: &'a AccessLog,
+    pub metrics: &'a Metrics,
+    pub prices: Option<Arc<Prices>>,
+    pub background: &'a BackgroundResponses,
+}
+
 /// The tiers of one turn, each as the log has it.
 #[derive(Default)]
 struct Tiers<'a> {
@@ -96,6 +133,35 @@ struct Tiers<'a> {
     billed: Option<&'a str>,
     billed_by: Option<&'static str>,
     downgraded: bool,
+}
+
+/// Texts that the client and the upstream chose, as they may stand in a line.
+struct Texts<'a> {
+    user_agent: Option<Cow<'a, str>>,
+    path: Cow<'a, str>,
+    model: Option<Cow<'a, str>>,
+    tier_client: Option<Cow<'a, str>>,
+    tier_sent: Option<Cow<'a, str>>,
+    tier_served: Option<Cow<'a, str>>,
+    model_served: Option<Cow<'a, str>>,
+    response_id: Option<Cow<'a, str>>,
+    upstream_request_id: Option<Cow<'a, str>>,
+    upstream_error: Option<Cow<'a, str>>,
+}
+
+/// Who is billed, and for what: the request itself, or the one that created what it fetched.
+struct Billed<'a> {
+    key: Option<&'a str>,
+    key_id: Option<&'a str>,
+    group: Option<&'a str>,
+    platform: Option<&'a str>,
+    model: Option<&'a str>,
+    tier_client: Option<&'a str>,
+    tier_sent: Option<&'a str>,
+    tier_reason: Option<&'a str>,
+    /// When it began.
+    time: Timestamp,
+    of_request: Option<Uuid>,
 }
 
 impl Sent {
@@ -125,18 +191,22 @@ impl Sent {
     }
 }
 
-impl Turn {
+impl RequestRecord {
     pub fn new(number: u64, policy: Arc<Policy>) -> Self {
         Self {
             number,
             policy,
             key: None,
+            key_digest: None,
+            sent_key_digest: None,
             group: None,
             order: None,
             facts: Facts::default(),
             request_bytes: 0,
             sent: Sent::default(),
             answer: Answered::default(),
+            tier_refused: false,
+            bridge: None,
             places: None,
             began: Instant::now(),
             time: Timestamp::now(),
@@ -154,87 +224,218 @@ impl Turn {
         };
     }
 
-    /// Writes its line and counts it.
+    /// Writes its line and counts it. Of a response that is made in the background, the first line with its terminal status
+    /// has the usage, and is billed to the request that created it.
     pub fn log(
         &self,
-        state: &State,
-        arrival: &Arrival,
+        ledger: &Ledger<'_>,
+        request: &RequestInfo,
         upstream: Option<&Upstream>,
-        ending: Ending,
+        termination: Termination,
         observed: &Observed,
     ) {
+        let is_fetch = request.endpoint == Endpoint::ResponsesItem;
+        let create = is_fetch.then(|| self.settle(ledger, observed)).flatten();
+        let mut texts = self.texts(request, observed);
+        let (mut usage, mut usage_state) = (observed.usage, observed.usage_state);
+        if is_fetch && create.is_none() {
+            // It was billed before, or is still to be made.
+            (usage, usage_state) = (Usage::default(), UsageState::None);
+            texts.tier_served = None;
+        }
+        let mut key_id = [0; KEY_ID_DIGITS];
+        let key_id = self.key_digest.and_then(|digest| {
+            hex::encode_to_slice(&digest[..KEY_ID_DIGITS / 2], &mut key_id).ok()?;
+            std::str::from_utf8(&key_id).ok()
+        });
+        let billed = match &create {
+            Some(create) => Billed::to(create),
+            None => self.billed(&texts, key_id, termination),
+        };
+        let tiers = self.tiers(&billed, upstream, texts.tier_served.as_deref());
+        let outcome = self.outcome(termination, observed);
+        let model = billed.model.or(texts.model_served.as_deref());
+        let priced_model = match texts.model_served.as_deref() {
+            Some(served) if is_trusted(upstream) => Some(served),
+            _ => model,
+        };
+        let prices = ledger.prices.as_deref();
+        let cost = prices
+            .filter(|_| usage != Usage::default())
+            .and_then(|prices| {
+                let usage = priced_usage(request.endpoint, usage);
+                prices.cost(billed.time, priced_model?, tiers.billed, &usage)
+            });
         let duration = self.began.elapsed();
-        let tiers = self.tiers(upstream, observed);
-        let model = logged_model(&self.facts)
-            .or_else(|| Some(cut(observed.model.as_deref()?, MODEL_BYTES)));
-        let cost = state.cost(self.time, model, tiers.billed, observed);
         let record = AccessRecord {
             time: self.time,
             duration_ms: Millis(duration),
             ttfb_ms: self.answer.time_to_first_byte.map(Millis),
-            request_id: arrival.id,
+            request_id: request.id,
             turn: self.number,
-            client: arrival.client,
-            user_agent: arrival.user_agent.as_deref(),
-            key: self.key.as_deref(),
-            group: self.group.as_ref().map(|group| &*group.name),
-            platform: self.group.as_ref().map(|group| group.platform.as_str()),
+            client: request.client,
+            user_agent: texts.user_agent.as_deref(),
+            key: billed.key,
+            group: billed.group,
+            platform: billed.platform,
             policy: self.policy.revision(),
-            method: cut(arrival.method.as_str(), METHOD_BYTES),
-            path: &arrival.path,
-            endpoint: arrival.endpoint.as_str(),
-            transport: self.answer.transport.unwrap_or(Transport::Http),
+            method: cut(request.method.as_str(), METHOD_BYTES),
+            path: &texts.path,
+            endpoint: request.endpoint.as_str(),
+            transport: self.transport(observed),
             model,
             service_tier: tiers.sent,
             service_tier_client: tiers.client,
             service_tier_served: tiers.served,
             service_tier_billed: tiers.billed,
-            tier_reason: self.tier_reason(ending),
+            tier_reason: billed.tier_reason,
             tier_billed_by: tiers.billed_by,
             downgraded: tiers.downgraded,
-            upstream: upstream.map(|upstream| upstream.config.name.as_str()),
+            upstream: upstream.map(|upstream| upstream.name.as_str()),
             upstream_status: self.answer.upstream_status,
-            upstream_request_id: self.answer.upstream_request_id.as_deref(),
-            response_id: observed.response_id.as_deref(),
+            upstream_request_id: texts.upstream_request_id.as_deref(),
+            response_id: texts.response_id.as_deref(),
             status: self.answer.status,
-            outcome: self.outcome(ending, observed),
-            error: error(ending),
-            usage_state: observed.usage_state,
+            outcome,
+            error: error(termination),
+            usage_state,
             terminal_event: observed.terminal_event.as_deref(),
-            usage: observed.usage,
+            usage,
             cost_usd: cost.map(|cost| cost.to_string()),
             request_bytes: self.request_bytes,
             upstream_request_bytes: self.sent.bytes,
             response_bytes: self.answer.bytes,
+            model_served: texts.model_served.as_deref(),
+            tier_refused: self.is_tier_refused(observed),
+            upstream_error: texts.upstream_error.as_deref(),
+            of_request: billed.of_request,
+            bridge: self.bridge.as_ref().map(|(between, _)| *between),
+            bridge_dropped: self.bridge.as_ref().map(|(_, dropped)| dropped.as_str()),
+            key_id: billed.key_id,
+            prices: prices.map(Prices::revision),
         };
-        state.log.append(&record);
-        state
+        if usage_state == UsageState::Deferred {
+            remember(ledger, &record);
+        }
+        ledger.log.append(&record);
+        ledger
             .metrics
             .observe(&record, duration, self.answer.time_to_first_byte);
     }
 
-    fn tiers<'a>(&'a self, upstream: Option<&Upstream>, observed: &'a Observed) -> Tiers<'a> {
-        let client = self.facts.service_tier.as_ref().map(|tier| tier.as_str());
+    /// Who created the response that was fetched, where its terminal status is told for the first time.
+    fn settle(&self, ledger: &Ledger<'_>, observed: &Observed) -> Option<BackgroundCreate> {
+        let is_told = self
+            .answer
+            .upstream_status
+            .is_some_and(|status| status < 400);
+        if !is_told || !observed.settled {
+            return None;
+        }
+        let id = observed.response_id.as_deref()?;
+        ledger.background.settle(id, self.time)
+    }
+
+    fn billed<'a>(
+        &'a self,
+        texts: &'a Texts<'a>,
+        key_id: Option<&'a str>,
+        termination: Termination,
+    ) -> Billed<'a> {
+        Billed {
+            key: self.key.as_deref(),
+            key_id,
+            group: self.group.as_ref().map(|group| &*group.name),
+            platform: self.group.as_ref().map(|group| group.platform.as_str()),
+            model: texts.model.as_deref(),
+            tier_client: texts.tier_client.as_deref(),
+            tier_sent: texts.tier_sent.as_deref(),
+            tier_reason: self.tier_reason(termination),
+            time: self.time,
+            of_request: None,
+        }
+    }
+
+    /// Known credentials never stand in a line, whoever brought them.
+    fn texts<'a>(&'a self, request: &'a RequestInfo, observed: &'a Observed) -> Texts<'a> {
+        let is_known = |digest: &[u8; 32]| {
+            [self.key_digest, self.sent_key_digest].contains(&Some(*digest))
+                || self.policy.lists_key(digest)
+        };
+        let clean = |text: &'a str| redacted(text, SEARCHED_BYTES, &is_known);
+        // These are long, and only the client's own.
+        let clean_words = |text: &'a str| redacted(text, 0, &is_known);
+        let own = own_tier(&self.facts);
+        let sent = match self.order {
+            _ if !self.sent.reached => None,
+            Some(_) => self.sent.tier.as_deref(),
+            None => own,
+        };
+        let has_failed = observed.failed
+            || self
+                .answer
+                .upstream_status
+                .is_some_and(|status| status >= 400);
+        let error = observed.error.as_deref().filter(|_| has_failed);
+        Texts {
+            user_agent: request.user_agent.as_deref().map(clean_words),
+            path: clean_words(&request.path),
+            model: logged_model(&self.facts).map(clean),
+            tier_client: self
+                .facts
+                .service_tier
+                .as_ref()
+                .map(|tier| clean(tier.as_str())),
+            tier_sent: sent.map(clean),
+            tier_served: observed.served_tier.as_deref().map(clean),
+            model_served: observed.model.as_deref().map(clean),
+            response_id: observed.response_id.as_deref().map(clean),
+            upstream_request_id: self.answer.upstream_request_id.as_deref().map(clean),
+            upstream_error: error.map(clean),
+        }
+    }
+
+    /// What came, told by its first bytes where there were any.
+    fn transport(&self, observed: &Observed) -> Transport {
+        match (self.answer.transport, observed.event_stream) {
+            (Some(Transport::WebSocket), _) => Transport::WebSocket,
+            (Some(_), Some(true)) => Transport::Sse,
+            (Some(_), Some(false)) => Transport::Http,
+            (told, _) => told.unwrap_or(Transport::Http),
+        }
+    }
+
+    /// A 4xx, or an error in a response under way, that names the tier.
+    fn is_tier_refused(&self, observed: &Observed) -> bool {
+        let refuses = match self.answer.upstream_status {
+            Some(400..500) => true,
+            Some(..400) => observed.failed,
+            _ => false,
+        };
+        self.tier_refused || (observed.error_names_tier && refuses)
+    }
+
+    fn tiers<'a>(
+        &self,
+        billed: &Billed<'a>,
+        upstream: Option<&Upstream>,
+        served: Option<&'a str>,
+    ) -> Tiers<'a> {
+        let client = billed.tier_client;
         if !self.sent.reached {
             return Tiers {
                 client,
                 ..Tiers::default()
             };
         }
-        let sent = match self.order {
-            Some(_) => self.sent.tier.as_deref(),
-            None => own_tier(&self.facts),
-        };
-        let served = observed.served_tier.as_deref();
-        let trusted =
-            upstream.is_some_and(|upstream| upstream.config.served_tier == ServedTier::Trusted);
-        let by_served = trusted && served.is_some();
-        let billed = if by_served { served } else { sent };
+        let sent = billed.tier_sent;
+        let by_served = is_trusted(upstream) && served.is_some();
+        let tier = if by_served { served } else { sent };
         Tiers {
             client,
             sent,
             served,
-            billed: billed.map(canonical),
+            billed: tier.map(canonical),
             billed_by: Some(if by_served { "served" } else { "sent" }),
             downgraded: by_served
                 && sent.map(canonical) == Some(PRIORITY)
@@ -242,26 +443,80 @@ impl Turn {
         }
     }
 
-    fn tier_reason(&self, ending: Ending) -> Option<&'static str> {
-        if matches!(ending, Ending::Refused(cause) if cause.outcome() == Outcome::Denied) {
+    fn tier_reason(&self, ending: Termination) -> Option<&'static str> {
+        if matches!(ending, Termination::Refused(cause) if cause.outcome() == Outcome::Denied) {
             return None;
         }
         Some(tier_reason(self.order, &self.facts))
     }
 
-    fn outcome(&self, ending: Ending, observed: &Observed) -> Outcome {
+    fn outcome(&self, ending: Termination, observed: &Observed) -> Outcome {
         match ending {
-            Ending::Refused(cause) => cause.outcome(),
-            Ending::UpstreamCut => Outcome::UpstreamCut,
-            Ending::Timeout => Outcome::Timeout,
-            Ending::Outlived => Outcome::ClientClosed,
+            Termination::Refused(cause) => cause.outcome(),
+            Termination::UpstreamCut => Outcome::UpstreamCut,
+            Termination::Timeout => Outcome::Timeout,
+            Termination::Outlived => Outcome::ClientClosed,
             // Codex and OpenAI's Python SDK leave at the event that ends the stream, before the end of the message.
-            Ending::ClientClosed if observed.terminal_event.is_none() => Outcome::ClientClosed,
+            Termination::ClientClosed if observed.terminal_event.is_none() => Outcome::ClientClosed,
             _ if self.answer.status.is_none_or(|status| status >= 400) => Outcome::UpstreamError,
             _ if observed.failed => Outcome::UpstreamError,
             _ if observed.lacks_end => Outcome::UpstreamCut,
             _ => Outcome::Ok,
         }
+    }
+}
+
+impl<'a> Billed<'a> {
+    /// To whoever created a response in the background.
+    fn to(create: &'a BackgroundCreate) -> Self {
+        Self {
+            key: create.key.as_deref(),
+            key_id: create.key_id.as_deref(),
+            group: create.group.as_deref(),
+            platform: create.platform.as_deref(),
+            model: create.model.as_deref(),
+            tier_client: create.service_tier_client.as_deref(),
+            tier_sent: create.service_tier.as_deref(),
+            tier_reason: create.tier_reason.as_deref(),
+            time: create.time,
+            of_request: Some(create.request_id),
+        }
+    }
+}
+
+/// The usage of this request comes with a later one.
+fn remember(ledger: &Ledger<'_>, record: &AccessRecord<'_>) {
+    let Some(id) = record.response_id else {
+        return;
+    };
+    let owned = |text: Option<&str>| text.map(str::to_owned);
+    let create = BackgroundCreate {
+        request_id: record.request_id,
+        time: record.time,
+        key: owned(record.key),
+        key_id: owned(record.key_id),
+        group: owned(record.group),
+        platform: owned(record.platform),
+        model: owned(record.model),
+        service_tier: owned(record.service_tier),
+        service_tier_client: owned(record.service_tier_client),
+        tier_reason: owned(record.tier_reason),
+    };
+    ledger.background.remember(id, create);
+}
+
+fn is_trusted(upstream: Option<&Upstream>) -> bool {
+    upstream.is_some_and(|upstream| upstream.served_tier == ServedTier::Trusted)
+}
+
+/// Embeddings have no output, and none of it costs nothing.
+fn priced_usage(endpoint: Endpoint, usage: Usage) -> Usage {
+    match endpoint {
+        Endpoint::Embeddings => Usage {
+            output_tokens: usage.output_tokens.or(Some(0)),
+            ..usage
+        },
+        _ => usage,
     }
 }
 
@@ -301,8 +556,7 @@ pub fn own_tier(facts: &Facts) -> Option<&str> {
 
 /// The tier of a request that was changed to ask for it: what its bytes say, or else its header.
 pub fn set_tier(order: Option<Order>, in_bytes: Option<&str>) -> Option<&str> {
-    let in_header = order.is_some_and(|order| order.beta_header);
-    in_bytes.or(in_header.then_some(PRIORITY))
+    in_bytes.or(order.and_then(|order| order.tier_in_header()))
 }
 
 /// The model that a body names, as it is logged.
@@ -310,10 +564,10 @@ pub fn logged_model(facts: &Facts) -> Option<&str> {
     Some(cut(facts.model.as_deref()?, MODEL_BYTES))
 }
 
-fn error(ending: Ending) -> Option<&'static str> {
+fn error(ending: Termination) -> Option<&'static str> {
     match ending {
-        Ending::Refused(cause) => Some(cause.code()),
-        Ending::Timeout => Some(Cause::UpstreamTimeout.code()),
+        Termination::Refused(cause) => Some(cause.code()),
+        Termination::Timeout => Some(Cause::UpstreamTimeout.code()),
         _ => None,
     }
 }

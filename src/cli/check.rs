@@ -1,16 +1,26 @@
-//! `tiergate check`: loads everything that a start would load, and throws it away. It opens no socket and writes nothing.
+//! `tiergate check`: loads everything that a start would load, looks whether it could serve, and throws it away. What it
+//! opens it closes again; it leaves no file behind.
 
+use std::fs::OpenOptions;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
+use std::time::Duration;
 
 use crate::accounting::prices::Prices;
-use crate::config::Config;
 use crate::config::diagnostic::{Mistake, Place};
-use crate::config::file::{Draft, NamedFile};
+use crate::config::file::{DEFAULT_ACCESS_LOG, ParsedConfig, ReferencedFile};
 use crate::config::secret_file::FileBytes;
+use crate::config::{Config, LogTarget};
 use crate::policy::Policy;
 use crate::server::tls;
 use crate::upstream::Upstream;
-use crate::upstream::tls::Material;
+use crate::upstream::tls::UpstreamTlsConfig;
+
+/// How long another process has to say whether it is this program.
+const ANSWER_TIME: Duration = Duration::from_secs(1);
+/// More than `/status` has before the words that are looked for.
+const MAX_STATUS_BYTES: u64 = 64 * 1024;
 
 /// Whether keys and certificates are read. Credentials of systemd can be read by the service, and not by the command of its
 /// `ExecReload`.
@@ -23,12 +33,15 @@ pub enum Secrets {
 /// The configuration, the policy, and warnings about both.
 ///
 /// # Errors
-/// Every mistake of these and of every other file that the configuration names.
+/// Every mistake of these and of every other file that the configuration names, and what else would keep it from serving.
 pub fn check(
     path: &Path,
     secrets: Secrets,
 ) -> Result<(Config, Policy, Vec<Mistake>), Vec<Mistake>> {
-    Policy::load_with_draft(read(path, secrets)?)
+    let mut parsed = read(path, secrets)?;
+    check_log(&mut parsed);
+    check_addresses(&mut parsed);
+    Policy::load_with_parsed(parsed)
 }
 
 /// The configuration alone and warnings about it: a start reads the policy later.
@@ -36,35 +49,42 @@ pub fn check(
 /// # Errors
 /// Every mistake of it and of the files that it names, but for the policy.
 pub fn check_config(path: &Path) -> Result<(Config, Vec<Mistake>), Vec<Mistake>> {
-    let draft = read(path, Secrets::Read)?;
-    if draft.mistakes.is_empty() {
-        Ok((draft.config, draft.warnings))
-    } else {
-        Err(draft.mistakes)
-    }
+    read(path, Secrets::Read)?.finish()
 }
 
-/// A draft that has the mistakes of the files it names as well, at the settings that name them where a file has no lines.
-fn read(path: &Path, secrets: Secrets) -> Result<Draft, Vec<Mistake>> {
-    let mut draft = Draft::read(path)?;
-    for (place, file) in &draft.files {
+/// A configuration that has the mistakes of the files it names as well, at the settings that name them where a file has no
+/// lines.
+fn read(path: &Path, secrets: Secrets) -> Result<ParsedConfig, Vec<Mistake>> {
+    let mut parsed = ParsedConfig::read(path)?;
+    for (place, file) in &parsed.files {
         let fault = match file {
-            NamedFile::Prices(prices) => {
-                let told = Prices::load(prices).err();
-                draft.mistakes.extend(told.unwrap_or_default());
+            ReferencedFile::Prices(prices) => {
+                match Prices::load_with_warnings(prices) {
+                    Ok((_, warnings)) => parsed.warnings.extend(warnings),
+                    Err(mistakes) => parsed.mistakes.extend(mistakes),
+                }
                 continue;
             }
-            _ if secrets == Secrets::Unread => continue,
-            NamedFile::Tls(files) => tls::check(files).err().map(|why| why.to_string()),
-            NamedFile::UpstreamTls(settings) => {
-                Material::load(settings).err().map(|why| why.to_string())
+            ReferencedFile::State(file) => appendable(file).err().map(|why| told(file, &why)),
+            ReferencedFile::AccessLog => None,
+            _ if secrets == Secrets::Unread => None,
+            ReferencedFile::Tls(files) => tls::check(files).err().map(|why| why.to_string()),
+            ReferencedFile::UpstreamTls(settings) => UpstreamTlsConfig::load(settings)
+                .err()
+                .map(|why| why.to_string()),
+            ReferencedFile::Credential(file) => credential_fault(file, &parsed.config),
+            ReferencedFile::RedisPassword(file) => {
+                FileBytes::read(file).err().map(|why| told(file, &why))
             }
-            NamedFile::Credential(file) => credential_fault(file, &draft.config),
         };
-        let told = fault.map(|message| mistake_at(*place, path, message));
-        draft.mistakes.extend(told);
+        let mistake = fault.map(|message| Mistake::new(path, *place, message));
+        parsed.mistakes.extend(mistake);
     }
-    Ok(draft)
+    Ok(parsed)
+}
+
+fn told(file: &Path, why: &io::Error) -> String {
+    format!("{}: {why}", file.display())
 }
 
 /// Why an upstream could not take its key from this file.
@@ -76,11 +96,76 @@ fn credential_fault(file: &Path, config: &Config) -> Option<String> {
     Some(format!("{}: {why}", file.display()))
 }
 
-fn mistake_at(place: Place, path: &Path, message: String) -> Mistake {
-    Mistake {
-        path: path.to_owned(),
-        line: place.line,
-        column: place.column,
-        message,
+/// Whether a start could open the access log. The folder of the default is left to the package and to systemd, which make it.
+fn check_log(parsed: &mut ParsedConfig) {
+    let LogTarget::File(file) = &parsed.config.access_log.target else {
+        return;
+    };
+    if file == Path::new(DEFAULT_ACCESS_LOG) && !file.parent().is_some_and(Path::exists) {
+        return;
     }
+    if let Err(why) = appendable(file) {
+        let mut files = parsed.files.iter();
+        let found = files.find(|(_, file)| matches!(file, ReferencedFile::AccessLog));
+        let place = found.map_or(Place::START, |(place, _)| *place);
+        let message = format!("the access log cannot be written: {}", told(file, &why));
+        let mistake = Mistake::new(&parsed.config.path, place, message);
+        parsed.mistakes.push(mistake);
+    }
+}
+
+/// Whether a file can be written to, or made where there is none yet. A pipe is not opened: it may have no reader now.
+fn appendable(file: &Path) -> io::Result<()> {
+    match file.metadata() {
+        Ok(found) if found.is_file() => OpenOptions::new().append(true).open(file).map(drop),
+        Ok(found) if found.is_dir() => Err(ErrorKind::IsADirectory.into()),
+        Ok(_) => Ok(()),
+        Err(why) if why.kind() == ErrorKind::NotFound => {
+            let folder = file
+                .parent()
+                .filter(|folder| !folder.as_os_str().is_empty());
+            tempfile::tempfile_in(folder.unwrap_or(Path::new("."))).map(drop)
+        }
+        Err(why) => Err(why),
+    }
+}
+
+/// Whether a start could listen: each address is free, or has a proxy that could hand it over or be replaced.
+fn check_addresses(parsed: &mut ParsedConfig) {
+    let config = &parsed.config;
+    let listen = config.listen.iter().map(|listen| listen.address);
+    let faults = listen.chain([config.admin]).filter_map(|address| {
+        let why = TcpListener::bind(address).err()?;
+        let is_fault = match why.kind() {
+            ErrorKind::AddrInUse => !is_ours(config.admin),
+            // The service may do what its operator may not.
+            ErrorKind::PermissionDenied => false,
+            _ => true,
+        };
+        is_fault.then(|| format!("cannot listen on {address}: {why}"))
+    });
+    let mistakes = faults.map(|message| Mistake::new(&config.path, Place::START, message));
+    let mistakes: Vec<Mistake> = mistakes.collect();
+    parsed.mistakes.extend(mistakes);
+}
+
+/// Whether a proxy of this program answers at the admin address.
+fn is_ours(admin: SocketAddr) -> bool {
+    status_of(admin).is_ok_and(|status| {
+        let has = |word: &str| status.contains(word);
+        has("\"version\"") && has("\"policy\"") && has("\"upstreams\"")
+    })
+}
+
+fn status_of(admin: SocketAddr) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&admin, ANSWER_TIME)?;
+    stream.set_read_timeout(Some(ANSWER_TIME))?;
+    stream.set_write_timeout(Some(ANSWER_TIME))?;
+    write!(
+        stream,
+        "GET /status HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n"
+    )?;
+    let mut answer = Vec::new();
+    stream.take(MAX_STATUS_BYTES).read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }

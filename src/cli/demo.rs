@@ -7,12 +7,17 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
+use anstyle::{AnsiColor, Style};
+use bytes::Bytes;
+use http::header;
+use pingora_core::protocols::http::ServerSession;
+use pingora_core::protocols::l4::stream::Stream;
+use pingora_http::ResponseHeader;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
-use crate::cli::embedded::{self, Folder, post, while_serving};
+use crate::cli::embedded::{self, post, while_serving};
 use crate::config::Config;
 use crate::server::Server;
 use crate::state::StartError;
@@ -125,7 +130,7 @@ fn failed(what: &str) -> impl FnOnce(io::Error) -> StartError {
 
 /// The proxy, ready to serve, and its access log.
 fn assemble(upstream: SocketAddr) -> Result<(Server, fs::File), StartError> {
-    let folder = Folder::new().map_err(failed("no temporary folder"))?;
+    let folder = embedded::temporary_folder().map_err(failed("no temporary folder"))?;
     let server = Server::new(config(folder.path(), upstream)?, false)?;
     let log = fs::File::open(folder.path().join("access.log")).map_err(failed("no access log"))?;
     // The folder goes here: what is open stays readable, and an interrupted demonstration leaves nothing behind.
@@ -140,7 +145,7 @@ fn config(folder: &Path, upstream: SocketAddr) -> Result<Config, StartError> {
         .and_then(|()| fs::write(&path, text))
         .map_err(|why| StartError::Io("demo: a temporary file".to_owned(), why))?;
     let (mut config, _) = Config::load(&path).map_err(StartError::Mistakes)?;
-    embedded::confine(&mut config, folder);
+    embedded::isolate(&mut config, folder);
     Ok(config)
 }
 
@@ -163,12 +168,10 @@ async fn play(proxy: SocketAddr, listener: TcpListener) -> io::Result<Vec<Outcom
 
 /// The status and content type of the proxy's answer.
 async fn ask(proxy: SocketAddr, scene: &Scene) -> io::Result<(String, String)> {
-    let headers = format!("authorization: Bearer {}\r\n", scene.key);
+    let bearer = format!("Bearer {}", scene.key);
+    let headers = [("authorization", &*bearer)];
     let answer = post(proxy, "/v1/responses", &headers, scene.body).await?;
-    let answer = String::from_utf8_lossy(&answer);
-    let status = answer.split(' ').nth(1).unwrap_or("no answer");
-    let kind = header(&answer, "content-type").unwrap_or("no content");
-    Ok((status.to_owned(), kind.to_owned()))
+    Ok((answer.status.to_string(), answer.content_type))
 }
 
 /// An upstream as small as can be: one request a connection, answered on the tier that was asked for.
@@ -180,43 +183,34 @@ async fn serve_upstream(listener: TcpListener, report: mpsc::UnboundedSender<Str
 }
 
 async fn answer_one(
-    mut stream: TcpStream,
+    stream: TcpStream,
     report: &mpsc::UnboundedSender<String>,
-) -> io::Result<()> {
-    let mut bytes = Vec::new();
-    let body = loop {
-        if stream.read_buf(&mut bytes).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        if let Some(body) = whole_body(&bytes) {
-            break body.to_owned();
-        }
-    };
-    let answer = answer_to(&body);
+) -> pingora_core::Result<()> {
+    let mut session = ServerSession::new_http1(Box::new(Stream::from(stream)));
+    session.set_keepalive(None);
+    if !session.read_request().await? {
+        return Ok(());
+    }
+    let mut body = Vec::new();
+    while let Some(piece) = session.read_request_body().await? {
+        body.extend_from_slice(&piece);
+    }
+    let body = String::from_utf8_lossy(&body).into_owned();
+    let (kind, answer) = answer_to(&body);
     // Nobody listens once the demonstration is over.
     let _ = report.send(body);
-    stream.write_all(answer.as_bytes()).await?;
-    stream.shutdown().await
+    let mut head = ResponseHeader::build(200, None)?;
+    head.insert_header(header::CONTENT_TYPE, kind)?;
+    head.insert_header(header::CONTENT_LENGTH, answer.len())?;
+    session.write_response_header(Box::new(head)).await?;
+    session
+        .write_response_body(Bytes::from(answer), true)
+        .await?;
+    session.finish().await.map(drop)
 }
 
-/// The body of a request once all of it is there.
-fn whole_body(bytes: &[u8]) -> Option<&str> {
-    let text = std::str::from_utf8(bytes).ok()?;
-    let (head, body) = text.split_once("\r\n\r\n")?;
-    let length: usize = header(head, "content-length")?.parse().ok()?;
-    (body.len() >= length).then_some(body)
-}
-
-fn header<'t>(message: &'t str, name: &str) -> Option<&'t str> {
-    let head = message.split("\r\n\r\n").next()?;
-    let mut lines = head.lines().filter_map(|line| line.split_once(':'));
-    lines
-        .find(|(other, _)| other.eq_ignore_ascii_case(name))
-        .map(|(_, value)| value.trim())
-}
-
-/// A response as the Responses API gives it, whole or as a stream.
-fn answer_to(body: &str) -> String {
+/// A response as the Responses API gives it, whole or as a stream, and its content type.
+fn answer_to(body: &str) -> (&'static str, String) {
     let asked: Value = serde_json::from_str(body).unwrap_or_default();
     let response = serde_json::json!({
         "id": "resp_demo",
@@ -233,15 +227,11 @@ fn answer_to(body: &str) -> String {
             "total_tokens": 11,
         },
     });
-    let (kind, body) = if asked["stream"] == true {
+    if asked["stream"] == true {
         ("text/event-stream", events(&response))
     } else {
         ("application/json", response.to_string())
-    };
-    format!(
-        "HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-        body.len()
-    )
+    }
 }
 
 fn events(response: &Value) -> String {
@@ -314,7 +304,8 @@ impl Screen {
         let end = body[start..]
             .find([',', '}'])
             .map_or(body.len(), |end| start + end);
-        let marked = self.marked("1;32", &body[start..end]);
+        let green = Style::new().bold().fg_color(Some(AnsiColor::Green.into()));
+        let marked = self.marked(green, &body[start..end]);
         format!("{}{marked}{}", &body[..start], &body[end..])
     }
 
@@ -324,20 +315,19 @@ impl Screen {
             let line: Value = serde_json::from_str(line).unwrap_or_default();
             row(COLUMNS.map(|(name, _)| cell(&line[name])))
         });
-        [self.marked("2", &heading)]
+        [self.marked(Style::new().dimmed(), &heading)]
             .into_iter()
             .chain(lines)
             .collect()
     }
 
     fn strong(&self, text: &str) -> String {
-        self.marked("1", text)
+        self.marked(Style::new().bold(), text)
     }
 
-    /// By a code of ECMA-48's SGR.
-    fn marked(&self, code: &str, text: &str) -> String {
+    fn marked(&self, style: Style, text: &str) -> String {
         if self.highlight {
-            format!("\x1b[{code}m{text}\x1b[0m")
+            format!("{style}{text}{style:#}")
         } else {
             text.to_owned()
         }

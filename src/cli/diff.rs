@@ -3,34 +3,43 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::PathBuf;
 
 use rust_decimal::Decimal;
 use serde::{Serialize, Serializer};
 
 use crate::accounting::access_log::line::{Field, Line, Wanted};
-use crate::cli::report::duplicates::Seen;
-use crate::cli::report::log_reader::{LogReader, RawLine};
+use crate::accounting::prices::Prices;
+use crate::cli::report::{Lines, Reading, ReportError, check_readable, is_connection};
 use crate::policy::{Group, ListedKey, Policy};
 
 const COST_USD: Field = Field::named("cost_usd");
 const ENDPOINT: Field = Field::named("endpoint");
-const EVENT_ID: Field = Field::named("event_id");
 const GROUP: Field = Field::named("group");
 const INPUT_TOKENS: Field = Field::named("input_tokens");
-const INSTANCE: Field = Field::named("instance");
 const KEY: Field = Field::named("key");
 const OUTPUT_TOKENS: Field = Field::named("output_tokens");
-const SEQ: Field = Field::named("seq");
-const TRANSPORT: Field = Field::named("transport");
-const TURN: Field = Field::named("turn");
+const SERVICE_TIER_BILLED: Field = Field::named("service_tier_billed");
+const SERVICE_TIER_CLIENT: Field = Field::named("service_tier_client");
 
 /// Of a [`Rule`]: touches only requests that can have a tier.
 const TIER: &str = "tier";
 /// Of a [`Rule`]: touches nothing but the log.
 const NAME: &str = "name";
+/// Of a [`Rule`]: whether requests pass at all.
+const ENABLED: &str = "enabled";
+/// Of a [`Rule`]'s tier: the client's word counts.
+const CLIENT: &str = "client";
 const NONE: &str = "none";
+
+/// Endpoints whose requests have a tier, so that a change of it touches them.
+const WITHOUT_TIER: [&str; 4] = ["other", "embeddings", "completions", "responses_item"];
+
+/// So many keys that differ alike are told in one line.
+const MANY_KEYS: usize = 4;
+/// Keys of such a line that are named.
+const KEYS_NAMED: usize = 3;
 
 /// What differs. Names only: no key, whole or part, is in it.
 #[derive(Debug, Default, Serialize)]
@@ -40,7 +49,7 @@ pub struct Diff {
     /// Keys that are not listed, where they are treated otherwise now.
     pub unlisted: Option<Change>,
     /// Of the logs that were read, if any.
-    pub log: Option<Affected>,
+    pub log: Option<LogImpact>,
 }
 
 /// One group or key in both policies.
@@ -52,7 +61,7 @@ pub struct Change {
     pub changes: BTreeMap<&'static str, [String; 2]>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     Added,
@@ -62,7 +71,7 @@ pub enum Kind {
 
 /// Requests of a log whose key or group is treated otherwise by the new policy.
 #[derive(Debug, Default, Serialize)]
-pub struct Affected {
+pub struct LogImpact {
     /// All that were read.
     pub requests: u64,
     pub affected: u64,
@@ -74,6 +83,24 @@ pub struct Affected {
     pub unpriced: u64,
     /// Lines that could not be read.
     pub unreadable: u64,
+    /// What the change would have cost or saved, where prices are given; by the group that the log names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub groups: Option<BTreeMap<String, CostChange>>,
+}
+
+/// What affected requests of a group cost on the tiers of each policy, if every tier that is sent is served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CostChange {
+    pub requests: u64,
+    #[serde(serialize_with = "as_text")]
+    pub before_usd: Decimal,
+    /// Requests that would be refused cost nothing.
+    #[serde(serialize_with = "as_text")]
+    pub after_usd: Decimal,
+    #[serde(serialize_with = "as_text")]
+    pub difference_usd: Decimal,
+    /// Requests with tokens that have no price, before or after, and are in neither sum.
+    pub unpriced: u64,
 }
 
 /// What a request of a group or of a key meets.
@@ -89,17 +116,31 @@ impl Diff {
         }
     }
 
-    /// Counts what of these logs the difference touches. Lines that stand in several of them count once.
+    /// Counts what of these logs the difference touches. Lines that stand in several of them count once. What is to be said about
+    /// them goes to `notes`.
     ///
     /// # Errors
-    /// Where a log cannot be read to its end.
-    pub fn read_logs(&mut self, logs: &[PathBuf]) -> Result<(), (PathBuf, io::Error)> {
-        let mut count = Count::new(self);
+    /// Where a log cannot be opened, or not all of it could be read; the latter is counted as far as it goes.
+    pub fn read_logs(
+        &mut self,
+        logs: &[PathBuf],
+        prices: Option<&Prices>,
+        notes: &mut impl Write,
+    ) -> Result<(), ReportError> {
+        check_readable(logs)?;
+        let mut count = Count::new(self, prices);
+        let mut lines = Lines::new(count.wanted());
         for path in logs {
-            count.read(path).map_err(|why| (path.clone(), why))?;
+            lines.read(path, notes, |line| {
+                count.count(line);
+                Ok(())
+            })?;
         }
-        self.log = Some(count.affected);
-        Ok(())
+        lines.tell(notes)?;
+        let mut impact = count.impact;
+        impact.unreadable = lines.unreadable();
+        self.log = Some(impact);
+        lines.result()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -125,10 +166,15 @@ impl Change {
     /// Whether a request to this endpoint goes another way now.
     fn touches(&self, endpoint: &str) -> bool {
         self.changes.keys().any(|what| match *what {
-            TIER => endpoint != "other",
+            TIER => !WITHOUT_TIER.contains(&endpoint),
             NAME => false,
             _ => true,
         })
+    }
+
+    /// What of a rule is the case afterwards, if it was not before.
+    fn after(&self, what: &str) -> Option<&str> {
+        self.changes.get(what).map(|[_, after]| &**after)
     }
 }
 
@@ -193,22 +239,22 @@ fn rule_of(group: &Group, enabled: bool) -> Rule {
     let tier = if group.is_forced() {
         "priority"
     } else {
-        "client"
+        CLIENT
     };
     let most = |limit: Option<u64>| limit.map_or(NONE.to_owned(), |most| most.to_string());
     vec![
-        ("enabled", (enabled && group.enabled).to_string()),
+        (ENABLED, (enabled && group.enabled).to_string()),
         ("platform", group.platform.as_str().to_owned()),
         (TIER, tier.to_owned()),
         ("upstream", group.upstream.name.clone()),
-        ("fast_mode_beta", group.fast_mode_beta.to_string()),
+        ("fast_mode_beta", group.fast_mode_beta.as_str().to_owned()),
         ("batches", group.batches_allowed.to_string()),
         ("max_in_flight", most(group.max_in_flight)),
         ("max_in_flight_per_key", most(group.max_in_flight_per_key)),
     ]
 }
 
-/// What nobody lists is refused.
+/// A key that is not listed, where no group takes it, is refused.
 fn no_rule() -> Rule {
     let none = |what| (what, NONE.to_owned());
     let others = [
@@ -219,7 +265,7 @@ fn no_rule() -> Rule {
         "max_in_flight",
         "max_in_flight_per_key",
     ];
-    let mut rule = vec![("enabled", false.to_string()), none("platform")];
+    let mut rule = vec![(ENABLED, false.to_string()), none("platform")];
     rule.extend(others.map(none));
     rule
 }
@@ -228,74 +274,60 @@ fn no_rule() -> Rule {
 struct Count<'d> {
     keys: HashMap<&'d str, &'d Change>,
     unlisted: Option<&'d Change>,
-    wanted: Wanted,
-    seen: Seen,
-    affected: Affected,
+    reading: Reading<'d>,
+    prices: Option<&'d Prices>,
+    impact: LogImpact,
 }
 
 impl<'d> Count<'d> {
-    fn new(diff: &'d Diff) -> Self {
+    fn new(diff: &'d Diff, prices: Option<&'d Prices>) -> Self {
         let keys = diff.keys.iter();
         let keys = keys.filter(|change| change.kind != Kind::Added);
         Self {
             keys: keys.map(|change| (&*change.name, change)).collect(),
             unlisted: diff.unlisted.as_ref(),
-            wanted: Wanted::new([
-                COST_USD,
-                ENDPOINT,
-                EVENT_ID,
-                GROUP,
-                INPUT_TOKENS,
-                INSTANCE,
-                KEY,
-                OUTPUT_TOKENS,
-                SEQ,
-                TRANSPORT,
-                TURN,
-            ]),
-            seen: Seen::default(),
-            affected: Affected::default(),
+            reading: Reading::new(prices, None),
+            prices,
+            impact: LogImpact {
+                groups: prices.map(|_| BTreeMap::new()),
+                ..LogImpact::default()
+            },
         }
     }
 
-    fn read(&mut self, path: &Path) -> io::Result<()> {
-        let mut reader = LogReader::open(path)?;
-        while let Some(line) = reader.next_line()? {
-            let line = match line {
-                RawLine::Whole(bytes) => Line::parse(bytes, &self.wanted).ok(),
-                RawLine::TooLong => None,
-            };
-            match line.filter(|line| line.text(EVENT_ID).is_some()) {
-                Some(line) => self.count(&line),
-                None => self.affected.unreadable += 1,
-            }
-        }
-        Ok(())
+    fn wanted(&self) -> Wanted {
+        let own = [
+            COST_USD,
+            ENDPOINT,
+            GROUP,
+            INPUT_TOKENS,
+            KEY,
+            OUTPUT_TOKENS,
+            SERVICE_TIER_BILLED,
+            SERVICE_TIER_CLIENT,
+        ];
+        Wanted::new(own.into_iter().chain(self.reading.fields()))
     }
 
     fn count(&mut self, line: &Line<'_>) {
-        let (instance, id) = (line.text(INSTANCE), line.text(EVENT_ID));
-        let new = self
-            .seen
-            .insert(instance.as_deref(), line.count(SEQ), id.as_deref());
         // A WebSocket's own line is no request; its responses have lines of theirs.
-        let connection = line.raw(TRANSPORT) == "\"websocket\"" && line.count(TURN) == Some(0);
-        if !new || connection {
+        if is_connection(line) {
             return;
         }
-        self.affected.requests += 1;
+        self.impact.requests += 1;
         let endpoint = line.text(ENDPOINT).unwrap_or_default();
         let change = match line.text(KEY) {
             Some(key) => self.keys.get(&*key).copied(),
             None => self.unlisted.filter(|_| line.text(GROUP).is_some()),
         };
-        if change.is_some_and(|change| change.touches(&endpoint)) {
+        if let Some(change) = change.filter(|change| change.touches(&endpoint)) {
             self.add(line);
+            self.add_cost(line, change);
         }
     }
 
     fn add(&mut self, line: &Line<'_>) {
-        let sums = &mut self.affected;
+        let sums = &mut self.impact;
         let (input, output) = (line.count(INPUT_TOKENS), line.count(OUTPUT_TOKENS));
         sums.affected += 1;
         sums.input_tokens += input.unwrap_or(0);
@@ -307,6 +339,43 @@ impl<'d> Count<'d> {
             None => {}
         }
     }
+
+    /// What the request cost, and what it would have cost.
+    fn add_cost(&mut self, line: &Line<'_>, change: &Change) {
+        let (Some(prices), Some(groups)) = (self.prices, &mut self.impact.groups) else {
+            return;
+        };
+        let group = line.text(GROUP).unwrap_or_default().into_owned();
+        let sums = groups.entry(group).or_default();
+        sums.requests += 1;
+        let counts = self.reading.counts(line);
+        if counts.iter().all(Option::is_none) {
+            return;
+        }
+        let price = |tier: Option<&str>| self.reading.price(prices, line, counts, tier);
+        let billed = line.text(SERVICE_TIER_BILLED);
+        let client = line.text(SERVICE_TIER_CLIENT);
+        let before = price(billed.as_deref());
+        let after = match (change.after(ENABLED), change.after(TIER)) {
+            (Some("false"), _) => Some(Decimal::ZERO),
+            (_, None) => before,
+            (_, Some(CLIENT)) => price(client.as_deref()),
+            (_, Some(NONE)) => price(None),
+            (_, Some(tier)) => price(Some(tier)),
+        };
+        match (before, after) {
+            (Some(before), Some(after)) => sums.add(before, after),
+            _ => sums.unpriced += 1,
+        }
+    }
+}
+
+impl CostChange {
+    fn add(&mut self, before: Decimal, after: Decimal) {
+        self.before_usd = self.before_usd.saturating_add(before);
+        self.after_usd = self.after_usd.saturating_add(after);
+        self.difference_usd = self.after_usd.saturating_sub(self.before_usd);
+    }
 }
 
 impl fmt::Display for Diff {
@@ -314,37 +383,110 @@ impl fmt::Display for Diff {
         if self.is_empty() {
             writeln!(f, "no group and no key is treated otherwise")?;
         }
-        for (title, changes) in [("groups", &self.groups), ("keys", &self.keys)] {
-            if !changes.is_empty() {
-                writeln!(f, "{title}")?;
-            }
-            changes.iter().try_for_each(|change| change.fmt(f))?;
+        if !self.groups.is_empty() {
+            writeln!(f, "groups")?;
+            self.groups.iter().try_for_each(|change| change.fmt(f))?;
+        }
+        if !self.keys.is_empty() {
+            writeln!(f, "keys")?;
+            let alike = alike(&self.keys);
+            alike.iter().try_for_each(|keys| write_keys(keys, f))?;
         }
         if let Some(change) = &self.unlisted {
             writeln!(f, "keys that are not listed\n{change}")?;
         }
-        self.log.iter().try_for_each(|affected| affected.fmt(f))
+        self.log.iter().try_for_each(|impact| impact.fmt(f))
+    }
+}
+
+/// What keys of one line have in common.
+type Alike<'c> = (Kind, Vec<(&'static str, &'c [String; 2])>);
+
+/// Changes of keys that are the same, in the order of the first key of each.
+fn alike(keys: &[Change]) -> Vec<Vec<&Change>> {
+    let mut alike: Vec<Vec<&Change>> = Vec::new();
+    let mut places: HashMap<Alike<'_>, usize> = HashMap::new();
+    for key in keys {
+        // Names differ in any case where keys come or go.
+        let changes = key.changes.iter().filter(|(what, _)| **what != NAME);
+        let changes = (
+            key.kind,
+            changes.map(|(what, values)| (*what, values)).collect(),
+        );
+        let place = *places.entry(changes).or_insert(alike.len());
+        match alike.get_mut(place) {
+            Some(others) => others.push(key),
+            None => alike.push(vec![key]),
+        }
+    }
+    alike
+}
+
+fn write_keys(keys: &[&Change], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let first = match keys {
+        [first, ..] if keys.len() >= MANY_KEYS => first,
+        few => return few.iter().try_for_each(|key| write!(f, "{key}")),
+    };
+    let names = keys.iter().take(KEYS_NAMED).map(|key| &*key.name);
+    let names = names.collect::<Vec<_>>().join(", ");
+    let (sign, more) = (first.kind.sign(), keys.len() - KEYS_NAMED);
+    let changes = first.changes_text(|what| what != NAME);
+    writeln!(
+        f,
+        "  {sign} {} keys ({names} and {more} more)  {changes}",
+        keys.len()
+    )
+}
+
+impl Kind {
+    fn sign(self) -> char {
+        match self {
+            Kind::Added => '+',
+            Kind::Removed => '-',
+            Kind::Changed => '~',
+        }
+    }
+}
+
+impl Change {
+    fn changes_text(&self, shown: impl Fn(&str) -> bool) -> String {
+        let changes = self.changes.iter().filter(|(what, _)| shown(what));
+        let changes = changes.map(|(what, [old, new])| format!("{what}: {old} -> {new}"));
+        changes.collect::<Vec<_>>().join(", ")
     }
 }
 
 /// One line: a sign, the name, what was and what is.
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sign = match self.kind {
-            Kind::Added => '+',
-            Kind::Removed => '-',
-            Kind::Changed => '~',
-        };
-        let changes: Vec<String> = self
-            .changes
-            .iter()
-            .map(|(what, [old, new])| format!("{what}: {old} -> {new}"))
-            .collect();
-        writeln!(f, "  {sign} {:16} {}", self.name, changes.join(", "))
+        let (sign, changes) = (self.kind.sign(), self.changes_text(|_| true));
+        writeln!(f, "  {sign} {:16} {changes}", self.name)
     }
 }
 
-impl fmt::Display for Affected {
+impl fmt::Display for CostChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let cents = |amount: Decimal| {
+            let mut amount = amount.round_dp(2);
+            amount.rescale(2);
+            amount
+        };
+        write!(
+            f,
+            "{} requests, {} USD -> {} USD ({:+})",
+            self.requests,
+            cents(self.before_usd),
+            cents(self.after_usd),
+            cents(self.difference_usd)
+        )?;
+        match self.unpriced {
+            0 => Ok(()),
+            unpriced => write!(f, ", {unpriced} without a price"),
+        }
+    }
+}
+
+impl fmt::Display for LogImpact {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
@@ -356,6 +498,14 @@ impl fmt::Display for Affected {
         }
         if self.unreadable > 0 {
             writeln!(f, "  {} lines cannot be read", self.unreadable)?;
+        }
+        for (group, cost) in self.groups.iter().flatten() {
+            let name = if group.is_empty() {
+                "(no group)"
+            } else {
+                group
+            };
+            writeln!(f, "  {name:16} {cost}")?;
         }
         Ok(())
     }

@@ -1,12 +1,18 @@
-//! A proxy within a command: on loopback, with files of its own, for as long as the command takes.
+//! A proxy within a command: on loopback, with files of its own, for as long as the command takes; and the client that asks it,
+//! by Pingora's own HTTP.
 
-use std::fs;
+use std::fs::Permissions;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use http::{Method, header};
+use pingora_core::protocols::http::v1::client::HttpSession;
+use pingora_core::protocols::l4::stream::Stream;
+use pingora_http::RequestHeader;
+use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -15,38 +21,27 @@ use crate::codec::websocket::{Opcode, ServerEvent, ServerReader, close_frame, te
 use crate::config::{Config, Listen, LogFormat, LogSettings, LogTarget, ServerOptions};
 use crate::server::Server;
 
+/// For the owner alone, whatever the umask is: the files tell what is asked.
+const FOLDER_MODE: u32 = 0o700;
 /// All requests have their answers by then.
 const DRAIN: Duration = Duration::from_secs(1);
-/// The head of a handshake's answer, and one message of a WebSocket, in bytes.
-const MOST_HELD: usize = 1 << 20;
+/// One message of a WebSocket, in bytes.
+const MAX_MESSAGE: usize = 1 << 20;
 /// Nobody here checks what it is answered with (RFC 6455 §4.1).
 const HANDSHAKE_KEY: &str = "AAECAwQFBgcICQoLDA0ODw==";
 const NORMAL_CLOSURE: u16 = 1000;
+const SWITCHING_PROTOCOLS: u16 = 101;
 
-/// A temporary folder with the command's files, removed when dropped.
-pub(crate) struct Folder(PathBuf);
-
-impl Folder {
-    pub(crate) fn new() -> io::Result<Folder> {
-        let path = std::env::temp_dir().join(format!("tiergate-{}", Uuid::now_v7()));
-        fs::create_dir(&path)?;
-        Ok(Folder(path))
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // It lies in the system's folder for such things, which is swept.
-        let _ = fs::remove_dir_all(&self.0);
-    }
+/// A folder for the command's files, closed to other users, and removed when dropped.
+pub(crate) fn temporary_folder() -> io::Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix("tiergate-")
+        .permissions(Permissions::from_mode(FOLDER_MODE))
+        .tempdir()
 }
 
 /// Has a configuration touch nothing but this folder and loopback ports that are free.
-pub(crate) fn confine(config: &mut Config, folder: &Path) {
+pub(crate) fn isolate(config: &mut Config, folder: &Path) {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     config.listen = vec![Listen::plain(address)];
     config.admin = address;
@@ -81,74 +76,115 @@ pub(crate) fn while_serving<T>(
     played
 }
 
-/// The whole answer to a request, on a connection of its own. `headers`: lines with their ends.
+/// What a request was answered with.
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) content_type: String,
+}
+
+/// Headers of a request, beside those that say how it is carried.
+pub(crate) type Headers<'h> = &'h [(&'static str, &'h str)];
+
+/// Posts JSON on a connection of its own, and reads the answer to its end.
 pub(crate) async fn post(
     proxy: SocketAddr,
     path: &str,
-    headers: &str,
+    headers: Headers<'_>,
     body: &str,
-) -> io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(proxy).await?;
-    let request = format!(
-        "POST {path} HTTP/1.1\r\nhost: tiergate\r\n{headers}content-type: application/json\r\n\
-        content-length: {}\r\nconnection: close\r\n\r\n{body}",
-        body.len()
-    );
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await?;
+) -> io::Result<Answer> {
+    let mut request = request(Method::POST, path, headers)?;
+    insert(&mut request, header::CONTENT_TYPE, "application/json")?;
+    insert(
+        &mut request,
+        header::CONTENT_LENGTH,
+        &body.len().to_string(),
+    )?;
+    let mut session = connect(proxy).await?;
+    let sent = session.write_request_header(Box::new(request)).await;
+    sent.map_err(io::Error::other)?;
+    session
+        .write_body(body.as_bytes())
+        .await
+        .map_err(io::Error::other)?;
+    session.finish_body().await.map_err(io::Error::other)?;
+    session.read_response().await.map_err(io::Error::other)?;
+    let answer = Answer {
+        status: session.get_status().map_or(0, |status| status.as_u16()),
+        content_type: String::from_utf8_lossy(session.get_header_bytes(header::CONTENT_TYPE))
+            .into(),
+    };
+    while session
+        .read_body_ref()
+        .await
+        .map_err(io::Error::other)?
+        .is_some()
+    {}
     Ok(answer)
 }
 
 /// Sends one message over a WebSocket of its own, and listens until a message of the other side is the last one. It also
 /// returns where no WebSocket is opened, or it ends before.
-pub(crate) async fn converse(
+pub(crate) async fn websocket_request(
     proxy: SocketAddr,
     path: &str,
-    headers: &str,
+    headers: Headers<'_>,
     message: &str,
     is_last: fn(&[u8]) -> bool,
 ) -> io::Result<()> {
-    let mut stream = TcpStream::connect(proxy).await?;
-    let handshake = format!(
-        "GET {path} HTTP/1.1\r\nhost: tiergate\r\n{headers}connection: Upgrade\r\nupgrade: websocket\r\n\
-        sec-websocket-version: 13\r\nsec-websocket-key: {HANDSHAKE_KEY}\r\n\r\n"
-    );
-    stream.write_all(handshake.as_bytes()).await?;
-    let Some(early) = opened(&mut stream).await? else {
+    let mut handshake = request(Method::GET, path, headers)?;
+    insert(&mut handshake, header::CONNECTION, "Upgrade")?;
+    insert(&mut handshake, header::UPGRADE, "websocket")?;
+    insert(&mut handshake, header::SEC_WEBSOCKET_VERSION, "13")?;
+    insert(&mut handshake, header::SEC_WEBSOCKET_KEY, HANDSHAKE_KEY)?;
+    let mut session = connect(proxy).await?;
+    let sent = session.write_request_header(Box::new(handshake)).await;
+    sent.map_err(io::Error::other)?;
+    session.read_response().await.map_err(io::Error::other)?;
+    if session
+        .get_status()
+        .is_none_or(|status| status.as_u16() != SWITCHING_PROTOCOLS)
+    {
         return Ok(());
-    };
-    let mask = random_mask();
-    stream.write_all(&text_frame(message, Some(mask))).await?;
-    listen(early, &mut stream, is_last).await?;
-    let close = close_frame(NORMAL_CLOSURE, "", Some(mask));
-    stream.write_all(&close).await
-}
-
-/// What has come behind the head of the handshake's answer; none where it says no.
-async fn opened(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Vec<u8>>> {
-    const HEAD_END: &[u8] = b"\r\n\r\n";
-    let mut bytes = Vec::new();
-    loop {
-        if let Some(end) = memchr::memmem::find(&bytes, HEAD_END) {
-            let early = bytes.split_off(end + HEAD_END.len());
-            return Ok(bytes.starts_with(b"HTTP/1.1 101 ").then_some(early));
-        }
-        if bytes.len() > MOST_HELD || stream.read_buf(&mut bytes).await? == 0 {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
     }
+    session.maybe_upgrade_body_writer();
+    let mask = random_mask();
+    send(&mut session, &text_frame(message, Some(mask))).await?;
+    listen(&mut session, is_last).await?;
+    send(&mut session, &close_frame(NORMAL_CLOSURE, "", Some(mask))).await
 }
 
-/// Reads messages until the last one, or the end of them. `bytes`: what has come already.
-async fn listen(
-    mut bytes: Vec<u8>,
-    stream: &mut (impl AsyncRead + Unpin),
-    is_last: fn(&[u8]) -> bool,
-) -> io::Result<()> {
+async fn connect(proxy: SocketAddr) -> io::Result<HttpSession> {
+    let stream = TcpStream::connect(proxy).await?;
+    Ok(HttpSession::new(Box::new(Stream::from(stream))))
+}
+
+fn request(method: Method, path: &str, headers: Headers<'_>) -> io::Result<RequestHeader> {
+    let mut request =
+        RequestHeader::build(method, path.as_bytes(), None).map_err(io::Error::other)?;
+    insert(&mut request, header::HOST, "tiergate")?;
+    for (name, value) in headers {
+        insert(&mut request, header::HeaderName::from_static(name), value)?;
+    }
+    Ok(request)
+}
+
+fn insert(request: &mut RequestHeader, name: header::HeaderName, value: &str) -> io::Result<()> {
+    let inserted = request.insert_header(name, value);
+    inserted.map_err(io::Error::other)
+}
+
+async fn send(session: &mut HttpSession, frame: &[u8]) -> io::Result<()> {
+    session.write_body(frame).await.map_err(io::Error::other)?;
+    Ok(())
+}
+
+/// Reads messages until the last one, or the end of them.
+async fn listen(session: &mut HttpSession, is_last: fn(&[u8]) -> bool) -> io::Result<()> {
     let (mut reader, mut message, mut done) = (ServerReader::new(), Vec::new(), false);
-    while !done {
-        reader.feed(&bytes, |event| match event {
+    while !done && message.len() <= MAX_MESSAGE {
+        let read = session.read_body_ref().await.map_err(io::Error::other)?;
+        let Some(bytes) = read else { break };
+        reader.feed(bytes, |event| match event {
             ServerEvent::Payload(piece) => message.extend_from_slice(piece),
             ServerEvent::MessageEnd { .. } => {
                 done |= is_last(&message);
@@ -158,9 +194,6 @@ async fn listen(
             ServerEvent::Stopped(_) => done = true,
             ServerEvent::MessageStart(_) => {}
         });
-        bytes.clear();
-        let more = !done && message.len() <= MOST_HELD && stream.read_buf(&mut bytes).await? > 0;
-        done = !more;
     }
     Ok(())
 }
@@ -170,4 +203,16 @@ fn random_mask() -> [u8; 4] {
     // Its last 62 bits are random.
     let [.., a, b, c, d] = *id.as_bytes();
     [a, b, c, d]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_temporary_folder_is_closed_to_other_users() {
+        let folder = temporary_folder().unwrap();
+        let mode = folder.path().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+    }
 }

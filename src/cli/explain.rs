@@ -16,6 +16,7 @@ use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::Facts;
 use crate::config::Config;
 use crate::config::diagnostic::Place;
+use crate::policy::api_key::parse_digest;
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{Decision, Denied, Group, Head, Order, Policy, TierReason};
 use crate::proxy::context::outgoing_tier;
@@ -30,9 +31,15 @@ const BODY_SHOWN: usize = 240;
 /// Stands for a key that is not to be read.
 const NO_SECRET: &[u8] = b"not-shown";
 
+/// Whose request it is: the key itself, or its digest where nobody has the key at hand.
+pub enum Caller {
+    Key(String),
+    Digest([u8; 32]),
+}
+
 /// A request as its client would send it.
 pub struct Request {
-    key: String,
+    caller: Caller,
     head: RequestHeader,
     body: Bytes,
 }
@@ -51,6 +58,8 @@ pub struct Explanation {
     policy_path: PathBuf,
     config_path: PathBuf,
     upstream_url: Option<String>,
+    /// Where the request goes to, whole.
+    outgoing_url: Option<String>,
 }
 
 /// The fields of the access log that are known before a request is sent.
@@ -84,22 +93,53 @@ struct Carried {
     rewritten: Option<Bytes>,
 }
 
+impl Caller {
+    /// # Errors
+    /// Where no key or more than one has the name.
+    pub fn by_name(name: &str, policy: &Policy) -> Result<Caller, String> {
+        let mut named = policy.keys().filter(|key| &*key.name == name);
+        match (named.next(), named.next()) {
+            (Some(key), None) => Ok(Caller::Digest(*key.id)),
+            (Some(_), Some(_)) => Err("several keys have that name; use --digest".to_owned()),
+            (None, _) => Err("the policy has no key of that name".to_owned()),
+        }
+    }
+
+    /// # Errors
+    /// Where the text is no digest.
+    pub fn by_digest(text: &str) -> Result<Caller, String> {
+        let digest = text.strip_prefix("sha256:").and_then(parse_digest);
+        digest
+            .map(Caller::Digest)
+            .ok_or_else(|| "expected `sha256:` and 64 hexadecimal digits".to_owned())
+    }
+
+    /// In the place of a key that is not at hand, something that a header can have.
+    fn text(&self) -> &str {
+        match self {
+            Caller::Key(key) => key,
+            Caller::Digest(_) => "key",
+        }
+    }
+}
+
 impl Request {
     /// Of the default body: an empty object, or none with a method that goes without.
     ///
     /// # Errors
     /// What cannot be a request.
     pub fn new(
-        key: &str,
+        caller: Caller,
         method: &Method,
         path: &str,
         headers: Vec<(HeaderName, HeaderValue)>,
         body: Option<Vec<u8>>,
     ) -> Result<Request, String> {
         let body = body.unwrap_or_else(|| default_body(method).to_owned());
+        let path = without_origin(path)?;
         let mut head = RequestHeader::build(method.clone(), path.as_bytes(), None)
             .map_err(|_| "the path cannot stand in a request")?;
-        let bearer = HeaderValue::try_from(format!("Bearer {key}"));
+        let bearer = HeaderValue::try_from(format!("Bearer {}", caller.text()));
         let bearer = bearer.map_err(|_| "the key cannot stand in a header")?;
         let own = [(header::AUTHORIZATION, bearer)];
         for (name, value) in own.into_iter().chain(headers) {
@@ -111,7 +151,7 @@ impl Request {
                 .map_err(|_| "too many headers")?;
         }
         Ok(Request {
-            key: key.to_owned(),
+            caller,
             head,
             body: body.into(),
         })
@@ -129,12 +169,26 @@ impl Request {
 
     /// Text of the request's that is shown only if the key is not in it.
     fn shown<'t>(&self, text: &'t str) -> &'t str {
-        if text.contains(&self.key) {
-            "(not shown: the key is in it)"
-        } else {
-            text
+        match &self.caller {
+            Caller::Key(key) if text.contains(key) => "(not shown: the key is in it)",
+            _ => text,
         }
     }
+}
+
+/// Path and query of a URL; a path is taken as it is, whatever is in it.
+fn without_origin(path: &str) -> Result<&str, String> {
+    let Some((scheme, rest)) = path.split_once("://").filter(|_| !path.starts_with('/')) else {
+        return Ok(path);
+    };
+    if !matches!(scheme, "http" | "https" | "ws" | "wss") {
+        return Err(
+            "expected a path, or a URL that begins with `http://` or `https://`".to_owned(),
+        );
+    }
+    let path = rest.find(['/', '?']).map_or("", |at| &rest[at..]);
+    let path = path.split('#').next().unwrap_or_default();
+    Ok(if path.is_empty() { "/" } else { path })
 }
 
 fn default_body(method: &Method) -> &'static [u8] {
@@ -149,7 +203,11 @@ pub fn explain(config: &Config, policy: &Policy, request: &Request) -> Explanati
         headers: &request.head.headers,
     };
     let mut explanation = Explanation::new(config, policy, request);
-    match policy.decide(&asked) {
+    let decided = match &request.caller {
+        Caller::Key(_) => policy.decide(&asked),
+        Caller::Digest(digest) => policy.decide_as(digest, &asked),
+    };
+    match decided {
         Ok(decision) => explanation.admit(config, request, &decision),
         Err(denied) => explanation.deny(denied),
     }
@@ -188,6 +246,7 @@ impl Explanation {
             policy_path: policy.path().to_owned(),
             config_path: config.path.clone(),
             upstream_url: None,
+            outgoing_url: None,
         }
     }
 
@@ -255,7 +314,14 @@ impl Explanation {
                 .load_credential(Ok(NO_SECRET.to_vec().into()))
                 .map_err(|_| Cause::Internal)?;
         }
-        self.edits = header_edits(request, decision, &upstream, rewritten.as_ref())?;
+        let outgoing = outgoing_head(request, decision, &upstream, rewritten.as_ref())?;
+        self.edits = header_edits(request, &outgoing);
+        let target = String::from_utf8_lossy(outgoing.raw_path());
+        // Which one is a matter of turns; the first stands for all.
+        self.outgoing_url = settings.urls.first().map(|url| {
+            let scheme = if url.tls { "https" } else { "http" };
+            format!("{scheme}://{}{}", url.authority(), request.shown(&target))
+        });
         self.upstream_url = Some(urls_of(&upstream));
         self.body = rewritten
             .as_ref()
@@ -302,13 +368,13 @@ fn carry(config: &Config, order: Option<Order>, request: &Request) -> Result<Car
     })
 }
 
-/// What is changed in the headers, one line each.
-fn header_edits(
+/// The head as the upstream gets it.
+fn outgoing_head(
     request: &Request,
     decision: &Decision,
     upstream: &Upstream,
     rewritten: Option<&Bytes>,
-) -> Result<Vec<String>, Refusal> {
+) -> Result<RequestHeader, Refusal> {
     // Which one is a matter of turns; the first stands for all.
     let origin = &upstream.origins[0];
     let edit = HeadEdit {
@@ -322,17 +388,22 @@ fn header_edits(
         upgrade: request.upgrades(decision.endpoint),
         length: rewritten.map_or(Length::Same, |bytes| Length::Known(bytes.len())),
     };
-    let mut after = request.head.clone();
-    edit.apply(&mut after).map_err(|_| Cause::Internal)?;
-    let before = &request.head.headers;
-    let mut names: Vec<&HeaderName> = before.keys().chain(after.headers.keys()).collect();
+    let mut outgoing = request.head.clone();
+    edit.apply(&mut outgoing).map_err(|_| Cause::Internal)?;
+    Ok(outgoing)
+}
+
+/// What becomes of the request's headers, a line each.
+fn header_edits(request: &Request, outgoing: &RequestHeader) -> Vec<String> {
+    let (before, after) = (&request.head.headers, &outgoing.headers);
+    let mut names: Vec<&HeaderName> = before.keys().chain(after.keys()).collect();
     names.sort_unstable_by_key(|name| name.as_str());
     names.dedup();
     let told = names.into_iter().filter_map(|name| {
-        let (old, new) = (lines(before, name), lines(&after.headers, name));
+        let (old, new) = (lines(before, name), lines(after, name));
         (old != new).then(|| header_edit(request, name, &old, &new))
     });
-    Ok(told.collect())
+    told.collect()
 }
 
 fn header_edit(request: &Request, name: &HeaderName, old: &str, new: &str) -> String {
@@ -449,6 +520,8 @@ impl Explanation {
         }
         if self.refusal.is_none() {
             rows.extend(self.group.as_ref().map(|group| self.upstream_row(group)));
+            let url = self.outgoing_url.as_deref();
+            rows.extend(url.map(|url| Row::new("url", url, None)));
             let edits = self.edits.iter();
             rows.extend(edits.map(|edit| Row::new("header", edit, None)));
             rows.extend(self.body_rows());
@@ -537,5 +610,28 @@ impl Explanation {
 
     fn policy_at(&self, place: Place) -> String {
         format!("{}:{place}", self.policy_path.display())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_url_the_path_and_the_query_are_taken() {
+        for (given, path) in [
+            ("/v1/responses", "/v1/responses"),
+            (
+                "https://gateway.example/v1/responses?a=b#c",
+                "/v1/responses?a=b",
+            ),
+            ("http://h:8080", "/"),
+            ("wss://h/v1/responses", "/v1/responses"),
+            ("/a?u=http://x", "/a?u=http://x"),
+        ] {
+            let taken = without_origin(given);
+            assert_eq!(taken.as_deref(), Ok(path), "{given}");
+        }
+        assert!(without_origin("ftp://h/x").is_err());
     }
 }

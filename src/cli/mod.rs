@@ -1,217 +1,71 @@
-//! The command line: what can be asked of the program, and which function answers.
+//! The command line: each command asks a function that answers, and says how it ends. Nothing here prints or exits: what is
+//! said goes to [`Streams`], and the binary ends with the code.
 
+mod arguments;
 pub mod check;
 pub mod demo;
 pub mod diff;
 pub mod embedded;
 pub mod explain;
+mod init;
+mod keys;
 pub mod probe;
+pub mod reconcile;
 pub mod report;
 
 use std::ffi::OsString;
-use std::io::{self, BufRead, IsTerminal, Read, Write};
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::io::{self, BufRead, Write};
+use std::path::Path;
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand};
-use http::{HeaderName, HeaderValue, Method};
-use jiff::Timestamp;
+use clap::{CommandFactory, Parser};
+use http::{HeaderName, HeaderValue};
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, Zoned};
+use log::LevelFilter;
 
-use crate::accounting::access_log::line::Field;
 use crate::accounting::prices::Prices;
+use crate::cli::arguments::{
+    Arguments, CheckArguments, Command, DiffArguments, ExplainArguments, NewKeyArguments,
+    ProbeArguments, ReconcileArguments, ReportArguments, RunArguments,
+};
 use crate::cli::check::{Secrets, check, check_config};
 use crate::cli::diff::Diff;
-use crate::cli::explain::Explanation;
+use crate::cli::report::ReportError;
+use crate::cli::report::filter::Window;
 use crate::cli::report::table::Format;
-use crate::cli::report::{ReportError, parse_time};
-use crate::config::{Config, Mistake, Url};
-use crate::policy::{Policy, hash_key};
+use crate::config::{Config, Mistake};
+use crate::policy::Policy;
 use crate::server::Server;
 use crate::state::StartError;
 
+const DONE: u8 = 0;
 const FAILED: u8 = 1;
 const BAD_USAGE: u8 = 2;
 /// `EX_CONFIG` of sysexits.h.
 const BAD_CONFIGURATION: u8 = 78;
 
-/// [`report::DEFAULT_BY`] as it would be given.
-const DEFAULT_BY: &str = "group,key,service_tier_billed";
-
-/// In the place of a file's name: the standard input.
+/// In the place of a file's name or a key: the standard input.
 const STDIN: &str = "-";
 
-/// A reverse proxy that decides, per group of API keys, on which service tier every request runs.
-#[derive(Parser)]
-#[command(
-    version,
-    subcommand_required = true,
-    arg_required_else_help = false,
-    after_help = "Begin with `tiergate demo`.\n\n\
-        Exit codes: 0 done, 1 failed at run time, 2 wrong usage, 78 bad configuration."
-)]
-struct Arguments {
-    #[command(subcommand)]
-    command: Command,
+/// Where a command reads and writes.
+pub struct Streams<'s> {
+    pub input: &'s mut dyn BufRead,
+    /// What was asked for.
+    pub out: &'s mut dyn Write,
+    /// All else.
+    pub err: &'s mut dyn Write,
+    /// Whether somebody types the input.
+    pub input_is_terminal: bool,
+    pub out_is_terminal: bool,
+    pub err_is_terminal: bool,
 }
 
-#[derive(Subcommand)]
-enum Command {
-    /// Serve until told to stop.
-    Run {
-        /// The server configuration; it names the policy.
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
-        /// Take the listening sockets over from the process that serves on the same `upgrade_socket`; it then drains and ends.
-        #[arg(long)]
-        takeover: bool,
-    },
-    /// Load everything that `run` would load, and print every mistake as `path:line:column: message`.
-    Check {
-        /// The server configuration; it names the policy.
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
-        /// Leave keys and certificates unread: systemd shows the service's credentials to the service alone.
-        #[arg(long)]
-        without_secrets: bool,
-    },
-    /// Say what would happen to a request, and which line of which file decides it. Uses no network.
-    Explain(ExplainArguments),
-    /// Say what another policy would change: for which groups and keys, and for how much of a log.
-    Diff(DiffArguments),
-    /// Read API keys from stdin, one to a line, and print their digests for the policy file.
-    HashKey,
-    /// Show what the proxy does: a few requests through it to an upstream of its own. Needs no file and no network.
-    Demo,
-    /// Send four small real requests to each group's upstream, and say what it made of the tier. They cost money.
-    Probe(ProbeArguments),
-    /// Sum requests, tokens and cost out of access logs, by any of their fields.
-    Report(ReportArguments),
-}
+/// What was asked for on the command line.
+pub struct Invocation(Result<Arguments, clap::Error>);
 
-#[derive(Args)]
-struct ExplainArguments {
-    /// The server configuration; it names the policy.
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
-    /// The client's API key; `-` reads it from stdin, so that it is in no shell history.
-    #[arg(long, value_name = "KEY|-")]
-    key: String,
-    /// The method of the request.
-    #[arg(long, default_value = "POST")]
-    method: Method,
-    /// The path as the client would send it.
-    #[arg(long, default_value = "/v1/responses")]
-    path: String,
-    /// A header of the request; may be given several times.
-    #[arg(long = "header", value_name = "NAME: VALUE")]
-    headers: Vec<String>,
-    /// The request's body; `-` reads it from stdin. Without it the body is `{}`, or none with GET and its like.
-    #[arg(long, value_name = "FILE|-")]
-    body: Option<PathBuf>,
-    /// Print one JSON object with the access log's field names, and `denied`: an error code or null.
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Args)]
-struct DiffArguments {
-    /// The policy as it is.
-    #[arg(value_name = "OLD")]
-    old: PathBuf,
-    /// The policy as it would be.
-    #[arg(value_name = "NEW")]
-    new: PathBuf,
-    /// The server configuration; it has the upstreams.
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
-    /// An access log: how much of it would have been touched. May be given several times.
-    #[arg(long = "log", value_name = "FILE")]
-    logs: Vec<PathBuf>,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Args)]
-struct ProbeArguments {
-    /// The server configuration; it names the policy.
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
-    /// The API key to ask with; `-` reads it from stdin. The upstream gets it, unless it has a `credential_file`.
-    #[arg(long, value_name = "KEY|-")]
-    key: String,
-    /// Only this group's upstream.
-    #[arg(long, value_name = "NAME", conflicts_with = "through")]
-    group: Option<String>,
-    /// Ask the tiergate that runs at this URL, as a client with this key would, and not the upstreams. The policy says whether
-    /// it has to force the tier for the key.
-    #[arg(long, value_name = "URL", value_parser = Url::parse)]
-    through: Option<Url>,
-    /// The model to ask.
-    #[arg(long)]
-    model: String,
-    /// table, csv or json.
-    #[arg(long, default_value = "table")]
-    format: Format,
-}
-
-#[derive(Args)]
-struct ReportArguments {
-    /// Access logs, also rotated and compressed ones (.gz, .zst); `-` is stdin.
-    #[arg(required = true, value_name = "LOG")]
-    logs: Vec<PathBuf>,
-    /// The fields to group by.
-    #[arg(long, value_name = "FIELD,...", value_delimiter = ',', default_value = DEFAULT_BY)]
-    by: Vec<Field>,
-    /// Price every request by this file, and not by the cost that its line holds.
-    #[arg(long, value_name = "FILE")]
-    prices: Option<PathBuf>,
-    /// Only requests that began at this time or later: a date, or RFC 3339.
-    #[arg(long, value_name = "TIME", value_parser = parse_time)]
-    since: Option<Timestamp>,
-    /// Only requests that began before this time.
-    #[arg(long, value_name = "TIME", value_parser = parse_time)]
-    until: Option<Timestamp>,
-    /// table, csv or json.
-    #[arg(long, default_value = "table")]
-    format: Format,
-}
-
-pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let arguments = match Arguments::try_parse_from(arguments) {
-        Ok(arguments) => arguments,
-        Err(why) => return answer_without_command(&why),
-    };
-    let result = match arguments.command {
-        Command::Run { config, takeover } => serve(&config, takeover),
-        Command::Check {
-            config,
-            without_secrets,
-        } => tell_mistakes(&config, without_secrets),
-        Command::Explain(arguments) => explain(&arguments),
-        Command::Diff(arguments) => diff(&arguments),
-        Command::HashKey => hash_keys(),
-        Command::Demo => run_demo(),
-        Command::Probe(arguments) => run_probe(&arguments),
-        Command::Report(arguments) => write_report(arguments),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
-    }
-}
-
-/// Help and version are asked for; all else is wrong usage.
-fn answer_without_command(why: &clap::Error) -> ExitCode {
-    // Nothing can be done where neither can be shown.
-    let _ = why.print();
-    if why.use_stderr() {
-        BAD_USAGE.into()
-    } else {
-        ExitCode::SUCCESS
-    }
-}
+/// How a command ends: with a code, or with what stands in its way.
+type Ended = Result<u8, Failure>;
 
 /// Why a command did not do what it was asked.
 enum Failure {
@@ -220,19 +74,104 @@ enum Failure {
     Other(String),
 }
 
+impl Invocation {
+    pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Invocation {
+        Invocation(Arguments::try_parse_from(arguments))
+    }
+
+    /// How much is to be logged, where the command line says it.
+    pub fn log_level(&self) -> Option<LevelFilter> {
+        self.0.as_ref().ok()?.log_level
+    }
+
+    /// Does it, and returns the exit code.
+    pub fn run(self, streams: &mut Streams<'_>) -> u8 {
+        let arguments = match self.0 {
+            Ok(arguments) => arguments,
+            Err(why) => return answer_without_command(&why, streams),
+        };
+        match dispatch(arguments.command, streams) {
+            Ok(code) => code,
+            Err(failure) => failure.tell(streams),
+        }
+    }
+}
+
+fn dispatch(command: Command, streams: &mut Streams<'_>) -> Ended {
+    match command {
+        Command::Run(arguments) => serve(&arguments),
+        Command::Check(arguments) => tell_mistakes(&arguments, streams),
+        Command::Explain(arguments) => explain(&arguments, streams),
+        Command::Diff(arguments) => diff(&arguments, streams),
+        Command::NewKey(arguments) => new_key(&arguments, streams),
+        Command::HashKey => hash_keys(streams),
+        Command::Init { folder } => run_init(&folder, streams),
+        Command::Demo => run_demo(streams),
+        Command::Probe(arguments) => run_probe(&arguments, streams),
+        Command::Report(arguments) => write_report(*arguments, streams),
+        Command::Reconcile(arguments) => reconcile(arguments, streams),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "tiergate", &mut script);
+            streams.print(&script)
+        }
+        Command::Man { dir } => manual(dir.as_deref(), streams),
+    }
+}
+
+impl Streams<'_> {
+    /// Writes what was asked for.
+    fn print(&mut self, text: impl AsRef<[u8]>) -> Ended {
+        unless_closed(
+            self.out
+                .write_all(text.as_ref())
+                .and_then(|()| self.out.flush()),
+        )
+    }
+}
+
+/// A reader that has seen enough, as `head` has, is no failure.
+fn unless_closed(written: io::Result<()>) -> Ended {
+    match written {
+        Err(why) if why.kind() == io::ErrorKind::BrokenPipe => Ok(DONE),
+        written => Ok(written.map(|()| DONE)?),
+    }
+}
+
+/// Help and version are asked for; all else is wrong usage.
+fn answer_without_command(why: &clap::Error, streams: &mut Streams<'_>) -> u8 {
+    let (out, terminal, code) = if why.use_stderr() {
+        (&mut *streams.err, streams.err_is_terminal, BAD_USAGE)
+    } else {
+        (&mut *streams.out, streams.out_is_terminal, DONE)
+    };
+    let text = why.render();
+    // Nothing can be done where neither can be shown.
+    let _ = if terminal {
+        write!(out, "{}", text.ansi())
+    } else {
+        write!(out, "{text}")
+    };
+    code
+}
+
 impl Failure {
-    fn report(self) -> ExitCode {
+    fn tell(self, streams: &mut Streams<'_>) -> u8 {
+        // Nothing can be done where it cannot be told.
         match self {
             Failure::Usage(why) => {
-                answer_without_command(&Arguments::command().error(ErrorKind::ValueValidation, why))
+                let error = Arguments::command().error(ErrorKind::ValueValidation, why);
+                answer_without_command(&error, streams)
             }
             Failure::Mistakes(mistakes) => {
-                mistakes.iter().for_each(|mistake| eprintln!("{mistake}"));
-                BAD_CONFIGURATION.into()
+                for mistake in &mistakes {
+                    let _ = writeln!(streams.err, "{mistake}");
+                }
+                BAD_CONFIGURATION
             }
             Failure::Other(why) => {
-                eprintln!("tiergate: {why}");
-                FAILED.into()
+                let _ = writeln!(streams.err, "tiergate: {why}");
+                FAILED
             }
         }
     }
@@ -253,100 +192,122 @@ impl From<StartError> for Failure {
     }
 }
 
-fn serve(path: &Path, takeover: bool) -> Result<(), Failure> {
-    let (config, warnings) = check_config(path).map_err(Failure::Mistakes)?;
-    warnings.iter().for_each(|warning| log::warn!("{warning}"));
-    Ok(Server::new(config, takeover)?.run()?)
+impl From<ReportError> for Failure {
+    fn from(why: ReportError) -> Self {
+        match why {
+            ReportError::Column(why) => Failure::Usage(why),
+            why => Failure::Other(why.to_string()),
+        }
+    }
 }
 
-fn tell_mistakes(path: &Path, without_secrets: bool) -> Result<(), Failure> {
-    let secrets = if without_secrets {
+fn serve(arguments: &RunArguments) -> Ended {
+    let (config, warnings) = check_config(&arguments.config.config).map_err(Failure::Mistakes)?;
+    warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    Server::new(config, arguments.takeover)?.run()?;
+    Ok(DONE)
+}
+
+fn tell_mistakes(arguments: &CheckArguments, streams: &mut Streams<'_>) -> Ended {
+    let path = &arguments.config.config;
+    let secrets = if arguments.without_secrets {
         Secrets::Unread
     } else {
         Secrets::Read
     };
-    let told = |mistakes: &[Mistake]| {
-        let lines = mistakes.iter();
-        print(
-            &lines
-                .map(|mistake| format!("{mistake}\n"))
-                .collect::<String>(),
-        )
+    let lines = |mistakes: &[Mistake]| -> String {
+        let lines = mistakes.iter().map(|mistake| format!("{mistake}\n"));
+        lines.collect()
     };
     match check(path, secrets) {
         Ok((config, policy, warnings)) => {
-            told(&warnings)?;
-            eprintln!(
+            streams.print(lines(&warnings))?;
+            if arguments.strict && !warnings.is_empty() {
+                return Ok(BAD_CONFIGURATION);
+            }
+            writeln!(
+                streams.err,
                 "{}: no mistakes; upstreams: {}, groups: {}, keys: {}",
                 path.display(),
                 config.upstreams.len(),
                 policy.groups().len(),
                 policy.key_count()
-            );
-            Ok(())
+            )?;
+            Ok(DONE)
         }
         Err(mistakes) => {
-            told(&mistakes)?;
-            Err(Failure::Mistakes(Vec::new()))
+            streams.print(lines(&mistakes))?;
+            Ok(BAD_CONFIGURATION)
         }
     }
 }
 
-fn explain(arguments: &ExplainArguments) -> Result<(), Failure> {
-    let both = arguments.key == STDIN && arguments.body.as_deref() == Some(Path::new(STDIN));
-    if both {
+fn explain(arguments: &ExplainArguments, streams: &mut Streams<'_>) -> Ended {
+    let key_from_stdin = arguments.caller.key.as_deref() == Some(STDIN);
+    if key_from_stdin && arguments.body.as_deref() == Some(Path::new(STDIN)) {
         let why = "only one of --key and --body can be read from stdin";
         return Err(Failure::Usage(why.to_owned()));
     }
-    let request = request(arguments)?;
+    let key = match &arguments.caller.key {
+        Some(key) => Some(read_key(key, streams)?),
+        None => None,
+    };
+    let body = match &arguments.body {
+        Some(body) => Some(read_input(body, streams)?),
+        None => None,
+    };
+    let headers = arguments.headers.iter().map(|text| parse_header(text));
+    let headers: Vec<_> = headers.collect::<Result<_, _>>().map_err(Failure::Usage)?;
     let (config, policy, _) =
-        Policy::load_with_config(&arguments.config).map_err(Failure::Mistakes)?;
+        Policy::load_with_config(&arguments.config.config).map_err(Failure::Mistakes)?;
+    let caller = match (key, &arguments.caller.name, &arguments.caller.digest) {
+        (Some(key), ..) => Ok(explain::Caller::Key(key)),
+        (None, Some(name), _) => explain::Caller::by_name(name, &policy),
+        (None, None, digest) => explain::Caller::by_digest(digest.as_deref().unwrap_or_default()),
+    };
+    let request = caller.and_then(|caller| {
+        explain::Request::new(caller, &arguments.method, &arguments.path, headers, body)
+    });
+    let request = request.map_err(Failure::Usage)?;
     let explanation = explain::explain(&config, &policy, &request);
-    print(&if arguments.json {
-        json(&explanation)
+    streams.print(if arguments.json {
+        json(&explanation.record)?
     } else {
         explanation.to_string()
-    })
+    })?;
+    let refused = arguments.exit_code && explanation.record.denied.is_some();
+    Ok(if refused { FAILED } else { DONE })
 }
 
-fn json(explanation: &Explanation) -> String {
-    // The record's fields are texts and numbers.
-    let object = serde_json::to_string(&explanation.record).expect("a record is valid JSON");
-    object + "\n"
-}
-
-fn request(arguments: &ExplainArguments) -> Result<explain::Request, Failure> {
-    let key = read_key(&arguments.key)?;
-    let body = arguments.body.as_deref().map(read_input).transpose()?;
-    let headers = arguments.headers.iter().map(|text| parse_header(text));
-    let headers: Result<_, _> = headers.collect();
-    headers
-        .and_then(|headers| {
-            explain::Request::new(&key, &arguments.method, &arguments.path, headers, body)
-        })
-        .map_err(Failure::Usage)
-}
-
-fn read_key(given: &str) -> Result<String, Failure> {
-    match given {
-        STDIN => first_line(io::stdin().lock()),
-        key => Ok(key.to_owned()),
+/// One object on a line.
+fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
+    match serde_json::to_string(value) {
+        Ok(text) => Ok(text + "\n"),
+        Err(why) => Err(Failure::Other(why.to_string())),
     }
 }
 
-fn first_line(mut input: impl BufRead) -> Result<String, Failure> {
-    let mut line = String::new();
-    input.read_line(&mut line)?;
+fn read_key(given: &str, streams: &mut Streams<'_>) -> Result<String, Failure> {
+    if given != STDIN {
+        return Ok(given.to_owned());
+    }
+    let line = if streams.input_is_terminal {
+        keys::ask()?
+    } else {
+        let mut line = String::new();
+        streams.input.read_line(&mut line)?;
+        line
+    };
     match line.trim_end_matches(['\r', '\n']) {
         "" => Err(Failure::Usage("stdin holds no key".to_owned())),
         key => Ok(key.to_owned()),
     }
 }
 
-fn read_input(path: &Path) -> Result<Vec<u8>, Failure> {
+fn read_input(path: &Path, streams: &mut Streams<'_>) -> Result<Vec<u8>, Failure> {
     let read = if path == Path::new(STDIN) {
         let mut bytes = Vec::new();
-        io::stdin().read_to_end(&mut bytes).map(|_| bytes)
+        streams.input.read_to_end(&mut bytes).map(|_| bytes)
     } else {
         std::fs::read(path)
     };
@@ -363,100 +324,166 @@ fn parse_header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     Ok((name, value))
 }
 
-fn diff(arguments: &DiffArguments) -> Result<(), Failure> {
-    let (config, _) = Config::load(&arguments.config).map_err(Failure::Mistakes)?;
+fn diff(arguments: &DiffArguments, streams: &mut Streams<'_>) -> Ended {
+    let (config, _) = Config::load(&arguments.config.config).map_err(Failure::Mistakes)?;
     let load = |path: &Path| Policy::load(path, &config).map_err(Failure::Mistakes);
     let (old, new) = (load(&arguments.old)?.0, load(&arguments.new)?.0);
     let mut diff = Diff::between(&old, &new);
+    let mut read = Ok(());
     if !arguments.logs.is_empty() {
-        diff.read_logs(&arguments.logs).map_err(|(path, why)| {
-            Failure::Other(format!("cannot read `{}`: {why}", path.display()))
-        })?;
+        let prices = load_prices(arguments.prices.as_deref())?;
+        read = diff.read_logs(&arguments.logs, prices.as_ref(), &mut streams.err);
+        if let Err(why @ (ReportError::Open { .. } | ReportError::Write(_))) = read {
+            return Err(why.into());
+        }
     }
-    print(&if arguments.json {
-        // Texts and numbers under names that are texts.
-        serde_json::to_string(&diff).expect("a difference is valid JSON") + "\n"
+    streams.print(if arguments.json {
+        json(&diff)?
     } else {
         diff.to_string()
-    })
+    })?;
+    read?;
+    let differs = arguments.exit_code && !diff.is_empty();
+    Ok(if differs { FAILED } else { DONE })
 }
 
-fn hash_keys() -> Result<(), Failure> {
-    for line in io::stdin().lock().lines() {
-        let line = line?;
-        let key = line.trim_end_matches('\r');
-        print(&format!("{}\n", hash_key(key.as_bytes())))?;
+fn load_prices(path: Option<&Path>) -> Result<Option<Prices>, Failure> {
+    let prices = path.map(Prices::load).transpose();
+    prices.map_err(Failure::Mistakes)
+}
+
+fn new_key(arguments: &NewKeyArguments, streams: &mut Streams<'_>) -> Ended {
+    let key = keys::NewKey::generate().map_err(|why| Failure::Other(why.to_string()))?;
+    let line = key.policy_line(&arguments.group, arguments.name.as_deref());
+    // The line first: a key without it would be of no use to anybody.
+    writeln!(streams.err, "{}", line.map_err(Failure::Usage)?)?;
+    streams.print(format!("{}\n", key.secret()))
+}
+
+fn hash_keys(streams: &mut Streams<'_>) -> Ended {
+    if streams.input_is_terminal {
+        let key = keys::ask()?;
+        let digest = keys::hash(key.as_bytes()).map_err(|why| Failure::Other(why.to_owned()))?;
+        return streams.print(format!("{digest}\n"));
     }
-    Ok(())
+    let mut ended = DONE;
+    let mut line = Vec::new();
+    for number in 1u64.. {
+        line.clear();
+        if streams.input.read_until(b'\n', &mut line)? == 0 {
+            break;
+        }
+        let key = line.strip_suffix(b"\n").unwrap_or(&line);
+        match keys::hash(key.strip_suffix(b"\r").unwrap_or(key)) {
+            Ok(digest) => drop(streams.print(format!("{digest}\n"))?),
+            Err(why) => {
+                writeln!(streams.err, "line {number}: {why}")?;
+                ended = FAILED;
+            }
+        }
+    }
+    Ok(ended)
 }
 
-fn run_demo() -> Result<(), Failure> {
+fn run_init(folder: &Path, streams: &mut Streams<'_>) -> Ended {
+    let written = init::run(folder);
+    let told = written.map_err(|why| Failure::Other(format!("{}: {why}", folder.display())))?;
+    streams.print(told)
+}
+
+fn run_demo(streams: &mut Streams<'_>) -> Ended {
     // What the proxy says of itself would stand between the lines; what fails is returned.
-    log::set_max_level(log::LevelFilter::Off);
-    let highlight = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    log::set_max_level(LevelFilter::Off);
+    let highlight = streams.out_is_terminal && std::env::var_os("NO_COLOR").is_none();
     let screen = demo::run(highlight)?;
-    print(&screen)
+    streams.print(screen)
 }
 
-fn run_probe(arguments: &ProbeArguments) -> Result<(), Failure> {
+fn run_probe(arguments: &ProbeArguments, streams: &mut Streams<'_>) -> Ended {
     // What the proxy says of itself is not asked for; what fails is in the table.
-    log::set_max_level(log::LevelFilter::Off);
+    log::set_max_level(LevelFilter::Off);
     let (config, policy, _) =
-        Policy::load_with_config(&arguments.config).map_err(Failure::Mistakes)?;
-    let key = read_key(&arguments.key)?;
+        Policy::load_with_config(&arguments.config.config).map_err(Failure::Mistakes)?;
+    let key = read_key(&arguments.key, streams)?;
     let options = probe::Options {
         group: arguments.group.as_deref(),
         key: &key,
         model: &arguments.model,
         through: arguments.through.as_ref(),
     };
-    let table = probe::run(&config, &policy, &options)?;
-    unless_closed(table.write(arguments.format, &mut io::stdout().lock()))
+    let findings = probe::run(&config, &policy, &options)?;
+    unless_closed(findings.table.write(arguments.format, &mut streams.out))?;
+    Ok(if findings.failed { FAILED } else { DONE })
 }
 
-fn write_report(arguments: ReportArguments) -> Result<(), Failure> {
-    let prices = arguments.prices.as_deref().map(Prices::load).transpose();
+fn write_report(arguments: ReportArguments, streams: &mut Streams<'_>) -> Ended {
+    let zone = TimeZone::get(&arguments.time_zone).map_err(|_| {
+        let zone = &arguments.time_zone;
+        Failure::Usage(format!(
+            "unknown time zone `{zone}`; expected one as `Europe/Berlin`"
+        ))
+    })?;
+    let now = Zoned::new(Timestamp::now(), zone.clone());
+    let window = match &arguments.month {
+        Some(month) => Window::month(month, &zone),
+        None => Window::new(arguments.since.as_deref(), arguments.until.as_deref(), &now),
+    };
     let options = report::Options {
         logs: arguments.logs,
         by: arguments.by,
-        prices: prices.map_err(Failure::Mistakes)?,
-        since: arguments.since,
-        until: arguments.until,
+        filters: arguments.filters,
+        window: window.map_err(Failure::Usage)?,
+        time_zone: zone,
+        prices: load_prices(arguments.prices.as_deref())?,
+        premium: load_prices(arguments.premium.as_deref())?,
+        rates: arguments.rates,
+        columns: arguments.columns,
+        sort: arguments.sort,
+        top: arguments.top,
         format: arguments.format,
-        progress: io::stderr().is_terminal(),
+        html: arguments.html,
     };
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    match report::run(&options, &mut out, &mut io::stderr().lock()) {
-        Ok(()) => Ok(()),
+    let mut out = io::BufWriter::new(&mut streams.out);
+    match report::run(&options, &mut out, &mut streams.err) {
+        Ok(()) => Ok(DONE),
         Err(ReportError::Write(why)) => unless_closed(Err(why)),
-        Err(why) => Err(Failure::Other(why.to_string())),
+        Err(why) => Err(why.into()),
     }
 }
 
-/// Writes to stdout.
-fn print(text: &str) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    unless_closed(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+fn reconcile(arguments: ReconcileArguments, streams: &mut Streams<'_>) -> Ended {
+    let options = reconcile::Options {
+        logs: arguments.logs,
+        usage: arguments.usage,
+        by: arguments.by,
+        filters: arguments.filters,
+        differences: arguments.differences,
+    };
+    let found = match reconcile::run(&options, &mut streams.err) {
+        Ok(found) => found,
+        Err(reconcile::ReconcileError::Logs(why)) => return Err(why.into()),
+        Err(why) => return Err(Failure::Other(why.to_string())),
+    };
+    let table = match arguments.format {
+        Format::Table => found.table_for_people(),
+        Format::Csv | Format::Json => found.table,
+    };
+    unless_closed(table.write(arguments.format, &mut streams.out))?;
+    Ok(if found.agrees { DONE } else { FAILED })
 }
 
-/// A reader that has seen enough, as `head` has, is no failure.
-fn unless_closed(written: io::Result<()>) -> Result<(), Failure> {
-    match written {
-        Err(why) if why.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => Ok(written?),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_report_groups_by_the_default_fields_where_none_are_given() {
-        let arguments = Arguments::try_parse_from(["tiergate", "report", "x"]).unwrap();
-        let Command::Report(arguments) = arguments.command else {
-            panic!("another command")
-        };
-        assert_eq!(arguments.by, report::DEFAULT_BY);
+fn manual(folder: Option<&Path>, streams: &mut Streams<'_>) -> Ended {
+    let command = Arguments::command();
+    match folder {
+        Some(folder) => {
+            std::fs::create_dir_all(folder)?;
+            clap_mangen::generate_to(command, folder)?;
+            Ok(DONE)
+        }
+        None => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(command).render(&mut page)?;
+            streams.print(page)
+        }
     }
 }

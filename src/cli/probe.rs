@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::cli::embedded::{self, Folder};
+use crate::cli::embedded;
 use crate::cli::report::table::{Cell, Table};
 use crate::config::{self, Config, MessagesMode, ServedTier, Url};
 use crate::policy::api_key::digest;
@@ -62,28 +62,48 @@ enum Verdict {
     CannotTell(&'static str),
 }
 
+/// What came of the questions.
+pub struct Findings {
+    pub table: Table,
+    /// A tier was not honoured, or an upstream gave no answer, or none but errors.
+    pub failed: bool,
+}
+
 /// Asks the upstream of every group that can have a tier, or a running proxy. Each question costs what its tokens cost.
 ///
 /// # Errors
 /// Where no proxy can be run, or there is no such group.
-pub fn run(config: &Config, policy: &Policy, options: &Options<'_>) -> Result<Table, StartError> {
+pub fn run(
+    config: &Config,
+    policy: &Policy,
+    options: &Options<'_>,
+) -> Result<Findings, StartError> {
     let groups = match options.through {
         Some(_) => vec![group_of(policy, options.key)?],
         None => chosen(policy, options.group)?,
     };
-    let mut rows = Vec::new();
+    let (mut rows, mut failed) = (Vec::new(), false);
     for group in groups {
         let questions = questions(options, group);
         let lines = ask(config, group, options, &questions)?;
+        let answered = |line: &Value| {
+            line["upstream_status"]
+                .as_u64()
+                .is_some_and(|status| status < 400)
+        };
+        failed |= lines.len() < questions.len() || !lines.iter().any(answered);
         for (question, line) in questions.iter().zip(lines) {
-            rows.push(row(group, question, &line));
+            let verdict = Verdict::of(&line, question.way, group.upstream.served_tier);
+            failed |= verdict.is_failure(&line);
+            rows.push(row(group, question, &line, &verdict));
         }
     }
-    Ok(Table {
-        columns: COLUMNS.to_vec(),
+    let table = Table {
+        columns: COLUMNS.map(str::to_owned).to_vec(),
         rows,
-        totals: Vec::new(),
-    })
+        total: None,
+    };
+    Ok(Findings { table, failed })
 }
 
 fn chosen<'p>(policy: &'p Policy, name: Option<&str>) -> Result<Vec<&'p Group>, StartError> {
@@ -99,7 +119,7 @@ fn chosen<'p>(policy: &'p Policy, name: Option<&str>) -> Result<Vec<&'p Group>, 
         .filter(wanted)
         .collect();
     if groups.is_empty() {
-        return Err(nobody("no such group on platform openai"));
+        return Err(no_such_group("no such group on platform openai"));
     }
     Ok(groups)
 }
@@ -114,10 +134,10 @@ fn group_of<'p>(policy: &'p Policy, key: &str) -> Result<&'p Group, StartError> 
     };
     group
         .filter(|group| group.platform == Platform::OpenAi)
-        .ok_or_else(|| nobody("the policy has no group on platform openai for this key"))
+        .ok_or_else(|| no_such_group("the policy has no group on platform openai for this key"))
 }
 
-fn nobody(why: &'static str) -> StartError {
+fn no_such_group(why: &'static str) -> StartError {
     failed("no question")(io::Error::new(io::ErrorKind::NotFound, why))
 }
 
@@ -168,12 +188,12 @@ fn ask(
     options: &Options<'_>,
     questions: &[Question],
 ) -> Result<Vec<Value>, StartError> {
-    let folder = Folder::new().map_err(failed("no temporary folder"))?;
+    let folder = embedded::temporary_folder().map_err(failed("no temporary folder"))?;
     let mut config = config.clone();
     if let Some(url) = options.through {
         config.upstreams = vec![Arc::new(running_proxy(group, url))];
     }
-    embedded::confine(&mut config, folder.path());
+    embedded::isolate(&mut config, folder.path());
     fs::write(&config.policy, policy_of(group, options)).map_err(failed("a temporary file"))?;
     let server = Server::new(config, false)?;
     let proxy = server.address().map_err(failed("no listener"))?;
@@ -207,7 +227,11 @@ fn one_line_each(log: &str) -> Vec<Value> {
 
 /// One after the other, so that the lines come in this order. What fails has a line that says so.
 async fn ask_all(proxy: SocketAddr, key: &str, questions: &[Question]) {
-    let headers = format!("authorization: Bearer {key}\r\nanthropic-version: 2023-06-01\r\n");
+    let bearer = format!("Bearer {key}");
+    let headers = [
+        ("authorization", &*bearer),
+        ("anthropic-version", "2023-06-01"),
+    ];
     for question in questions {
         let asking = question.ask(proxy, &headers);
         let _ = tokio::time::timeout(PATIENCE, asking).await;
@@ -215,14 +239,14 @@ async fn ask_all(proxy: SocketAddr, key: &str, questions: &[Question]) {
 }
 
 impl Question {
-    async fn ask(&self, proxy: SocketAddr, headers: &str) -> io::Result<()> {
+    async fn ask(&self, proxy: SocketAddr, headers: embedded::Headers<'_>) -> io::Result<()> {
         let body = self.body.to_string();
         match self.way {
             Way::Http => embedded::post(proxy, self.path, headers, &body)
                 .await
                 .map(drop),
             Way::WebSocket => {
-                embedded::converse(proxy, self.path, headers, &body, ends_response).await
+                embedded::websocket_request(proxy, self.path, headers, &body, ends_response).await
             }
         }
     }
@@ -235,6 +259,9 @@ fn ends_response(event: &[u8]) -> bool {
         "response.completed",
         "response.incomplete",
         "response.failed",
+        "response.done",
+        "response.cancelled",
+        "response.canceled",
         "error",
     ];
     event["type"]
@@ -263,7 +290,7 @@ fn policy_of(group: &Group, options: &Options<'_>) -> String {
         "version: 1\ngroups:\n  {name}: {{platform: {}, force_fast_mode: {}, upstream: {upstream}}}\n\
          keys:\n  \"{}\": {{group: {name}, name: probe}}\n",
         group.platform.as_str(),
-        group.force_fast_mode && options.through.is_none(),
+        group.is_forced() && options.through.is_none(),
         hash_key(options.key.as_bytes())
     )
 }
@@ -272,29 +299,24 @@ fn failed(what: &'static str) -> impl FnOnce(io::Error) -> StartError {
     move |why| StartError::Io(format!("probe: {what}"), why)
 }
 
-fn row(group: &Group, question: &Question, line: &Value) -> Vec<Cell> {
-    let text = |value: &Value| {
-        value
-            .as_str()
-            .map_or(Cell::Null, |text| Cell::Text(text.into()))
-    };
+fn row(group: &Group, question: &Question, line: &Value, verdict: &Verdict) -> Vec<Cell> {
+    let text = |value: &Value| value.as_str().map_or(Cell::Null, Cell::text);
     let status = line["status"].as_u64();
-    let verdict = Verdict::of(line, question.way, group.upstream.served_tier);
     vec![
         Cell::Text(group.name.to_string()),
         Cell::Text(group.upstream.name.clone()),
         Cell::Text(question.title.into()),
         text(&line["service_tier"]),
         text(&line["service_tier_served"]),
-        status.map_or(Cell::Null, |status| Cell::Bare(status.to_string())),
+        status.map_or(Cell::Null, Cell::Count),
         Cell::Text(verdict.word().into()),
         verdict.why(line),
     ]
 }
 
 impl Verdict {
-    /// `word`: what the upstream's own is worth.
-    fn of(line: &Value, way: Way, word: ServedTier) -> Self {
+    /// `served_tier`: whether the tier that the upstream names is trusted.
+    fn of(line: &Value, way: Way, served_tier: ServedTier) -> Self {
         match line["upstream_status"].as_u64() {
             None => return Self::CannotTell("the upstream gave no answer"),
             Some(401 | 404 | 405 | 408 | 429 | 500..) => {
@@ -309,12 +331,22 @@ impl Verdict {
             Some(_) => {}
         }
         match line["service_tier_served"].as_str() {
-            _ if word == ServedTier::Ignored => {
+            _ if served_tier == ServedTier::Ignored => {
                 Self::CannotTell("what this upstream says of the tier is not trusted")
             }
             None => Self::CannotTell("the response names no tier"),
             Some("priority" | "fast") => Self::Honoured,
             Some(_) => Self::Stripped,
+        }
+    }
+
+    /// Whether the tier was not honoured, or nothing answered. That an upstream does not take the key, or says nothing of the
+    /// tier, leaves it open.
+    fn is_failure(&self, line: &Value) -> bool {
+        match self {
+            Self::Honoured => false,
+            Self::Stripped | Self::Rejected => true,
+            Self::CannotTell(_) => line["upstream_status"].is_null(),
         }
     }
 

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 use serde_json::json;
 
-use crate::accounting::access_log::Outcome;
 use crate::codec::framing::write_line;
 use crate::policy::endpoint::Protocol;
 
@@ -33,6 +32,8 @@ pub enum Cause {
     RequestTimeout,
     HeaderTooLarge,
     TooManyRequests,
+    /// The budget of the fast tier is used up, and its group has it that requests are refused then.
+    BudgetExhausted,
     BodyTooLarge,
     DecodedBodyTooLarge,
     UnsupportedContentEncoding,
@@ -46,6 +47,21 @@ pub enum Cause {
     AccessLogUnavailable,
     /// A defect of the proxy's own; the request was not sent on. Stands last: [`Cause::ALL`] counts on it.
     Internal,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Answered below 400 and ended properly.
+    Ok,
+    /// Refused for its key, group or path.
+    Denied,
+    /// Refused for its body or by a limit.
+    Rejected,
+    ClientClosed,
+    UpstreamError,
+    UpstreamCut,
+    Timeout,
 }
 
 /// A cause with the words for the client. The words never hold a body, a header value or a key.
@@ -147,6 +163,20 @@ impl Answer {
     }
 }
 
+impl Outcome {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Ok => "ok",
+            Outcome::Denied => "denied",
+            Outcome::Rejected => "rejected",
+            Outcome::ClientClosed => "client_closed",
+            Outcome::UpstreamError => "upstream_error",
+            Outcome::UpstreamCut => "upstream_cut",
+            Outcome::Timeout => "timeout",
+        }
+    }
+}
+
 impl Cause {
     /// In the order of the declaration.
     pub const ALL: [Cause; Cause::Internal as usize + 1] = [
@@ -167,6 +197,7 @@ impl Cause {
         Cause::RequestTimeout,
         Cause::HeaderTooLarge,
         Cause::TooManyRequests,
+        Cause::BudgetExhausted,
         Cause::BodyTooLarge,
         Cause::DecodedBodyTooLarge,
         Cause::UnsupportedContentEncoding,
@@ -257,6 +288,11 @@ impl Cause {
                 429,
                 "too_many_requests",
                 "as many requests run as may; try again",
+            ),
+            Cause::BudgetExhausted => (
+                429,
+                "budget_exhausted",
+                "the budget of the fast tier is used up for now",
             ),
             Cause::BodyTooLarge => (413, "body_too_large", "the body is larger than the limit"),
             Cause::DecodedBodyTooLarge => (

@@ -2,6 +2,7 @@
 //! knows Pingora, so that all of it is fuzzed and property-tested without them.
 
 pub mod body_budget;
+pub mod chat_usage_chunk;
 pub mod content_coding;
 pub mod error;
 pub mod framing;

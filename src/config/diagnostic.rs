@@ -19,18 +19,30 @@ pub struct Place {
     pub column: u32,
 }
 
-/// One thing that is wrong in a file. Displayed as `path:line:column: message`. It never holds a part of an API key.
+/// One thing that is wrong in a file. Displayed as `path:line:column: message`, with `warning: ` before the message of a
+/// warning. It never holds a part of an API key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
     pub path: PathBuf,
     pub line: u32,
     pub column: u32,
+    pub severity: Severity,
     pub message: String,
 }
 
-/// The mistakes of one file, collected while it is read.
+/// Whether a file can be used in spite of what was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// The file is used, and does not do what somebody may think.
+    Warning,
+    /// The file is not used.
+    Error,
+}
+
+/// The mistakes of one file, or the warnings about it, collected while it is read.
 pub struct Mistakes {
     path: PathBuf,
+    severity: Severity,
     found: RefCell<Vec<Mistake>>,
 }
 
@@ -39,14 +51,28 @@ impl Place {
 }
 
 impl Mistake {
-    /// Of a file whose content is not to be had.
-    pub fn unreadable(path: &Path, reason: &dyn fmt::Display) -> Mistake {
+    /// A mistake at a place of a file.
+    pub fn new(path: &Path, place: Place, message: impl Into<String>) -> Mistake {
         Mistake {
             path: path.to_owned(),
-            line: 1,
-            column: 1,
-            message: format!("cannot read: {reason}"),
+            line: place.line,
+            column: place.column,
+            severity: Severity::Error,
+            message: message.into(),
         }
+    }
+
+    /// The same as a warning.
+    pub fn warning(path: &Path, place: Place, message: impl Into<String>) -> Mistake {
+        Mistake {
+            severity: Severity::Warning,
+            ..Mistake::new(path, place, message)
+        }
+    }
+
+    /// The mistake of a file that cannot be read.
+    pub fn unreadable(path: &Path, reason: &dyn fmt::Display) -> Mistake {
+        Mistake::new(path, Place::START, format!("cannot read: {reason}"))
     }
 }
 
@@ -58,14 +84,12 @@ impl fmt::Display for Place {
 
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}:{}:{}: {}",
-            self.path.display(),
-            self.line,
-            self.column,
-            self.message
-        )
+        let (path, line, column) = (self.path.display(), self.line, self.column);
+        let word = match self.severity {
+            Severity::Warning => "warning: ",
+            Severity::Error => "",
+        };
+        write!(f, "{path}:{line}:{column}: {word}{}", self.message)
     }
 }
 
@@ -73,8 +97,18 @@ impl std::error::Error for Mistake {}
 
 impl Mistakes {
     pub fn new(path: &Path) -> Mistakes {
+        Mistakes::of(path, Severity::Error)
+    }
+
+    /// A collection of warnings.
+    pub fn warnings(path: &Path) -> Mistakes {
+        Mistakes::of(path, Severity::Warning)
+    }
+
+    fn of(path: &Path, severity: Severity) -> Mistakes {
         Mistakes {
             path: path.to_owned(),
+            severity,
             found: RefCell::default(),
         }
     }
@@ -87,12 +121,9 @@ impl Mistakes {
     pub fn add_with(&self, place: Place, message: impl FnOnce() -> String) {
         let mut found = self.found.borrow_mut();
         if found.len() < MAX_MISTAKES {
-            let (path, Place { line, column }) = (self.path.clone(), place);
             found.push(Mistake {
-                path,
-                line,
-                column,
-                message: message(),
+                severity: self.severity,
+                ..Mistake::new(&self.path, place, message())
             });
         }
     }

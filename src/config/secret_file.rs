@@ -1,5 +1,6 @@
 //! The bytes of a file that may hold keys.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::ops::Deref;
@@ -7,12 +8,8 @@ use std::path::Path;
 
 use zeroize::Zeroize;
 
-use crate::config::cooperative::give_way;
-
 /// The largest file that is read: some ten million keys. Offsets into a file fit 32 bits.
 pub const MOST_BYTES: usize = 1 << 30;
-/// So much of it is read, or wiped, before others may go first.
-const PIECE_BYTES: usize = 16 * 1024;
 /// More than the standard library keeps free for its next read: with less it would read into a buffer of its own, which nobody
 /// wipes.
 const SPARE_BYTES: usize = 64;
@@ -24,21 +21,24 @@ impl FileBytes {
     /// # Errors
     /// Those of reading it, and `FileTooLarge` beyond [`MOST_BYTES`].
     pub fn read(path: &Path) -> io::Result<FileBytes> {
-        let file = File::open(path)?;
+        let mut file = File::open(path)?;
         let length = file.metadata().map_or(0, |found| found.len());
         let length = usize::try_from(length).unwrap_or(MOST_BYTES);
         // At once: a buffer that grows leaves a copy behind.
         let mut bytes = FileBytes(Vec::with_capacity(length.min(MOST_BYTES) + SPARE_BYTES));
-        let mut piece = file.take(PIECE_BYTES as u64);
-        while piece.read_to_end(&mut bytes.0)? > 0 {
-            if bytes.0.len() > MOST_BYTES {
-                return Err(io::Error::new(ErrorKind::FileTooLarge, "larger than 1 GiB"));
-            }
-            give_way();
-            piece.set_limit(PIECE_BYTES as u64);
+        let limit = MOST_BYTES as u64 + 1;
+        file.by_ref().take(limit).read_to_end(&mut bytes.0)?;
+        if bytes.0.len() > MOST_BYTES {
+            return Err(io::Error::new(ErrorKind::FileTooLarge, "larger than 1 GiB"));
         }
         Ok(bytes)
     }
+}
+
+/// The error of a file that was read and does not hold what it should.
+pub(crate) fn unusable(path: &Path, why: &dyn Display) -> io::Error {
+    let why = format!("{}: {why}", path.display());
+    io::Error::new(ErrorKind::InvalidData, why)
 }
 
 impl From<Vec<u8>> for FileBytes {
@@ -57,10 +57,7 @@ impl Deref for FileBytes {
 
 impl Drop for FileBytes {
     fn drop(&mut self) {
-        for piece in self.0.chunks_mut(PIECE_BYTES) {
-            piece.zeroize();
-            give_way();
-        }
+        self.0.zeroize();
     }
 }
 
@@ -72,7 +69,7 @@ mod tests {
     fn a_file_is_read_whole_into_one_buffer_that_does_not_grow() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
-        for length in [0, 1, PIECE_BYTES - 1, PIECE_BYTES, 5 * PIECE_BYTES + 7] {
+        for length in [0, 1, 16_383, 16_384, 100_007] {
             let content: Vec<u8> = (0..length).map(|index| index as u8).collect();
             std::fs::write(&path, &content).unwrap();
             let bytes = FileBytes::read(&path).unwrap();

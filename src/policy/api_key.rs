@@ -3,34 +3,45 @@
 use std::fmt;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName};
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use sha2::{Digest, Sha256};
 
-use crate::config::cooperative::give_way;
 use crate::config::diagnostic::{Mistakes, Place};
 
+/// The header in which Anthropic's clients send a key.
 pub static X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// The header in which Azure's clients send a key.
+pub static API_KEY: HeaderName = HeaderName::from_static("api-key");
 
-/// The key that a request came with.
+/// The key that a request came with: of several, the one that decides.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Credential {
     /// SHA-256 of the key.
     pub digest: [u8; 32],
+    /// The first header it came in.
     pub header: CredentialHeader,
+    /// Whether other keys came beside it, which are not to go on.
+    pub has_others: bool,
 }
 
-/// The header a key came in; [`CredentialHeader::Authorization`] where it came in both.
+/// The header a key came in; the first of these where it came in several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CredentialHeader {
     Authorization,
     XApiKey,
+    ApiKey,
 }
 
-/// Why a request has no key.
+/// Why a request has no key that decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoKey {
+    /// It came with none.
     Missing,
+    /// It came with two that are listed.
     Conflicting,
+    /// It came with several, and none is listed.
+    Unlisted,
 }
 
 /// The keys, 52 bytes each and their names. Digests are uniform, so an ordered array is found through quickly, and a
@@ -66,30 +77,119 @@ pub(crate) struct NewKey<'n> {
     pub(crate) enabled: bool,
 }
 
-impl Credential {
-    /// The one key of a request. A header without a key (another scheme, an empty value) counts as not there.
-    pub fn of(headers: &HeaderMap) -> Result<Credential, NoKey> {
-        let bearer = headers
-            .get_all("authorization")
-            .iter()
-            .filter_map(|line| bearer_key(line.as_bytes()));
-        let direct = headers
-            .get_all(&X_API_KEY)
-            .iter()
-            .map(|line| line.as_bytes().trim_ascii());
-        let mut keys = bearer
-            .map(|key| (key, CredentialHeader::Authorization))
-            .chain(direct.map(|key| (key, CredentialHeader::XApiKey)))
-            .filter(|(key, _)| !key.is_empty());
-        let (key, header) = keys.next().ok_or(NoKey::Missing)?;
-        if keys.any(|(other, _)| other != key) {
-            return Err(NoKey::Conflicting);
+impl CredentialHeader {
+    /// In the order in which they are looked at.
+    pub const ALL: [CredentialHeader; 3] = [
+        CredentialHeader::Authorization,
+        CredentialHeader::XApiKey,
+        CredentialHeader::ApiKey,
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static HeaderName {
+        match self {
+            CredentialHeader::Authorization => &AUTHORIZATION,
+            CredentialHeader::XApiKey => &X_API_KEY,
+            CredentialHeader::ApiKey => &API_KEY,
         }
-        Ok(Credential {
+    }
+
+    /// The key in a line of it; none for another scheme than `Bearer`, and for an empty value.
+    fn key(self, line: &HeaderValue) -> Option<&[u8]> {
+        let key = match self {
+            CredentialHeader::Authorization => bearer_key(line.as_bytes())?,
+            CredentialHeader::XApiKey | CredentialHeader::ApiKey => line.as_bytes().trim_ascii(),
+        };
+        (!key.is_empty()).then_some(key)
+    }
+}
+
+impl Credential {
+    /// The key that decides over a request: its only one, or of several that differ the one that is listed. A header without a
+    /// key (another scheme, an empty value) counts as not there.
+    ///
+    /// # Errors
+    /// Where there is no such key; with the first that came, for the log.
+    pub fn of(
+        headers: &HeaderMap,
+        is_listed: impl Fn(&[u8; 32]) -> bool,
+    ) -> Result<Credential, (NoKey, Option<Credential>)> {
+        let mut keys = keys(headers);
+        let (key, header) = keys.next().ok_or((NoKey::Missing, None))?;
+        let first = Credential {
             digest: digest(key),
             header,
-        })
+            has_others: keys.any(|(other, _)| other != key),
+        };
+        if first.has_others {
+            return first
+                .choose(headers, is_listed)
+                .map_err(|none| (none, Some(first)));
+        }
+        Ok(first)
     }
+
+    /// The one that is listed.
+    fn choose(
+        self,
+        headers: &HeaderMap,
+        is_listed: impl Fn(&[u8; 32]) -> bool,
+    ) -> Result<Credential, NoKey> {
+        let mut chosen: Option<Credential> = None;
+        for (key, header) in keys(headers) {
+            let digest = digest(key);
+            match chosen {
+                Some(chosen) if chosen.digest == digest => {}
+                _ if !is_listed(&digest) => {}
+                Some(_) => return Err(NoKey::Conflicting),
+                None => {
+                    chosen = Some(Credential {
+                        digest,
+                        header,
+                        ..self
+                    })
+                }
+            }
+        }
+        chosen.ok_or(NoKey::Unlisted)
+    }
+
+    /// The first 8 hexadecimal digits of the key's digest: enough to find a key again, and nothing to guess it by.
+    pub fn key_id(&self) -> String {
+        hex::encode(&self.digest[..4])
+    }
+
+    /// The headers that are removed, and the one value that takes the place of all lines of its header, so that no other key
+    /// goes on; none where no others came.
+    pub fn without_others(
+        &self,
+        headers: &HeaderMap,
+    ) -> Option<([&'static HeaderName; 2], (&'static HeaderName, HeaderValue))> {
+        if !self.has_others {
+            return None;
+        }
+        let own = self.header.name();
+        let is_own = |line: &&HeaderValue| {
+            let key = self.header.key(line);
+            key.is_some_and(|key| digest(key) == self.digest)
+        };
+        let line = headers.get_all(own).iter().find(is_own)?.clone();
+        let [first, second, third] = CredentialHeader::ALL.map(CredentialHeader::name);
+        let removed = match self.header {
+            CredentialHeader::Authorization => [second, third],
+            CredentialHeader::XApiKey => [first, third],
+            CredentialHeader::ApiKey => [first, second],
+        };
+        Some((removed, (own, line)))
+    }
+}
+
+/// All keys of a request, in the order of their headers.
+fn keys(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], CredentialHeader)> {
+    CredentialHeader::ALL.into_iter().flat_map(move |header| {
+        let lines = headers.get_all(header.name()).iter();
+        lines.filter_map(move |line| Some((header.key(line)?, header)))
+    })
 }
 
 /// Without the digest, which would let whoever reads it test guesses of a weak key.
@@ -111,10 +211,7 @@ impl KeyTable {
         let mut names = String::new();
         let mut keys = Vec::with_capacity(listed.size_hint().1.unwrap_or(0));
         keys.extend(listed.filter_map(|key| Key::new(key, &mut names)));
-        keys.sort_unstable_by(|a, b| {
-            give_way();
-            (&a.digest, a.place).cmp(&(&b.digest, b.place))
-        });
+        keys.sort_unstable_by(|a, b| (&a.digest, a.place).cmp(&(&b.digest, b.place)));
         for pair in keys
             .windows(2)
             .filter(|pair| pair[0].digest == pair[1].digest)
@@ -150,7 +247,7 @@ impl KeyTable {
 
     pub(crate) fn name(&self, key: &Key) -> Arc<str> {
         if key.name_len == 0 {
-            return format!("key-{}", hex(&key.digest[..4])).into();
+            return format!("key-{}", hex::encode(&key.digest[..4])).into();
         }
         let start = key.name_start as usize;
         self.names[start..start + usize::from(key.name_len)].into()
@@ -183,33 +280,18 @@ impl Key {
 
 /// A key as it may be listed in the policy: `sha256:` and 64 hexadecimal digits.
 pub fn hash_key(key: &[u8]) -> String {
-    format!("sha256:{}", hex(&digest(key)))
+    format!("sha256:{}", hex::encode(digest(key)))
 }
 
 /// 64 hexadecimal digits in any case.
 pub(crate) fn parse_digest(digits: &str) -> Option<[u8; 32]> {
-    let digits = digits.as_bytes();
-    if digits.len() != 64 {
-        return None;
-    }
     let mut digest = [0; 32];
-    for (byte, pair) in digest.iter_mut().zip(digits.chunks_exact(2)) {
-        let digit = |at: usize| (pair[at] as char).to_digit(16);
-        *byte = u8::try_from(digit(0)? * 16 + digit(1)?).ok()?;
-    }
+    hex::decode_to_slice(digits, &mut digest).ok()?;
     Some(digest)
 }
 
 pub(crate) fn digest(key: &[u8]) -> [u8; 32] {
     Sha256::digest(key).into()
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    const DIGITS: [char; 16] = [
-        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f',
-    ];
-    let nibbles = bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
-    nibbles.map(|nibble| DIGITS[usize::from(nibble)]).collect()
 }
 
 /// The key of a bearer `Authorization` (RFC 6750; the scheme's case does not matter); none for another scheme.

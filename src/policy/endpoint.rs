@@ -14,6 +14,12 @@ pub enum Endpoint {
     Messages,
     /// A path of the configuration's `tier_paths`.
     Extra,
+    /// `…/embeddings`
+    Embeddings,
+    /// `…/completions`, the legacy one.
+    Completions,
+    /// `…/responses/{id}` and below: a response that was created before.
+    ResponsesItem,
     /// All else: it takes no service tier and is never touched.
     Other,
 }
@@ -45,6 +51,9 @@ impl Endpoint {
             Endpoint::ChatCompletions => "chat_completions",
             Endpoint::Messages => "messages",
             Endpoint::Extra => "extra",
+            Endpoint::Embeddings => "embeddings",
+            Endpoint::Completions => "completions",
+            Endpoint::ResponsesItem => "responses_item",
             Endpoint::Other => "other",
         }
     }
@@ -58,6 +67,21 @@ impl Endpoint {
 
     /// Whether requests to it may carry a `service_tier`.
     pub fn takes_tier(self) -> bool {
+        match self {
+            Endpoint::Responses
+            | Endpoint::ResponsesCompact
+            | Endpoint::ChatCompletions
+            | Endpoint::Messages
+            | Endpoint::Extra => true,
+            Endpoint::Embeddings
+            | Endpoint::Completions
+            | Endpoint::ResponsesItem
+            | Endpoint::Other => false,
+        }
+    }
+
+    /// Whether answers of it may tell a model and usage, so that they are asked for without a content coding.
+    pub fn tells_usage(self) -> bool {
         self != Endpoint::Other
     }
 }
@@ -72,6 +96,7 @@ impl Path {
     fn of_segments(path: &[u8], tier_paths: &[String], cut: Cut) -> Path {
         let endpoint = match tier_endpoint(path, cut) {
             Endpoint::Other if is_listed(path, tier_paths, cut) => Endpoint::Extra,
+            Endpoint::Other => untouched_endpoint(path, cut),
             endpoint => endpoint,
         };
         let batches = cut.matches(last_segment(path).0, b"batches");
@@ -151,6 +176,30 @@ fn tier_endpoint(path: &[u8], cut: Cut) -> Endpoint {
     } else {
         Endpoint::Other
     }
+}
+
+/// An endpoint that takes no tier.
+fn untouched_endpoint(path: &[u8], cut: Cut) -> Endpoint {
+    let (last, _) = last_segment(path);
+    if is_response_item(path, cut) {
+        Endpoint::ResponsesItem
+    } else if cut.matches(last, b"embeddings") {
+        Endpoint::Embeddings
+    } else if cut.matches(last, b"completions") {
+        Endpoint::Completions
+    } else {
+        Endpoint::Other
+    }
+}
+
+/// Whether a segment `responses` is followed by an id: by any other than the names of its own endpoints.
+fn is_response_item(path: &[u8], cut: Cut) -> bool {
+    let mut segments = path.split(|byte| *byte == b'/');
+    segments.any(|segment| cut.matches(segment, b"responses"))
+        && segments.next().is_some_and(|id| {
+            let names: [&[u8]; 2] = [b"compact", b"input_tokens"];
+            !names.iter().any(|name| cut.matches(id, name))
+        })
 }
 
 fn is_listed(path: &[u8], tier_paths: &[String], cut: Cut) -> bool {
@@ -276,6 +325,18 @@ mod tests {
                 Endpoint::Extra,
                 "/v1/agents /v1/AGENTS/ /v1/agents/sessions",
             ),
+            (
+                Endpoint::Embeddings,
+                "/embeddings /v1/Embeddings/ /openai/v1/embeddings",
+            ),
+            (
+                Endpoint::Completions,
+                "/completions /v1/completions /V1/Completions/",
+            ),
+            (
+                Endpoint::ResponsesItem,
+                "/responses/resp_1 /v1/Responses/resp_1/ /v1/responses/resp_1/cancel /v1/responses/resp_1/input_items",
+            ),
         ];
         for (expected, paths) in table {
             for path in paths.split(' ') {
@@ -286,13 +347,29 @@ mod tests {
 
     #[test]
     fn everything_near_a_tier_endpoint_is_other() {
-        for path in "/ /v1 /v1/responses/input_tokens /v1/responses/resp_1 /v1/responses/compact/x /v1/messages/count_tokens \
-            /v1/threads/t/messages /v1/completions /v1/xresponses /v1/responsesx /v1/chat /compact /v1/responses.json \
+        for path in "/ /v1 /v1/responses/input_tokens /v1/responses/input_tokens/x /v1/responses/compact/x /v1/messages/count_tokens \
+            /v1/threads/t/messages /v1/embeddings/x /v1/completions/x /v1/xresponses /v1/responsesx /v1/chat /compact /v1/responses.json \
             /v2/messages /xv1/messages /x/v1/agents /v1/agents/x /v1/files/a;b /v1/files/a%20b /v1/models/ft%3Agpt /v1/%C3%A9"
             .split_ascii_whitespace()
         {
             assert_eq!(endpoint(path), Endpoint::Other, "{path}");
         }
+    }
+
+    #[test]
+    fn an_endpoint_without_a_tier_is_never_ambiguous_by_its_parameters() {
+        for path in ["/v1/embeddings;x", "/v1/completions;x", "/v1/responses/a;b"] {
+            assert!(!is_ambiguous(path.as_bytes()), "{path}");
+        }
+        assert!(!endpoint("/v1/embeddings").takes_tier());
+        assert!(endpoint("/v1/embeddings").tells_usage());
+    }
+
+    #[test]
+    fn a_listed_path_takes_a_tier_whatever_it_is_called() {
+        let tier_paths = [normalise("/v1/embeddings").unwrap()];
+        let seen = classify(b"/v1/embeddings", &tier_paths);
+        assert_eq!(seen.endpoint, Endpoint::Extra);
     }
 
     #[test]

@@ -1,249 +1,684 @@
-//! The policy as written: reads `policy.yaml` into the parts of a [`Policy`](crate::policy::Policy), with every mistake
-//! and its place. It decides nothing.
+//! The policy as written: `policy.yaml` as structs of [`Field`]s, and the [`Policy`] that they resolve to, with every
+//! mistake and its place. It decides nothing.
 
 use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
-use crate::config::cooperative::give_way;
-use crate::config::diagnostic::{Mistakes, Place, nearest, shown};
-use crate::config::file::{MAX_IN_FLIGHT, check_name};
-use crate::config::yaml::{Entry, Node};
-use crate::config::{Config, MessagesMode, Upstream};
+use jiff::tz::TimeZone;
+use serde::de::{Error, Visitor};
+use serde::{Deserialize, Deserializer};
+use sha2::{Digest, Sha256};
+
+use crate::config::diagnostic::{Mistake, Mistakes, Place, nearest, shown};
+use crate::config::field::{Field, List, Member, Members, Section, Text, TextOr, Word};
+use crate::config::file::{MAX_IN_FLIGHT, ParsedConfig, check_name};
+use crate::config::pattern::Pattern;
+use crate::config::units::Amount;
+use crate::config::{Config, MessagesMode, Upstream, UpstreamKind, yaml};
 use crate::policy::api_key::{KeyTable, NewKey, digest, parse_digest};
-use crate::policy::{Group, Platform};
+use crate::policy::group::{
+    AtLimit, BudgetRule, FastModeSignal, ForcedTier, ModelRule, OnTierRefused, Period, Scope,
+};
+use crate::policy::key_shape::{check_digest, check_key};
+use crate::policy::{Group, Platform, Policy};
 
-/// A policy file as far as it could be read.
-pub(crate) struct Rules {
-    /// None in the place of a group with a mistake.
-    pub groups: Vec<Option<Arc<Group>>>,
-    pub default_group: Option<Arc<Group>>,
-    pub keys: KeyTable,
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct PolicyFile<'a> {
+    version: Field<i64>,
+    #[serde(borrow)]
+    groups: Field<Members<'a, Section<GroupSection<'a>>>>,
+    default_group: Field<Text<'a>>,
+    keys: Field<Members<'a, TextOr<'a, KeySection<'a>>>>,
 }
 
-/// Reads the sections of the file; every mistake is noted and passed over.
-pub(crate) struct Reader<'m> {
-    pub config: &'m Config,
-    pub mistakes: &'m Mistakes,
-    pub warnings: &'m Mistakes,
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct GroupSection<'a> {
+    platform: Field<Word<Platform>>,
+    force_fast_mode: Field<bool>,
+    /// Another spelling of `force_fast_mode`.
+    force_openai_fast: Field<bool>,
+    force_tier: Field<Word<ForcedTier>>,
+    except_models: Field<List<String>>,
+    only_models: Field<List<String>>,
+    on_tier_refused: Field<Word<OnTierRefused>>,
+    fast_mode_beta: Field<SignalWord>,
+    budget: Field<Section<BudgetSection>>,
+    batches: Field<Word<Batches>>,
+    max_in_flight: Field<i64>,
+    max_in_flight_per_key: Field<i64>,
+    enabled: Field<bool>,
+    #[serde(borrow)]
+    upstream: Field<Text<'a>>,
 }
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct BudgetSection {
+    usd: Field<Amount>,
+    per: Field<Word<Period>>,
+    scope: Field<Word<Scope>>,
+    then: Field<Word<AtLimit>>,
+    time_zone: Field<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct KeySection<'a> {
+    #[serde(borrow)]
+    group: Field<Text<'a>>,
+    name: Field<Text<'a>>,
+    enabled: Field<bool>,
+}
+
+/// The one word of `batches`.
+#[derive(Clone, Copy, PartialEq, Eq, strum::EnumString, strum::VariantNames)]
+#[strum(serialize_all = "snake_case")]
+enum Batches {
+    Allow,
+}
+
+/// `true`, `false` or `speed`.
+#[derive(Clone, Copy)]
+struct SignalWord(FastModeSignal);
 
 /// The groups' names and their index: also of those with a mistake, so that it is told once and not at each key.
 type GroupNames<'n> = HashMap<&'n str, u32>;
 
-impl Reader<'_> {
-    pub(crate) fn rules(&self, root: &Node<'_>) -> Rules {
-        let mut fields = root.fields(root.place, self.mistakes);
-        if let Some(node) = fields.required("version") {
-            self.check_version(node);
+/// A policy file as far as it could be read.
+struct Rules {
+    /// `None` in the place of a group with a mistake.
+    groups: Vec<Option<Arc<Group>>>,
+    default_group: Option<Arc<Group>>,
+    keys: KeyTable,
+}
+
+impl Policy {
+    /// The policy and warnings about it.
+    ///
+    /// # Errors
+    /// Every mistake of the file.
+    pub fn load(path: &Path, config: &Config) -> Result<(Policy, Vec<Mistake>), Vec<Mistake>> {
+        let bytes = yaml::read(path).map_err(|mistake| vec![mistake])?;
+        Policy::parse(path, &bytes, config)
+    }
+
+    /// [`Policy::load`] for bytes that have been read; `path` is for messages.
+    ///
+    /// # Errors
+    /// Every mistake of the file.
+    pub fn parse(
+        path: &Path,
+        bytes: &[u8],
+        config: &Config,
+    ) -> Result<(Policy, Vec<Mistake>), Vec<Mistake>> {
+        let resolver = Resolver {
+            config,
+            mistakes: Mistakes::new(path),
+            warnings: Mistakes::warnings(path),
+        };
+        let root = yaml::parse::<Field<Section<PolicyFile<'_>>>>(bytes, &resolver.mistakes);
+        let rules = root.and_then(|root| resolver.rules(&root));
+        match rules {
+            Some(rules) if resolver.mistakes.is_empty() => Ok((
+                Policy {
+                    path: path.to_owned(),
+                    revision: revision(bytes),
+                    // Of rules without a mistake every group is there.
+                    groups: rules.groups.into_iter().flatten().collect(),
+                    default_group: rules.default_group,
+                    keys: rules.keys,
+                    tier_paths: config.tier_paths.clone(),
+                },
+                resolver.warnings.into_vec(),
+            )),
+            _ => Err(resolver.mistakes.into_vec()),
         }
-        let entries = fields
-            .required("groups")
-            .map_or(&[][..], |node| node.entries(self.mistakes));
-        let names: GroupNames<'_> = (0..)
-            .zip(entries)
-            .map(|(index, entry)| (&*entry.key, index))
-            .collect();
-        let groups: Vec<_> = entries
+    }
+
+    /// The configuration and the policy that it names, with the warnings of both.
+    ///
+    /// # Errors
+    /// Every mistake of both.
+    pub fn load_with_config(path: &Path) -> Result<(Config, Policy, Vec<Mistake>), Vec<Mistake>> {
+        Policy::load_with_parsed(ParsedConfig::read(path)?)
+    }
+
+    /// [`Policy::load_with_config`] for a configuration that has been read.
+    pub(crate) fn load_with_parsed(
+        parsed: ParsedConfig,
+    ) -> Result<(Config, Policy, Vec<Mistake>), Vec<Mistake>> {
+        // Without an upstream each group of the policy would be one more mistake, and none of its own making.
+        if parsed.config.policy.as_os_str().is_empty() || parsed.config.upstreams.is_empty() {
+            return Err(parsed.mistakes);
+        }
+        let (mut mistakes, mut warnings) = (parsed.mistakes, parsed.warnings);
+        match Policy::load(&parsed.config.policy, &parsed.config) {
+            Ok((policy, more)) if mistakes.is_empty() => {
+                warnings.extend(more);
+                Ok((parsed.config, policy, warnings))
+            }
+            Ok(_) => Err(mistakes),
+            Err(more) => {
+                mistakes.extend(more);
+                Err(mistakes)
+            }
+        }
+    }
+}
+
+/// Resolves the sections of the file; every mistake is noted and passed over.
+struct Resolver<'m> {
+    config: &'m Config,
+    mistakes: Mistakes,
+    warnings: Mistakes,
+}
+
+impl Resolver<'_> {
+    fn rules(&self, root: &Field<Section<PolicyFile<'_>>>) -> Option<Rules> {
+        if root.is_null() {
+            self.mistakes.add(Place::START, "the file is empty");
+        }
+        let section = root.optional(&self.mistakes)?;
+        let file = section.read(&self.mistakes);
+        self.check_version(section, file);
+        let groups = section.required("groups", &file.groups, root.place(), &self.mistakes);
+        let groups = groups
             .iter()
-            .map(|entry| self.group(entry).map(Arc::new))
+            .flat_map(|groups| groups.unique(&self.mistakes));
+        let groups: Vec<&Member<'_, _>> = groups.collect();
+        let names: GroupNames<'_> = (0..)
+            .zip(&groups)
+            .map(|(index, group)| (&*group.key, index))
             .collect();
-        let default_group = fields
-            .optional("default_group")
-            .and_then(|node| self.group_name(node, &names));
-        let rules = Rules {
-            default_group: default_group.and_then(|index| groups[index as usize].clone()),
+        let groups = groups
+            .into_iter()
+            .map(|group| self.group(group).map(Arc::new));
+        let groups: Vec<Option<Arc<Group>>> = groups.collect();
+        let default_group = file.default_group.optional(&self.mistakes);
+        let default_group = default_group
+            .and_then(|name| self.group_name(name, file.default_group.place(), &names))
+            .and_then(|index| groups[index as usize].clone());
+        if let Some(group) = &default_group {
+            self.warn_of_default(group, file.default_group.place());
+        }
+        let keys = file.keys.optional(&self.mistakes);
+        Some(Rules {
             groups,
-            keys: fields
-                .optional("keys")
-                .map_or_else(KeyTable::default, |node| self.keys(node, &names)),
-        };
-        fields.finish();
-        rules
+            default_group,
+            keys: keys.map_or_else(KeyTable::default, |keys| self.keys(keys, &names)),
+        })
     }
 
-    fn check_version(&self, node: &Node<'_>) {
-        if node
-            .integer(0..=u64::MAX, self.mistakes)
-            .is_some_and(|version| version != 1)
-        {
-            self.mistakes
-                .add(node.place, "unknown version; this release reads version 1");
+    fn check_version(&self, section: &Section<PolicyFile<'_>>, file: &PolicyFile<'_>) {
+        let version = section.required("version", &file.version, Place::START, &self.mistakes);
+        if version.is_some_and(|version| *version != 1) {
+            let message = "unknown version; this release reads version 1";
+            self.mistakes.add(file.version.place(), message);
         }
     }
 
-    fn group(&self, entry: &Entry<'_>) -> Option<Group> {
-        check_name(&entry.key, entry.place, self.mistakes);
-        let mut fields = entry.value.fields(entry.place, self.mistakes);
-        let platform = fields
-            .required("platform")
-            .and_then(|node| node.choice(&Platform::WORDS, self.mistakes));
-        let (force_fast_mode, force_place) = self.force_fast_mode(
-            fields.take_entry("force_fast_mode"),
-            fields.take_entry("force_openai_fast"),
-        );
-        let fast_mode_beta = fields.boolean("fast_mode_beta", true);
-        let batches_allowed = fields.choice("batches", &[("allow", true)], false);
-        let max_in_flight = fields
-            .optional("max_in_flight")
-            .and_then(|node| node.integer(1..=MAX_IN_FLIGHT, self.mistakes));
-        let max_in_flight_per_key = fields
-            .optional("max_in_flight_per_key")
-            .and_then(|node| node.integer(1..=MAX_IN_FLIGHT, self.mistakes));
-        let enabled = fields.boolean("enabled", true);
-        let upstream = self.upstream(fields.take("upstream"), entry.place);
-        fields.finish();
+    fn group(&self, member: &Member<'_, Section<GroupSection<'_>>>) -> Option<Group> {
+        check_name(&member.key, member.place, &self.mistakes);
+        let section = member.value.value(&self.mistakes)?;
+        let given = section.read(&self.mistakes);
+        let mistakes = &self.mistakes;
+        let platform = section.required("platform", &given.platform, member.place, mistakes);
+        let (force, force_place) = self.force(given);
+        let most = |field: &Field<i64>| field.integer(1..=MAX_IN_FLIGHT, mistakes);
         let group = Group {
-            name: (&*entry.key).into(),
-            platform: platform?,
-            force_fast_mode,
-            fast_mode_beta,
-            batches_allowed,
-            max_in_flight,
-            max_in_flight_per_key,
-            enabled,
-            upstream: upstream?,
-            place: entry.place,
+            force,
             force_place,
+            models: self.models(given),
+            on_tier_refused: given.on_tier_refused.word(OnTierRefused::Fail, mistakes),
+            fast_mode_beta: given
+                .fast_mode_beta
+                .or(SignalWord(FastModeSignal::Header), mistakes)
+                .0,
+            budget: self.budget(&given.budget),
+            batches_allowed: given.batches.value(mistakes).is_some(),
+            max_in_flight: most(&given.max_in_flight),
+            max_in_flight_per_key: most(&given.max_in_flight_per_key),
+            enabled: given.enabled.or(true, mistakes),
+            // Asked for in any case: what is wrong with the two is told at once.
+            upstream: self.upstream(&given.upstream, member.place)?,
+            name: (&*member.key).into(),
+            platform: platform?.0,
+            place: member.place,
         };
-        self.warn_of(&group);
+        self.warn_of(&group, given);
         Some(group)
     }
 
-    fn force_fast_mode(
-        &self,
-        entry: Option<&Entry<'_>>,
-        alias: Option<&Entry<'_>>,
-    ) -> (bool, Option<Place>) {
-        if let (Some(_), Some(alias)) = (entry, alias) {
+    /// The forced tier, and where it is written.
+    fn force(&self, given: &GroupSection<'_>) -> (Option<ForcedTier>, Option<Place>) {
+        let alias = &given.force_openai_fast;
+        if given.force_fast_mode.is_given() && alias.is_given() {
             self.mistakes.add(
-                alias.place,
+                alias.place(),
                 "`force_openai_fast` is another spelling of `force_fast_mode`, which is given too",
             );
         }
-        match entry.or(alias) {
-            Some(entry) => (
-                entry.value.boolean(self.mistakes).unwrap_or(false),
-                Some(entry.place),
-            ),
-            None => (false, None),
+        let fast = match given.force_fast_mode.value(&self.mistakes) {
+            Some(fast) => Some((*fast, given.force_fast_mode.place())),
+            None => alias
+                .value(&self.mistakes)
+                .map(|fast| (*fast, alias.place())),
+        };
+        let tier = given.force_tier.value(&self.mistakes).map(|word| word.0);
+        if let (Some((fast, _)), Some(tier)) = (fast, tier)
+            && fast.then_some(ForcedTier::Priority) != Some(tier)
+        {
+            self.mistakes.add(
+                given.force_tier.place(),
+                "`force_fast_mode: true` is short for `force_tier: priority`; here the two say different things",
+            );
+        }
+        match (tier, fast) {
+            (Some(tier), _) => (Some(tier), Some(given.force_tier.place())),
+            (None, Some((fast, place))) => (fast.then_some(ForcedTier::Priority), Some(place)),
+            (None, None) => (None, None),
         }
     }
 
-    fn upstream(&self, node: Option<&Node<'_>>, group: Place) -> Option<Arc<Upstream>> {
+    fn models(&self, given: &GroupSection<'_>) -> ModelRule {
+        let except = self.patterns(&given.except_models);
+        let only = self.patterns(&given.only_models);
+        match (except, only) {
+            (Some(_), Some(_)) => {
+                let message = "`except_models` and `only_models` are not given together";
+                self.mistakes.add(given.only_models.place(), message);
+                ModelRule::All
+            }
+            (Some(except), None) => ModelRule::Except(except),
+            (None, Some(only)) => ModelRule::Only(only),
+            (None, None) => ModelRule::All,
+        }
+    }
+
+    fn patterns(&self, field: &Field<List<String>>) -> Option<Vec<Pattern>> {
+        let list = field.optional(&self.mistakes)?;
+        if list.is_empty() {
+            let expected = "expected at least one model, like `gpt-5.5` or `*-mini`";
+            self.mistakes.add(field.place(), expected);
+        }
+        let items = list.iter();
+        let texts = items.filter_map(|item| item.value(&self.mistakes));
+        Some(texts.map(|text| Pattern::new(text)).collect())
+    }
+
+    fn budget(&self, field: &Field<Section<BudgetSection>>) -> Option<BudgetRule> {
+        let section = field.optional(&self.mistakes)?;
+        let given = section.read(&self.mistakes);
+        let usd = section.required("usd", &given.usd, field.place(), &self.mistakes);
+        let per = section.required("per", &given.per, field.place(), &self.mistakes);
+        if usd.is_some_and(|usd| usd.0.is_zero()) {
+            let message = "`usd` must be more than zero";
+            self.mistakes.add(given.usd.place(), message);
+        }
+        let rule = BudgetRule {
+            scope: given.scope.word(Scope::Group, &self.mistakes),
+            then: given.then.word(AtLimit::Standard, &self.mistakes),
+            time_zone: self.time_zone(&given.time_zone),
+            usd: usd?.0,
+            per: per?.0,
+        };
+        Some(rule)
+    }
+
+    fn time_zone(&self, field: &Field<String>) -> TimeZone {
+        let Some(name) = field.value(&self.mistakes) else {
+            return TimeZone::UTC;
+        };
+        TimeZone::get(name).unwrap_or_else(|_| {
+            let expected =
+                "expected a time zone like `UTC` or `Europe/Berlin`, which this machine knows";
+            self.mistakes.add(field.place(), expected);
+            TimeZone::UTC
+        })
+    }
+
+    fn upstream(&self, field: &Field<Text<'_>>, group: Place) -> Option<Arc<Upstream>> {
         let all = &self.config.upstreams;
-        let Some(node) = node else {
+        if !field.is_given() && !field.is_null() {
             if all.len() != 1 {
                 let message = "`upstream` is missing; it is required where there are several";
                 self.mistakes.add(group, message);
             }
             return all.first().cloned();
-        };
-        let name = node.string(self.mistakes)?;
+        }
+        let name = field.value(&self.mistakes)?;
         let found = self.config.upstream(name).cloned();
         if found.is_none() {
             let known = all.iter().map(|upstream| &*upstream.name);
             self.mistakes
-                .add(node.place, unknown("upstream", name, known));
+                .add(field.place(), unknown("upstream", name, known));
         }
         found
     }
 
-    fn warn_of(&self, group: &Group) {
-        if group.force_fast_mode && !group.is_forced() {
+    fn warn_of(&self, group: &Group, given: &GroupSection<'_>) {
+        let written = if given.force_tier.is_given() {
+            "force_tier"
+        } else {
+            "force_fast_mode"
+        };
+        if group.force.is_some() && !group.is_forced() {
             let message = format!(
-                "`force_fast_mode` has no effect on platform `{}`",
+                "`{written}` has no effect on platform `{}`",
                 group.platform.as_str()
             );
             self.warnings.add(group.place, message);
         }
-        if group.is_forced() && group.upstream.messages == MessagesMode::Off {
+        let sends_a_tier = group.is_forced() && group.force != Some(ForcedTier::None);
+        if sends_a_tier && group.upstream.messages == MessagesMode::Off {
             let message = "requests of this group to `/v1/messages` are refused: its upstream has `messages: off`";
+            self.warnings.add(group.place, message);
+        }
+        if sends_a_tier && group.upstream.kind == UpstreamKind::Codex {
+            let message = "Codex is reported to serve requests over HTTP at the standard tier, whatever they ask for; only WebSockets get its fast lane";
+            self.warnings.add(group.place, message);
+        }
+        if group.force.is_none() {
+            self.warn_of_no_force(group, given);
+        }
+        if given.budget.is_given() {
+            self.warn_of_budget(given.budget.place());
+        }
+    }
+
+    fn warn_of_no_force(&self, group: &Group, given: &GroupSection<'_>) {
+        let rules = [
+            ("except_models", given.except_models.is_given()),
+            ("only_models", given.only_models.is_given()),
+            ("on_tier_refused", given.on_tier_refused.is_given()),
+        ];
+        for (name, _) in rules.iter().filter(|(_, is_given)| *is_given) {
+            let message =
+                format!("`{name}` has no effect without `force_fast_mode` or `force_tier`");
             self.warnings.add(group.place, message);
         }
     }
 
-    fn keys(&self, node: &Node<'_>, groups: &GroupNames<'_>) -> KeyTable {
-        let entries = node.entries(self.mistakes);
-        KeyTable::new(
-            entries.iter().filter_map(|entry| self.key(entry, groups)),
-            self.mistakes,
-        )
+    fn warn_of_budget(&self, place: Place) {
+        if self.config.state.is_none() {
+            self.warnings.add(place, "without `state` in the configuration the budget is counted in memory, and begins anew at each start");
+        }
+        if self.config.prices.is_none() {
+            self.warnings.add(place, "without `prices` in the configuration no request has a cost, and the budget is never used up");
+        }
     }
 
-    fn key<'n>(&'n self, entry: &'n Entry<'_>, groups: &GroupNames<'_>) -> Option<NewKey<'n>> {
-        give_way();
-        let digest = self.listed_digest(entry);
+    fn warn_of_default(&self, group: &Group, place: Place) {
+        if group.enabled && group.upstream.credential_file.is_some() {
+            self.warnings.add(place, "whoever reaches the proxy, with any key, may use the upstream's key: an open relay");
+        }
+    }
+
+    fn keys(
+        &self,
+        keys: &Members<'_, TextOr<'_, KeySection<'_>>>,
+        groups: &GroupNames<'_>,
+    ) -> KeyTable {
+        let mut names = HashMap::new();
+        let members = keys.unique(&self.mistakes);
+        let listed = members.filter_map(|member| self.key(member, groups, &mut names));
+        KeyTable::new(listed, &self.mistakes)
+    }
+
+    fn key<'n>(
+        &self,
+        member: &'n Member<'_, TextOr<'_, KeySection<'_>>>,
+        groups: &GroupNames<'_>,
+        names: &mut HashMap<&'n str, Place>,
+    ) -> Option<NewKey<'n>> {
+        let digest = self.listed_digest(member);
         let (mut name, mut enabled) = (None, true);
-        let group = if entry.value.is_mapping() {
-            let mut fields = entry.value.fields(entry.place, self.mistakes);
-            let group = fields
-                .required("group")
-                .and_then(|node| self.group_name(node, groups));
-            name = fields
-                .take("name")
-                .and_then(|node| self.key_name(node, entry));
-            enabled = fields.boolean("enabled", true);
-            fields.finish();
-            group
-        } else {
-            self.group_name(&entry.value, groups)
+        let group = match member.value.value(&self.mistakes)? {
+            TextOr::Text(group) => self.group_name(group, member.value.place(), groups),
+            TextOr::Section(section) => {
+                let given = section.read(&self.mistakes);
+                let group = section.required("group", &given.group, member.place, &self.mistakes);
+                enabled = given.enabled.or(true, &self.mistakes);
+                name = self.key_name(&given.name, member);
+                self.warn_of_name(name, given.name.place(), names);
+                group.and_then(|group| self.group_name(group, given.group.place(), groups))
+            }
         };
         Some(NewKey {
             digest: digest?,
-            place: entry.place,
+            place: member.place,
             group: group?,
             name: name.unwrap_or_default(),
             enabled,
         })
     }
 
-    fn listed_digest(&self, entry: &Entry<'_>) -> Option<[u8; 32]> {
-        let key = &*entry.key;
-        if let Some(digits) = key.strip_prefix("sha256:") {
-            let digest = parse_digest(digits);
-            if digest.is_none() {
-                self.mistakes
-                    .add(entry.place, "expected `sha256:` and 64 hexadecimal digits");
-            }
-            return digest;
-        }
-        if key.is_empty() || key.trim() != key {
-            self.mistakes.add(
-                entry.place,
-                "an API key is not empty and does not begin or end with white space",
-            );
-            return None;
-        }
-        Some(digest(key.as_bytes()))
+    fn listed_digest<T>(&self, member: &Member<'_, T>) -> Option<[u8; 32]> {
+        let key = &*member.key;
+        let listed = match key.strip_prefix("sha256:") {
+            Some(digits) => check_digest(digits),
+            None => check_key(key).map(|()| digest(key.as_bytes())),
+        };
+        listed
+            .map_err(|reason| self.mistakes.add(member.place, reason))
+            .ok()
     }
 
-    fn key_name<'n>(&self, node: &'n Node<'_>, entry: &Entry<'_>) -> Option<&'n str> {
-        let name = node.string(self.mistakes)?;
-        check_name(name, node.place, self.mistakes);
-        let listed = entry.key.strip_prefix("sha256:").and_then(parse_digest);
-        if name == entry.key || listed == Some(digest(name.as_bytes())) {
+    fn key_name<'n, T>(
+        &self,
+        field: &'n Field<Text<'_>>,
+        member: &Member<'_, T>,
+    ) -> Option<&'n str> {
+        let name = field.value(&self.mistakes)?;
+        check_name(name, field.place(), &self.mistakes);
+        let listed = member.key.strip_prefix("sha256:").and_then(parse_digest);
+        if **name == *member.key || listed == Some(digest(name.as_bytes())) {
             self.mistakes.add(
-                node.place,
+                field.place(),
                 "the name of a key is written to the log and cannot be the key itself",
             );
         }
         Some(name)
     }
 
-    fn group_name(&self, node: &Node<'_>, groups: &GroupNames<'_>) -> Option<u32> {
-        let name = node.string(self.mistakes)?;
+    fn warn_of_name<'n>(
+        &self,
+        name: Option<&'n str>,
+        place: Place,
+        names: &mut HashMap<&'n str, Place>,
+    ) {
+        let Some(name) = name else {
+            return;
+        };
+        let first = *names.entry(name).or_insert(place);
+        if first != place {
+            self.warnings.add_with(place, || {
+                format!("the key at {first} has the same name: in the log the two are one")
+            });
+        }
+    }
+
+    fn group_name(&self, name: &str, place: Place, groups: &GroupNames<'_>) -> Option<u32> {
         let found = groups.get(name).copied();
         if found.is_none() {
             let message = || unknown("group", name, groups.keys().copied());
-            self.mistakes.add_with(node.place, message);
+            self.mistakes.add_with(place, message);
         }
         found
     }
+}
+
+impl<'de> Deserialize<'de> for SignalWord {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(SignalVisitor)
+    }
+}
+
+struct SignalVisitor;
+
+impl Visitor<'_> for SignalVisitor {
+    type Value = SignalWord;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("true, false or `speed`")
+    }
+
+    fn visit_bool<E>(self, by_header: bool) -> Result<SignalWord, E> {
+        Ok(SignalWord(if by_header {
+            FastModeSignal::Header
+        } else {
+            FastModeSignal::Off
+        }))
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<SignalWord, E> {
+        match text {
+            "speed" => Ok(SignalWord(FastModeSignal::Speed)),
+            _ => Err(E::unknown_variant(text, &["true", "false", "speed"])),
+        }
+    }
+}
+
+/// `sha256:` and the first 12 hexadecimal digits of a file's digest.
+fn revision(bytes: &[u8]) -> String {
+    const PIECE_BYTES: usize = 4 * 1024;
+    let mut hasher = Sha256::new();
+    for piece in bytes.chunks(PIECE_BYTES) {
+        hasher.update(piece);
+    }
+    format!("sha256:{}", hex::encode(&hasher.finalize()[..6]))
 }
 
 fn unknown<'k>(what: &str, name: &str, known: impl Iterator<Item = &'k str>) -> String {
     match nearest(name, known) {
         Some(near) => format!("unknown {what} `{name}`; did you mean `{near}`?"),
         None => format!("unknown {what}{}", shown(name)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use strum::VariantNames;
+
+    use super::*;
+    use crate::config::field::schema::{assert_schema, words_of};
+
+    fn config(more: &str) -> Config {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tiergate.yaml");
+        let text = format!("policy: p\nupstreams: {{u: {{url: http://u}}}}\n{more}");
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path).unwrap().0
+    }
+
+    fn group(settings: &str) -> Group {
+        let text = format!("version: 1\ngroups: {{g: {{platform: openai, {settings}}}}}\n");
+        let parsed = Policy::parse(Path::new("p"), text.as_bytes(), &config(""));
+        let (policy, _) = parsed.unwrap_or_else(|told| panic!("{settings}: {told:?}"));
+        let group = policy.groups.into_iter().next().unwrap();
+        Arc::into_inner(group).unwrap()
+    }
+
+    #[test]
+    fn a_force_is_written_in_three_ways() {
+        let force = |settings| group(settings).force;
+        assert_eq!(force(""), None);
+        assert_eq!(force("force_fast_mode: false"), None);
+        for settings in [
+            "force_fast_mode: true",
+            "force_openai_fast: true",
+            "force_tier: priority",
+            "force_tier: priority, force_fast_mode: true",
+        ] {
+            assert_eq!(force(settings), Some(ForcedTier::Priority), "{settings}");
+        }
+        assert_eq!(force("force_tier: none"), Some(ForcedTier::None));
+        assert_eq!(force("force_tier: flex"), Some(ForcedTier::Flex));
+    }
+
+    /// What a body says that names this model.
+    fn names(model: &str) -> crate::codec::service_tier::Facts {
+        let mut observer = crate::codec::service_tier::Observer::new(4);
+        observer.feed(format!(r#"{{"model":"{model}"}}"#).as_bytes());
+        observer.finish()
+    }
+
+    #[test]
+    fn models_are_left_out_or_listed() {
+        let rule = group("force_fast_mode: true, except_models: [\"*-mini\"]").models;
+        assert!(!rule.exempts(&names("gpt-5.5")) && rule.exempts(&names("GPT-5.5-mini")));
+        let rule = group("force_fast_mode: true, only_models: [gpt-5.5*]").models;
+        assert!(!rule.exempts(&names("gpt-5.5-mini")) && rule.exempts(&names("gpt-5.6")));
+        assert!(!group("").models.exempts(&names("any")));
+    }
+
+    #[test]
+    fn fast_mode_is_asked_for_by_header_or_speed_or_not_at_all() {
+        let signal = |settings| group(settings).fast_mode_beta;
+        assert_eq!(signal(""), FastModeSignal::Header);
+        assert_eq!(signal("fast_mode_beta: true"), FastModeSignal::Header);
+        assert_eq!(signal("fast_mode_beta: speed"), FastModeSignal::Speed);
+        assert_eq!(signal("fast_mode_beta: false"), FastModeSignal::Off);
+    }
+
+    #[test]
+    fn a_budget_is_exact_and_has_a_period() {
+        for usd in ["\"50.10\"", "50.10", "50.1"] {
+            let budget = group(&format!("budget: {{usd: {usd}, per: week}}")).budget;
+            let budget = budget.unwrap();
+            assert_eq!(budget.usd, rust_decimal::Decimal::new(501, 1));
+            assert_eq!(
+                (budget.per, budget.scope, budget.then),
+                (Period::Week, Scope::Group, AtLimit::Standard)
+            );
+        }
+        let budget =
+            group("budget: {usd: 1, per: day, scope: key, then: alarm, time_zone: Europe/Berlin}");
+        let budget = budget.budget.unwrap();
+        assert_eq!(budget.time_zone.iana_name(), Some("Europe/Berlin"));
+        assert_eq!((budget.scope, budget.then), (Scope::Key, AtLimit::Alarm));
+    }
+
+    #[test]
+    fn a_budget_that_cannot_count_or_is_forgotten_is_warned_of() {
+        let text = "version: 1\ngroups: {g: {platform: openai, budget: {usd: 1, per: day}}}\n";
+        let warnings = |more: &str| {
+            let parsed = Policy::parse(Path::new("p"), text.as_bytes(), &config(more));
+            parsed.unwrap().1.len()
+        };
+        assert_eq!(warnings(""), 2);
+        assert_eq!(warnings("state: s.redb"), 1);
+        assert_eq!(warnings("state: s.redb\nprices: prices.yaml"), 0);
+    }
+
+    #[test]
+    fn the_schema_for_editors_has_every_setting() {
+        let mappings = [
+            ("", words_of::<PolicyFile<'_>>()),
+            ("/definitions/group", words_of::<GroupSection<'_>>()),
+            (
+                "/definitions/group/properties/budget",
+                words_of::<BudgetSection>(),
+            ),
+            ("/definitions/key", words_of::<KeySection<'_>>()),
+        ];
+        let of_group = |name: &str| format!("/definitions/group/properties/{name}");
+        let of_budget = |name: &str| of_group(&format!("budget/properties/{name}"));
+        let enums: [(String, &[&str]); 8] = [
+            (of_group("platform"), Platform::VARIANTS),
+            (of_group("force_tier"), ForcedTier::VARIANTS),
+            (of_group("on_tier_refused"), OnTierRefused::VARIANTS),
+            (of_group("fast_mode_beta"), &["speed"]),
+            (of_group("batches"), Batches::VARIANTS),
+            (of_budget("per"), Period::VARIANTS),
+            (of_budget("scope"), Scope::VARIANTS),
+            (of_budget("then"), AtLimit::VARIANTS),
+        ];
+        let enums = enums.iter().map(|(path, words)| (path.as_str(), *words));
+        assert_schema("policy.schema.json", &mappings, &enums.collect::<Vec<_>>());
     }
 }

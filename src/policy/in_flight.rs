@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::codec::error::{Cause, Refusal};
 use crate::policy::Group;
-use crate::server::connection_limit::{Entry, Tally};
+use crate::policy::keyed_limiter::{KeyedLimiter, Permit};
 
 type Counter = Arc<AtomicU64>;
 
@@ -17,7 +17,7 @@ pub struct InFlight {
     /// Names come from the operator's policies, so there are not many.
     groups: RwLock<HashMap<Arc<str>, Counter>>,
     /// By the key's digest; only those whose group limits them.
-    keys: Tally<[u8; 32]>,
+    keys: KeyedLimiter<[u8; 32]>,
 }
 
 /// A place among the requests that run; given back when dropped.
@@ -28,7 +28,7 @@ pub struct Places {
     _in_process: Place,
     _in_group: Place,
     /// Where its group has a limit for each key.
-    _of_key: Option<Entry<[u8; 32]>>,
+    _of_key: Option<Permit<[u8; 32]>>,
 }
 
 impl InFlight {
@@ -38,7 +38,7 @@ impl InFlight {
             most,
             all: Counter::default(),
             groups: RwLock::default(),
-            keys: Tally::default(),
+            keys: KeyedLimiter::default(),
         }
     }
 
@@ -49,12 +49,12 @@ impl InFlight {
     pub fn enter(&self, group: &Group, key: &[u8; 32]) -> Result<Places, Refusal> {
         let counter = self.counter(&group.name);
         let in_group = Place::take(&counter, group.max_in_flight).ok_or_else(|| {
-            let message = "as many requests of this group run as may; try again";
+            let message = "too many concurrent requests of this group; retry later";
             Refusal::new(Cause::TooManyRequests, message)
         })?;
         let of_key = match group.max_in_flight_per_key {
-            Some(most) => Some(self.keys.enter(*key, most).ok_or_else(|| {
-                let message = "as many requests of this key run as may; try again";
+            Some(most) => Some(self.keys.try_acquire(*key, most).ok_or_else(|| {
+                let message = "too many concurrent requests of this key; retry later";
                 Refusal::new(Cause::TooManyRequests, message)
             })?),
             None => None,

@@ -2,30 +2,32 @@
 //! [`Policy::decide`] asks it.
 
 pub mod api_key;
+pub mod budget;
+pub mod changes;
+pub mod decide;
 pub mod endpoint;
 pub mod file;
+pub mod group;
 pub mod in_flight;
+pub mod key_shape;
+pub mod keyed_limiter;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, Method};
-use sha2::{Digest, Sha256};
 
 use crate::codec::error::Cause;
 use crate::codec::framing::list_members;
-use crate::codec::service_tier::Edit;
-use crate::config::cooperative::give_way;
-use crate::config::diagnostic::Mistakes;
+use crate::config::Upstream;
 pub use crate::config::diagnostic::{Mistake, Place};
-use crate::config::file::Draft;
-use crate::config::yaml;
-use crate::config::{Config, MessagesMode, Upstream};
 pub use crate::policy::api_key::{Credential, CredentialHeader, hash_key};
-use crate::policy::api_key::{KeyTable, NoKey, hex};
+use crate::policy::api_key::{KeyTable, NoKey};
+pub use crate::policy::decide::{BetaHeader, Condition, TierAction, TierReason};
 use crate::policy::endpoint::Endpoint;
-use crate::policy::file::{Reader, Rules};
+use crate::policy::group::BudgetRule;
+pub use crate::policy::group::{FastModeSignal, ForcedTier, ModelRule, OnTierRefused};
 
 /// The header in which a client of Anthropic's API asks for what is not general yet.
 pub static ANTHROPIC_BETA: HeaderName = HeaderName::from_static("anthropic-beta");
@@ -46,10 +48,16 @@ pub struct Policy {
 pub struct Group {
     pub name: Arc<str>,
     pub platform: Platform,
-    /// As written; [`Group::is_forced`] says whether it acts.
-    pub force_fast_mode: bool,
-    /// Whether a client may ask for priority by the fast-mode beta.
-    pub fast_mode_beta: bool,
+    /// As written; [`Group::forced_tier`] says whether it acts.
+    pub force: Option<ForcedTier>,
+    /// Which models the force is for.
+    pub models: ModelRule,
+    /// What happens when an upstream refuses the forced tier.
+    pub on_tier_refused: OnTierRefused,
+    /// By what a client may ask for priority.
+    pub fast_mode_beta: FastModeSignal,
+    /// How much may be spent on the fast tier.
+    pub budget: Option<BudgetRule>,
     pub batches_allowed: bool,
     /// Requests of the group that may run at once.
     pub max_in_flight: Option<u64>,
@@ -59,7 +67,7 @@ pub struct Group {
     pub upstream: Arc<Upstream>,
     /// Of its name in the policy.
     pub place: Place,
-    /// Of `force_fast_mode`, where it is written.
+    /// Of `force_tier` or `force_fast_mode`, where one is written.
     pub force_place: Option<Place>,
 }
 
@@ -72,8 +80,12 @@ pub struct ListedKey<'p> {
     pub enabled: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, strum::EnumString, strum::IntoStaticStr, strum::VariantNames,
+)]
+#[strum(serialize_all = "snake_case")]
 pub enum Platform {
+    #[strum(serialize = "openai")]
     OpenAi,
     Anthropic,
     Other,
@@ -98,29 +110,18 @@ pub struct Decision {
     pub group: Arc<Group>,
     pub endpoint: Endpoint,
     /// None: the request goes on as it is.
-    pub order: Option<Order>,
+    pub order: Option<TierAction>,
 }
 
-/// What is done to a request so that it asks for priority.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Order {
-    pub reason: TierReason,
-    pub body: Edit,
-    /// The `anthropic-beta` header is to carry [`FAST_MODE_BETA`], once.
-    pub beta_header: bool,
-}
-
-/// Why the tier is set. That a client named a tier itself is not the policy's to tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TierReason {
-    GroupForce,
-    FastModeBeta,
-}
+/// The former name of [`TierAction`].
+pub type Order = TierAction;
 
 /// A request that may not go on, and what was found out about it before.
 #[derive(Clone, Debug)]
 pub struct Denied {
     pub cause: Cause,
+    /// The key that the request came with, listed or not; the first where several did.
+    pub credential: Option<Credential>,
     pub key: Option<Arc<str>>,
     pub key_place: Option<Place>,
     pub group: Option<Arc<Group>>,
@@ -129,65 +130,6 @@ pub struct Denied {
 }
 
 impl Policy {
-    /// The policy and warnings about it, or every mistake of the file.
-    pub fn load(path: &Path, config: &Config) -> Result<(Policy, Vec<Mistake>), Vec<Mistake>> {
-        let bytes = yaml::read(path).map_err(|mistake| vec![mistake])?;
-        Policy::parse(path, &bytes, config)
-    }
-
-    /// [`Policy::load`] for bytes that have been read; `path` is for messages.
-    pub fn parse(
-        path: &Path,
-        bytes: &[u8],
-        config: &Config,
-    ) -> Result<(Policy, Vec<Mistake>), Vec<Mistake>> {
-        let mistakes = Mistakes::new(path);
-        let warnings = Mistakes::new(path);
-        let rules = yaml::parse(bytes, &mistakes).map(|root| {
-            let rules = Reader {
-                config,
-                mistakes: &mistakes,
-                warnings: &warnings,
-            }
-            .rules(&root);
-            root.free();
-            rules
-        });
-        match rules {
-            Some(rules) if mistakes.is_empty() => {
-                Ok((Policy::new(path, bytes, rules, config), warnings.into_vec()))
-            }
-            _ => Err(mistakes.into_vec()),
-        }
-    }
-
-    /// The configuration and the policy that it names, with the warnings of both, or every mistake of both.
-    pub fn load_with_config(path: &Path) -> Result<(Config, Policy, Vec<Mistake>), Vec<Mistake>> {
-        Policy::load_with_draft(Draft::read(path)?)
-    }
-
-    /// [`Policy::load_with_config`] for a configuration that has been read.
-    pub(crate) fn load_with_draft(
-        draft: Draft,
-    ) -> Result<(Config, Policy, Vec<Mistake>), Vec<Mistake>> {
-        // Without an upstream each group of the policy would be one more mistake, and none of its own making.
-        if draft.config.policy.as_os_str().is_empty() || draft.config.upstreams.is_empty() {
-            return Err(draft.mistakes);
-        }
-        let (mut mistakes, mut warnings) = (draft.mistakes, draft.warnings);
-        match Policy::load(&draft.config.policy, &draft.config) {
-            Ok((policy, more)) if mistakes.is_empty() => {
-                warnings.extend(more);
-                Ok((draft.config, policy, warnings))
-            }
-            Ok(_) => Err(mistakes),
-            Err(more) => {
-                mistakes.extend(more);
-                Err(mistakes)
-            }
-        }
-    }
-
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -207,6 +149,11 @@ impl Policy {
         self.default_group.as_ref()
     }
 
+    /// Whether a key of this SHA-256 is listed, enabled or not.
+    pub fn lists_key(&self, digest: &[u8; 32]) -> bool {
+        self.keys.find(digest).is_some()
+    }
+
     pub fn key_count(&self) -> usize {
         self.keys.len()
     }
@@ -223,9 +170,26 @@ impl Policy {
 
     /// Key first, then path, then tier: nobody without a key learns anything about the rest.
     pub fn decide(&self, request: &Head<'_>) -> Result<Decision, Denied> {
+        let is_listed = |digest: &[u8; 32]| self.keys.find(digest).is_some();
+        let credential = Credential::of(request.headers, is_listed).map_err(|(none, first)| {
+            let path = endpoint::classify(request.path, &self.tier_paths);
+            Denied::unknown(none.into(), first, path.endpoint)
+        })?;
+        self.decide_for(credential, request)
+    }
+
+    /// [`Policy::decide`] for a key that is known by its digest alone, whatever key the request brings.
+    pub fn decide_as(&self, digest: &[u8; 32], request: &Head<'_>) -> Result<Decision, Denied> {
+        let credential = Credential {
+            digest: *digest,
+            header: CredentialHeader::Authorization,
+            has_others: false,
+        };
+        self.decide_for(credential, request)
+    }
+
+    fn decide_for(&self, credential: Credential, request: &Head<'_>) -> Result<Decision, Denied> {
         let path = endpoint::classify(request.path, &self.tier_paths);
-        let credential = Credential::of(request.headers)
-            .map_err(|none| Denied::unknown(none.into(), path.endpoint))?;
         let holder = self.holder(&credential, path.endpoint)?;
         if path.ambiguous {
             return Err(holder.denied(Cause::AmbiguousPath));
@@ -233,7 +197,7 @@ impl Policy {
         if path.batches && holder.group.is_forced() && !holder.group.batches_allowed {
             return Err(holder.denied(Cause::BatchesNotForced));
         }
-        holder.decide(credential, asks_for_fast_mode(request.headers))
+        holder.decide(asks_for_fast_mode(request.headers))
     }
 
     /// The decision on a further turn of a connection whose first request was decided by this policy or an earlier one.
@@ -244,29 +208,20 @@ impl Policy {
         endpoint: Endpoint,
         beta_asked: bool,
     ) -> Result<Decision, Denied> {
-        self.holder(credential, endpoint)?
-            .decide(*credential, beta_asked)
-    }
-
-    /// Of rules without a mistake, in which every group is there.
-    fn new(path: &Path, bytes: &[u8], rules: Rules, config: &Config) -> Policy {
-        Policy {
-            path: path.to_owned(),
-            revision: revision(bytes),
-            groups: rules.groups.into_iter().flatten().collect(),
-            default_group: rules.default_group,
-            keys: rules.keys,
-            tier_paths: config.tier_paths.clone(),
-        }
+        self.holder(credential, endpoint)?.decide(beta_asked)
     }
 
     fn holder(&self, credential: &Credential, endpoint: Endpoint) -> Result<Holder, Denied> {
         let (key, group) = match (self.keys.find(&credential.digest), &self.default_group) {
             (Some(key), _) => (Some(key), &self.groups[key.group as usize]),
             (None, Some(group)) => (None, group),
-            (None, None) => return Err(Denied::unknown(Cause::InvalidApiKey, endpoint)),
+            (None, None) => {
+                let cause = Cause::InvalidApiKey;
+                return Err(Denied::unknown(cause, Some(*credential), endpoint));
+            }
         };
         let holder = Holder {
+            credential: *credential,
             key: key.map(|key| self.keys.name(key)),
             key_place: key.map(|key| key.place),
             group: group.clone(),
@@ -291,81 +246,18 @@ impl fmt::Debug for Policy {
     }
 }
 
-impl Group {
-    /// Whether each of its generation requests is sent with priority.
-    pub fn is_forced(&self) -> bool {
-        self.force_fast_mode && self.platform == Platform::OpenAi
-    }
-
-    /// What is done to a request for this endpoint. `Err`: it has to be forced, and the upstream knows no way.
-    fn order(&self, endpoint: Endpoint, beta_asked: bool) -> Result<Option<Order>, Cause> {
-        let reason = if !endpoint.takes_tier() || self.platform != Platform::OpenAi {
-            return Ok(None);
-        } else if self.force_fast_mode {
-            TierReason::GroupForce
-        } else if endpoint == Endpoint::Messages && beta_asked && self.fast_mode_beta {
-            TierReason::FastModeBeta
-        } else {
-            return Ok(None);
-        };
-        let mode = if endpoint == Endpoint::Messages {
-            self.upstream.messages
-        } else {
-            MessagesMode::Tier
-        };
-        match (mode, reason) {
-            (MessagesMode::Tier, _) => Ok(Some(Order {
-                reason,
-                body: Edit::Set,
-                beta_header: false,
-            })),
-            (MessagesMode::TierAndBeta, _) => Ok(Some(Order {
-                reason,
-                body: Edit::Set,
-                beta_header: true,
-            })),
-            (MessagesMode::Beta, _) => Ok(Some(Order {
-                reason,
-                body: Edit::Remove,
-                beta_header: true,
-            })),
-            (MessagesMode::Off, TierReason::GroupForce) => Err(Cause::MessagesNotForced),
-            (MessagesMode::Off, TierReason::FastModeBeta) => Ok(None),
-        }
-    }
-}
-
 impl Platform {
-    pub(crate) const WORDS: [(&str, Platform); 3] = [
-        ("openai", Platform::OpenAi),
-        ("anthropic", Platform::Anthropic),
-        ("other", Platform::Other),
-    ];
-
     /// As in the access log.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Platform::OpenAi => "openai",
-            Platform::Anthropic => "anthropic",
-            Platform::Other => "other",
-        }
-    }
-}
-
-impl TierReason {
-    /// As in the access log.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            TierReason::GroupForce => "group_force",
-            TierReason::FastModeBeta => "fast_mode_beta",
-        }
+        self.into()
     }
 }
 
 impl Denied {
-    fn unknown(cause: Cause, endpoint: Endpoint) -> Denied {
+    fn unknown(cause: Cause, credential: Option<Credential>, endpoint: Endpoint) -> Denied {
         Denied {
             cause,
+            credential,
             key: None,
             key_place: None,
             group: None,
@@ -384,12 +276,14 @@ impl From<NoKey> for Cause {
         match none {
             NoKey::Missing => Cause::MissingApiKey,
             NoKey::Conflicting => Cause::ConflictingApiKeys,
+            NoKey::Unlisted => Cause::InvalidApiKey,
         }
     }
 }
 
 /// A key that may be used, and the group it is in.
 struct Holder {
+    credential: Credential,
     key: Option<Arc<str>>,
     key_place: Option<Place>,
     group: Arc<Group>,
@@ -400,6 +294,7 @@ impl Holder {
     fn denied(self, cause: Cause) -> Denied {
         Denied {
             cause,
+            credential: Some(self.credential),
             key: self.key,
             key_place: self.key_place,
             group: Some(self.group),
@@ -407,42 +302,28 @@ impl Holder {
         }
     }
 
-    fn decide(self, credential: Credential, beta_asked: bool) -> Result<Decision, Denied> {
-        match self.group.order(self.endpoint, beta_asked) {
-            Err(cause) => Err(self.denied(cause)),
-            Ok(order) => {
-                let Holder {
-                    key,
-                    key_place,
-                    group,
-                    endpoint,
-                } = self;
-                Ok(Decision {
-                    credential,
-                    key,
-                    key_place,
-                    group,
-                    endpoint,
-                    order,
-                })
-            }
-        }
+    fn decide(self, beta_asked: bool) -> Result<Decision, Denied> {
+        let order = match self.group.action(self.endpoint, beta_asked) {
+            Ok(order) => order,
+            Err(cause) => return Err(self.denied(cause)),
+        };
+        Ok(Decision {
+            credential: self.credential,
+            key: self.key,
+            key_place: self.key_place,
+            group: self.group,
+            endpoint: self.endpoint,
+            order,
+        })
     }
-}
-
-fn revision(bytes: &[u8]) -> String {
-    const PIECE_BYTES: usize = 4 * 1024;
-    let mut hasher = Sha256::new();
-    for piece in bytes.chunks(PIECE_BYTES) {
-        give_way();
-        hasher.update(piece);
-    }
-    format!("sha256:{}", hex(&hasher.finalize()[..6]))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::service_tier::{Edit, Facts, Observer, Tier};
+    use crate::config::Config;
+    use crate::config::pattern::Pattern;
     use http::HeaderValue;
     use proptest::prelude::*;
 
@@ -487,7 +368,7 @@ keys:
   k-off: {group: plain-tier, name: off, enabled: false}
   0123: plain-tier
 ";
-    const SET: Edit = Edit::Set;
+    const SET: Edit = Edit::Set(Tier::Priority);
 
     fn config() -> Config {
         let folder = tempfile::tempdir().unwrap();
@@ -539,9 +420,13 @@ keys:
         let mut headers = vec![(name, value.as_str())];
         headers.extend(beta.iter().map(|line| ("anthropic-beta", *line)));
         match decide(&policy, path, &headers) {
-            Ok(decision) => Ok(decision
-                .order
-                .map(|order| (order.reason, order.body, order.beta_header))),
+            Ok(decision) => Ok(decision.order.map(|order| {
+                (
+                    order.reason,
+                    order.body,
+                    order.beta_header == BetaHeader::Set,
+                )
+            })),
             Err(denied) => Err(denied.cause.code()),
         }
     }
@@ -653,6 +538,185 @@ keys:
         }
     }
 
+    /// A group of the policy above, changed.
+    fn group(name: &str, change: impl FnOnce(&mut Group)) -> Group {
+        let policy = parse(POLICY).unwrap();
+        let found = policy.groups.into_iter().find(|group| &*group.name == name);
+        let mut group = Arc::into_inner(found.unwrap()).unwrap();
+        change(&mut group);
+        group
+    }
+
+    fn is_refused(action: Result<Option<TierAction>, Cause>) -> bool {
+        matches!(action, Err(Cause::MessagesNotForced))
+    }
+
+    #[test]
+    fn every_tier_is_forced_as_its_upstream_can_be_told() {
+        use BetaHeader::{Keep, Remove, Set};
+        let set = |tier, beta| Some((Edit::Set(tier), beta));
+        let removed = |beta| Some((Edit::Remove, beta));
+        let table = [
+            (
+                ForcedTier::Priority,
+                set(Tier::Priority, Keep),
+                removed(Set),
+                set(Tier::Priority, Set),
+                None,
+            ),
+            (
+                ForcedTier::Flex,
+                set(Tier::Flex, Remove),
+                None,
+                set(Tier::Flex, Remove),
+                None,
+            ),
+            (
+                ForcedTier::Default,
+                set(Tier::Default, Remove),
+                removed(Remove),
+                set(Tier::Default, Remove),
+                None,
+            ),
+            (
+                ForcedTier::None,
+                removed(Remove),
+                removed(Remove),
+                removed(Remove),
+                removed(Remove),
+            ),
+        ];
+        for (forced, tier, beta, both, off) in table {
+            let modes = [
+                ("forced-tier", tier),
+                ("forced-beta", beta),
+                ("forced-both", both),
+                ("forced-off", off),
+            ];
+            for (name, expected) in modes {
+                let group = group(name, |group| group.force = Some(forced));
+                let action = group.action(Endpoint::Messages, true);
+                assert_eq!(is_refused(action), expected.is_none(), "{forced:?} {name}");
+                let action = action.ok().flatten();
+                let done = action.map(|action| (action.body, action.beta_header));
+                assert_eq!(done, expected, "{forced:?} {name}");
+                let fast = forced == ForcedTier::Priority;
+                assert!(action.is_none_or(|action| action.remove_fast_speed != fast));
+                for endpoint in [
+                    Endpoint::Responses,
+                    Endpoint::ChatCompletions,
+                    Endpoint::Extra,
+                ] {
+                    let action = group.action(endpoint, false).unwrap().unwrap();
+                    assert_eq!(action.body, forced.tier().map_or(Edit::Remove, Edit::Set));
+                    assert_eq!(action.beta_header, if fast { Keep } else { Remove });
+                }
+                for endpoint in [
+                    Endpoint::Embeddings,
+                    Endpoint::ResponsesItem,
+                    Endpoint::Other,
+                ] {
+                    assert_eq!(group.action(endpoint, true).unwrap(), None);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_model_that_the_force_is_not_for_leaves_the_request_as_it_came() {
+        let mini = vec![Pattern::new("*-mini")];
+        let group = group("forced-tier", |group| {
+            group.models = ModelRule::Except(mini)
+        });
+        let action = group.action(Endpoint::Responses, false).unwrap().unwrap();
+        assert_eq!(action.condition, Condition::ModelRule);
+        let settled = group
+            .settle(action, &read(r#"{"model":"gpt-mini"}"#))
+            .unwrap();
+        assert_eq!(settled, TierAction::none(TierReason::ModelExempt));
+        assert!(!settled.changes());
+        for body in [
+            r#"{"model":"gpt"}"#,
+            "{}",
+            r#"{"model":"gpt-mini","Model":"gpt"}"#,
+        ] {
+            let settled = group.settle(action, &read(body)).unwrap();
+            assert_eq!((settled.body, settled.condition), (SET, Condition::Always));
+        }
+    }
+
+    #[test]
+    fn the_speed_in_the_body_asks_where_the_group_says_so_and_the_header_does_not() {
+        let group = group("plain-both", |group| {
+            group.fast_mode_beta = FastModeSignal::Speed
+        });
+        for beta in [true, false] {
+            assert_eq!(group.action(Endpoint::Responses, beta), Ok(None));
+            let action = group.action(Endpoint::Messages, beta).unwrap().unwrap();
+            assert_eq!(action.condition, Condition::FastSpeed);
+            assert_eq!(group.settle(action, &read(r#"{"speed":"standard"}"#)), None);
+            assert_eq!(group.settle(action, &read("{}")), None);
+            let fast = group.settle(action, &read(r#"{"speed":"fast"}"#)).unwrap();
+            assert_eq!((fast.reason, fast.body), (TierReason::FastModeBeta, SET));
+        }
+    }
+
+    #[test]
+    fn past_its_budget_a_group_goes_as_it_came_or_is_refused_and_only_for_priority() {
+        use crate::policy::budget::Budgets;
+        use crate::policy::group::{AtLimit, Period, Scope};
+        let now = "2026-11-30T23:59:00Z".parse().unwrap();
+        let key = [3; 32];
+        for (then, expected) in [
+            (
+                AtLimit::Standard,
+                Ok(TierAction::none(TierReason::BudgetExhausted)),
+            ),
+            (AtLimit::Refuse, Err(60)),
+        ] {
+            let rule = BudgetRule {
+                usd: "0.03".parse().unwrap(),
+                per: Period::Day,
+                scope: Scope::Key,
+                then,
+                time_zone: jiff::tz::TimeZone::UTC,
+            };
+            let group = group("forced-both", |group| group.budget = Some(rule));
+            let budgets = Budgets::default();
+            let action = group.action(Endpoint::Responses, false).unwrap().unwrap();
+            let within = |action, key| group.within_budget(action, key, &budgets, now);
+            group.charge(&key, Some("default"), "9".parse().unwrap(), &budgets, now);
+            group.charge(
+                &key,
+                Some("priority"),
+                "0.029".parse().unwrap(),
+                &budgets,
+                now,
+            );
+            assert_eq!(within(action, &key), Ok(action));
+            group.charge(
+                &key,
+                Some("priority"),
+                "0.016".parse().unwrap(),
+                &budgets,
+                now,
+            );
+            assert_eq!(within(action, &key), expected);
+            assert_eq!(within(action, &[4; 32]), Ok(action));
+            let flex = TierAction {
+                body: Edit::Set(Tier::Flex),
+                ..action
+            };
+            assert_eq!(within(flex, &key), Ok(flex));
+        }
+    }
+
+    fn read(body: &str) -> Facts {
+        let mut observer = Observer::new(10);
+        observer.feed(body.as_bytes());
+        observer.finish()
+    }
+
     #[test]
     fn a_forced_group_may_not_use_batches_unless_allowed() {
         for path in ["/v1/batches", "/V1/Batches/", "/v1/messages/batches"] {
@@ -740,18 +804,81 @@ keys:
         ] {
             assert_eq!(cause(&[("x-api-key", key)]), "invalid_api_key", "{key}");
         }
-        for (first, second) in [
-            ("authorization", "x-api-key"),
-            ("authorization", "authorization"),
-            ("x-api-key", "x-api-key"),
-        ] {
-            assert_eq!(
-                cause(&[(first, "Bearer k-claude"), (second, "Bearer k-other")]),
-                "conflicting_api_keys"
-            );
-        }
         assert_eq!(cause(&[("x-api-key", "k-off")]), "key_disabled");
         assert_eq!(cause(&[("x-api-key", "k-closed")]), "group_disabled");
+    }
+
+    #[test]
+    fn of_several_keys_the_one_that_is_listed_decides_and_goes_on_alone() {
+        let policy = parse(POLICY).unwrap();
+        let names = ["authorization", "x-api-key", "api-key"];
+        let line = |name: &str, key: &str| match name {
+            "authorization" => format!("Bearer {key}"),
+            _ => key.to_owned(),
+        };
+        for (listed, foreign) in names.iter().flat_map(|a| names.map(|b| (*a, b))) {
+            for foreign_first in [true, false] {
+                let mut lines = [
+                    (listed, line(listed, "k-claude")),
+                    (foreign, line(foreign, "k-x")),
+                ];
+                if foreign_first {
+                    lines.reverse();
+                }
+                let headers = lines
+                    .each_ref()
+                    .map(|(name, value)| (*name, value.as_str()));
+                let credential = decide(&policy, "/", &headers).unwrap().credential;
+                assert_eq!(credential.digest, api_key::digest(b"k-claude"));
+                assert_eq!(credential.header.name(), listed);
+                let mut map = HeaderMap::new();
+                for (name, value) in headers {
+                    map.append(name, HeaderValue::from_str(value).unwrap());
+                }
+                let (removed, (name, value)) = credential.without_others(&map).unwrap();
+                removed.iter().for_each(|name| drop(map.remove(*name)));
+                map.insert(name, value);
+                let left: Vec<_> = map
+                    .iter()
+                    .map(|(name, value)| (name.as_str(), value))
+                    .collect();
+                let expected = HeaderValue::from_str(&line(listed, "k-claude")).unwrap();
+                assert_eq!(left, [(listed, &expected)], "{lines:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn several_keys_of_which_two_or_none_are_listed_are_refused() {
+        let default_group = parse(&format!("{POLICY}default_group: forced-tier\n")).unwrap();
+        for policy in [parse(POLICY).unwrap(), default_group] {
+            let cause = |headers: &[(&'static str, &str)]| {
+                let denied = decide(&policy, "/", headers).unwrap_err();
+                let id = denied.credential.map(|credential| credential.key_id());
+                (denied.cause.code(), id)
+            };
+            let id = |key: &[u8]| Some(hash_key(key)[7..15].to_owned());
+            let two = [("x-api-key", "k-claude"), ("api-key", "k-other")];
+            assert_eq!(cause(&two), ("conflicting_api_keys", id(b"k-claude")));
+            let two = [("x-api-key", "k-claude"), ("x-api-key", "k-other")];
+            assert_eq!(cause(&two), ("conflicting_api_keys", id(b"k-claude")));
+            let none = [("authorization", "Bearer x"), ("api-key", "y")];
+            assert_eq!(cause(&none), ("invalid_api_key", id(b"x")));
+            assert_eq!(cause(&[]), ("missing_api_key", None));
+        }
+    }
+
+    #[test]
+    fn one_key_in_several_headers_is_one() {
+        let policy = parse(POLICY).unwrap();
+        let same = [("x-api-key", "k-claude"), ("api-key", "k-claude")];
+        let credential = decide(&policy, "/", &same).unwrap().credential;
+        assert_eq!(credential.header, CredentialHeader::XApiKey);
+        assert!(!credential.has_others);
+        let credential = decide(&policy, "/", &[("api-key", "k-claude")])
+            .unwrap()
+            .credential;
+        assert_eq!(credential.header, CredentialHeader::ApiKey);
     }
 
     #[test]

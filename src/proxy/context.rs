@@ -11,10 +11,12 @@ use pingora_core::{Error, ErrorType};
 use uuid::Uuid;
 
 use crate::accounting::access_log::Transport;
-use crate::accounting::record::{Ending, Turn, cut, header_text, set_tier};
-use crate::accounting::usage::ResponseObserver;
+use crate::accounting::record::{
+    RequestInfo, RequestRecord, Termination, cut, header_text, set_tier,
+};
+use crate::accounting::usage::{ResponseObserver, is_observed};
 use crate::codec::error::{Answer, Cause, Refusal};
-use crate::codec::service_tier::{Edit, PRIORITY, observed_tier};
+use crate::codec::service_tier::{Edit, PRIORITY, Tier, observed_tier};
 use crate::config::OnClientAbort;
 use crate::policy::endpoint::{Endpoint, Protocol};
 use crate::policy::{Credential, Decision, Denied, Head, Order};
@@ -38,10 +40,10 @@ const STALE_TIME: Duration = Duration::from_secs(1);
 /// A request that is being served; Pingora's context for it.
 pub struct Exchange {
     pub state: Arc<State>,
-    pub arrival: Arrival,
+    pub arrival: RequestInfo,
     /// The client's key, once it was read.
     pub credential: Option<Credential>,
-    pub turn: Turn,
+    pub turn: RequestRecord,
     pub body: Body,
     /// The connection that it came on; none over HTTP/2.
     pub client: Option<Arc<ClientConnection>>,
@@ -73,17 +75,6 @@ pub struct Exchange {
     settled: Option<Instant>,
 }
 
-/// Who asks, and for what: the same for every turn of a connection.
-pub struct Arrival {
-    pub id: Uuid,
-    pub client: Option<IpAddr>,
-    pub user_agent: Option<String>,
-    pub method: http::Method,
-    /// Without its query.
-    pub path: String,
-    pub endpoint: Endpoint,
-}
-
 /// Where the request's body is.
 pub enum Body {
     /// It passes as it comes and is looked at on the way.
@@ -102,7 +93,7 @@ impl Exchange {
         let policy = state.policy.current();
         state.metrics.in_flight.inc();
         Self {
-            arrival: Arrival {
+            arrival: RequestInfo {
                 id: Uuid::now_v7(),
                 client: None,
                 user_agent: None,
@@ -111,7 +102,7 @@ impl Exchange {
                 endpoint: Endpoint::Other,
             },
             credential: None,
-            turn: Turn::new(0, policy),
+            turn: RequestRecord::new(0, policy),
             state: state.clone(),
             body: Body::None,
             client: None,
@@ -160,6 +151,7 @@ impl Exchange {
         self.turn.key = decision.key;
         self.turn.order = decision.order;
         self.credential = Some(decision.credential);
+        self.turn.key_digest = Some(decision.credential.digest);
         self.upstream = state.upstream(&decision.group.upstream.name).cloned();
         let group = self.turn.group.insert(decision.group);
         if head_bytes > state.limits.header {
@@ -259,7 +251,13 @@ impl Exchange {
 
     /// Whether answers to this request are read for usage and tier.
     pub fn is_observed(&self) -> bool {
-        self.arrival.endpoint != Endpoint::Other && self.arrival.method == http::Method::POST
+        let RequestInfo {
+            endpoint,
+            method,
+            path,
+            ..
+        } = &self.arrival;
+        is_observed(*endpoint, method, path.as_bytes())
     }
 
     /// The request is with the upstream, which may charge for it. Should the client leave now, the response is read on where
@@ -426,7 +424,7 @@ impl Exchange {
 
     /// No attempt is left. Whether the client is to be told, by `refusal`.
     pub fn fails(&mut self, error: &Error) -> bool {
-        let Ending::Refused(cause) = self.situation().ending_of(error) else {
+        let Termination::Refused(cause) = self.situation().ending_of(error) else {
             return false;
         };
         self.refusal.get_or_insert_with(|| cause.into());
@@ -466,7 +464,14 @@ impl Exchange {
         }
         if self.is_observed() && status != 101 {
             let event_stream = transport == Transport::Sse;
-            self.observer = ResponseObserver::new(self.arrival.endpoint, event_stream, headers);
+            let RequestInfo {
+                endpoint,
+                method,
+                path,
+                ..
+            } = &self.arrival;
+            let request = (*endpoint, method, path.as_bytes());
+            self.observer = ResponseObserver::for_request(request, event_stream, headers);
         }
     }
 
@@ -484,15 +489,15 @@ impl Exchange {
     }
 
     /// How it ended where nobody said: the answer was whole, or the proxy refused.
-    pub fn ending(&self) -> Ending {
+    pub fn ending(&self) -> Termination {
         self.situation().ending()
     }
 
     /// How it ended where the client had left before.
-    fn ending_without_client(&self) -> Option<Ending> {
+    fn ending_without_client(&self) -> Option<Termination> {
         match self.has_client_left() {
-            true if self.outlived => Some(Ending::Outlived),
-            true => Some(Ending::ClientClosed),
+            true if self.outlived => Some(Termination::Outlived),
+            true => Some(Termination::ClientClosed),
             false => None,
         }
     }
@@ -538,7 +543,7 @@ impl Exchange {
     }
 
     /// Writes the request's line and counts it. A second call does nothing.
-    pub fn settle(&mut self, ending: Ending) {
+    pub fn settle(&mut self, ending: Termination) {
         if self.settled.replace(Instant::now()).is_some() {
             return;
         }
@@ -550,8 +555,9 @@ impl Exchange {
         }
         let ending = match &mut self.conversation {
             Some(conversation) => {
-                let in_order = ending == Ending::ClientClosed && conversation.has_server_closed();
-                let ending = if in_order { Ending::Whole } else { ending };
+                let in_order =
+                    ending == Termination::ClientClosed && conversation.has_server_closed();
+                let ending = if in_order { Termination::Whole } else { ending };
                 conversation.finish(ending, &self.arrival)
             }
             None => ending,
@@ -568,8 +574,10 @@ impl Exchange {
         // Of a held body that is refused nothing has left.
         let has_tried = self.route.has_begun() && (self.turn.sent.reached || !is_refused);
         let tried = self.upstream.as_deref().filter(|_| has_tried);
+        let tried = tried.map(|upstream| &*upstream.config);
+        let ledger = self.state.ledger();
         self.turn
-            .log(&self.state, &self.arrival, tried, ending, &observed);
+            .log(&ledger, &self.arrival, tried, ending, &observed);
     }
 }
 
@@ -578,8 +586,10 @@ impl Drop for Exchange {
     /// others have settled by now.
     fn drop(&mut self) {
         let ending = match self.ending() {
-            Ending::Whole if self.turn.answer.upstream_status.is_some() => Ending::UpstreamCut,
-            Ending::Whole => Ending::ClientClosed,
+            Termination::Whole if self.turn.answer.upstream_status.is_some() => {
+                Termination::UpstreamCut
+            }
+            Termination::Whole => Termination::ClientClosed,
             other => other,
         };
         self.settle(ending);
@@ -603,7 +613,8 @@ pub(crate) fn outgoing_tier(
     bytes: &[u8],
 ) -> Result<Option<&'static str>, Cause> {
     let found = observed_tier(bytes);
-    if order.is_some_and(|order| order.body == Edit::Set) && found != Some(PRIORITY) {
+    if order.is_some_and(|order| order.body == Edit::Set(Tier::Priority)) && found != Some(PRIORITY)
+    {
         return Err(Cause::Internal);
     }
     Ok(found)

@@ -3,7 +3,7 @@
 use pingora_core::protocols::http::date::get_cached_date;
 use pingora_core::{Error, ErrorSource, ErrorType};
 
-use crate::accounting::record::Ending;
+use crate::accounting::record::Termination;
 use crate::codec::error::{Cause, Refusal};
 use crate::policy::endpoint::Protocol;
 use crate::upstream::connector::NOT_PROCESSED;
@@ -66,40 +66,40 @@ impl Situation {
     /// address, nor does that it refuses a stream.
     pub fn is_reset(&self, error: &Error) -> bool {
         let ending = self.ending_of(error);
-        ending == Ending::Refused(Cause::UpstreamReset) && !is_unprocessed(error)
+        ending == Termination::Refused(Cause::UpstreamReset) && !is_unprocessed(error)
     }
 
     /// What an error means for the request.
-    pub fn ending_of(&self, error: &Error) -> Ending {
+    pub fn ending_of(&self, error: &Error) -> Termination {
         if let Some(cause) = self.refusal.or(self.late_body()) {
-            return Ending::Refused(cause);
+            return Termination::Refused(cause);
         }
         match error.esource() {
             ErrorSource::Downstream => self.client_failure(error.etype()),
             ErrorSource::Upstream if self.is_answered => match error.etype() {
-                ErrorType::ReadTimedout | ErrorType::WriteTimedout => Ending::Timeout,
-                _ if self.expired.is_some() => Ending::Timeout,
-                _ => Ending::UpstreamCut,
+                ErrorType::ReadTimedout | ErrorType::WriteTimedout => Termination::Timeout,
+                _ if self.expired.is_some() => Termination::Timeout,
+                _ => Termination::UpstreamCut,
             },
             ErrorSource::Upstream => {
-                Ending::Refused(upstream_failure(error.etype(), self.expired.is_some()))
+                Termination::Refused(upstream_failure(error.etype(), self.expired.is_some()))
             }
             _ => match error.etype() {
                 ErrorType::WriteError | ErrorType::WriteTimedout if self.is_answered => {
-                    Ending::ClientClosed
+                    Termination::ClientClosed
                 }
-                _ if self.is_answered => Ending::UpstreamCut,
-                _ => Ending::Refused(Cause::Internal),
+                _ if self.is_answered => Termination::UpstreamCut,
+                _ => Termination::Refused(Cause::Internal),
             },
         }
     }
 
     /// How a request ended that no error ended and nobody answered whole.
-    pub fn ending(&self) -> Ending {
+    pub fn ending(&self) -> Termination {
         match self.refusal.or(self.late_body()) {
-            Some(cause) => Ending::Refused(cause),
-            None if self.expired.is_some() => Ending::Timeout,
-            None => Ending::Whole,
+            Some(cause) => Termination::Refused(cause),
+            None if self.expired.is_some() => Termination::Timeout,
+            None => Termination::Whole,
         }
     }
 
@@ -113,17 +113,19 @@ impl Situation {
         }
     }
 
-    fn client_failure(&self, etype: &ErrorType) -> Ending {
+    fn client_failure(&self, etype: &ErrorType) -> Termination {
         match etype {
-            ErrorType::ReadTimedout if !self.is_answered => Ending::Refused(Cause::RequestTimeout),
+            ErrorType::ReadTimedout if !self.is_answered => {
+                Termination::Refused(Cause::RequestTimeout)
+            }
             ErrorType::ReadError
             | ErrorType::WriteError
             | ErrorType::WriteTimedout
             | ErrorType::ConnectionClosed
             | ErrorType::ReadTimedout
-            | ErrorType::H2Error => Ending::ClientClosed,
-            _ if self.is_answered => Ending::ClientClosed,
-            _ => Ending::Refused(Cause::InvalidHttp),
+            | ErrorType::H2Error => Termination::ClientClosed,
+            _ if self.is_answered => Termination::ClientClosed,
+            _ => Termination::Refused(Cause::InvalidHttp),
         }
     }
 }

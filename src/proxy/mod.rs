@@ -35,8 +35,8 @@ use crate::proxy::error_mapping::{REFUSED, no_address, refused};
 use crate::proxy::replies::{answer_refusal, check_response, clean_http2_head, continue_upload};
 use crate::proxy::request_body::{HeldBody, StreamedBody, waiting_piece};
 use crate::state::State;
+use crate::upstream::connector::UpstreamConnector;
 use crate::upstream::connector::control::StreamControl;
-use crate::upstream::connector::{UpstreamConnector, request_peer};
 
 /// What Pingora keeps of a body for another attempt, in bytes. The rest of a body that is read before a peer is chosen has
 /// to fit, for Pingora sends such a body only by replaying what it kept.
@@ -127,7 +127,7 @@ impl ProxyHttp for TierProxy {
     ) -> Result<Box<HttpPeer>> {
         let only_http1 = exchange.upgrade || exchange.only_http1;
         let address = exchange.next_address().ok_or_else(no_address)?;
-        Ok(Box::new(request_peer(&address.peer, only_http1)))
+        Ok(Box::new(address.request_peer(only_http1).clone()))
     }
 
     async fn connected_to_upstream(

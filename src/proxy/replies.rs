@@ -7,7 +7,7 @@ use pingora_proxy::Session;
 use tokio::time::timeout;
 
 use super::{LINGERING_CLOSE_BYTES, LINGERING_CLOSE_TIME, REQUEST_ID, Stop};
-use crate::accounting::record::Ending;
+use crate::accounting::record::Termination;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::framing;
 use crate::proxy::context::{Body, Exchange};
@@ -53,7 +53,7 @@ pub(super) async fn answer_refusal(session: &mut Session, exchange: &mut Exchang
     if !bodyless {
         session.write_response_body(Some(answer.body), true).await?;
     }
-    exchange.settle(Ending::Refused(cause));
+    exchange.settle(Termination::Refused(cause));
     exchange.body = Body::None;
     if unread {
         linger(session).await;

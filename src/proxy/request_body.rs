@@ -10,7 +10,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use crate::codec::body_budget::{Budget, Lease};
 use crate::codec::content_coding::{Coding, Decoder};
 use crate::codec::error::{Cause, Refusal};
-use crate::codec::service_tier::{BodyFault, Edit, Facts, Observer, Rewriter};
+use crate::codec::service_tier::{BodyFault, Edit, Edits, Facts, Observer, Rewriter};
 use crate::config::Limits;
 
 /// A body on its way in.
@@ -19,6 +19,7 @@ pub struct HeldBody {
     limits: Arc<Limits>,
     decoder: Option<Decoder>,
     rewriter: Rewriter,
+    edits: Edits,
     received: u64,
 }
 
@@ -70,7 +71,8 @@ impl HeldBody {
             limits: limits.clone(),
             decoder: coding.map(Decoder::new),
             // A body within `limits.body` fits a `usize`: the limit is far below the address space.
-            rewriter: Rewriter::new(edit, limits.json_depth, length.unwrap_or(0) as usize),
+            rewriter: Rewriter::new(limits.json_depth, length.unwrap_or(0) as usize),
+            edits: Edits::tier(edit),
             received: 0,
         })
     }
@@ -126,7 +128,7 @@ impl HeldBody {
         }
         let rewritten = self
             .rewriter
-            .finish()
+            .finish(self.edits)
             .map_err(|fault| refuse_json(&fault, depth))?;
         let (buffer, start, facts) = rewritten.into_parts();
         let mut lease = self.lease;

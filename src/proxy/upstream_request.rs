@@ -6,9 +6,11 @@ use pingora_core::{Error, ErrorType, OrErr, Result};
 use pingora_http::RequestHeader;
 
 use crate::codec::framing::list_members;
-use crate::policy::api_key::X_API_KEY;
+use crate::codec::service_tier::Edit;
 use crate::policy::endpoint::Endpoint;
-use crate::policy::{ANTHROPIC_BETA, CredentialHeader, FAST_MODE_BETA, Order};
+use crate::policy::{
+    ANTHROPIC_BETA, BetaHeader, CredentialHeader, FAST_MODE_BETA, TierAction, asks_for_fast_mode,
+};
 use crate::upstream::{Origin, Upstream};
 
 static ROUTING_HINT: HeaderName = HeaderName::from_static("x-codex-routing-hint");
@@ -37,7 +39,7 @@ pub struct HeadEdit<'a> {
     /// The header in which the client sent its key.
     pub credential: Option<CredentialHeader>,
     pub endpoint: Endpoint,
-    pub order: Option<Order>,
+    pub order: Option<TierAction>,
     pub upgrade: bool,
     pub is_http2: bool,
     pub length: Length,
@@ -73,7 +75,7 @@ impl HeadEdit<'_> {
             // A compressed message could not be looked at.
             head.remove_header(&header::SEC_WEBSOCKET_EXTENSIONS);
         }
-        if self.endpoint.takes_tier() {
+        if self.endpoint.tells_usage() {
             // The response is observed.
             head.insert_header(header::ACCEPT_ENCODING, "identity")?;
         }
@@ -95,12 +97,10 @@ impl HeadEdit<'_> {
         let Some((sent_in, value)) = own else {
             return Ok(());
         };
-        head.remove_header(&header::AUTHORIZATION);
-        head.remove_header(&X_API_KEY);
-        match sent_in {
-            CredentialHeader::Authorization => head.insert_header(header::AUTHORIZATION, value),
-            CredentialHeader::XApiKey => head.insert_header(&X_API_KEY, value),
+        for header in CredentialHeader::ALL {
+            head.remove_header(header.name());
         }
+        head.insert_header(sent_in.name(), value)
     }
 
     fn set_length(&self, head: &mut RequestHeader) -> Result<()> {
@@ -160,28 +160,49 @@ fn path_and_query(target: &[u8]) -> Result<PathAndQuery, http::Error> {
 }
 
 /// Headers that speak of the tier, brought into line with the body.
-fn set_tier_headers(head: &mut RequestHeader, order: Order, endpoint: Endpoint) -> Result<()> {
-    if order.beta_header && endpoint == Endpoint::Messages {
+fn set_tier_headers(head: &mut RequestHeader, order: TierAction, endpoint: Endpoint) -> Result<()> {
+    let sets_beta = order.beta_header == BetaHeader::Set && endpoint == Endpoint::Messages;
+    let removes_beta = order.beta_header == BetaHeader::Remove && asks_for_fast_mode(&head.headers);
+    if sets_beta || removes_beta {
         let tokens: Vec<&[u8]> = list_members(&head.headers, &ANTHROPIC_BETA)
             .filter(|token| !token.is_empty() && *token != FAST_MODE_BETA.as_bytes())
-            .chain([FAST_MODE_BETA.as_bytes()])
+            .chain(sets_beta.then_some(FAST_MODE_BETA.as_bytes()))
             .collect();
         let tokens = joined(&tokens, b",")?;
-        head.insert_header(&ANTHROPIC_BETA, tokens)?;
+        set_or_remove(head, &ANTHROPIC_BETA, tokens)?;
     }
-    if let Some(hint) = head.headers.get(&ROUTING_HINT) {
+    if order.changes()
+        && let Some(hint) = head.headers.get(&ROUTING_HINT)
+    {
+        let tier = match order.body {
+            Edit::Set(tier) => Some(tier.as_str()),
+            _ => order.tier_in_header(),
+        };
+        let tier = tier.map(|tier| format!("tier={tier}"));
         let others = hint
             .as_bytes()
             .split(|byte| *byte == b';')
             .map(|part| part.trim_ascii());
         let parts: Vec<&[u8]> = others
             .filter(|part| !part.starts_with(b"tier=") && !part.is_empty())
-            .chain([&b"tier=priority"[..]])
+            .chain(tier.as_ref().map(String::as_bytes))
             .collect();
         let hint = joined(&parts, b";")?;
-        head.insert_header(&ROUTING_HINT, hint)?;
+        set_or_remove(head, &ROUTING_HINT, hint)?;
     }
     Ok(())
+}
+
+fn set_or_remove(
+    head: &mut RequestHeader,
+    name: &'static HeaderName,
+    value: HeaderValue,
+) -> Result<()> {
+    if value.is_empty() {
+        head.remove_header(name);
+        return Ok(());
+    }
+    head.insert_header(name, value)
 }
 
 /// The parts come from header values, and what joins them may stand in one.
@@ -198,9 +219,9 @@ fn joined(parts: &[&[u8]], separator: &[u8]) -> Result<HeaderValue> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::service_tier::Edit;
+    use crate::codec::service_tier::Tier;
     use crate::config::Config;
-    use crate::policy::TierReason;
+    use crate::policy::{Condition, TierReason};
 
     fn upstream(prefix: &str) -> Upstream {
         let folder = tempfile::tempdir().unwrap();
@@ -224,10 +245,15 @@ mod tests {
             target: b"/v1/x?y",
             credential: Some(CredentialHeader::Authorization),
             endpoint,
-            order: Some(Order {
+            order: Some(TierAction {
                 reason: TierReason::GroupForce,
-                body: Edit::Set,
-                beta_header: endpoint == Endpoint::Messages,
+                body: Edit::Set(Tier::Priority),
+                beta_header: match endpoint {
+                    Endpoint::Messages => BetaHeader::Set,
+                    _ => BetaHeader::Keep,
+                },
+                remove_fast_speed: false,
+                condition: Condition::Always,
             }),
             upgrade: false,
             is_http2,

@@ -10,12 +10,12 @@ use pingora_core::protocols::http::HttpTask;
 use pingora_proxy::Session;
 use serde_json::json;
 
-use crate::accounting::record::{Answered, Ending, Sent, Turn};
+use crate::accounting::record::{Answered, RequestInfo, RequestRecord, Sent, Termination};
 use crate::accounting::usage::{Event, EventObserver, Observed};
 use crate::codec::body_budget::Lease;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::{
-    BodyFault, Edit, Facts, PRIORITY, Rewriter, Rewritten, observed_tier,
+    BodyFault, Edit, Edits, Facts, PRIORITY, Rewriter, Rewritten, Tier, observed_tier,
 };
 use crate::codec::websocket::{
     ClientEvent, ClientReader, Message, Opcode, ProtocolError, ServerEvent, ServerReader,
@@ -23,7 +23,7 @@ use crate::codec::websocket::{
 };
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{Credential, Decision, Denied, Group, Order, Policy};
-use crate::proxy::context::{Arrival, Exchange};
+use crate::proxy::context::Exchange;
 use crate::proxy::error_mapping::REFUSED;
 use crate::proxy::request_body::refuse_json;
 use crate::state::State;
@@ -32,6 +32,8 @@ use crate::upstream::connector::control::Phase;
 
 /// The message that begins a response (<https://platform.openai.com/docs/guides/websocket-mode>).
 const RESPONSE_CREATE: &str = "response.create";
+/// The event by which the server refuses a message, or ends a response.
+const ERROR: &str = "error";
 /// RFC 6455 §7.4.1, and the registry of close codes for the last two.
 const POLICY_VIOLATION: u16 = 1008;
 const INTERNAL_ERROR: u16 = 1011;
@@ -89,7 +91,7 @@ struct Turns {
 }
 
 struct OpenTurn {
-    turn: Turn,
+    turn: RequestRecord,
     response_id: Option<String>,
     stream_id: Option<String>,
 }
@@ -106,7 +108,7 @@ struct Inherited {
 }
 
 impl Inherited {
-    fn of(turn: &Turn) -> Self {
+    fn of(turn: &RequestRecord) -> Self {
         Self {
             policy: turn.policy.clone(),
             key: turn.key.clone(),
@@ -186,7 +188,12 @@ impl Conversation {
     }
 
     /// What came from the client. Messages are judged one by one, each by the policy of that moment.
-    pub fn client_bytes(&mut self, chunk: Bytes, arrival: &Arrival, connection: &Turn) -> Passed {
+    pub fn client_bytes(
+        &mut self,
+        chunk: Bytes,
+        arrival: &RequestInfo,
+        connection: &RequestRecord,
+    ) -> Passed {
         if self.over || self.farewell.is_some() {
             return Passed::default();
         }
@@ -211,8 +218,8 @@ impl Conversation {
     pub fn server_bytes(
         &mut self,
         chunk: &Bytes,
-        arrival: &Arrival,
-        connection: &Turn,
+        arrival: &RequestInfo,
+        connection: &RequestRecord,
     ) -> Option<Bytes> {
         if self.over {
             return Some(Bytes::new());
@@ -241,10 +248,10 @@ impl Conversation {
                 let ended = turns.take_event(event.end(), *event_bytes, connection);
                 if let Some((turn, observed)) = ended {
                     turn.log(
-                        state,
+                        &state.ledger(),
                         arrival,
-                        upstream.as_deref(),
-                        Ending::Whole,
+                        upstream.as_deref().map(|upstream| &*upstream.config),
+                        Termination::Whole,
                         &observed,
                     );
                 }
@@ -282,17 +289,17 @@ impl Conversation {
     }
 
     /// A response takes too long. Returns what the client is told.
-    fn server_is_late(&mut self, arrival: &Arrival) -> Option<Bytes> {
+    fn server_is_late(&mut self, arrival: &RequestInfo) -> Option<Bytes> {
         if self.over || self.server_closed {
             return None;
         }
         self.over = true;
         for open in self.turns.open.drain(..) {
             open.turn.log(
-                &self.state,
+                &self.state.ledger(),
                 arrival,
-                self.upstream.as_deref(),
-                Ending::Timeout,
+                self.upstream.as_deref().map(|upstream| &*upstream.config),
+                Termination::Timeout,
                 &Observed::default(),
             );
         }
@@ -315,32 +322,32 @@ impl Conversation {
     }
 
     /// The connection is gone: every response that still ran is accounted for. Returns how the connection ended.
-    pub fn finish(&mut self, ending: Ending, arrival: &Arrival) -> Ending {
+    pub fn finish(&mut self, ending: Termination, arrival: &RequestInfo) -> Termination {
         let cut = match ending {
-            Ending::Whole if self.client_closed => Ending::ClientClosed,
-            Ending::Whole => Ending::UpstreamCut,
+            Termination::Whole if self.client_closed => Termination::ClientClosed,
+            Termination::Whole => Termination::UpstreamCut,
             // The client was sent away for another message of its own.
-            Ending::Refused(_) => Ending::ClientClosed,
+            Termination::Refused(_) => Termination::ClientClosed,
             other => other,
         };
         let cut_in_turn = !self.turns.open.is_empty();
         for open in self.turns.open.drain(..) {
             open.turn.log(
-                &self.state,
+                &self.state.ledger(),
                 arrival,
-                self.upstream.as_deref(),
+                self.upstream.as_deref().map(|upstream| &*upstream.config),
                 cut,
                 &Observed::default(),
             );
         }
         match ending {
-            Ending::Whole if cut_in_turn => cut,
+            Termination::Whole if cut_in_turn => cut,
             other => other,
         }
     }
 
     /// Judges all messages that are whole, and gathers what goes on.
-    fn judge(&mut self, pieces: &mut Vec<Bytes>, connection: &Turn) -> Result<(), Stop> {
+    fn judge(&mut self, pieces: &mut Vec<Bytes>, connection: &RequestRecord) -> Result<(), Stop> {
         while let Some(event) = self.client.next_event() {
             match event.map_err(Stop::Protocol)? {
                 ClientEvent::Payload(piece) => {
@@ -363,7 +370,7 @@ impl Conversation {
         let depth = self.state.limits.json_depth;
         let rewriter = self
             .message
-            .get_or_insert_with(|| Rewriter::new(Edit::Set, depth, 0));
+            .get_or_insert_with(|| Rewriter::for_message(depth));
         let fault = &mut self.fault;
         unmasked(&mut |piece| {
             if fault.is_none() {
@@ -381,15 +388,19 @@ impl Conversation {
     }
 
     /// What goes on in place of a message.
-    fn judge_message(&mut self, message: Message, connection: &Turn) -> Result<Bytes, Stop> {
+    fn judge_message(
+        &mut self,
+        message: Message,
+        connection: &RequestRecord,
+    ) -> Result<Bytes, Stop> {
         let depth = self.state.limits.json_depth;
         let rewriter = self
             .message
             .take()
-            .unwrap_or_else(|| Rewriter::new(Edit::Set, depth, 0));
+            .unwrap_or_else(|| Rewriter::for_message(depth));
         let read = match self.fault.take() {
             Some(fault) => Err(fault),
-            None => rewriter.finish(),
+            None => rewriter.finish(Edits::tier(Edit::Set(Tier::Priority))),
         };
         let policy = self.state.policy.current();
         let decided = policy.decide_again(&self.credential, Endpoint::Responses, false);
@@ -431,7 +442,7 @@ impl Conversation {
         decision: Decision,
         body: Rewritten,
         message: Message,
-        connection: &Turn,
+        connection: &RequestRecord,
     ) -> Result<Bytes, Stop> {
         if self.turns.open.len() >= MOST_OPEN_TURNS {
             let refusal = Refusal::new(
@@ -492,7 +503,7 @@ impl Conversation {
         policy: Arc<Policy>,
         facts: Option<Facts>,
         message: &Message,
-        connection: &Turn,
+        connection: &RequestRecord,
     ) -> Stop {
         let mut turn = self.turns.next(policy, connection);
         turn.key = denied.key;
@@ -508,7 +519,7 @@ impl Conversation {
         decision: Decision,
         facts: Option<Facts>,
         message: &Message,
-        connection: &Turn,
+        connection: &RequestRecord,
     ) -> Stop {
         let mut turn = self.turns.next(policy, connection);
         turn.key = decision.key;
@@ -519,7 +530,7 @@ impl Conversation {
     }
 
     /// A turn that the refusal which follows will close.
-    fn open_refused(&mut self, mut turn: Turn, facts: Option<Facts>, message: &Message) {
+    fn open_refused(&mut self, mut turn: RequestRecord, facts: Option<Facts>, message: &Message) {
         turn.facts = facts.unwrap_or_default();
         turn.request_bytes = message.payload_length as u64;
         self.turns.open.push(OpenTurn {
@@ -530,7 +541,7 @@ impl Conversation {
     }
 
     /// Tells the client why, now or when the server's message under way has ended.
-    fn refuse(&mut self, stop: Stop, unsent: Vec<OpenTurn>, arrival: &Arrival) -> Passed {
+    fn refuse(&mut self, stop: Stop, unsent: Vec<OpenTurn>, arrival: &RequestInfo) -> Passed {
         let (refusal, code) = match stop {
             Stop::Refused(refusal)
                 if matches!(refusal.cause, Cause::BufferFull | Cause::TooManyRequests) =>
@@ -556,10 +567,10 @@ impl Conversation {
                 ..Answered::default()
             };
             open.turn.log(
-                &self.state,
+                &self.state.ledger(),
                 arrival,
                 None,
-                Ending::Refused(refusal.cause),
+                Termination::Refused(refusal.cause),
                 &Observed::default(),
             );
         }
@@ -594,17 +605,19 @@ impl Conversation {
 
 impl Turns {
     /// A turn with what the connection knows of it.
-    fn next(&mut self, policy: Arc<Policy>, connection: &Turn) -> Turn {
+    fn next(&mut self, policy: Arc<Policy>, connection: &RequestRecord) -> RequestRecord {
         self.count += 1;
-        let mut turn = Turn::new(self.count, policy);
+        let mut turn = RequestRecord::new(self.count, policy);
         turn.answer.status = connection.answer.status;
         turn.answer.upstream_status = connection.answer.upstream_status;
         turn.answer.upstream_request_id = connection.answer.upstream_request_id.clone();
         turn.answer.transport = connection.answer.transport;
+        turn.key_digest = connection.key_digest;
+        turn.sent_key_digest = connection.sent_key_digest;
         turn
     }
 
-    fn begin(&mut self, turn: Turn) {
+    fn begin(&mut self, turn: RequestRecord) {
         let stream_id = turn.facts.stream_id.clone();
         self.last = Some(Inherited::of(&turn));
         self.open.push(OpenTurn {
@@ -619,8 +632,8 @@ impl Turns {
         &mut self,
         event: Event,
         bytes: u64,
-        connection: &Turn,
-    ) -> Option<(Turn, Observed)> {
+        connection: &RequestRecord,
+    ) -> Option<(RequestRecord, Observed)> {
         let at = self.turn_of(&event, connection)?;
         let open = &mut self.open[at];
         open.turn.answer.bytes += bytes;
@@ -634,15 +647,9 @@ impl Turns {
 
     /// Which turn a message of the server belongs to. One that names a response which nobody waits for begins a turn: a
     /// steered response goes on in a successor that no message of the client created.
-    fn turn_of(&mut self, event: &Event, connection: &Turn) -> Option<usize> {
+    fn turn_of(&mut self, event: &Event, connection: &RequestRecord) -> Option<usize> {
         let Some(id) = event.response_id.as_deref() else {
-            let in_lane =
-                |open: &OpenTurn| event.stream_id.is_some() && open.stream_id == event.stream_id;
-            return self
-                .open
-                .iter()
-                .position(in_lane)
-                .or((!self.open.is_empty()).then_some(0));
+            return self.turn_without_id(event);
         };
         if let Some(known) = self
             .open
@@ -666,7 +673,21 @@ impl Turns {
         Some(at)
     }
 
-    fn begin_successor(&mut self, event: &Event, connection: &Turn) -> Option<usize> {
+    /// A message that names no response belongs to the oldest turn of its lane, or else to the oldest. But an error ends a
+    /// turn only where the turn waits for its `response.created`: one that runs has an end of its own, and the error may be
+    /// about another message of the client.
+    fn turn_without_id(&self, event: &Event) -> Option<usize> {
+        let is_error = event.kind.as_deref() == Some(ERROR);
+        let in_lane =
+            |open: &OpenTurn| event.stream_id.is_some() && open.stream_id == event.stream_id;
+        let may_be = |open: &OpenTurn| !is_error || open.response_id.is_none();
+        let mut turns = self.open.iter();
+        turns
+            .position(in_lane)
+            .or_else(|| self.open.iter().position(may_be))
+    }
+
+    fn begin_successor(&mut self, event: &Event, connection: &RequestRecord) -> Option<usize> {
         if self.open.len() >= MOST_OPEN_TURNS {
             return None;
         }

@@ -13,13 +13,13 @@ use tokio::process::{Child, Command};
 const TAKEOVER: &str = "--takeover";
 
 /// How to start it, and the one that has been started.
-pub struct Successor {
+pub struct NewProcess {
     program: PathBuf,
     arguments: Vec<OsString>,
     running: Option<Child>,
 }
 
-impl Successor {
+impl NewProcess {
     /// To be called before anything replaces the program or changes the working folder.
     ///
     /// # Errors

@@ -1,63 +1,16 @@
-//! How many of something are open at once for each of very many names, of which most have none. A name takes memory only
-//! while something of its is open.
+//! Whose connections count together where the connections of a client are limited.
 
-use std::collections::HashMap;
-use std::fmt::Debug;
-use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::net::{IpAddr, Ipv6Addr};
 
-#[derive(Debug)]
-pub struct Tally<K> {
-    open: Arc<Mutex<HashMap<K, u64>>>,
-}
+pub use crate::policy::keyed_limiter::{KeyedLimiter, Permit};
 
-/// One that is open, until it is dropped.
-#[derive(Debug)]
-pub struct Entry<K: Eq + Hash> {
-    tally: Arc<Mutex<HashMap<K, u64>>>,
-    name: K,
-}
-
-impl<K: Copy + Eq + Hash> Tally<K> {
-    /// Counts one more. None where `most` of that name are open.
-    pub fn enter(&self, name: K, most: u64) -> Option<Entry<K>> {
-        let mut open = lock(&self.open);
-        let count = open.entry(name).or_default();
-        // A name without one has been entered just now, so `most` is reached only where it stays.
-        if *count >= most {
-            return None;
-        }
-        *count += 1;
-        Some(Entry {
-            tally: self.open.clone(),
-            name,
-        })
+/// The address that stands for all that one client has at will: of IPv6 the network of 64 bits, which is the least that a host
+/// gets (RFC 6177).
+pub fn subscriber(client: IpAddr) -> IpAddr {
+    match client {
+        IpAddr::V4(_) => client,
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
     }
-}
-
-impl<K> Default for Tally<K> {
-    fn default() -> Self {
-        Self {
-            open: Arc::default(),
-        }
-    }
-}
-
-impl<K: Eq + Hash> Drop for Entry<K> {
-    fn drop(&mut self) {
-        let mut open = lock(&self.tally);
-        if let Some(count) = open.get_mut(&self.name) {
-            *count -= 1;
-            if *count == 0 {
-                open.remove(&self.name);
-            }
-        }
-    }
-}
-
-fn lock<K>(open: &Mutex<HashMap<K, u64>>) -> MutexGuard<'_, HashMap<K, u64>> {
-    // Counts are whole at any time, whoever panics.
-    open.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -65,17 +18,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_name_has_its_own_count_and_none_is_kept_for_nothing() {
-        let tally = Tally::default();
-        let first = tally.enter("a", 2);
-        let second = tally.enter("a", 2);
-        assert!(first.is_some() && second.is_some());
-        assert!(tally.enter("a", 2).is_none());
-        assert!(tally.enter("b", 1).is_some());
-        assert_eq!(lock(&tally.open).len(), 1);
-        drop(first);
-        assert!(tally.enter("a", 2).is_some());
-        drop(second);
-        assert!(lock(&tally.open).is_empty());
+    fn addresses_of_one_network_of_64_bits_are_one_client() {
+        let of = |text: &str| subscriber(text.parse().unwrap()).to_string();
+        assert_eq!(of("2001:db8:1:2:3::4"), "2001:db8:1:2::");
+        assert_eq!(of("2001:db8:1:2::"), "2001:db8:1:2::");
+        assert_eq!(of("192.0.2.7"), "192.0.2.7");
     }
 }

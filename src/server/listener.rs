@@ -19,13 +19,13 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::watch::Follower;
+use crate::config::watch::FileWatcher;
 use crate::proxy::Proxy;
 use crate::proxy::client_connection::{ClientConnection, HeadLimits};
-use crate::server::connection_limit::{Entry, Tally};
+use crate::server::connection_limit::{KeyedLimiter, Permit, subscriber};
 use crate::server::downstream::{Downstream, Socket};
 use crate::server::proxy_protocol::{self, Header};
-use crate::server::socket_handover::Taken;
+use crate::server::socket_handover::InheritedSockets;
 use crate::server::tls::LiveAcceptor;
 use crate::state::{DRAIN_WAIT, StartError, State};
 
@@ -69,7 +69,7 @@ pub struct Site {
     /// One for each connection that may be open.
     pub room: Arc<Semaphore>,
     /// The open connections of each client, where there is a limit for these.
-    pub clients: Tally<IpAddr>,
+    pub clients: KeyedLimiter<IpAddr>,
 }
 
 impl Listeners {
@@ -80,8 +80,8 @@ impl Listeners {
     /// Where an address cannot be had, or a certificate cannot be read.
     pub fn bind(
         state: &State,
-        followers: &mut Vec<Follower>,
-        mut taken: Option<&mut Taken>,
+        followers: &mut Vec<FileWatcher>,
+        mut taken: Option<&mut InheritedSockets>,
     ) -> Result<Self, StartError> {
         let mut public = Vec::new();
         for listen in &state.config.listen {
@@ -147,7 +147,10 @@ impl Listeners {
     }
 }
 
-fn bind(address: SocketAddr, taken: Option<&mut Taken>) -> Result<TcpListener, StartError> {
+fn bind(
+    address: SocketAddr,
+    taken: Option<&mut InheritedSockets>,
+) -> Result<TcpListener, StartError> {
     let bound = match taken.and_then(|taken| taken.socket(address)) {
         Some(socket) => socket
             .set_nonblocking(true)
@@ -232,7 +235,7 @@ struct Entered {
     /// None over HTTP/2.
     connection: Option<Arc<ClientConnection>>,
     /// Its place among those of its client.
-    _seat: Option<Entry<IpAddr>>,
+    _seat: Option<Permit<IpAddr>>,
 }
 
 impl Entered {
@@ -338,28 +341,19 @@ async fn read_proxy_header(client: &mut TcpStream) -> io::Result<Option<SocketAd
 }
 
 /// A place among the connections of this client, where these are limited. Those of a trusted proxy have many clients.
-fn take_seat(client: IpAddr, site: &Site) -> io::Result<Option<Entry<IpAddr>>> {
+fn take_seat(client: IpAddr, site: &Site) -> io::Result<Option<Permit<IpAddr>>> {
     let Some(most) = site.state.limits.connections_per_client else {
         return Ok(None);
     };
     if site.state.config.trusted_proxies.contains(client) {
         return Ok(None);
     }
-    let seat = site.clients.enter(subscriber(client), most);
+    let seat = site.clients.try_acquire(subscriber(client), most);
     if seat.is_none() {
         site.state.metrics.connections_refused.inc();
     }
     let refused = || io::Error::other("`limits.connections_per_client` is reached");
     seat.map(Some).ok_or_else(refused)
-}
-
-/// The addresses that one client has at will count as one: of IPv6, the network of 64 bits that is the least a host gets
-/// (RFC 6177).
-fn subscriber(client: IpAddr) -> IpAddr {
-    match client {
-        IpAddr::V4(_) => client,
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-    }
 }
 
 /// Has the kernel find out that a client is gone which never says so: a WebSocket may be silent for as long as it likes.

@@ -6,6 +6,7 @@ pub mod client_ip;
 pub mod connection_limit;
 pub mod downstream;
 pub mod listener;
+pub mod logging;
 mod proxy_app;
 pub mod proxy_protocol;
 pub mod socket_handover;
@@ -34,11 +35,11 @@ use crate::config::watch::{self as files, Reloaded};
 use crate::config::{Config, Limits};
 use crate::proxy::client_connection::HeadLimits;
 use crate::server::admin::Admin;
-use crate::server::binary_upgrade::Successor;
-use crate::server::connection_limit::Tally;
+use crate::server::binary_upgrade::NewProcess;
+use crate::server::connection_limit::KeyedLimiter;
 use crate::server::downstream::Socket;
 use crate::server::listener::{ACCEPT_REST, Listeners, Site};
-use crate::server::socket_handover::{Handover, Taken};
+use crate::server::socket_handover::{InheritedSockets, SocketHandoff};
 use crate::state::{StartError, State};
 use crate::upstream::health_check;
 use crate::upstream::{RESOLVE_EVERY, Upstream};
@@ -62,7 +63,7 @@ pub struct Server {
     runtime: Runtime,
     listeners: Listeners,
     reload_now: Sender<Reloaded>,
-    taken: Option<Taken>,
+    taken: Option<InheritedSockets>,
 }
 
 impl Server {
@@ -111,7 +112,7 @@ impl Server {
     /// Where signals cannot be received, the program does not know itself, or lines of the access log are lost because it
     /// could not be written up to the end.
     pub fn run(self) -> io::Result<()> {
-        let successor = Successor::of_this_process()?;
+        let successor = NewProcess::of_this_process()?;
         let signals = {
             // Before anything is served: a signal that came sooner would end the process.
             let _context = self.runtime.enter();
@@ -120,12 +121,7 @@ impl Server {
         let (state, reload_now) = (self.state.clone(), self.reload_now.clone());
         let acting = state.clone();
         self.run_until(async move { signals.act(&acting, &reload_now, successor).await });
-        match state.log.waiting_lines() {
-            0 => Ok(()),
-            lost => Err(io::Error::other(format!(
-                "the access log cannot be written, lines lost: {lost}"
-            ))),
-        }
+        state.log.finish()
     }
 
     /// Serves until `stop` is ready, then drains: requests that run may end within `server.drain`.
@@ -137,11 +133,12 @@ impl Server {
             reload_now,
             taken,
         } = self;
-        runtime.block_on(serve(state.clone(), listeners, taken, stop));
+        let cut = runtime.block_on(serve(state.clone(), listeners, taken, stop));
         // Whatever still runs is dropped here, and writes its line as it goes.
         runtime.shutdown_timeout(ABORT_TIME);
         drop(reload_now);
         state.log.retry();
+        log::info!("stopped, {cut} requests cut");
     }
 }
 
@@ -166,7 +163,7 @@ fn runtime(threads: usize) -> Result<Runtime, StartError> {
         .map_err(|why| StartError::Io("threads".to_owned(), why))
 }
 
-fn take_over(state: &State) -> Result<Taken, StartError> {
+fn take_over(state: &State) -> Result<InheritedSockets, StartError> {
     let Some(path) = &state.config.server.upgrade_socket else {
         let missing = io::Error::new(
             io::ErrorKind::NotFound,
@@ -174,15 +171,16 @@ fn take_over(state: &State) -> Result<Taken, StartError> {
         );
         return Err(StartError::Io("takeover".to_owned(), missing));
     };
-    Taken::from(path).map_err(|why| StartError::Io(format!("takeover at {}", path.display()), why))
+    InheritedSockets::from(path)
+        .map_err(|why| StartError::Io(format!("takeover at {}", path.display()), why))
 }
 
 async fn serve(
     state: Arc<State>,
     listeners: Listeners,
-    taken: Option<Taken>,
+    taken: Option<InheritedSockets>,
     stop: impl Future<Output = ()>,
-) {
+) -> i64 {
     resolve_all(&state).await;
     health_check::begin(&state);
     tokio::spawn(retry_log(state.clone()));
@@ -195,7 +193,7 @@ async fn serve(
         tasks: TaskTracker::new(),
         accepted: AtomicU64::new(0),
         room: Arc::new(Semaphore::new(state.limits.connections)),
-        clients: Tally::default(),
+        clients: KeyedLimiter::default(),
     });
     let (handover, address) = (offer_sockets(&state, &listeners), listeners.reachable_at());
     let accepting = CancellationToken::new();
@@ -205,7 +203,7 @@ async fn serve(
     ));
     // Before the old process may end: the service must have its new main process by then, or it counts as stopped.
     systemd::ready();
-    if let Some(Err(why)) = taken.map(Taken::confirm) {
+    if let Some(Err(why)) = taken.map(InheritedSockets::confirm) {
         log::warn!("the process whose sockets were taken over has ended: {why}");
     }
     let addresses: Vec<String> = state
@@ -242,7 +240,7 @@ async fn serve(
     state.drain();
     // A closed channel would mean that no connection is left to tell.
     let _ = shut.send(true);
-    drain(&site).await;
+    drain(&site).await
 }
 
 fn feed_watchdog(site: &Arc<Site>, address: SocketAddr, stop: &CancellationToken) {
@@ -251,20 +249,20 @@ fn feed_watchdog(site: &Arc<Site>, address: SocketAddr, stop: &CancellationToken
     tokio::spawn(stop.clone().run_until_cancelled_owned(feeding));
 }
 
-/// Lets the requests that run come to their end, and cuts those that take longer than they may.
-async fn drain(site: &Site) {
+/// Lets the requests that run come to their end, and cuts those that take longer than they may; so many are cut.
+async fn drain(site: &Site) -> i64 {
     let (state, limit) = (&site.state, site.state.config.server.drain);
     log::info!("draining for at most {limit:?}");
     site.tasks.close();
     if tokio::time::timeout(limit, drained(site)).await.is_err() {
-        log::warn!(
-            "the drain is over, {} requests are cut",
-            state.metrics.in_flight.get()
-        );
+        let cut = state.metrics.in_flight.get();
+        log::warn!("the drain is over, {cut} requests are cut");
         state.end_drain();
         // Those that are still to arrive whole can be answered. Others are dropped with the runtime, whatever they wait for.
         let _ = tokio::time::timeout(FAREWELL_TIME, drained(site)).await;
+        return cut;
     }
+    0
 }
 
 /// Connections have ended, and with them the requests; those of HTTP/2 run in tasks of their own. And every line is in the
@@ -277,11 +275,11 @@ async fn drained(site: &Site) {
 }
 
 /// Offers the listening sockets to a process that comes after this one, where the configuration says how.
-fn offer_sockets(state: &State, listeners: &Listeners) -> Option<Arc<Handover>> {
+fn offer_sockets(state: &State, listeners: &Listeners) -> Option<Arc<SocketHandoff>> {
     let path = state.config.server.upgrade_socket.as_ref()?;
     match listeners
         .handles()
-        .and_then(|sockets| Handover::offer(path, sockets))
+        .and_then(|sockets| SocketHandoff::offer(path, sockets))
     {
         Ok(handover) => Some(Arc::new(handover)),
         Err(why) => {
@@ -295,7 +293,7 @@ fn offer_sockets(state: &State, listeners: &Listeners) -> Option<Arc<Handover>> 
 }
 
 /// Returns when another process serves on the sockets.
-async fn handed_over(handover: Option<Arc<Handover>>) {
+async fn handed_over(handover: Option<Arc<SocketHandoff>>) {
     let Some(handover) = handover else {
         return std::future::pending().await;
     };
@@ -398,7 +396,12 @@ impl Signals {
     }
 
     /// Acts on them until one asks for the end.
-    async fn act(mut self, state: &State, reload_now: &Sender<Reloaded>, mut successor: Successor) {
+    async fn act(
+        mut self,
+        state: &State,
+        reload_now: &Sender<Reloaded>,
+        mut successor: NewProcess,
+    ) {
         loop {
             tokio::select! {
                 _ = self.hangup.recv() => reload(reload_now).await,
@@ -419,7 +422,7 @@ impl Signals {
 }
 
 /// Starts the process that is to take over. This one goes on until it has.
-fn upgrade(state: &State, successor: &mut Successor) {
+fn upgrade(state: &State, successor: &mut NewProcess) {
     if state.config.server.upgrade_socket.is_none() {
         log::error!("no upgrade: the configuration has no `server.upgrade_socket`");
         return;

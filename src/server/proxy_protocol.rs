@@ -5,9 +5,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The longest header that is read, in bytes: as much as the specification has every receiver take in one piece.
-pub const MOST_BYTES: usize = 536;
+pub const MAX_BYTES: usize = 536;
 /// The longest line of version 1, its end included.
-const MOST_LINE_BYTES: usize = 107;
+const MAX_LINE_BYTES: usize = 107;
 const LINE_BEGIN: &[u8] = b"PROXY ";
 const LINE_END: &[u8] = b"\r\n";
 /// No header of either version is shorter than this one of version 1.
@@ -44,7 +44,7 @@ fn parse_line(bytes: &[u8]) -> Result<Header, &'static str> {
     let Some(line) = bytes.strip_suffix(LINE_END) else {
         let missing = if bytes.ends_with(b"\r") { 1 } else { 2 };
         return match bytes.len() + missing {
-            ..=MOST_LINE_BYTES => Ok(Header::Begun(missing)),
+            ..=MAX_LINE_BYTES => Ok(Header::Begun(missing)),
             _ => Err("the line is too long"),
         };
     };
@@ -85,7 +85,7 @@ fn parse_binary(bytes: &[u8]) -> Result<Header, &'static str> {
     };
     let (command, family) = (fixed[12], fixed[13]);
     let length = usize::from(u16::from_be_bytes([fixed[14], fixed[15]]));
-    if FIXED_BYTES + length > MOST_BYTES {
+    if FIXED_BYTES + length > MAX_BYTES {
         return Err("it is too long");
     }
     if rest.len() < length {
@@ -131,7 +131,7 @@ mod tests {
                 Ok(Header::Whole(client)) => return Some((Ok(client), length)),
                 Err(why) => return Some((Err(why), length)),
                 Ok(Header::Begun(more)) => {
-                    assert!(more > 0 && length + more <= MOST_BYTES);
+                    assert!(more > 0 && length + more <= MAX_BYTES);
                     length += more;
                     bytes.get(..length)?;
                 }
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn what_is_no_header_is_refused() {
         let line_of = |length: usize| format!("PROXY UNKNOWN {}\r\n", "x".repeat(length - 16));
-        assert!(read(line_of(MOST_LINE_BYTES).as_bytes()).unwrap().0.is_ok());
+        assert!(read(line_of(MAX_LINE_BYTES).as_bytes()).unwrap().0.is_ok());
         for bytes in [
             &b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"[..],
             b"PROXY TCP4 192.0.2.1 10.0.0.1 56324\r\n",
@@ -202,13 +202,13 @@ mod tests {
             b"PROXY TCP5 192.0.2.1 10.0.0.1 1 2\r\n",
             b"PROXY TCP4  192.0.2.1 10.0.0.1 1 2\r\n",
             b"PROXY TCP4 \xff\xff\xff 10.0.0.1 1 2\r\n",
-            line_of(MOST_LINE_BYTES + 1).as_bytes(),
+            line_of(MAX_LINE_BYTES + 1).as_bytes(),
             &binary(0x11, 0x11, &V4),
             &binary(0x22, 0x11, &V4),
             &binary(0x21, 0x41, &V4),
             &binary(0x21, 0x11, &V4[..11]),
             &binary(0x21, 0x21, &V4),
-            &binary(0x21, 0x11, &[0; MOST_BYTES - FIXED_BYTES + 1]),
+            &binary(0x21, 0x11, &[0; MAX_BYTES - FIXED_BYTES + 1]),
         ] {
             let told = read(bytes);
             assert!(matches!(told, Some((Err(_), _))), "{told:?} {bytes:?}");

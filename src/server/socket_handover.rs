@@ -1,5 +1,8 @@
 //! Upgrade without a refused connection: a new process takes the listening sockets over from the one that runs. It moves
-//! descriptors over a Unix socket (`unix(7)`, `SCM_RIGHTS`); who accepts on them is decided elsewhere.
+//! descriptors over a UNIX socket (`unix(7)`, `SCM_RIGHTS`); who accepts on them is decided elsewhere. By `rustix`, which gives
+//! the descriptors it receives as owned ones; `nix` gives numbers, which only `unsafe` makes descriptors of.
+//!
+//! Pingora's own upgrade has the old process stop accepting before the new one serves; here the old one goes on until then.
 //!
 //! The new process connects, gets the addresses and the sockets, begins to serve, and only then says so. Until it does,
 //! the old one goes on as if nothing had happened; afterwards it drains. Both accept for a moment, none refuses.
@@ -12,16 +15,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
 /// Listening sockets that one process may have; more do not fit one message.
-const MOST_SOCKETS: usize = 64;
+const MAX_SOCKETS: usize = 64;
 /// An IPv6 address with its port, and a line end.
 const ADDRESS_BYTES: usize = 64;
 /// How long a new process may take from getting the sockets to serving on them.
@@ -30,19 +33,19 @@ const SERVES: u8 = b'+';
 const OWNER_ONLY: u32 = 0o600;
 
 /// What a process offers to the one that comes after it.
-pub struct Handover {
+pub struct SocketHandoff {
     path: PathBuf,
     listener: UnixListener,
     sockets: Mutex<Vec<(SocketAddr, OwnedFd)>>,
 }
 
 /// The sockets of the old process, and the way to tell it that they are served.
-pub struct Taken {
+pub struct InheritedSockets {
     sockets: HashMap<SocketAddr, TcpListener>,
     old: UnixStream,
 }
 
-impl Handover {
+impl SocketHandoff {
     /// Offers the sockets at `path`, in the place of any process that did so before.
     ///
     /// # Errors
@@ -70,7 +73,7 @@ impl Handover {
             let (new, _) = self.listener.accept()?;
             match self.hand_to(new) {
                 Ok(()) => {
-                    self.sockets().clear();
+                    self.sockets.lock().clear();
                     return Ok(());
                 }
                 Err(why) => log::warn!(
@@ -82,7 +85,7 @@ impl Handover {
 
     /// Takes the offer back. A drain without a successor has to: while a handle on a socket is open, clients connect.
     pub fn withdraw(&self) {
-        self.sockets().clear();
+        self.sockets.lock().clear();
         // It may be gone already; then nobody finds it either.
         let _ = std::fs::remove_file(&self.path);
     }
@@ -100,7 +103,7 @@ impl Handover {
     }
 
     fn send(&self, new: &UnixStream) -> io::Result<()> {
-        let sockets = self.sockets();
+        let sockets = self.sockets.lock();
         let addresses: Vec<String> = sockets
             .iter()
             .map(|(address, _)| address.to_string())
@@ -109,7 +112,7 @@ impl Handover {
             .iter()
             .map(|(_, descriptor)| descriptor.as_fd())
             .collect();
-        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_SOCKETS))];
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
         let mut control = SendAncillaryBuffer::new(&mut room);
         if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
             return Err(io::Error::other(
@@ -125,24 +128,17 @@ impl Handover {
         )?;
         Ok(())
     }
-
-    fn sockets(&self) -> std::sync::MutexGuard<'_, Vec<(SocketAddr, OwnedFd)>> {
-        // The list is whole at any time.
-        self.sockets
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
 }
 
-impl Taken {
+impl InheritedSockets {
     /// Takes the sockets over from the process that offers them at `path`.
     ///
     /// # Errors
     /// Where none does, or what it sends is not understood.
     pub fn from(path: &Path) -> io::Result<Self> {
         let old = UnixStream::connect(path)?;
-        let mut text = [0; MOST_SOCKETS * ADDRESS_BYTES];
-        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_SOCKETS))];
+        let mut text = [0; MAX_SOCKETS * ADDRESS_BYTES];
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
         let mut control = RecvAncillaryBuffer::new(&mut room);
         let received = recvmsg(
             &old,

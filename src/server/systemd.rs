@@ -1,5 +1,8 @@
 //! What systemd is told (`sd_notify(3)`): ready, reloading, stopping, alive. Without a service manager nothing is. And whether
 //! what stands on stderr goes to its journal.
+//!
+//! The crate `sd-notify` says what is told; it is sent here, because that crate knows no abstract sockets, which
+//! `sd_notify(3)` allows for.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -12,7 +15,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rustix::time::ClockId;
+use sd_notify::NotifyState;
 use tokio::net::TcpStream;
 
 use crate::server::listener::Site;
@@ -23,43 +26,45 @@ const ACCEPT_LOOK: Duration = Duration::from_millis(5);
 
 /// Requests are taken. After a takeover this process is the service's main one.
 pub fn ready() {
-    tell(&format!("MAINPID={}\nREADY=1", std::process::id()));
+    notify(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
 }
 
 /// Files are being read anew; [`reloaded`] ends it.
 pub fn reloading() {
-    // Of CLOCK_MONOTONIC, so that systemd can tell this reload from one it asked for later.
-    let now = rustix::time::clock_gettime(ClockId::Monotonic);
-    let micros = now.tv_sec * 1_000_000 + now.tv_nsec / 1_000;
-    tell(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
+    // The time lets systemd tell this reload from one it asked for later.
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(why) => log::warn!("the service manager cannot be told of a reload: {why}"),
+    }
 }
 
 /// Without the process: another one may be the main one by now.
 pub fn reloaded() {
-    tell("READY=1");
+    notify(&[NotifyState::Ready]);
 }
 
 /// Requests that run are still finished.
 pub fn stopping() {
-    tell("STOPPING=1");
+    notify(&[NotifyState::Stopping]);
 }
 
 /// Feeds the watchdog, if there is one, for as long as new connections are accepted, or none are
 /// to be.
 pub async fn feed_watchdog(site: &Site, address: std::net::SocketAddr) {
-    let Some(limit) = watchdog_limit() else {
+    let limit = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero());
+    let Some(limit) = limit else {
         return;
     };
     let mut beat = tokio::time::interval(limit / 3);
     loop {
         beat.tick().await;
         match tokio::time::timeout(ACCEPT_TIME, accepts(site, address)).await {
-            Ok(Ok(())) => tell("WATCHDOG=1"),
+            Ok(Ok(())) => notify(&[NotifyState::Watchdog]),
             _ if site.state.is_draining() || site.room.available_permits() == 0 => {
-                tell("WATCHDOG=1");
+                notify(&[NotifyState::Watchdog]);
             }
             Ok(Err(why)) => {
-                log::error!("the watchdog is not fed, no connection to {address}: {why}")
+                log::error!("the watchdog is not fed, no connection to {address}: {why}");
             }
             Err(_) => log::error!("the watchdog is not fed, {address} does not accept"),
         }
@@ -76,15 +81,6 @@ async fn accepts(site: &Site, address: std::net::SocketAddr) -> io::Result<()> {
     Ok(())
 }
 
-/// How often the service manager wants to hear of this process, if it does.
-fn watchdog_limit() -> Option<Duration> {
-    let meant = std::env::var("WATCHDOG_PID")
-        .ok()
-        .is_none_or(|pid| pid == std::process::id().to_string());
-    let micros = std::env::var("WATCHDOG_USEC").ok()?.parse().ok()?;
-    (meant && micros > 0).then(|| Duration::from_micros(micros))
-}
-
 /// Whether stderr is the stream that systemd connected to its journal. The variable alone does not say so: a process that has
 /// its stderr elsewhere may have inherited it (`systemd.exec(5)`).
 pub fn keeps_journal_of_stderr() -> bool {
@@ -97,11 +93,12 @@ pub fn keeps_journal_of_stderr() -> bool {
 }
 
 /// Sends one datagram of `NAME=value` lines to the service manager, if one listens.
-fn tell(lines: &str) {
+fn notify(states: &[NotifyState<'_>]) {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
         return;
     };
-    if let Err(why) = send(path.as_bytes(), lines) {
+    let lines: Vec<String> = states.iter().map(ToString::to_string).collect();
+    if let Err(why) = send(path.as_bytes(), &lines.join("\n")) {
         log::warn!("the service manager cannot be told: {why}");
     }
 }

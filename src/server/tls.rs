@@ -1,7 +1,6 @@
 //! TLS on the listeners: the certificate and key of a listener, read again when their files change.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -11,51 +10,72 @@ use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use x509_parser::parse_x509_certificate;
 
 use crate::config::TlsFiles;
-use crate::config::watch::{Follower, Watch};
+use crate::config::secret_file::unusable;
+use crate::config::watch::{FileWatcher, WatchedFile};
 
-/// What a listener hands its connections to. Handshakes that have begun keep the certificate they began with.
+/// What a listener hands its connections to. Handshakes that have begun keep the certificate they began with, and sessions
+/// can be resumed after it was exchanged.
 pub struct LiveAcceptor {
-    current: ArcSwap<Acceptor>,
+    acceptor: Arc<Acceptor>,
+    certificate: Arc<HotCertificate>,
     /// As [`Loaded::expiry`].
     expiry: IntGauge,
 }
 
+/// The certificate that is shown whatever name a client asks for.
+#[derive(Debug)]
+struct HotCertificate(ArcSwap<CertifiedKey>);
+
 /// What the files of a listener hold.
 struct Loaded {
-    acceptor: Acceptor,
+    certificate: CertifiedKey,
     /// When the first certificate of the chain ends, in seconds since 1970; 0 where none says so in a way that can be read.
     expiry: i64,
 }
 
+impl ResolvesServerCert for HotCertificate {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
 impl LiveAcceptor {
-    /// The acceptor, and the followers that keep it up to date. `expiry` is set to the end of the certificate in use.
+    /// The acceptor, and the watchers that keep it up to date. `expiry` is set to the end of the certificate in use.
     ///
     /// # Errors
     /// Where the files cannot be read or do not belong together.
-    pub fn load(files: &TlsFiles, expiry: IntGauge) -> io::Result<(Arc<Self>, Vec<Follower>)> {
-        let watches = [Watch::new(&files.cert), Watch::new(&files.key)];
+    pub fn load(files: &TlsFiles, expiry: IntGauge) -> io::Result<(Arc<Self>, Vec<FileWatcher>)> {
+        let watched = [WatchedFile::new(&files.cert), WatchedFile::new(&files.key)];
         let loaded = load(files)?;
         expiry.set(loaded.expiry);
-        let current = ArcSwap::from_pointee(loaded.acceptor);
-        let live = Arc::new(Self { current, expiry });
-        let followers = watches.map(|watch| {
-            let (live, files) = (live.clone(), files.clone());
-            Follower::new(watch, move |_| live.reload(&files))
+        let certificate = ArcSwap::from_pointee(loaded.certificate);
+        let certificate = Arc::new(HotCertificate(certificate));
+        let config = server_config(certificate.clone()).map_err(io::Error::other)?;
+        let live = Arc::new(Self {
+            acceptor: Arc::new(Acceptor::from_server_config(Arc::new(config))),
+            certificate,
+            expiry,
         });
-        Ok((live, followers.into()))
+        let watchers = watched.map(|file| {
+            let (live, files) = (live.clone(), files.clone());
+            FileWatcher::new(file, move |_| live.reload(&files))
+        });
+        Ok((live, watchers.into()))
     }
 
     pub fn current(&self) -> Arc<Acceptor> {
-        self.current.load_full()
+        self.acceptor.clone()
     }
 
     fn reload(&self, files: &TlsFiles) {
         match load(files) {
             Ok(loaded) => {
-                self.current.store(Arc::new(loaded.acceptor));
+                self.certificate.0.store(Arc::new(loaded.certificate));
                 self.expiry.set(loaded.expiry);
                 log::info!("certificate {} loaded", files.cert.display());
             }
@@ -73,24 +93,26 @@ pub fn check(files: &TlsFiles) -> io::Result<()> {
     load(files).map(drop)
 }
 
-fn load(files: &TlsFiles) -> io::Result<Loaded> {
-    let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&files.cert)
-        .and_then(Iterator::collect)
-        .map_err(|why| unreadable(&files.cert, &why))?;
-    let key =
-        PrivateKeyDer::from_pem_file(&files.key).map_err(|why| unreadable(&files.key, &why))?;
-    let expiry = first_expiry(&certificates);
-    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .and_then(|builder| {
-            builder
-                .with_no_client_auth()
-                .with_single_cert(certificates, key)
-        })
-        .map_err(|why| unreadable(&files.cert, &why))?;
+fn server_config(certificate: Arc<HotCertificate>) -> Result<ServerConfig, rustls::Error> {
+    let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?;
+    let mut config = builder
+        .with_no_client_auth()
+        .with_cert_resolver(certificate);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+fn load(files: &TlsFiles) -> io::Result<Loaded> {
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&files.cert)
+        .and_then(Iterator::collect)
+        .map_err(|why| unusable(&files.cert, &why))?;
+    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|why| unusable(&files.key, &why))?;
+    let expiry = first_expiry(&chain);
+    let certificate = CertifiedKey::from_der(chain, key, &ring::default_provider())
+        .map_err(|why| unusable(&files.cert, &why))?;
     Ok(Loaded {
-        acceptor: Acceptor::from_server_config(Arc::new(config)),
+        certificate,
         expiry,
     })
 }
@@ -103,11 +125,4 @@ fn first_expiry(certificates: &[CertificateDer<'_>]) -> i64 {
         Some(parsed.validity().not_after.timestamp())
     });
     ends.min().unwrap_or(0)
-}
-
-pub(crate) fn unreadable(path: &Path, why: &dyn std::fmt::Display) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("{}: {why}", path.display()),
-    )
 }

@@ -22,8 +22,9 @@ use pingora_core::{Error, ErrorType};
 use crate::config::secret_file::FileBytes;
 use crate::config::{self, Url};
 use crate::policy::CredentialHeader;
+use crate::upstream::connector::own_peer;
 use crate::upstream::outlier_detection::Health;
-use crate::upstream::tls::Material;
+use crate::upstream::tls::UpstreamTlsConfig;
 
 /// How often a name is resolved again. `getaddrinfo` tells no time to live; ten seconds follow a failover soon enough.
 pub const RESOLVE_EVERY: Duration = Duration::from_secs(10);
@@ -67,7 +68,11 @@ pub struct Address {
     pub socket: SocketAddr,
     pub origin: Arc<Origin>,
     pub health: Arc<Health>,
+    /// How it is reached by Pingora's own connectors.
     pub peer: HttpPeer,
+    /// The same for [`connector::UpstreamConnector`]: in any version of HTTP, and in HTTP/1.1.
+    any_version: HttpPeer,
+    only_http1: HttpPeer,
 }
 
 /// The attempts for one request, over addresses and dead pooled connections.
@@ -88,7 +93,7 @@ pub struct Route {
 struct Parts {
     /// What each URL's host was last resolved to.
     found: Vec<Vec<SocketAddr>>,
-    tls: Material,
+    tls: UpstreamTlsConfig,
 }
 
 /// The headers of one upstream key, marked sensitive so that no `Debug` prints them.
@@ -109,7 +114,7 @@ impl Upstream {
             addresses: ArcSwap::default(),
             parts: Mutex::new(Parts {
                 found: vec![Vec::new(); origins.len()],
-                tls: Material::default(),
+                tls: UpstreamTlsConfig::default(),
             }),
             turn: AtomicUsize::new(0),
             ejections: AtomicU64::new(0),
@@ -153,7 +158,7 @@ impl Upstream {
     /// # Errors
     /// Where they cannot be used; those before them stay.
     pub fn load_tls(&self) -> io::Result<()> {
-        let tls = Material::load(&self.config.tls)?;
+        let tls = UpstreamTlsConfig::load(&self.config.tls)?;
         self.change(|parts| {
             let changed = !parts.tls.is_same(&tls);
             if changed {
@@ -183,6 +188,8 @@ impl Upstream {
                 socket,
                 origin: origin.clone(),
                 health: known.map(|known| known.health.clone()).unwrap_or_default(),
+                any_version: own_peer(&peer, false),
+                only_http1: own_peer(&peer, true),
                 peer,
             })
         });
@@ -204,8 +211,8 @@ impl Upstream {
     }
 
     /// A request had the beginning of an answer from there.
-    fn praise(&self, address: &Address) {
-        if address.health.succeeds() {
+    fn record_success(&self, address: &Address) {
+        if address.health.record_success() {
             log::info!(
                 "upstream `{}`: {} is back",
                 self.config.name,
@@ -215,8 +222,8 @@ impl Upstream {
     }
 
     /// A request failed there, for a reason that lies there.
-    fn blame(&self, address: &Address, why: &str) {
-        if let Some(time) = address.health.fails(why, &self.config.ejection) {
+    fn record_failure(&self, address: &Address, why: &str) {
+        if let Some(time) = address.health.record_failure(why, &self.config.ejection) {
             self.ejections.fetch_add(1, Ordering::Relaxed);
             log::warn!(
                 "upstream `{}`: {} is ejected for {time:?}: {why}",
@@ -263,7 +270,7 @@ impl Upstream {
     pub fn credential(&self, like: CredentialHeader) -> Option<HeaderValue> {
         self.credential.load().as_ref().map(|secret| match like {
             CredentialHeader::Authorization => secret.authorization.clone(),
-            CredentialHeader::XApiKey => secret.x_api_key.clone(),
+            CredentialHeader::XApiKey | CredentialHeader::ApiKey => secret.x_api_key.clone(),
         })
     }
 }
@@ -272,6 +279,16 @@ impl Origin {
     fn new(url: Url) -> Result<Arc<Self>, InvalidHeaderValue> {
         let host = HeaderValue::try_from(url.authority())?;
         Ok(Arc::new(Self { url, host }))
+    }
+}
+
+impl Address {
+    /// Where a request goes. `only_http1`: whatever the upstream could speak.
+    pub fn request_peer(&self, only_http1: bool) -> &HttpPeer {
+        match only_http1 {
+            true => &self.only_http1,
+            false => &self.any_version,
+        }
     }
 }
 
@@ -369,7 +386,7 @@ impl Route {
     /// The newest attempt failed, for a reason that lies with the address.
     pub fn fails(&self, upstream: &Upstream, error: &Error) {
         if let Some(address) = &self.address {
-            upstream.blame(address, &told_of(error));
+            upstream.record_failure(address, &told_of(error));
         }
     }
 
@@ -379,9 +396,9 @@ impl Route {
             return;
         };
         if upstream.config.ejection.gateway_errors && matches!(status, 502..=504) {
-            upstream.blame(address, &format!("answer {status}"));
+            upstream.record_failure(address, &format!("answer {status}"));
         } else {
-            upstream.praise(address);
+            upstream.record_success(address);
         }
     }
 
@@ -455,9 +472,9 @@ mod tests {
     fn an_address_that_stays_keeps_its_health() {
         let upstream = upstream("http://h");
         upstream.take_sockets(0, sockets([1, 2]));
-        upstream.blame(&upstream.addresses()[1], "x");
+        upstream.record_failure(&upstream.addresses()[1], "x");
         upstream.take_sockets(0, sockets([2, 3]));
-        let healthy = |at: usize| upstream.addresses()[at].health.told().healthy;
+        let healthy = |at: usize| upstream.addresses()[at].health.snapshot().healthy;
         assert_eq!((healthy(0), healthy(1)), (false, true));
     }
 
@@ -489,7 +506,7 @@ mod tests {
     fn what_an_ejected_address_does_not_get_goes_to_all_others() {
         let upstream = upstream("http://h");
         upstream.take_sockets(0, sockets(0..4));
-        upstream.blame(&upstream.addresses()[1], "x");
+        upstream.record_failure(&upstream.addresses()[1], "x");
         let mut counts = [0; 4];
         for _ in 0..120 {
             counts[usize::from(next(&upstream))] += 1;
@@ -502,7 +519,7 @@ mod tests {
         let upstream = upstream("http://h");
         upstream.take_sockets(0, sockets(0..4));
         for ejected in [0, 2] {
-            upstream.blame(&upstream.addresses()[ejected], "x");
+            upstream.record_failure(&upstream.addresses()[ejected], "x");
         }
         let mut route = Route::default();
         let mut tried = Vec::new();
@@ -523,7 +540,7 @@ mod tests {
         route.next(&upstream).unwrap();
         let dead = Error::new(ErrorType::H2Error);
         assert!(route.fails_to_connect(&upstream, &dead));
-        assert!(upstream.addresses()[0].health.told().healthy);
+        assert!(upstream.addresses()[0].health.snapshot().healthy);
         route.next(&upstream).unwrap();
         assert!(!route.fails_to_connect(&upstream, &refused()));
     }

@@ -2,10 +2,10 @@
 //! chooses nothing.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use once_cell::sync::Lazy;
+use parking_lot::Mutex;
 
 use crate::config::{Ejection, HealthCheck};
 
@@ -16,7 +16,7 @@ pub struct Health {
     /// Milliseconds of [`now`] until which no request is sent here: [`OPEN`] for none, [`CLOSED`] for no known end.
     closed_until: AtomicU64,
     /// Whether a success has something to undo.
-    blemished: AtomicBool,
+    has_failures: AtomicBool,
     record: Mutex<Record>,
 }
 
@@ -29,7 +29,7 @@ struct Record {
     /// Like `closed_until`; stays once it has passed, until a request shows that the address is back.
     ejected_until: Option<u64>,
     /// One request was let through when the ejection ended, and nothing is known of it yet.
-    on_trial: bool,
+    half_open: bool,
     check: Check,
     last_error: Option<LastError>,
 }
@@ -56,7 +56,7 @@ pub struct LastError {
 
 /// What is told of an address to people and programs.
 #[derive(Clone, Debug)]
-pub struct Told {
+pub struct HealthSnapshot {
     /// Neither ejected nor failing its checks.
     pub healthy: bool,
     pub failures: u32,
@@ -66,8 +66,8 @@ pub struct Told {
     pub last_error: Option<LastError>,
 }
 
-/// Of an error, in characters.
-const MOST_TOLD: usize = 300;
+/// Length of an error that is kept, in characters.
+const MAX_ERROR_CHARS: usize = 300;
 const OPEN: u64 = 0;
 const CLOSED: u64 = u64::MAX;
 
@@ -93,11 +93,11 @@ impl Health {
         if now < until {
             return false;
         }
-        let mut record = self.record();
+        let mut record = self.record.lock();
         // Another request may have been let through, or have fared well, since.
         let ended = record.ejected_until.is_some_and(|until| now >= until);
         if ended {
-            record.on_trial = true;
+            record.half_open = true;
             record.ejected_until = Some(now + millis(trial));
             self.publish(&record);
         }
@@ -105,32 +105,32 @@ impl Health {
     }
 
     /// A request has had the beginning of an answer. True where the address was ejected until now.
-    pub fn succeeds(&self) -> bool {
-        if !self.blemished.load(Ordering::Relaxed) {
+    pub fn record_success(&self) -> bool {
+        if !self.has_failures.load(Ordering::Relaxed) {
             return false;
         }
-        let mut record = self.record();
+        let mut record = self.record.lock();
         let was_ejected = record.ejected_until.take().is_some();
         record.failures = 0;
         record.ejections = 0;
-        record.on_trial = false;
+        record.half_open = false;
         self.publish(&record);
         was_ejected
     }
 
     /// A request has failed by the address's fault. Returns for how long the address is ejected, if it is so by this.
-    pub fn fails(&self, why: &str, settings: &Ejection) -> Option<Duration> {
-        self.fails_at(now(), why, settings)
+    pub fn record_failure(&self, why: &str, settings: &Ejection) -> Option<Duration> {
+        self.record_failure_at(now(), why, settings)
     }
 
-    fn fails_at(&self, now: u64, why: &str, settings: &Ejection) -> Option<Duration> {
-        let mut record = self.record();
+    fn record_failure_at(&self, now: u64, why: &str, settings: &Ejection) -> Option<Duration> {
+        let mut record = self.record.lock();
         record.failures = record.failures.saturating_add(1);
         record.last_error = Some(LastError::new(why));
         let limit = settings.consecutive_failures;
         let enough = limit > 0 && record.failures >= limit;
         // Requests that were under way when it was ejected, or had nowhere else to go, do not prolong it.
-        let is_due = record.ejected_until.is_none() || record.on_trial;
+        let is_due = record.ejected_until.is_none() || record.half_open;
         let time = (enough && is_due).then(|| record.eject(now, settings));
         self.publish(&record);
         time
@@ -138,7 +138,7 @@ impl Health {
 
     /// A check has passed, or failed for this reason. Returns whether the address passes, where that has changed.
     pub fn checked(&self, failure: Option<&str>, settings: &HealthCheck) -> Option<bool> {
-        let mut record = self.record();
+        let mut record = self.record.lock();
         if let Some(why) = failure {
             record.last_error = Some(LastError::new(&format!("check: {why}")));
         }
@@ -148,10 +148,10 @@ impl Health {
         (before.is_failing() != record.check.is_failing()).then(|| !record.check.is_failing())
     }
 
-    pub fn told(&self) -> Told {
-        let record = self.record();
+    pub fn snapshot(&self) -> HealthSnapshot {
+        let record = self.record.lock();
         let left = |until: u64| Duration::from_millis(until.saturating_sub(now()));
-        Told {
+        HealthSnapshot {
             healthy: record.ejected_until.is_none() && !record.check.is_failing(),
             failures: record.failures,
             ejected_until: record
@@ -173,13 +173,8 @@ impl Health {
             None => OPEN,
         };
         self.closed_until.store(until, Ordering::Relaxed);
-        let blemished = record.failures > 0 || record.ejected_until.is_some();
-        self.blemished.store(blemished, Ordering::Relaxed);
-    }
-
-    fn record(&self) -> MutexGuard<'_, Record> {
-        // Nothing panics while the lock is held.
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+        let has_failures = record.failures > 0 || record.ejected_until.is_some();
+        self.has_failures.store(has_failures, Ordering::Relaxed);
     }
 }
 
@@ -190,7 +185,7 @@ impl Record {
         let time = time.min(settings.max_time);
         self.ejections = self.ejections.saturating_add(1);
         self.ejected_until = Some(now + millis(time));
-        self.on_trial = false;
+        self.half_open = false;
         time
     }
 }
@@ -222,7 +217,7 @@ impl LastError {
     fn new(what: &str) -> Self {
         Self {
             at: SystemTime::now(),
-            what: what.chars().take(MOST_TOLD).collect(),
+            what: what.chars().take(MAX_ERROR_CHARS).collect(),
         }
     }
 }
@@ -247,7 +242,9 @@ mod tests {
     }
 
     fn fail(health: &Health, at: u64) -> Option<u64> {
-        health.fails_at(at, "refused", &settings()).map(millis)
+        health
+            .record_failure_at(at, "refused", &settings())
+            .map(millis)
     }
 
     fn admits(health: &Health, at: u64) -> bool {
@@ -262,7 +259,7 @@ mod tests {
     fn failures_in_a_row_eject_an_address_and_others_do_not() {
         let health = Health::default();
         assert_eq!(fail(&health, 1), None);
-        assert!(!health.succeeds());
+        assert!(!health.record_success());
         assert_eq!(fail(&health, 2), None);
         assert!(admits(&health, 2));
         assert_eq!(fail(&health, 3), Some(1000));
@@ -293,7 +290,7 @@ mod tests {
             assert!(admits(&health, now));
             assert_eq!(fail(&health, now), Some(expected));
         }
-        assert!(health.succeeds());
+        assert!(health.record_success());
         assert!(admits(&health, now));
         assert_eq!(fail(&health, now), None);
         assert_eq!(fail(&health, now), Some(1000));
@@ -320,7 +317,7 @@ mod tests {
             },
         );
         for at in 1..100 {
-            assert_eq!(health.fails_at(at, "refused", &never), None);
+            assert_eq!(health.record_failure_at(at, "refused", &never), None);
         }
         assert!(admits(&health, 100));
     }
@@ -363,8 +360,8 @@ mod tests {
         fail(&health, 1);
         health.checked(None, &settings);
         assert!(!admits(&health, 500));
-        assert!(!health.told().healthy);
-        assert!(health.succeeds());
-        assert!(health.told().healthy);
+        assert!(!health.snapshot().healthy);
+        assert!(health.record_success());
+        assert!(health.snapshot().healthy);
     }
 }

@@ -15,11 +15,11 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::config::secret_file::unusable;
 use crate::config::{TlsFiles, UpstreamTls};
-use crate::server::tls::unreadable;
 
 /// What connections to one upstream are made with. Those that have begun keep what they began with.
-pub struct Material {
+pub struct UpstreamTlsConfig {
     authorities: Option<Arc<CaType>>,
     identity: Option<Arc<CertKey>>,
     /// Keeps pooled connections from all that are made with something else: Pingora does not tell them apart by the
@@ -29,7 +29,7 @@ pub struct Material {
 
 static NEXT_GROUP: AtomicU64 = AtomicU64::new(0);
 
-impl Default for Material {
+impl Default for UpstreamTlsConfig {
     /// The system's authorities, and nothing to show.
     fn default() -> Self {
         Self {
@@ -40,7 +40,7 @@ impl Default for Material {
     }
 }
 
-impl Material {
+impl UpstreamTlsConfig {
     /// # Errors
     /// Where a file cannot be read, or is not what it should be.
     pub fn load(settings: &UpstreamTls) -> io::Result<Self> {
@@ -85,19 +85,18 @@ fn load_authorities(path: &Path) -> io::Result<Arc<CaType>> {
     for certificate in &certificates {
         store
             .add(certificate.clone())
-            .map_err(|why| unreadable(path, &why))?;
+            .map_err(|why| unusable(path, &why))?;
     }
     Ok(certificates.iter().map(wrapped).collect())
 }
 
 fn load_identity(files: &TlsFiles) -> io::Result<Arc<CertKey>> {
     let chain = certificates(&files.cert)?;
-    let key =
-        PrivateKeyDer::from_pem_file(&files.key).map_err(|why| unreadable(&files.key, &why))?;
+    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|why| unusable(&files.key, &why))?;
     let der = key.secret_der().to_vec();
     if PrivateKeyDer::try_from(&der[..]).is_err() {
         // Pingora tells the kinds of keys apart by their bytes alone, and panics where it cannot.
-        return Err(unreadable(&files.key, &"not a key of a known kind"));
+        return Err(unusable(&files.key, &"not a key of a known kind"));
     }
     ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
@@ -106,7 +105,7 @@ fn load_identity(files: &TlsFiles) -> io::Result<Arc<CertKey>> {
                 .with_root_certificates(RootCertStore::empty())
                 .with_client_auth_cert(chain.clone(), key)
         })
-        .map_err(|why| unreadable(&files.cert, &why))?;
+        .map_err(|why| unusable(&files.cert, &why))?;
     let chain = chain.iter().map(|certificate| certificate.to_vec());
     Ok(Arc::new(CertKey::new(chain.collect(), der)))
 }
@@ -115,12 +114,12 @@ fn load_identity(files: &TlsFiles) -> io::Result<Arc<CertKey>> {
 fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
     let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect)
-        .map_err(|why| unreadable(path, &why))?;
+        .map_err(|why| unusable(path, &why))?;
     if certificates.is_empty() {
-        return Err(unreadable(path, &"there is no certificate in it"));
+        return Err(unusable(path, &"there is no certificate in it"));
     }
     for certificate in &certificates {
-        X509Certificate::from_der(certificate).map_err(|why| unreadable(path, &why))?;
+        X509Certificate::from_der(certificate).map_err(|why| unusable(path, &why))?;
     }
     Ok(certificates)
 }

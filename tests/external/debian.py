@@ -1,6 +1,6 @@
 """The Debian package in a Debian that has booted, with systemd as its first process: `make test-debian`.
 
-It follows the README's section on installation word by word, and then does what an operator does at night: reload, upgrade
+It follows docs/install.md word by word, and then does what an operator does at night: reload, upgrade
 under load, kill, restart, purge. api.openai.com is played here. Needs root, debootstrap, systemd-nspawn and openssl. The
 container has a network of its own with nothing in it but loopback. The first run downloads a Debian to target/debian-image.
 """
@@ -254,10 +254,10 @@ def pretend_upstream(machine, folder):
     Upstream.serve(folder)
 
 
-def readme_blocks():
-    """The shell blocks of the README's section on installation."""
-    readme = (PROJECT / "README.md").read_text()
-    section = readme.split("\n## Install\n")[1].split("\n## ")[0]
+def install_blocks():
+    """The shell blocks of the manual's section on the package."""
+    manual = (PROJECT / "docs/install.md").read_text()
+    section = manual.split("\n## Debian package\n")[1].split("\n## ")[0]
     return re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
 
 
@@ -273,7 +273,7 @@ def lintian_finds_no_error(machine, packages):
 
 def a_fresh_installation_runs_on_loopback_and_refuses_everybody(machine, packages):
     shutil.copy(packages["1"], machine.file("/root"))
-    assert machine.says(readme_blocks()[0]).endswith("\nok")
+    assert machine.says(install_blocks()[0]).endswith("\nok")
     assert machine.property("ActiveState") == "active"
     assert machine.says("systemctl is-enabled tiergate") == "enabled"
     assert admin("/readyz") == (200, "ok\n")
@@ -294,8 +294,8 @@ def keys_can_be_read_by_root_and_the_proxy_only(machine, packages):
     ], modes
 
 
-def the_readme_leads_to_a_forced_request(machine, packages):
-    print(machine.says(readme_blocks()[1], OPENAI_API_KEY=KEY))
+def the_manual_leads_to_a_forced_request(machine, packages):
+    print(machine.says(install_blocks()[1], OPENAI_API_KEY=KEY))
     headers, body = Upstream.received[-1]
     assert json.loads(body)["service_tier"] == "priority", body
     assert headers["authorization"] == f"Bearer {KEY}"
@@ -303,8 +303,8 @@ def the_readme_leads_to_a_forced_request(machine, packages):
     assert (line["key"], line["group"], line["service_tier"], line["outcome"]) == ("alice", "codex-fast", "priority", "ok")
 
 
-def the_readme_leads_to_a_key_that_only_the_proxy_has(machine, packages):
-    machine.run(readme_blocks()[2], OPENAI_API_KEY="sk-upstream")
+def the_manual_leads_to_a_key_that_only_the_proxy_has(machine, packages):
+    machine.run(install_blocks()[2], OPENAI_API_KEY="sk-upstream")
     until("the proxy", lambda: machine.property("ActiveState") == "active")
     assert post({"model": "gpt-5.5"})[0] == 200
     headers, _ = Upstream.received[-1]
@@ -462,8 +462,8 @@ STEPS = [
     lintian_finds_no_error,
     a_fresh_installation_runs_on_loopback_and_refuses_everybody,
     keys_can_be_read_by_root_and_the_proxy_only,
-    the_readme_leads_to_a_forced_request,
-    the_readme_leads_to_a_key_that_only_the_proxy_has,
+    the_manual_leads_to_a_forced_request,
+    the_manual_leads_to_a_key_that_only_the_proxy_has,
     the_hardening_is_in_force,
     a_policy_with_a_mistake_fails_the_reload_and_nothing_else,
     the_log_is_rotated_without_a_loss,

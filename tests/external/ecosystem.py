@@ -369,6 +369,16 @@ class Ecosystem(unittest.TestCase):
             database.rows("ALTER TABLE tiergate.access DELETE WHERE seq = 33 SETTINGS mutations_sync = 2")
             self.assertEqual(database.run("lost"), [[instance, str(LINES - 1), "1"]])
 
+    def test_clickhouse_sums_up_the_teams(self):
+        with ClickHouse(self.folder) as database:
+            database.run("import")
+            total = database.run("teams")[-1]
+            self.assertEqual(total[1], "total")
+            self.assertEqual(int(total[2]), sum(row[0] for row in self.expected.values()))
+            self.assertEqual(decimal.Decimal(total[5]), sum(row[5] for row in self.expected.values()))
+            database.run("models")
+            database.run("refusals")
+
     def test_every_field_of_a_line_has_its_column(self):
         with ClickHouse(self.folder) as database:
             columns = {row[0] for row in database.rows("SELECT name FROM system.columns WHERE table = 'access'")}
@@ -385,12 +395,24 @@ class Ecosystem(unittest.TestCase):
     def test_duckdb_bills_what_the_upstream_said(self):
         database = duckdb.connect()
         text = (PROJECT / "conf/duckdb.sql").read_text().replace("'access.log*'", f"'{self.folder}/access.log*'")
+        # Commands of the program `duckdb` itself.
+        text = "\n".join(line for line in text.splitlines() if not line.startswith("."))
         rows = database.execute(text).fetchall()
         expected = {
             key: (row[0], row[1], row[3], row[5], row[6]) for key, row in self.expected.items()
         }
-        found = {row[:4]: (row[4], int(row[5] or 0), int(row[6] or 0), row[7] or 0, row[8]) for row in rows}
+        # Month, group, key, model, model served, tier; requests, input, cached, written, output, cost, unpriced.
+        found = collections.defaultdict(lambda: (0, 0, 0, 0, 0))
+        for row in rows:
+            if row[2] is not None:
+                counts = (row[6], int(row[7] or 0), int(row[10] or 0), row[11] or 0, row[12])
+                key = (row[1], row[2], row[3], row[5])
+                found[key] = tuple(map(sum, zip(found[key], counts)))
         self.assertEqual(found, expected)
+        total = rows[-1]
+        self.assertEqual(total[:3], (None, None, None))
+        self.assertEqual(total[6], sum(row[0] for row in expected.values()))
+        self.assertEqual(total[11], sum(row[3] for row in expected.values()))
 
     def test_fluent_bit_loses_nothing_by_rotations_and_its_repeats_are_one(self):
         if not FLUENT_BIT:

@@ -1,4 +1,4 @@
-"""Takes the picture of the admin page that the README shows: `make picture`. Needs chromium and openssl.
+"""Takes the picture of the admin page that docs/metrics.md shows: `make picture`. Needs chromium and openssl.
 
 A proxy on free ports serves three groups for a while; the upstream is in this file. Nothing in the picture is made up but the
 names.
@@ -20,7 +20,7 @@ import time
 
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = pathlib.Path(os.environ.get("TIERGATE", PROJECT / "target/debug/tiergate"))
-PICTURE = PROJECT / "conf/page.png"
+PICTURE = PROJECT / "docs/images/page.png"
 DEADLINE = 30
 POLICY = """\
 version: 1

@@ -78,6 +78,7 @@ impl Site {
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tiergate"));
     command
+        .env_remove("TIERGATE_CONFIG")
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -170,7 +171,20 @@ fn wrong_usage_ends_with_2_and_words_on_stderr() {
         ],
         &["report"],
         &["report", "x.log", "--by", "gruop"],
-        &["report", "x.log", "--since", "yesterday"],
+        &["report", "x.log", "--since", "tomorrow"],
+        &["report", "x.log", "--month", "2026-13"],
+        &["report", "x.log", "--month", "2026-10", "--since", "7d"],
+        &["report", "x.log", "--time-zone", "Mars/Olympus"],
+        &["report", "x.log", "--columns", "price"],
+        &["report", "x.log", "--where", "gruop=a"],
+        &["report", "x.log", "--rate", "EURO"],
+        &["reconcile", "x.log"],
+        &["completions", "cmd"],
+        &["init"],
+        &["run", "--log-level", "loud", "--config", &config],
+        &["explain", "--config", &config, "--name", "nobody"],
+        &["explain", "--config", &config, "--digest", "sha256:00"],
+        &["explain", "--config", &config, "--name", "a", "--key", "b"],
         &["report", "x.log", "--format", "xml"],
         &["hash-key", "sk-1"],
     ] {
@@ -184,10 +198,15 @@ fn wrong_usage_ends_with_2_and_words_on_stderr() {
 }
 
 #[test]
-fn a_field_that_does_not_exist_gets_a_suggestion() {
+fn a_field_that_does_not_exist_gets_a_suggestion_and_the_list_of_all() {
     let done = tiergate(&["report", "x.log", "--by", "gruop"], "");
     assert!(
         stderr(&done).contains("did you mean `group`?"),
+        "{}",
+        stderr(&done)
+    );
+    assert!(
+        stderr(&done).contains(", upstream_status, "),
         "{}",
         stderr(&done)
     );
@@ -204,6 +223,11 @@ fn help_names_every_command_and_the_exit_codes() {
         "hash-key",
         "demo",
         "report",
+        "reconcile",
+        "new-key",
+        "init",
+        "completions",
+        "man",
         "78 bad configuration",
     ] {
         assert!(stdout(&done).contains(word), "{word}");
@@ -323,7 +347,7 @@ fn explain_names_the_lines_that_decide_and_what_is_changed() {
     );
     row("key", "alice", "policy.yaml:9:3");
     row("group", "fast", "policy.yaml:3:3");
-    row("tier", "the group forces it", "policy.yaml:5:5");
+    row("tier", "the group forces it", "policy.yaml:5:22");
     row("client", "`flex`", "");
     row("upstream", "https://api.example", "tiergate.yaml:3:3");
     row("header    host", "api.example", "");
@@ -445,7 +469,7 @@ fn the_demo_shows_both_sides_and_leaves_nothing_behind() {
         assert!(text.contains(word), "{word}\n{text}");
     }
     assert!(
-        text.lines().count() <= 46 && text.lines().all(|line| line.chars().count() <= 110),
+        text.lines().count() <= 48 && text.lines().all(|line| line.chars().count() <= 110),
         "{text}"
     );
     assert!(
@@ -504,7 +528,8 @@ fn report_groups_by_the_fields_within_the_window_and_prices() {
         rows[2],
         ["b", "m", "1", "1000000", "0", "0", "0", "0", "2.5"]
     );
-    assert_eq!(rows.len(), 3);
+    assert_eq!(rows[3], ["", "", "2", "2000000", "0", "0", "0", "0", "5"]);
+    assert_eq!(rows.len(), 4);
 }
 
 #[test]
@@ -540,10 +565,8 @@ fn a_report_whose_reader_has_gone_ends_quietly() {
         .write_all(log_line(1, "a").as_bytes())
         .unwrap();
     let done = child.wait_with_output().unwrap();
-    assert_eq!(
-        (done.status.code(), stderr(&done)),
-        (Some(0), String::new())
-    );
+    assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
+    assert!(!stderr(&done).contains("tiergate:"), "{}", stderr(&done));
 }
 
 #[test]
@@ -585,7 +608,7 @@ fn check_tells_the_faults_of_all_named_files_at_once() {
     assert_eq!(done.status.code(), Some(78));
     let text = stdout(&done);
     for start in [
-        "tiergate.yaml:3:5: ",
+        "tiergate.yaml:3:10: ",
         "prices.yaml:2:9: ",
         "tiergate.yaml:9:22: ",
         "policy.yaml:10:",
@@ -627,7 +650,7 @@ fn check_warns_of_a_force_that_has_no_effect() {
     let done = site.check();
     assert_eq!(done.status.code(), Some(0));
     assert!(
-        stdout(&done).contains("policy.yaml:6:3: `force_fast_mode` has no effect"),
+        stdout(&done).contains("policy.yaml:6:3: warning: `force_fast_mode` has no effect"),
         "{}",
         stdout(&done)
     );
@@ -639,7 +662,7 @@ fn run_tells_a_port_in_use_in_one_line_and_ends_with_1() {
     let address = taken.local_addr().unwrap();
     let site = Site::new(&format!(
         "listen: {address}\nadmin: 127.0.0.1:{}\npolicy: policy.yaml\naccess_log: {{path: access.log}}\n\
-        upstreams:\n  a: {{url: http://127.0.0.1:9}}\n",
+        upstreams:\n  a: {{url: http://127.0.0.1:9, credential_file: null}}\n",
         free_port()
     ));
     let done = tiergate(&["run", "--config", &site.config()], "");
@@ -664,4 +687,181 @@ fn run_does_not_start_without_an_upstreams_key() {
         "{}",
         stderr(&done)
     );
+}
+
+#[test]
+fn hash_key_refuses_what_cannot_be_a_key_and_hashes_the_others() {
+    let digest = stdout(&tiergate(&["hash-key"], "sk-1"));
+    let lines = format!("sk-1\n\nBearer sk-1\nsk 1\n\"sk-1\"\n{digest}sk-1");
+    let done = tiergate(&["hash-key"], &lines);
+    assert_eq!(done.status.code(), Some(1));
+    assert_eq!(stdout(&done), format!("{digest}{digest}"));
+    let told: Vec<String> = stderr(&done).lines().map(str::to_owned).collect();
+    assert_eq!(told.len(), 5, "{told:?}");
+    for (line, number) in told.iter().zip(2..) {
+        assert!(
+            line.starts_with(&format!("line {number}: ")) && !line.contains("sk-"),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn a_new_key_works_once_its_line_is_in_the_policy() {
+    let site = Site::plain();
+    let done = tiergate(&["new-key", "--name", "dora", "--group", "fast"], "");
+    assert_eq!(done.status.code(), Some(0));
+    let (key, line) = (stdout(&done), stderr(&done));
+    let key = key.strip_suffix('\n').unwrap();
+    assert!(
+        key.starts_with("sk-tg-") && key.len() == 6 + 64 && !line.contains(key),
+        "{key} {line}"
+    );
+    assert!(
+        line.starts_with("  \"sha256:") && line.ends_with("\": {group: fast, name: dora}\n"),
+        "{line}"
+    );
+    site.write("policy.yaml", &(POLICY.to_owned() + &line));
+    assert_eq!(site.explain_json(key, &[], "")["key"], "dora");
+}
+
+#[test]
+fn what_init_writes_passes_the_check_and_takes_its_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("site");
+    let done = tiergate(&["init", path.to_str().unwrap()], "");
+    assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
+    let text = stdout(&done);
+    let key = text
+        .split_whitespace()
+        .find(|word| word.starts_with("sk-tg-"))
+        .unwrap();
+    let config = path.join("tiergate.yaml").to_str().unwrap().to_owned();
+    let checked = tiergate(&["check", "-c", &config], "");
+    assert_eq!(checked.status.code(), Some(0), "{}", stdout(&checked));
+    let explained = tiergate(&["explain", "-c", &config, "--key", "-", "--json"], key);
+    let told: Value = serde_json::from_str(&stdout(&explained)).unwrap();
+    assert_eq!(
+        (&told["denied"], &told["service_tier"]),
+        (&Value::Null, &"priority".into())
+    );
+    for file in ["tiergate.yaml", "policy.yaml"] {
+        assert!(
+            !fs::read_to_string(path.join(file)).unwrap().contains(key),
+            "{file}"
+        );
+    }
+    let again = tiergate(&["init", path.to_str().unwrap()], "");
+    assert_eq!(again.status.code(), Some(1));
+    assert!(stdout(&again).is_empty());
+}
+
+#[test]
+fn the_configuration_may_come_from_the_environment() {
+    let site = Site::plain();
+    let done = command(&["check"])
+        .env("TIERGATE_CONFIG", site.config())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
+    let short = tiergate(&["check", "-c", &site.config()], "");
+    assert_eq!(short.status.code(), Some(0));
+}
+
+#[test]
+fn a_strict_check_fails_for_a_warning() {
+    let site = Site::plain();
+    let code = |arguments: &[&str]| {
+        let config = site.config();
+        let done = tiergate(&[&["check", "--config", &config], arguments].concat(), "");
+        done.status.code()
+    };
+    assert_eq!(code(&["--strict"]), Some(0));
+    site.write(
+        "policy.yaml",
+        &POLICY.replace(
+            "calm: {platform: openai}",
+            "calm: {platform: anthropic, force_fast_mode: true}",
+        ),
+    );
+    assert_eq!((code(&[]), code(&["--strict"])), (Some(0), Some(78)));
+}
+
+#[test]
+fn explain_takes_a_name_or_a_digest_in_the_place_of_a_key() {
+    let site = Site::plain();
+    let digest = stdout(&tiergate(&["hash-key"], "sk-fast-1"));
+    let config = site.config();
+    let told = |caller: &[&str]| -> Value {
+        let done = tiergate(
+            &[&["explain", "--config", &config, "--json"], caller].concat(),
+            "",
+        );
+        assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
+        serde_json::from_str(&stdout(&done)).unwrap()
+    };
+    let by_key = site.explain_json("sk-fast-1", &[], "");
+    assert_eq!(told(&["--name", "alice"]), by_key);
+    assert_eq!(told(&["--digest", digest.trim()]), by_key);
+    let stranger = format!("sha256:{}", "0".repeat(64));
+    assert_eq!(told(&["--digest", &stranger])["denied"], "invalid_api_key");
+}
+
+#[test]
+fn explain_shows_the_url_that_is_asked_and_takes_one() {
+    let site =
+        Site::new("policy: policy.yaml\nupstreams:\n  openai: {url: https://api.example/prefix}\n");
+    let path = [
+        "--path",
+        "https://gateway.example:8443/v1/responses?stream=1",
+    ];
+    let text = stdout(&site.explain("sk-fast-1", &path, ""));
+    assert!(text.starts_with("POST /v1/responses is sent to"), "{text}");
+    assert!(
+        text.contains("url       https://api.example/prefix/v1/responses?stream=1\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn explain_ends_with_1_for_a_refusal_where_it_is_asked_to() {
+    let site = Site::plain();
+    let code = |key: &str| site.explain(key, &["--exit-code"], "").status.code();
+    assert_eq!((code("sk-fast-1"), code("sk-shut-1")), (Some(0), Some(1)));
+}
+
+#[test]
+fn every_shell_has_its_completions_and_every_command_its_page() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = stdout(&tiergate(&["completions", shell], ""));
+        assert!(
+            script.contains("new-key") && script.contains("time-zone"),
+            "{shell}"
+        );
+    }
+    let page = stdout(&tiergate(&["man"], ""));
+    assert!(page.contains(".TH tiergate 1"), "{page}");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    assert_eq!(tiergate(&["man", "--dir", path], "").status.code(), Some(0));
+    for page in [
+        "tiergate.1",
+        "tiergate-report.1",
+        "tiergate-new-key.1",
+        "tiergate-reconcile.1",
+    ] {
+        assert!(folder.path().join(page).is_file(), "{page}");
+    }
+}
+
+#[test]
+fn help_of_report_lists_every_field() {
+    let text = stdout(&tiergate(&["report", "--help"], ""));
+    for name in tiergate::accounting::access_log::line::FIELDS
+        .into_iter()
+        .chain(["week", "cost_share"])
+    {
+        assert!(text.split_whitespace().any(|word| word == name), "{name}");
+    }
 }

@@ -1,11 +1,15 @@
 //! What is said about bad files: each `tests/golden/NAME.yaml` gives exactly the lines of `NAME.txt`.
-//! `UPDATE_GOLDEN=1 cargo test --test config_errors` writes the lines anew.
+//! `UPDATE_GOLDEN=1 cargo test --test it config_errors` writes the lines anew.
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use tiergate::config::{Config, Mistake};
 use tiergate::policy::Policy;
+
+use crate::support::{proxy, upstream};
 
 #[test]
 fn every_mistake_is_told_with_its_place_and_no_key() {
@@ -62,6 +66,9 @@ fn the_sample_configuration_shows_the_defaults() {
     assert_eq!(sample.tier_paths, least.tier_paths);
     assert_eq!(sample.limits, least.limits);
     assert_eq!(sample.server, least.server);
+    assert_eq!(sample.state, least.state);
+    assert_eq!(sample.health_path, least.health_path);
+    assert_eq!(sample.cors, least.cors);
     let least = tiergate::config::Upstream {
         place: sample.upstreams[0].place,
         ..(*least.upstreams[0]).clone()
@@ -162,4 +169,117 @@ fn the_samples_are_read_the_same_by_another_reader() {
     sorted.sort_unstable();
     assert_eq!(sorted, expected);
     assert_eq!(policy.key_count(), sample.keys.len());
+}
+
+fn check(folder: &Path, more: &[&str]) -> (Option<i32>, String) {
+    let done = Command::new(env!("CARGO_BIN_EXE_tiergate"))
+        .args(["check", "--config", "tiergate.yaml"])
+        .args(more)
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    (done.status.code(), String::from_utf8(done.stdout).unwrap())
+}
+
+/// A folder with these two files.
+fn site(config: &str, policy: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("tiergate.yaml"), config).unwrap();
+    fs::write(folder.path().join("policy.yaml"), policy).unwrap();
+    folder
+}
+
+const POLICY: &str = "version: 1\ngroups: {a: {platform: openai}}\nkeys: {sk-1: a}\n";
+
+/// A configuration whose addresses nobody uses.
+fn config(upstream: &str, log: &str) -> String {
+    let free = || TcpListener::bind("127.0.0.1:0").unwrap();
+    let (listen, admin) = (free(), free());
+    format!(
+        "listen: {}\nadmin: {}\npolicy: policy.yaml\naccess_log: {{path: {log}}}\nupstreams:\n  u: {upstream}\n",
+        listen.local_addr().unwrap(),
+        admin.local_addr().unwrap()
+    )
+}
+
+#[test]
+fn warnings_are_marked_and_make_a_strict_check_fail() {
+    let calm = site(
+        &config("{url: https://h, credential_file: null}", "\"-\""),
+        POLICY,
+    );
+    assert_eq!(check(calm.path(), &["--strict"]), (Some(0), String::new()));
+    let warned = site(
+        &config("{url: https://h/v1, credential_file: null}", "\"-\""),
+        POLICY,
+    );
+    let (code, told) = check(warned.path(), &[]);
+    assert_eq!(code, Some(0));
+    assert!(
+        told.starts_with("tiergate.yaml:6:12: warning: the URL ends in `/v1`"),
+        "{told}"
+    );
+    assert!(told.contains("`/v1/v1/responses`"), "{told}");
+    assert_eq!(check(warned.path(), &["--strict"]), (Some(78), told));
+}
+
+#[test]
+fn a_log_that_cannot_be_written_fails_the_check() {
+    let upstream = "{url: https://h, credential_file: null}";
+    let nowhere = site(&config(upstream, "nowhere/access.log"), POLICY);
+    let (code, told) = check(nowhere.path(), &[]);
+    assert_eq!(code, Some(78));
+    assert!(
+        told.starts_with(
+            "tiergate.yaml:4:13: the access log cannot be written: nowhere/access.log: "
+        ),
+        "{told}"
+    );
+    let folder = site(&config(upstream, "."), POLICY);
+    assert_eq!(check(folder.path(), &[]).0, Some(78));
+    // What can be made is not made by the check.
+    let free = site(&config(upstream, "access.log"), POLICY);
+    assert_eq!(check(free.path(), &[]), (Some(0), String::new()));
+    assert_eq!(fs::read_dir(free.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn an_address_that_another_program_uses_fails_the_check() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let text = config("{url: https://h, credential_file: null}", "\"-\"");
+    let (_, rest) = text.split_once('\n').unwrap();
+    let site = site(&format!("listen: {address}\n{rest}"), POLICY);
+    let (code, told) = check(site.path(), &[]);
+    assert_eq!(code, Some(78));
+    assert!(
+        told.contains(&format!("cannot listen on {address}: ")),
+        "{told}"
+    );
+}
+
+#[test]
+fn an_address_that_a_running_proxy_uses_passes_the_check() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let folder = proxy.path("tiergate.yaml");
+    let (code, told) = check(folder.parent().unwrap(), &[]);
+    assert_eq!(code, Some(0), "{told}");
+}
+
+/// More than the budgets of a YAML reader are made for.
+#[test]
+fn a_policy_of_eighty_thousand_keys_loads() {
+    let mut text =
+        String::from("version: 1\ngroups: {a: {platform: openai, upstream: u}}\nkeys:\n");
+    let many = 80_000;
+    for index in 0..many {
+        text += &format!("  sk-{index:07}: {{group: a, name: n{index}}}\n");
+    }
+    let folder = site(
+        "policy: policy.yaml\nupstreams: {u: {url: http://u}}\n",
+        &text,
+    );
+    let (_, policy, _) = Policy::load_with_config(&folder.path().join("tiergate.yaml")).unwrap();
+    assert_eq!(policy.key_count(), many);
 }

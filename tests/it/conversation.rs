@@ -10,12 +10,11 @@ use http::{HeaderMap, HeaderValue, Method};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use tiergate::accounting::record::{Ending, Turn};
+use tiergate::accounting::record::{RequestInfo, RequestRecord, Termination};
 use tiergate::codec::websocket::{Opcode, encode};
 use tiergate::config::Config;
 use tiergate::policy::Head;
 use tiergate::policy::endpoint::Endpoint;
-use tiergate::proxy::context::Arrival;
 use tiergate::proxy::websocket_session::Conversation;
 use tiergate::state::State;
 
@@ -137,7 +136,7 @@ fn run(key: &str, client: &[Bytes], server: &[Bytes]) -> Outcome {
     let Ok(decision) = policy.decide(&head) else {
         panic!("a key of the policy");
     };
-    let arrival = Arrival {
+    let arrival = RequestInfo {
         id: uuid::Uuid::now_v7(),
         client: None,
         user_agent: None,
@@ -145,8 +144,9 @@ fn run(key: &str, client: &[Bytes], server: &[Bytes]) -> Outcome {
         path: "/v1/responses".to_owned(),
         endpoint: Endpoint::Responses,
     };
-    let mut connection = Turn::new(0, policy);
+    let mut connection = RequestRecord::new(0, policy);
     connection.answer.status = Some(101);
+    connection.answer.upstream_status = Some(101);
     let upstream = state.upstream("main").cloned();
     let Ok(mut conversation) = Conversation::new(&state, upstream, decision.credential) else {
         panic!("there is memory for it");
@@ -161,7 +161,7 @@ fn run(key: &str, client: &[Bytes], server: &[Bytes]) -> Outcome {
         let replaced = conversation.server_bytes(chunk, &arrival, &connection);
         to_client.extend(replaced.unwrap_or_else(|| chunk.clone()));
     }
-    conversation.finish(Ending::Whole, &arrival);
+    conversation.finish(Termination::Whole, &arrival);
     let log = fs::read_to_string(folder.path().join("access.log")).unwrap();
     Outcome {
         to_upstream,
@@ -224,5 +224,92 @@ proptest! {
             prop_assert_eq!(whole.to_upstream.len(), script.client.len());
         }
         prop_assert_eq!(cut, whole);
+    }
+}
+
+const CREATE: &str = r#"{"type":"response.create","input":[]}"#;
+const CREATED: &str = r#"{"type":"response.created","response":{"id":"r1"}}"#;
+const COMPLETED: &str =
+    r#"{"type":"response.completed","response":{"id":"r1","usage":{"output_tokens":5}}}"#;
+
+/// The lines of one connection on which the client creates so many responses and the server then says this.
+fn lines(creates: usize, said: &[&str]) -> Vec<Value> {
+    let frame = |text: &str, mask| Bytes::from(encode(true, Opcode::Text, mask, text.as_bytes()));
+    let client = vec![frame(CREATE, MASK); creates];
+    let server: Vec<Bytes> = said.iter().map(|text| frame(text, None)).collect();
+    run("sk-fast", &client, &server).lines
+}
+
+#[test]
+fn an_error_without_an_id_does_not_end_a_response_that_runs() {
+    let error = r#"{"type":"error","status":400,"error":{"code":"response_not_found"}}"#;
+    let lines = lines(1, &[CREATED, error, COMPLETED]);
+    assert_eq!(lines.len(), 1);
+    let told = (&lines[0]["outcome"], &lines[0]["output_tokens"]);
+    assert_eq!(told, (&json!("ok"), &json!(5)));
+}
+
+#[test]
+fn an_error_without_an_id_ends_the_response_that_waits_for_its_beginning() {
+    let error = r#"{"type":"error","status":400,"error":{"code":"bad","param":"service_tier"}}"#;
+    let lines = lines(2, &[CREATED, error, COMPLETED]);
+    let told: Vec<_> = lines
+        .iter()
+        .map(|line| (&line["turn"], &line["outcome"], &line["upstream_error"]))
+        .collect();
+    let (failed, ok) = (json!("upstream_error"), json!("ok"));
+    assert_eq!(
+        told,
+        [
+            (&json!(2), &failed, &json!("bad")),
+            (&json!(1), &ok, &json!(null)),
+        ]
+    );
+    assert_eq!(lines[0]["tier_refused"], true);
+}
+
+#[test]
+fn an_error_of_a_lane_ends_the_response_of_that_lane() {
+    let create = |lane: &str| format!(r#"{{"type":"response.create","stream_id":"{lane}"}}"#);
+    let created = |lane: &str| {
+        format!(
+            r#"{{"type":"response.created","stream_id":"{lane}","response":{{"id":"{lane}"}}}}"#
+        )
+    };
+    let error = r#"{"type":"error","stream_id":"b","error":{"code":"bad"}}"#;
+    let frame = |text: &str, mask| Bytes::from(encode(true, Opcode::Text, mask, text.as_bytes()));
+    let client = [frame(&create("a"), MASK), frame(&create("b"), MASK)];
+    let server = [
+        frame(&created("a"), None),
+        frame(&created("b"), None),
+        frame(error, None),
+    ];
+    let lines = run("sk-fast", &client, &server).lines;
+    let told: Vec<_> = lines
+        .iter()
+        .map(|line| (&line["turn"], &line["outcome"]))
+        .collect();
+    let (failed, cut) = (json!("upstream_error"), json!("upstream_cut"));
+    assert_eq!(told, [(&json!(2), &failed), (&json!(1), &cut)]);
+}
+
+#[test]
+fn a_response_ends_by_done_or_cancelled_and_the_next_one_has_its_own_end() {
+    for kind in ["response.done", "response.cancelled", "response.canceled"] {
+        let first = COMPLETED.replace("response.completed", kind);
+        let second = COMPLETED.replace("r1", "r2");
+        let lines = lines(2, &[CREATED, &first, &second]);
+        let told: Vec<_> = lines
+            .iter()
+            .map(|line| (&line["turn"], &line["response_id"], &line["terminal_event"]))
+            .collect();
+        let completed = json!("response.completed");
+        assert_eq!(
+            told,
+            [
+                (&json!(1), &json!("r1"), &json!(kind)),
+                (&json!(2), &json!("r2"), &completed),
+            ]
+        );
     }
 }

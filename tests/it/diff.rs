@@ -154,7 +154,6 @@ fn the_requests_of_a_log_that_are_touched_are_counted_once() {
         line(4, r#""erin""#, "messages", "null"),
         line(1, r#""bob""#, "responses", r#""0.1""#),
         line(5, "null", "responses", "null"),
-        "no line".to_owned(),
     ];
     fs::write(folder.path().join("log"), lines.join("\n")).unwrap();
     let told = diff_json(
@@ -162,7 +161,7 @@ fn the_requests_of_a_log_that_are_touched_are_counted_once() {
         &["old.yaml", "new.yaml", "--log", "log", "--log", "log"],
     );
     let expected = json!({"requests": 6, "affected": 3, "input_tokens": 300, "output_tokens": 30,
-        "cost_usd": "0.35", "unpriced": 1, "unreadable": 2});
+        "cost_usd": "0.35", "unpriced": 1, "unreadable": 0});
     assert_eq!(told["log"], expected);
     let text = diff(folder.path(), &["old.yaml", "new.yaml", "--log", "log"]);
     let text = String::from_utf8(text.stdout).unwrap();
@@ -185,4 +184,112 @@ fn equal_policies_and_bad_ones_are_told() {
     assert!(told.contains("new.yaml:1:10: unknown version"), "{told}");
     let missing = diff(folder.path(), &["old.yaml", "old.yaml", "--log", "nowhere"]);
     assert_eq!(missing.status.code(), Some(1));
+}
+
+#[test]
+fn a_log_that_cannot_be_read_whole_is_counted_as_far_as_it_goes_and_fails() {
+    let folder = folder();
+    let lines = [
+        line(1, r#""bob""#, "responses", r#""0.1""#),
+        "no line".to_owned(),
+    ];
+    fs::write(folder.path().join("log"), lines.join("\n")).unwrap();
+    let output = diff(
+        folder.path(),
+        &["old.yaml", "new.yaml", "--log", "log", "--json"],
+    );
+    assert_eq!(output.status.code(), Some(1));
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&told["log"]["affected"], &told["log"]["unreadable"]),
+        (&json!(1), &json!(1))
+    );
+    let notes = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        notes.starts_with("log:2: not a line of the access log"),
+        "{notes}"
+    );
+}
+
+#[test]
+fn the_exit_code_says_whether_policies_differ_where_it_is_asked_for() {
+    let folder = folder();
+    let code = |new: &str| {
+        let output = diff(folder.path(), &["old.yaml", new, "--exit-code"]);
+        output.status.code()
+    };
+    assert_eq!((code("old.yaml"), code("new.yaml")), (Some(0), Some(1)));
+}
+
+#[test]
+fn prices_tell_what_the_change_would_have_cost_or_saved() {
+    let folder = folder();
+    let prices = "version: 1\nprices: [{models: [m], tiers: {default: {input: 1, output: 10}, priority: {input: 3, output: 30},
+        flex: {input: 0.5, output: 5}}}]\n";
+    fs::write(folder.path().join("prices.yaml"), prices).unwrap();
+    let new = "version: 1\ngroups:\n  fast: {platform: openai}\n  calm: {platform: openai, force_fast_mode: true}\nkeys:\n  \
+        sk-alice: {group: fast, name: alice}\n  sk-bob: {group: calm, name: bob}\n  sk-erin: {group: fast, name: erin}\n";
+    fs::write(folder.path().join("new.yaml"), new).unwrap();
+    let line = |number: u64, key: &str, group: &str, model: &str, client: &str, billed: &str| {
+        format!(
+            r#"{{"event_id":"e{number}#0","seq":{number},"instance":"i","time":"2026-11-01T00:00:00Z","key":"{key}","group":"{group}","endpoint":"responses","transport":"http","turn":0,"model":"{model}","service_tier_client":{client},"service_tier_billed":"{billed}","input_tokens":1000000,"output_tokens":100000,"cost_usd":null}}"#
+        )
+    };
+    let lines = [
+        // No longer forced: what her client asks for is flex, then nothing.
+        line(0, "alice", "fast", "m", r#""flex""#, "priority"),
+        line(1, "alice", "fast", "m", "null", "priority"),
+        // Forced from now on.
+        line(2, "bob", "calm", "m", "null", "default"),
+        line(3, "bob", "calm", "unpriced", "null", "default"),
+        // No longer listed.
+        line(4, "dave", "gone", "m", "null", "default"),
+    ];
+    fs::write(folder.path().join("log"), lines.join("\n")).unwrap();
+    let arguments = [
+        "old.yaml",
+        "new.yaml",
+        "--log",
+        "log",
+        "--prices",
+        "prices.yaml",
+    ];
+    let told = diff_json(folder.path(), &arguments);
+    let cost = |requests: u64, before: &str, after: &str, difference: &str, unpriced: u64| {
+        json!({"requests": requests, "before_usd": before, "after_usd": after, "difference_usd": difference,
+            "unpriced": unpriced})
+    };
+    assert_eq!(
+        told["log"]["groups"],
+        json!({
+            "fast": cost(2, "12", "3", "-9", 0),
+            "calm": cost(2, "2", "6", "4", 1),
+            "gone": cost(1, "2", "0", "-2", 0),
+        })
+    );
+    let text = String::from_utf8(diff(folder.path(), &arguments).stdout).unwrap();
+    assert!(
+        text.contains("  fast             2 requests, 12.00 USD -> 3.00 USD (-9.00)\n"),
+        "{text}"
+    );
+    assert!(text.contains("(+4.00), 1 without a price\n"), "{text}");
+}
+
+#[test]
+fn many_keys_that_change_alike_are_told_in_one_line() {
+    let folder = folder();
+    let keys: String = (10..60)
+        .map(|key| format!("  sk-{key}: {{group: g, name: key-{key}}}\n"))
+        .collect();
+    let policy = |force: bool| {
+        format!(
+            "version: 1\ngroups:\n  g: {{platform: openai, force_fast_mode: {force}}}\nkeys:\n{keys}"
+        )
+    };
+    fs::write(folder.path().join("old.yaml"), policy(false)).unwrap();
+    fs::write(folder.path().join("new.yaml"), policy(true)).unwrap();
+    let text = String::from_utf8(diff(folder.path(), &["old.yaml", "new.yaml"]).stdout).unwrap();
+    let expected = "groups\n  ~ g                tier: client -> priority\nkeys\n  \
+        ~ 50 keys (key-10, key-11, key-12 and 47 more)  tier: client -> priority\n";
+    assert_eq!(text, expected);
 }

@@ -1,9 +1,14 @@
 //! No request is missing from the access log: whatever happens to its file, and however the process ends.
 
 use std::collections::HashSet;
-use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 
 use crate::support::client::Connection;
 use crate::support::h2::{self, Framing};
@@ -116,6 +121,68 @@ fn with_a_full_log(setting: &str) -> (Upstream, Proxy, u64) {
         (proxy.metric("tiergate_access_log_errors_total") >= 1.0).then_some(())
     });
     (upstream, proxy, full)
+}
+
+/// A pipe with a name, and what reads it: for both, so that opening it waits for nobody.
+fn pipe(path: &Path) -> fs::File {
+    mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    let both = OpenOptions::new().read(true).write(true).open(path);
+    both.unwrap()
+}
+
+#[test]
+fn a_reader_of_stdout_that_stops_does_not_stop_the_proxy() {
+    const REQUESTS: usize = 150;
+    let upstream = upstream::json("{}").run();
+    let folder = tempfile::tempdir().unwrap();
+    let reader = pipe(&folder.path().join("pipe"));
+    let program = folder.path().join("program");
+    let script = "#!/bin/bash\nexec -a tiergate PROGRAM \"$@\" > pipe\n";
+    fs::write(
+        &program,
+        script.replace("PROGRAM", env!("CARGO_BIN_EXE_tiergate")),
+    )
+    .unwrap();
+    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .program(program)
+        .log("-")
+        .run_in(folder);
+    // More than a pipe holds.
+    (0..REQUESTS).for_each(|_| post(&proxy));
+    assert_eq!(proxy.admin("/healthz").status, 200);
+    eventually("/readyz tells", || {
+        (proxy.admin("/readyz").status == 503).then_some(())
+    });
+    proxy.await_stderr("the access log cannot be written");
+    post(&proxy);
+    let lines = BufReader::new(reader).lines().take(REQUESTS + 1);
+    let records: Vec<Value> = lines
+        .map(|line| record::normalised(&line.unwrap()))
+        .collect();
+    assert_no_gap(&records);
+    proxy.await_stderr("the access log is written again");
+    assert_eq!(proxy.admin("/readyz").status, 200);
+}
+
+#[test]
+fn a_pipe_that_nobody_reads_stops_neither_the_start_nor_the_end() {
+    let upstream = upstream::json("{}").run();
+    let folder = tempfile::tempdir().unwrap();
+    drop(pipe(&folder.path().join("access.log")));
+    let mut proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("server: {drain: 300ms}")
+        .run_in(folder);
+    (0..3).for_each(|_| post(&proxy));
+    let begun = Instant::now();
+    proxy.signal(libc::SIGTERM);
+    assert_eq!(proxy.wait().code(), Some(1));
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    proxy.await_stderr("the access log cannot be written, lines lost: 3");
+    // Or the test would wait for its writer.
+    fs::remove_file(proxy.log_path()).unwrap();
 }
 
 #[test]

@@ -7,12 +7,14 @@
 mod support;
 
 mod admin_page;
+mod billing;
 mod cli;
 mod client_address;
 mod clients;
 mod config_errors;
 mod conversation;
 mod diff;
+mod docs;
 mod floods;
 mod gate;
 mod ledger;
@@ -22,7 +24,7 @@ mod memory;
 mod monitoring;
 mod nginx;
 mod probe;
-mod readme;
+mod reconcile;
 mod reload;
 mod report;
 mod secrets;

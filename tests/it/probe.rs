@@ -59,9 +59,16 @@ fn rows(upstream: &Upstream, settings: &str) -> Vec<Value> {
     rows_of(&probe(upstream, settings, &["--format", "json"]))
 }
 
+/// The exit code has to be 1 where a tier was not honoured, or nothing answered, or with errors only.
 fn rows_of(output: &Output) -> Vec<Value> {
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-    serde_json::from_slice(&output.stdout).unwrap()
+    let rows: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let failed = rows.iter().any(|row| {
+        let verdict = row["verdict"].as_str().unwrap();
+        verdict == "stripped" || verdict == "rejected" || row["why"] == "upstream_reset"
+    });
+    let failed = failed || rows.iter().all(|row| row["status"].as_u64() >= Some(400));
+    assert_eq!(output.status.code(), Some(i32::from(failed)), "{output:?}");
+    rows
 }
 
 fn verdicts(rows: &[Value]) -> Vec<&str> {

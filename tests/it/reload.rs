@@ -2,7 +2,10 @@
 //! that notices.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -155,6 +158,166 @@ fn a_file_that_is_still_being_written_is_not_taken_by_halves() {
     assert_eq!(revisions.len(), 2, "{revisions:?}");
 }
 
+/// Twenty keys, the last of which is at the very end of the file, and before them one that is new in this `round`.
+fn long_policy(round: usize) -> String {
+    let keys: String = (0..20)
+        .map(|number| format!("  sk-k{number}: {{group: fast, name: k{number}}}\n"))
+        .collect();
+    format!(
+        "{POLICY}  sk-round-{round}: {{group: fast, name: round-{round}}}\n{keys}  sk-end: {{group: fast, name: end}}\n"
+    )
+}
+
+/// A way to save a text as the file at a path.
+type Save = fn(&Path, &str);
+
+fn create(path: &Path) -> fs::File {
+    fs::File::create(path).unwrap()
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let status = Command::new(program).args(arguments).status().unwrap();
+    assert!(status.success(), "{program}: {status}");
+}
+
+fn new_file(path: &Path, text: &str) -> String {
+    let new = path.with_extension("new");
+    fs::write(&new, text).unwrap();
+    new.to_str().unwrap().to_owned()
+}
+
+fn name(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Writes it line by line with a pause after each, as what is behind a slow line does.
+fn write_slowly(mut file: fs::File, text: &str, pause: Duration) {
+    for line in text.split_inclusive('\n') {
+        file.write_all(line.as_bytes()).unwrap();
+        std::thread::sleep(pause);
+    }
+}
+
+const SAVES: [(&str, Save); 10] = [
+    (
+        "vim renames the old file and writes a new one",
+        |path, text| {
+            fs::rename(path, path.with_extension("yaml~")).unwrap();
+            fs::write(path, text).unwrap();
+            fs::remove_file(path.with_extension("yaml~")).unwrap();
+        },
+    ),
+    ("nano writes in place", |path, text| {
+        fs::write(path, text).unwrap()
+    }),
+    ("sed -i", |path, text| {
+        fs::write(path, text.replace("name: end", "name: dne")).unwrap();
+        run("sed", &["-i", "s/name: dne/name: end/", name(path)]);
+    }),
+    ("cp", |path, text| {
+        run("cp", &[&new_file(path, text), name(path)])
+    }),
+    ("mv", |path, text| {
+        run("mv", &[&new_file(path, text), name(path)])
+    }),
+    ("scp at 1 KB/s", |path, text| {
+        write_slowly(create(path), text, Duration::from_millis(60));
+    }),
+    ("git checkout", |path, text| {
+        fs::remove_file(path).unwrap();
+        write_slowly(create(path), text, Duration::from_millis(15));
+    }),
+    ("an editor that truncates first", |path, text| {
+        let mut file = create(path);
+        std::thread::sleep(Duration::from_millis(1200));
+        file.write_all(text.as_bytes()).unwrap();
+    }),
+    ("a generator that pauses", |path, text| {
+        let mut file = create(path);
+        let half = text.find("  sk-k3:").unwrap();
+        file.write_all(&text.as_bytes()[..half]).unwrap();
+        std::thread::sleep(Duration::from_millis(1500));
+        file.write_all(&text.as_bytes()[half..]).unwrap();
+    }),
+    ("a crash half-way, and another attempt", |path, text| {
+        let half = text.find("  sk-k0:").unwrap();
+        fs::write(path, &text[..half]).unwrap();
+        std::thread::sleep(Duration::from_millis(1500));
+        fs::write(path, text).unwrap();
+    }),
+];
+
+#[test]
+fn no_way_of_saving_locks_anybody_out() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .policy(&long_policy(0))
+        .upstream(&upstream)
+        .run();
+    let done = AtomicBool::new(false);
+    let taken =
+        |proxy: &Proxy| proxy.metric_of("tiergate_policy_reloads_total", "outcome=\"success\"");
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| load_of(&proxy, "sk-end", b"{}", &done));
+        for (round, (way, save)) in (1..).zip(SAVES) {
+            let before = taken(&proxy);
+            save(&proxy.path("policy.yaml"), &long_policy(round));
+            let saved = Instant::now();
+            eventually(way, || {
+                (status_of(&proxy, &format!("round-{round}")) == 200).then_some(())
+            });
+            assert!(
+                saved.elapsed() < SEEN_WITHIN,
+                "{way}: {:?}",
+                saved.elapsed()
+            );
+            // Its old content may be read twice, and nothing in between was taken.
+            let loads = taken(&proxy) - before;
+            assert!(
+                loads == 1.0 || way == "sed -i" && loads == 2.0,
+                "{way}: {loads}"
+            );
+        }
+        done.store(true, Ordering::Relaxed);
+        load.join().unwrap();
+    });
+}
+
+#[test]
+fn a_policy_that_loses_most_of_its_keys_is_held_until_it_is_asked_for() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .policy(&long_policy(0))
+        .upstream(&upstream)
+        .run();
+    fs::write(proxy.path("policy.yaml"), POLICY).unwrap();
+    proxy.await_stderr("would lose more than half of its keys");
+    let held = || proxy.metric_of("tiergate_policy_reloads_total", "outcome=\"held\"");
+    assert_eq!(held(), 1.0);
+    assert_eq!(status_of(&proxy, "end"), 200);
+    let ready = proxy.admin("/readyz");
+    assert_eq!(ready.status, 200);
+    assert!(ready.text().contains("more than half"), "{ready:?}");
+    assert_eq!(proxy.status()["policy"]["outcome"], "held");
+    proxy.signal(libc::SIGHUP);
+    eventually("the key is gone", || {
+        (status_of(&proxy, "end") == 401).then_some(())
+    });
+    assert_eq!(held(), 1.0);
+    assert_eq!(proxy.admin("/readyz").text(), "ok\n");
+}
+
+#[test]
+fn a_reload_says_what_it_changes() {
+    let (_upstream, proxy) = start();
+    let changed = with_key("one").replace(
+        "plain: {platform: openai}",
+        "plain: {platform: openai, enabled: false}",
+    );
+    fs::write(proxy.path("policy.yaml"), changed).unwrap();
+    proxy.await_stderr("5 keys; keys +1, group plain: enabled true → false");
+}
+
 #[test]
 fn a_bad_file_is_kept_out_and_told_of_with_its_place() {
     let (_upstream, proxy) = start();
@@ -236,7 +399,11 @@ fn ten_thousand_keys_are_exchanged_under_load_and_no_request_notices() {
 
 /// Asks on one connection until the test is done; how long each request took. None may fail.
 fn load(proxy: &Proxy, body: &[u8], done: &AtomicBool) -> Vec<Duration> {
-    let client = proxy.client("sk-fast");
+    load_of(proxy, "sk-fast", body, done)
+}
+
+fn load_of(proxy: &Proxy, key: &str, body: &[u8], done: &AtomicBool) -> Vec<Duration> {
+    let client = proxy.client(key);
     let mut connection = client.connect();
     let mut times = Vec::new();
     while !done.load(Ordering::Relaxed) {

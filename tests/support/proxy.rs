@@ -122,7 +122,7 @@ impl Builder {
 
     /// `settings` as they stand in a flow mapping: `kind: codex, idle_timeout: 1s`.
     pub fn upstream_with(mut self, name: &str, target: &impl Target, settings: &str) -> Self {
-        let url = target.url();
+        let (url, settings) = (target.url(), with_credential(settings));
         self.upstreams
             .push_str(&format!("  {name}: {{url: \"{url}\", {settings}}}\n"));
         self
@@ -130,6 +130,7 @@ impl Builder {
 
     /// An upstream with several URLs.
     pub fn upstream_at(mut self, name: &str, urls: &[String], settings: &str) -> Self {
+        let settings = with_credential(settings);
         self.upstreams
             .push_str(&format!("  {name}: {{url: {urls:?}, {settings}}}\n"));
         self
@@ -464,5 +465,14 @@ impl Drop for Proxy {
         let written = self.stderr() + &self.log_lines().join("\n");
         assert!(!written.contains("panicked"), "{written}");
         assert!(!written.contains("sk-"), "a key is printed: {written}");
+    }
+}
+
+/// The settings of an upstream that gets the clients' own keys, and is not warned of for it, unless they say otherwise.
+fn with_credential(settings: &str) -> String {
+    if settings.contains("credential_file") {
+        settings.to_owned()
+    } else {
+        format!("credential_file: null, {settings}")
     }
 }

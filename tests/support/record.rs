@@ -31,7 +31,12 @@ pub fn normalised(line: &str) -> Value {
         assert!(record["ttfb_ms"].as_f64() <= record["duration_ms"].as_f64());
         record["ttfb_ms"] = json!("MS");
     }
+    if let Some(id) = record["key_id"].as_str() {
+        let is_hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        assert!(id.len() == 8 && id.bytes().all(is_hex), "{id}");
+    }
     for (name, stands_for) in [
+        ("key_id", "KEY ID"),
         ("event_id", "ID#TURN"),
         ("request_id", "ID"),
         ("instance", "INSTANCE"),
@@ -53,13 +58,10 @@ pub fn with(mut record: Value, changed: Value) -> Value {
     record
 }
 
-/// All fields are there, and no other.
+/// All fields are there in their order, and no other.
 fn assert_fields(line: &str, record: &Map<String, Value>) {
-    let mut names: Vec<&str> = record.keys().map(String::as_str).collect();
-    let mut expected = FIELDS;
-    names.sort_unstable();
-    expected.sort_unstable();
-    assert_eq!(names, expected);
+    let names: Vec<&str> = record.keys().map(String::as_str).collect();
+    assert_eq!(names, FIELDS);
     assert!(line.len() < 16 * 1024, "a line of {} bytes", line.len());
 }
 

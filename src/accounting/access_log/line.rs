@@ -13,11 +13,11 @@ use crate::config::LogFormat;
 /// The names of every field, in the order in which a line holds them: the log's own, and those of `format: otel`. The latter
 /// are OpenTelemetry's where its conventions have one that means the same
 /// (<https://opentelemetry.io/docs/specs/semconv/gen-ai/>).
-const NAMES: [[&str; 2]; 45] = [
+const NAMES: [[&str; 2]; 54] = [
     ["schema", "tiergate.schema"],
-    ["event_id", "tiergate.event_id"],
     ["seq", "tiergate.seq"],
     ["instance", "tiergate.instance"],
+    ["event_id", "tiergate.event_id"],
     ["time", "tiergate.time"],
     ["duration_ms", "tiergate.duration_ms"],
     ["ttfb_ms", "tiergate.ttfb_ms"],
@@ -65,6 +65,19 @@ const NAMES: [[&str; 2]; 45] = [
     ["request_bytes", "tiergate.request_bytes"],
     ["upstream_request_bytes", "tiergate.upstream_request_bytes"],
     ["response_bytes", "tiergate.response_bytes"],
+    // Added since the first release, at the end of a line, so that readers by place find what they know.
+    ["model_served", "gen_ai.response.model"],
+    ["tier_refused", "tiergate.tier_refused"],
+    ["upstream_error", "tiergate.upstream_error"],
+    [
+        "cache_write_long_tokens",
+        "tiergate.cache_write_long_tokens",
+    ],
+    ["of_request", "tiergate.of_request"],
+    ["bridge", "tiergate.bridge"],
+    ["bridge_dropped", "tiergate.bridge_dropped"],
+    ["key_id", "tiergate.key_id"],
+    ["prices", "tiergate.prices"],
 ];
 
 /// Every field of the access log, in the order in which a line holds them.

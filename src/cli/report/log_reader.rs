@@ -1,10 +1,8 @@
 //! The lines of a log file, plain or compressed, in constant memory. What a line holds is not its business.
 
-use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
-use std::rc::Rc;
 
 use flate2::read::MultiGzDecoder;
 
@@ -16,6 +14,18 @@ const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 /// compressors begin with one.
 const ZSTD_SKIPPABLE: &[u8] = &[0x50, 0x2a, 0x4d, 0x18];
 
+/// First bytes of files that logs come in and that are not read, what they are, and what decompresses them.
+const FOREIGN: [(&[u8], &str, &str); 6] = [
+    (b"\xfd7zXZ\0", "an xz archive", "xz -dc"),
+    (b"BZh", "a bzip2 archive", "bzip2 -dc"),
+    (b"PK\x03\x04", "a zip archive", "unzip -p"),
+    (b"\x04\x22\x4d\x18", "an lz4 archive", "lz4 -dc"),
+    (b"LZIP", "an lzip archive", "lzip -dc"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x -so"),
+];
+/// The longest of these first bytes.
+const MAGIC: usize = 6;
+
 /// Bytes that are read and decoded at a time; also the longest line that is handed out. The proxy writes lines below 16 KiB.
 const BUFFER: usize = 256 * 1024;
 
@@ -23,7 +33,6 @@ const BUFFER: usize = 256 * 1024;
 pub struct LogReader {
     /// After decompression.
     input: Box<dyn Read>,
-    consumed: Rc<Cell<u64>>,
     buffer: Box<[u8]>,
     /// The part of `buffer` that has been read and not yet handed out.
     start: usize,
@@ -36,7 +45,7 @@ pub struct LogReader {
 /// A line without its line feed.
 #[derive(Debug, PartialEq, Eq)]
 pub enum RawLine<'a> {
-    Whole(&'a [u8]),
+    Complete(&'a [u8]),
     /// Longer than any line the proxy writes: no log, or a damaged one.
     TooLong,
 }
@@ -54,19 +63,21 @@ impl LogReader {
     }
 
     /// As [`LogReader::open`], over any source.
-    pub fn new(source: Box<dyn Read>) -> io::Result<LogReader> {
-        let consumed = Rc::new(Cell::new(0));
-        let mut source = Metered {
-            source,
-            consumed: Rc::clone(&consumed),
-        };
-        let mut magic = Vec::with_capacity(ZSTD.len());
-        source
-            .by_ref()
-            .take(ZSTD.len() as u64)
-            .read_to_end(&mut magic)?;
+    pub fn new(mut source: Box<dyn Read>) -> io::Result<LogReader> {
+        let mut magic = Vec::with_capacity(MAGIC);
+        source.by_ref().take(MAGIC as u64).read_to_end(&mut magic)?;
+        if let Some((_, what, program)) =
+            FOREIGN.iter().find(|(first, ..)| magic.starts_with(first))
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                format!(
+                    "{what}, which is not read; decompress it first, as by `{program} FILE | tiergate report -`"
+                ),
+            ));
+        }
         let gzip = magic.starts_with(GZIP);
-        let zstd = magic == ZSTD || is_skippable(&magic);
+        let zstd = magic.starts_with(ZSTD) || is_skippable(&magic);
         let whole = io::Cursor::new(magic).chain(source);
         let input: Box<dyn Read> = match (gzip, zstd) {
             (true, _) => Box::new(MultiGzDecoder::new(whole)),
@@ -76,18 +87,12 @@ impl LogReader {
         let buffer = vec![0; BUFFER].into_boxed_slice();
         Ok(LogReader {
             input,
-            consumed,
             buffer,
             start: 0,
             end: 0,
             ended: false,
             overlong: false,
         })
-    }
-
-    /// Bytes of the file itself that have been read so far, before decompression.
-    pub fn consumed(&self) -> u64 {
-        self.consumed.get()
     }
 
     /// The next line, or `None` at the end. A last line without line feed counts as a line. After an error (damaged
@@ -101,7 +106,7 @@ impl LogReader {
                 if std::mem::take(&mut self.overlong) {
                     return Ok(Some(RawLine::TooLong));
                 }
-                return Ok(Some(RawLine::Whole(&self.buffer[line])));
+                return Ok(Some(RawLine::Complete(&self.buffer[line])));
             }
             if self.ended {
                 return Ok(self.last_line());
@@ -117,7 +122,7 @@ impl LogReader {
         match std::mem::take(&mut self.overlong) {
             true => Some(RawLine::TooLong),
             false if line.is_empty() => None,
-            false => Some(RawLine::Whole(&self.buffer[line])),
+            false => Some(RawLine::Complete(&self.buffer[line])),
         }
     }
 
@@ -146,21 +151,7 @@ impl LogReader {
 }
 
 fn is_skippable(magic: &[u8]) -> bool {
-    matches!(magic, [first, rest @ ..] if first & 0xf0 == ZSTD_SKIPPABLE[0] && *rest == ZSTD_SKIPPABLE[1..])
-}
-
-/// Counts what is read through it.
-struct Metered {
-    source: Box<dyn Read>,
-    consumed: Rc<Cell<u64>>,
-}
-
-impl Read for Metered {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.source.read(buffer)?;
-        self.consumed.set(self.consumed.get() + count as u64);
-        Ok(count)
-    }
+    matches!(magic, [first, rest @ ..] if first & 0xf0 == ZSTD_SKIPPABLE[0] && rest.starts_with(&ZSTD_SKIPPABLE[1..]))
 }
 
 #[cfg(test)]
@@ -179,7 +170,7 @@ mod tests {
         let mut lines = Vec::new();
         loop {
             match reader.next_line() {
-                Ok(Some(RawLine::Whole(line))) => {
+                Ok(Some(RawLine::Complete(line))) => {
                     lines.push(String::from_utf8(line.to_vec()).unwrap())
                 }
                 Ok(Some(RawLine::TooLong)) => lines.push("<too long>".to_owned()),
@@ -210,6 +201,18 @@ mod tests {
         );
         assert_eq!(lines(Vec::new()), (vec![], false));
         assert_eq!(lines(b"{}".to_vec()), (vec!["{}".to_owned()], false));
+    }
+
+    #[test]
+    fn an_archive_that_is_not_read_is_named() {
+        for (first, what, _) in FOREIGN {
+            let file = [first, b"and more"].concat();
+            let Err(error) = LogReader::new(Box::new(io::Cursor::new(file))) else {
+                panic!("{what} is read as a log");
+            };
+            assert!(error.to_string().starts_with(what), "{error}");
+        }
+        assert!(FOREIGN.iter().all(|(first, ..)| first.len() <= MAGIC));
     }
 
     #[test]
@@ -259,7 +262,7 @@ mod tests {
             let source = Dripping(io::Cursor::new(text.clone().into_bytes()), step);
             let mut reader = LogReader::new(Box::new(source)).unwrap();
             let mut read = Vec::new();
-            while let Some(RawLine::Whole(line)) = reader.next_line().unwrap() {
+            while let Some(RawLine::Complete(line)) = reader.next_line().unwrap() {
                 read.push(String::from_utf8(line.to_vec()).unwrap());
             }
             prop_assert_eq!(read, text.lines().map(str::to_owned).collect::<Vec<_>>());

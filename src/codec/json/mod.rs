@@ -42,7 +42,7 @@ pub enum Interest {
     Skip,
     /// The bytes of it, if it is no array or object.
     Capture,
-    /// Its members, if it is an object.
+    /// Its members, if it is an object; else its bytes, as for `Capture`.
     Enter,
 }
 
@@ -449,7 +449,7 @@ impl Scanner {
 
     /// Leaves all but the first byte of a number or literal that this piece may not have whole to the states.
     fn begin_scalar(&mut self, bytes: &[u8], start: usize) -> Option<usize> {
-        if self.is_shown() && self.interest == Interest::Capture {
+        if self.is_shown() && self.interest != Interest::Skip {
             self.token.begin(start);
         }
         let first = bytes[start];
@@ -471,7 +471,7 @@ impl Scanner {
         stop: usize,
         in_key: bool,
     ) -> usize {
-        if self.is_shown() && (in_key || self.interest == Interest::Capture) {
+        if self.is_shown() && (in_key || self.interest != Interest::Skip) {
             self.token.begin(start);
         }
         if in_key {
@@ -534,8 +534,8 @@ impl Scanner {
 
     fn show_value<V: Visitor>(&self, kind: Kind, raw: &[u8], end: usize, visitor: &mut V) {
         let raw = match self.interest {
-            Interest::Capture => raw,
-            _ => &[],
+            Interest::Capture | Interest::Enter => raw,
+            Interest::Skip => &[],
         };
         visitor.value(Value {
             kind,
@@ -1018,7 +1018,7 @@ mod tests {
                 "1 Array  to 14",
                 "comma at 14",
                 "1 e at 15",
-                "1 String  to 22"
+                "1 String x to 22"
             ]
         );
     }

@@ -1,25 +1,30 @@
 //! The admin listener: health, readiness, status, metrics. It reads the state and changes nothing.
 
+mod host;
+mod status;
+
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use async_trait::async_trait;
-use http::{Method, Response, StatusCode};
+use http::response::Builder;
+use http::{Method, Response, StatusCode, header};
 use pingora_core::apps::http_app::ServeHttp;
 use pingora_core::protocols::http::ServerSession;
-use serde_json::json;
+use uuid::Uuid;
 
 use crate::state::State;
-use crate::upstream::Address;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const JSON: &str = "application/json";
-
 const HTML: &str = "text/html; charset=utf-8";
-/// Shows what `/status` says, and asks it again and again.
+/// Nothing but the page has anything to load, and nothing is to be shown within another page.
+const NO_CONTENT: &str = "default-src 'none'; frame-ancestors 'none'";
+/// Shows what `/status` says, and asks it again and again. Its style and script have a nonce in the place of [`NONCE`].
 const PAGE: &str = include_str!("page.html");
+const NONCE: &str = "{{nonce}}";
 
+/// Answers whoever reaches the admin listener.
 pub struct Admin {
     pub state: Arc<State>,
 }
@@ -28,27 +33,34 @@ pub struct Admin {
 impl ServeHttp for Admin {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
         let head = session.req_header();
+        if !host::is_known(&head.uri, &head.headers, &[]) {
+            return respond(
+                StatusCode::MISDIRECTED_REQUEST,
+                TEXT,
+                "this listener is asked by its address or as localhost\n",
+            );
+        }
         if head.method != Method::GET && head.method != Method::HEAD {
-            return answer(
+            return respond(
                 StatusCode::METHOD_NOT_ALLOWED,
                 TEXT,
                 "only GET is answered here\n",
             );
         }
         match head.uri.path() {
-            "/" => answer(StatusCode::OK, HTML, PAGE),
-            "/healthz" => answer(StatusCode::OK, TEXT, "ok\n"),
+            "/" => page(),
+            "/healthz" => respond(StatusCode::OK, TEXT, "ok\n"),
             "/readyz" => match self.state.not_ready() {
-                None => answer(StatusCode::OK, TEXT, readiness(&self.state)),
-                Some(why) => answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n")),
+                None => respond(StatusCode::OK, TEXT, status::readiness(&self.state)),
+                Some(why) => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n")),
             },
-            "/status" => answer(StatusCode::OK, JSON, status(&self.state)),
-            "/metrics" => answer(
+            "/status" => respond(StatusCode::OK, JSON, status::status(&self.state)),
+            "/metrics" => respond(
                 StatusCode::OK,
                 METRICS,
-                self.state.metrics.render(&self.state),
+                self.state.metrics.render(&self.state.snapshot()),
             ),
-            _ => answer(
+            _ => respond(
                 StatusCode::NOT_FOUND,
                 TEXT,
                 "there are / /healthz /readyz /status /metrics\n",
@@ -57,116 +69,35 @@ impl ServeHttp for Admin {
     }
 }
 
-fn answer(status: StatusCode, kind: &str, body: impl Into<Vec<u8>>) -> Response<Vec<u8>> {
-    let body = body.into();
-    // The parts are constants and a number.
+/// The page, whose own style and script are the only ones that a browser takes.
+fn page() -> Response<Vec<u8>> {
+    let nonce = Uuid::now_v7().simple().to_string();
+    let policy = format!(
+        "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    );
+    let response = head(StatusCode::OK, HTML, &policy);
+    finish(response, PAGE.replace(NONCE, &nonce).into())
+}
+
+fn respond(status: StatusCode, kind: &str, body: impl Into<Vec<u8>>) -> Response<Vec<u8>> {
+    finish(head(status, kind, NO_CONTENT), body.into())
+}
+
+fn head(status: StatusCode, kind: &str, policy: &str) -> Builder {
     Response::builder()
         .status(status)
-        .header(http::header::CONTENT_TYPE, kind)
-        .header(http::header::CONTENT_LENGTH, body.len())
+        .header(header::CONTENT_TYPE, kind)
+        .header(header::CACHE_CONTROL, "no-store")
+        .header(header::CONTENT_SECURITY_POLICY, policy)
+        .header(header::X_CONTENT_TYPE_OPTIONS, "nosniff")
+        .header(header::X_FRAME_OPTIONS, "DENY")
+        .header(header::REFERRER_POLICY, "no-referrer")
+}
+
+fn finish(head: Builder, body: Vec<u8>) -> Response<Vec<u8>> {
+    // The parts are constants, hexadecimal digits and a number.
+    head.header(header::CONTENT_LENGTH, body.len())
         .body(body)
         .expect("a constant head is well formed")
-}
-
-/// A policy file that could not be taken is told here too; it does not keep the proxy from serving.
-fn readiness(state: &State) -> String {
-    let mistakes = state.policy.last().mistakes;
-    if mistakes.is_empty() {
-        return "ok\n".to_owned();
-    }
-    format!("ok, with the last good policy:\n{}\n", mistakes.join("\n"))
-}
-
-/// What each group of the policy has done since the start. Others are gone from it, or refused before theirs was known.
-fn groups(state: &State) -> serde_json::Map<String, serde_json::Value> {
-    let mut sums = state.metrics.by_group();
-    for group in state.policy.current().groups() {
-        sums.entry(group.name.to_string()).or_default();
-    }
-    let told = sums.into_iter().map(|(name, sums)| {
-        let in_flight = state.in_flight.of_group(&name);
-        let told = json!({
-            "outcomes": sums.outcomes,
-            "service_tiers": sums.service_tiers,
-            "tokens": sums.tokens,
-            "downgraded": sums.downgraded,
-            "in_flight": in_flight,
-        });
-        (name, told)
-    });
-    told.collect()
-}
-
-/// Where clients connect, and until when the certificate there is good; null without TLS.
-fn listeners(state: &State) -> Vec<serde_json::Value> {
-    let listeners = state.config.listen.iter();
-    let told = listeners.map(|listen| {
-        let expiry = listen.tls.as_ref().and_then(|_| {
-            let seconds = state.metrics.certificate_expiry(listen.address).get();
-            jiff::Timestamp::from_second(seconds).ok()
-        });
-        json!({
-            "address": listen.address.to_string(),
-            "certificate_expires_at": expiry.map(|time| time.to_string()),
-        })
-    });
-    told.collect()
-}
-
-/// How an address fares.
-fn told(address: &Address) -> serde_json::Value {
-    let told = address.health.told();
-    let last_error = told.last_error;
-    json!({
-        "address": address.socket.to_string(),
-        "url": address.origin.url.to_string(),
-        "healthy": told.healthy,
-        "failures": told.failures,
-        "ejected_until": told.ejected_until.and_then(time),
-        "check_passes": told.check_passes,
-        "last_error": last_error.map(|error| json!({"at": time(error.at), "what": error.what})),
-    })
-}
-
-fn time(at: SystemTime) -> Option<String> {
-    let at = jiff::Timestamp::try_from(at).ok()?;
-    Some(at.to_string())
-}
-
-fn status(state: &State) -> String {
-    let policy = state.policy.current();
-    let last = state.policy.last();
-    let loaded_at = time(last.loaded_at);
-    let upstreams: serde_json::Map<String, serde_json::Value> = state
-        .upstreams()
-        .map(|upstream| {
-            let addresses = upstream.addresses();
-            let addresses: Vec<_> = addresses.iter().map(|address| told(address)).collect();
-            let kind = upstream.config.kind.as_str();
-            (
-                upstream.config.name.clone(),
-                json!({"kind": kind, "addresses": addresses}),
-            )
-        })
-        .collect();
-    let value = json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "uptime_seconds": state.started.elapsed().as_secs(),
-        "draining": state.is_draining(),
-        "policy": {
-            "revision": policy.revision(),
-            "groups": policy.groups().len(),
-            "keys": policy.key_count(),
-            "loaded_at": loaded_at,
-            "last_error": (!last.mistakes.is_empty()).then(|| last.mistakes.join("\n")),
-        },
-        "groups": groups(state),
-        "listeners": listeners(state),
-        "upstreams": upstreams,
-        "connections": state.metrics.connections.get(),
-        "requests_in_flight": state.metrics.in_flight.get(),
-        "buffered_bytes": state.budget.used(),
-        "access_log": {"errors": state.log.errors(), "written": state.log.is_written()},
-    });
-    format!("{value}\n")
 }

@@ -47,8 +47,8 @@ pub struct UpstreamConnector {
     cancelled: Mutex<HashMap<UniqueIDType, u32>>,
 }
 
-/// The peer of a request, for Pingora to give to [`UpstreamConnector`]. `only_http1`: whatever the upstream could speak.
-pub fn request_peer(peer: &HttpPeer, only_http1: bool) -> HttpPeer {
+/// A peer for Pingora to give to [`UpstreamConnector`]. `only_http1`: whatever the upstream could speak.
+pub fn own_peer(peer: &HttpPeer, only_http1: bool) -> HttpPeer {
     let name = match only_http1 || peer.options.alpn == ALPN::H1 {
         true => ONLY_HTTP1,
         false => ANY_VERSION,

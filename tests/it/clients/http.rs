@@ -103,6 +103,11 @@ impl Fixture {
     }
 
     fn takes_tier(&self) -> bool {
+        !matches!(self.endpoint.as_str(), "other" | "embeddings")
+    }
+
+    /// Whether its answer is looked at, and so asked for without a coding.
+    fn is_observed(&self) -> bool {
         self.endpoint != "other"
     }
 
@@ -229,7 +234,7 @@ impl Replayed {
         }
         let is_open = |name: &str| {
             let mut open = vec!["host", "connection"];
-            if fixture.takes_tier() {
+            if fixture.is_observed() {
                 open.push("accept-encoding");
             }
             if fixture.is_rewritten(group) {

@@ -55,6 +55,15 @@ fn forced() -> Value {
         "request_bytes": 37,
         "upstream_request_bytes": 64,
         "response_bytes": 2,
+        "model_served": null,
+        "tier_refused": false,
+        "upstream_error": null,
+        "cache_write_long_tokens": null,
+        "of_request": null,
+        "bridge": null,
+        "bridge_dropped": null,
+        "key_id": "KEY ID",
+        "prices": null,
     })
 }
 
@@ -118,6 +127,7 @@ fn a_forced_request_answered_with_events() {
     );
     let said = json!({
         "response_id": "resp_1",
+        "model_served": "m-1",
         "service_tier_served": "default",
         "service_tier_billed": "default",
         "tier_billed_by": "served",
@@ -257,7 +267,7 @@ fn a_request_that_is_rejected_for_its_body() {
 }
 
 #[test]
-fn a_response_in_the_background_has_no_usage_and_asking_for_it_is_no_use_of_it() {
+fn a_response_in_the_background_is_billed_once_to_who_created_it() {
     let counts = r#""usage":{"input_tokens":10,"output_tokens":7}"#;
     let queued = r#"{"id":"resp_1","status":"queued","service_tier":"auto","usage":null}"#;
     let made =
@@ -267,49 +277,57 @@ fn a_response_in_the_background_has_no_usage_and_asking_for_it_is_no_use_of_it()
     );
     let upstream = upstream::script([
         reply(200).json(queued),
+        reply(200).json(queued),
         reply(200).json(&made),
         reply(200).sse(&[&event]),
         reply(200).json(&made),
     ])
     .run();
-    let proxy = proxy::new()
-        .upstream_with("main", &upstream, "on_client_abort: drain")
-        .run();
-    let client = proxy.client("sk-fast");
-    client.post("/v1/responses", r#"{"model":"m-1","background":true}"#);
-    client.get("/v1/responses/resp_1");
-    client.get("/v1/responses/resp_1?stream=true");
-    client.post("/v1/responses/resp_1/cancel", "");
-    let records = proxy.stop();
-    for record in &records {
-        let told = [
-            "service_tier_served",
-            "input_tokens",
-            "output_tokens",
-            "cost_usd",
-        ];
-        assert!(told.iter().all(|name| record[name].is_null()), "{record}");
-        assert_eq!(
-            (&record["outcome"], &record["usage_state"]),
-            (&json!("ok"), &json!("none"))
-        );
+    let proxy = proxy::new().upstream(&upstream).run();
+    let create = proxy.client("sk-fast");
+    let fetch = proxy.client("sk-plain");
+    create.post("/v1/responses", r#"{"model":"m-1","background":true}"#);
+    proxy.access_log(1);
+    fetch.get("/v1/responses/resp_1");
+    proxy.access_log(2);
+    fetch.get("/v1/responses/resp_1");
+    proxy.access_log(3);
+    fetch.get("/v1/responses/resp_1?stream=true");
+    proxy.access_log(4);
+    fetch.post("/v1/responses/resp_1/cancel", "");
+    let lines = proxy.access_log_lines(5);
+    let records: Vec<Value> = lines
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let states: Vec<&str> = records
+        .iter()
+        .map(|record| record["usage_state"].as_str().unwrap())
+        .collect();
+    assert_eq!(states, ["deferred", "none", "final", "none", "none"]);
+    let billed = &records[2];
+    for (name, value) in [
+        ("of_request", &records[0]["request_id"]),
+        ("key_id", &records[0]["key_id"]),
+        ("endpoint", &json!("responses_item")),
+        ("key", &json!("fiona")),
+        ("group", &json!("fast")),
+        ("model", &json!("m-1")),
+        ("service_tier", &json!("priority")),
+        ("tier_reason", &json!("group_force")),
+        ("service_tier_billed", &json!("default")),
+        ("downgraded", &json!(true)),
+        ("input_tokens", &json!(10)),
+        ("output_tokens", &json!(7)),
+    ] {
+        assert_eq!(&billed[name], value, "{name}");
     }
-    let ids: Vec<&Value> = records
-        .iter()
-        .map(|record| &record["response_id"])
-        .collect();
-    assert_eq!(
-        ids,
-        [&json!("resp_1"), &json!(null), &json!(null), &json!(null)]
-    );
-    let billed: Vec<&Value> = records
-        .iter()
-        .map(|record| &record["service_tier_billed"])
-        .collect();
-    assert_eq!(
-        billed,
-        [&json!("priority"), &json!(null), &json!(null), &json!(null)]
-    );
+    for record in [&records[1], &records[3], &records[4]] {
+        assert_eq!(record["outcome"], "ok");
+        for name in ["of_request", "input_tokens", "output_tokens", "cost_usd"] {
+            assert_eq!(record[name], json!(null), "{name}");
+        }
+    }
 }
 
 #[test]

@@ -157,7 +157,12 @@ fn bad_bodies() -> Vec<Case> {
         (None, br#"{"a":01}"#.to_vec(), 400, "invalid_json"),
         (None, br#"{"a":"\x"}"#.to_vec(), 400, "invalid_json"),
         (None, b"{\"a\":\"\n\"}".to_vec(), 400, "invalid_json"),
-        (None, b"\xef\xbb\xbf{}".to_vec(), 400, "invalid_json"),
+        (
+            None,
+            b"\xef\xbb\xbf\xef\xbb\xbf{}".to_vec(),
+            400,
+            "invalid_json",
+        ),
         (None, b"[]".to_vec(), 400, "not_a_json_object"),
         (None, b"\"text\"".to_vec(), 400, "not_a_json_object"),
         (

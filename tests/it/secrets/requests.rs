@@ -168,9 +168,14 @@ fn answers(planted: &mut Planted) -> Vec<Reply> {
             "answer's cut body",
             "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"error\":\"KEY",
         ),
+        // What an upstream says is logged in part, but never the key that it was sent.
+        quoting(
+            "fast",
+            "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Request-Id: KEY\r\n\r\ndata: {\"type\":\"error\",\"error\":{\"code\":\"KEY\",\"message\":\"KEY\"}}\n\n",
+        ),
         quoting(
             "answer's event",
-            "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: {\"type\":\"error\",\"error\":{\"code\":\"KEY\",\"message\":\"KEY\"}}\n\n",
+            "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: {\"type\":\"error\",\"error\":{\"message\":\"KEY\"}}\n\n",
         ),
     ]
 }

@@ -293,7 +293,7 @@ fn check_names_what_is_wrong_with_the_files_and_where_they_are_named() {
         write("tiergate.yaml", &config(tls));
         let (code, told) = check(folder.path());
         assert_eq!(code, Some(78), "{tls}: {told}");
-        let beginning = format!("tiergate.yaml:5:5: {file}: ");
+        let beginning = format!("tiergate.yaml:5:10: {file}: ");
         assert!(told.starts_with(&beginning), "{tls}: {told}");
         assert_eq!(told.lines().count(), 1, "{told}");
     }

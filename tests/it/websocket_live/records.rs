@@ -61,6 +61,15 @@ fn forced_turn() -> Value {
         "request_bytes": CREATE.len(),
         "upstream_request_bytes": FORCED.len(),
         "response_bytes": CREATED.len() + DELTA.len() + COMPLETED.len(),
+        "model_served": "m-1-2026",
+        "tier_refused": false,
+        "upstream_error": null,
+        "cache_write_long_tokens": null,
+        "of_request": null,
+        "bridge": null,
+        "bridge_dropped": null,
+        "key_id": "KEY ID",
+        "prices": null,
     })
 }
 
@@ -77,6 +86,7 @@ fn connection() -> Value {
         "tier_billed_by": "sent",
         "downgraded": false,
         "response_id": null,
+        "model_served": null,
         "usage_state": "none",
         "terminal_event": null,
         "input_tokens": null,
@@ -95,6 +105,7 @@ fn untold() -> Value {
         "tier_billed_by": "sent",
         "downgraded": false,
         "response_id": null,
+        "model_served": null,
         "usage_state": "none",
         "terminal_event": null,
         "input_tokens": null,
@@ -459,6 +470,7 @@ fn an_error_event_ends_the_turn_and_the_socket_goes_on() {
     let line = json!({
         "outcome": "upstream_error",
         "terminal_event": "error",
+        "upstream_error": "rate_limit_exceeded",
         "response_bytes": error.len(),
     });
     assert_eq!(proxy.record(), with(with(forced_turn(), untold()), line));

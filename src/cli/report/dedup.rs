@@ -1,4 +1,5 @@
-//! Which lines of the access log have been read already, and which are missing between them.
+//! Which lines of the access log have been read already, and which are missing between them: a rotated log that is given twice
+//! must not be billed twice.
 //!
 //! `instance` and `seq` name a line, so what is kept is two bytes a line and not the ids themselves. They are a hash of the
 //! line's `event_id`: should two processes ever call themselves by the same `instance`, their lines differ in it and are all
@@ -17,7 +18,7 @@ const GAPS_NAMED: usize = 5;
 
 /// The lines that have been read.
 #[derive(Default)]
-pub struct Seen {
+pub struct Dedup {
     instances: Vec<Instance>,
     by_name: HashMap<Box<str>, usize>,
     /// The instance of the line before: nearly always that of the next one too.
@@ -46,7 +47,7 @@ struct Instance {
     pages: BTreeMap<u64, Box<[u16; PAGE as usize]>>,
 }
 
-impl Seen {
+impl Dedup {
     /// Takes note of a line; false if it has been read before. A line that has neither a number nor an id cannot be told
     /// from another and is always new.
     pub fn insert(
@@ -57,12 +58,12 @@ impl Seen {
     ) -> bool {
         if let (Some(instance), Some(seq)) = (instance, seq) {
             let mark = self.mark(event_id.unwrap_or_default());
-            let seen = self.instance(instance).mark_at(seq);
-            if *seen == 0 {
-                *seen = mark;
+            let stored = self.instance(instance).mark_at(seq);
+            if *stored == 0 {
+                *stored = mark;
                 return true;
             }
-            if *seen == mark {
+            if *stored == mark {
                 return false;
             }
         }
@@ -198,43 +199,43 @@ mod tests {
 
     use super::*;
 
-    fn messages(seen: &Seen) -> Vec<String> {
-        seen.gaps().map(|gaps| gaps.to_string()).collect()
+    fn messages(dedup: &Dedup) -> Vec<String> {
+        dedup.gaps().map(|gaps| gaps.to_string()).collect()
     }
 
     #[test]
     fn a_line_is_new_once() {
-        let mut seen = Seen::default();
-        assert!(seen.insert(Some("a"), Some(1), Some("x#0")));
-        assert!(!seen.insert(Some("a"), Some(1), Some("x#0")));
-        assert!(seen.insert(Some("b"), Some(1), Some("y#0")));
-        assert!(!seen.insert(Some("b"), Some(1), Some("y#0")));
-        assert!(!seen.insert(Some("a"), Some(1), Some("x#0")));
+        let mut dedup = Dedup::default();
+        assert!(dedup.insert(Some("a"), Some(1), Some("x#0")));
+        assert!(!dedup.insert(Some("a"), Some(1), Some("x#0")));
+        assert!(dedup.insert(Some("b"), Some(1), Some("y#0")));
+        assert!(!dedup.insert(Some("b"), Some(1), Some("y#0")));
+        assert!(!dedup.insert(Some("a"), Some(1), Some("x#0")));
     }
 
     #[test]
     fn lines_without_a_number_are_told_apart_by_their_id() {
-        let mut seen = Seen::default();
-        assert!(seen.insert(None, Some(1), Some("x#0")));
-        assert!(!seen.insert(Some("a"), None, Some("x#0")));
-        assert!(seen.insert(None, None, Some("x#1")));
-        assert!(seen.insert(None, None, None));
-        assert!(seen.insert(None, None, None));
+        let mut dedup = Dedup::default();
+        assert!(dedup.insert(None, Some(1), Some("x#0")));
+        assert!(!dedup.insert(Some("a"), None, Some("x#0")));
+        assert!(dedup.insert(None, None, Some("x#1")));
+        assert!(dedup.insert(None, None, None));
+        assert!(dedup.insert(None, None, None));
     }
 
     #[test]
     fn two_processes_of_one_name_are_not_taken_for_each_other() {
-        let mut seen = Seen::default();
+        let mut dedup = Dedup::default();
         let lines =
             || (0..100).flat_map(|seq| ["x", "y"].map(|run| (seq, format!("{run}{seq}#0"))));
         // The marks of two ids may be equal by chance, once in 65,535.
         let new = lines()
-            .filter(|(seq, id)| seen.insert(Some("a"), Some(*seq), Some(id)))
+            .filter(|(seq, id)| dedup.insert(Some("a"), Some(*seq), Some(id)))
             .count();
         assert!(new >= 198, "{new}");
         assert_eq!(
             lines()
-                .filter(|(seq, id)| seen.insert(Some("a"), Some(*seq), Some(id)))
+                .filter(|(seq, id)| dedup.insert(Some("a"), Some(*seq), Some(id)))
                 .count(),
             0
         );
@@ -242,16 +243,16 @@ mod tests {
 
     #[test]
     fn gaps_are_told_for_each_instance() {
-        let mut seen = Seen::default();
+        let mut dedup = Dedup::default();
         for seq in [7, 3, 4, 600, 8, 5, u64::MAX] {
-            seen.insert(Some("a"), Some(seq), None);
+            dedup.insert(Some("a"), Some(seq), None);
         }
         for seq in (0..20).step_by(2) {
-            seen.insert(Some("b"), Some(seq), None);
+            dedup.insert(Some("b"), Some(seq), None);
         }
-        seen.insert(Some("c"), Some(12), None);
+        dedup.insert(Some("c"), Some(12), None);
         assert_eq!(
-            messages(&seen),
+            messages(&dedup),
             [
                 format!(
                     "instance `a`: {} lines are missing: seq 6, 9 to 599, 601 to {}",
@@ -267,14 +268,14 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(256))]
         #[test]
         fn it_agrees_with_a_set_of_all_numbers(seqs in proptest::collection::vec(0u64..2000, 1..200)) {
-            let mut seen = Seen::default();
+            let mut dedup = Dedup::default();
             let mut set = std::collections::BTreeSet::new();
             for seq in seqs {
-                prop_assert_eq!(seen.insert(Some("a"), Some(seq), Some(&format!("{seq}#0"))), set.insert(seq));
+                prop_assert_eq!(dedup.insert(Some("a"), Some(seq), Some(&format!("{seq}#0"))), set.insert(seq));
             }
             let (first, last) = (set.first().unwrap(), set.last().unwrap());
             let missing = last - first + 1 - set.len() as u64;
-            prop_assert_eq!(seen.gaps().map(|gaps| gaps.missing).sum::<u64>(), missing);
+            prop_assert_eq!(dedup.gaps().map(|gaps| gaps.missing).sum::<u64>(), missing);
         }
     }
 }

@@ -1,0 +1,640 @@
+//! How lines get to the log so that none is lost and none holds up a request.
+//!
+//! A regular file is written by whoever has a line, in one `write(2)` before [`AccessLog::append_line`] returns, so that even
+//! a process that is killed has the lines of what it answered; what the disk refuses waits, in order, and is tried again. Of
+//! anything else (stdout, a pipe, a socket) the reader may stall or be missing, and a write may never return: there a thread
+//! of its own writes, and lines wait in memory for it.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use uuid::Uuid;
+
+use crate::accounting::access_log::sink::{Sink, SinkKind, await_writable, take_back, write_all};
+use crate::accounting::access_log::{ADDED, SCHEMA};
+use crate::config::{LogFormat, LogSettings, LogTarget};
+
+/// Lines that wait for a log that cannot be written, in bytes. Beyond it no further request is taken.
+const BACKLOG_BYTES: u64 = 64 << 20;
+/// A line that has waited for this long for its reader is told of.
+const STALLED_AFTER: Duration = Duration::from_secs(1);
+/// What failed is tried again after this.
+const RETRY_AFTER: Duration = Duration::from_millis(200);
+/// How long the end of the process waits for a reader that still reads.
+const FINISH_TIME: Duration = Duration::from_secs(1);
+/// How often the end of what waits is looked for then.
+const FINISH_LOOK: Duration = Duration::from_millis(5);
+
+/// The open log.
+pub struct AccessLog {
+    format: LogFormat,
+    /// What stands before and behind the number of each line.
+    around_number: [String; 2],
+    shared: Arc<Shared>,
+}
+
+/// What requests share with the thread that writes.
+struct Shared {
+    target: LogTarget,
+    writer: Mutex<Writer>,
+    /// There is something for the thread to do.
+    wake: Condvar,
+    errors: AtomicU64,
+    waiting_bytes: AtomicU64,
+}
+
+struct Writer {
+    sink: Sink,
+    /// Counts openings of the target, so that the thread can tell that it has written to an old one.
+    opened: u64,
+    /// Lines numbered so far.
+    seq: u64,
+    line: Vec<u8>,
+    /// Whole lines that are not written yet, oldest first.
+    waiting: VecDeque<Waiting>,
+    waiting_bytes: usize,
+    /// How much of the first waiting line the sink has taken and keeps, as a pipe does.
+    taken: usize,
+    has_thread: bool,
+    /// The log has been dropped, and the thread is to end.
+    closed: bool,
+    trouble: Trouble,
+}
+
+#[derive(Clone)]
+struct Waiting {
+    since: Instant,
+    line: Arc<[u8]>,
+}
+
+/// What is told of a log that cannot be written, once for each time that it cannot.
+#[derive(Default)]
+struct Trouble {
+    told: bool,
+    /// The most lines that waited at once.
+    most_waiting: usize,
+}
+
+impl AccessLog {
+    /// # Errors
+    /// Where the target cannot be opened for appending, or there is no thread to be had. That nobody reads a pipe yet is
+    /// no error: its lines wait.
+    pub fn open(settings: LogSettings) -> io::Result<Self> {
+        let LogSettings { target, format } = settings;
+        let sink = Sink::open(&target)?;
+        let instance = Uuid::now_v7();
+        let [schema_name, seq_name, instance_name] = ADDED.map(|field| field.name_in(format));
+        let log = Self {
+            format,
+            around_number: [
+                format!(r#"{{"{schema_name}":{SCHEMA},"{seq_name}":"#),
+                format!(r#","{instance_name}":"{instance}","#),
+            ],
+            shared: Arc::new(Shared {
+                target,
+                writer: Mutex::new(Writer::new(sink)),
+                wake: Condvar::new(),
+                errors: AtomicU64::new(0),
+                waiting_bytes: AtomicU64::new(0),
+            }),
+        };
+        log.shared.clone().start_thread()?;
+        Ok(log)
+    }
+
+    pub(super) fn format(&self) -> LogFormat {
+        self.format
+    }
+
+    /// Numbers and writes a line, of which `rest` is all behind the members that are added here.
+    pub(super) fn append_line(&self, rest: &[u8]) {
+        let mut guard = self.shared.writer.lock();
+        let writer = &mut *guard;
+        writer.line.clear();
+        let [before, behind] = &self.around_number;
+        writer.line.extend_from_slice(before.as_bytes());
+        write!(writer.line, "{}", writer.seq).expect("a Vec takes all");
+        writer.line.extend_from_slice(behind.as_bytes());
+        writer.line.extend_from_slice(rest);
+        writer.seq += 1;
+        writer.line.push(b'\n');
+        if writer.sink.kind == SinkKind::Regular {
+            let written = writer.write_line();
+            self.shared.note(writer, written);
+        } else {
+            writer.enqueue();
+            self.shared.wake.notify_one();
+        }
+        self.shared.publish(writer);
+    }
+
+    /// Tries to write what waits, and tells of what cannot be written; to be called a few times a second.
+    pub fn retry(&self) {
+        if self.shared.waiting_bytes.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut writer = self.shared.writer.lock();
+        if writer.sink.kind == SinkKind::Regular {
+            let written = writer.flush_waiting();
+            self.shared.note(&mut writer, written);
+        } else if writer.is_stalled() {
+            self.shared.note_stall(&mut writer);
+        }
+        self.shared.publish(&writer);
+    }
+
+    /// Opens the target anew, after it was renamed. What waited goes to the new one.
+    ///
+    /// # Errors
+    /// Where the new one cannot be opened; the old one stays in use.
+    pub fn reopen(&self) -> io::Result<()> {
+        let sink = Sink::open(&self.shared.target)?;
+        let mut writer = self.shared.writer.lock();
+        writer.sink = sink;
+        writer.opened += 1;
+        // A line that the old one got in part is to be whole in the new one.
+        writer.taken = 0;
+        drop(writer);
+        self.shared.clone().start_thread()?;
+        self.shared.wake.notify_one();
+        self.retry();
+        Ok(())
+    }
+
+    /// How often writing failed since the start; a reader that stops counts once each time.
+    pub fn errors(&self) -> u64 {
+        self.shared.errors.load(Ordering::Relaxed)
+    }
+
+    /// Whether every line so far is in the log.
+    pub fn is_written(&self) -> bool {
+        self.shared.waiting_bytes.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether lines wait for longer than it takes to write them.
+    pub fn is_stalled(&self) -> bool {
+        !self.is_written() && self.shared.writer.lock().is_stalled()
+    }
+
+    /// Lines that are not in the log.
+    pub fn waiting_lines(&self) -> usize {
+        self.shared.writer.lock().waiting.len()
+    }
+
+    /// Whether so much waits that a further request could not be accounted for.
+    pub fn is_full(&self) -> bool {
+        self.shared.waiting_bytes.load(Ordering::Relaxed) >= BACKLOG_BYTES
+    }
+
+    /// Writes what can be written before the process ends.
+    ///
+    /// # Errors
+    /// What is lost: lines that could not be written, and what a pipe has taken that nobody is there to read.
+    pub fn finish(&self) -> io::Result<()> {
+        let until = Instant::now() + FINISH_TIME;
+        self.retry();
+        while self.shared.is_being_written() && Instant::now() < until {
+            std::thread::sleep(FINISH_LOOK);
+        }
+        let writer = self.shared.writer.lock();
+        let (lines, unread) = (writer.waiting.len(), writer.sink.unread_bytes());
+        if lines == 0 && unread == 0 {
+            return Ok(());
+        }
+        let mut lost = format!("the access log cannot be written, lines lost: {lines}");
+        if unread > 0 {
+            lost.push_str(&format!(
+                ", and {unread} bytes of lines in a pipe that nobody reads"
+            ));
+        }
+        Err(io::Error::other(lost))
+    }
+}
+
+impl Drop for AccessLog {
+    fn drop(&mut self) {
+        self.shared.writer.lock().closed = true;
+        self.shared.wake.notify_one();
+    }
+}
+
+impl Shared {
+    /// Starts the thread that writes, where one is needed and there is none.
+    fn start_thread(self: Arc<Self>) -> io::Result<()> {
+        let mut writer = self.writer.lock();
+        if writer.sink.kind == SinkKind::Regular || writer.has_thread {
+            return Ok(());
+        }
+        let shared = self.clone();
+        let thread = std::thread::Builder::new().name("access-log".to_owned());
+        thread.spawn(move || while shared.write_next() {})?;
+        writer.has_thread = true;
+        Ok(())
+    }
+
+    /// Waits for a line and writes as much of it as the sink takes, as the thread does again and again. False: never more.
+    fn write_next(&self) -> bool {
+        let mut writer = self.writer.lock();
+        while !writer.closed && !writer.has_work() {
+            self.wake.wait(&mut writer);
+        }
+        let (opened, kind) = (writer.opened, writer.sink.kind);
+        let (Some(next), false) = (writer.waiting.front().cloned(), writer.closed) else {
+            return false;
+        };
+        let (file, taken) = (writer.sink.file.clone(), writer.taken);
+        drop(writer);
+        let Some(file) = file else {
+            self.open_again(opened, kind);
+            return true;
+        };
+        // Within the time after which another target may have been opened.
+        await_writable(&file, RETRY_AFTER);
+        let (count, written) = write_all(&file, &next.line[taken..]);
+        let mut writer = self.writer.lock();
+        // What went to an old target goes to the new one as a whole.
+        if writer.opened == opened && writer.sink.kind != SinkKind::Regular {
+            self.take_result(&mut writer, &next, count, written);
+            self.publish(&writer);
+        }
+        true
+    }
+
+    /// So much of the first line has been written by the thread.
+    fn take_result(
+        &self,
+        writer: &mut MutexGuard<'_, Writer>,
+        next: &Waiting,
+        count: usize,
+        written: io::Result<()>,
+    ) {
+        writer.taken += count;
+        if writer.taken == next.line.len() {
+            writer.pop_first();
+            self.note(writer, Ok(()));
+        }
+        match written {
+            Err(why) if why.kind() != io::ErrorKind::WouldBlock => {
+                if writer.sink.kind == SinkKind::Socket {
+                    // A line that the old connection got in part is to be whole on the new one.
+                    writer.sink.file = None;
+                    writer.taken = 0;
+                }
+                self.note(writer, Err(why));
+                self.wake.wait_for(writer, RETRY_AFTER);
+            }
+            _ => {}
+        }
+    }
+
+    /// Looks whether somebody is at the other end by now.
+    fn open_again(&self, opened: u64, kind: SinkKind) {
+        let file = Sink::open_again(&self.target, kind);
+        let mut writer = self.writer.lock();
+        if writer.opened != opened {
+            return;
+        }
+        match file {
+            Ok(file) => writer.sink.file = Some(Arc::new(file)),
+            Err(_) => {
+                self.wake.wait_for(&mut writer, RETRY_AFTER);
+            }
+        }
+    }
+
+    /// Whether waiting may help: lines go to a reader that has not been found to have stopped.
+    fn is_being_written(&self) -> bool {
+        let writer = self.writer.lock();
+        writer.has_work() && writer.sink.file.is_some()
+    }
+
+    /// Counts failures and tells of the first of a run, and of the end of the run.
+    fn note(&self, writer: &mut Writer, written: io::Result<()>) {
+        let waiting = writer.waiting.len();
+        let trouble = &mut writer.trouble;
+        trouble.most_waiting = trouble.most_waiting.max(waiting);
+        match written {
+            Err(why) => {
+                self.errors.fetch_add(1, Ordering::Relaxed);
+                if !trouble.told {
+                    log::error!(
+                        "the access log cannot be written, its lines wait in memory: {why}"
+                    );
+                }
+                trouble.told = true;
+            }
+            Ok(()) if waiting == 0 => {
+                if trouble.told {
+                    let most = trouble.most_waiting;
+                    log::warn!(
+                        "the access log is written again; up to {most} lines had to wait, and none is lost"
+                    );
+                }
+                *trouble = Trouble::default();
+            }
+            Ok(()) => {}
+        }
+    }
+
+    /// A reader has stopped, or there is none.
+    fn note_stall(&self, writer: &mut Writer) {
+        if !writer.trouble.told {
+            let why = if writer.sink.file.is_some() {
+                "its reader does not read"
+            } else {
+                "nobody reads it"
+            };
+            self.note(writer, Err(io::Error::other(why)));
+        }
+    }
+
+    fn publish(&self, writer: &Writer) {
+        let bytes = writer.waiting_bytes as u64;
+        self.waiting_bytes.store(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Writer {
+    fn new(sink: Sink) -> Self {
+        Self {
+            sink,
+            opened: 0,
+            seq: 0,
+            line: Vec::new(),
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            taken: 0,
+            has_thread: false,
+            closed: false,
+            trouble: Trouble::default(),
+        }
+    }
+
+    /// Whether the thread has something to write.
+    fn has_work(&self) -> bool {
+        self.sink.kind != SinkKind::Regular && !self.waiting.is_empty()
+    }
+
+    fn is_stalled(&self) -> bool {
+        let first = self.waiting.front();
+        first.is_some_and(|first| {
+            self.sink.kind == SinkKind::Regular || first.since.elapsed() >= STALLED_AFTER
+        })
+    }
+
+    /// Writes `self.line` to a regular file, behind all that waits.
+    fn write_line(&mut self) -> io::Result<()> {
+        if !self.waiting.is_empty() {
+            self.enqueue();
+            return self.flush_waiting();
+        }
+        let file = self.file()?;
+        let (taken, result) = write_all(&file, &self.line);
+        if result.is_err() {
+            self.enqueue();
+            self.keep_taken(&file, taken);
+        }
+        result
+    }
+
+    fn enqueue(&mut self) {
+        self.waiting_bytes += self.line.len();
+        self.waiting.push_back(Waiting {
+            since: Instant::now(),
+            line: self.line.as_slice().into(),
+        });
+    }
+
+    /// Writes what waits to a regular file.
+    fn flush_waiting(&mut self) -> io::Result<()> {
+        let file = self.file()?;
+        while let Some(first) = self.waiting.front() {
+            let (taken, result) = write_all(&file, &first.line[self.taken..]);
+            if result.is_err() {
+                self.keep_taken(&file, taken);
+                return result;
+            }
+            self.pop_first();
+        }
+        Ok(())
+    }
+
+    fn pop_first(&mut self) {
+        if let Some(first) = self.waiting.pop_front() {
+            self.waiting_bytes -= first.line.len();
+        }
+        self.taken = 0;
+    }
+
+    /// The file has taken so much more of a line, and no more. A full file system may do that.
+    fn keep_taken(&mut self, file: &File, taken: usize) {
+        if taken > 0 && take_back(file, taken).is_err() {
+            self.taken += taken;
+        }
+    }
+
+    fn file(&self) -> io::Result<Arc<File>> {
+        self.sink
+            .file
+            .clone()
+            .ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, OpenOptions};
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::net::{UnixDatagram, UnixListener};
+    use std::path::Path;
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    use super::*;
+
+    fn open(path: &Path) -> AccessLog {
+        let settings = LogSettings {
+            target: LogTarget::File(path.to_owned()),
+            format: LogFormat::Json,
+        };
+        AccessLog::open(settings).unwrap()
+    }
+
+    fn append(log: &AccessLog, numbers: std::ops::Range<u64>) {
+        for number in numbers {
+            log.append_line(format!(r#""a":{number}}}"#).as_bytes());
+        }
+    }
+
+    fn number_of(line: &str) -> u64 {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        line["a"].as_u64().unwrap()
+    }
+
+    fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+        let until = Instant::now() + Duration::from_secs(10);
+        while !is_so() {
+            assert!(Instant::now() < until, "not in time: {what}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn fifo(folder: &Path) -> std::path::PathBuf {
+        let path = folder.join("fifo");
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        path
+    }
+
+    #[test]
+    fn lines_are_numbered_and_appended() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("access.log");
+        fs::write(&path, "{\"half\":").unwrap();
+        let log = open(&path);
+        append(&log, 1..3);
+        let text = fs::read_to_string(&path).unwrap();
+        let own: Vec<serde_json::Value> = text
+            .lines()
+            .skip(1)
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!((&own[0]["seq"], &own[0]["a"]), (&0.into(), &1.into()));
+        assert_eq!((&own[1]["seq"], &own[1]["a"]), (&1.into(), &2.into()));
+        assert_eq!(own[0]["instance"], own[1]["instance"]);
+    }
+
+    #[test]
+    fn what_a_full_device_refuses_waits_in_order_for_the_next_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("access.log");
+        std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+        let log = open(&path);
+        append(&log, 0..3);
+        eventually("a failed write", || log.errors() >= 1);
+        assert!(!log.is_written());
+        fs::remove_file(&path).unwrap();
+        log.reopen().unwrap();
+        assert!(log.is_written());
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().map(number_of).collect::<Vec<_>>(), [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_fifo_gets_its_lines_once_somebody_reads_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = fifo(folder.path());
+        let log = open(&path);
+        append(&log, 0..3);
+        assert!(!log.is_written());
+        let mut lines = BufReader::new(File::open(&path).unwrap()).lines();
+        for expected in 0..3 {
+            assert_eq!(number_of(&lines.next().unwrap().unwrap()), expected);
+        }
+        eventually("all written", || log.is_written());
+        log.finish().unwrap();
+    }
+
+    #[test]
+    fn a_reader_that_stops_holds_up_nobody_and_loses_nothing() {
+        const LINES: u64 = 20_000;
+        let folder = tempfile::tempdir().unwrap();
+        let path = fifo(folder.path());
+        // For both, so that opening it waits for nobody.
+        let reader = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .unwrap();
+        let log = open(&path);
+        append(&log, 0..LINES);
+        assert!(log.waiting_lines() > 0);
+        eventually("it is told of", || {
+            log.retry();
+            log.is_stalled() && log.errors() == 1
+        });
+        assert!(log.finish().is_err());
+        let mut lines = BufReader::new(reader).lines();
+        for expected in 0..LINES {
+            assert_eq!(number_of(&lines.next().unwrap().unwrap()), expected);
+        }
+        eventually("all written", || log.is_written());
+        assert!(!log.is_stalled());
+    }
+
+    #[test]
+    fn what_a_pipe_holds_that_nobody_reads_is_told_of_at_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = fifo(folder.path());
+        let reader = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .unwrap();
+        let log = open(&path);
+        append(&log, 0..1);
+        eventually("all written", || log.is_written());
+        log.finish().unwrap();
+        drop(reader);
+        let lost = log.finish().unwrap_err().to_string();
+        assert!(lost.contains("in a pipe that nobody reads"), "{lost}");
+    }
+
+    #[test]
+    fn a_reader_that_comes_back_gets_what_its_predecessor_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = fifo(folder.path());
+        let first = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .unwrap();
+        let log = open(&path);
+        append(&log, 0..1);
+        eventually("all written", || log.is_written());
+        drop(first);
+        append(&log, 1..3);
+        eventually("a failed write", || log.errors() > 0);
+        let mut lines = BufReader::new(File::open(&path).unwrap()).lines();
+        for expected in 0..3 {
+            assert_eq!(number_of(&lines.next().unwrap().unwrap()), expected);
+        }
+    }
+
+    #[test]
+    fn a_socket_is_connected_to_again_and_gets_whole_lines() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let log = open(&path);
+        append(&log, 0..1);
+        let mut lines = BufReader::new(listener.accept().unwrap().0).lines();
+        assert_eq!(number_of(&lines.next().unwrap().unwrap()), 0);
+        drop((listener, lines));
+        append(&log, 1..2);
+        eventually("a failed write", || log.errors() > 0);
+        fs::remove_file(&path).unwrap();
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut lines = BufReader::new(listener.accept().unwrap().0).lines();
+        assert_eq!(number_of(&lines.next().unwrap().unwrap()), 1);
+    }
+
+    #[test]
+    fn a_socket_of_datagrams_gets_a_line_in_each() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let log = open(&path);
+        append(&log, 0..2);
+        for expected in 0..2 {
+            let mut datagram = [0; 4096];
+            let length = socket.recv(&mut datagram).unwrap();
+            let line = std::str::from_utf8(&datagram[..length]).unwrap();
+            assert_eq!(number_of(line), expected);
+        }
+    }
+}

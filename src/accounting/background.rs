@@ -1,0 +1,186 @@
+//! Responses that are made in the background: who asked for them, until somebody fetches what they came to. The usage of
+//! such a response is told by the first answer that has its terminal status, and is billed once, to who created it.
+
+use std::collections::{HashMap, VecDeque};
+
+use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Responses that are remembered at once. Beyond it the oldest is forgotten, and its usage is not billed.
+pub const MAX_RESPONSES: usize = 100_000;
+
+/// How long a response is remembered. OpenAI keeps what was made in the background for about ten minutes after its end,
+/// and other responses for 30 days (<https://platform.openai.com/docs/guides/background>).
+pub const MAX_AGE: SignedDuration = SignedDuration::from_hours(7 * 24);
+
+/// What the line of a background response's usage takes from the request that created it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackgroundCreate {
+    pub request_id: Uuid,
+    /// When it began.
+    pub time: Timestamp,
+    /// The key's name.
+    pub key: Option<String>,
+    pub key_id: Option<String>,
+    pub group: Option<String>,
+    pub platform: Option<String>,
+    pub model: Option<String>,
+    /// As sent upstream.
+    pub service_tier: Option<String>,
+    pub service_tier_client: Option<String>,
+    pub tier_reason: Option<String>,
+}
+
+/// The responses that are still to be billed, by their ids.
+#[derive(Debug, Default)]
+pub struct BackgroundResponses {
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    creates: HashMap<String, BackgroundCreate>,
+    /// Ids in the order in which they came; of some of these the response is billed by now.
+    order: VecDeque<(Timestamp, String)>,
+}
+
+impl BackgroundResponses {
+    /// A response is to be billed when it is fetched.
+    pub fn remember(&self, response_id: &str, create: BackgroundCreate) {
+        let mut table = self.table.lock();
+        table.forget(create.time, MAX_RESPONSES - 1);
+        let time = create.time;
+        if table
+            .creates
+            .insert(response_id.to_owned(), create)
+            .is_none()
+        {
+            table.order.push_back((time, response_id.to_owned()));
+        }
+    }
+
+    /// Its terminal status has come at this time: who created it, for the first who asks. For all others, and of responses
+    /// that were not made in the background or are forgotten, none.
+    pub fn settle(&self, response_id: &str, now: Timestamp) -> Option<BackgroundCreate> {
+        let mut table = self.table.lock();
+        table.forget(now, MAX_RESPONSES);
+        table.creates.remove(response_id)
+    }
+
+    /// How many are still to be billed.
+    pub fn len(&self) -> usize {
+        self.table.lock().creates.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Table {
+    /// Forgets what is too old, and the oldest beyond so many. The order holds ids that are billed as well, and must not
+    /// outgrow the table for them.
+    fn forget(&mut self, now: Timestamp, most: usize) {
+        while let Some((time, id)) = self.order.front() {
+            let create = self.creates.get(id);
+            let is_billed = create.is_none_or(|create| create.time != *time);
+            let is_old = now.duration_since(*time) > MAX_AGE;
+            if !is_billed && !is_old && self.order.len() <= most {
+                return;
+            }
+            if !is_billed {
+                self.creates.remove(id);
+            }
+            self.order.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn create(at: i64) -> BackgroundCreate {
+        BackgroundCreate {
+            request_id: Uuid::nil(),
+            time: Timestamp::from_second(at).unwrap(),
+            key: Some("alice".to_owned()),
+            key_id: None,
+            group: None,
+            platform: None,
+            model: None,
+            service_tier: Some("priority".to_owned()),
+            service_tier_client: None,
+            tier_reason: None,
+        }
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn the_first_who_asks_gets_the_create_and_all_others_get_none() {
+        let responses = BackgroundResponses::default();
+        responses.remember("r", create(5));
+        assert_eq!(responses.settle("other", at(6)), None);
+        assert_eq!(responses.settle("r", at(6)), Some(create(5)));
+        assert_eq!(responses.settle("r", at(6)), None);
+        assert!(responses.is_empty());
+    }
+
+    #[test]
+    fn of_many_who_ask_at_once_one_gets_it() {
+        let responses = BackgroundResponses::default();
+        for round in 0..100 {
+            let id = round.to_string();
+            responses.remember(&id, create(round));
+            let settled = std::thread::scope(|scope| {
+                let asks = || responses.settle(&id, at(round)).is_some();
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(asks)).collect();
+                let asked = threads.into_iter().map(|thread| thread.join().unwrap());
+                asked.filter(|settled| *settled).count()
+            });
+            assert_eq!(settled, 1);
+        }
+    }
+
+    #[test]
+    fn what_is_older_than_a_week_is_forgotten() {
+        let responses = BackgroundResponses::default();
+        responses.remember("old", create(0));
+        responses.remember("new", create(10));
+        let week = MAX_AGE.as_secs();
+        assert_eq!(responses.settle("old", at(week + 1)), None);
+        assert!(responses.settle("new", at(week + 1)).is_some());
+    }
+
+    #[test]
+    fn beyond_the_limit_the_oldest_goes_and_those_that_are_billed_take_no_room() {
+        let responses = BackgroundResponses::default();
+        for number in 0..MAX_RESPONSES + 10 {
+            responses.remember(&number.to_string(), create(number as i64));
+        }
+        assert_eq!(responses.len(), MAX_RESPONSES);
+        let last = at((MAX_RESPONSES + 10) as i64);
+        assert_eq!(responses.settle("9", last), None);
+        assert!(responses.settle("10", last).is_some());
+        for number in 0..3 * MAX_RESPONSES {
+            responses.remember("x", create(number as i64));
+            responses.settle("x", at(number as i64));
+        }
+        let table = responses.table.lock();
+        assert!(table.order.len() <= MAX_RESPONSES);
+    }
+
+    #[test]
+    fn a_create_survives_being_written_down() {
+        let text = serde_json::to_string(&create(7)).unwrap();
+        assert_eq!(
+            serde_json::from_str::<BackgroundCreate>(&text).unwrap(),
+            create(7)
+        );
+    }
+}

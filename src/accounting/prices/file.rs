@@ -1,0 +1,322 @@
+//! The price table as written: `prices.yaml` as structs of [`Field`]s, and the [`Prices`] that they resolve to, with every
+//! mistake and its place.
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use rust_decimal::Decimal;
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use super::{Entry, MAX_PRICE, MAX_PRICE_DECIMALS, MAX_TOKENS, Prices, Rates, Tier};
+use crate::config::diagnostic::{Mistake, Mistakes, Place, nearest};
+use crate::config::field::{Field, List, Members, Section};
+use crate::config::pattern::Pattern;
+use crate::config::units::Amount;
+use crate::config::yaml;
+
+/// The tiers that upstreams are known to serve.
+const KNOWN_TIERS: [&str; 7] = [
+    "default", "standard", "priority", "flex", "scale", "batch", "auto",
+];
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct PricesFile<'a> {
+    version: Field<i64>,
+    #[serde(borrow)]
+    prices: Field<List<Section<EntrySection<'a>>>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct EntrySection<'a> {
+    models: Field<List<String>>,
+    effective_from: Field<String>,
+    /// For people.
+    source: Field<String>,
+    long_context_above: Field<i64>,
+    #[serde(borrow)]
+    tiers: Field<Members<'a, Section<TierSection>>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct TierSection {
+    input: Field<Amount>,
+    cached_input: Field<Amount>,
+    cache_write: Field<Amount>,
+    cache_write_long: Field<Amount>,
+    output: Field<Amount>,
+    long: Field<Section<RatesSection>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RatesSection {
+    input: Field<Amount>,
+    cached_input: Field<Amount>,
+    cache_write: Field<Amount>,
+    cache_write_long: Field<Amount>,
+    output: Field<Amount>,
+}
+
+impl Prices {
+    /// Reads a price file.
+    ///
+    /// # Errors
+    /// Every mistake in it. `path` is only for these.
+    pub fn load(path: &Path) -> Result<Prices, Vec<Mistake>> {
+        Prices::load_with_warnings(path).map(|(prices, _)| prices)
+    }
+
+    /// As [`Prices::load`], from bytes that have been read already.
+    ///
+    /// # Errors
+    /// Every mistake in them.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Prices, Vec<Mistake>> {
+        parse(path, bytes).map(|(prices, _)| prices)
+    }
+
+    /// A price file and warnings about it.
+    ///
+    /// # Errors
+    /// Every mistake in it.
+    pub fn load_with_warnings(path: &Path) -> Result<(Prices, Vec<Mistake>), Vec<Mistake>> {
+        parse(path, &yaml::read(path).map_err(|mistake| vec![mistake])?)
+    }
+}
+
+fn parse(path: &Path, bytes: &[u8]) -> Result<(Prices, Vec<Mistake>), Vec<Mistake>> {
+    let resolver = Resolver {
+        mistakes: Mistakes::new(path),
+        warnings: Mistakes::warnings(path),
+    };
+    let root = yaml::parse::<Field<Section<PricesFile<'_>>>>(bytes, &resolver.mistakes);
+    let entries = root.and_then(|root| resolver.file(&root));
+    match entries {
+        Some(entries) if resolver.mistakes.is_empty() => {
+            let digest = Sha256::digest(bytes);
+            let revision = format!("sha256:{}", hex::encode(&digest[..6]));
+            Ok((Prices { revision, entries }, resolver.warnings.into_vec()))
+        }
+        _ => Err(resolver.mistakes.into_vec()),
+    }
+}
+
+/// Resolves the sections of the file; every mistake is noted and passed over.
+struct Resolver {
+    mistakes: Mistakes,
+    warnings: Mistakes,
+}
+
+impl Resolver {
+    fn file(&self, root: &Field<Section<PricesFile<'_>>>) -> Option<Vec<Entry>> {
+        if root.is_null() {
+            self.mistakes.add(Place::START, "the file is empty");
+        }
+        let section = root.optional(&self.mistakes)?;
+        let file = section.read(&self.mistakes);
+        let version = section.required("version", &file.version, root.place(), &self.mistakes);
+        if version.is_some_and(|version| *version != 1) {
+            let message = "unknown version; this release reads version 1";
+            self.mistakes.add(file.version.place(), message);
+        }
+        let prices = section.required("prices", &file.prices, root.place(), &self.mistakes)?;
+        let mut entries = Vec::new();
+        for item in prices.iter() {
+            if let Some(entry) = self.entry(item) {
+                self.warn_of_hidden(&entries, &entry, item.place());
+                entries.push(entry);
+            }
+        }
+        Some(entries)
+    }
+
+    /// An entry, or none after mistakes in it.
+    fn entry(&self, item: &Field<Section<EntrySection<'_>>>) -> Option<Entry> {
+        let section = item.value(&self.mistakes)?;
+        let given = section.read(&self.mistakes);
+        let models = section.required("models", &given.models, item.place(), &self.mistakes);
+        let models = models.map(|models| self.models(models, given.models.place()));
+        let effective_from = self.date(&given.effective_from);
+        given.source.optional(&self.mistakes);
+        let long_context_above = given
+            .long_context_above
+            .integer(1..=MAX_TOKENS, &self.mistakes);
+        let tiers = section.required("tiers", &given.tiers, item.place(), &self.mistakes);
+        let has_long = given.long_context_above.is_given();
+        let tiers = tiers.map(|tiers| self.tiers(tiers, has_long));
+        Some(Entry {
+            models: models?,
+            effective_from: effective_from?,
+            long_context_above,
+            tiers: tiers?,
+        })
+    }
+
+    fn models(&self, models: &List<String>, place: Place) -> Vec<Pattern> {
+        if models.is_empty() {
+            self.mistakes.add(place, "`models` names no model");
+        }
+        let texts = models.iter().filter_map(|item| item.value(&self.mistakes));
+        texts.map(|text| Pattern::new(text)).collect()
+    }
+
+    /// The first moment of a day in UTC; of all time where no day is given.
+    fn date(&self, field: &Field<String>) -> Option<Timestamp> {
+        if !field.is_given() {
+            return Some(Timestamp::MIN);
+        }
+        let text = field.value(&self.mistakes)?;
+        let date = text.parse::<Date>().ok();
+        let midnight = date.and_then(|date| date.to_zoned(TimeZone::UTC).ok());
+        if midnight.is_none() {
+            let expected = "expected a date like `2026-11-01`";
+            self.mistakes.add(field.place(), expected);
+        }
+        midnight.map(|midnight| midnight.timestamp())
+    }
+
+    fn tiers(&self, members: &Members<'_, Section<TierSection>>, has_long: bool) -> Vec<Tier> {
+        let mut tiers: Vec<Tier> = Vec::new();
+        for member in members.unique(&self.mistakes) {
+            let name = member.key.to_ascii_lowercase();
+            self.check_tier(&name, &tiers, member.place);
+            let Some(section) = member.value.value(&self.mistakes) else {
+                continue;
+            };
+            let given = section.read(&self.mistakes);
+            tiers.push(Tier {
+                name,
+                short: Rates {
+                    input: self.price(&given.input),
+                    cached_input: self.price(&given.cached_input),
+                    cache_write: self.price(&given.cache_write),
+                    cache_write_long: self.price(&given.cache_write_long),
+                    output: self.price(&given.output),
+                },
+                long: self.long(&given.long, has_long),
+            });
+        }
+        tiers
+    }
+
+    fn check_tier(&self, name: &str, before: &[Tier], place: Place) {
+        if name == "fast" {
+            let message = "tier `fast` is looked up as `priority`; give its prices there";
+            self.mistakes.add(place, message);
+        } else if !KNOWN_TIERS.contains(&name) {
+            let message = match nearest(name, KNOWN_TIERS.into_iter()) {
+                Some(near) => format!(
+                    "no upstream is known to serve a tier of this name; did you mean `{near}`?"
+                ),
+                None => "no upstream is known to serve a tier of this name".to_owned(),
+            };
+            self.warnings.add(place, message);
+        }
+        if before.iter().any(|tier| tier.name == name) {
+            self.mistakes.add(place, "this tier has its prices above");
+        }
+    }
+
+    fn long(&self, field: &Field<Section<RatesSection>>, has_long: bool) -> Option<Rates> {
+        let section = field.optional(&self.mistakes)?;
+        if !has_long {
+            let message = "`long` never applies without `long_context_above`";
+            self.mistakes.add(field.place(), message);
+        }
+        let given = section.read(&self.mistakes);
+        Some(Rates {
+            input: self.price(&given.input),
+            cached_input: self.price(&given.cached_input),
+            cache_write: self.price(&given.cache_write),
+            cache_write_long: self.price(&given.cache_write_long),
+            output: self.price(&given.output),
+        })
+    }
+
+    fn price(&self, field: &Field<Amount>) -> Option<Decimal> {
+        let Amount(price) = *field.optional(&self.mistakes)?;
+        if price > Decimal::from(MAX_PRICE) || price.scale() > MAX_PRICE_DECIMALS {
+            let message = format!(
+                "a price is at most {MAX_PRICE} USD per million tokens, with at most {MAX_PRICE_DECIMALS} decimals"
+            );
+            self.mistakes.add(field.place(), message);
+        }
+        Some(price)
+    }
+
+    /// An entry whose every model is taken by entries above it, whose day comes no later, never decides.
+    fn warn_of_hidden(&self, above: &[Entry], entry: &Entry, place: Place) {
+        let is_taken = |model: &Pattern| {
+            let mut earlier = above
+                .iter()
+                .filter(|other| other.effective_from <= entry.effective_from);
+            earlier.any(|other| other.models.iter().any(|pattern| pattern.covers(model)))
+        };
+        if !entry.models.is_empty() && entry.models.iter().all(is_taken) {
+            self.warnings.add(
+                place,
+                "this entry never applies: entries above it have all of its models from the same day or an earlier one",
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::field::schema::{assert_schema, words_of};
+
+    fn warnings(entries: &str) -> Vec<String> {
+        let text = format!("version: 1\nprices:\n{entries}");
+        let (_, warnings) = parse(Path::new("p"), text.as_bytes()).unwrap();
+        warnings.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn an_entry_that_never_applies_is_warned_of() {
+        let later = "  - {models: [gpt-*], effective_from: 2026-02-01, tiers: {}}\n";
+        let earlier = "  - {models: [GPT-5, gpt-6*], effective_from: 2026-01-01, tiers: {}}\n";
+        assert_eq!(warnings(&format!("{later}{earlier}")), [""; 0]);
+        let told = warnings(&format!(
+            "{}{later}",
+            earlier.replace("GPT-5, gpt-6*", "gp*")
+        ));
+        assert_eq!(told.len(), 1);
+        assert!(told[0].starts_with("p:4:5: warning: this entry never applies"));
+    }
+
+    #[test]
+    fn a_tier_that_no_upstream_has_is_warned_of() {
+        let told =
+            warnings("  - {models: [a], tiers: {prioritiy: {input: 1}, flex: {input: 1}}}\n");
+        assert_eq!(
+            told,
+            [
+                "p:3:27: warning: no upstream is known to serve a tier of this name; did you mean `priority`?"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_prices_that_are_shipped_have_no_warning() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/conf/prices.yaml");
+        let (_, warnings) = Prices::load_with_warnings(Path::new(path)).unwrap();
+        assert_eq!(warnings, []);
+    }
+
+    #[test]
+    fn the_schema_for_editors_has_every_setting() {
+        let mappings = [
+            ("", words_of::<PricesFile<'_>>()),
+            ("/definitions/entry", words_of::<EntrySection<'_>>()),
+            ("/definitions/tier", words_of::<TierSection>()),
+            ("/definitions/rates", words_of::<RatesSection>()),
+        ];
+        assert_schema("prices.schema.json", &mappings, &[]);
+    }
+}

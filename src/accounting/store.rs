@@ -1,0 +1,329 @@
+//! What outlives a process: a redb file with the sums of budgets. Requests never wait for it, they are judged by the sums in
+//! memory; every second or so these are brought together with the file's.
+//!
+//! The file is open, and locked, for one exchange only, some milliseconds. So the two processes of a takeover share it: each
+//! adds what it spent itself to what stands there, and learns what the other spent.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use redb::backends::FileBackend;
+use redb::{Database, DatabaseError, ReadableTable, Table, TableDefinition};
+use rust_decimal::Decimal;
+
+use crate::policy::budget::{Account, Budgets, Entry, Window};
+use crate::policy::group::Period;
+
+/// Name of the group, digest of the key or nothing, period, beginning and end of the window in seconds; USD as a decimal.
+const BUDGETS: TableDefinition<'_, BudgetKey<'_>, &str> = TableDefinition::new("budgets-1");
+type BudgetKey<'k> = (&'k str, &'k [u8], &'k str, i64, i64);
+
+/// How long another process may hold the file.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+const LOCK_RETRY: Duration = Duration::from_millis(5);
+/// How long a sum is kept after its window, for whoever wants to look.
+const KEPT_SECONDS: i64 = 7 * 24 * 3600;
+/// The most sums that the file holds.
+const MAX_ENTRIES: usize = 100_000;
+
+/// A file in which sums are kept.
+#[derive(Debug)]
+pub struct StateFile {
+    path: PathBuf,
+}
+
+/// Why an exchange with the file came to nothing. The sums in memory are as they were.
+#[derive(Debug)]
+pub enum StoreError {
+    /// Another process holds the file for longer than it should.
+    Locked,
+    /// The file cannot be read or written, or is none of redb's.
+    Broken(Box<redb::Error>),
+}
+
+impl StateFile {
+    /// The file at this path, which is made where it is missing, for its owner alone.
+    ///
+    /// # Errors
+    /// Where it cannot be used.
+    pub fn open(path: &Path) -> Result<StateFile, StoreError> {
+        let store = StateFile {
+            path: path.to_owned(),
+        };
+        let database = store.database()?;
+        let transaction = database.begin_write().map_err(broken)?;
+        transaction.open_table(BUDGETS).map_err(broken)?;
+        transaction.commit().map_err(broken)?;
+        Ok(store)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Adds what was spent here to the file, and learns what stands there then. It waits for the disk: not for a thread that
+    /// serves requests.
+    ///
+    /// # Errors
+    /// Where the file cannot be used; the sums in memory go on without it.
+    pub fn exchange(&self, budgets: &Budgets, now: Timestamp) -> Result<(), StoreError> {
+        let database = self.database()?;
+        let unsaved = budgets.unsaved();
+        let transaction = database.begin_write().map_err(broken)?;
+        let known = {
+            let mut table = transaction.open_table(BUDGETS).map_err(broken)?;
+            let oldest = now.as_second() - KEPT_SECONDS;
+            table
+                .retain(|(.., ends), _| ends >= oldest)
+                .map_err(broken)?;
+            for entry in &unsaved {
+                add(&mut table, entry).map_err(broken)?;
+            }
+            entries(&table).map_err(broken)?
+        };
+        transaction.commit().map_err(broken)?;
+        // Only now are they in the file; what was spent in the meantime stays unsaved.
+        budgets.saved(&unsaved);
+        let is_current = |entry: &Entry| entry.window.ends > now;
+        let current: Vec<Entry> = known.into_iter().filter(is_current).collect();
+        budgets.learn(&current);
+        Ok(())
+    }
+
+    fn database(&self) -> Result<Database, StoreError> {
+        let give_up = Instant::now() + LOCK_WAIT;
+        loop {
+            let file = self.file().map_err(broken)?;
+            let opened = FileBackend::new(file)
+                .and_then(|file| Database::builder().create_with_backend(file));
+            match opened {
+                Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < give_up => {
+                    thread::sleep(LOCK_RETRY);
+                }
+                Err(DatabaseError::DatabaseAlreadyOpen) => return Err(StoreError::Locked),
+                opened => return opened.map_err(broken),
+            }
+        }
+    }
+
+    fn file(&self) -> Result<File, redb::Error> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        options
+            .mode(0o600)
+            .open(&self.path)
+            .map_err(redb::Error::Io)
+    }
+}
+
+/// Adds a sum; one too many is left out, and counts in memory only.
+fn add(
+    table: &mut Table<'_, BudgetKey<'static>, &'static str>,
+    entry: &Entry,
+) -> Result<(), redb::StorageError> {
+    let key = key_of(entry);
+    let before = table.get(key)?.map(|sum| decimal(sum.value()));
+    if before.is_none() && redb::ReadableTableMetadata::len(table)? >= MAX_ENTRIES as u64 {
+        return Ok(());
+    }
+    let sum = before.unwrap_or_default().saturating_add(entry.usd);
+    table.insert(key, &*sum.to_string())?;
+    Ok(())
+}
+
+fn entries(
+    table: &Table<'_, BudgetKey<'static>, &'static str>,
+) -> Result<Vec<Entry>, redb::StorageError> {
+    let read = |(key, sum): (
+        redb::AccessGuard<'_, BudgetKey<'static>>,
+        redb::AccessGuard<'_, &str>,
+    )| {
+        let (group, key, per, begins, ends) = key.value();
+        Some(Entry {
+            account: Account {
+                group: Arc::from(group),
+                key: key.try_into().ok(),
+                per: per.parse::<Period>().ok()?,
+            },
+            window: Window {
+                begins: Timestamp::from_second(begins).ok()?,
+                ends: Timestamp::from_second(ends).ok()?,
+            },
+            usd: decimal(sum.value()),
+        })
+    };
+    let mut entries = Vec::new();
+    for row in table.iter()? {
+        entries.extend(read(row?));
+    }
+    Ok(entries)
+}
+
+fn key_of(entry: &Entry) -> BudgetKey<'_> {
+    let key = entry.account.key.as_ref();
+    (
+        &entry.account.group,
+        key.map_or(&[][..], |key| &key[..]),
+        entry.account.per.as_str(),
+        entry.window.begins.as_second(),
+        entry.window.ends.as_second(),
+    )
+}
+
+/// What this program wrote; anything else is nothing.
+fn decimal(text: &str) -> Decimal {
+    text.parse().unwrap_or_default()
+}
+
+fn broken(error: impl Into<redb::Error>) -> StoreError {
+    StoreError::Broken(Box::new(error.into()))
+}
+
+impl std::fmt::Display for StoreError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            StoreError::Locked => f.write_str("another process holds the state file"),
+            StoreError::Broken(error) => write!(f, "the state file cannot be used: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::group::{AtLimit, BudgetRule, Scope};
+    use jiff::tz::TimeZone;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn usd(text: &str) -> Decimal {
+        text.parse().unwrap()
+    }
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn rule(per: Period, scope: Scope) -> BudgetRule {
+        BudgetRule {
+            usd: usd("10"),
+            per,
+            scope,
+            then: AtLimit::Standard,
+            time_zone: TimeZone::UTC,
+        }
+    }
+
+    const NOW: &str = "2026-11-30T03:00:00Z";
+
+    #[test]
+    fn sums_are_there_after_a_restart_by_group_and_by_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.redb");
+        let now = at(NOW);
+        for round in 1..=3 {
+            for scope in [Scope::Group, Scope::Key] {
+                let rule = rule(Period::Month, scope);
+                let budgets = Budgets::default();
+                let store = StateFile::open(&path).unwrap();
+                store.exchange(&budgets, now).unwrap();
+                let account = rule.account(&"fast".into(), &[7; 32]);
+                budgets.charge(&rule, &account, usd("0.000000000000001"), now);
+                store.exchange(&budgets, now).unwrap();
+                store.exchange(&budgets, now).unwrap();
+                let expected = usd("0.000000000000001") * Decimal::from(round);
+                assert_eq!(budgets.standing(&rule, &account, now).spent, expected);
+            }
+        }
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn what_two_processes_spend_comes_together_in_both() {
+        const ROUNDS: u32 = 20;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.redb");
+        let (rule, now) = (rule(Period::Day, Scope::Group), at(NOW));
+        let account = rule.account(&"fast".into(), &[7; 32]);
+        let process = || {
+            let (store, budgets) = (StateFile::open(&path).unwrap(), Budgets::default());
+            for _ in 0..ROUNDS {
+                budgets.charge(&rule, &account, usd("0.01"), now);
+                store.exchange(&budgets, now).unwrap();
+            }
+            (store, budgets)
+        };
+        let both = thread::scope(|scope| {
+            [scope.spawn(process), scope.spawn(process)].map(|process| process.join().unwrap())
+        });
+        for (store, budgets) in both {
+            store.exchange(&budgets, now).unwrap();
+            let spent = budgets.standing(&rule, &account, now).spent;
+            assert_eq!(spent, usd("0.01") * Decimal::from(2 * ROUNDS));
+        }
+    }
+
+    #[test]
+    fn a_window_that_is_over_is_not_taken_up_and_goes_after_a_week() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = StateFile::open(&folder.path().join("state.redb")).unwrap();
+        let rule = rule(Period::Day, Scope::Group);
+        let account = rule.account(&"fast".into(), &[7; 32]);
+        let budgets = Budgets::default();
+        budgets.charge(&rule, &account, usd("3"), at(NOW));
+        store.exchange(&budgets, at(NOW)).unwrap();
+        let count = || {
+            let database = store.database().unwrap();
+            let transaction = database.begin_write().unwrap();
+            let table = transaction.open_table(BUDGETS).unwrap();
+            entries(&table).unwrap().len()
+        };
+        for (now, kept) in [("2026-12-01T00:00:00Z", 1), ("2026-12-09T00:00:00Z", 0)] {
+            let fresh = Budgets::default();
+            store.exchange(&fresh, at(now)).unwrap();
+            assert_eq!(fresh.standing(&rule, &account, at(now)).spent, usd("0"));
+            assert_eq!(count(), kept, "{now}");
+        }
+    }
+
+    #[test]
+    fn without_its_file_a_budget_goes_on_and_is_saved_once_it_is_there_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.redb");
+        let store = StateFile::open(&path).unwrap();
+        let (rule, now) = (rule(Period::Day, Scope::Group), at(NOW));
+        let account = rule.account(&"fast".into(), &[7; 32]);
+        let budgets = Budgets::default();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        budgets.charge(&rule, &account, usd("1"), now);
+        assert!(matches!(
+            store.exchange(&budgets, now),
+            Err(StoreError::Broken(_))
+        ));
+        budgets.charge(&rule, &account, usd("1"), now);
+        assert_eq!(budgets.standing(&rule, &account, now).spent, usd("2"));
+        std::fs::remove_dir(&path).unwrap();
+        store.exchange(&budgets, now).unwrap();
+        let restarted = Budgets::default();
+        store.exchange(&restarted, now).unwrap();
+        assert_eq!(restarted.standing(&rule, &account, now).spent, usd("2"));
+    }
+
+    #[test]
+    fn a_file_of_another_kind_is_refused_and_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.redb");
+        std::fs::write(&path, "version: 1\n").unwrap();
+        assert!(matches!(StateFile::open(&path), Err(StoreError::Broken(_))));
+        assert_eq!(std::fs::read(&path).unwrap(), b"version: 1\n");
+    }
+}

@@ -1,0 +1,197 @@
+//! The elements of an array within a document, which the scanner of the document passes over.
+
+use super::Usage;
+use super::document::DEPTH_LIMIT;
+use super::paths::{Paths, Shape};
+use crate::codec::json::Scanner;
+
+/// The first element of a chat document's `choices`.
+#[derive(Debug)]
+pub(super) struct Choice {
+    opening: Opening,
+    scanner: Scanner,
+    paths: Paths,
+}
+
+/// The elements of `usage.iterations` of a message: what each attempt and each compaction used
+/// (<https://platform.claude.com/docs/en/build-with-claude/compaction>).
+#[derive(Debug)]
+pub(super) struct Iterations {
+    opening: Opening,
+    scanner: Scanner,
+    paths: Paths,
+    /// How many brackets are open within the array.
+    depth: u64,
+    in_string: bool,
+    /// The last byte of the string under way was a backslash that escapes the next.
+    escaped: bool,
+    ended: bool,
+    /// Attempts at the message itself.
+    attempts: Usage,
+    fell_back: bool,
+    /// Compaction, advisors and what else there may be.
+    beside: Usage,
+}
+
+/// What stands between a key and the array that is its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Opening {
+    /// In the key, which has no colon. It may have begun in an earlier piece.
+    Key,
+    Bracket,
+    Passed,
+    /// The value is no array.
+    NoArray,
+}
+
+impl Opening {
+    /// What of these bytes is behind the bracket.
+    fn skip<'a>(&mut self, mut bytes: &'a [u8]) -> &'a [u8] {
+        while let [first, rest @ ..] = bytes {
+            *self = match (*self, first) {
+                (Opening::Passed, _) => return bytes,
+                (Opening::NoArray, _) => return &[],
+                (Opening::Key, b':') => Opening::Bracket,
+                (Opening::Key, _) => Opening::Key,
+                (Opening::Bracket, b'[') => Opening::Passed,
+                (Opening::Bracket, b' ' | b'\t' | b'\n' | b'\r') => Opening::Bracket,
+                (Opening::Bracket, _) => Opening::NoArray,
+            };
+            bytes = rest;
+        }
+        bytes
+    }
+}
+
+impl Choice {
+    pub fn new() -> Self {
+        Self {
+            opening: Opening::Key,
+            scanner: Scanner::new(DEPTH_LIMIT),
+            paths: Paths::new(Shape::Choice),
+        }
+    }
+
+    pub fn reset(&mut self) {
+        if self.opening != Opening::Key {
+            self.opening = Opening::Key;
+            self.scanner = Scanner::new(DEPTH_LIMIT);
+            self.paths.reset();
+        }
+    }
+
+    /// Reads on from the key `choices`. What is behind the first element is a fault to its scanner, and ends it.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        let elements = self.opening.skip(bytes);
+        let _ = self.scanner.feed(elements, &mut self.paths);
+    }
+
+    /// Whether it names the reason for which it finished.
+    pub fn is_finished(&self) -> bool {
+        self.paths.facts.stopped
+    }
+
+    pub fn usage(&self) -> Usage {
+        self.paths.usage()
+    }
+}
+
+impl Iterations {
+    fn new() -> Self {
+        Self {
+            opening: Opening::Key,
+            scanner: Scanner::new(DEPTH_LIMIT),
+            paths: Paths::new(Shape::Iteration),
+            depth: 0,
+            in_string: false,
+            escaped: false,
+            ended: false,
+            attempts: Usage::default(),
+            fell_back: false,
+            beside: Usage::default(),
+        }
+    }
+
+    /// Reads on from the key `iterations`. That it is valid JSON is for the document's own scanner to say.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        let mut rest = self.opening.skip(bytes);
+        while !self.ended && !rest.is_empty() {
+            if rest[0] == b',' && self.depth == 0 && !self.in_string {
+                // What stood before it was no object, or has ended.
+                self.restart();
+                rest = &rest[1..];
+                continue;
+            }
+            let (length, is_end) = self.rest_of_element(rest);
+            let _ = self.scanner.feed(&rest[..length], &mut self.paths);
+            if is_end {
+                self.end_element();
+            }
+            rest = &rest[length..];
+        }
+    }
+
+    /// Without the attempts of a model that declined, after which another one answered: those are not charged for.
+    pub fn sum(&self) -> Usage {
+        self.attempts.plus(self.beside)
+    }
+
+    /// How many of these bytes belong to the element under way, or stand before the next, and whether it ends with them.
+    fn rest_of_element(&mut self, bytes: &[u8]) -> (usize, bool) {
+        for (at, byte) in bytes.iter().enumerate() {
+            if self.in_string {
+                match byte {
+                    _ if self.escaped => self.escaped = false,
+                    b'\\' => self.escaped = true,
+                    b'"' => self.in_string = false,
+                    _ => {}
+                }
+                continue;
+            }
+            match byte {
+                b'"' => self.in_string = true,
+                b'{' | b'[' => self.depth += 1,
+                b'}' | b']' if self.depth == 1 => {
+                    self.depth = 0;
+                    return (at + 1, true);
+                }
+                b'}' | b']' if self.depth == 0 => {
+                    self.ended = true;
+                    return (at, false);
+                }
+                b'}' | b']' => self.depth -= 1,
+                b',' if self.depth == 0 => return (at, false),
+                _ => {}
+            }
+        }
+        (bytes.len(), false)
+    }
+
+    fn end_element(&mut self) {
+        if self.scanner.finish().is_ok() {
+            let used = self.paths.usage();
+            match self.paths.facts.kind.as_str() {
+                "fallback_message" => {
+                    if !std::mem::replace(&mut self.fell_back, true) {
+                        self.attempts = Usage::default();
+                    }
+                    self.attempts = self.attempts.plus(used);
+                }
+                "message" => self.attempts = self.attempts.plus(used),
+                _ => self.beside = self.beside.plus(used),
+            }
+        }
+        self.restart();
+    }
+
+    fn restart(&mut self) {
+        self.scanner = Scanner::new(DEPTH_LIMIT);
+        self.paths.reset();
+    }
+}
+
+impl Default for Iterations {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,380 @@
+//! Those who look on: at the body of an HTTP response, and at the messages on a WebSocket.
+
+use super::document::Document;
+use super::paths::Shape;
+use super::tally::{Protocol, Tally};
+use super::{DECODED_LIMIT, Observed, UsageState, text};
+use crate::codec::content_coding::{Coding, Decoder};
+use crate::codec::error::{Cause, Refusal};
+use crate::codec::sse::{EventStream, Part};
+use crate::policy::endpoint::Endpoint;
+use http::header::CONTENT_ENCODING;
+use http::{HeaderMap, Method};
+
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// How many bytes tell an event stream: the longest beginning of a line, `event:` or `retry:`.
+const OPENING_BYTES: usize = 6;
+
+/// Looks on at the body of one HTTP response.
+pub struct ResponseObserver {
+    decoding: Option<Decoding>,
+    body: Body,
+    /// The body could not be decoded to its end: what was not seen proves nothing.
+    blind: bool,
+}
+
+/// Looks on at the messages that a server sends on a WebSocket of the Responses API.
+#[derive(Debug)]
+pub struct EventObserver {
+    document: Document,
+}
+
+/// One message of a Responses WebSocket. Of an event that has no facts, such as a delta, only the kind is told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Event {
+    /// The `type`, at most `TEXT_BYTES`; `None` too where the message is no whole JSON object.
+    pub kind: Option<String>,
+    /// The `id` of the event's `response`, at most `TEXT_BYTES`.
+    pub response_id: Option<String>,
+    /// The lane that the event belongs to where the connection has several, at most `TEXT_BYTES`.
+    pub stream_id: Option<String>,
+    /// The HTTP status that an `error` event names.
+    pub status: Option<u16>,
+    /// What the response came to, where the event ends one: `response.completed`, `response.incomplete`,
+    /// `response.failed`, `response.done`, `response.cancelled`, `response.canceled`, `error`.
+    pub observed: Option<Observed>,
+}
+
+/// A coded body, decoded on the side.
+pub(super) struct Decoding {
+    decoder: Decoder,
+    /// How many more decoded bytes are looked at.
+    pub(super) left: u64,
+}
+
+pub(super) struct Body {
+    protocol: Protocol,
+    /// What the Content-Type says, where the first bytes do not.
+    event_stream: bool,
+    /// Until the first bytes have told what comes.
+    opening: Opening,
+    /// `None` before the first bytes, and where the body is one document.
+    events: Option<EventStream>,
+    document: Document,
+    tally: Tally,
+}
+
+/// The first bytes of a body, without a byte order mark and white space: none of it tells anything, and a JSON text
+/// must not begin with the former.
+#[derive(Default)]
+struct Opening {
+    mark: usize,
+    bytes: [u8; OPENING_BYTES],
+    length: usize,
+    over: bool,
+}
+
+/// Whether answers on this endpoint are observed. The path is that of the request, without its query.
+pub fn is_observed(endpoint: Endpoint, method: &Method, path: &[u8]) -> bool {
+    protocol(endpoint, method, path).is_some()
+}
+
+/// Whether an upstream's answer refuses the tier that it was sent: a 4xx whose error names `service_tier`. `body` is the
+/// whole body of the answer, decoded.
+pub fn refuses_tier(endpoint: Endpoint, status: u16, body: &[u8]) -> bool {
+    let observe = || {
+        let mut observer = ResponseObserver::new(endpoint, false, &HeaderMap::new())?;
+        observer.feed(body);
+        Some(observer.finish().error_names_tier)
+    };
+    (400..500).contains(&status) && observe().unwrap_or_default()
+}
+
+fn protocol(endpoint: Endpoint, method: &Method, path: &[u8]) -> Option<Protocol> {
+    match (endpoint, method) {
+        // What was made in the background is fetched.
+        (Endpoint::ResponsesItem, &Method::GET | &Method::POST) => Some(Protocol::Responses),
+        (Endpoint::Other, &Method::POST) if is_media(path) => Some(Protocol::Media),
+        (endpoint, &Method::POST) => Protocol::of(endpoint),
+        _ => None,
+    }
+}
+
+/// `…/images/*` and `…/audio/*`, whose answers tell tokens for the models that count them
+/// (<https://platform.openai.com/docs/api-reference/images>).
+fn is_media(path: &[u8]) -> bool {
+    let path = path.strip_suffix(b"/").unwrap_or(path);
+    let mut segments = path.rsplit(|byte| *byte == b'/');
+    let last = segments.next().unwrap_or_default();
+    let second = segments.next().unwrap_or_default();
+    let any = |name: &[u8], of: &[&[u8]]| of.iter().any(|one| name.eq_ignore_ascii_case(one));
+    (any(second, &[b"images"]) && any(last, &[b"generations", b"edits", b"variations"]))
+        || (any(second, &[b"audio"]) && any(last, &[b"transcriptions", b"translations", b"speech"]))
+}
+
+impl ResponseObserver {
+    /// An observer for the answer to a request to `endpoint`; `None` where there is nothing to observe: for other
+    /// endpoints, and for codings that are not understood. `event_stream` is what the Content-Type says; the first bytes
+    /// have the last word.
+    pub fn new(endpoint: Endpoint, event_stream: bool, headers: &HeaderMap) -> Option<Self> {
+        Self::with(Protocol::of(endpoint)?, event_stream, headers)
+    }
+
+    /// The same for the answer to a request, which [`is_observed`] or not.
+    pub fn for_request(
+        (endpoint, method, path): (Endpoint, &Method, &[u8]),
+        event_stream: bool,
+        headers: &HeaderMap,
+    ) -> Option<Self> {
+        Self::with(protocol(endpoint, method, path)?, event_stream, headers)
+    }
+
+    fn with(protocol: Protocol, event_stream: bool, headers: &HeaderMap) -> Option<Self> {
+        let decoding = coding(headers)?.map(Decoding::new);
+        Some(Self {
+            decoding,
+            body: Body::new(protocol, event_stream),
+            blind: false,
+        })
+    }
+
+    /// Looks at the next piece of the body, as it came from the upstream.
+    pub fn feed(&mut self, chunk: &[u8]) {
+        if self.blind {
+            return;
+        }
+        match &mut self.decoding {
+            Some(decoding) => self.blind = decoding.push(chunk, &mut self.body).is_err(),
+            None => self.body.feed(chunk),
+        }
+    }
+
+    /// Whether the event that ends a stream has come, after which a client may well leave.
+    pub fn has_terminal_event(&self) -> bool {
+        self.body.tally.terminal.is_some()
+    }
+
+    /// The body has ended, or was cut off here.
+    pub fn finish(self) -> Observed {
+        let observed = self.body.finish();
+        Observed {
+            lacks_end: observed.lacks_end && !self.blind,
+            ..observed
+        }
+    }
+}
+
+impl EventObserver {
+    pub fn new() -> Self {
+        Self {
+            document: Document::new(Shape::ResponsesEvent),
+        }
+    }
+
+    /// Looks at the next piece of the message under way; the first piece begins one.
+    pub fn feed(&mut self, piece: &[u8]) {
+        self.document.feed(piece);
+    }
+
+    /// The message has ended.
+    pub fn end(&mut self) -> Event {
+        let event = match self.document.is_whole() {
+            true => Event::of(&self.document),
+            false => Event::default(),
+        };
+        self.document.reset();
+        event
+    }
+}
+
+impl Default for EventObserver {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Event {
+    fn of(document: &Document) -> Self {
+        let facts = document.facts();
+        let mut tally = Tally::default();
+        tally.add_responses_event(document);
+        let ends = tally.ended || tally.failed;
+        Self {
+            kind: text(&facts.kind),
+            response_id: text(&facts.id),
+            stream_id: text(&facts.stream_id),
+            status: facts.error_status.and_then(|status| status.try_into().ok()),
+            observed: ends.then(|| tally.observed(Protocol::Responses)),
+        }
+    }
+}
+
+impl Decoding {
+    pub(super) fn new(coding: Coding) -> Self {
+        Self {
+            decoder: Decoder::new(coding),
+            left: DECODED_LIMIT,
+        }
+    }
+
+    /// # Errors
+    /// The data are broken, or more than `DECODED_LIMIT` come out.
+    pub(super) fn push(&mut self, chunk: &[u8], body: &mut Body) -> Result<(), Refusal> {
+        let left = &mut self.left;
+        self.decoder.push(chunk, &mut |piece| {
+            *left = left
+                .checked_sub(piece.len() as u64)
+                .ok_or_else(|| Refusal::from(Cause::DecodedBodyTooLarge))?;
+            body.feed(piece);
+            Ok(())
+        })
+    }
+}
+
+impl Body {
+    pub(super) fn new(protocol: Protocol, event_stream: bool) -> Self {
+        Self {
+            protocol,
+            event_stream,
+            opening: Opening::default(),
+            events: None,
+            document: Document::new(protocol.shape(event_stream)),
+            tally: Tally::default(),
+        }
+    }
+
+    fn feed(&mut self, mut piece: &[u8]) {
+        if !self.opening.over {
+            piece = self.opening.take(piece);
+            match self.opening.tells() {
+                Some(event_stream) => self.begin(event_stream),
+                // More is needed to tell, or it is something else.
+                None if piece.is_empty() => return,
+                None => self.begin(self.event_stream),
+            }
+        }
+        self.read(piece);
+    }
+
+    /// What comes is known; the opening is read with it.
+    fn begin(&mut self, event_stream: bool) {
+        self.opening.over = true;
+        if event_stream != self.event_stream {
+            self.event_stream = event_stream;
+            self.document = Document::new(self.protocol.shape(event_stream));
+        }
+        self.events = event_stream.then(EventStream::new);
+        let (opening, length) = (self.opening.bytes, self.opening.length);
+        self.read(&opening[..length]);
+    }
+
+    fn read(&mut self, piece: &[u8]) {
+        let Self {
+            protocol,
+            events,
+            document,
+            tally,
+            ..
+        } = self;
+        match events {
+            Some(events) => events.feed(piece, &mut |part| take(part, *protocol, document, tally)),
+            None => document.feed(piece),
+        }
+    }
+
+    fn finish(mut self) -> Observed {
+        let is_empty = !self.opening.over && self.opening.length == 0;
+        if !self.opening.over {
+            self.begin(self.event_stream);
+        }
+        let Self {
+            protocol,
+            events,
+            mut document,
+            mut tally,
+            ..
+        } = self;
+        let is_stream = events.is_some();
+        match events {
+            Some(events) => {
+                events.finish(&mut |part| take(part, protocol, &mut document, &mut tally));
+            }
+            None => tally.add_answer(&document),
+        }
+        let observed = tally.observed(protocol);
+        Observed {
+            // What is made in the background goes on without its stream.
+            lacks_end: is_stream
+                && protocol.expects_end()
+                && !tally.ended
+                && !tally.failed
+                && observed.usage_state != UsageState::Deferred,
+            event_stream: (!is_empty).then_some(is_stream),
+            ..observed
+        }
+    }
+}
+
+fn take(part: Part<'_>, protocol: Protocol, document: &mut Document, tally: &mut Tally) {
+    match part {
+        Part::Data(bytes) => document.feed(bytes),
+        Part::End(kind) => {
+            tally.add_event(protocol, document, kind);
+            document.reset();
+        }
+    }
+}
+
+impl Opening {
+    /// Takes of the body's first bytes what is needed, and gives back what is left.
+    fn take<'a>(&mut self, mut piece: &'a [u8]) -> &'a [u8] {
+        while self.tells().is_none() && self.length < OPENING_BYTES {
+            let [first, rest @ ..] = piece else {
+                break;
+            };
+            let is_mark = self.length == 0 && BYTE_ORDER_MARK.get(self.mark) == Some(first);
+            if is_mark {
+                self.mark += 1;
+            } else if self.length > 0 || !first.is_ascii_whitespace() {
+                self.bytes[self.length] = *first;
+                self.length += 1;
+            }
+            piece = rest;
+        }
+        piece
+    }
+
+    /// Whether this begins an event stream, or else a JSON document; none where it is too early to say, or neither.
+    fn tells(&self) -> Option<bool> {
+        match &self.bytes[..self.length] {
+            [] => None,
+            [b'{' | b'[', ..] => Some(false),
+            // A comment; some send one first, to keep the connection.
+            [b':', ..] => Some(true),
+            bytes => {
+                let names: [&[u8]; 4] = [b"data:", b"event:", b"id:", b"retry:"];
+                names
+                    .iter()
+                    .any(|name| bytes.starts_with(name))
+                    .then_some(true)
+            }
+        }
+    }
+}
+
+/// The one coding of the body, if any; `None` where there are several or one that is not understood.
+fn coding(headers: &HeaderMap) -> Option<Option<Coding>> {
+    let mut coding = None;
+    for line in headers.get_all(CONTENT_ENCODING) {
+        for name in line.to_str().ok()?.split(',').map(str::trim) {
+            if name.is_empty() || name.eq_ignore_ascii_case("identity") {
+                continue;
+            }
+            if coding.replace(Coding::named(name)?).is_some() {
+                return None;
+            }
+        }
+    }
+    Some(coding)
+}

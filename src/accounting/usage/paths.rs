@@ -1,0 +1,687 @@
+//! Where the facts of a document stand. Members are told by their paths, so that nothing in a text, a tool or an argument
+//! is mistaken for a fact.
+//!
+//! Of members that stand twice in an object, the first that can be read counts.
+
+use super::{TIER_NAME, Usage};
+use crate::codec::json::{Interest, Key, Kind, Value, Visitor};
+
+/// Objects of the table that stand inside one another at most: an event, its response, the usage, its details, and the
+/// lifetimes in these.
+const DEEPEST: usize = 5;
+
+/// An hour in seconds: what is kept in a cache for so long or longer is charged for as long-lived.
+const LONG_LIFETIME: u64 = 3600;
+
+/// What a document is expected to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// The `response` object itself.
+    Response,
+    ResponsesEvent,
+    /// A chat completion, a legacy completion, a list of embeddings, or a chunk of the first two.
+    Chat,
+    Message,
+    MessagesEvent,
+    /// What the endpoints of images and audio answer, whole or as events.
+    Media,
+    /// An element of a chat document's `choices`.
+    Choice,
+    /// An element of `usage.iterations` of a message.
+    Iteration,
+}
+
+/// The facts of one document. Texts are empty where they are not told, and at most `CAPTURE_BYTES` long.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Facts {
+    /// The event's own `type`.
+    pub kind: String,
+    /// The lane of a WebSocket that the event belongs to.
+    pub stream_id: String,
+    /// The HTTP status in an `error` event of a WebSocket.
+    pub error_status: Option<u64>,
+    pub id: String,
+    pub model: String,
+    pub tier: String,
+    pub speed: String,
+    pub status: String,
+    /// The response was asked for in the background.
+    pub background: bool,
+    /// A message or a choice names the reason for which it stopped.
+    pub stopped: bool,
+    /// The `error` member.
+    pub error: ErrorFacts,
+    /// What stands at the top of a document that is an error itself.
+    pub flat_error: ErrorFacts,
+    counts: Counts,
+}
+
+/// What an error says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ErrorFacts {
+    pub code: String,
+    pub kind: String,
+    pub has_message: bool,
+    /// The code, the parameter or the message names the service tier.
+    pub names_tier: bool,
+}
+
+/// The counts of one document as they are spelled.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    /// In the spelling of the endpoint's own API. On messages, `input_tokens` is without cached and cache-write tokens.
+    native: Usage,
+    /// In other spellings that compatible upstreams have.
+    foreign: Usage,
+    /// Tokens that were written to a cache, summed over the lifetimes.
+    written: Option<u64>,
+    total: Option<u64>,
+}
+
+/// Follows the paths that have facts.
+#[derive(Debug)]
+pub(super) struct Paths {
+    shape: Shape,
+    /// The open objects, the outermost first.
+    objects: [Object; DEEPEST],
+    /// What the value under way tells. A value is complete before the next key is shown, unless it is entered.
+    fact: Option<Fact>,
+    pub facts: Facts,
+    /// Where the key of the first array stands whose elements have facts: `choices` of a chat document, `iterations` of
+    /// a message's usage.
+    pub array_at: Option<u64>,
+}
+
+/// An object on a path that has facts.
+#[derive(Clone, Copy, Debug)]
+enum Object {
+    Response,
+    ResponsesEvent,
+    ResponsesUsage,
+    Chat,
+    ChatUsage,
+    Choice,
+    InputDetails(Spelling),
+    OutputDetails(Spelling),
+    /// Cache writes by how long they live.
+    Lifetimes,
+    Message,
+    MessagesEvent,
+    MessageDelta,
+    MessagesUsage,
+    Iteration,
+    Media,
+    Error,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Spelling {
+    Native,
+    Foreign,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Class {
+    Input,
+    CachedInput,
+    CacheWrite,
+    Output,
+    Reasoning,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fact {
+    Kind,
+    StreamId,
+    ErrorStatus,
+    Id,
+    Model,
+    Tier,
+    Speed,
+    Status,
+    Background,
+    StopReason,
+    Array,
+    Count(Spelling, Class),
+    Total,
+    Written { is_long: bool },
+    Error(ErrorPart),
+    FlatError(ErrorPart),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum ErrorPart {
+    /// An error that is a text and no object.
+    Text,
+    Code,
+    Kind,
+    Param,
+    Message,
+}
+
+enum Member {
+    Inner(Object),
+    Fact(Fact),
+    Other,
+}
+
+impl Facts {
+    /// Forgets everything, and keeps the memory of the texts for the next document.
+    fn clear(&mut self) {
+        for text in [
+            &mut self.kind,
+            &mut self.stream_id,
+            &mut self.id,
+            &mut self.model,
+            &mut self.tier,
+            &mut self.speed,
+            &mut self.status,
+        ] {
+            text.clear();
+        }
+        self.error_status = None;
+        self.background = false;
+        self.stopped = false;
+        self.error.clear();
+        self.flat_error.clear();
+        self.counts = Counts::default();
+    }
+
+    /// The counts as the API has them, whatever their spelling. On messages, `input_tokens` is without cached and
+    /// cache-write tokens.
+    pub fn usage(&self, shape: Shape) -> Usage {
+        let counts = &self.counts;
+        let mut usage = counts.foreign;
+        usage.cache_write_tokens = more_than_none(usage.cache_write_tokens, counts.written);
+        usage.update(counts.native);
+        match (shape, counts.total) {
+            (Shape::Chat | Shape::Choice, Some(total)) => usage.account_for(total),
+            _ => usage,
+        }
+    }
+
+    /// The error that the document tells of, if it does.
+    pub fn told_error(&self) -> Option<&ErrorFacts> {
+        let flat = &self.flat_error;
+        if self.error.is_one() {
+            Some(&self.error)
+        } else {
+            (flat.has_message || !flat.code.is_empty()).then_some(flat)
+        }
+    }
+
+    fn learn(&mut self, fact: Fact, value: Value<'_>) {
+        match fact {
+            Fact::Kind => learn_text(&mut self.kind, value),
+            Fact::StreamId => learn_text(&mut self.stream_id, value),
+            Fact::Id => learn_text(&mut self.id, value),
+            Fact::Model => learn_text(&mut self.model, value),
+            Fact::Tier => learn_text(&mut self.tier, value),
+            Fact::Speed => learn_text(&mut self.speed, value),
+            Fact::Status => learn_text(&mut self.status, value),
+            Fact::ErrorStatus => learn_count(&mut self.error_status, value),
+            Fact::Background => self.background |= value.raw == b"true",
+            Fact::StopReason => self.stopped |= value.kind == Kind::String,
+            Fact::Array => {}
+            Fact::Count(spelling, class) => self.counts.learn(spelling, class, value),
+            Fact::Total => learn_count(&mut self.counts.total, value),
+            Fact::Written { is_long } => self.counts.learn_written(is_long, value),
+            Fact::Error(part) => self.error.learn(part, value),
+            Fact::FlatError(part) => self.flat_error.learn(part, value),
+        }
+    }
+}
+
+impl ErrorFacts {
+    /// Relays add empty errors to good answers
+    /// (<https://github.com/BerriAI/litellm/issues/18407>): one counts where it says something.
+    pub fn is_one(&self) -> bool {
+        self.has_message || !self.code.is_empty() || !self.kind.is_empty()
+    }
+
+    fn clear(&mut self) {
+        self.code.clear();
+        self.kind.clear();
+        self.has_message = false;
+        self.names_tier = false;
+    }
+
+    fn learn(&mut self, part: ErrorPart, value: Value<'_>) {
+        if !matches!(value.kind, Kind::String | Kind::Number) {
+            return;
+        }
+        self.names_tier |= names_tier(value.raw);
+        match part {
+            ErrorPart::Code if value.kind == Kind::Number && value.raw != b"0" => {
+                if self.code.is_empty() {
+                    self.code.push_str(&String::from_utf8_lossy(value.raw));
+                }
+            }
+            ErrorPart::Code => learn_text(&mut self.code, value),
+            ErrorPart::Kind => learn_text(&mut self.kind, value),
+            ErrorPart::Text | ErrorPart::Message => {
+                self.has_message |= value.kind == Kind::String && !value.raw.is_empty();
+            }
+            ErrorPart::Param => {}
+        }
+    }
+}
+
+impl Counts {
+    fn learn(&mut self, spelling: Spelling, class: Class, value: Value<'_>) {
+        match spelling {
+            Spelling::Native => learn_count(class.of(&mut self.native), value),
+            // There are several foreign spellings of one count, and relays fill those that they do not know with zeros.
+            Spelling::Foreign => {
+                let count = class.of(&mut self.foreign);
+                if *count == Some(0) {
+                    *count = None;
+                }
+                learn_count(count, value);
+            }
+        }
+    }
+
+    fn learn_written(&mut self, is_long: bool, value: Value<'_>) {
+        let mut told = None;
+        learn_count(&mut told, value);
+        let Some(told) = told else {
+            return;
+        };
+        let add = |sum: &mut Option<u64>, more: u64| {
+            *sum = Some(sum.unwrap_or(0).saturating_add(more));
+        };
+        add(&mut self.written, told);
+        add(
+            &mut self.native.cache_write_long_tokens,
+            if is_long { told } else { 0 },
+        );
+    }
+}
+
+impl Class {
+    fn of(self, usage: &mut Usage) -> &mut Option<u64> {
+        match self {
+            Class::Input => &mut usage.input_tokens,
+            Class::CachedInput => &mut usage.cached_input_tokens,
+            Class::CacheWrite => &mut usage.cache_write_tokens,
+            Class::Output => &mut usage.output_tokens,
+            Class::Reasoning => &mut usage.reasoning_tokens,
+        }
+    }
+}
+
+impl Paths {
+    pub fn new(shape: Shape) -> Self {
+        Self {
+            shape,
+            objects: [shape.root(); DEEPEST],
+            fact: None,
+            facts: Facts::default(),
+            array_at: None,
+        }
+    }
+
+    pub fn reset(&mut self) {
+        self.facts.clear();
+        self.fact = None;
+        self.array_at = None;
+    }
+
+    pub fn usage(&self) -> Usage {
+        self.facts.usage(self.shape)
+    }
+
+    pub fn awaits_kind(&self) -> bool {
+        self.facts.kind.is_empty() && self.shape.is_event()
+    }
+
+    /// Whether the rest of the document cannot tell anything.
+    pub fn is_settled(&self) -> bool {
+        !self.facts.kind.is_empty() && !self.shape.has_facts(&self.facts.kind)
+    }
+
+    /// The type that stands in the stream beside the document counts where the document names none.
+    pub fn name_kind(&mut self, kind: &[u8]) {
+        if self.facts.kind.is_empty()
+            && let Ok(kind) = std::str::from_utf8(kind)
+        {
+            self.facts.kind.push_str(kind);
+            self.forget_unless_told();
+        }
+    }
+
+    /// What stood before the type of an event without facts must not count, as what stands behind it does not.
+    fn forget_unless_told(&mut self) {
+        if self.is_settled() {
+            let kind = std::mem::take(&mut self.facts.kind);
+            self.facts.clear();
+            self.facts.kind = kind;
+        }
+    }
+}
+
+impl Visitor for Paths {
+    fn key(&mut self, key: Key<'_>) -> Interest {
+        // Only objects of the table are entered, which are `DEEPEST` deep at most.
+        let member = match (key.name, self.objects.get(key.depth - 1)) {
+            (Some(name), Some(object)) if !self.is_settled() => match object.member(name) {
+                Member::Other if key.depth == 1 => flat_error_member(name),
+                member => member,
+            },
+            _ => Member::Other,
+        };
+        match member {
+            Member::Inner(object) => {
+                if let Some(place) = self.objects.get_mut(key.depth) {
+                    *place = object;
+                }
+                // An error may be a text as well.
+                self.fact = matches!(object, Object::Error).then_some(Fact::Error(ErrorPart::Text));
+                Interest::Enter
+            }
+            Member::Fact(fact) => {
+                if let Fact::Array = fact {
+                    self.array_at.get_or_insert(key.start);
+                }
+                self.fact = Some(fact);
+                Interest::Capture
+            }
+            Member::Other => {
+                self.fact = None;
+                Interest::Skip
+            }
+        }
+    }
+
+    fn value(&mut self, value: Value<'_>) {
+        match self.fact.take() {
+            Some(Fact::Kind) => {
+                self.facts.learn(Fact::Kind, value);
+                self.forget_unless_told();
+            }
+            Some(fact) => self.facts.learn(fact, value),
+            None => {}
+        }
+    }
+}
+
+impl Shape {
+    fn root(self) -> Object {
+        match self {
+            Shape::Response => Object::Response,
+            Shape::ResponsesEvent => Object::ResponsesEvent,
+            Shape::Chat => Object::Chat,
+            Shape::Message => Object::Message,
+            Shape::MessagesEvent => Object::MessagesEvent,
+            Shape::Media => Object::Media,
+            Shape::Choice => Object::Choice,
+            Shape::Iteration => Object::Iteration,
+        }
+    }
+
+    fn is_event(self) -> bool {
+        matches!(self, Shape::ResponsesEvent | Shape::MessagesEvent)
+    }
+
+    /// Whether an event of this type may tell anything.
+    fn has_facts(self, kind: &str) -> bool {
+        match self {
+            Shape::ResponsesEvent => match kind.strip_prefix("response.") {
+                Some(name) => matches!(
+                    name,
+                    "created"
+                        | "queued"
+                        | "in_progress"
+                        | "completed"
+                        | "incomplete"
+                        | "failed"
+                        | "done"
+                        | "cancelled"
+                        | "canceled"
+                ),
+                None => kind == "error",
+            },
+            Shape::MessagesEvent => matches!(
+                kind,
+                "message_start" | "message_delta" | "message_stop" | "error"
+            ),
+            _ => true,
+        }
+    }
+}
+
+impl Object {
+    /// The table of the paths. Sources: the OpenAPI description of OpenAI's API (`Response`, `ResponseUsage`,
+    /// `CreateChatCompletionStreamResponse`, `CompletionUsage`) and Anthropic's Messages API reference.
+    fn member(self, key: &[u8]) -> Member {
+        match self {
+            Object::ResponsesEvent => match key {
+                b"type" => Member::Fact(Fact::Kind),
+                b"response" => Member::Inner(Object::Response),
+                b"stream_id" => Member::Fact(Fact::StreamId),
+                b"status" => Member::Fact(Fact::ErrorStatus),
+                b"error" => Member::Inner(Object::Error),
+                _ => Member::Other,
+            },
+            Object::MessagesEvent => match key {
+                b"type" => Member::Fact(Fact::Kind),
+                b"message" => Member::Inner(Object::Message),
+                b"usage" => Member::Inner(Object::MessagesUsage),
+                b"delta" => Member::Inner(Object::MessageDelta),
+                b"error" => Member::Inner(Object::Error),
+                _ => Member::Other,
+            },
+            Object::Response | Object::Chat | Object::Message | Object::Media => {
+                self.member_of_answer(key)
+            }
+            Object::MessageDelta => match key {
+                b"stop_reason" => Member::Fact(Fact::StopReason),
+                _ => Member::Other,
+            },
+            // Moonshot tells the usage of a stream here
+            // (<https://github.com/earendil-works/pi/issues/2017>).
+            Object::Choice => match key {
+                b"finish_reason" => Member::Fact(Fact::StopReason),
+                b"usage" => Member::Inner(Object::ChatUsage),
+                _ => Member::Other,
+            },
+            Object::Error => match key {
+                b"code" => Member::Fact(Fact::Error(ErrorPart::Code)),
+                b"type" => Member::Fact(Fact::Error(ErrorPart::Kind)),
+                b"param" => Member::Fact(Fact::Error(ErrorPart::Param)),
+                b"message" => Member::Fact(Fact::Error(ErrorPart::Message)),
+                _ => Member::Other,
+            },
+            Object::Iteration if key == b"type" => Member::Fact(Fact::Kind),
+            Object::MessagesUsage | Object::Iteration => member_of_messages_usage(key),
+            _ => self.member_of_usage(key),
+        }
+    }
+
+    fn member_of_answer(self, key: &[u8]) -> Member {
+        match (self, key) {
+            (_, b"id") => Member::Fact(Fact::Id),
+            (_, b"model") => Member::Fact(Fact::Model),
+            (_, b"error") => Member::Inner(Object::Error),
+            (Object::Response, b"status") => Member::Fact(Fact::Status),
+            (Object::Response, b"background") => Member::Fact(Fact::Background),
+            (Object::Response | Object::Chat, b"service_tier") => Member::Fact(Fact::Tier),
+            (Object::Chat, b"choices") => Member::Fact(Fact::Array),
+            (Object::Media, b"type") => Member::Fact(Fact::Kind),
+            (Object::Chat, b"usage") => Member::Inner(Object::ChatUsage),
+            (Object::Message, b"usage") => Member::Inner(Object::MessagesUsage),
+            (_, b"usage") => Member::Inner(Object::ResponsesUsage),
+            _ => Member::Other,
+        }
+    }
+
+    /// The usage of OpenAI's APIs, and what compatible upstreams put into it; `docs/usage.md` has the sources.
+    fn member_of_usage(self, key: &[u8]) -> Member {
+        use Class::{CacheWrite, CachedInput, Input, Output, Reasoning};
+        use Object::{ChatUsage, InputDetails, OutputDetails, ResponsesUsage};
+        use Spelling::{Foreign, Native};
+        let count = |spelling, class| Member::Fact(Fact::Count(spelling, class));
+        match (self, key) {
+            (ResponsesUsage, b"input_tokens") | (ChatUsage, b"prompt_tokens") => {
+                count(Native, Input)
+            }
+            (ResponsesUsage, b"output_tokens") | (ChatUsage, b"completion_tokens") => {
+                count(Native, Output)
+            }
+            (ResponsesUsage, b"input_tokens_details") | (ChatUsage, b"prompt_tokens_details") => {
+                Member::Inner(InputDetails(Native))
+            }
+            (ResponsesUsage, b"output_tokens_details")
+            | (ChatUsage, b"completion_tokens_details") => Member::Inner(OutputDetails(Native)),
+            (ResponsesUsage | ChatUsage, key) => foreign_member_of_usage(key),
+            (InputDetails(spelling), b"cached_tokens") => count(spelling, CachedInput),
+            (InputDetails(spelling), b"cache_write_tokens") => count(spelling, CacheWrite),
+            (InputDetails(_), b"cache_creation_tokens") => count(Foreign, CacheWrite),
+            (InputDetails(_), b"cache_write_tokens_details") => Member::Inner(Object::Lifetimes),
+            (OutputDetails(spelling), b"reasoning_tokens" | b"thinking_tokens") => {
+                count(spelling, Reasoning)
+            }
+            (Object::Lifetimes, key) => match lifetime(key) {
+                Some(seconds) => Member::Fact(Fact::Written {
+                    is_long: seconds >= LONG_LIFETIME,
+                }),
+                None => Member::Other,
+            },
+            _ => Member::Other,
+        }
+    }
+}
+
+/// Spellings that are not those of the endpoint's own API: OpenAI's other API, DeepSeek (`prompt_cache_hit_tokens`),
+/// Moonshot (`cached_tokens`), Mistral (`num_cached_tokens`, `prompt_token_details`), and gateways that leave
+/// Anthropic's names as they are.
+fn foreign_member_of_usage(key: &[u8]) -> Member {
+    use Class::{CacheWrite, CachedInput, Input, Output};
+    let count = |class| Member::Fact(Fact::Count(Spelling::Foreign, class));
+    match key {
+        b"input_tokens" | b"prompt_tokens" => count(Input),
+        b"output_tokens" | b"completion_tokens" => count(Output),
+        b"prompt_cache_hit_tokens"
+        | b"cached_tokens"
+        | b"num_cached_tokens"
+        | b"cache_read_input_tokens" => count(CachedInput),
+        b"cache_creation_input_tokens" => count(CacheWrite),
+        b"cache_creation" => Member::Inner(Object::Lifetimes),
+        b"input_tokens_details" | b"prompt_tokens_details" | b"prompt_token_details" => {
+            Member::Inner(Object::InputDetails(Spelling::Foreign))
+        }
+        b"output_tokens_details" | b"completion_tokens_details" => {
+            Member::Inner(Object::OutputDetails(Spelling::Foreign))
+        }
+        b"total_tokens" => Member::Fact(Fact::Total),
+        _ => Member::Other,
+    }
+}
+
+/// <https://platform.claude.com/docs/en/api/messages>: `usage`, and the like of an iteration.
+fn member_of_messages_usage(key: &[u8]) -> Member {
+    let count = |class| Member::Fact(Fact::Count(Spelling::Native, class));
+    match key {
+        b"input_tokens" => count(Class::Input),
+        b"cache_read_input_tokens" => count(Class::CachedInput),
+        b"cache_creation_input_tokens" => count(Class::CacheWrite),
+        b"cache_creation" => Member::Inner(Object::Lifetimes),
+        b"output_tokens" => count(Class::Output),
+        b"output_tokens_details" => Member::Inner(Object::OutputDetails(Spelling::Native)),
+        b"service_tier" => Member::Fact(Fact::Tier),
+        b"speed" => Member::Fact(Fact::Speed),
+        b"iterations" => Member::Fact(Fact::Array),
+        _ => Member::Other,
+    }
+}
+
+/// An answer that is an error without being wrapped into one: `{"detail": …}` of the ChatGPT backend,
+/// `{"object": "error", "message": …}` of others, and the `error` event of a Responses stream.
+fn flat_error_member(key: &[u8]) -> Member {
+    match key {
+        b"code" => Member::Fact(Fact::FlatError(ErrorPart::Code)),
+        b"type" => Member::Fact(Fact::FlatError(ErrorPart::Kind)),
+        b"param" => Member::Fact(Fact::FlatError(ErrorPart::Param)),
+        b"message" | b"detail" => Member::Fact(Fact::FlatError(ErrorPart::Message)),
+        _ => Member::Other,
+    }
+}
+
+/// The seconds in a name such as `ttl_30m_tokens` or `ephemeral_1h_input_tokens`.
+fn lifetime(name: &[u8]) -> Option<u64> {
+    let mut words = name.split(|byte| *byte == b'_');
+    words.find_map(|word| {
+        let (unit, digits) = word.split_last()?;
+        let unit = match unit {
+            b's' => 1,
+            b'm' => 60,
+            b'h' => 3600,
+            b'd' => 86_400,
+            _ => return None,
+        };
+        let count: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+        count.checked_mul(unit)
+    })
+}
+
+fn names_tier(text: &[u8]) -> bool {
+    text.windows(TIER_NAME.len())
+        .any(|part| part.eq_ignore_ascii_case(TIER_NAME))
+}
+
+fn learn_text(text: &mut String, value: Value<'_>) {
+    if !text.is_empty() || value.kind != Kind::String {
+        return;
+    }
+    match std::str::from_utf8(value.raw) {
+        Ok(plain) if !plain.contains('\\') => text.push_str(plain),
+        _ => text.push_str(&value.text().unwrap_or_default()),
+    }
+}
+
+/// Only a number that is not negative counts. Some upstreams write counts as `1000.0`
+/// (<https://github.com/QuantumNous/new-api/issues/1545>); a fraction rounds up.
+fn learn_count(count: &mut Option<u64>, value: Value<'_>) {
+    /// 2 to the power of 64.
+    const BEYOND: f64 = 18_446_744_073_709_551_616.0;
+    if count.is_some() || value.kind != Kind::Number || value.cut {
+        return;
+    }
+    let Ok(text) = std::str::from_utf8(value.raw) else {
+        return;
+    };
+    *count = text.parse().ok().or_else(|| {
+        let number: f64 = text.parse().ok()?;
+        // Within the range of `u64`, and whole.
+        ((0.0..BEYOND).contains(&number)).then(|| number.ceil() as u64)
+    });
+}
+
+/// The first of two counts, or the second where the first says nothing.
+fn more_than_none(first: Option<u64>, second: Option<u64>) -> Option<u64> {
+    first.filter(|count| *count > 0).or(second).or(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lifetime_of_a_cache_write_stands_in_its_name() {
+        for (name, seconds) in [
+            ("ttl_30m_tokens", Some(1800)),
+            ("ttl_12h_tokens", Some(43_200)),
+            ("ephemeral_5m_input_tokens", Some(300)),
+            ("ephemeral_1h_input_tokens", Some(3600)),
+            ("ttl_60m_tokens", Some(3600)),
+            ("ttl_7d_tokens", Some(604_800)),
+            ("cache_tokens", None),
+            ("ttl_m_tokens", None),
+            ("ttl_99999999999999999999h", None),
+            ("", None),
+        ] {
+            assert_eq!(lifetime(name.as_bytes()), seconds, "{name}");
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! What the documents of one response come to.
+
+use super::document::Document;
+use super::paths::{Facts, Shape};
+use super::{Observed, TIER_BYTES, Usage, UsageState, cut, text};
+use crate::policy::endpoint::Endpoint;
+
+/// Whose rules the documents follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Responses,
+    /// Chat completions, legacy completions.
+    Chat,
+    Embeddings,
+    Messages,
+    /// Images and audio.
+    Media,
+    /// Paths that an operator lists: what looks like a response is read as one, and nothing is expected.
+    Unknown,
+}
+
+/// What the documents so far come to.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    id: String,
+    model: String,
+    tier: String,
+    speed: String,
+    usage: Usage,
+    /// The newest sums over a message's iterations.
+    iterations: Usage,
+    pub terminal: Option<&'static str>,
+    /// The response came to its end, and what it told is final.
+    pub ended: bool,
+    pub failed: bool,
+    error: Option<String>,
+    error_names_tier: bool,
+    /// The response is made in the background.
+    background: bool,
+    settled: bool,
+}
+
+impl Protocol {
+    pub fn of(endpoint: Endpoint) -> Option<Self> {
+        match endpoint {
+            Endpoint::Responses | Endpoint::ResponsesCompact | Endpoint::ResponsesItem => {
+                Some(Protocol::Responses)
+            }
+            Endpoint::ChatCompletions | Endpoint::Completions => Some(Protocol::Chat),
+            Endpoint::Embeddings => Some(Protocol::Embeddings),
+            Endpoint::Messages => Some(Protocol::Messages),
+            Endpoint::Extra => Some(Protocol::Unknown),
+            Endpoint::Other => None,
+        }
+    }
+
+    pub fn shape(self, event_stream: bool) -> Shape {
+        match (self, event_stream) {
+            (Protocol::Responses | Protocol::Unknown, true) => Shape::ResponsesEvent,
+            (Protocol::Responses | Protocol::Unknown, false) => Shape::Response,
+            (Protocol::Chat | Protocol::Embeddings, _) => Shape::Chat,
+            (Protocol::Messages, true) => Shape::MessagesEvent,
+            (Protocol::Messages, false) => Shape::Message,
+            (Protocol::Media, _) => Shape::Media,
+        }
+    }
+
+    /// Whether a stream has to tell its end.
+    pub fn expects_end(self) -> bool {
+        !matches!(
+            self,
+            Protocol::Embeddings | Protocol::Unknown | Protocol::Media
+        )
+    }
+}
+
+impl Tally {
+    /// An event of a stream, whose type may stand beside its data.
+    pub fn add_event(&mut self, protocol: Protocol, document: &mut Document, kind: &[u8]) {
+        match protocol {
+            Protocol::Chat if document.is_done_mark() => return self.end("[DONE]"),
+            Protocol::Chat | Protocol::Embeddings if kind != b"error" => {}
+            _ => document.name_kind(kind),
+        }
+        match protocol {
+            Protocol::Responses | Protocol::Unknown => self.add_responses_event(document),
+            Protocol::Messages => self.add_messages_event(document),
+            Protocol::Chat | Protocol::Embeddings => self.add_chat_chunk(document),
+            Protocol::Media => self.add_media_event(document),
+        }
+    }
+
+    /// Early events name a tier too, mostly `auto`, but only the terminal ones know it.
+    pub fn add_responses_event(&mut self, document: &Document) {
+        let facts = document.facts();
+        let terminal = match facts.kind.as_str() {
+            "response.created" | "response.queued" | "response.in_progress" => {
+                self.background |= facts.background;
+                return self.name(facts);
+            }
+            "response.completed" => "response.completed",
+            "response.incomplete" => "response.incomplete",
+            "response.failed" => "response.failed",
+            "response.done" => "response.done",
+            "response.cancelled" => "response.cancelled",
+            "response.canceled" => "response.canceled",
+            _ => return self.add_error(document),
+        };
+        self.name(facts);
+        self.count(document);
+        if document.is_whole() {
+            self.tell_tier(facts);
+            self.end(terminal);
+            if terminal == "response.failed" || facts.status == "failed" {
+                self.fail(facts);
+            }
+        }
+    }
+
+    fn add_chat_chunk(&mut self, document: &Document) {
+        let facts = document.facts();
+        self.name(facts);
+        self.count(document);
+        let whole = document.is_whole();
+        if whole {
+            self.tell_tier(facts);
+        }
+        self.add_error(document);
+        self.ended |= whole && document.is_finished_choice();
+    }
+
+    /// The counts of `message_start` are replaced by those that `message_delta` tells, which are cumulative.
+    fn add_messages_event(&mut self, document: &Document) {
+        let (facts, whole) = (document.facts(), document.is_whole());
+        match facts.kind.as_str() {
+            "message_start" | "message_delta" => {
+                self.name(facts);
+                self.count(document);
+            }
+            "message_stop" if whole => return self.end("message_stop"),
+            _ => return self.add_error(document),
+        }
+        if whole {
+            self.tell_tier(facts);
+        }
+        if whole && facts.stopped {
+            self.end("message_delta");
+        }
+    }
+
+    fn add_media_event(&mut self, document: &Document) {
+        let facts = document.facts();
+        self.name(facts);
+        self.count(document);
+        self.add_error(document);
+        let is_last = facts.kind.ends_with(".completed") || facts.kind.ends_with(".done");
+        self.ended |= document.is_whole() && is_last;
+    }
+
+    fn add_error(&mut self, document: &Document) {
+        let facts = document.facts();
+        if !document.is_whole() {
+            return;
+        }
+        if facts.kind == "error" {
+            self.terminal = Some("error");
+            self.fail(facts);
+        } else if facts.kind.is_empty() && facts.error.is_one() {
+            self.fail(facts);
+        }
+    }
+
+    /// The one document of an answer that is no stream.
+    pub fn add_answer(&mut self, document: &Document) {
+        let facts = document.facts();
+        self.name(facts);
+        self.count(document);
+        if !document.is_whole() {
+            return;
+        }
+        let flat_kind = facts.flat_error.kind.as_str();
+        if facts.error.is_one() || facts.status == "failed" || flat_kind == "error" {
+            self.failed = true;
+        }
+        self.tell_error(facts);
+        let waits = matches!(facts.status.as_str(), "queued" | "in_progress");
+        self.background = waits && document.usage() == Usage::default();
+        if !self.background {
+            self.tell_tier(facts);
+            self.ended = true;
+            self.settled = true;
+        }
+    }
+
+    fn fail(&mut self, facts: &Facts) {
+        self.failed = true;
+        self.settled = true;
+        self.tell_error(facts);
+    }
+
+    fn tell_error(&mut self, facts: &Facts) {
+        let Some(error) = facts.told_error() else {
+            return;
+        };
+        let named = |name: &&String| !matches!(name.as_str(), "" | "error" | "message");
+        let name = [&error.code, &error.kind].into_iter().find(named);
+        self.error = self
+            .error
+            .take()
+            .or_else(|| name.and_then(|name| text(name)));
+        self.error_names_tier |= error.names_tier;
+    }
+
+    fn name(&mut self, facts: &Facts) {
+        set(&mut self.id, &facts.id);
+        set(&mut self.model, &facts.model);
+    }
+
+    fn tell_tier(&mut self, facts: &Facts) {
+        if !facts.tier.trim().eq_ignore_ascii_case("auto") {
+            set(&mut self.tier, &facts.tier);
+        }
+        set(&mut self.speed, &facts.speed);
+    }
+
+    /// Counts in a document that is cut off or broken are better than none, but not final.
+    fn count(&mut self, document: &Document) {
+        let (usage, iterations) = (document.usage(), document.iterations());
+        if usage != Usage::default() || iterations != Usage::default() {
+            self.usage.update(usage);
+            self.iterations.update(iterations);
+            self.ended &= document.is_whole();
+        }
+    }
+
+    fn end(&mut self, terminal: &'static str) {
+        self.terminal = Some(terminal);
+        self.ended = true;
+        self.settled = true;
+    }
+
+    pub fn observed(&self, protocol: Protocol) -> Observed {
+        let mut usage = self.usage;
+        usage.update(self.iterations);
+        if protocol == Protocol::Messages {
+            usage = usage.with_cache_in_input();
+        }
+        Observed {
+            usage,
+            usage_state: match self.ended {
+                true if usage != Usage::default() => UsageState::Final,
+                false if usage != Usage::default() => UsageState::Partial,
+                false if self.background && !self.failed => UsageState::Deferred,
+                _ => UsageState::None,
+            },
+            // Fast mode runs on any tier, and is what is billed
+            // (<https://platform.claude.com/docs/en/build-with-claude/fast-mode>).
+            served_tier: match normalised(&self.speed) {
+                Some(speed) if speed == "fast" => Some(speed),
+                _ => normalised(&self.tier),
+            },
+            response_id: text(&self.id),
+            model: text(&self.model),
+            terminal_event: self.terminal.map(str::to_owned),
+            failed: self.failed,
+            error: self.error.clone(),
+            error_names_tier: self.error_names_tier,
+            settled: self.settled,
+            lacks_end: false,
+            event_stream: None,
+        }
+    }
+}
+
+/// Takes over a text that was told. Streams repeat themselves, and equal texts cost nothing.
+fn set(text: &mut String, told: &str) {
+    if !told.is_empty() && text != told {
+        told.clone_into(text);
+    }
+}
+
+fn normalised(tier: &str) -> Option<String> {
+    let tier = tier.trim().to_lowercase();
+    let tier = cut(&tier, TIER_BYTES);
+    (!tier.is_empty()).then(|| tier.to_owned())
+}

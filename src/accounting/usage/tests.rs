@@ -1,0 +1,1136 @@
+use super::observer::{Body, Decoding};
+use super::tally::Protocol;
+use super::*;
+use crate::codec::content_coding::Coding;
+use crate::policy::endpoint::Endpoint;
+use crate::policy::endpoint::Endpoint::{ChatCompletions, Extra, Messages, Other, Responses};
+use http::HeaderMap;
+use http::header::CONTENT_ENCODING;
+
+const COMPLETED: &str = r#"{"type":"response.completed","response":{"id":"resp_1","model":"gpt-5.5","status":"completed","service_tier":"priority","usage":{"input_tokens":90,"input_tokens_details":{"cached_tokens":40,"cache_write_tokens":7},"output_tokens":20,"output_tokens_details":{"reasoning_tokens":5},"total_tokens":110}}}"#;
+const CREATED: &str = r#"{"type":"response.created","response":{"id":"resp_0","model":"gpt-early","service_tier":"auto","usage":{"input_tokens":1}}}"#;
+
+fn usage(counts: [u64; 5]) -> Usage {
+    let [input, cached, written, output, reasoning] = counts.map(Some);
+    Usage {
+        input_tokens: input,
+        cached_input_tokens: cached,
+        cache_write_tokens: written,
+        cache_write_long_tokens: None,
+        output_tokens: output,
+        reasoning_tokens: reasoning,
+    }
+}
+
+fn some(text: &str) -> Option<String> {
+    Some(text.to_owned())
+}
+
+fn completed() -> Observed {
+    Observed {
+        usage: usage([90, 40, 7, 20, 5]),
+        usage_state: UsageState::Final,
+        served_tier: some("priority"),
+        response_id: some("resp_1"),
+        model: some("gpt-5.5"),
+        terminal_event: some("response.completed"),
+        ..Observed::default()
+    }
+}
+
+fn observe(endpoint: Endpoint, event_stream: bool, body: &[u8], step: usize) -> Observed {
+    let mut observer = ResponseObserver::new(endpoint, event_stream, &HeaderMap::new()).unwrap();
+    body.chunks(step).for_each(|chunk| observer.feed(chunk));
+    observer.finish()
+}
+
+/// The same however the body is cut.
+fn observe_cut(endpoint: Endpoint, event_stream: bool, body: &str) -> Observed {
+    let whole = observe(endpoint, event_stream, body.as_bytes(), usize::MAX);
+    for step in [1, 2, 3, 7, 61] {
+        let cut = observe(endpoint, event_stream, body.as_bytes(), step);
+        assert_eq!(cut, whole, "by {step} bytes");
+    }
+    told(whole)
+}
+
+/// Without what has tests of its own.
+fn told(observed: Observed) -> Observed {
+    Observed {
+        settled: false,
+        event_stream: None,
+        ..observed
+    }
+}
+
+fn stream(endpoint: Endpoint, documents: &[&str]) -> Observed {
+    let body: String = documents
+        .iter()
+        .map(|data| format!("data: {data}\n\n"))
+        .collect();
+    observe_cut(endpoint, true, &body)
+}
+
+fn plain(endpoint: Endpoint, body: &str) -> Observed {
+    observe_cut(endpoint, false, body)
+}
+
+#[test]
+fn the_terminal_event_of_a_responses_stream_tells_everything() {
+    let delta = r#"{"type":"response.output_text.delta","delta":"x"}"#;
+    assert_eq!(
+        stream(Responses, &[CREATED, delta, COMPLETED, "[DONE]"]),
+        completed()
+    );
+    assert_eq!(stream(Extra, &[COMPLETED]), completed());
+}
+
+#[test]
+fn an_early_event_tells_id_and_model_but_neither_tier_nor_usage() {
+    let expected = Observed {
+        response_id: some("resp_0"),
+        model: some("gpt-early"),
+        lacks_end: true,
+        ..Observed::default()
+    };
+    assert_eq!(stream(Responses, &[CREATED]), expected);
+}
+
+#[test]
+fn the_type_may_come_after_the_response() {
+    let response = &COMPLETED[r#"{"type":"response.completed","#.len()..COMPLETED.len() - 1];
+    let late = format!(r#"{{ {response}, "ty\u0070e" : "response.completed" }}"#);
+    assert_eq!(stream(Responses, &[&late]), completed());
+    let other = format!(r#"{{{response},"type":"response.steered"}}"#);
+    assert!(stream(Responses, &[&other]).lacks_end);
+    assert_eq!(stream(Responses, &[&other]).response_id, None);
+}
+
+#[test]
+fn of_equal_members_the_first_counts() {
+    let twice = COMPLETED.replacen('{', r#"{"type":"response.output_text.delta","#, 1);
+    assert_eq!(stream(Responses, &[&twice]).usage, Usage::default());
+    let twice = COMPLETED.replace("}}}", r#"}},"type":"x","response":{"id":"resp_2"}}"#);
+    assert_eq!(stream(Responses, &[&twice]), completed());
+}
+
+#[test]
+fn an_incomplete_response_is_final_and_a_failed_one_has_failed() {
+    let incomplete = stream(
+        Responses,
+        &[&COMPLETED.replace("response.completed", "response.incomplete")],
+    );
+    assert_eq!(incomplete.usage_state, UsageState::Final);
+    assert!(!incomplete.failed && !incomplete.lacks_end);
+    let failed =
+        r#"{"type":"response.failed","response":{"id":"r","service_tier":"default","usage":null}}"#;
+    let expected = Observed {
+        served_tier: some("default"),
+        response_id: some("r"),
+        terminal_event: some("response.failed"),
+        failed: true,
+        ..Observed::default()
+    };
+    assert_eq!(
+        stream(Responses, &[CREATED, failed]).model,
+        some("gpt-early")
+    );
+    assert_eq!(stream(Responses, &[failed]), expected);
+}
+
+#[test]
+fn an_error_event_fails_any_stream() {
+    let error = r#"{"type":"error","code":"server_error","message":"x"}"#;
+    for endpoint in [Responses, Messages] {
+        let observed = stream(endpoint, &[error]);
+        assert!(observed.failed && !observed.lacks_end);
+        assert_eq!(observed.terminal_event, some("error"));
+    }
+    for endpoint in [Responses, Messages, ChatCompletions] {
+        assert!(stream(endpoint, &[r#"{"error":{"message":"x"}}"#]).failed);
+        assert!(!stream(endpoint, &[r#"{"error":null}"#]).failed);
+    }
+}
+
+#[test]
+fn a_decoy_in_a_text_an_argument_or_a_tool_counts_for_nothing() {
+    let text =
+        r#"data: {\"type\":\"response.completed\",\"response\":{\"service_tier\":\"flex\"}}\n\n"#;
+    let delta = format!(r#"{{"type":"response.output_text.delta","delta":"{text}"}}"#);
+    let decoys = r#""response":{"tools":[{"service_tier":"flex","usage":{"input_tokens":1}}],"metadata":{"service_tier":"flex","id":"x"},"input_tokens":3,"#;
+    let decoyed = COMPLETED.replace(r#""response":{"#, decoys);
+    let outer = COMPLETED.replacen(
+        '{',
+        r#"{"service_tier":"flex","id":"evt","usage":{"input_tokens":2},"#,
+        1,
+    );
+    for document in [&decoyed, &outer] {
+        assert_eq!(stream(Responses, &[&delta, document, &delta]), completed());
+    }
+    let item = format!(r#"{{"type":"response.output_item.done","item":{COMPLETED}}}"#);
+    assert!(stream(Responses, &[&item]).lacks_end);
+}
+
+#[test]
+fn a_terminal_event_that_is_cut_off_has_partial_usage_and_no_tier() {
+    let expected = Observed {
+        terminal_event: None,
+        served_tier: None,
+        usage_state: UsageState::Partial,
+        lacks_end: true,
+        ..completed()
+    };
+    assert_eq!(
+        stream(Responses, &[&COMPLETED[..COMPLETED.len() - 1]]),
+        expected
+    );
+    assert_eq!(stream(Responses, &[&format!("{COMPLETED}x")]), expected);
+}
+
+#[test]
+fn only_non_negative_numbers_count() {
+    for wrong in [
+        "-1",
+        "1e400",
+        "\"9\"",
+        "{}",
+        "[1]",
+        "null",
+        "true",
+        "18446744073709551616",
+    ] {
+        let body = format!(r#"{{"usage":{{"input_tokens":{wrong},"output_tokens":0}}}}"#);
+        let expected = Usage {
+            output_tokens: Some(0),
+            ..Usage::default()
+        };
+        assert_eq!(plain(Responses, &body).usage, expected, "{wrong}");
+    }
+}
+
+#[test]
+fn counts_are_read_as_the_world_writes_them() {
+    for (told, count) in [
+        ("1000.0", 1000),
+        ("1000.000001", 1001),
+        ("0.25", 1),
+        ("-0.0", 0),
+        ("1e3", 1000),
+        ("18446744073709551615", u64::MAX),
+    ] {
+        let body = format!(r#"{{"usage":{{"input_tokens":{told}}}}}"#);
+        assert_eq!(
+            plain(Responses, &body).usage.input_tokens,
+            Some(count),
+            "{told}"
+        );
+    }
+}
+
+#[test]
+fn wrong_types_are_as_if_they_were_not_there() {
+    for wrong in ["7", "[]", "{\"id\":\"x\"}", "null", "\"\""] {
+        let body = format!(
+            r#"{{"type":"response.completed","response":{{"id":{wrong},"model":{wrong},"service_tier":{wrong},"usage":{wrong}}}}}"#
+        );
+        let expected = Observed {
+            terminal_event: some("response.completed"),
+            ..Observed::default()
+        };
+        assert_eq!(stream(Responses, &[&body]), expected, "{wrong}");
+    }
+}
+
+#[test]
+fn the_tier_is_normalised_and_texts_are_cut_at_a_character() {
+    let long = "\u{e9}".repeat(100);
+    let body = format!(r#"{{"service_tier":"{long}","id":"a{long}","model":"{long}"}}"#);
+    let observed = plain(Responses, &body);
+    assert_eq!(observed.served_tier, Some("\u{e9}".repeat(32)));
+    assert_eq!(
+        observed.response_id,
+        Some(format!("a{}", "\u{e9}".repeat(63)))
+    );
+    assert_eq!(observed.model, Some("\u{e9}".repeat(64)));
+    let spelled = plain(Responses, r#"{"service_tier":" Fl\u0045X\t"}"#);
+    assert_eq!(spelled.served_tier, some("flex"));
+    assert_eq!(
+        plain(Responses, r#"{"service_tier":" "}"#).served_tier,
+        None
+    );
+}
+
+#[test]
+fn a_plain_response_has_its_facts_at_the_top() {
+    let body = &COMPLETED[r#"{"type":"response.completed","response":"#.len()..COMPLETED.len() - 1];
+    let expected = Observed {
+        terminal_event: None,
+        ..completed()
+    };
+    assert_eq!(plain(Responses, body), expected);
+    assert_eq!(plain(Endpoint::ResponsesCompact, body), expected);
+    let cut = plain(Responses, &body[..body.len() - 1]);
+    assert_eq!(cut.usage_state, UsageState::Partial);
+    assert_eq!((cut.usage, cut.served_tier), (expected.usage, None));
+}
+
+#[test]
+fn a_plain_answer_may_have_failed_or_be_still_to_be_made() {
+    assert!(
+        plain(
+            Responses,
+            r#"{"status":"failed","error":{"code":"x"},"usage":null}"#
+        )
+        .failed
+    );
+    assert!(plain(Messages, r#"{"type":"error","error":{"type":"x"}}"#).failed);
+    let queued = plain(
+        Responses,
+        r#"{"id":"r","status":"queued","service_tier":"auto","usage":null}"#,
+    );
+    let expected = Observed {
+        response_id: some("r"),
+        usage_state: UsageState::Deferred,
+        ..Observed::default()
+    };
+    assert_eq!(queued, expected);
+    assert_eq!(plain(Responses, "<html>"), Observed::default());
+    assert_eq!(plain(Responses, ""), Observed::default());
+}
+
+const CHUNK: &str = r#"{"id":"c1","model":"gpt","service_tier":"priority","choices":[{"index":0,"delta":{"content":"x"},"finish_reason":null}],"usage":null}"#;
+const USED: &str = r#"{"id":"c1","model":"gpt","choices":[],"usage":{"prompt_tokens":19,"completion_tokens":10,"prompt_tokens_details":{"cached_tokens":8,"cache_write_tokens":1},"completion_tokens_details":{"reasoning_tokens":4}}}"#;
+
+#[test]
+fn a_chat_stream_tells_its_usage_in_one_chunk_and_its_tier_in_any() {
+    let expected = Observed {
+        usage: usage([19, 8, 1, 10, 4]),
+        usage_state: UsageState::Final,
+        served_tier: some("default"),
+        response_id: some("c1"),
+        model: some("gpt"),
+        terminal_event: some("[DONE]"),
+        ..Observed::default()
+    };
+    let default = CHUNK.replace("priority", "default");
+    let odd = CHUNK.replace("\"priority\"", "null");
+    let observed = stream(ChatCompletions, &[CHUNK, &default, &odd, USED, "[DONE] "]);
+    assert_eq!(observed, expected);
+}
+
+#[test]
+fn a_chat_stream_ends_with_done_or_a_finish_reason() {
+    let finished = CHUNK.replace(r#""finish_reason":null"#, r#""finish_reason":"stop""#);
+    let observed = stream(ChatCompletions, &[CHUNK, &finished, USED]);
+    assert!(!observed.lacks_end);
+    assert_eq!(observed.usage_state, UsageState::Final);
+    assert_eq!(observed.terminal_event, None);
+    let cut = stream(ChatCompletions, &[&finished, &USED[..USED.len() - 1]]);
+    assert_eq!(cut.usage_state, UsageState::Partial);
+    let cut = stream(ChatCompletions, &[CHUNK, USED]);
+    assert!(cut.lacks_end);
+    assert_eq!(cut.usage_state, UsageState::Partial);
+}
+
+#[test]
+fn a_finish_reason_elsewhere_ends_no_chat_stream() {
+    for decoy in [
+        r#"{"finish_reason":"stop"}"#,
+        r#"{"choices":{"a":[{"finish_reason":"stop"}]}}"#,
+        r#"{"choices":null,"a":[{"finish_reason":"stop"}]}"#,
+        r#"{"choices":[{"delta":{"finish_reason":"stop"}}]}"#,
+        r#"{"choices":[{"delta":"\"finish_reason\":\"stop\""}]}"#,
+        r#"{"a":[{"choices":[{"finish_reason":"stop"}]}]}"#,
+        r#"{"choices":[],"a":[{"finish_reason":"stop"}]}"#,
+        r#"{"choices":[{"finish_reason":"stop"}]"#,
+        r#""[DONE]""#,
+        "[DONE][DONE]",
+        "[DONE",
+    ] {
+        assert!(stream(ChatCompletions, &[decoy]).lacks_end, "{decoy}");
+    }
+}
+
+#[test]
+fn a_plain_chat_completion_is_read_as_a_chunk_is() {
+    let observed = plain(
+        ChatCompletions,
+        &USED.replacen('{', r#"{"service_tier":"flex","#, 1),
+    );
+    assert_eq!(observed.usage, usage([19, 8, 1, 10, 4]));
+    assert_eq!(observed.usage_state, UsageState::Final);
+    assert_eq!(observed.served_tier, some("flex"));
+}
+
+const MESSAGE_START: &str = r#"{"type":"message_start","message":{"id":"msg_1","type":"message","model":"claude","content":[],"usage":{"input_tokens":25,"cache_creation_input_tokens":10,"cache_read_input_tokens":5,"output_tokens":1,"service_tier":"standard"}}}"#;
+const MESSAGE_DELTA: &str = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"cache_read_input_tokens":6,"output_tokens":15}}"#;
+const MESSAGE_STOP: &str = r#"{"type":"message_stop"}"#;
+
+fn message() -> Observed {
+    Observed {
+        usage: Usage {
+            input_tokens: Some(41),
+            cached_input_tokens: Some(6),
+            cache_write_tokens: Some(10),
+            cache_write_long_tokens: None,
+            output_tokens: Some(15),
+            reasoning_tokens: None,
+        },
+        usage_state: UsageState::Final,
+        served_tier: some("standard"),
+        response_id: some("msg_1"),
+        model: some("claude"),
+        terminal_event: some("message_stop"),
+        ..Observed::default()
+    }
+}
+
+#[test]
+fn the_counts_of_a_message_are_merged_and_its_input_includes_the_cache() {
+    let events = [
+        MESSAGE_START,
+        r#"{"type":"ping"}"#,
+        MESSAGE_DELTA,
+        MESSAGE_STOP,
+    ];
+    assert_eq!(stream(Messages, &events), message());
+    let body = r#"{"id":"msg_1","type":"message","model":"claude","usage":{"input_tokens":25,"cache_creation_input_tokens":10,"cache_read_input_tokens":6,"output_tokens":15,"service_tier":"standard"}}"#;
+    let expected = Observed {
+        terminal_event: None,
+        ..message()
+    };
+    assert_eq!(plain(Messages, body), expected);
+}
+
+#[test]
+fn a_message_ends_with_its_stop_or_the_reason_for_it() {
+    let expected = Observed {
+        terminal_event: some("message_delta"),
+        ..message()
+    };
+    assert_eq!(stream(Messages, &[MESSAGE_START, MESSAGE_DELTA]), expected);
+    let going_on = MESSAGE_DELTA.replace("\"end_turn\"", "null");
+    let expected = Observed {
+        terminal_event: None,
+        usage_state: UsageState::Partial,
+        lacks_end: true,
+        ..message()
+    };
+    assert_eq!(stream(Messages, &[MESSAGE_START, &going_on]), expected);
+}
+
+#[test]
+fn a_message_in_fast_mode_was_served_fast() {
+    let fast = MESSAGE_START.replace("\"standard\"", r#""standard","speed":"Fast""#);
+    assert_eq!(stream(Messages, &[&fast]).served_tier, some("fast"));
+    let slow = MESSAGE_START.replace("\"standard\"", r#""priority","speed":"standard""#);
+    assert_eq!(stream(Messages, &[&slow]).served_tier, some("priority"));
+}
+
+#[test]
+fn only_endpoints_with_a_tier_are_observed() {
+    assert!(ResponseObserver::new(Other, true, &HeaderMap::new()).is_none());
+    assert!(!observe(Extra, true, b"data: {}\n\n", 1).lacks_end);
+    assert!(observe(Responses, true, b"", 1).lacks_end);
+}
+
+fn coded(value: &str) -> HeaderMap {
+    let value = value.parse().expect("a header value");
+    HeaderMap::from_iter([(CONTENT_ENCODING, value)])
+}
+
+fn gzip(plain: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(plain).expect("a vector takes all");
+    encoder.finish().expect("a vector takes all")
+}
+
+#[test]
+fn a_coded_body_is_decoded_on_the_side() {
+    let body = gzip(format!("data: {COMPLETED}\n\n").as_bytes());
+    for step in [1, 7, body.len()] {
+        let mut observer =
+            ResponseObserver::new(Responses, true, &coded("identity, GZip")).unwrap();
+        body.chunks(step).for_each(|chunk| observer.feed(chunk));
+        assert_eq!(told(observer.finish()), completed());
+    }
+}
+
+#[test]
+fn what_was_seen_of_a_broken_coding_stands() {
+    let mut body = gzip(format!("data: {COMPLETED}\n\n").as_bytes());
+    body.extend_from_slice(b"behind its end");
+    let mut observer = ResponseObserver::new(Responses, true, &coded("gzip")).unwrap();
+    observer.feed(&body);
+    observer.feed(&body);
+    assert_eq!(told(observer.finish()), completed());
+    let mut observer = ResponseObserver::new(Responses, true, &coded("br")).unwrap();
+    observer.feed(b"\xff\xff\xff no brotli");
+    assert_eq!(told(observer.finish()), Observed::default());
+}
+
+#[test]
+fn a_coded_body_is_looked_at_up_to_the_limit() {
+    let zeros = gzip(&vec![b'\n'; 1 << 20]);
+    let mut decoding = Decoding::new(Coding::Gzip);
+    decoding.left = 1 << 20;
+    let mut body = Body::new(Protocol::Responses, true);
+    assert!(decoding.push(&zeros, &mut body).is_ok());
+    let mut decoding = Decoding::new(Coding::Gzip);
+    decoding.left = (1 << 20) - 1;
+    assert!(decoding.push(&zeros, &mut body).is_err());
+}
+
+#[test]
+fn codings_that_are_not_understood_are_not_observed() {
+    for value in ["lzma", "gzip, br", "\u{e9}"] {
+        assert!(ResponseObserver::new(Responses, true, &coded(value)).is_none());
+    }
+    assert!(ResponseObserver::new(Responses, true, &coded("identity")).is_some());
+}
+
+fn message_of(observer: &mut EventObserver, text: &str, step: usize) -> Event {
+    let pieces = text.as_bytes().chunks(step);
+    pieces.for_each(|piece| observer.feed(piece));
+    observer.end()
+}
+
+#[test]
+fn the_messages_of_a_websocket_are_told_one_by_one() {
+    let lane = COMPLETED.replace("}}}", r#"}},"stream_id":"s2"}"#);
+    for step in [1, 5, usize::MAX] {
+        let mut observer = EventObserver::new();
+        let created = Event {
+            kind: some("response.created"),
+            response_id: some("resp_0"),
+            ..Event::default()
+        };
+        assert_eq!(message_of(&mut observer, CREATED, step), created);
+        let delta = r#"{"stream_id":"s1","type":"response.output_text.delta","delta":"x"}"#;
+        let event = Event {
+            kind: some("response.output_text.delta"),
+            ..Event::default()
+        };
+        assert_eq!(message_of(&mut observer, delta, step), event);
+        let late =
+            r#"{"n":1,"type":"response.output_text.delta","stream_id":"s1","response":{"id":"r"}}"#;
+        assert_eq!(message_of(&mut observer, late, step), event);
+        let ended = Event {
+            kind: some("response.completed"),
+            response_id: some("resp_1"),
+            stream_id: some("s2"),
+            observed: Some(Observed {
+                settled: true,
+                ..completed()
+            }),
+            ..Event::default()
+        };
+        assert_eq!(message_of(&mut observer, &lane, step), ended);
+        assert_eq!(message_of(&mut observer, "x", step), Event::default());
+    }
+}
+
+#[test]
+fn an_error_on_a_websocket_names_its_status() {
+    let error = r#"{"type":"error","status":400,"error":{"code":"previous_response_not_found","status":1}}"#;
+    let event = message_of(&mut EventObserver::new(), error, 3);
+    assert_eq!((event.kind, event.status), (some("error"), Some(400)));
+    let observed = event.observed.expect("an error ends the response");
+    assert!(observed.failed);
+    assert_eq!(observed.terminal_event, some("error"));
+}
+
+#[test]
+fn an_observer_may_be_sent_and_shared() {
+    fn check<T: Send + Sync + 'static>() {}
+    check::<ResponseObserver>();
+    check::<EventObserver>();
+}
+
+// What comes is told by its first bytes.
+
+fn completed_stream() -> String {
+    format!("event: response.completed\ndata: {COMPLETED}\n\n")
+}
+
+#[test]
+fn the_first_bytes_tell_a_stream_from_a_document_whatever_the_header_says() {
+    let response =
+        &COMPLETED[r#"{"type":"response.completed","response":"#.len()..COMPLETED.len() - 1];
+    for opening in [
+        "",
+        "\u{feff}",
+        "\r\n\n",
+        ": hello\n\n",
+        "retry: 1\n",
+        "id: 1\n",
+        ":\n\n",
+    ] {
+        for event_stream in [true, false] {
+            let body = format!("{opening}{}", completed_stream());
+            assert_eq!(
+                observe_cut(Responses, event_stream, &body),
+                completed(),
+                "{opening:?}"
+            );
+            let whole = observe(Responses, event_stream, body.as_bytes(), 1);
+            assert_eq!((whole.event_stream, whole.settled), (Some(true), true));
+        }
+    }
+    for opening in ["", "\u{feff}", " \n\t", "\u{feff} "] {
+        for event_stream in [true, false] {
+            let body = format!("{opening}{response}");
+            let expected = Observed {
+                terminal_event: None,
+                ..completed()
+            };
+            assert_eq!(
+                observe_cut(Responses, event_stream, &body),
+                expected,
+                "{opening:?}"
+            );
+            let whole = observe(Responses, event_stream, body.as_bytes(), 1);
+            assert_eq!(whole.event_stream, Some(false));
+        }
+    }
+}
+
+#[test]
+fn where_the_first_bytes_are_neither_the_header_counts() {
+    for body in ["<html>", "eve", "\u{feff}", "dat\n\n"] {
+        assert!(observe_cut(Responses, true, body).lacks_end, "{body}");
+        assert_eq!(
+            observe_cut(Responses, false, body),
+            Observed::default(),
+            "{body}"
+        );
+    }
+    assert_eq!(observe(Responses, true, b" \n", 1).event_stream, None);
+}
+
+#[test]
+fn a_json_error_in_the_place_of_a_stream_is_an_error_and_no_cut() {
+    let error = r#"{"error":{"message":"no","type":"invalid_request_error","code":null}}"#;
+    for endpoint in [Responses, ChatCompletions, Messages] {
+        for body in [error.to_owned(), format!("data: {error}\n\n")] {
+            let observed = observe_cut(endpoint, true, &body);
+            assert!(observed.failed && !observed.lacks_end, "{body}");
+            assert_eq!(
+                observed.error.as_deref(),
+                Some("invalid_request_error"),
+                "{body}"
+            );
+        }
+    }
+    let named = "event: error\ndata: {\"message\":\"no\",\"code\":\"c\"}\n\n";
+    for endpoint in [Responses, ChatCompletions, Messages] {
+        let observed = observe_cut(endpoint, true, named);
+        assert!(observed.failed && !observed.lacks_end);
+        assert_eq!(observed.error.as_deref(), Some("c"));
+    }
+}
+
+#[test]
+fn the_type_may_stand_in_the_event_line_alone() {
+    let data = COMPLETED.replace(r#""type":"response.completed","#, "");
+    let created = CREATED.replace(r#""type":"response.created","#, "");
+    let body = format!(
+        "event: response.created\ndata: {created}\n\ndata: {data}\nevent: response.completed\n\n"
+    );
+    assert_eq!(observe_cut(Responses, true, &body), completed());
+    // The data have the last word.
+    let body = format!("event: response.created\ndata: {COMPLETED}\n\n");
+    assert_eq!(observe_cut(Responses, true, &body), completed());
+    let body = format!("event: response.output_item.done\ndata: {data}\n\n");
+    let observed = observe_cut(Responses, true, &body);
+    assert_eq!(
+        (observed.usage, observed.lacks_end),
+        (Usage::default(), true)
+    );
+    let start = MESSAGE_START.replace(r#""type":"message_start","#, "");
+    let delta = MESSAGE_DELTA.replace(r#""type":"message_delta","#, "");
+    let body = format!(
+        "event: message_start\ndata: {start}\n\nevent: message_delta\ndata: {delta}\n\nevent: message_stop\ndata: {{}}\n\n"
+    );
+    assert_eq!(observe_cut(Messages, true, &body), message());
+}
+
+#[test]
+fn a_response_ends_by_any_of_its_terminal_events() {
+    for name in ["done", "cancelled", "canceled"] {
+        let kind = format!("response.{name}");
+        let event = COMPLETED.replace("response.completed", &kind);
+        let expected = Observed {
+            terminal_event: Some(kind),
+            ..completed()
+        };
+        assert_eq!(stream(Responses, &[&event]), expected);
+    }
+    let failed = COMPLETED.replace("response.completed", "response.done");
+    let failed = failed.replace("\"completed\"", "\"failed\"");
+    assert!(stream(Responses, &[&failed]).failed);
+}
+
+#[test]
+fn an_error_counts_where_it_says_something() {
+    for nothing in [
+        r#"{"message":"","type":"","param":"","code":null}"#,
+        "{}",
+        r#""""#,
+        "null",
+        "false",
+        "0",
+        r#"{"code":0}"#,
+        r#"{"param":"x"}"#,
+        "[]",
+    ] {
+        let body = format!(r#"{{"id":"c","error":{nothing}}}"#);
+        for endpoint in [Responses, ChatCompletions, Messages] {
+            let observed = plain(endpoint, &body);
+            assert!(!observed.failed && observed.error.is_none(), "{nothing}");
+            let observed = stream(endpoint, &[&body]);
+            assert!(!observed.failed, "{nothing}");
+        }
+    }
+    for (something, name) in [
+        (r#"{"message":"m"}"#, None),
+        (r#"{"type":"t","message":""}"#, Some("t")),
+        (r#"{"type":"t","code":"c"}"#, Some("c")),
+        (r#"{"code":429}"#, Some("429")),
+        (r#""no""#, None),
+    ] {
+        let body = format!(r#"{{"error":{something}}}"#);
+        for endpoint in [Responses, ChatCompletions, Messages] {
+            let observed = plain(endpoint, &body);
+            assert!(observed.failed, "{something}");
+            assert_eq!(observed.error.as_deref(), name, "{something}");
+        }
+    }
+}
+
+#[test]
+fn the_error_of_a_failed_response_is_told_and_cut() {
+    let long = "\u{e9}".repeat(100);
+    let failed = format!(
+        r#"{{"type":"response.failed","response":{{"id":"r","status":"failed","error":{{"code":"{long}","message":"m"}}}}}}"#
+    );
+    assert_eq!(
+        stream(Responses, &[&failed]).error,
+        Some("\u{e9}".repeat(64))
+    );
+    let event = r#"{"type":"error","error":{"type":"overloaded_error","message":"m"}}"#;
+    assert_eq!(
+        stream(Messages, &[event]).error.as_deref(),
+        Some("overloaded_error")
+    );
+    let flat = r#"{"type":"error","code":"server_error","message":"x","param":null}"#;
+    assert_eq!(
+        stream(Responses, &[flat]).error.as_deref(),
+        Some("server_error")
+    );
+}
+
+#[test]
+fn a_refusal_of_the_tier_names_it() {
+    let refusals = [
+        r#"{"error":{"message":"no","param":"service_tier","code":"unsupported_value"}}"#,
+        r#"{"error":{"message":"Unknown parameter: 'service_tier'.","code":null}}"#,
+        r#"{"error":{"code":"service_tier_not_available"}}"#,
+        r#"{"detail":"Unsupported parameter: service_tier"}"#,
+        r#"{"object":"error","message":"Service_Tier: Extra inputs are not permitted","code":400}"#,
+        r#"{"type":"error","error":{"type":"invalid_request_error","message":"service_tier: no"}}"#,
+    ];
+    let others = [
+        r#"{"error":{"message":"no","param":"model"}}"#,
+        r#"{"service_tier":"priority","error":{"message":"no"}}"#,
+        r#"{"error":{"message":"no","service_tier":"x"}}"#,
+        "<html>service_tier</html>",
+        "",
+    ];
+    for endpoint in [Responses, ChatCompletions, Messages] {
+        for body in refusals {
+            assert!(refuses_tier(endpoint, 400, body.as_bytes()), "{body}");
+            assert!(!refuses_tier(endpoint, 500, body.as_bytes()), "{body}");
+        }
+        for body in others {
+            assert!(!refuses_tier(endpoint, 400, body.as_bytes()), "{body}");
+        }
+    }
+}
+
+#[test]
+fn auto_says_nothing_of_the_tier() {
+    let auto = COMPLETED.replace("priority", " Auto ");
+    assert_eq!(stream(Responses, &[&auto]).served_tier, None);
+    let auto = CHUNK.replace("priority", "auto");
+    let observed = stream(ChatCompletions, &[CHUNK, &auto, "[DONE]"]);
+    assert_eq!(observed.served_tier.as_deref(), Some("priority"));
+}
+
+// Counts.
+
+fn chat_usage(usage: &str) -> Usage {
+    let body = format!(r#"{{"id":"c","choices":[],"usage":{usage}}}"#);
+    let streamed = stream(ChatCompletions, &[&body, "[DONE]"]).usage;
+    let told = plain(ChatCompletions, &body).usage;
+    assert_eq!(told, streamed);
+    told
+}
+
+#[test]
+fn cache_hits_are_read_in_the_spellings_of_compatible_upstreams() {
+    for (upstream, usage) in [
+        (
+            "OpenAI, OpenRouter, vLLM, xAI, Gemini, Mistral",
+            r#""prompt_tokens_details":{"cached_tokens":40}"#,
+        ),
+        (
+            "DeepSeek",
+            r#""prompt_cache_hit_tokens":40,"prompt_cache_miss_tokens":60"#,
+        ),
+        ("Moonshot", r#""cached_tokens":40"#),
+        (
+            "Mistral",
+            r#""num_cached_tokens":40,"prompt_token_details":{"cached_tokens":40}"#,
+        ),
+        (
+            "Mistral, the singular alone",
+            r#""prompt_token_details":{"cached_tokens":40}"#,
+        ),
+        (
+            "LiteLLM",
+            r#""cache_read_input_tokens":40,"cache_creation_input_tokens":0"#,
+        ),
+        (
+            "new-api",
+            r#""prompt_tokens_details":{"cached_tokens":0},"input_tokens":0,"input_tokens_details":null,"prompt_cache_hit_tokens":40"#,
+        ),
+    ] {
+        let usage =
+            format!(r#"{{"prompt_tokens":100,"completion_tokens":7,"total_tokens":107,{usage}}}"#);
+        let told = chat_usage(&usage);
+        assert_eq!(told.cached_input_tokens, Some(40), "{upstream}");
+        assert_eq!(
+            (told.input_tokens, told.output_tokens),
+            (Some(100), Some(7)),
+            "{upstream}"
+        );
+    }
+    let written = r#"{"prompt_tokens":100,"completion_tokens":7,"prompt_tokens_details":{"cached_tokens":1,"cache_write_tokens":9}}"#;
+    assert_eq!(chat_usage(written).cache_write_tokens, Some(9));
+}
+
+#[test]
+fn the_other_api_s_names_count_where_its_own_say_nothing() {
+    let told = chat_usage(
+        r#"{"prompt_tokens":0,"completion_tokens":0,"input_tokens":5,"output_tokens":6,"output_tokens_details":{"reasoning_tokens":2}}"#,
+    );
+    assert_eq!(
+        (told.input_tokens, told.output_tokens, told.reasoning_tokens),
+        (Some(5), Some(6), Some(2))
+    );
+    let body = r#"{"usage":{"prompt_tokens":5,"completion_tokens":6,"input_tokens":7}}"#;
+    let told = plain(Responses, body).usage;
+    assert_eq!((told.input_tokens, told.output_tokens), (Some(7), Some(6)));
+}
+
+#[test]
+fn what_an_upstream_counts_beside_its_counts_is_in_its_total() {
+    // As reported of Grok 4.20, grok-3-mini, and of Gemini 2.5 Flash by its OpenAI door.
+    let grok = chat_usage(
+        r#"{"prompt_tokens":10120,"completion_tokens":1499,"total_tokens":14428,"prompt_tokens_details":{"cached_tokens":128},"completion_tokens_details":{"reasoning_tokens":2809}}"#,
+    );
+    assert_eq!(
+        (grok.input_tokens, grok.output_tokens),
+        (Some(10_120), Some(4308))
+    );
+    let gemini =
+        chat_usage(r#"{"completion_tokens":744,"prompt_tokens":1469,"total_tokens":2496}"#);
+    assert_eq!(gemini.output_tokens, Some(1027));
+    let cache_beside = chat_usage(
+        r#"{"prompt_tokens":10,"completion_tokens":5,"total_tokens":55,"cache_read_input_tokens":40}"#,
+    );
+    assert_eq!(
+        (cache_beside.input_tokens, cache_beside.output_tokens),
+        (Some(50), Some(5))
+    );
+    let openai = chat_usage(
+        r#"{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15,"completion_tokens_details":{"reasoning_tokens":4}}"#,
+    );
+    assert_eq!(openai.output_tokens, Some(5));
+    for told in [
+        r#"{"prompt_tokens":0,"completion_tokens":7,"total_tokens":107}"#,
+        r#"{"completion_tokens":7,"total_tokens":107}"#,
+        r#"{"prompt_tokens":10,"completion_tokens":7,"total_tokens":3}"#,
+    ] {
+        assert_eq!(chat_usage(told).output_tokens, Some(7), "{told}");
+    }
+}
+
+#[test]
+fn moonshot_tells_its_usage_in_the_last_choice() {
+    let last = r#"{"id":"c1","choices":[{"index":0,"delta":{},"finish_reason":"stop","usage":{"prompt_tokens":1336,"completion_tokens":31,"total_tokens":1367,"cached_tokens":1280}}]}"#;
+    let observed = stream(ChatCompletions, &[CHUNK, last, "[DONE]"]);
+    let told = observed.usage;
+    assert_eq!(
+        (
+            told.input_tokens,
+            told.cached_input_tokens,
+            told.output_tokens
+        ),
+        (Some(1336), Some(1280), Some(31))
+    );
+    assert_eq!(observed.usage_state, UsageState::Final);
+}
+
+#[test]
+fn a_zero_that_comes_late_takes_no_count_away() {
+    let zeros = r#"{"id":"c1","choices":[],"usage":{"prompt_tokens":0,"completion_tokens":0,"prompt_tokens_details":{"cached_tokens":0}}}"#;
+    let finished = CHUNK.replace(r#""finish_reason":null"#, r#""finish_reason":"stop""#);
+    let observed = stream(ChatCompletions, &[CHUNK, USED, &finished, zeros, "[DONE]"]);
+    assert_eq!(observed.usage, usage([19, 8, 1, 10, 4]));
+    let start = MESSAGE_START.replace(
+        "\"cache_read_input_tokens\":5",
+        "\"cache_read_input_tokens\":1000",
+    );
+    let delta = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"input_tokens":0,"cache_read_input_tokens":0,"output_tokens":15}}"#;
+    let told = stream(Messages, &[&start, delta, MESSAGE_STOP]).usage;
+    assert_eq!(
+        (
+            told.input_tokens,
+            told.cached_input_tokens,
+            told.output_tokens
+        ),
+        (Some(1035), Some(1000), Some(15))
+    );
+    // The last count that is none of these stands: they are cumulative.
+    let delta = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"input_tokens":20,"output_tokens":3}}"#;
+    let told = stream(Messages, &[MESSAGE_START, MESSAGE_DELTA, delta]).usage;
+    assert_eq!((told.input_tokens, told.output_tokens), (Some(36), Some(3)));
+}
+
+#[test]
+fn cache_writes_are_told_apart_by_how_long_they_live() {
+    let body = r#"{"usage":{"input_tokens":1,"cache_creation_input_tokens":70,"cache_creation":{"ephemeral_5m_input_tokens":20,"ephemeral_1h_input_tokens":50},"output_tokens":1}}"#;
+    let told = plain(Messages, body).usage;
+    assert_eq!(
+        (
+            told.input_tokens,
+            told.cache_write_tokens,
+            told.cache_write_long_tokens
+        ),
+        (Some(71), Some(70), Some(50))
+    );
+    let told = plain(
+        Messages,
+        &body.replace("\"cache_creation_input_tokens\":70,", ""),
+    )
+    .usage;
+    assert_eq!(
+        (told.input_tokens, told.cache_write_tokens),
+        (Some(71), Some(70))
+    );
+    let details = r#"{"cached_tokens":0,"cache_write_tokens":100,"cache_write_tokens_details":{"ttl_30m_tokens":40,"ttl_12h_tokens":60}}"#;
+    let told = plain(
+        Responses,
+        &format!(r#"{{"usage":{{"input_tokens":100,"input_tokens_details":{details}}}}}"#),
+    )
+    .usage;
+    assert_eq!(
+        (told.cache_write_tokens, told.cache_write_long_tokens),
+        (Some(100), Some(60))
+    );
+    let told = chat_usage(&format!(
+        r#"{{"prompt_tokens":100,"prompt_tokens_details":{details}}}"#
+    ));
+    assert_eq!(
+        (told.cache_write_tokens, told.cache_write_long_tokens),
+        (Some(100), Some(60))
+    );
+}
+
+#[test]
+fn compaction_is_counted_and_an_attempt_that_was_declined_is_not() {
+    let message = |iterations: &str| {
+        let body = format!(
+            r#"{{"id":"m","usage":{{"input_tokens":23000,"output_tokens":1000,"iterations":{iterations},"service_tier":"standard"}}}}"#
+        );
+        let told = plain(Messages, &body);
+        assert_eq!(told.served_tier.as_deref(), Some("standard"));
+        (
+            told.usage.input_tokens.unwrap(),
+            told.usage.output_tokens.unwrap(),
+        )
+    };
+    let compacted = r#"[{"type":"compaction","input_tokens":180000,"output_tokens":3500},{"type":"message","input_tokens":23000,"output_tokens":1000}]"#;
+    assert_eq!(message(compacted), (203_000, 4500));
+    let cached = r#"[ {"type":"message","input_tokens":1,"cache_read_input_tokens":10,"cache_creation_input_tokens":5,"cache_creation":{"ephemeral_1h_input_tokens":5},"output_tokens":2} , {"type":"message","input_tokens":1,"cache_read_input_tokens":10,"output_tokens":2}]"#;
+    assert_eq!(message(cached), (27, 4));
+    let declined = r#"[{"type":"message","input_tokens":500,"output_tokens":9},{"type":"fallback_message","input_tokens":510,"output_tokens":70}]"#;
+    assert_eq!(message(declined), (510, 70));
+    for none in [
+        "[]",
+        "null",
+        "[1,\"x\",[{\"input_tokens\":5}],null]",
+        r#"{"a":[{"input_tokens":5}]}"#,
+        r#""[{}]""#,
+    ] {
+        assert_eq!(message(none), (23_000, 1000), "{none}");
+    }
+    let tricky = r#"["]",{"type":"compaction","note":"}],\"{","input_tokens":7,"deep":{"input_tokens":1},"output_tokens":1}]"#;
+    assert_eq!(message(tricky), (7, 1));
+}
+
+#[test]
+fn iterations_at_the_end_of_a_stream_count() {
+    let delta = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":15,"iterations":[{"type":"compaction","input_tokens":1000,"output_tokens":50},{"type":"message","input_tokens":25,"output_tokens":15}]}}"#;
+    let told = stream(Messages, &[MESSAGE_START, delta, MESSAGE_STOP]).usage;
+    // And what only stands beside them: 5 read from the cache and 10 written.
+    assert_eq!(
+        (told.input_tokens, told.output_tokens),
+        (Some(1040), Some(65))
+    );
+}
+
+#[test]
+fn thinking_is_told_as_reasoning() {
+    let body = r#"{"usage":{"input_tokens":1,"output_tokens":9,"output_tokens_details":{"thinking_tokens":7}}}"#;
+    assert_eq!(plain(Messages, body).usage.reasoning_tokens, Some(7));
+}
+
+#[test]
+fn embeddings_and_legacy_completions_are_read() {
+    let body = r#"{"object":"list","model":"e","data":[{"embedding":[0.1]}],"usage":{"prompt_tokens":15,"total_tokens":15}}"#;
+    let observed = plain(Endpoint::Embeddings, body);
+    assert_eq!(
+        (observed.usage.input_tokens, observed.usage.output_tokens),
+        (Some(15), None)
+    );
+    assert_eq!(
+        (observed.usage_state, observed.model.as_deref()),
+        (UsageState::Final, Some("e"))
+    );
+    let body = r#"{"id":"cmpl-1","object":"text_completion","model":"m","choices":[{"text":"x","finish_reason":"length"}],"usage":{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15}}"#;
+    assert_eq!(
+        plain(Endpoint::Completions, body).usage.output_tokens,
+        Some(5)
+    );
+    let observed = stream(Endpoint::Completions, &[body, "[DONE]"]);
+    assert_eq!(
+        (observed.usage_state, observed.lacks_end),
+        (UsageState::Final, false)
+    );
+}
+
+fn media(path: &str, body: &str) -> Option<Observed> {
+    let request = (Endpoint::Other, &http::Method::POST, path.as_bytes());
+    let mut observer = ResponseObserver::for_request(request, false, &HeaderMap::new())?;
+    body.as_bytes()
+        .chunks(7)
+        .for_each(|piece| observer.feed(piece));
+    Some(observer.finish())
+}
+
+#[test]
+fn images_and_audio_are_read_where_they_tell_tokens() {
+    let usage = r#""usage":{"total_tokens":100,"input_tokens":50,"output_tokens":50,"input_tokens_details":{"text_tokens":10,"image_tokens":40}}"#;
+    let image = media(
+        "/v1/images/generations",
+        &format!(r#"{{"created":1,"data":[{{"b64_json":"x"}}],{usage}}}"#),
+    )
+    .unwrap();
+    assert_eq!(
+        (
+            image.usage.input_tokens,
+            image.usage.output_tokens,
+            image.usage_state
+        ),
+        (Some(50), Some(50), UsageState::Final)
+    );
+    let events = format!(
+        "data: {{\"type\":\"image_generation.partial_image\",\"b64_json\":\"x\"}}\n\nevent: image_generation.completed\ndata: {{\"type\":\"image_generation.completed\",{usage}}}\n\n"
+    );
+    let streamed = media("/v1/images/edits/", &events).unwrap();
+    assert_eq!(
+        (streamed.usage, streamed.usage_state),
+        (image.usage, UsageState::Final)
+    );
+    let text = media(
+        "/openai/v1/audio/transcriptions",
+        r#"{"text":"x","usage":{"type":"tokens","input_tokens":14,"output_tokens":3}}"#,
+    )
+    .unwrap();
+    assert_eq!(
+        (text.usage.input_tokens, text.usage_state),
+        (Some(14), UsageState::Final)
+    );
+    let seconds = media(
+        "/v1/audio/transcriptions",
+        r#"{"text":"x","usage":{"type":"duration","seconds":9}}"#,
+    )
+    .unwrap();
+    assert_eq!(
+        (seconds.usage_state, seconds.lacks_end),
+        (UsageState::None, false)
+    );
+    assert!(!media("/v1/audio/speech", "ID3 and sound").unwrap().failed);
+    for other in [
+        "/v1/images",
+        "/v1/models",
+        "/v1/audio/generations",
+        "/images/x/generations",
+        "/",
+    ] {
+        assert!(media(other, "").is_none(), "{other}");
+    }
+}
+
+// Responses that are made in the background.
+
+#[test]
+fn a_response_that_is_still_to_be_made_is_deferred() {
+    for status in ["queued", "in_progress"] {
+        let body = format!(
+            r#"{{"id":"r","status":"{status}","background":true,"service_tier":"auto","usage":null}}"#
+        );
+        let observed = observe(Responses, false, body.as_bytes(), 3);
+        assert_eq!(observed.usage_state, UsageState::Deferred);
+        assert!(!observed.settled);
+    }
+    let created =
+        r#"{"type":"response.created","response":{"id":"r","status":"queued","background":true}}"#;
+    let cut_off = stream(Responses, &[created]);
+    assert_eq!(
+        (cut_off.usage_state, cut_off.lacks_end),
+        (UsageState::Deferred, false)
+    );
+    assert_eq!(
+        stream(Responses, &[created, COMPLETED]).usage_state,
+        UsageState::Final
+    );
+    let foreground = created.replace("true", "false");
+    assert!(stream(Responses, &[&foreground]).lacks_end);
+}
+
+#[test]
+fn a_response_that_was_made_is_settled_whatever_it_came_to() {
+    for status in ["completed", "failed", "incomplete", "cancelled"] {
+        let body = format!(r#"{{"id":"r","status":"{status}","usage":{{"input_tokens":1}}}}"#);
+        assert!(observe(Endpoint::ResponsesItem, false, body.as_bytes(), 9).settled);
+        let cut_off = &body.as_bytes()[..body.len() - 1];
+        assert!(!observe(Endpoint::ResponsesItem, false, cut_off, 9).settled);
+    }
+}
+
+#[test]
+fn what_is_fetched_is_observed_and_what_is_listed_is_not() {
+    use http::Method;
+    let observed = |endpoint, method| is_observed(endpoint, &method, b"/v1/responses/r");
+    assert!(observed(Endpoint::ResponsesItem, Method::GET));
+    assert!(observed(Endpoint::ResponsesItem, Method::POST));
+    assert!(!observed(Endpoint::ResponsesItem, Method::DELETE));
+    assert!(!observed(Responses, Method::GET));
+    assert!(observed(Responses, Method::POST));
+    assert!(!observed(Other, Method::POST));
+}

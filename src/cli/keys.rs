@@ -1,0 +1,185 @@
+//! API keys on the command line: a new one is made, those that exist are hashed, and what cannot be a key is refused before it
+//! becomes one that nobody can use.
+
+use std::io;
+
+use rustls::crypto::ring;
+
+use crate::policy::hash_key;
+
+/// Of a new key, in bytes: 256 bits, so that nobody guesses it, and no digest of it tells anything.
+const SECRET_LENGTH: usize = 32;
+const PREFIX: &str = "sk-tg-";
+/// The first bytes of digests and password hashes, which are no keys: hashing one again would list a key that nobody has.
+const HASHES: [&str; 8] = [
+    "sha256:", "sha512:", "sha1:", "md5:", "$2a$", "$2b$", "$2y$", "$argon2",
+];
+/// Hexadecimal digits of a SHA-256 digest.
+const DIGEST_LENGTH: usize = 64;
+
+/// A key that was just made. It is not shown by `Debug`.
+pub(super) struct NewKey(String);
+
+impl NewKey {
+    /// # Errors
+    /// Where the system has no random bytes.
+    pub(super) fn generate() -> io::Result<NewKey> {
+        let mut bytes = [0; SECRET_LENGTH];
+        let random = ring::default_provider().secure_random;
+        random
+            .fill(&mut bytes)
+            .map_err(|_| io::Error::other("the system has no random bytes"))?;
+        Ok(NewKey(format!("{PREFIX}{}", hex::encode(bytes))))
+    }
+
+    pub(super) fn secret(&self) -> &str {
+        &self.0
+    }
+
+    /// What is appended to the policy's `keys`.
+    ///
+    /// # Errors
+    /// Where a name cannot stand in a policy.
+    pub(super) fn policy_line(&self, group: &str, name: Option<&str>) -> Result<String, String> {
+        let digest = hash_key(self.0.as_bytes());
+        let group = word(group)?;
+        let name = name.map(word).transpose()?;
+        let name = name.map_or(String::new(), |name| format!(", name: {name}"));
+        Ok(format!("  \"{digest}\": {{group: {group}{name}}}"))
+    }
+}
+
+/// A name as YAML: as it is where nothing in it means something else, in quotes otherwise.
+fn word(name: &str) -> Result<String, String> {
+    if name.is_empty() || name.chars().any(char::is_control) {
+        return Err("a name is neither empty nor has control characters".to_owned());
+    }
+    let mut letters = name.bytes();
+    let first_is_letter = letters
+        .next()
+        .is_some_and(|first| first.is_ascii_alphabetic());
+    let is_plain = first_is_letter
+        && letters.all(|letter| letter.is_ascii_alphanumeric() || b"-_.".contains(&letter))
+        && !RESERVED.contains(&name.to_ascii_lowercase().as_str());
+    if is_plain {
+        return Ok(name.to_owned());
+    }
+    // JSON's strings are YAML's.
+    Ok(serde_json::Value::from(name).to_string())
+}
+
+/// Words that YAML may take for something else than text.
+const RESERVED: [&str; 9] = ["null", "true", "false", "yes", "no", "on", "off", "y", "n"];
+
+/// Asks for a key on the terminal, which does not show what is typed.
+///
+/// # Errors
+/// Where there is no terminal.
+pub(super) fn ask() -> io::Result<String> {
+    rpassword::prompt_password("API key (not shown): ")
+}
+
+/// The digest of a key, as a policy lists it.
+///
+/// # Errors
+/// Why it cannot be a key; the message quotes nothing of it.
+pub(super) fn hash(key: &[u8]) -> Result<String, &'static str> {
+    check(key).map(|()| hash_key(key))
+}
+
+fn check(key: &[u8]) -> Result<(), &'static str> {
+    let Ok(text) = std::str::from_utf8(key) else {
+        return Err("a key has ASCII characters only");
+    };
+    let lower = text.to_ascii_lowercase();
+    let is_digest =
+        text.len() == DIGEST_LENGTH && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if text.trim().is_empty() {
+        Err("no key on the line")
+    } else if lower.starts_with("bearer ") || lower.starts_with("authorization") {
+        Err("expected the key alone, without `Bearer` or the name of a header")
+    } else if is_digest || HASHES.iter().any(|hash| lower.starts_with(hash)) {
+        Err("this is a digest already, and no key")
+    } else if !text.is_ascii() {
+        Err("a key has ASCII characters only")
+    } else if text.bytes().any(|byte| byte.is_ascii_whitespace()) {
+        Err("a key has no spaces")
+    } else if text.contains(['"', '\'', '`']) {
+        Err("a key has no quotes")
+    } else if text.bytes().any(|byte| byte.is_ascii_control()) {
+        Err("a key has no control characters")
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_key_is_random_and_its_line_has_its_digest_only() {
+        let key = NewKey::generate().unwrap();
+        let digits = key.secret().strip_prefix(PREFIX).unwrap();
+        assert_eq!(digits.len(), 2 * SECRET_LENGTH);
+        assert_ne!(key.secret(), NewKey::generate().unwrap().secret());
+        let line = key.policy_line("fast", Some("alice")).unwrap();
+        let digest = hash(key.secret().as_bytes()).unwrap();
+        assert_eq!(
+            line,
+            format!("  \"{digest}\": {{group: fast, name: alice}}")
+        );
+        assert!(!line.contains(digits));
+    }
+
+    #[test]
+    fn a_name_that_yaml_would_take_for_something_else_is_quoted() {
+        let key = NewKey::generate().unwrap();
+        let line = |group: &str, name: &str| key.policy_line(group, Some(name));
+        for (name, shown) in [
+            ("null", "\"null\""),
+            ("1e3", "\"1e3\""),
+            ("a: b", "\"a: b\""),
+            ("Jürgen", "\"Jürgen\""),
+            ("a\"b", "\"a\\\"b\""),
+            ("ci-bot_2.x", "ci-bot_2.x"),
+        ] {
+            let line = line("g", name).unwrap();
+            assert!(
+                line.ends_with(&format!("{{group: g, name: {shown}}}")),
+                "{line}"
+            );
+        }
+        assert!(line("g", "").is_err() && line("a\nb", "x").is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_a_key_is_refused() {
+        let digest = hash(b"sk-1").unwrap();
+        for text in [
+            "",
+            "  ",
+            "sk one",
+            " sk-1",
+            "sk-1\t",
+            "\"sk-1\"",
+            "'sk-1'",
+            "Bearer sk-1",
+            "bearer sk-1",
+            "Authorization: Bearer sk-1",
+            &digest,
+            &digest.to_uppercase(),
+            &digest["sha256:".len()..],
+            "sha512:00",
+            "$2b$12$abcdefghijklmnopqrstuv",
+            "“sk-1”",
+            "sk-é",
+        ] {
+            assert!(hash(text.as_bytes()).is_err(), "{text}");
+        }
+        assert!(hash(b"sk-\xff").is_err());
+        for text in ["sk-1", "key_2.A+B/C=", "0123456789abcdef"] {
+            assert!(hash(text.as_bytes()).is_ok(), "{text}");
+        }
+    }
+}

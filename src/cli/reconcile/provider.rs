@@ -1,0 +1,214 @@
+//! What the provider says was used: a saved answer of OpenAI's `GET /v1/organization/usage/completions`
+//! (<https://platform.openai.com/docs/api-reference/usage/completions>), whose buckets are spans of UTC.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::cli::reconcile::{Dimension, Key, Used, day_of};
+
+/// One page of the answer.
+#[derive(Deserialize)]
+struct Page {
+    data: Vec<Bucket>,
+    #[serde(default)]
+    has_more: bool,
+}
+
+#[derive(Deserialize)]
+struct Bucket {
+    /// Seconds since 1970.
+    start_time: i64,
+    end_time: i64,
+    #[serde(alias = "result")]
+    results: Vec<Entry>,
+}
+
+/// What one combination of the fields that were grouped by used within a bucket.
+#[derive(Deserialize)]
+struct Entry {
+    input_tokens: Option<u64>,
+    input_cached_tokens: Option<u64>,
+    output_tokens: Option<u64>,
+    num_model_requests: Option<u64>,
+    model: Option<String>,
+    service_tier: Option<String>,
+}
+
+/// The whole answer.
+#[derive(Debug)]
+pub(super) struct Provider {
+    pub(super) rows: BTreeMap<Key, Used>,
+    /// Seconds since 1970: the first of a bucket, and the first after all.
+    pub(super) since: i64,
+    pub(super) until: i64,
+    /// A page said that there are more, and no page said that it is the last.
+    pub(super) is_cut: bool,
+    models: BTreeSet<String>,
+}
+
+impl Provider {
+    /// Reads pages: one document, an array of pages, or several documents one after the other.
+    ///
+    /// # Errors
+    /// What is wrong with the file, or that it does not tell what the rows are to be told by.
+    pub(super) fn parse(bytes: &[u8], by: &[Dimension]) -> Result<Provider, String> {
+        let pages = pages(bytes)?;
+        let buckets = || pages.iter().flat_map(|page| &page.data);
+        let entries = || buckets().flat_map(|bucket| &bucket.results);
+        if buckets().next().is_none() {
+            return Err("no `data` with buckets of usage in it".to_owned());
+        }
+        for (dimension, is_told) in [
+            (
+                Dimension::Model,
+                entries().any(|entry| entry.model.is_some()),
+            ),
+            (
+                Dimension::ServiceTier,
+                entries().any(|entry| entry.service_tier.is_some()),
+            ),
+        ] {
+            if by.contains(&dimension) && !is_told && entries().next().is_some() {
+                let name = dimension.name();
+                return Err(format!(
+                    "no result names a `{name}`; ask with group_by={name}, or leave it out of --by"
+                ));
+            }
+        }
+        let mut rows: BTreeMap<Key, Used> = BTreeMap::new();
+        for bucket in buckets() {
+            for entry in &bucket.results {
+                let key = entry.key(bucket, by)?;
+                rows.entry(key).or_default().add(&entry.used());
+            }
+        }
+        Ok(Provider {
+            rows,
+            since: buckets().map(|bucket| bucket.start_time).min().unwrap_or(0),
+            until: buckets().map(|bucket| bucket.end_time).max().unwrap_or(0),
+            is_cut: pages.iter().all(|page| page.has_more),
+            models: entries().filter_map(|entry| entry.model.clone()).collect(),
+        })
+    }
+
+    /// What the provider calls a model: an alias is told by the one snapshot that it has, as `gpt-5.5-2026-04-24` is of
+    /// `gpt-5.5`.
+    pub(super) fn name_of<'m>(&'m self, model: &'m str) -> &'m str {
+        if self.models.contains(model) {
+            return model;
+        }
+        let mut snapshots = self.models.iter().filter(|name| {
+            let rest = name.strip_prefix(model);
+            rest.and_then(|rest| rest.strip_prefix('-'))
+                .is_some_and(|date| date.parse::<jiff::civil::Date>().is_ok())
+        });
+        match (snapshots.next(), snapshots.next()) {
+            (Some(only), None) => only,
+            _ => model,
+        }
+    }
+}
+
+fn pages(bytes: &[u8]) -> Result<Vec<Page>, String> {
+    let mut pages = Vec::new();
+    for document in serde_json::Deserializer::from_slice(bytes).into_iter::<Value>() {
+        let document = document.map_err(|why| format!("not JSON: {why}"))?;
+        let documents = match document {
+            Value::Array(documents) => documents,
+            page => vec![page],
+        };
+        for page in documents {
+            let page = serde_json::from_value(page);
+            pages.push(page.map_err(|why| format!("not a page of the usage API: {why}"))?);
+        }
+    }
+    Ok(pages)
+}
+
+impl Entry {
+    fn key(&self, bucket: &Bucket, by: &[Dimension]) -> Result<Key, String> {
+        let parts = by.iter().map(|dimension| match dimension {
+            Dimension::Day => {
+                let start = Timestamp::from_second(bucket.start_time);
+                start
+                    .map(day_of)
+                    .map_err(|why| format!("`start_time`: {why}"))
+            }
+            Dimension::Model => Ok(self.model.clone().unwrap_or_default()),
+            Dimension::ServiceTier => Ok(tier_name(self.service_tier.as_deref()).to_owned()),
+        });
+        parts.collect()
+    }
+
+    fn used(&self) -> Used {
+        Used {
+            requests: self.num_model_requests.unwrap_or(0),
+            input: self.input_tokens.unwrap_or(0),
+            cached_input: self.input_cached_tokens.unwrap_or(0),
+            output: self.output_tokens.unwrap_or(0),
+        }
+    }
+}
+
+/// One word for each tier: both sides have several.
+pub(super) fn tier_name(tier: Option<&str>) -> &str {
+    match tier {
+        None | Some("" | "auto" | "standard") => "default",
+        Some("fast") => "priority",
+        Some(tier) => tier,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BY: [Dimension; 3] = [Dimension::Day, Dimension::Model, Dimension::ServiceTier];
+    const PAGE: &str = r#"{"object":"page","data":[{"object":"bucket","start_time":1793491200,"end_time":1793577600,"results":[
+        {"object":"organization.usage.completions.result","input_tokens":10,"output_tokens":5,"input_cached_tokens":2,
+         "input_audio_tokens":null,"num_model_requests":3,"project_id":null,"model":"m-2026-04-24","service_tier":"priority"}]}],
+        "has_more":MORE,"next_page":null}"#;
+
+    fn page(more: bool) -> String {
+        PAGE.replace("MORE", &more.to_string())
+    }
+
+    fn requests(text: &str) -> u64 {
+        let provider = Provider::parse(text.as_bytes(), &BY).unwrap();
+        provider.rows.values().map(|used| used.requests).sum()
+    }
+
+    #[test]
+    fn pages_are_joined_in_each_of_the_forms() {
+        assert_eq!(requests(&page(false)), 3);
+        assert_eq!(requests(&format!("[{},{}]", page(true), page(false))), 6);
+        let lines = page(true).replace('\n', " ") + "\n" + &page(false).replace('\n', " ");
+        assert_eq!(requests(&lines), 6);
+    }
+
+    #[test]
+    fn a_row_is_a_day_a_model_and_a_tier() {
+        let provider = Provider::parse(page(false).as_bytes(), &BY).unwrap();
+        let key: Vec<_> = ["2026-11-01", "m-2026-04-24", "priority"]
+            .map(str::to_owned)
+            .into();
+        assert_eq!(provider.rows.keys().collect::<Vec<_>>(), [&key]);
+        assert_eq!(provider.name_of("m"), "m-2026-04-24");
+        assert_eq!(provider.name_of("m-2026"), "m-2026");
+        assert!(!provider.is_cut);
+        assert!(Provider::parse(page(true).as_bytes(), &BY).unwrap().is_cut);
+    }
+
+    #[test]
+    fn what_is_no_such_answer_is_told() {
+        let why = |text: &str| Provider::parse(text.as_bytes(), &BY).unwrap_err();
+        assert!(why("{").starts_with("not JSON"));
+        assert!(why("{\"error\":1}").starts_with("not a page"));
+        assert!(why("").starts_with("no `data`"));
+        let ungrouped = page(false).replace("\"priority\"", "null");
+        assert!(why(&ungrouped).contains("group_by=service_tier"));
+    }
+}

@@ -1,0 +1,127 @@
+//! What a sum of costs does not have in it, and why: for a bill, what is left out is as important as what is in it.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use crate::accounting::access_log::line::{Field, Line};
+use crate::cli::report::sums::{MODEL, OUTCOME, SERVICE_TIER_BILLED, Sums};
+
+const ENDPOINT: Field = Field::named("endpoint");
+const ERROR: Field = Field::named("error");
+const USAGE_STATE: Field = Field::named("usage_state");
+
+/// Reasons that are counted one by one. Models are named by clients, who could name a new one each time.
+const MOST_REASONS: usize = 1000;
+/// Reasons that are told one by one.
+const REASONS_TOLD: usize = 6;
+
+/// Requests that add nothing, or not all that they used, to the sum of costs; by reason.
+#[derive(Default)]
+pub(super) struct NotInSum {
+    unpriced: Reasons,
+    without_usage: Reasons,
+    partial: u64,
+}
+
+#[derive(Default)]
+struct Reasons {
+    counts: BTreeMap<String, u64>,
+    others: u64,
+}
+
+impl NotInSum {
+    pub(super) const FIELDS: [Field; 3] = [ENDPOINT, ERROR, USAGE_STATE];
+
+    /// Takes note of a line that was counted with these sums.
+    pub(super) fn note(&mut self, line: &Line<'_>, sums: &Sums) {
+        if sums.unpriced > 0 {
+            self.unpriced.add(without_price(line));
+        }
+        if sums.without_usage > 0 {
+            self.without_usage.add(without_usage(line));
+        } else if line.raw(USAGE_STATE) == "\"partial\"" {
+            self.partial += 1;
+        }
+    }
+
+    pub(super) fn tell(&self, notes: &mut impl Write) -> io::Result<()> {
+        self.unpriced.tell("requests without a price", notes)?;
+        self.without_usage.tell("requests without usage", notes)?;
+        if self.partial > 0 {
+            let partial = self.partial;
+            writeln!(
+                notes,
+                "in the sum as far as it was told: requests with partial usage: {partial}"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl Reasons {
+    fn add(&mut self, reason: String) {
+        if self.counts.len() < MOST_REASONS || self.counts.contains_key(&reason) {
+            *self.counts.entry(reason).or_default() += 1;
+        } else {
+            self.others += 1;
+        }
+    }
+
+    fn tell(&self, what: &str, notes: &mut impl Write) -> io::Result<()> {
+        let all = self.counts.values().sum::<u64>() + self.others;
+        if all == 0 {
+            return Ok(());
+        }
+        let mut counts: Vec<_> = self.counts.iter().collect();
+        counts.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+        let told = counts.iter().take(REASONS_TOLD);
+        let mut parts: Vec<String> = told
+            .map(|(reason, count)| format!("{count} {reason}"))
+            .collect();
+        let told: u64 = counts
+            .iter()
+            .take(REASONS_TOLD)
+            .map(|(_, count)| **count)
+            .sum();
+        if told < all {
+            parts.push(format!("{} for other reasons", all - told));
+        }
+        writeln!(
+            notes,
+            "not in the sum: {what}: {all} ({})",
+            parts.join(", ")
+        )
+    }
+}
+
+/// Texts of clients are shown without control characters.
+fn without_price(line: &Line<'_>) -> String {
+    let quoted = |field: Field, none: &str| match line.text(field) {
+        Some(text) => format!("`{}`", text.escape_debug()),
+        None => none.to_owned(),
+    };
+    format!(
+        "of model {} on tier {}",
+        quoted(MODEL, "unknown"),
+        quoted(SERVICE_TIER_BILLED, "`default`")
+    )
+}
+
+fn without_usage(line: &Line<'_>) -> String {
+    let text = |field: Field| {
+        line.text(field)
+            .unwrap_or_default()
+            .escape_debug()
+            .to_string()
+    };
+    if line.raw(USAGE_STATE) == "\"deferred\"" {
+        return "deferred".to_owned();
+    }
+    match (line.raw(OUTCOME), line.text(ERROR)) {
+        ("\"ok\"" | "null", _) => {
+            format!("answered without usage on endpoint `{}`", text(ENDPOINT))
+        }
+        (_, Some(error)) => format!("{} `{}`", text(OUTCOME), error.escape_debug()),
+        (_, None) => text(OUTCOME),
+    }
+}

@@ -1,0 +1,299 @@
+//! What a client's request body says at its top level, as far as the proxy looks at it: the fields that the policy decides
+//! by and that the log tells.
+
+use crate::codec::json::{Interest, Key, Kind, Value, Visitor};
+
+/// The member that asks for a tier.
+pub const MEMBER: &str = "service_tier";
+
+const TIER_BYTES: usize = 64;
+const MODEL_BYTES: usize = 256;
+const KIND_BYTES: usize = 64;
+const STREAM_ID_BYTES: usize = 128;
+
+/// What the client's own top-level members say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The last `model`, if a string, cut to 256 bytes.
+    pub model: Option<String>,
+    /// Whether [`Facts::model`] is all that any reader could take for the model; see [`Facts::sole_model`].
+    pub(super) model_is_sole: bool,
+    /// The tier the client named: of the last `service_tier`, else of the last member that a reader which ignores case
+    /// would take for it.
+    pub service_tier: Option<ClientTier>,
+    /// The last `type` in any case, if a string, cut to 64 bytes.
+    pub kind: Option<String>,
+    /// Whether several members may be read as `type`, so that two readers may take the body for different things.
+    pub several_types: bool,
+    /// The last `stream`, if a boolean.
+    pub stream: Option<bool>,
+    /// The last `background`, if a boolean: the response is fetched later.
+    pub background: Option<bool>,
+    /// Whether the last `speed` is `"fast"`, by which clients of Anthropic's API ask for fast mode.
+    pub fast_speed: bool,
+    /// The last `stream_id`, if a string, cut to 128 bytes: the lane of a WebSocket that the message belongs to.
+    pub stream_id: Option<String>,
+    /// Of a WebSocket message: whether its `response` object has a member that may be read as `service_tier`.
+    pub inner_tier: bool,
+}
+
+/// A tier as a client named it: trimmed, in lower case, cut to 64 bytes; a value that is no string as its type, `<object>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientTier(String);
+
+/// Gathers the facts of one body, whichever way the body goes.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    pub facts: Facts,
+    /// The member of the top level under way.
+    pub topic: Topic,
+    /// The member of an entered object under way.
+    pub inner: InnerTopic,
+    /// Whether the body is a message of a WebSocket, whose `response` object is looked into.
+    enters_response: bool,
+    /// Whether `service_tier` was seen in its own spelling.
+    exact_tier: bool,
+    /// Whether any member was seen that may be read as `type`.
+    typed: bool,
+    /// Whether any member was seen that may be read as `model`.
+    modelled: bool,
+}
+
+/// What the member of the top level under way is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Topic {
+    Model {
+        exact: bool,
+    },
+    Tier {
+        exact: bool,
+    },
+    Type,
+    Stream {
+        exact: bool,
+    },
+    StreamId,
+    StreamOptions {
+        exact: bool,
+    },
+    Speed {
+        exact: bool,
+    },
+    Background,
+    Response,
+    #[default]
+    Other,
+}
+
+/// What the member of an entered object under way is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum InnerTopic {
+    /// `response.service_tier`
+    Tier,
+    /// `stream_options.include_usage`
+    IncludeUsage { exact: bool },
+    /// `response.model`
+    Model,
+    #[default]
+    Other,
+}
+
+impl Reader {
+    /// A reader of a body, or of a message of a WebSocket.
+    pub fn new(is_message: bool) -> Reader {
+        Reader {
+            enters_response: is_message,
+            ..Reader::default()
+        }
+    }
+
+    fn inner_key(&mut self, name: Option<&[u8]>) -> Interest {
+        let name = name.unwrap_or_default();
+        self.inner = match self.topic {
+            Topic::Response if folds_to(name, MEMBER) => InnerTopic::Tier,
+            Topic::Response if folds_to(name, "model") => InnerTopic::Model,
+            Topic::StreamOptions { .. } if folds_to(name, "include_usage") => {
+                let exact = name == b"include_usage";
+                InnerTopic::IncludeUsage { exact }
+            }
+            _ => InnerTopic::Other,
+        };
+        match self.inner {
+            InnerTopic::IncludeUsage { .. } => Interest::Capture,
+            _ => Interest::Skip,
+        }
+    }
+
+    fn inner_value(&mut self) {
+        match self.inner {
+            InnerTopic::Tier => self.facts.inner_tier = true,
+            // Which of the two models counts is the upstream's to say.
+            InnerTopic::Model => {
+                self.modelled = true;
+                self.facts.model_is_sole = false;
+            }
+            InnerTopic::IncludeUsage { .. } | InnerTopic::Other => {}
+        }
+    }
+
+    fn model(&mut self, exact: bool, value: Value<'_>) {
+        if exact {
+            self.facts.model = text_of(value, MODEL_BYTES);
+        }
+        self.facts.model_is_sole = exact && !self.modelled && is_plain(value);
+        self.modelled = true;
+    }
+
+    fn tier(&mut self, exact: bool, value: Value<'_>) {
+        if exact || !self.exact_tier {
+            self.facts.service_tier = Some(ClientTier::of(value));
+            self.exact_tier = exact;
+        }
+    }
+}
+
+impl Visitor for Reader {
+    fn key(&mut self, key: Key<'_>) -> Interest {
+        if key.depth > 1 {
+            return self.inner_key(key.name);
+        }
+        self.topic = key.name.map_or(Topic::Other, Topic::of);
+        match self.topic {
+            Topic::Other => Interest::Skip,
+            Topic::StreamOptions { .. } => Interest::Enter,
+            Topic::Response if self.enters_response => Interest::Enter,
+            Topic::Response => Interest::Skip,
+            _ => Interest::Capture,
+        }
+    }
+
+    fn value(&mut self, value: Value<'_>) {
+        if value.depth > 1 {
+            return self.inner_value();
+        }
+        let facts = &mut self.facts;
+        match self.topic {
+            Topic::Other | Topic::Response | Topic::StreamOptions { .. } => {}
+            Topic::Stream { exact: false } | Topic::Speed { exact: false } => {}
+            Topic::Model { exact } => self.model(exact, value),
+            Topic::Tier { exact } => self.tier(exact, value),
+            Topic::Stream { exact: true } => facts.stream = boolean(value),
+            Topic::Background => facts.background = boolean(value),
+            Topic::Speed { exact: true } => facts.fast_speed = says_fast(value),
+            Topic::StreamId => facts.stream_id = text_of(value, STREAM_ID_BYTES),
+            Topic::Type => {
+                facts.kind = text_of(value, KIND_BYTES);
+                facts.several_types |= self.typed;
+                self.typed = true;
+            }
+        }
+    }
+}
+
+impl Topic {
+    #[inline]
+    fn of(name: &[u8]) -> Topic {
+        // Most keys begin with another letter; U+017F, which folds to `s`, with 0xc5.
+        match name.first() {
+            Some(b's' | b'm' | b't' | b'r' | b'b' | b'S' | b'M' | b'T' | b'R' | 0xc5) => {
+                Topic::of_candidate(name)
+            }
+            _ => Topic::Other,
+        }
+    }
+
+    fn of_candidate(name: &[u8]) -> Topic {
+        // U+017F is one byte longer than the `s` it folds to.
+        match name.len() {
+            4 if folds_to(name, "type") => Topic::Type,
+            5 if folds_to(name, "model") => Topic::Model {
+                exact: name == b"model",
+            },
+            5 | 6 if folds_to(name, "speed") => Topic::Speed {
+                exact: name == b"speed",
+            },
+            6 | 7 if folds_to(name, "stream") => Topic::Stream {
+                exact: name == b"stream",
+            },
+            8..=10 if folds_to(name, "response") => Topic::Response,
+            9 if name == b"stream_id" => Topic::StreamId,
+            10 if name == b"background" => Topic::Background,
+            12 | 13 if folds_to(name, MEMBER) => Topic::Tier {
+                exact: name == MEMBER.as_bytes(),
+            },
+            14..=16 if folds_to(name, "stream_options") => Topic::StreamOptions {
+                exact: name == b"stream_options",
+            },
+            _ => Topic::Other,
+        }
+    }
+}
+
+impl Facts {
+    /// The model, if every reader of the body finds the same one: a single member that may be read as `model`, spelled so, of
+    /// at most 256 visible ASCII characters and nothing else. Whatever an upstream might trim, fold or replace in a name
+    /// would let it serve another model than the one that was looked at here.
+    pub fn sole_model(&self) -> Option<&str> {
+        self.model.as_deref().filter(|_| self.model_is_sole)
+    }
+}
+
+impl ClientTier {
+    /// The normalised name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn of(value: Value<'_>) -> ClientTier {
+        let named = match value.kind {
+            Kind::String => value.text().unwrap_or_default().trim().to_lowercase(),
+            Kind::Object => "<object>".into(),
+            Kind::Array => "<array>".into(),
+            Kind::Number => "<number>".into(),
+            Kind::Bool => "<bool>".into(),
+            Kind::Null => "<null>".into(),
+        };
+        ClientTier(cut(named, TIER_BYTES))
+    }
+}
+
+/// Whether Go's `encoding/json` would take the key `name` for `member`: it compares by simple case folding, in which two
+/// code points beyond ASCII equal a letter of it, U+017F (`s`) and U+212A (`k`).
+pub(super) fn folds_to(name: &[u8], member: &str) -> bool {
+    let mut rest = name;
+    for &letter in member.as_bytes() {
+        rest = match (letter, rest) {
+            (b's', [0xc5, 0xbf, rest @ ..]) | (b'k', [0xe2, 0x84, 0xaa, rest @ ..]) => rest,
+            (_, [byte, rest @ ..]) if byte.to_ascii_lowercase() == letter => rest,
+            _ => return false,
+        };
+    }
+    rest.is_empty()
+}
+
+/// Whether it is the string by which fast mode is asked for, as lenient readers take it.
+pub(super) fn says_fast(value: Value<'_>) -> bool {
+    let text = || value.text().unwrap_or_default();
+    value.kind == Kind::String && text().trim().eq_ignore_ascii_case("fast")
+}
+
+fn is_plain(value: Value<'_>) -> bool {
+    let is_visible = |text: String| {
+        text.len() <= MODEL_BYTES && text.bytes().all(|byte| byte.is_ascii_graphic())
+    };
+    !value.cut && value.text().is_some_and(is_visible)
+}
+
+fn boolean(value: Value<'_>) -> Option<bool> {
+    (value.kind == Kind::Bool).then_some(value.raw == b"true")
+}
+
+fn text_of(value: Value<'_>, limit: usize) -> Option<String> {
+    value.text().map(|text| cut(text, limit))
+}
+
+/// At most `limit` bytes of `text`, and no part of a character.
+fn cut(mut text: String, limit: usize) -> String {
+    text.truncate(text.floor_char_boundary(limit));
+    text
+}

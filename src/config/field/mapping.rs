@@ -1,0 +1,321 @@
+//! Mappings: those of fixed words, which are structs, and those of names that people choose.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::value::BorrowedStrDeserializer;
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, forward_to_deserialize_any};
+use serde_yaml::Spanned;
+
+use super::{Field, Text};
+use crate::config::diagnostic::{Mistakes, Place, any_of, nearest};
+use crate::config::yaml::place_of;
+
+/// Mappings up to this size are searched member by member.
+const SMALL_MAPPING: usize = 8;
+/// More words than any struct of ours has.
+const MAX_WORDS: usize = 32;
+const NO_STRING: &str = "a key must be a string";
+/// Unknown keys of one mapping that are told; a list of keys on the wrong level may be a million long.
+const MAX_NOTES: usize = 1000;
+
+/// A mapping whose keys are names that people choose, in the order of the file.
+pub(crate) struct Members<'a, T> {
+    members: Vec<Member<'a, T>>,
+    /// Where there are keys that are no strings.
+    no_names: Vec<Place>,
+}
+
+/// The key of a mapping; `None` for one that is no string.
+struct Key<'a>(Option<Text<'a>>);
+
+pub(crate) struct Member<'a, T> {
+    /// As spelled, whatever type a plain scalar of this spelling has.
+    pub(crate) key: Text<'a>,
+    /// Where the key stands.
+    pub(crate) place: Place,
+    pub(crate) value: Field<T>,
+}
+
+/// A mapping whose keys are fixed words: a struct with a derived `Deserialize`.
+pub(crate) struct Section<T> {
+    value: T,
+    /// `None` where there is nothing to say.
+    notes: Option<Box<Notes>>,
+}
+
+/// Keys of a struct's mapping that are not read, and what to say of them.
+#[derive(Default)]
+struct Notes(Vec<Note>);
+
+struct Note {
+    place: Place,
+    message: String,
+    /// The word that was probably meant.
+    meant: Option<&'static str>,
+}
+
+impl<'a, T> Members<'a, T> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.members.is_empty() && self.no_names.is_empty()
+    }
+
+    /// The members. Of several with one key there is the first, and the others are mistakes.
+    pub(crate) fn unique<'m>(
+        &'m self,
+        mistakes: &Mistakes,
+    ) -> impl Iterator<Item = &'m Member<'a, T>> {
+        for place in &self.no_names {
+            mistakes.add(*place, NO_STRING);
+        }
+        let repeated = self.repeated();
+        for (index, first) in &repeated {
+            let message = format!("duplicate key; it was first given at {first}");
+            mistakes.add(self.members[*index].place, message);
+        }
+        let mut repeated = repeated.into_iter().peekable();
+        let numbered = self.members.iter().enumerate();
+        numbered.filter_map(move |(index, member)| {
+            let is_repeated = repeated.next_if(|(at, _)| *at == index).is_some();
+            (!is_repeated).then_some(member)
+        })
+    }
+
+    /// The members whose key was there before, by index, and where it was.
+    fn repeated(&self) -> Vec<(usize, Place)> {
+        let members = || self.members.iter().enumerate();
+        if self.members.len() <= SMALL_MAPPING {
+            let first = |(index, member): (usize, &Member<'a, T>)| {
+                let before = self.members[..index].iter();
+                let mut same = before.filter(|other| *other.key == *member.key);
+                same.next().map(|first| (index, first.place))
+            };
+            return members().filter_map(first).collect();
+        }
+        let mut seen: HashMap<&str, Place> = HashMap::with_capacity(self.members.len());
+        let firsts = members().filter_map(|(index, member)| {
+            let first = *seen.entry(&member.key).or_insert(member.place);
+            (first != member.place).then_some((index, first))
+        });
+        firsts.collect()
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Key<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // The key has been read as a whole before: what is wrong with it does not touch what follows.
+        Ok(Key(Text::deserialize(deserializer).ok()))
+    }
+}
+
+impl<'de: 'a, 'a, T: Deserialize<'de>> Deserialize<'de> for Members<'a, T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(MembersVisitor(PhantomData))
+    }
+}
+
+struct MembersVisitor<'a, T>(PhantomData<(&'a (), T)>);
+
+impl<'de: 'a, 'a, T: Deserialize<'de>> Visitor<'de> for MembersVisitor<'a, T> {
+    type Value = Members<'a, T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a mapping")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let (mut members, mut no_names) = (Vec::new(), Vec::new());
+        while let Some(key) = map.next_key::<Spanned<Key<'a>>>()? {
+            let place = place_of(key.referenced);
+            let value = map.next_value()?;
+            match key.value {
+                Key(Some(key)) => members.push(Member { key, place, value }),
+                Key(None) => no_names.push(place),
+            }
+        }
+        Ok(Members { members, no_names })
+    }
+}
+
+impl<T> Section<T> {
+    /// The struct; its keys that are unknown or stand there twice are told.
+    pub(crate) fn read(&self, mistakes: &Mistakes) -> &T {
+        for note in self.notes.iter().flat_map(|notes| &notes.0) {
+            mistakes.add_with(note.place, || note.message.clone());
+        }
+        &self.value
+    }
+
+    /// The value of a member that has to be there; `place` is where it is missed. What is misspelled is not missing.
+    pub(crate) fn required<'f, U>(
+        &self,
+        name: &'static str,
+        member: &'f Field<U>,
+        place: Place,
+        mistakes: &Mistakes,
+    ) -> Option<&'f U> {
+        let mut notes = self.notes.iter().flat_map(|notes| &notes.0);
+        if member.is_absent() && !notes.any(|note| note.meant == Some(name)) {
+            mistakes.add(place, format!("`{name}` is missing"));
+        }
+        member.value(mistakes)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Section<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(SectionVisitor(PhantomData))
+    }
+}
+
+struct SectionVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for SectionVisitor<T> {
+    type Value = Section<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a mapping")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Section<T>, A::Error> {
+        let mut notes = Notes::default();
+        let known = KnownKeys {
+            map,
+            notes: &mut notes,
+        };
+        let value = T::deserialize(known)?;
+        let notes = (!notes.0.is_empty()).then(|| Box::new(notes));
+        Ok(Section { value, notes })
+    }
+}
+
+impl Notes {
+    /// An unknown key that is near to none of the words is not quoted: after a slip of indentation it may be an API key.
+    fn unknown(&mut self, key: &str, place: Place, free: &[&'static str], words: &[&'static str]) {
+        let meant = nearest(key, free.iter().copied());
+        let message = match meant {
+            Some(near) => format!("unknown key `{key}`; did you mean `{near}`?"),
+            None => format!("unknown key; expected {}", any_of(words)),
+        };
+        self.0.push(Note {
+            place,
+            message,
+            // `nearest` returns one of those that it was given.
+            meant: meant.and_then(|near| words.iter().copied().find(|word| *word == near)),
+        });
+    }
+
+    fn no_string(&mut self, place: Place) {
+        self.0.push(Note {
+            place,
+            message: NO_STRING.to_owned(),
+            meant: None,
+        });
+    }
+
+    fn duplicate(&mut self, place: Place, first: Place) {
+        self.0.push(Note {
+            place,
+            message: format!("duplicate key; it was first given at {first}"),
+            meant: None,
+        });
+    }
+}
+
+/// The deserializer of a struct's mapping. It shows the keys that the struct knows, each once, and notes the others.
+struct KnownKeys<'n, A> {
+    map: A,
+    notes: &'n mut Notes,
+}
+
+impl<'de, A: MapAccess<'de>> Deserializer<'de> for KnownKeys<'_, A> {
+    type Error = A::Error;
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        words: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, A::Error> {
+        // By reference: it is large, and would be copied several times for each of a million keys.
+        visitor.visit_map(&mut StructMap {
+            map: self.map,
+            notes: self.notes,
+            words,
+            seen: [None; MAX_WORDS],
+            unknown: Vec::new(),
+        })
+    }
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, A::Error> {
+        visitor.visit_map(self.map)
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string
+        bytes byte_buf option unit unit_struct newtype_struct seq tuple
+        tuple_struct map enum identifier ignored_any
+    }
+}
+
+struct StructMap<'n, 'de, A> {
+    map: A,
+    notes: &'n mut Notes,
+    words: &'static [&'static str],
+    /// Where each of the words was given.
+    seen: [Option<Place>; MAX_WORDS],
+    unknown: Vec<(Text<'de>, Place)>,
+}
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for StructMap<'_, 'de, A> {
+    type Error = A::Error;
+
+    fn next_key_seed<S: DeserializeSeed<'de>>(
+        &mut self,
+        seed: S,
+    ) -> Result<Option<S::Value>, A::Error> {
+        while let Some(key) = self.map.next_key::<Spanned<Key<'de>>>()? {
+            let place = place_of(key.referenced);
+            let Key(Some(key)) = key.value else {
+                self.notes.no_string(place);
+                self.map.next_value::<IgnoredAny>()?;
+                continue;
+            };
+            let index = self.words.iter().position(|word| *word == &*key);
+            match index.and_then(|index| self.seen.get_mut(index)) {
+                Some(seen @ None) => {
+                    *seen = Some(place);
+                    // The word lives longer than the file.
+                    let word = BorrowedStrDeserializer::new(self.words[index.unwrap_or(0)]);
+                    return seed.deserialize(word).map(Some);
+                }
+                Some(Some(first)) => self.notes.duplicate(place, *first),
+                None if self.unknown.len() < MAX_NOTES => self.unknown.push((key, place)),
+                None => {}
+            }
+            self.map.next_value::<IgnoredAny>()?;
+        }
+        self.tell_unknown();
+        Ok(None)
+    }
+
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, A::Error> {
+        self.map.next_value_seed(seed)
+    }
+}
+
+impl<A> StructMap<'_, '_, A> {
+    fn tell_unknown(&mut self) {
+        if self.unknown.is_empty() {
+            return;
+        }
+        let numbered = self.words.iter().zip(&self.seen);
+        let free = numbered.filter_map(|(word, seen)| seen.is_none().then_some(*word));
+        let free: Vec<&'static str> = free.collect();
+        for (key, place) in self.unknown.drain(..) {
+            self.notes.unknown(&key, place, &free, self.words);
+        }
+    }
+}

@@ -1,0 +1,658 @@
+//! The configuration as written: `tiergate.yaml` as structs of [`Field`]s, and what they resolve to, with every mistake and
+//! its place. It reads none of the files that are named, but lists them for whoever does.
+
+#[cfg(test)]
+mod tests;
+mod upstream;
+
+use std::cell::RefCell;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Uri;
+use serde::Deserialize;
+
+use crate::config::diagnostic::{Mistake, Mistakes, Place};
+use crate::config::field::{Field, List, Members, OneOrMany, Section, TextOr, Word};
+use crate::config::network::parse_network;
+use crate::config::units::{ByteSize, TimeSpan};
+use crate::config::upstream::UpstreamTls;
+use crate::config::url::is_host;
+use crate::config::{
+    AllowedOrigins, Config, Cors, Limits, Listen, LogFormat, LogSettings, LogTarget, Redis,
+    ServerOptions, StateStore, TlsFiles, TrustedProxies, path, yaml,
+};
+use upstream::UpstreamSection;
+
+/// A configuration that has been read as far as it could be: settings with mistakes hold defaults, and only a file
+/// without mistakes may be used to serve.
+pub(crate) struct ParsedConfig {
+    pub(crate) config: Config,
+    pub(crate) mistakes: Vec<Mistake>,
+    pub(crate) warnings: Vec<Mistake>,
+    /// The files that serving needs besides the policy, each with the place of its setting.
+    pub(crate) files: Vec<(Place, ReferencedFile)>,
+}
+
+/// A file that the configuration names.
+pub(crate) enum ReferencedFile {
+    Prices(PathBuf),
+    Tls(TlsFiles),
+    UpstreamTls(UpstreamTls),
+    Credential(PathBuf),
+    AccessLog,
+    State(PathBuf),
+    RedisPassword(PathBuf),
+}
+
+/// Where the access log is unless the configuration says otherwise: in a folder that the package makes.
+pub(crate) const DEFAULT_ACCESS_LOG: &str = "/var/log/tiergate/access.log";
+const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
+const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
+const DEFAULT_TIER_PATHS: [&str; 2] = ["/v1/agents", "/v1/agents/sessions"];
+const DEFAULT_DRAIN: Duration = Duration::from_secs(60);
+/// The port that redis.io names for the scheme `redis`.
+const REDIS_PORT: u16 = 6379;
+const MAX_THREADS: u64 = 1024;
+const MAX_JSON_DEPTH: u64 = 65_536;
+const MAX_CONNECTIONS: u64 = 1_000_000;
+/// The most that `requests_in_flight`, and a group's `max_in_flight`, may be.
+pub(crate) const MAX_IN_FLIGHT: u64 = 1_000_000;
+const MAX_NAME_BYTES: usize = 64;
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ConfigFile<'a> {
+    #[serde(borrow)]
+    listen: Field<OneOrMany<TextOr<'a, ListenerSection>>>,
+    admin: Field<String>,
+    trusted_proxies: Field<List<String>>,
+    policy: Field<String>,
+    prices: Field<String>,
+    upstreams: Field<Members<'a, Section<UpstreamSection<'a>>>>,
+    access_log: Field<Section<AccessLogSection>>,
+    state: Field<TextOr<'a, StateSection>>,
+    health_path: Field<String>,
+    cors: Field<Section<CorsSection>>,
+    tier_paths: Field<List<String>>,
+    limits: Field<Section<LimitsSection>>,
+    server: Field<Section<ServerSection>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ListenerSection {
+    address: Field<String>,
+    tls: Field<Section<ListenerTlsSection>>,
+    proxy_protocol: Field<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ListenerTlsSection {
+    cert: Field<String>,
+    key: Field<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct AccessLogSection {
+    path: Field<String>,
+    format: Field<Word<LogFormat>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct StateSection {
+    url: Field<String>,
+    password_file: Field<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct CorsSection {
+    allow_origins: Field<List<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct LimitsSection {
+    header: Field<ByteSize>,
+    connections: Field<i64>,
+    connections_per_client: Field<i64>,
+    requests_in_flight: Field<i64>,
+    idle_upstream_connections: Field<i64>,
+    body: Field<ByteSize>,
+    decoded_body: Field<ByteSize>,
+    buffered: Field<ByteSize>,
+    websocket_message: Field<ByteSize>,
+    json_depth: Field<i64>,
+    header_timeout: Field<TimeSpan>,
+    body_idle_timeout: Field<TimeSpan>,
+    body_timeout: Field<TimeSpan>,
+    write_timeout: Field<TimeSpan>,
+    keepalive_timeout: Field<TimeSpan>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ServerSection {
+    threads: Field<i64>,
+    drain: Field<TimeSpan>,
+    upgrade_socket: Field<String>,
+}
+
+impl Config {
+    /// The configuration and warnings about it.
+    ///
+    /// # Errors
+    /// Every mistake of the file.
+    pub fn load(path: &Path) -> Result<(Config, Vec<Mistake>), Vec<Mistake>> {
+        ParsedConfig::read(path)?.finish()
+    }
+}
+
+impl ParsedConfig {
+    /// # Errors
+    /// An unreadable file, or one without a tree, leaves nothing to go on with.
+    pub(crate) fn read(path: &Path) -> Result<ParsedConfig, Vec<Mistake>> {
+        let bytes = yaml::read(path).map_err(|mistake| vec![mistake])?;
+        let resolver = Resolver {
+            path,
+            mistakes: Mistakes::new(path),
+            warnings: Mistakes::warnings(path),
+            files: RefCell::default(),
+        };
+        let root = yaml::parse::<Field<Section<ConfigFile<'_>>>>(&bytes, &resolver.mistakes);
+        let config = root.and_then(|root| resolver.config(&root));
+        match config {
+            Some(config) => Ok(ParsedConfig {
+                config,
+                mistakes: resolver.mistakes.into_vec(),
+                warnings: resolver.warnings.into_vec(),
+                files: resolver.files.into_inner(),
+            }),
+            None => Err(resolver.mistakes.into_vec()),
+        }
+    }
+
+    /// The configuration and its warnings.
+    ///
+    /// # Errors
+    /// Its mistakes, where it has any.
+    pub(crate) fn finish(self) -> Result<(Config, Vec<Mistake>), Vec<Mistake>> {
+        if self.mistakes.is_empty() {
+            Ok((self.config, self.warnings))
+        } else {
+            Err(self.mistakes)
+        }
+    }
+}
+
+/// Resolves the sections of the file; every mistake is noted and a default put in its place.
+struct Resolver<'m> {
+    path: &'m Path,
+    mistakes: Mistakes,
+    warnings: Mistakes,
+    files: RefCell<Vec<(Place, ReferencedFile)>>,
+}
+
+impl Resolver<'_> {
+    fn config(&self, root: &Field<Section<ConfigFile<'_>>>) -> Option<Config> {
+        if root.is_null() {
+            self.mistakes.add(Place::START, "the file is empty");
+        }
+        let section = root.optional(&self.mistakes)?;
+        let file = section.read(&self.mistakes);
+        let policy = section.required("policy", &file.policy, root.place(), &self.mistakes);
+        let upstreams =
+            section.required("upstreams", &file.upstreams, root.place(), &self.mistakes);
+        let config = Config {
+            path: self.path.to_owned(),
+            listen: self.listen(&file.listen),
+            admin: self.address(&file.admin).unwrap_or(DEFAULT_ADMIN),
+            trusted_proxies: self.trusted_proxies(&file.trusted_proxies),
+            policy: policy
+                .and_then(|text| self.file_at(text, file.policy.place()))
+                .unwrap_or_default(),
+            prices: self.referenced(&file.prices, ReferencedFile::Prices),
+            upstreams: upstreams.map_or_else(Vec::new, |upstreams| {
+                self.upstreams(upstreams, file.upstreams.place())
+            }),
+            access_log: self.access_log(&file.access_log),
+            state: self.state(&file.state),
+            health_path: self.health_path(&file.health_path),
+            cors: self.cors(&file.cors),
+            tier_paths: self.tier_paths(&file.tier_paths),
+            limits: self.limits(&file.limits),
+            server: self.server(&file.server),
+        };
+        self.check_addresses(&config, file);
+        Some(config)
+    }
+
+    fn listen(&self, field: &Field<OneOrMany<TextOr<'_, ListenerSection>>>) -> Vec<Listen> {
+        let items = match field.value(&self.mistakes) {
+            None => return vec![Listen::plain(DEFAULT_LISTEN)],
+            Some(OneOrMany::One(one)) => {
+                return self.listener(one, field.place()).into_iter().collect();
+            }
+            Some(OneOrMany::Many(items)) => items,
+        };
+        if items.is_empty() {
+            self.mistakes
+                .add(field.place(), "expected at least one address");
+        }
+        let mut listen: Vec<Listen> = Vec::new();
+        for item in items.iter() {
+            let value = item.value(&self.mistakes);
+            let Some(listener) = value.and_then(|value| self.listener(value, item.place())) else {
+                continue;
+            };
+            if listen.iter().any(|other| other.address == listener.address) {
+                let twice = format!("address `{}` is listed twice", listener.address);
+                self.mistakes.add(item.place(), twice);
+            }
+            listen.push(listener);
+        }
+        listen
+    }
+
+    fn listener(&self, value: &TextOr<'_, ListenerSection>, place: Place) -> Option<Listen> {
+        let section = match value {
+            TextOr::Text(text) => return self.parse_address(text, place).map(Listen::plain),
+            TextOr::Section(section) => section,
+        };
+        let listener = section.read(&self.mistakes);
+        let address = section.required("address", &listener.address, place, &self.mistakes);
+        let address = address.and_then(|text| self.parse_address(text, listener.address.place()));
+        let tls = listener.tls.optional(&self.mistakes);
+        let tls = tls.and_then(|section| self.listener_tls(section, listener.tls.place()));
+        let proxy_protocol = listener.proxy_protocol.or(false, &self.mistakes);
+        Some(Listen {
+            address: address?,
+            tls,
+            proxy_protocol,
+        })
+    }
+
+    fn listener_tls(
+        &self,
+        section: &Section<ListenerTlsSection>,
+        place: Place,
+    ) -> Option<TlsFiles> {
+        let tls = section.read(&self.mistakes);
+        let cert = section.required("cert", &tls.cert, place, &self.mistakes);
+        let key = section.required("key", &tls.key, place, &self.mistakes);
+        let cert = cert.and_then(|text| self.file_at(text, tls.cert.place()));
+        let key = key.and_then(|text| self.file_at(text, tls.key.place()));
+        let files = TlsFiles {
+            cert: cert?,
+            key: key?,
+        };
+        self.refer(place, ReferencedFile::Tls(files.clone()));
+        Some(files)
+    }
+
+    fn trusted_proxies(&self, field: &Field<List<String>>) -> TrustedProxies {
+        let Some(list) = field.value(&self.mistakes) else {
+            return TrustedProxies::default();
+        };
+        TrustedProxies::new(self.texts(list, |text, place| {
+            parse_network(text)
+                .map_err(|reason| self.mistakes.add(place, reason))
+                .ok()
+        }))
+    }
+
+    fn upstreams(
+        &self,
+        upstreams: &Members<'_, Section<UpstreamSection<'_>>>,
+        place: Place,
+    ) -> Vec<Arc<crate::config::Upstream>> {
+        if upstreams.is_empty() {
+            self.mistakes.add(place, "expected at least one upstream");
+        }
+        upstreams
+            .unique(&self.mistakes)
+            .filter_map(|member| self.upstream(member))
+            .map(Arc::new)
+            .collect()
+    }
+
+    fn access_log(&self, field: &Field<Section<AccessLogSection>>) -> LogSettings {
+        let mut settings = LogSettings {
+            target: LogTarget::File(PathBuf::from(DEFAULT_ACCESS_LOG)),
+            format: LogFormat::Json,
+        };
+        if let Some(section) = field.value(&self.mistakes) {
+            let log = section.read(&self.mistakes);
+            let path = section.required("path", &log.path, field.place(), &self.mistakes);
+            let target = path.and_then(|text| match text.as_str() {
+                "-" => Some(LogTarget::Stdout),
+                text => self.file_at(text, log.path.place()).map(LogTarget::File),
+            });
+            settings.target = target.unwrap_or(settings.target);
+            settings.format = log.format.word(settings.format, &self.mistakes);
+        }
+        self.refer(field.place(), ReferencedFile::AccessLog);
+        settings
+    }
+
+    fn state(&self, field: &Field<TextOr<'_, StateSection>>) -> Option<StateStore> {
+        match field.optional(&self.mistakes)? {
+            TextOr::Text(text) if text.contains("://") => self.redis(text, field.place(), None),
+            TextOr::Text(text) => {
+                let path = self.file_at(text, field.place())?;
+                self.refer(field.place(), ReferencedFile::State(path.clone()));
+                Some(StateStore::File(path))
+            }
+            TextOr::Section(section) => {
+                let state = section.read(&self.mistakes);
+                let url = section.required("url", &state.url, field.place(), &self.mistakes);
+                let password = self.referenced(&state.password_file, ReferencedFile::RedisPassword);
+                self.redis(url?, state.url.place(), password)
+            }
+        }
+    }
+
+    fn redis(
+        &self,
+        text: &str,
+        place: Place,
+        password_file: Option<PathBuf>,
+    ) -> Option<StateStore> {
+        parse_redis(text)
+            .map(|redis| {
+                StateStore::Redis(Redis {
+                    password_file,
+                    ..redis
+                })
+            })
+            .map_err(|reason| self.mistakes.add(place, reason))
+            .ok()
+    }
+
+    fn health_path(&self, field: &Field<String>) -> Option<String> {
+        let text = field.optional(&self.mistakes)?;
+        let is_plain = path::is_plain(text) && !text.ends_with('/');
+        if !is_plain {
+            self.mistakes
+                .add(field.place(), "expected a plain path like `/healthz`");
+        }
+        is_plain.then(|| text.clone())
+    }
+
+    fn cors(&self, field: &Field<Section<CorsSection>>) -> Option<Cors> {
+        let section = field.optional(&self.mistakes)?;
+        let cors = section.read(&self.mistakes);
+        let origins = &cors.allow_origins;
+        let origins = section.required("allow_origins", origins, field.place(), &self.mistakes)?;
+        let mut any = false;
+        let origins = self.texts(origins, |text, place| {
+            any |= text == "*";
+            let origin = parse_origin(text);
+            if origin.is_none() && text != "*" {
+                let expected = "expected an origin like `https://app.example`, or `*`";
+                self.mistakes.add(place, expected);
+            }
+            origin
+        });
+        let allow_origins = if any {
+            AllowedOrigins::Any
+        } else {
+            AllowedOrigins::Listed(origins)
+        };
+        Some(Cors { allow_origins })
+    }
+
+    fn tier_paths(&self, field: &Field<List<String>>) -> Vec<String> {
+        let Some(list) = field.value(&self.mistakes) else {
+            return DEFAULT_TIER_PATHS.map(str::to_owned).to_vec();
+        };
+        self.texts(list, |text, place| {
+            let path = path::normalise(text);
+            if path.is_none() {
+                self.mistakes.add(place, "expected a plain path like `/v1/agents`, without query, escapes and dot segments");
+            }
+            path
+        })
+    }
+
+    /// The items of a list that are what they should be.
+    fn texts<T>(
+        &self,
+        list: &List<String>,
+        mut parse: impl FnMut(&str, Place) -> Option<T>,
+    ) -> Vec<T> {
+        let items = list.iter().filter_map(|item| {
+            let text = item.value(&self.mistakes)?;
+            parse(text, item.place())
+        });
+        items.collect()
+    }
+
+    fn limits(&self, field: &Field<Section<LimitsSection>>) -> Limits {
+        let mut limits = Limits::default();
+        let Some(section) = field.optional(&self.mistakes) else {
+            return limits;
+        };
+        let given = section.read(&self.mistakes);
+        for (field, value) in [
+            (&given.header, &mut limits.header),
+            (&given.body, &mut limits.body),
+            (&given.decoded_body, &mut limits.decoded_body),
+            (&given.buffered, &mut limits.buffered),
+            (&given.websocket_message, &mut limits.websocket_message),
+        ] {
+            *value = field.or(ByteSize(*value), &self.mistakes).0;
+        }
+        for (field, most, value) in [
+            (&given.json_depth, MAX_JSON_DEPTH, &mut limits.json_depth),
+            (&given.connections, MAX_CONNECTIONS, &mut limits.connections),
+            (
+                &given.idle_upstream_connections,
+                MAX_CONNECTIONS,
+                &mut limits.idle_upstream_connections,
+            ),
+        ] {
+            *value = field.count(1..=most, &self.mistakes).unwrap_or(*value);
+        }
+        limits.connections_per_client = given
+            .connections_per_client
+            .integer(1..=MAX_CONNECTIONS, &self.mistakes);
+        limits.requests_in_flight = given
+            .requests_in_flight
+            .integer(1..=MAX_IN_FLIGHT, &self.mistakes);
+        for (name, field, value) in [
+            (
+                "header_timeout",
+                &given.header_timeout,
+                &mut limits.header_timeout,
+            ),
+            (
+                "body_idle_timeout",
+                &given.body_idle_timeout,
+                &mut limits.body_idle_timeout,
+            ),
+            (
+                "body_timeout",
+                &given.body_timeout,
+                &mut limits.body_timeout,
+            ),
+            (
+                "write_timeout",
+                &given.write_timeout,
+                &mut limits.write_timeout,
+            ),
+            (
+                "keepalive_timeout",
+                &given.keepalive_timeout,
+                &mut limits.keepalive_timeout,
+            ),
+        ] {
+            *value = self.timeout(name, field, *value);
+        }
+        if limits.body.max(limits.decoded_body) > limits.buffered {
+            self.warnings.add(field.place(), "`buffered` is less than `body` or `decoded_body`: the largest bodies are always refused");
+        }
+        limits
+    }
+
+    fn server(&self, field: &Field<Section<ServerSection>>) -> ServerOptions {
+        let mut options = ServerOptions {
+            threads: 0,
+            drain: DEFAULT_DRAIN,
+            upgrade_socket: None,
+        };
+        if let Some(section) = field.optional(&self.mistakes) {
+            let given = section.read(&self.mistakes);
+            let threads = given.threads.count(0..=MAX_THREADS, &self.mistakes);
+            options.threads = threads.unwrap_or(0);
+            options.drain = given.drain.or(TimeSpan(options.drain), &self.mistakes).0;
+            options.upgrade_socket = self.file(&given.upgrade_socket);
+        }
+        if options.threads == 0 {
+            options.threads = std::thread::available_parallelism().map_or(1, usize::from);
+        }
+        options
+    }
+
+    /// A duration in which something has to happen, so more than zero.
+    fn timeout(&self, name: &str, field: &Field<TimeSpan>, default: Duration) -> Duration {
+        let TimeSpan(value) = field.or(TimeSpan(default), &self.mistakes);
+        if value.is_zero() {
+            let message = format!("`{name}` must be more than zero");
+            self.mistakes.add(field.place(), message);
+        }
+        value
+    }
+
+    fn address(&self, field: &Field<String>) -> Option<SocketAddr> {
+        let text = field.value(&self.mistakes)?;
+        self.parse_address(text, field.place())
+    }
+
+    fn parse_address(&self, text: &str, place: Place) -> Option<SocketAddr> {
+        let numeric = match text.strip_prefix("localhost:") {
+            Some(port) => format!("127.0.0.1:{port}"),
+            None => text.to_owned(),
+        };
+        let address = numeric.parse();
+        let address = address
+            .ok()
+            .filter(|address: &SocketAddr| address.port() != 0);
+        if address.is_none() {
+            let expected = "expected an address like `127.0.0.1:8080` or `[::]:8080`";
+            self.mistakes.add(place, expected);
+        }
+        address
+    }
+
+    /// A path that is relative to the folder of the configuration.
+    fn file(&self, field: &Field<String>) -> Option<PathBuf> {
+        let text = field.optional(&self.mistakes)?;
+        self.file_at(text, field.place())
+    }
+
+    fn file_at(&self, text: &str, place: Place) -> Option<PathBuf> {
+        if text.is_empty() {
+            self.mistakes.add(place, "expected the path of a file");
+            return None;
+        }
+        Some(self.path.parent().unwrap_or(Path::new("")).join(text))
+    }
+
+    /// A file that is opened at start.
+    fn referenced(
+        &self,
+        field: &Field<String>,
+        kind: fn(PathBuf) -> ReferencedFile,
+    ) -> Option<PathBuf> {
+        let path = self.file(field)?;
+        self.refer(field.place(), kind(path.clone()));
+        Some(path)
+    }
+
+    fn refer(&self, place: Place, file: ReferencedFile) {
+        self.files.borrow_mut().push((place, file));
+    }
+
+    fn check_addresses(&self, config: &Config, file: &ConfigFile<'_>) {
+        let mut listen = config.listen.iter();
+        if listen.any(|listen| listen.address == config.admin) {
+            let place = if file.admin.is_given() {
+                file.admin.place()
+            } else {
+                file.listen.place()
+            };
+            let both = format!("`admin` and `listen` are both `{}`", config.admin);
+            self.mistakes.add(place, both);
+        }
+    }
+}
+
+/// Names of upstreams, groups and keys go into log lines and metrics.
+pub(crate) fn check_name(name: &str, place: Place, mistakes: &Mistakes) {
+    if name.is_empty() {
+        mistakes.add(place, "the name is empty");
+    } else if name.len() > MAX_NAME_BYTES {
+        mistakes.add(place, "the name is longer than 64 bytes");
+    } else if name.chars().any(char::is_control) {
+        mistakes.add(place, "the name has a control character");
+    }
+}
+
+/// A URL by the scheme that the Internet Assigned Numbers Authority lists for Redis. Reasons never quote the text: it may
+/// carry a password.
+fn parse_redis(text: &str) -> Result<Redis, &'static str> {
+    const EXPECTED: &str = "expected a URL like `redis://host:6379/0` or `rediss://host`";
+    let uri: Uri = text.parse().map_err(|_| EXPECTED)?;
+    let tls = match uri.scheme_str() {
+        Some("redis") => false,
+        Some("rediss") => true,
+        _ => return Err(EXPECTED),
+    };
+    let authority = uri.authority().ok_or(EXPECTED)?;
+    let user = authority.as_str().rsplit_once('@').map(|(user, _)| user);
+    if user.is_some_and(|user| user.contains(':')) {
+        return Err(
+            "a password does not stand in the configuration; use `state: {url: …, password_file: …}`",
+        );
+    }
+    let host = authority
+        .host()
+        .trim_matches(['[', ']'])
+        .to_ascii_lowercase();
+    if !is_host(&host) || uri.query().is_some() {
+        return Err(EXPECTED);
+    }
+    let database = match uri.path().trim_start_matches('/') {
+        "" => 0,
+        digits => digits.parse().map_err(|_| EXPECTED)?,
+    };
+    Ok(Redis {
+        tls,
+        host,
+        port: authority.port_u16().unwrap_or(REDIS_PORT),
+        database,
+        user: user.filter(|user| !user.is_empty()).map(str::to_owned),
+        password_file: None,
+    })
+}
+
+/// An origin as browsers send it (RFC 6454 section 6.2).
+fn parse_origin(text: &str) -> Option<String> {
+    let (scheme, rest) = text.split_once("://")?;
+    let is_scheme = !scheme.is_empty()
+        && scheme
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+    let is_authority = !rest.is_empty()
+        && rest
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte));
+    (is_scheme && is_authority).then(|| text.to_ascii_lowercase())
+}

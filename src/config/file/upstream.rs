@@ -1,0 +1,582 @@
+//! The section of an upstream as written, and what it resolves to.
+
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+use serde::Deserialize;
+
+use super::{ReferencedFile, Resolver, check_name};
+use crate::config::bridge::{
+    BridgeOptions, Effort, ModelEntry, ReasoningSummary, StopSequences, SystemAs, ToolMedia,
+};
+use crate::config::diagnostic::Place;
+use crate::config::field::{Field, List, Member, Members, OneOrMany, Section, Word};
+use crate::config::units::TimeSpan;
+use crate::config::upstream::{
+    ChatCompletionsMode, ChatStreamUsage, Ejection, ForwardedHeaders, HeaderEdits, HealthCheck,
+    Http2, MessagesMode, OnClientAbort, Presets, ServedTier, Upstream, UpstreamKind, UpstreamTls,
+};
+use crate::config::url::{Url, is_dns_name};
+use crate::config::{TlsFiles, path};
+
+const MAX_URLS: usize = 64;
+/// Pingora makes 16 attempts at most.
+const MAX_RETRIES: u64 = 15;
+const DEFAULT_RETRIES: usize = 3;
+const MAX_H2_STREAMS: u64 = 10_000;
+/// The most failures and checks in a row that a setting may ask for.
+const MAX_IN_A_ROW: u64 = 1000;
+const MAX_OUTPUT_TOKENS: u64 = 1_000_000_000;
+const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const DEFAULT_RESPONSE_TIMEOUT: Duration = Duration::from_secs(600);
+/// Before most servers close an idle connection first.
+const DEFAULT_KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(50);
+const DEFAULT_ABORT_DRAIN: Duration = Duration::from_secs(30);
+
+/// Headers that frame a message, or that belong to one connection (RFC 9110 section 7.6.1): the proxy writes them.
+const FRAMING_HEADERS: [&str; 13] = [
+    "accept-encoding",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "expect",
+    "host",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "x-tiergate-request-id",
+];
+/// Headers that carry a key: it belongs into a file.
+const CREDENTIAL_HEADERS: [&str; 3] = ["authorization", "x-api-key", "api-key"];
+/// What Claude Code asks for by itself, whatever model the user chose.
+const CLAUDE_CODE_MODELS: [&str; 5] = [
+    "claude-sonnet-5",
+    "claude-haiku-5-5",
+    "claude-opus-5-5",
+    "claude-sonnet-5-5",
+    "claude-fable-5-2",
+];
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct UpstreamSection<'a> {
+    url: Field<OneOrMany<String>>,
+    kind: Field<Word<UpstreamKind>>,
+    served_tier: Field<Word<ServedTier>>,
+    messages: Field<Word<MessagesMode>>,
+    chat_completions: Field<Word<ChatCompletionsMode>>,
+    chat_stream_usage: Field<Word<ChatStreamUsage>>,
+    forwarded_headers: Field<Word<ForwardedHeaders>>,
+    #[serde(borrow)]
+    headers: Field<Section<HeadersSection<'a>>>,
+    credential_file: Field<String>,
+    connect_timeout: Field<TimeSpan>,
+    response_timeout: Field<TimeSpan>,
+    idle_timeout: Field<TimeSpan>,
+    keepalive_timeout: Field<TimeSpan>,
+    retries: Field<i64>,
+    http2: Field<Section<Http2Section>>,
+    tls: Field<Section<TlsSection>>,
+    ejection: Field<Section<EjectionSection>>,
+    health_check: Field<Section<HealthCheckSection>>,
+    on_client_abort: Field<Word<OnClientAbort>>,
+    abort_drain: Field<TimeSpan>,
+    models: Field<List<Section<ModelSection>>>,
+    bridge: Field<Section<BridgeSection>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct HeadersSection<'a> {
+    #[serde(borrow)]
+    set: Field<Members<'a, String>>,
+    remove: Field<List<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Http2Section {
+    enabled: Field<bool>,
+    max_streams: Field<i64>,
+    ping_interval: Field<TimeSpan>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct TlsSection {
+    ca: Field<String>,
+    cert: Field<String>,
+    key: Field<String>,
+    server_name: Field<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct EjectionSection {
+    consecutive_failures: Field<i64>,
+    base_time: Field<TimeSpan>,
+    max_time: Field<TimeSpan>,
+    gateway_errors: Field<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct HealthCheckSection {
+    path: Field<String>,
+    interval: Field<TimeSpan>,
+    timeout: Field<TimeSpan>,
+    unhealthy_threshold: Field<i64>,
+    healthy_threshold: Field<i64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ModelSection {
+    r#match: Field<String>,
+    model: Field<String>,
+    effort: Field<Word<Effort>>,
+    max_effort: Field<Word<Effort>>,
+    effort_off: Field<Word<Effort>>,
+    reasoning: Field<bool>,
+    max_output: Field<i64>,
+    phase: Field<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct BridgeSection {
+    reasoning_replay: Field<bool>,
+    reasoning_summary: Field<Word<ReasoningSummary>>,
+    stop_sequences: Field<Word<StopSequences>>,
+    tool_media: Field<Word<ToolMedia>>,
+    system_as: Field<Word<SystemAs>>,
+    path: Field<String>,
+    commit_after: Field<TimeSpan>,
+    ping: Field<TimeSpan>,
+}
+
+impl Resolver<'_> {
+    /// Also one with mistakes is an upstream, so that groups that name it do not seem to have one more.
+    pub(super) fn upstream(
+        &self,
+        member: &Member<'_, Section<UpstreamSection<'_>>>,
+    ) -> Option<Upstream> {
+        check_name(&member.key, member.place, &self.mistakes);
+        let Some(section) = member.value.value(&self.mistakes) else {
+            let nothing = UpstreamSection::default();
+            return Some(self.settings(member, &nothing, &[]));
+        };
+        let given = section.read(&self.mistakes);
+        let url = section.required("url", &given.url, member.place, &self.mistakes);
+        let urls = url.map_or_else(Vec::new, |url| self.urls(url, given.url.place()));
+        let upstream = self.settings(member, given, &urls);
+        self.check_urls(&urls, &upstream, given);
+        self.warn_of(&upstream, given, &urls);
+        Some(upstream)
+    }
+
+    fn settings(
+        &self,
+        member: &Member<'_, Section<UpstreamSection<'_>>>,
+        given: &UpstreamSection<'_>,
+        urls: &[(Place, Url)],
+    ) -> Upstream {
+        let mistakes = &self.mistakes;
+        let kind = given.kind.word(UpstreamKind::OpenAi, mistakes);
+        let Presets {
+            served_tier,
+            messages,
+            forwarded_headers,
+        } = kind.presets();
+        let mut urls: Vec<Url> = urls.iter().map(|(_, url)| url.clone()).collect();
+        if urls.is_empty() {
+            urls.push(Url::placeholder());
+        }
+        Upstream {
+            name: member.key.to_string(),
+            urls,
+            kind,
+            served_tier: given.served_tier.word(served_tier, mistakes),
+            messages: given.messages.word(messages, mistakes),
+            chat_completions: given
+                .chat_completions
+                .word(ChatCompletionsMode::Relay, mistakes),
+            chat_stream_usage: given
+                .chat_stream_usage
+                .word(ChatStreamUsage::Client, mistakes),
+            forwarded_headers: given.forwarded_headers.word(forwarded_headers, mistakes),
+            headers: self.headers(&given.headers),
+            credential_file: self.referenced(&given.credential_file, ReferencedFile::Credential),
+            connect_timeout: self.timeout(
+                "connect_timeout",
+                &given.connect_timeout,
+                DEFAULT_CONNECT_TIMEOUT,
+            ),
+            response_timeout: self.timeout(
+                "response_timeout",
+                &given.response_timeout,
+                DEFAULT_RESPONSE_TIMEOUT,
+            ),
+            idle_timeout: self.timeout(
+                "idle_timeout",
+                &given.idle_timeout,
+                DEFAULT_RESPONSE_TIMEOUT,
+            ),
+            keepalive_timeout: self.timeout(
+                "keepalive_timeout",
+                &given.keepalive_timeout,
+                DEFAULT_KEEPALIVE_TIMEOUT,
+            ),
+            retries: given
+                .retries
+                .count(0..=MAX_RETRIES, mistakes)
+                .unwrap_or(DEFAULT_RETRIES),
+            http2: self.http2(&given.http2),
+            tls: self.upstream_tls(&given.tls),
+            ejection: self.ejection(&given.ejection),
+            health_check: self.health_check(&given.health_check),
+            on_client_abort: given.on_client_abort.word(OnClientAbort::Cancel, mistakes),
+            abort_drain: self.timeout("abort_drain", &given.abort_drain, DEFAULT_ABORT_DRAIN),
+            models: self.models(&given.models),
+            bridge: self.bridge(&given.bridge, kind),
+            place: member.place,
+        }
+    }
+
+    /// One URL, or a list of them.
+    fn urls(&self, urls: &OneOrMany<String>, place: Place) -> Vec<(Place, Url)> {
+        let items = match urls {
+            OneOrMany::One(text) => return self.url(text, place).into_iter().collect(),
+            OneOrMany::Many(items) => items,
+        };
+        if items.is_empty() || items.len() > MAX_URLS {
+            let expected = format!("expected 1 to {MAX_URLS} URLs");
+            self.mistakes.add(place, expected);
+        }
+        let mut urls: Vec<(Place, Url)> = Vec::new();
+        for item in items.iter() {
+            let text = item.value(&self.mistakes);
+            let Some((place, url)) = text.and_then(|text| self.url(text, item.place())) else {
+                continue;
+            };
+            if urls.iter().any(|(_, other)| *other == url) {
+                self.mistakes.add(place, "the URL is listed twice");
+            }
+            if urls.first().is_some_and(|(_, first)| first.tls != url.tls) {
+                let all = "the URLs of an upstream are all http or all https";
+                self.mistakes.add(place, all);
+            }
+            urls.push((place, url));
+        }
+        urls
+    }
+
+    fn url(&self, text: &str, place: Place) -> Option<(Place, Url)> {
+        Url::parse(text)
+            .map(|url| (place, url))
+            .map_err(|reason| self.mistakes.add(place, reason))
+            .ok()
+    }
+
+    /// Whether the URLs and how TLS is spoken there go together.
+    fn check_urls(&self, urls: &[(Place, Url)], upstream: &Upstream, given: &UpstreamSection<'_>) {
+        let bare = urls.iter().find(|(_, url)| url.tls && url.is_address());
+        if let Some((place, _)) = bare
+            && upstream.tls.server_name.is_none()
+        {
+            self.mistakes.add(*place, "an https upstream needs a host name or `tls.server_name`: certificates are not verified for a bare IP address");
+        }
+        if given.tls.is_given() && urls.first().is_some_and(|(_, url)| !url.tls) {
+            self.mistakes
+                .add(given.tls.place(), "`tls` is for https, and the URL is http");
+        }
+    }
+
+    fn warn_of(&self, upstream: &Upstream, given: &UpstreamSection<'_>, urls: &[(Place, Url)]) {
+        let ends_in_version = |url: &Url| url.prefix.to_ascii_lowercase().ends_with("/v1");
+        for (place, url) in urls.iter().filter(|(_, url)| ends_in_version(url)) {
+            let message = format!(
+                "the URL ends in `/v1`, and clients' paths begin with it: `/v1/responses` becomes `{}/v1/responses`; leave it out",
+                url.prefix
+            );
+            self.warnings.add(*place, message);
+        }
+        if upstream.kind == UpstreamKind::Gateway && !given.served_tier.is_given() {
+            self.warnings.add(
+                given.kind.place(),
+                "the tier in this gateway's responses decides what is billed; if it has Codex accounts, their echo is empty or always the same: then use `kind: codex_gateway`, or say `served_tier: trusted`",
+            );
+        }
+        if !given.credential_file.is_given() && !given.credential_file.is_null() {
+            self.warnings.add(
+                upstream.place,
+                "the clients' own keys are sent to this upstream; name its key by `credential_file`, or say `credential_file: null` if that is meant",
+            );
+        }
+        self.warn_of_models(upstream, given);
+    }
+
+    fn warn_of_models(&self, upstream: &Upstream, given: &UpstreamSection<'_>) {
+        let converts_messages = upstream.messages == MessagesMode::Responses;
+        let converts =
+            converts_messages || upstream.chat_completions == ChatCompletionsMode::Responses;
+        let is_set = given.models.is_given() || given.bridge.is_given();
+        if is_set && !converts {
+            let message = "`models` and `bridge` have no effect without `messages: responses` or `chat_completions: responses`";
+            self.warnings.add(upstream.place, message);
+        }
+        let missing = CLAUDE_CODE_MODELS
+            .into_iter()
+            .filter(|name| !upstream.models.iter().any(|entry| entry.matches(name)));
+        let missing: Vec<&str> = missing.collect();
+        if converts_messages && !missing.is_empty() {
+            let message = format!(
+                "no entry of `models` matches {}, which Claude Code asks for",
+                missing.join(", ")
+            );
+            self.warnings.add(upstream.place, message);
+        }
+    }
+
+    fn upstream_tls(&self, field: &Field<Section<TlsSection>>) -> UpstreamTls {
+        let Some(section) = field.optional(&self.mistakes) else {
+            return UpstreamTls::default();
+        };
+        let given = section.read(&self.mistakes);
+        if given.cert.is_given() != given.key.is_given() {
+            let together = "`cert` and `key` are given together";
+            self.mistakes.add(field.place(), together);
+        }
+        let cert = self.file(&given.cert);
+        let key = self.file(&given.key);
+        let tls = UpstreamTls {
+            ca: self.file(&given.ca),
+            identity: cert.zip(key).map(|(cert, key)| TlsFiles { cert, key }),
+            server_name: self.server_name(&given.server_name),
+        };
+        self.refer(field.place(), ReferencedFile::UpstreamTls(tls.clone()));
+        tls
+    }
+
+    fn server_name(&self, field: &Field<String>) -> Option<String> {
+        let text = field.optional(&self.mistakes)?;
+        if is_dns_name(text) {
+            return Some(text.to_ascii_lowercase());
+        }
+        let expected = "expected a host name like `api.example.com`";
+        self.mistakes.add(field.place(), expected);
+        None
+    }
+
+    fn headers(&self, field: &Field<Section<HeadersSection<'_>>>) -> HeaderEdits {
+        let Some(section) = field.optional(&self.mistakes) else {
+            return HeaderEdits::default();
+        };
+        let given = section.read(&self.mistakes);
+        let set = given.set.optional(&self.mistakes);
+        let set = set
+            .iter()
+            .flat_map(|members| members.unique(&self.mistakes));
+        let set = set.filter_map(|member| self.header(member)).collect();
+        let remove = given.remove.optional(&self.mistakes);
+        let remove = remove.iter().flat_map(|list| list.iter());
+        let remove = remove.filter_map(|item| {
+            let text = item.value(&self.mistakes)?;
+            self.header_name(text, item.place(), &[])
+        });
+        HeaderEdits {
+            set,
+            remove: remove.collect(),
+        }
+    }
+
+    fn header(&self, member: &Member<'_, String>) -> Option<(HeaderName, HeaderValue)> {
+        let name = self.header_name(&member.key, member.place, &CREDENTIAL_HEADERS);
+        let text = member.value.value(&self.mistakes)?;
+        let Ok(mut value) = HeaderValue::from_str(text) else {
+            let message = "the value of a header has no control characters";
+            self.mistakes.add(member.value.place(), message);
+            return None;
+        };
+        value.set_sensitive(true);
+        Some((name?, value))
+    }
+
+    fn header_name(&self, text: &str, place: Place, secret: &[&str]) -> Option<HeaderName> {
+        let Ok(name) = HeaderName::from_bytes(text.as_bytes()) else {
+            self.mistakes
+                .add(place, "expected the name of a header, like `x-team`");
+            return None;
+        };
+        if FRAMING_HEADERS.contains(&name.as_str()) {
+            self.mistakes
+                .add(place, "this header is written by the proxy itself");
+            return None;
+        }
+        if secret.contains(&name.as_str()) {
+            let message = "a key does not stand in the configuration; use `credential_file`";
+            self.mistakes.add(place, message);
+            return None;
+        }
+        Some(name)
+    }
+
+    fn http2(&self, field: &Field<Section<Http2Section>>) -> Http2 {
+        let mut http2 = Http2::default();
+        if let Some(section) = field.optional(&self.mistakes) {
+            let given = section.read(&self.mistakes);
+            let most = given.max_streams.count(1..=MAX_H2_STREAMS, &self.mistakes);
+            http2.enabled = given.enabled.or(http2.enabled, &self.mistakes);
+            http2.max_streams = most.unwrap_or(http2.max_streams);
+            let interval = TimeSpan(http2.ping_interval);
+            http2.ping_interval = given.ping_interval.or(interval, &self.mistakes).0;
+        }
+        http2
+    }
+
+    fn ejection(&self, field: &Field<Section<EjectionSection>>) -> Ejection {
+        let default = Ejection::default();
+        let Some(section) = field.optional(&self.mistakes) else {
+            return default;
+        };
+        let given = section.read(&self.mistakes);
+        let ejection = Ejection {
+            consecutive_failures: self.in_a_row(
+                &given.consecutive_failures,
+                0,
+                default.consecutive_failures,
+            ),
+            base_time: self.timeout("base_time", &given.base_time, default.base_time),
+            max_time: self.timeout("max_time", &given.max_time, default.max_time),
+            gateway_errors: given
+                .gateway_errors
+                .or(default.gateway_errors, &self.mistakes),
+        };
+        if ejection.max_time < ejection.base_time {
+            self.mistakes
+                .add(field.place(), "`max_time` is less than `base_time`");
+        }
+        ejection
+    }
+
+    fn health_check(&self, field: &Field<Section<HealthCheckSection>>) -> Option<HealthCheck> {
+        let default = HealthCheck::default();
+        let given = field.optional(&self.mistakes)?.read(&self.mistakes);
+        Some(HealthCheck {
+            path: self.check_path(&given.path),
+            interval: self.timeout("interval", &given.interval, default.interval),
+            timeout: self.timeout("timeout", &given.timeout, default.timeout),
+            unhealthy_threshold: self.in_a_row(
+                &given.unhealthy_threshold,
+                1,
+                default.unhealthy_threshold,
+            ),
+            healthy_threshold: self.in_a_row(
+                &given.healthy_threshold,
+                1,
+                default.healthy_threshold,
+            ),
+        })
+    }
+
+    fn in_a_row(&self, field: &Field<i64>, least: u64, default: u32) -> u32 {
+        let value = field.integer(least..=MAX_IN_A_ROW, &self.mistakes);
+        value.map_or(default, |value| value as u32)
+    }
+
+    fn check_path(&self, field: &Field<String>) -> Option<String> {
+        let text = field.optional(&self.mistakes)?;
+        let is_plain = |byte: u8| byte.is_ascii_graphic() && byte != b'#';
+        if text.starts_with('/') && text.bytes().all(is_plain) {
+            return Some(text.clone());
+        }
+        self.mistakes
+            .add(field.place(), "expected a path like `/healthz`");
+        None
+    }
+
+    fn models(&self, field: &Field<List<Section<ModelSection>>>) -> Vec<ModelEntry> {
+        let items = field.optional(&self.mistakes);
+        let items = items.iter().flat_map(|list| list.iter());
+        items.filter_map(|item| self.model(item)).collect()
+    }
+
+    fn model(&self, item: &Field<Section<ModelSection>>) -> Option<ModelEntry> {
+        let section = item.value(&self.mistakes)?;
+        let given = section.read(&self.mistakes);
+        let pattern = section.required("match", &given.r#match, item.place(), &self.mistakes);
+        let entry = ModelEntry {
+            pattern: pattern.cloned().unwrap_or_default(),
+            model: given.model.optional(&self.mistakes).cloned(),
+            effort: given.effort.optional(&self.mistakes).map(|word| word.0),
+            max_effort: given.max_effort.word(Effort::Xhigh, &self.mistakes),
+            effort_off: given.effort_off.word(Effort::None, &self.mistakes),
+            reasoning: given.reasoning.optional(&self.mistakes).copied(),
+            max_output: given
+                .max_output
+                .integer(1..=MAX_OUTPUT_TOKENS, &self.mistakes),
+            phase: given.phase.or(false, &self.mistakes),
+        };
+        let stars_before_the_end = entry.pattern.trim_end_matches('*').contains('*');
+        if pattern.is_some() && (entry.pattern.is_empty() || stars_before_the_end) {
+            let expected = "expected the name of a model, or its beginning and `*`";
+            self.mistakes.add(given.r#match.place(), expected);
+        }
+        pattern.map(|_| entry)
+    }
+
+    fn bridge(&self, field: &Field<Section<BridgeSection>>, kind: UpstreamKind) -> BridgeOptions {
+        let default = BridgeOptions::of(kind == UpstreamKind::Codex);
+        let Some(section) = field.optional(&self.mistakes) else {
+            return default;
+        };
+        let given = section.read(&self.mistakes);
+        let mistakes = &self.mistakes;
+        BridgeOptions {
+            reasoning_replay: given
+                .reasoning_replay
+                .or(default.reasoning_replay, mistakes),
+            reasoning_summary: given
+                .reasoning_summary
+                .word(default.reasoning_summary, mistakes),
+            stop_sequences: given.stop_sequences.word(default.stop_sequences, mistakes),
+            tool_media: given.tool_media.word(default.tool_media, mistakes),
+            system_as: given.system_as.word(default.system_as, mistakes),
+            path: self.bridge_path(&given.path).unwrap_or(default.path),
+            commit_after: self.timeout("commit_after", &given.commit_after, default.commit_after),
+            ping: self.timeout("ping", &given.ping, default.ping),
+        }
+    }
+
+    fn bridge_path(&self, field: &Field<String>) -> Option<String> {
+        let text = field.optional(&self.mistakes)?;
+        if !path::is_plain(text) {
+            let expected = "expected a plain path like `/v1/responses`";
+            self.mistakes.add(field.place(), expected);
+            return None;
+        }
+        Some(text.clone())
+    }
+}
+
+/// The words of all sections below an upstream, each with its pointer there, for the test of the schema.
+#[cfg(test)]
+pub(super) fn words() -> Vec<(&'static str, Vec<String>)> {
+    use crate::config::field::schema::words_of;
+    vec![
+        ("", words_of::<UpstreamSection<'_>>()),
+        ("/properties/headers", words_of::<HeadersSection<'_>>()),
+        ("/properties/http2", words_of::<Http2Section>()),
+        ("/properties/tls", words_of::<TlsSection>()),
+        ("/properties/ejection", words_of::<EjectionSection>()),
+        ("/properties/health_check", words_of::<HealthCheckSection>()),
+        (
+            "/properties/models/anyOf/0/items",
+            words_of::<ModelSection>(),
+        ),
+        ("/properties/bridge", words_of::<BridgeSection>()),
+    ]
+}

@@ -1,0 +1,75 @@
+//! Networks of proxies whose word on where a request comes from is taken. How that word is read stands with the server.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+/// The proxies whose word on a request's origin is taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrustedProxies(Vec<IpNet>);
+
+impl TrustedProxies {
+    pub fn new(networks: Vec<IpNet>) -> Self {
+        Self(networks)
+    }
+
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|network| network.contains(&address))
+    }
+}
+
+/// A range of addresses: `10.0.0.0/8`, `2001:db8::/32`, or a single one.
+///
+/// # Errors
+/// What is wrong with the text, for the configuration's mistakes.
+pub(crate) fn parse_network(text: &str) -> Result<IpNet, &'static str> {
+    const EXPECTED: &str = "expected a network like `10.0.0.0/8`, or an address";
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(address.into());
+    }
+    let network: IpNet = text.parse().map_err(|_| EXPECTED)?;
+    if network.addr() != network.network() {
+        return Err("the address has bits beyond the prefix of its network");
+    }
+    Ok(network)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_is_an_address_and_how_much_of_it_counts() {
+        for (text, inside, outside) in [
+            ("10.0.0.0/8", "10.255.0.1", "11.0.0.0"),
+            ("10.1.2.3", "10.1.2.3", "10.1.2.2"),
+            ("10.1.2.2/31", "10.1.2.3", "10.1.2.4"),
+            ("0.0.0.0/0", "255.1.1.1", "::1"),
+            ("::/0", "2001:db8::1", "10.0.0.1"),
+            ("2001:db8::/33", "2001:db8:7fff::1", "2001:db8:8000::"),
+            ("::1", "::1", "::"),
+        ] {
+            let trusted = TrustedProxies::new(vec![parse_network(text).unwrap()]);
+            assert!(trusted.contains(inside.parse().unwrap()), "{text} {inside}");
+            assert!(
+                !trusted.contains(outside.parse().unwrap()),
+                "{text} {outside}"
+            );
+        }
+        for text in [
+            "",
+            "10",
+            "10.0.0.0/",
+            "10.0.0.0/33",
+            "10.0.0.0/-1",
+            "10.0.0.0/+8",
+            "10.0.0.1/8",
+            "::/129",
+            "::1/64",
+            "10.0.0.0/8/8",
+            "host",
+        ] {
+            assert!(parse_network(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Patterns for names of models, as price files and groups have them.
+
+/// A name in which `*` stands for any run of characters. ASCII case does not matter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern(String);
+
+impl Pattern {
+    /// The pattern of this text: any text is one.
+    pub fn new(text: &str) -> Pattern {
+        Pattern(text.to_ascii_lowercase())
+    }
+
+    /// Whether the name fits.
+    pub fn matches(&self, name: &str) -> bool {
+        glob(self.0.as_bytes(), name.as_bytes())
+    }
+
+    /// Whether every name that fits the other one fits this one too: a star of the other fits a star only.
+    pub(crate) fn covers(&self, other: &Pattern) -> bool {
+        glob(self.0.as_bytes(), other.0.as_bytes())
+    }
+
+    /// The pattern in lower case.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Whether `text` fits `pattern`, in which `*` stands for any run of bytes, without regard to ASCII case. No recursion:
+/// on a mismatch only the last star is tried again, one byte further, for what an earlier one could do it can do too.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut p, mut t) = (0, 0);
+    let mut retry = None;
+    while t < text.len() {
+        if pattern.get(p) == Some(&b'*') {
+            retry = Some((p + 1, t));
+            p += 1;
+        } else if pattern
+            .get(p)
+            .is_some_and(|byte| byte.eq_ignore_ascii_case(&text[t]))
+        {
+            p += 1;
+            t += 1;
+        } else if let Some((after_star, from)) = retry {
+            retry = Some((after_star, from + 1));
+            (p, t) = (after_star, from + 1);
+        } else {
+            return false;
+        }
+    }
+    pattern[p..].iter().all(|byte| *byte == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What the pattern says, by recursion.
+    fn fits(pattern: &[u8], text: &[u8]) -> bool {
+        match pattern.split_first() {
+            None => text.is_empty(),
+            Some((b'*', rest)) => (0..=text.len()).any(|skip| fits(rest, &text[skip..])),
+            Some((byte, rest)) => {
+                text.first().is_some_and(|first| first == byte) && fits(rest, &text[1..])
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        #[test]
+        fn patterns_agree_with_their_definition(pattern in "[ab*]{0,8}", text in "[ab]{0,12}") {
+            prop_assert_eq!(Pattern::new(&pattern).matches(&text), fits(pattern.as_bytes(), text.as_bytes()));
+        }
+
+        #[test]
+        fn a_pattern_that_covers_another_fits_all_that_fits_that(one in "[ab*]{0,6}", other in "[ab*]{0,6}", text in "[ab]{0,8}") {
+            let (one, other) = (Pattern::new(&one), Pattern::new(&other));
+            prop_assert!(!one.covers(&other) || !other.matches(&text) || one.matches(&text));
+        }
+    }
+
+    #[test]
+    fn case_does_not_matter() {
+        assert!(Pattern::new("GPT-*-Mini").matches("gpt-5.5-mini"));
+        assert!(!Pattern::new("gpt-5.5").matches("gpt-5.5-mini"));
+    }
+}

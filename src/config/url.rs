@@ -1,0 +1,214 @@
+//! Where an upstream is.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use http::Uri;
+use http::uri::Scheme;
+
+use crate::config::path;
+
+/// Where an upstream is: `http(s)://host[:port][/prefix]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Url {
+    /// Then the host is a DNS name, or `tls.server_name` is one: TLS needs it for SNI, and without it nothing would be
+    /// verified.
+    pub tls: bool,
+    /// A DNS name in lower case, or an IP address, IPv6 without brackets.
+    pub host: String,
+    pub port: u16,
+    /// Put before each request's path: empty, or a path without a trailing slash.
+    pub prefix: String,
+}
+
+impl Url {
+    /// Reasons never quote the text: a URL may carry a password.
+    ///
+    /// # Errors
+    /// Why the text is no URL of an upstream.
+    pub fn parse(text: &str) -> Result<Url, &'static str> {
+        const SCHEME: &str = "expected a URL that begins with `http://` or `https://`";
+        if !text.starts_with("http://") && !text.starts_with("https://") {
+            return Err(SCHEME);
+        }
+        if text.contains(['?', '#']) {
+            return Err("the URL of an upstream has no query and no fragment");
+        }
+        let uri: Uri = text.parse().map_err(|_| explain(text))?;
+        let tls = uri.scheme() == Some(&Scheme::HTTPS);
+        let authority = uri.authority().ok_or(NO_HOST)?;
+        if authority.as_str().contains('@') {
+            return Err(
+                "the URL of an upstream has no user and no password; use `credential_file`",
+            );
+        }
+        let standard = if tls { 443 } else { 80 };
+        let port = match authority.port_u16() {
+            Some(0) => return Err(BAD_PORT),
+            Some(port) => port,
+            None if authority.as_str().len() > authority.host().len() => return Err(BAD_PORT),
+            None => standard,
+        };
+        let path = uri.path();
+        if path != "/" && !path::is_plain(path) {
+            return Err("the path of the URL has an empty or dot segment, or an escape");
+        }
+        Ok(Url {
+            tls,
+            host: parse_host(authority.host())?,
+            port,
+            prefix: path.strip_suffix('/').unwrap_or(path).to_owned(),
+        })
+    }
+
+    /// Whether its host is an address, and no name that could be verified.
+    pub fn is_address(&self) -> bool {
+        self.host.parse::<IpAddr>().is_ok()
+    }
+
+    /// Host and port as in a `Host` header: the port only where it is not the scheme's own.
+    pub fn authority(&self) -> String {
+        let standard = if self.tls { 443 } else { 80 };
+        let host = if self.host.contains(':') {
+            format!("[{}]", self.host)
+        } else {
+            self.host.clone()
+        };
+        if self.port == standard {
+            host
+        } else {
+            format!("{host}:{}", self.port)
+        }
+    }
+
+    /// Stands for a URL with a mistake while the rest of the file is read.
+    pub(crate) fn placeholder() -> Url {
+        Url {
+            tls: false,
+            host: "invalid".to_owned(),
+            port: 80,
+            prefix: String::new(),
+        }
+    }
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority(), self.prefix)
+    }
+}
+
+const NO_HOST: &str = "the URL has no valid host name";
+const BAD_PORT: &str = "the port of the URL is not a number from 1 to 65535";
+
+/// Why a text that begins like a URL is none.
+fn explain(text: &str) -> &'static str {
+    let rest = text.split_once("://").map_or("", |(_, rest)| rest);
+    let authority = rest.split('/').next().unwrap_or("");
+    match authority.rsplit_once(':') {
+        Some((host, port))
+            if !host.contains(':') && !port.is_empty() && port.parse::<u16>().is_err() =>
+        {
+            BAD_PORT
+        }
+        _ => NO_HOST,
+    }
+}
+
+/// A DNS name, or an IP address without brackets.
+pub(crate) fn is_host(host: &str) -> bool {
+    host.parse::<IpAddr>().is_ok() || is_dns_name(host)
+}
+
+fn parse_host(host: &str) -> Result<String, &'static str> {
+    let bracketed = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    let is_address = match bracketed {
+        Some(inner) => inner.parse::<Ipv6Addr>().is_ok(),
+        None => host.parse::<Ipv4Addr>().is_ok(),
+    };
+    if is_address {
+        return Ok(bracketed.unwrap_or(host).to_owned());
+    }
+    if is_dns_name(host) {
+        Ok(host.to_ascii_lowercase())
+    } else {
+        Err(NO_HOST)
+    }
+}
+
+/// By RFC 1123, with the underscore that container networks use. A last label of digits would make it an address in a
+/// spelling, like `127.1`, that resolvers understand and TLS does not.
+pub(crate) fn is_dns_name(host: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let last = host.rsplit('.').next().unwrap_or(host);
+    host.len() <= 253
+        && host.split('.').all(is_label)
+        && !last.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(text: &str) -> Result<(bool, String, u16, String), &'static str> {
+        Url::parse(text).map(|url| (url.tls, url.host, url.port, url.prefix))
+    }
+
+    #[test]
+    fn a_url_is_taken_apart() {
+        let parts = |tls, host: &str, port, prefix: &str| {
+            Ok((tls, host.to_owned(), port, prefix.to_owned()))
+        };
+        assert_eq!(
+            url("https://API.openai.com"),
+            parts(true, "api.openai.com", 443, "")
+        );
+        assert_eq!(
+            url("http://127.0.0.1:8080/base/path/"),
+            parts(false, "127.0.0.1", 8080, "/base/path")
+        );
+        assert_eq!(url("http://[::1]:81/"), parts(false, "::1", 81, ""));
+        assert_eq!(url("http://[::1]"), parts(false, "::1", 80, ""));
+        assert_eq!(
+            url("https://new_api:3000/v1"),
+            parts(true, "new_api", 3000, "/v1")
+        );
+    }
+
+    #[test]
+    fn a_url_that_would_not_be_understood_is_refused() {
+        for text in "https://127.1 https:// ftp://host host HTTPS://host http://a@host \
+            http://host?q http://host#f http://host:x http://host: http://host:70000 http://-a.b http://a..b http://a. \
+            http://host/a//b http://host/../b http://[::1 http://::1 http://host/%61"
+            .split_ascii_whitespace()
+        {
+            assert!(url(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_url_is_shown_as_it_is_meant() {
+        for text in [
+            "https://api.openai.com",
+            "http://127.0.0.1:8080/base",
+            "http://[::1]:81",
+            "http://[::1]",
+        ] {
+            assert_eq!(Url::parse(text).unwrap().to_string(), text);
+        }
+        assert_eq!(
+            Url::parse("https://A.b:443/").unwrap().to_string(),
+            "https://a.b"
+        );
+    }
+}

@@ -1,0 +1,191 @@
+//! What changes when one policy takes the place of another: told to the operator at each reload, and reason to hold one that
+//! loses most of its keys.
+
+use std::cmp::Ordering;
+use std::fmt::Write;
+
+use crate::config::pattern::Pattern;
+use crate::config::watch::Review;
+use crate::policy::group::{ForcedTier, ModelRule};
+use crate::policy::{Group, Policy};
+
+/// From so many keys on, a policy that loses more than half of them is held.
+const HOLD_FROM_KEYS: usize = 10;
+/// Groups whose changes are told one by one.
+const MAX_TOLD_GROUPS: usize = 20;
+
+/// Compares a policy that has been loaded with the one in force.
+pub fn review(old: &Policy, new: &Policy) -> Review {
+    let (before, after) = (old.key_count(), new.key_count());
+    let loses_most = before >= HOLD_FROM_KEYS && after * 2 < before;
+    Review {
+        held: loses_most.then(|| {
+            format!(
+                "{} would lose more than half of its keys ({before} before, {after} now)",
+                new.path().display()
+            )
+        }),
+        summary: summary(old, new),
+    }
+}
+
+/// `sha256:…, 3 groups, 12 keys; keys +2 −1, group codex-fast: force_fast_mode false → true`
+fn summary(old: &Policy, new: &Policy) -> String {
+    let changes = changes(old, new);
+    let changes = if changes.is_empty() {
+        "nothing changes".to_owned()
+    } else {
+        changes.join(", ")
+    };
+    format!(
+        "{}, {} groups, {} keys; {changes}",
+        new.revision(),
+        new.groups().len(),
+        new.key_count()
+    )
+}
+
+fn changes(old: &Policy, new: &Policy) -> Vec<String> {
+    let mut changes = Vec::new();
+    changes.extend(keys(old, new));
+    let default = |policy: &Policy| {
+        let group = policy.default_group();
+        group.map_or("null".to_owned(), |group| group.name.to_string())
+    };
+    if default(old) != default(new) {
+        changes.push(format!("default_group {} → {}", default(old), default(new)));
+    }
+    let told = changes.len() + MAX_TOLD_GROUPS;
+    changes.extend(groups(old, new));
+    if changes.len() > told {
+        let more = changes.len() - told;
+        changes.truncate(told);
+        changes.push(format!("and {more} more changes of groups"));
+    }
+    changes
+}
+
+/// Counts of keys only: which they are is nobody's business in a log of the system.
+fn keys(old: &Policy, new: &Policy) -> Option<String> {
+    let (mut added, mut removed, mut changed) = (0, 0, 0);
+    let (old, new) = (listed(old), listed(new));
+    let (mut left, mut right) = (old.iter().peekable(), new.iter().peekable());
+    loop {
+        let order = match (left.peek(), right.peek()) {
+            (None, None) => break,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(_), None) => Ordering::Less,
+            (Some(left), Some(right)) => left.0.cmp(right.0),
+        };
+        match order {
+            Ordering::Less => {
+                removed += 1;
+                left.next();
+            }
+            Ordering::Greater => {
+                added += 1;
+                right.next();
+            }
+            Ordering::Equal => changed += usize::from(left.next() != right.next()),
+        }
+    }
+    let mut told = String::from("keys");
+    for (count, sign) in [(added, "+"), (removed, "−")] {
+        if count > 0 {
+            // A String takes all.
+            let _ = write!(told, " {sign}{count}");
+        }
+    }
+    if changed > 0 {
+        let _ = write!(told, " ({changed} with another group or state)");
+    }
+    (added + removed + changed > 0).then_some(told)
+}
+
+/// Digest, group and state of each key, by digest.
+fn listed(policy: &Policy) -> Vec<(&[u8; 32], &str, bool)> {
+    let keys = policy.keys();
+    let mut listed: Vec<_> = keys
+        .map(|key| (key.id, &*key.group.name, key.enabled))
+        .collect();
+    listed.sort_unstable();
+    listed
+}
+
+fn groups(old: &Policy, new: &Policy) -> Vec<String> {
+    let find = |policy: &Policy, name: &str| {
+        let mut groups = policy.groups().iter();
+        groups.find(|group| *group.name == *name).cloned()
+    };
+    let mut changes = Vec::new();
+    for group in new.groups() {
+        match find(old, &group.name) {
+            None => changes.push(format!("group {} is new", group.name)),
+            Some(before) => {
+                let (before, after) = (settings(&before), settings(group));
+                let pairs = before.into_iter().zip(after);
+                let differ = pairs.filter(|(before, after)| before != after);
+                let told: Vec<String> = differ
+                    .map(|((name, before), (_, after))| format!("{name} {before} → {after}"))
+                    .collect();
+                if !told.is_empty() {
+                    changes.push(format!("group {}: {}", group.name, told.join("; ")));
+                }
+            }
+        }
+    }
+    let gone = old.groups().iter();
+    let gone = gone.filter(|group| find(new, &group.name).is_none());
+    changes.extend(gone.map(|group| format!("group {} is gone", group.name)));
+    changes
+}
+
+/// The forced tier, where it is another than priority.
+fn other_tier(group: &Group) -> String {
+    let other = group.force.filter(|tier| *tier != ForcedTier::Priority);
+    other.map_or("null", ForcedTier::as_str).to_owned()
+}
+
+fn models(rule: &ModelRule) -> String {
+    let names = |patterns: &[Pattern]| {
+        let names: Vec<&str> = patterns.iter().map(Pattern::as_str).collect();
+        names.join(", ")
+    };
+    match rule {
+        ModelRule::All => "all".to_owned(),
+        ModelRule::Except(patterns) => format!("all except {}", names(patterns)),
+        ModelRule::Only(patterns) => format!("only {}", names(patterns)),
+    }
+}
+
+fn budget(group: &Group) -> String {
+    let Some(budget) = &group.budget else {
+        return "null".to_owned();
+    };
+    let (per, scope, then): (&str, &str, &str) =
+        (budget.per.into(), budget.scope.into(), budget.then.into());
+    format!("{} USD a {per} by {scope}, then {then}", budget.usd)
+}
+
+/// The settings of a group by their names in the file.
+fn settings(group: &Group) -> Vec<(&'static str, String)> {
+    let limit = |limit: Option<u64>| limit.map_or("null".to_owned(), |limit| limit.to_string());
+    let on_tier_refused: &str = group.on_tier_refused.into();
+    vec![
+        ("platform", group.platform.as_str().to_owned()),
+        ("upstream", group.upstream.name.clone()),
+        ("enabled", group.enabled.to_string()),
+        (
+            "force_fast_mode",
+            (group.force == Some(ForcedTier::Priority)).to_string(),
+        ),
+        ("force_tier", other_tier(group)),
+        ("models", models(&group.models)),
+        ("on_tier_refused", on_tier_refused.to_owned()),
+        ("fast_mode_beta", group.fast_mode_beta.as_str().to_owned()),
+        ("budget", budget(group)),
+        ("batches_allowed", group.batches_allowed.to_string()),
+        ("max_in_flight", limit(group.max_in_flight)),
+        ("max_in_flight_per_key", limit(group.max_in_flight_per_key)),
+    ]
+}

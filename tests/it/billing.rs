@@ -1,0 +1,263 @@
+//! What a line says of who is billed, for what, and by which prices: each kind of answer that people were billed wrongly
+//! for, over real sockets.
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tiergate::accounting::access_log::line::{FIELDS, OTEL_FIELDS};
+
+use crate::support::proxy::{self, Proxy};
+use crate::support::upstream::{self, Reply, reply};
+
+const PRICES: &str = "\
+version: 1
+prices:
+  - models: ['big*']
+    tiers:
+      default: {input: 5, cached_input: 0.5, cache_write: 6, output: 30}
+      priority: {input: 12.5, cached_input: 1.25, output: 75}
+  - models: ['small*']
+    tiers:
+      default: {input: 1.75, cached_input: 0.175, output: 14}
+      priority: {input: 3.5, cached_input: 0.35, output: 28}
+";
+const USAGE: &str = r#""usage":{"input_tokens":1000,"input_tokens_details":{"cached_tokens":200},"output_tokens":50}"#;
+
+fn made(model: &str, tier: &str) -> String {
+    format!(
+        r#"{{"id":"resp_1","model":"{model}","status":"completed","service_tier":"{tier}",{USAGE}}}"#
+    )
+}
+
+/// The line of a forced request for `big`, answered by this.
+fn billed(answer: Reply, settings: &str) -> Value {
+    let upstream = upstream::script([answer]).run();
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, settings)
+        .prices(PRICES)
+        .run();
+    let client = proxy.client("sk-fast");
+    client.post("/v1/responses", r#"{"model":"big"}"#);
+    proxy.record()
+}
+
+fn assert_told(record: &Value, told: &Value) {
+    for (name, value) in told.as_object().unwrap() {
+        assert_eq!(&record[name], value, "{name}");
+    }
+}
+
+#[test]
+fn a_line_holds_its_fields_in_their_order_in_both_formats() {
+    for (format, fields) in [("json", FIELDS), ("otel", OTEL_FIELDS)] {
+        let upstream = upstream::json(&made("big", "priority")).run();
+        let proxy = proxy::new().upstream(&upstream).log_format(format).run();
+        proxy.client("sk-fast").post("/v1/responses", "{}");
+        let line = &proxy.access_log_lines(1)[0];
+        let record: serde_json::Map<String, Value> = serde_json::from_str(line).unwrap();
+        let names: Vec<&str> = record.keys().map(String::as_str).collect();
+        assert_eq!(names, fields, "{format}");
+    }
+}
+
+#[test]
+fn a_stream_without_a_content_type_is_billed_as_one() {
+    let event = format!(
+        "event: response.completed\ndata: {{\"type\":\"response.completed\",\"response\":{}}}\n\n",
+        made("big", "priority")
+    );
+    let answer = Reply::default().send(format!(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{event}\r\n0\r\n\r\n",
+        event.len()
+    ));
+    let told = json!({
+        "transport": "sse", "outcome": "ok", "usage_state": "final",
+        "terminal_event": "response.completed", "input_tokens": 1000, "cost_usd": "0.014",
+    });
+    assert_told(&billed(answer, ""), &told);
+}
+
+#[test]
+fn the_model_that_served_is_told_and_priced_where_the_upstream_is_trusted() {
+    let answer = || reply(200).json(&made("small-2026-04-24", "priority"));
+    let told = json!({"model": "big", "model_served": "small-2026-04-24", "cost_usd": "0.00427"});
+    assert_told(&billed(answer(), ""), &told);
+    let told = json!({"model": "big", "model_served": "small-2026-04-24", "cost_usd": "0.014"});
+    assert_told(&billed(answer(), "served_tier: ignored"), &told);
+    let nameless = reply(200).json(&format!(r#"{{"service_tier":"priority",{USAGE}}}"#));
+    let told = json!({"model": "big", "model_served": null, "cost_usd": "0.014"});
+    assert_told(&billed(nameless, ""), &told);
+}
+
+#[test]
+fn a_line_names_the_prices_it_was_priced_by() {
+    let revision = format!("sha256:{}", hex::encode(&Sha256::digest(PRICES)[..6]));
+    let record = billed(reply(200).json(&made("big", "priority")), "");
+    assert_told(&record, &json!({"prices": revision}));
+}
+
+#[test]
+fn an_echo_of_auto_does_not_decide_what_is_billed() {
+    let told = json!({
+        "service_tier_served": null, "service_tier_billed": "priority", "tier_billed_by": "sent",
+        "downgraded": false, "cost_usd": "0.014",
+    });
+    assert_told(&billed(reply(200).json(&made("big", "auto")), ""), &told);
+}
+
+#[test]
+fn a_refusal_of_the_tier_is_told_and_counted() {
+    let error = r#"{"error":{"message":"no","type":"invalid_request_error","param":"service_tier","code":"unsupported_value"}}"#;
+    let upstream = upstream::script([reply(400).json(error)]).run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    proxy.client("sk-fast").post("/v1/responses", "{}");
+    let told = json!({"tier_refused": true, "upstream_error": "unsupported_value", "status": 400});
+    assert_told(&proxy.record(), &told);
+    assert_eq!(proxy.metric("tiergate_tier_refused_total"), 1.0);
+}
+
+#[test]
+fn another_error_is_told_and_is_no_refusal_of_the_tier() {
+    let error = r#"{"error":{"message":"slow down","type":"rate_limit_error","code":null}}"#;
+    let record = billed(reply(429).json(error), "");
+    let told = json!({"tier_refused": false, "upstream_error": "rate_limit_error"});
+    assert_told(&record, &told);
+}
+
+#[test]
+fn a_good_answer_has_no_error_though_relays_add_an_empty_one() {
+    let answer =
+        made("big", "priority").replacen('{', r#"{"error":{"message":"","code":null},"#, 1);
+    let told = json!({"outcome": "ok", "upstream_error": null});
+    assert_told(&billed(reply(200).json(&answer), ""), &told);
+}
+
+#[test]
+fn long_lived_cache_writes_without_a_price_make_the_cost_unknown() {
+    let usage = |long: u64| {
+        let details = json!({
+            "cache_write_tokens": 100,
+            "cache_write_tokens_details": {"ttl_30m_tokens": 100 - long, "ttl_12h_tokens": long},
+        });
+        let usage =
+            json!({"input_tokens": 100, "input_tokens_details": details, "output_tokens": 0});
+        json!({"service_tier": "default", "usage": usage}).to_string()
+    };
+    let told = json!({"cache_write_long_tokens": 100, "cost_usd": null});
+    assert_told(&billed(reply(200).json(&usage(100)), ""), &told);
+    let told = json!({"cache_write_long_tokens": 0, "cost_usd": "0.0006"});
+    assert_told(&billed(reply(200).json(&usage(0)), ""), &told);
+}
+
+#[test]
+fn embeddings_cost_their_input_and_legacy_completions_both() {
+    let prices = "version: 1\nprices: [{models: ['*'], tiers: {default: {input: 1, output: 2}}}]\n";
+    let embeddings =
+        r#"{"object":"list","model":"e","data":[],"usage":{"prompt_tokens":15,"total_tokens":15}}"#;
+    let completion =
+        r#"{"id":"c","model":"i","choices":[],"usage":{"prompt_tokens":10,"completion_tokens":5}}"#;
+    let upstream =
+        upstream::script([reply(200).json(embeddings), reply(200).json(completion)]).run();
+    let proxy = proxy::new().upstream(&upstream).prices(prices).run();
+    let client = proxy.client("sk-plain");
+    client.post("/v1/embeddings", r#"{"model":"e","input":"x"}"#);
+    proxy.access_log(1);
+    client.post("/v1/completions", r#"{"model":"i","prompt":"x"}"#);
+    let records = proxy.access_log(2);
+    let told = json!({"endpoint": "embeddings", "input_tokens": 15, "output_tokens": null, "cost_usd": "0.000015"});
+    assert_told(&records[0], &told);
+    let told = json!({"endpoint": "completions", "input_tokens": 10, "output_tokens": 5, "cost_usd": "0.00002"});
+    assert_told(&records[1], &told);
+}
+
+#[test]
+fn a_key_has_the_same_id_in_every_line() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let client = proxy.client("sk-fast");
+    client.post("/v1/responses", "{}");
+    proxy.access_log(1);
+    client.get("/v1/models");
+    let id = hex::encode(&Sha256::digest("sk-fast")[..4]);
+    for line in proxy.access_log_lines(2) {
+        let record: Value = serde_json::from_str(&line).unwrap();
+        assert_told(&record, &json!({"key_id": id}));
+    }
+}
+
+/// What an answer without usage counts.
+fn missing(proxy: &Proxy) -> f64 {
+    proxy.metric("tiergate_usage_missing_total")
+}
+
+#[test]
+fn an_answer_without_usage_is_counted_and_one_with_it_or_an_error_is_not() {
+    let upstream = upstream::script([
+        reply(200).json(&made("big", "priority")),
+        reply(400).json(r#"{"error":{"message":"no"}}"#),
+        reply(200).json(r#"{"id":"resp_1","status":"queued","background":true}"#),
+        reply(200).json(r#"{"id":"resp_1","status":"completed"}"#),
+    ])
+    .run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let client = proxy.client("sk-fast");
+    for (number, counted) in [(1, 0.0), (2, 0.0), (3, 0.0), (4, 1.0)] {
+        client.post("/v1/responses", "{}");
+        proxy.access_log(number);
+        assert_eq!(missing(&proxy), counted, "after {number}");
+    }
+    let labels = r#"endpoint="responses",group="fast",transport="http""#;
+    assert_eq!(proxy.metric_of("tiergate_usage_missing_total", labels), 1.0);
+    client.get("/v1/models");
+    proxy.access_log(5);
+    assert_eq!(missing(&proxy), 1.0);
+}
+
+#[test]
+fn what_was_spent_is_a_metric() {
+    let upstream = upstream::json(&made("big", "priority")).run();
+    let proxy = proxy::new().upstream(&upstream).prices(PRICES).run();
+    let client = proxy.client("sk-fast");
+    for number in 1..=2 {
+        client.post("/v1/responses", r#"{"model":"big"}"#);
+        proxy.access_log(number);
+    }
+    let spent = proxy.metric_of(
+        "tiergate_cost_usd_total",
+        r#"group="fast",service_tier="priority""#,
+    );
+    assert!((spent - 0.028).abs() < 1e-9, "{spent}");
+}
+
+#[test]
+fn a_credential_that_the_upstream_quotes_does_not_get_into_the_line() {
+    let policy = "\
+version: 1
+groups:
+  fast: {platform: openai, force_fast_mode: true}
+keys:
+  team-secret-one: {group: fast, name: fiona}
+  other-secret-two: {group: fast, name: olga}
+";
+    let quoting = r#"{"id":"resp_team-secret-one","model":"other-secret-two","service_tier":"sk-proj-0123456789abcdef","error":{"message":"m","code":"bad key team-secret-one"}}"#;
+    let answer = Reply::default().send(format!(
+        "HTTP/1.1 400 X\r\nContent-Type: application/json\r\nX-Request-Id: req_team-secret-one\r\n\
+         Content-Length: {}\r\n\r\n{quoting}",
+        quoting.len()
+    ));
+    let upstream = upstream::script([answer]).run();
+    let proxy = proxy::new().upstream(&upstream).policy(policy).run();
+    let client = proxy
+        .client("team-secret-one")
+        .header("User-Agent", "mine is team-secret-one");
+    client.post("/v1/responses", r#"{"model":"other-secret-two"}"#);
+    let line = &proxy.access_log_lines(1)[0];
+    for secret in ["team-secret-one", "other-secret-two", "sk-proj"] {
+        assert!(!line.contains(secret), "{line}");
+    }
+    let told = json!({
+        "response_id": "resp_[redacted]", "model": "[redacted]", "model_served": "[redacted]",
+        "service_tier_served": "[redacted]", "upstream_request_id": "req_[redacted]",
+        "upstream_error": "bad key [redacted]", "user_agent": "mine is [redacted]",
+    });
+    assert_told(&serde_json::from_str(line).unwrap(), &told);
+}

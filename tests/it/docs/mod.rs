@@ -1,0 +1,46 @@
+//! The documentation against the program: the tables of `README.md` and `docs/` name every setting, field, code, metric, command and
+//! target, and no other; YAML blocks pass `check`; the quick start does what it says; links lead somewhere.
+
+mod ahead;
+mod files;
+mod page;
+mod reference;
+mod walkthrough;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|why| panic!("{path}: {why}"))
+}
+
+/// The program with these arguments, in this folder.
+fn tiergate(folder: &std::path::Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tiergate"))
+        .args(arguments)
+        .current_dir(folder)
+        .output()
+        .unwrap()
+}
+
+/// Asserts that both have the same names, but for those that are documented [`ahead`] of the program.
+#[track_caller]
+fn assert_same(what: &str, documented: &BTreeSet<String>, known: &BTreeSet<String>) {
+    let settled = |names: &BTreeSet<String>| -> BTreeSet<String> {
+        let names = names.iter().filter(|name| !ahead::is_ahead(what, name));
+        names.cloned().collect()
+    };
+    let (documented, known) = (settled(documented), settled(known));
+    let missing: Vec<_> = known.difference(&documented).collect();
+    let invented: Vec<_> = documented.difference(&known).collect();
+    assert!(
+        missing.is_empty() && invented.is_empty(),
+        "{what}: not documented: {missing:?}; not in the program: {invented:?}"
+    );
+}

@@ -1,0 +1,279 @@
+//! What is shown is what happens: YAML blocks pass `check`, and the quick start goes as it is told.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Map, Value};
+
+use super::page::{blocks, pages};
+use super::{ahead, read, root, tiergate};
+use crate::support::client::Client;
+use crate::support::tls::certificates;
+use crate::support::upstream::Reply;
+use crate::support::{eventually, proxy, upstream};
+
+/// Different ones: all are bound before any is let go.
+fn free_ports<const N: usize>() -> [SocketAddr; N] {
+    let bound = std::array::from_fn::<_, N, _>(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+    bound.each_ref().map(|socket| socket.local_addr().unwrap())
+}
+
+/// Whatever the blocks name besides themselves.
+fn write_companions(folder: &Path, first_upstream: &str) {
+    let write = |name: &str, text: &str| fs::write(folder.join(name), text).unwrap();
+    write(
+        "policy.yaml",
+        &format!(
+            "version: 1\ngroups: {{g: {{platform: other, upstream: {first_upstream}}}}}\nkeys: {{sk-1: g}}\n"
+        ),
+    );
+    write(
+        "prices.yaml",
+        "version: 1\nprices: [{models: [m], tiers: {default: {input: 1}}}]\n",
+    );
+    write("cert.pem", &certificates().certificate);
+    write("key.pem", &certificates().key);
+    for key in ["openai.key", "codex.key"] {
+        write(key, "sk-of-the-upstream\n");
+    }
+}
+
+/// A configuration that this machine can run: on free ports, with the log in its folder.
+fn on_this_machine(block: &str) -> String {
+    let [plain, tls, admin] = free_ports();
+    let block = block
+        .replace("127.0.0.1:8080", &plain.to_string())
+        .replace("0.0.0.0:8443", &tls.to_string())
+        .replace("/var/log/tiergate/", "");
+    format!("admin: {admin}\n{block}")
+}
+
+#[test]
+fn every_yaml_block_passes_check() {
+    let mut checked = 0;
+    for page in pages() {
+        for block in blocks(&page, "yaml") {
+            if ahead::block_is_ahead(&block) {
+                continue;
+            }
+            let folder = tempfile::tempdir().unwrap();
+            let upstreams = block.split("upstreams:\n").nth(1).unwrap_or("  main:");
+            write_companions(
+                folder.path(),
+                upstreams.trim_start().split(':').next().unwrap(),
+            );
+            let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+            let minimal = "policy: policy.yaml\nprices: prices.yaml\nupstreams: {main: {url: \"http://127.0.0.1:1\"}}\n";
+            write("tiergate.yaml", &on_this_machine(minimal));
+            match () {
+                () if block.contains("upstreams:") => {
+                    write("tiergate.yaml", &on_this_machine(&block))
+                }
+                () if block.contains("groups:") => write("policy.yaml", &block),
+                () if block.contains("tiers:") => write("prices.yaml", &block),
+                () => panic!("{page} has a block of no known file:\n{block}"),
+            }
+            let said = tiergate(folder.path(), &["check", "--config", "tiergate.yaml"]);
+            let text = String::from_utf8_lossy(&said.stdout);
+            assert_eq!(said.status.code(), Some(0), "{page}: {text}\n{block}");
+            checked += 1;
+        }
+    }
+    assert!(checked >= 5, "{checked}");
+}
+
+/// The lines of the text block of that page that begins with these words.
+fn shown(page: &str, beginning: &str) -> Vec<String> {
+    let blocks = blocks(page, "text");
+    let block = blocks.iter().find(|block| block.starts_with(beginning));
+    let block = block.unwrap_or_else(|| panic!("nothing shown begins with `{beginning}`"));
+    let lines = block.lines().filter(|line| !line.is_empty());
+    lines.map(str::to_owned).collect()
+}
+
+#[test]
+fn what_the_demo_is_shown_to_print_is_what_it_prints() {
+    let demo = tiergate(&root(), &["demo"]);
+    let printed = String::from_utf8(demo.stdout).unwrap();
+    for line in shown("README.md", "1  alice") {
+        let found = printed.lines().any(|printed| printed == line);
+        assert!(found, "{line}\nin\n{printed}");
+    }
+}
+
+#[test]
+fn explain_says_of_the_policy_what_is_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    write_companions(folder.path(), "openai");
+    let policy = &blocks("docs/policy.md", "yaml")[0];
+    fs::write(folder.path().join("policy.yaml"), policy).unwrap();
+    let config = "policy: policy.yaml\nupstreams: {openai: {url: \"https://api.openai.com\"}}\n";
+    fs::write(folder.path().join("tiergate.yaml"), config).unwrap();
+    let arguments = ["explain", "--config", "tiergate.yaml", "--key", "sk-demo-1"];
+    let explained = tiergate(folder.path(), &arguments);
+    let explained = String::from_utf8(explained.stdout).unwrap();
+    // Which column of the line decides may differ: that of the key, or of its value.
+    let without_column = |line: &str| match line.rsplit_once(':') {
+        Some((line, column)) if column.parse::<u32>().is_ok() => line.to_owned(),
+        _ => line.to_owned(),
+    };
+    let explained: Vec<String> = explained.lines().map(without_column).collect();
+    for line in shown("docs/policy.md", "POST /v1/responses") {
+        let found = explained.contains(&without_column(&line));
+        assert!(found, "{line}\nin\n{explained:#?}");
+    }
+}
+
+/// A request that goes wrong, as a section of docs/troubleshooting.md tells: what the upstream does, who asks for what.
+fn symptom(reply: Reply, key: &str, path: &str, body: &str) -> Value {
+    let server = upstream::script([reply]).run();
+    let proxy = proxy::new()
+        .upstream_with("main", &server, "response_timeout: 300ms")
+        .run();
+    proxy.client(key).post(path, body);
+    proxy.access_log(1).remove(0)
+}
+
+#[test]
+fn the_lines_of_troubleshooting_are_those_of_their_symptoms() {
+    let downgraded = r#"{"object":"response","status":"completed","service_tier":"default","usage":{"input_tokens":1,"output_tokens":1}}"#;
+    let chat =
+        r#"{"object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"hi"}}]}"#;
+    let chat = [format!("data: {chat}\n\n"), "data: [DONE]\n\n".to_owned()];
+    let chat: Vec<&str> = chat.iter().map(String::as_str).collect();
+    let cut = ["event: response.created\ndata: {\"type\":\"response.created\"}\n\n"];
+    let json = |body: &str| upstream::reply(200).json(body);
+    let responses = "/v1/responses";
+    let lines = [
+        symptom(json("{}"), "sk-unknown", responses, "{}"),
+        symptom(json("{}"), "sk-fast", responses, "{\"model\":"),
+        symptom(Reply::default().close(), "sk-fast", responses, "{}"),
+        symptom(upstream::silence(), "sk-fast", responses, "{}"),
+        symptom(upstream::reply(200).sse(&cut), "sk-fast", responses, "{}"),
+        symptom(json(downgraded), "sk-fast", responses, "{}"),
+        symptom(
+            upstream::reply(200).sse(&chat),
+            "sk-plain",
+            "/v1/chat/completions",
+            r#"{"model":"m","stream":true,"messages":[]}"#,
+        ),
+    ];
+    let shown = blocks("docs/troubleshooting.md", "json").join("");
+    let shown: Vec<&str> = shown.lines().collect();
+    assert_eq!(shown.len(), lines.len());
+    for (shown, line) in shown.iter().zip(lines) {
+        let fields: Map<String, Value> = serde_json::from_str(shown).unwrap();
+        for (field, value) in fields {
+            assert_eq!(line[&field], value, "{field} of {shown}");
+        }
+    }
+}
+
+/// The proxy of the quick start; ended when dropped.
+struct Running(Child);
+
+impl Running {
+    fn start(folder: &Path, command: &str, address: SocketAddr) -> Self {
+        let arguments = command.trim_end_matches(" &").split(' ').skip(1);
+        let child = Command::new(env!("CARGO_BIN_EXE_tiergate"))
+            .args(arguments)
+            .current_dir(folder)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        eventually("the proxy listens", || TcpStream::connect(address).ok());
+        Self(child)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn the_quick_start_leads_to_the_line_that_is_shown() {
+    let yaml = blocks("README.md", "yaml");
+    let commands = blocks("README.md", "sh").pop().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let server = upstream::json(r#"{"object":"response","status":"completed"}"#).run();
+    let [address, admin] = free_ports();
+    let config = yaml[0]
+        .replace(
+            "https://api.openai.com",
+            &format!("http://{}", server.address),
+        )
+        .replace("127.0.0.1:8080", &address.to_string());
+    fs::write(
+        folder.path().join("tiergate.yaml"),
+        format!("{config}admin: {admin}\n"),
+    )
+    .unwrap();
+    fs::write(folder.path().join("policy.yaml"), &yaml[1]).unwrap();
+
+    let program = Path::new(env!("CARGO_BIN_EXE_tiergate"));
+    let path = format!(
+        "{}:{}",
+        program.parent().unwrap().display(),
+        std::env::var("PATH").unwrap()
+    );
+    let mut running = None;
+    for command in commands.replace("\\\n", "").lines() {
+        let command = command.split(" #").next().unwrap().trim();
+        if command.starts_with("tiergate run") {
+            running = Some(Running::start(folder.path(), command, address));
+        } else if command.starts_with("curl") {
+            let (_, body) = command.split_once("-d '").unwrap();
+            let client = Client::new(address).header("authorization", "Bearer sk-demo-1");
+            let answer = client.post("/v1/responses", body.trim_end_matches('\''));
+            assert_eq!(answer.status, 200, "{answer:?}");
+        } else if !command.starts_with("tail") {
+            let done = Command::new("sh")
+                .args(["-ec", command])
+                .current_dir(folder.path())
+                .envs([("PATH", path.as_str()), ("OPENAI_API_KEY", "sk-upstream")])
+                .output()
+                .unwrap();
+            assert!(done.status.success(), "{command}: {done:?}");
+            if command.ends_with("hash-key") {
+                let digest = String::from_utf8(done.stdout).unwrap();
+                assert!(yaml[1].contains(digest.trim()), "{digest}");
+            } else {
+                // Not even a warning.
+                assert_eq!(String::from_utf8_lossy(&done.stdout), "", "{command}");
+            }
+        }
+    }
+    assert!(running.is_some() && server.request().head.contains("Bearer sk-upstream"));
+
+    let line = eventually("the line is written", || {
+        let log = fs::read_to_string(folder.path().join("access.log")).ok()?;
+        serde_json::from_str::<Value>(log.lines().last()?).ok()
+    });
+    let shown: Map<String, Value> = serde_json::from_str(&blocks("README.md", "json")[0]).unwrap();
+    for (field, value) in shown {
+        assert_eq!(line[&field], value, "{field}");
+    }
+}
+
+#[test]
+fn the_mistake_shown_is_what_check_says_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    write_companions(folder.path(), "openai");
+    let yaml = blocks("README.md", "yaml");
+    fs::write(
+        folder.path().join("tiergate.yaml"),
+        on_this_machine(&yaml[0]),
+    )
+    .unwrap();
+    let misspelt = yaml[1].replace("group: fast", "group: fats");
+    fs::write(folder.path().join("policy.yaml"), misspelt).unwrap();
+    let said = tiergate(folder.path(), &["check", "--config", "tiergate.yaml"]);
+    assert_eq!(said.status.code(), Some(78));
+    let said = String::from_utf8(said.stdout).unwrap();
+    assert!(read("README.md").contains(said.trim()), "{said}");
+}
