@@ -68,6 +68,8 @@ pub fn tier(body: &[u8]) -> Option<String> {
 /// # Errors
 /// What is wrong with it.
 pub fn check_forced(sent: &[u8], got: &[u8]) -> Result<(), String> {
+    // A mark before it is no part of JSON (RFC 8259 §8.1), and readers may ignore it.
+    let sent = sent.strip_prefix("\u{feff}".as_bytes()).unwrap_or(sent);
     let Some(before) = members(sent) else {
         return Err("the client's body is no JSON object".to_owned());
     };
