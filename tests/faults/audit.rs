@@ -224,7 +224,9 @@ impl Audit<'_> {
         for unreadable in self.world.books.unreadable() {
             let plan = Plan::of(self.world.recipe, unreadable.tag);
             if !self.operator.policies.may_pass(&plan, unreadable.at) {
-                self.find(plan.tag, "a forced message that no reader understands");
+                let text = &unreadable.text;
+                let what = format!("a forced message that no reader understands: {text:?}");
+                self.find(plan.tag, what);
             }
         }
     }
