@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue};
 use libfuzzer_sys::fuzz_target;
-use tiergate_fuzz::body::{Budget, HeldBody};
+use tiergate_fuzz::codec::body_budget::Budget;
+use tiergate_fuzz::codec::content_coding::{Coding, Decoder};
+use tiergate_fuzz::codec::error::{Cause, Refusal};
+use tiergate_fuzz::codec::service_tier::{Edit, Rewriter};
 use tiergate_fuzz::config::Limits;
-use tiergate_fuzz::content_coding::{Coding, Decoder};
-use tiergate_fuzz::error::{Cause, Refusal};
 use tiergate_fuzz::pieces;
-use tiergate_fuzz::service_tier::{Edit, Rewriter};
+use tiergate_fuzz::proxy::request_body::HeldBody;
 
 /// In bytes; a few hundred coded ones reach it.
 const DECODED_LIMIT: usize = 100_000;

@@ -296,6 +296,12 @@ impl Exchange {
         Ok(bytes)
     }
 
+    /// Whether the newest attempt runs over HTTP/2.
+    pub fn is_http2_upstream(&self) -> bool {
+        let stream = self.stream.as_ref();
+        stream.is_some_and(|stream| stream.is_http2())
+    }
+
     /// What makes of the client's head the one that the upstream is to get.
     ///
     /// # Errors
@@ -316,7 +322,7 @@ impl Exchange {
             endpoint: self.arrival.endpoint,
             order: self.turn.order,
             upgrade: self.upgrade,
-            is_http2: self.stream.as_ref().is_some_and(|stream| stream.is_http2()),
+            is_http2: self.is_http2_upstream(),
             length: match &self.body {
                 Body::Ready(_) if self.is_original => Length::Same,
                 Body::Ready(bytes) => Length::Known(bytes.len()),

@@ -34,7 +34,7 @@ use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::context::{Body, Exchange, head_bytes, without_query};
 use crate::proxy::error_mapping::{REFUSED, TIER_REFUSED, no_address, refused};
 use crate::proxy::replies::{answer_refusal, check_response, clean_http2_head, continue_upload};
-use crate::proxy::request_body::{HeldBody, StreamedBody};
+use crate::proxy::request_body::{HeldBody, StreamedBody, waiting_piece};
 use crate::state::State;
 use crate::upstream::connector::UpstreamConnector;
 use crate::upstream::connector::control::StreamControl;
@@ -208,11 +208,7 @@ impl ProxyHttp for TierProxy {
             let error = Error::explain(TIER_REFUSED, "it is sent once more without a tier");
             return Err(error.into_up());
         }
-        if exchange
-            .stream
-            .as_ref()
-            .is_some_and(|stream| stream.is_http2())
-        {
+        if exchange.is_http2_upstream() {
             clean_http2_head(response);
         }
         exchange.take_answer(response.status, &response.headers);
@@ -462,6 +458,8 @@ fn filter_body(
             if ends && piece.is_empty() {
                 // Pingora would end a chunked message twice (cloudflare/pingora#935).
                 *body = None;
+            } else if exchange.is_http2_upstream() && !piece.is_empty() {
+                *body = Some(waiting_piece(piece, &exchange.state.budget)?);
             }
         }
         Body::Held(held) => {
@@ -577,7 +575,8 @@ fn is_replayable(session: &mut Session, exchange: &Exchange) -> bool {
         Body::Ready(_) => {
             session.get_retry_buffer().is_some() || session.as_downstream_mut().is_body_empty()
         }
-        Body::Streamed(_) => session.is_body_done() && !session.retry_buffer_truncated(),
+        // Pingora keeps all of it up to its limit, and reads on from there.
+        Body::Streamed(_) => !session.retry_buffer_truncated(),
         Body::Held(_) => false,
         Body::None => session.as_downstream_mut().is_body_empty(),
     }

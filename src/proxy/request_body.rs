@@ -249,6 +249,29 @@ impl AsRef<[u8]> for Leased {
     }
 }
 
+/// A piece that passes, for an upstream that may take it later. Until then it counts against the budget.
+///
+/// # Errors
+/// Where all bodies together would take more than that.
+pub fn waiting_piece(piece: Bytes, budget: &Arc<Budget>) -> Result<Bytes, Refusal> {
+    let lease = budget.lease(piece.len() as u64)?;
+    Ok(Bytes::from_owner(WaitingPiece {
+        piece,
+        _lease: lease,
+    }))
+}
+
+struct WaitingPiece {
+    piece: Bytes,
+    _lease: Lease,
+}
+
+impl AsRef<[u8]> for WaitingPiece {
+    fn as_ref(&self) -> &[u8] {
+        &self.piece
+    }
+}
+
 fn keep(
     rewriter: &mut Rewriter,
     lease: &mut Lease,
