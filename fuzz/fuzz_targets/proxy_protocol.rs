@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 
 use libfuzzer_sys::fuzz_target;
-use tiergate_fuzz::server::proxy_protocol::{Header, MOST_BYTES, parse};
+use tiergate_fuzz::server::proxy_protocol::{Header, MAX_BYTES, parse};
 
 /// What a header said, and how many bytes it took; none where the bytes end before it does.
 fn read(bytes: &[u8]) -> Option<(Option<SocketAddr>, usize)> {
@@ -19,7 +19,7 @@ fn read(bytes: &[u8]) -> Option<(Option<SocketAddr>, usize)> {
             Ok(Header::Begun(more)) => {
                 assert!(more > 0, "it waits for nothing");
                 length += more;
-                assert!(length <= MOST_BYTES, "it reads on and on");
+                assert!(length <= MAX_BYTES, "it reads on and on");
                 bytes.get(..length)?;
             }
         }
