@@ -186,7 +186,7 @@ async fn serve(
 ) -> i64 {
     resolve_all(&state).await;
     state.save_budgets();
-    health_check::begin(&state);
+    health_check::begin(state.upstreams(), &state.draining());
     tokio::spawn(retry_log(state.clone()));
     if state.config.state.is_some() {
         tokio::spawn(save_budgets(state.clone()));
