@@ -218,7 +218,7 @@ impl Exchange {
             upstream,
             origin,
             target,
-            credential: self.credential.map(|credential| credential.header),
+            credential: self.credential,
             endpoint: self.arrival.endpoint,
             order: self.turn.order,
             upgrade: self.upgrade,
@@ -432,7 +432,7 @@ impl Exchange {
     /// The proxy's own answer for `refusal`, which the client is now sent.
     pub fn answer_refusal(&mut self) -> Option<(Cause, Answer)> {
         let refusal = self.refusal.as_ref()?;
-        let answer = refusal.answer(self.protocol());
+        let answer = refusal.answer(self.protocol(), Some(&self.arrival.id.to_string()));
         let cause = refusal.cause;
         self.turn.places = None;
         self.turn.answer.status = Some(answer.status);
@@ -534,6 +534,13 @@ impl Exchange {
 
     pub fn settled_since(&self) -> Option<Instant> {
         self.settled
+    }
+
+    /// The request is to have no line, and is not counted: a health check.
+    pub fn leave_unlogged(&mut self) {
+        if self.settled.replace(Instant::now()).is_none() {
+            self.state.metrics.in_flight.dec();
+        }
     }
 
     /// Writes the request's line and counts it. A second call does nothing.

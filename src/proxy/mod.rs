@@ -3,6 +3,7 @@
 
 pub mod client_connection;
 pub mod context;
+mod cors;
 pub mod error_mapping;
 mod replies;
 pub mod request_body;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header;
-use http::{HeaderName, Method};
+use http::{HeaderName, Method, Version};
 use pingora_core::protocols::Digest;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::upstreams::peer::HttpPeer;
@@ -32,7 +33,10 @@ use crate::policy::{Head, Order};
 use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::context::{Body, Exchange, head_bytes, without_query};
 use crate::proxy::error_mapping::{REFUSED, no_address, refused};
-use crate::proxy::replies::{answer_refusal, check_response, clean_http2_head, continue_upload};
+use crate::proxy::replies::{
+    LocalAnswer, answer_locally, answer_refusal, check_response, continue_upload, edit_response,
+    local_answer,
+};
 use crate::proxy::request_body::{HeldBody, StreamedBody};
 use crate::state::State;
 use crate::upstream::connector::UpstreamConnector;
@@ -59,6 +63,8 @@ pub struct TierProxy {
 /// Why a request goes no further.
 enum Stop {
     Refused(Refusal),
+    /// It is answered without an upstream.
+    Answered(Box<LocalAnswer>),
     /// The client's connection failed.
     Downstream(Box<Error>),
 }
@@ -116,16 +122,22 @@ impl ProxyHttp for TierProxy {
                 answer_refusal(session, exchange).await?;
                 Ok(true)
             }
+            Err(Stop::Answered(answer)) => {
+                answer_locally(session, exchange, *answer).await?;
+                Ok(true)
+            }
             Err(Stop::Downstream(error)) => Err(error),
         }
     }
 
     async fn upstream_peer(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         exchange: &mut Box<Exchange>,
     ) -> Result<Box<HttpPeer>> {
-        let only_http1 = exchange.upgrade || exchange.only_http1;
+        // Pingora gives chunks to a client of HTTP/1.0 where the upstream speaks HTTP/2.
+        let is_http10 = session.req_header().version == Version::HTTP_10;
+        let only_http1 = exchange.upgrade || exchange.only_http1 || is_http10;
         let address = exchange.next_address().ok_or_else(no_address)?;
         Ok(Box::new(address.request_peer(only_http1).clone()))
     }
@@ -203,13 +215,7 @@ impl ProxyHttp for TierProxy {
         exchange: &mut Box<Exchange>,
     ) -> Result<()> {
         check_response(response, exchange)?;
-        if exchange
-            .stream
-            .as_ref()
-            .is_some_and(|stream| stream.is_http2())
-        {
-            clean_http2_head(response);
-        }
+        edit_response(session, exchange, response)?;
         exchange.take_answer(response.status, &response.headers);
         response.insert_header(&REQUEST_ID, exchange.request_id())?;
         exchange.await_more();
@@ -337,6 +343,10 @@ impl TierProxy {
             session.set_keepalive(None);
         }
         check_framing(session)?;
+        let answer = local_answer(&self.state, session).map_err(Stop::Downstream)?;
+        if let Some(answer) = answer {
+            return Err(Stop::Answered(Box::new(answer)));
+        }
         self.admit(session, exchange)?;
         if drains && self.state.is_drain_over() {
             return Err(Cause::Draining.into());

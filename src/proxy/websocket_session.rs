@@ -821,7 +821,7 @@ fn error_frame(refusal: &Refusal) -> Vec<u8> {
         "error": {
             "type": "invalid_request_error",
             "code": refusal.cause.code(),
-            "message": refusal.message,
+            "message": refusal.text(),
             "param": null,
         },
     });
