@@ -402,7 +402,11 @@ mod tests {
     fn no_code_is_there_twice() {
         for (at, row) in ROWS.iter().enumerate() {
             let others = &ROWS[at + 1..];
-            assert!(others.iter().all(|other| other.code != row.code), "{}", row.code);
+            assert!(
+                others.iter().all(|other| other.code != row.code),
+                "{}",
+                row.code
+            );
         }
     }
 
@@ -412,8 +416,16 @@ mod tests {
             let may_retry = matches!(row.status, 429 | 502 | 503 | 504);
             assert_eq!(row.retry != Retry::Never, may_retry, "{}", row.code);
             let answer = Refusal::from(row.cause).answer(Protocol::OpenAi, None);
-            assert_eq!(answer.retry_after.is_some(), matches!(row.status, 429 | 503));
-            assert_eq!(answer.challenge.is_some(), row.status == 401, "{}", row.code);
+            assert_eq!(
+                answer.retry_after.is_some(),
+                matches!(row.status, 429 | 503)
+            );
+            assert_eq!(
+                answer.challenge.is_some(),
+                row.status == 401,
+                "{}",
+                row.code
+            );
         }
     }
 
@@ -437,6 +449,9 @@ mod tests {
     #[test]
     fn a_refusal_may_know_how_long_it_lasts() {
         let refusal = Refusal::from(Cause::BudgetExhausted).with_retry_after(3600);
-        assert_eq!(refusal.answer(Protocol::OpenAi, None).retry_after, Some(3600));
+        assert_eq!(
+            refusal.answer(Protocol::OpenAi, None).retry_after,
+            Some(3600)
+        );
     }
 }

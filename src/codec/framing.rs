@@ -96,9 +96,8 @@ fn head_end(bytes: &[u8]) -> Option<usize> {
 
 /// A status below 200 that is not the last.
 fn is_interim(head: &[u8]) -> bool {
-    head.get(b"HTTP/1.1 ".len()..).is_some_and(|status| {
-        status.first() == Some(&b'1') && !status.starts_with(b"101")
-    })
+    head.get(b"HTTP/1.1 ".len()..)
+        .is_some_and(|status| status.first() == Some(&b'1') && !status.starts_with(b"101"))
 }
 
 fn has_two_framings(head: &[u8]) -> bool {
@@ -317,7 +316,8 @@ mod tests {
 
     #[test]
     fn a_response_with_a_length_and_chunks_is_found_however_it_comes() {
-        let both = "HTTP/1.1 200 OK\r\ncontent-LENGTH: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+        let both =
+            "HTTP/1.1 200 OK\r\ncontent-LENGTH: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
         let interim = format!("HTTP/1.1 103 Hints\r\nx: y\r\n\r\n{both}");
         for whole in [both, &interim, &both.replace("\r\n", "\n")] {
             for cut in 0..whole.len() {
@@ -329,10 +329,12 @@ mod tests {
 
     #[test]
     fn a_body_or_another_response_adds_no_framing() {
-        let length = "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let length =
+            "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nTransfer-Encoding: chunked\r\n\r\n";
         let interim = "HTTP/1.1 103 Hints\r\nContent-Length: 9\r\n\r\n\
             HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
-        let upgrade = "HTTP/1.1 101 Up\r\nContent-Length: 9\r\n\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let upgrade =
+            "HTTP/1.1 101 Up\r\nContent-Length: 9\r\n\r\nTransfer-Encoding: chunked\r\n\r\n";
         for whole in [length, interim, upgrade] {
             assert!(!found(&[whole.as_bytes()]), "{whole:?}");
         }

@@ -103,7 +103,10 @@ mod tests {
     fn only_what_a_browser_asks_for_an_allowed_page_is_a_preflight() {
         let cors = cors(&["https://a.example"]);
         let asks = ("access-control-request-method", "POST");
-        let (ours, other) = (("origin", "https://a.example"), ("origin", "https://b.example"));
+        let (ours, other) = (
+            ("origin", "https://a.example"),
+            ("origin", "https://b.example"),
+        );
         let is_preflight = |method: Method, lines: &[_]| {
             let answer = preflight(Some(&cors), &method, &request(lines));
             answer.unwrap().is_some()

@@ -225,8 +225,7 @@ fn remove_hop_by_hop(response: &mut ResponseHeader) {
     const FRAMING: [HeaderName; 2] = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
     const UPGRADE: [HeaderName; 2] = [header::CONNECTION, header::UPGRADE];
     let upgrades = response.status == StatusCode::SWITCHING_PROTOCOLS;
-    let stays =
-        |name: &HeaderName| FRAMING.contains(name) || (upgrades && UPGRADE.contains(name));
+    let stays = |name: &HeaderName| FRAMING.contains(name) || (upgrades && UPGRADE.contains(name));
     let named: Vec<HeaderName> = list_members(&response.headers, &header::CONNECTION)
         .filter_map(|name| HeaderName::from_bytes(name).ok())
         .collect();

@@ -361,7 +361,8 @@ mod tests {
 
     #[test]
     fn of_several_keys_only_the_one_that_decides_goes_on() {
-        let lines = "authorization: Bearer foreign\nx-api-key: k\napi-key: other\nx-goog-api-key: g";
+        let lines =
+            "authorization: Bearer foreign\nx-api-key: k\napi-key: other\nx-goog-api-key: g";
         assert_eq!(
             edited(lines, Endpoint::Other, &upstream(""), false),
             "/v1/x?y\ncontent-length: 20\nhost: up:81\nx-api-key: k\nx-goog-api-key: g"
@@ -374,7 +375,9 @@ mod tests {
             cdn-loop: c\ntrue-client-ip: 1.1.1.1\nx-forward: 1";
         let told = |kind: &str| {
             let upstream = upstream_with(&format!("url: \"http://up:81\", kind: {kind}"));
-            edited(lines, Endpoint::Other, &upstream, false).lines().count()
+            edited(lines, Endpoint::Other, &upstream, false)
+                .lines()
+                .count()
         };
         let kinds = ["openai", "codex", "anthropic", "gateway", "codex_gateway"];
         assert_eq!(kinds.map(told), [4, 4, 4, 10, 10]);
@@ -388,8 +391,13 @@ mod tests {
         let lines = "x-team: b\nx-team: c\nx-drop: 1\naccept: x\nx-keep: 2";
         for is_http2 in [false, true] {
             let head = edited(lines, Endpoint::Other, &upstream, is_http2);
-            let ours = head.replace("\nhost: up:81", "").replace("http://up:81", "");
-            assert_eq!(ours, "/v1/x?y\naccept-language: en\ncontent-length: 20\nx-keep: 2\nx-team: a");
+            let ours = head
+                .replace("\nhost: up:81", "")
+                .replace("http://up:81", "");
+            assert_eq!(
+                ours,
+                "/v1/x?y\naccept-language: en\ncontent-length: 20\nx-keep: 2\nx-team: a"
+            );
         }
     }
 

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use crate::support::frames::{
     CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, SETTINGS,
-    frame, head,
+    WINDOW_UPDATE, frame, head,
 };
 use crate::support::proxy::{self, Proxy};
 use crate::support::upstream::{self, Upstream};
-use crate::support::{eventually, frames};
+use crate::support::{PATIENCE, eventually, frames};
 use rustls::{ClientConnection, StreamOwned};
 
 const PATH: &str = "/v1/responses";
@@ -62,6 +62,23 @@ impl Flooder {
         let mut round = 0;
         while begun.elapsed() < FLOOD && self.stream.write_all(&make(round)).is_ok() {
             round += 1;
+        }
+    }
+
+    /// Sends these bytes again and again and takes the answers, until the proxy ends the connection.
+    fn flood_and_read(mut self, bytes: &[u8]) {
+        let soon = Some(Duration::from_millis(2));
+        self.stream.sock.set_read_timeout(soon).unwrap();
+        let begun = Instant::now();
+        let mut room = [0; 16384];
+        while self.stream.write_all(bytes).is_ok() {
+            match self.stream.read(&mut room) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(why) if why.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+            assert!(begun.elapsed() < PATIENCE, "the connection is open");
         }
     }
 
@@ -164,6 +181,20 @@ fn frames_that_ask_for_an_answer_each() {
         let many = asks.repeat(100);
         flooder.flood(|_| many.clone());
         flooder.await_end();
+    }
+    assert_unimpressed(&proxy, idle, MOST_BYTES);
+}
+
+#[test]
+fn frames_that_bring_nothing_from_a_client_that_takes_their_answers() {
+    let upstream = upstream::json("{}").run();
+    let (proxy, idle) = flooded(&upstream);
+    for frame in [
+        frame(PING, 0, 0, &[7; 8]),
+        frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 255, 255]),
+        frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]),
+    ] {
+        Flooder::connect(&proxy).flood_and_read(&frame.repeat(100));
     }
     assert_unimpressed(&proxy, idle, MOST_BYTES);
 }
