@@ -1,9 +1,11 @@
 //! Clients of HTTP/2 that send what costs them little and might cost a server much. Whatever they send, the connection
-//! ends by itself, memory stays where it was, and others are served.
+//! ends by itself, memory stays where it was, and others are served. And one client that is only slow, which is served too.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
+
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::support::frames::{
     CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, SETTINGS,
@@ -231,4 +233,32 @@ fn a_body_of_empty_pieces() {
         flooder.await_end();
         assert_unimpressed(&proxy, idle, MOST_BYTES);
     }
+}
+
+#[test]
+fn a_client_that_takes_a_little_now_and_then_gets_all_of_it() {
+    let body = format!("\"{}\"", "x".repeat(8 * ANSWER_BYTES));
+    let upstream = upstream::json(&body).run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("limits: {write_timeout: 500ms}")
+        .run();
+    let client = proxy.client("sk-fast");
+    let mut connection = client.connect();
+    // Its kernel does not hide how slow it is.
+    setsockopt(connection.socket(), sockopt::RcvBuf, &(128 << 10)).unwrap();
+    connection.send(client.message(PATH, b"{}"));
+    connection.head().unwrap();
+    let (mut taken, mut room) = (0, vec![0; 100 << 10]);
+    let slow = body.len() / 2..body.len() / 2 + (2 << 20);
+    while taken < body.len() {
+        // The kernel has learned by then to hold a lot for a client that was fast.
+        if slow.contains(&taken) {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let count = connection.read(&mut room);
+        assert!(count > 0, "cut after {taken} bytes");
+        taken += count;
+    }
+    assert_eq!(proxy.record()["outcome"], "ok");
 }

@@ -171,6 +171,11 @@ impl Connection {
         assert_eq!(String::from_utf8_lossy(&rest), "");
     }
 
+    /// So many of the next bytes as are here and fit; zero at the end, in whatever order.
+    pub fn read(&mut self, room: &mut [u8]) -> usize {
+        self.reader.read(room).unwrap_or(0)
+    }
+
     /// All that comes until the end.
     pub fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
