@@ -357,7 +357,7 @@ fn http2_is_agreed_on_only_where_the_settings_allow_it() {
         .run();
     assert_eq!(without.client("sk-fast").post(PATH, BODY).status, 504);
     assert_eq!(only_http2.received().len(), 1);
-    let http1 = upstream::json("{}").run_with_tls();
+    let http1 = upstream::json("{}").run();
     let proxy = proxy::new().upstream_with("main", &http1, settings).run();
     assert_eq!(proxy.client("sk-fast").post(PATH, BODY).status, 200);
 }

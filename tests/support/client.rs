@@ -171,9 +171,9 @@ impl Connection {
         assert_eq!(String::from_utf8_lossy(&rest), "");
     }
 
-    /// So many of the next bytes as are here and fit; zero at the end, in whatever order.
-    pub fn read(&mut self, room: &mut [u8]) -> usize {
-        self.reader.read(room).unwrap_or(0)
+    /// Reads some of what comes, however it is framed; the count of bytes, none only at the end.
+    pub fn read(&mut self, into: &mut [u8]) -> usize {
+        self.reader.read(into).expect("bytes in time")
     }
 
     /// All that comes until the end.

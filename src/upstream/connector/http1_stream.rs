@@ -147,6 +147,22 @@ impl Http1Stream {
         }
     }
 
+    /// What Pingora is to see of a read. An end of TLS that was not announced (`close_notify`) is the end of the connection
+    /// where it cuts nothing short: before a response has begun, and on a WebSocket, which has closing words of its own.
+    fn read_result(&self, read: io::Result<()>) -> io::Result<()> {
+        let control = self.control();
+        let is_upgraded = matches!(control.phase(), Phase::Upgraded | Phase::UpgradedIdle);
+        match read {
+            Err(error)
+                if error.kind() == io::ErrorKind::UnexpectedEof
+                    && (is_upgraded || !control.has_received()) =>
+            {
+                Ok(())
+            }
+            read => read,
+        }
+    }
+
     fn take_early(&mut self, buf: &mut ReadBuf<'_>) -> bool {
         let left = &self.early[self.taken..];
         let count = left.len().min(buf.remaining());
@@ -158,6 +174,7 @@ impl Http1Stream {
         }
         count > 0
     }
+
     /// Whether the connection is not to be used for another request.
     fn is_used_up(&self) -> bool {
         let is_idle = self.control().phase() == Phase::Idle;
@@ -185,7 +202,7 @@ impl Http1Stream {
                     self.take_early(buf);
                     return Poll::Ready(Ok(()));
                 }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(Err(error)) => return Poll::Ready(self.read_result(Err(error))),
                 Poll::Pending => {
                     ready!(self.watchdog.poll_expired(cx));
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
@@ -197,7 +214,7 @@ impl Http1Stream {
             if buf.filled().len() > before {
                 self.watchdog.progressed();
             }
-            return Poll::Ready(read);
+            return Poll::Ready(self.read_result(read));
         }
         match ready!(self.watchdog.poll_expired(cx)) {
             Phase::Upgraded => Poll::Ready(Ok(())),
