@@ -8,33 +8,36 @@ use serde::Deserialize;
 use serde_yaml::budget::BudgetBreach;
 use serde_yaml::{DuplicateKeyPolicy, Error, Location, MergeKeyPolicy, Options};
 
-use crate::config::diagnostic::{Mistake, Mistakes, Place};
+use crate::config::diagnostic::{Diagnostic, Diagnostics, Place};
 use crate::config::secret_file::{FileBytes, MOST_BYTES};
 
 /// The deepest of our files has five levels.
 const MAX_NESTING: usize = 32;
 
 /// The bytes of a file; one that cannot be read, or is beyond all sense large, is a mistake at its first line.
-pub(crate) fn read(path: &Path) -> Result<FileBytes, Mistake> {
-    FileBytes::read(path).map_err(|error| Mistake::unreadable(path, &error))
+pub(crate) fn read(path: &Path) -> Result<FileBytes, Diagnostic> {
+    FileBytes::read(path).map_err(|error| Diagnostic::unreadable(path, &error))
 }
 
 /// The value of a file that holds one YAML document. `None` after a mistake of syntax, which ends the reading.
-pub(crate) fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], mistakes: &Mistakes) -> Option<T> {
+pub(crate) fn parse<'a, T: Deserialize<'a>>(
+    bytes: &'a [u8],
+    diagnostics: &Diagnostics,
+) -> Option<T> {
     if bytes.len() > MOST_BYTES {
-        mistakes.add(Place::START, "the file is larger than 1 GiB");
+        diagnostics.add(Place::START, "the file is larger than 1 GiB");
         return None;
     }
     let text = std::str::from_utf8(bytes)
         .map_err(|error| {
             let place = place_after(&bytes[..error.valid_up_to()]);
-            mistakes.add(place, "this byte is not UTF-8");
+            diagnostics.add(place, "this byte is not UTF-8");
         })
         .ok()?;
     serde_yaml::from_str_with_options(text, options(bytes.len()))
         .map_err(|error| {
             let place = error.location().map_or(Place::START, place_of);
-            mistakes.add(place, message(&error));
+            diagnostics.add(place, message(&error));
         })
         .ok()
 }

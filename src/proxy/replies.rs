@@ -11,7 +11,7 @@ use super::{LINGERING_CLOSE_BYTES, LINGERING_CLOSE_TIME, REQUEST_ID, Stop, cors}
 use crate::accounting::record::Termination;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::framing::{self, list_members};
-use crate::proxy::context::{Body, Exchange, without_query};
+use crate::proxy::context::{Body, RequestContext, without_query};
 use crate::proxy::error_mapping::REFUSED;
 use crate::state::State;
 use crate::upstream::Upstream;
@@ -90,17 +90,17 @@ fn health(state: &State) -> Result<LocalAnswer> {
 /// Sends a response that needs no upstream, and writes its line where it has one.
 pub(super) async fn answer_locally(
     session: &mut Session,
-    exchange: &mut Exchange,
+    context: &mut RequestContext,
     answer: LocalAnswer,
 ) -> Result<()> {
     let status = answer.head.status.as_u16();
     if !answer.is_logged {
-        exchange.leave_unlogged();
+        context.leave_unlogged();
     }
-    exchange.turn.answer.status = Some(status);
-    let unread = send(session, exchange, answer.head, answer.body).await?;
-    exchange.settle(Termination::Whole);
-    exchange.body = Body::None;
+    context.record.answer.status = Some(status);
+    let unread = send(session, context, answer.head, answer.body).await?;
+    context.finish(Termination::Whole);
+    context.body = Body::None;
     if unread {
         linger(session).await;
     }
@@ -108,7 +108,10 @@ pub(super) async fn answer_locally(
 }
 
 /// Sends the answer for the refusal of a request, writes its line, and reads on for a moment.
-pub(super) async fn answer_refusal(session: &mut Session, exchange: &mut Exchange) -> Result<()> {
+pub(super) async fn answer_refusal(
+    session: &mut Session,
+    context: &mut RequestContext,
+) -> Result<()> {
     let has_begun = session.response_written().is_some_and(|written| {
         // What follows a switch of protocols is no response.
         let switched = written.status == StatusCode::SWITCHING_PROTOCOLS;
@@ -117,18 +120,18 @@ pub(super) async fn answer_refusal(session: &mut Session, exchange: &mut Exchang
     if has_begun {
         return Ok(());
     }
-    let Some((cause, answer)) = exchange.answer_refusal() else {
+    let Some((cause, answer)) = context.answer_refusal() else {
         return Ok(());
     };
     let mut head = ResponseHeader::build(answer.status, Some(6))?;
     for (name, value) in answer.headers() {
         head.insert_header(name, value)?;
     }
-    let cors = exchange.state.config.cors.as_ref();
+    let cors = context.state.config.cors.as_ref();
     cors::allow(cors, &session.req_header().headers, &mut head)?;
-    let unread = send(session, exchange, head, answer.body).await?;
-    exchange.settle(Termination::Refused(cause));
-    exchange.body = Body::None;
+    let unread = send(session, context, head, answer.body).await?;
+    context.finish(Termination::Refused(cause));
+    context.body = Body::None;
     if unread {
         linger(session).await;
     }
@@ -138,16 +141,16 @@ pub(super) async fn answer_refusal(session: &mut Session, exchange: &mut Exchang
 /// Sends a response of the proxy's own. Whether some of the request's body is still to come.
 async fn send(
     session: &mut Session,
-    exchange: &Exchange,
+    context: &RequestContext,
     mut head: ResponseHeader,
     body: Bytes,
 ) -> Result<bool> {
-    head.insert_header(&REQUEST_ID, exchange.request_id())?;
+    head.insert_header(&REQUEST_ID, context.request_id())?;
     let unread = !session.is_body_done();
     if unread {
         session.set_keepalive(None);
     }
-    let bodyless = exchange.arrival.method == Method::HEAD || body.is_empty();
+    let bodyless = context.request_info.method == Method::HEAD || body.is_empty();
     session
         .write_response_header(Box::new(head), bodyless)
         .await?;
@@ -186,13 +189,16 @@ pub(super) async fn continue_upload(session: &mut Session) -> Result<(), Stop> {
 }
 
 /// Refuses a response that the client could take apart in another way than Pingora, and an upgrade that nobody asked for.
-pub(super) fn check_response(response: &ResponseHeader, exchange: &mut Exchange) -> Result<()> {
-    let is_unasked = response.status == StatusCode::SWITCHING_PROTOCOLS && !exchange.upgrade;
+pub(super) fn check_response(
+    response: &ResponseHeader,
+    context: &mut RequestContext,
+) -> Result<()> {
+    let is_unasked = response.status == StatusCode::SWITCHING_PROTOCOLS && !context.upgrade;
     if !is_unasked && framing::is_unambiguous_answer(&response.headers) {
         return Ok(());
     }
     let words = "the response of the upstream is not well-formed HTTP";
-    exchange.refusal = Some(Refusal::new(Cause::UpstreamReset, words));
+    context.refusal = Some(Refusal::new(Cause::UpstreamReset, words));
     Error::e_explain(REFUSED, words)
 }
 
@@ -202,11 +208,11 @@ pub(super) fn check_response(response: &ResponseHeader, exchange: &mut Exchange)
 /// Where a header cannot be made.
 pub(super) fn edit_response(
     session: &mut Session,
-    exchange: &Exchange,
+    context: &RequestContext,
     response: &mut ResponseHeader,
 ) -> Result<()> {
     remove_hop_by_hop(response);
-    let upstream = exchange.upstream.as_deref();
+    let upstream = context.upstream.as_deref();
     if upstream.is_some_and(Upstream::has_credential) {
         for name in &ACCOUNT {
             response.remove_header(name);
@@ -217,7 +223,7 @@ pub(super) fn edit_response(
         response.remove_header(&header::TRANSFER_ENCODING);
         session.set_keepalive(None);
     }
-    let cors = exchange.state.config.cors.as_ref();
+    let cors = context.state.config.cors.as_ref();
     cors::allow(cors, &session.req_header().headers, response)
 }
 
