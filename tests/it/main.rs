@@ -16,6 +16,7 @@ mod diff;
 mod docs;
 mod floods;
 mod gate;
+mod headers;
 mod ledger;
 mod limits;
 mod log;
