@@ -11,6 +11,7 @@ mod init;
 mod keys;
 pub mod probe;
 pub mod reconcile;
+mod reload;
 pub mod report;
 
 use std::ffi::OsString;
@@ -27,7 +28,7 @@ use log::LevelFilter;
 use crate::accounting::prices::Prices;
 use crate::cli::arguments::{
     Arguments, CheckArguments, Command, DiffArguments, ExplainArguments, NewKeyArguments,
-    ProbeArguments, ReconcileArguments, ReportArguments, RunArguments,
+    ProbeArguments, ReconcileArguments, ReloadArguments, ReportArguments, RunArguments,
 };
 use crate::cli::check::{Secrets, check, check_config};
 use crate::cli::diff::Diff;
@@ -101,6 +102,7 @@ fn dispatch(command: Command, streams: &mut Streams<'_>) -> Ended {
     match command {
         Command::Run(arguments) => serve(&arguments),
         Command::Check(arguments) => tell_mistakes(&arguments, streams),
+        Command::Reload(arguments) => run_reload(&arguments, streams),
         Command::Explain(arguments) => explain(&arguments, streams),
         Command::Diff(arguments) => diff(&arguments, streams),
         Command::NewKey(arguments) => new_key(&arguments, streams),
@@ -203,7 +205,7 @@ impl From<ReportError> for Failure {
 
 fn serve(arguments: &RunArguments) -> Ended {
     let (config, warnings) = check_config(&arguments.config.config).map_err(Failure::Mistakes)?;
-    warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    warnings.iter().for_each(Mistake::log);
     Server::new(config, arguments.takeover)?.run()?;
     Ok(DONE)
 }
@@ -240,6 +242,31 @@ fn tell_mistakes(arguments: &CheckArguments, streams: &mut Streams<'_>) -> Ended
             Ok(BAD_CONFIGURATION)
         }
     }
+}
+
+fn run_reload(arguments: &ReloadArguments, streams: &mut Streams<'_>) -> Ended {
+    let path = &arguments.config.config;
+    let (config, _) = Config::load(path).map_err(Failure::Mistakes)?;
+    let reload = reload::run(config.admin, arguments.pid).map_err(Failure::Other)?;
+    let restart_needed = &reload.restart_needed;
+    if !restart_needed.is_empty() {
+        let file = path.display();
+        let names = restart_needed.join(", ");
+        writeln!(
+            streams.err,
+            "{file}: warning: changes of {names} take effect at a restart or an upgrade"
+        )?;
+    }
+    for failure in &reload.failures {
+        writeln!(streams.err, "{failure}")?;
+    }
+    if !reload.failures.is_empty() {
+        return Err(Failure::Other(
+            "not reloaded; what was in force before goes on".to_owned(),
+        ));
+    }
+    writeln!(streams.err, "reloaded")?;
+    Ok(DONE)
 }
 
 fn explain(arguments: &ExplainArguments, streams: &mut Streams<'_>) -> Ended {

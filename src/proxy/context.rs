@@ -423,10 +423,27 @@ impl Exchange {
         };
         self.refusal.get_or_insert_with(|| cause.into());
         if cause.status() >= 500 {
-            let (id, code) = (self.arrival.id, cause.code());
-            log::warn!("request {id}: {code}: {}", told_of(error));
+            self.say_failure(cause, error);
         }
         true
+    }
+
+    /// Tells of the place that failed and not of the request, so that the requests that fail there are one line with a count.
+    /// The access log has each of them.
+    fn say_failure(&self, cause: Cause, error: &Error) {
+        let (id, code, why) = (self.arrival.id, cause.code(), told_of(error));
+        log::debug!("request {id}: {code}: {why}");
+        match (&self.upstream, self.route.address()) {
+            (Some(upstream), Some(address)) => {
+                log::warn!(
+                    "upstream `{}` {}: {why}",
+                    upstream.config.name,
+                    address.socket
+                );
+            }
+            (Some(upstream), None) => log::warn!("upstream `{}`: {why}", upstream.config.name),
+            (None, _) => log::warn!("{code}: {why}"),
+        }
     }
 
     /// The proxy's own answer for `refusal`, which the client is now sent.

@@ -226,7 +226,7 @@ impl Upstream {
         if let Some(time) = address.health.record_failure(why, &self.config.ejection) {
             self.ejections.fetch_add(1, Ordering::Relaxed);
             log::warn!(
-                "upstream `{}`: {} is ejected for {time:?}: {why}",
+                "upstream `{}` {} is ejected for {time:?}: {why}",
                 self.config.name,
                 address.socket
             );
@@ -371,6 +371,11 @@ impl Route {
             .or(Some(first))
     }
 
+    /// Of the newest attempt.
+    pub fn address(&self) -> Option<&Arc<Address>> {
+        self.address.as_ref()
+    }
+
     /// No connection could be made for the newest attempt, so nothing was sent. Whether there is to be another one.
     pub fn fails_to_connect(&mut self, upstream: &Upstream, error: &Error) -> bool {
         // An HTTP/2 connection of the pool has ended; the next attempt makes a new one.
@@ -415,13 +420,36 @@ impl Route {
     }
 }
 
-/// An error of Pingora in words for operators, without the bytes that it quotes where a head could not be parsed.
+/// An error of Pingora in words for operators: what its type means, and the operating system's or the TLS library's word where
+/// that says more. Neither quotes what a peer has sent.
 pub fn told_of(error: &Error) -> String {
-    match error.root_etype() {
-        ErrorType::InvalidHTTPHeader => {
-            format!("{} {}", error.esource().as_str(), error.etype().as_str())
-        }
-        _ => error.to_string(),
+    let words = match error.root_etype() {
+        ErrorType::ConnectRefused => return "connection refused".to_owned(),
+        ErrorType::ConnectTimedout => return "no connection within the time for it".to_owned(),
+        ErrorType::ConnectNoRoute => "no route",
+        ErrorType::TLSHandshakeTimedout => return "no TLS within the time for it".to_owned(),
+        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert => "TLS failed",
+        ErrorType::ReadTimedout => return "no answer within the time for it".to_owned(),
+        ErrorType::WriteTimedout => return "it takes no bytes of the request".to_owned(),
+        ErrorType::ConnectionClosed => return "the connection was closed".to_owned(),
+        ErrorType::InvalidHTTPHeader => return "an answer that is no HTTP".to_owned(),
+        other => other.as_str(),
+    };
+    let cause = error.root_cause();
+    let detail = if let Some(why) = cause.downcast_ref::<io::Error>() {
+        Some(why.to_string())
+    } else {
+        cause
+            .downcast_ref::<rustls::Error>()
+            .map(ToString::to_string)
+    };
+    let detail = detail.map(|detail| match detail.split_once(" (os error") {
+        Some((text, _)) => text.to_ascii_lowercase(),
+        None => detail,
+    });
+    match detail {
+        Some(detail) => format!("{words}: {detail}"),
+        None => words.to_owned(),
     }
 }
 

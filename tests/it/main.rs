@@ -22,6 +22,7 @@ mod limits;
 mod log;
 mod memory;
 mod monitoring;
+mod operations;
 mod probe;
 mod reconcile;
 mod reload;

@@ -101,24 +101,31 @@ impl<T> HotReloaded<T> {
 
     /// Takes a new value, or keeps the last good one and every mistake of the new. `what` names the file in messages,
     /// `review(old, new)` compares the two; what it holds is taken only where the load was `requested`.
+    ///
+    /// # Errors
+    /// Why the file as it stands is not in force.
     pub fn publish(
         &self,
         what: &str,
         parsed: Result<(T, Vec<Mistake>), Vec<Mistake>>,
         requested: bool,
         review: impl FnOnce(&T, &T) -> Review,
-    ) {
+    ) -> Result<(), String> {
         let (value, warnings) = match parsed {
             Ok(parsed) => parsed,
-            Err(mistakes) => return self.refuse(what, &mistakes),
+            Err(mistakes) => return Err(self.refuse(what, &mistakes)),
         };
         let Review { held, summary } = review(&self.current.load(), &value);
         match held.filter(|_| !requested) {
-            Some(why) => self.hold(what, why),
+            Some(why) => {
+                self.hold(what, why.clone());
+                Err(why)
+            }
             None => {
                 self.take(value);
                 log::info!("{what} loaded: {summary}");
-                warnings.iter().for_each(|warning| log::warn!("{warning}"));
+                warnings.iter().for_each(Mistake::log);
+                Ok(())
             }
         }
     }
@@ -144,15 +151,17 @@ impl<T> HotReloaded<T> {
         self.held.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn refuse(&self, what: &str, mistakes: &[Mistake]) {
+    fn refuse(&self, what: &str, mistakes: &[Mistake]) -> String {
         let mut status = self.status.lock();
         status.tried_at = SystemTime::now();
         status.mistakes = mistakes.iter().map(ToString::to_string).collect();
         status.held = None;
+        let told = status.mistakes.join("\n");
         drop(status);
         self.failed.fetch_add(1, Ordering::Relaxed);
-        mistakes.iter().for_each(|mistake| log::error!("{mistake}"));
+        mistakes.iter().for_each(Mistake::log);
         log::error!("{what} not loaded, the last good one stays in force");
+        told
     }
 }
 
@@ -172,7 +181,8 @@ mod tests {
     fn what_is_held_is_taken_when_it_is_asked_for() {
         let value = HotReloaded::new(20);
         let offer = |number, requested| {
-            value.publish("number", Ok((number, Vec::new())), requested, review);
+            let taken = value.publish("number", Ok((number, Vec::new())), requested, review);
+            assert_eq!(taken.err(), value.load_status().error());
             let status = value.load_status();
             (*value.current(), status.outcome(), status.error())
         };

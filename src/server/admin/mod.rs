@@ -12,6 +12,7 @@ use pingora_core::apps::http_app::ServeHttp;
 use pingora_core::protocols::http::ServerSession;
 use uuid::Uuid;
 
+use crate::server::reload::Reloads;
 use crate::state::State;
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -27,6 +28,7 @@ const NONCE: &str = "{{nonce}}";
 /// Answers whoever reaches the admin listener.
 pub struct Admin {
     pub state: Arc<State>,
+    pub reloads: Arc<Reloads>,
 }
 
 #[async_trait]
@@ -54,7 +56,11 @@ impl ServeHttp for Admin {
                 None => respond(StatusCode::OK, TEXT, status::readiness(&self.state)),
                 Some(why) => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n")),
             },
-            "/status" => respond(StatusCode::OK, JSON, status::status(&self.state)),
+            "/status" => respond(
+                StatusCode::OK,
+                JSON,
+                status::status(&self.state, &self.reloads),
+            ),
             "/metrics" => respond(
                 StatusCode::OK,
                 METRICS,

@@ -135,7 +135,7 @@ fn an_address_that_refuses_is_ejected() {
         json!([dead.to_string(), false, 3, null])
     );
     let what = told[0]["last_error"]["what"].as_str().unwrap();
-    assert!(what.contains("ConnectRefused"), "{what}");
+    assert!(what.contains("connection refused"), "{what}");
     assert!(told[0]["ejected_until"].is_string() && told[0]["last_error"]["at"].is_string());
     assert_eq!(
         json!([
