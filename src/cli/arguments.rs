@@ -62,6 +62,12 @@ pub(super) enum Command {
         Exit code: 1 where a file could not be taken; 78 where the configuration has a mistake."
     )]
     Reload(ReloadArguments),
+    /// Ask the running proxy whether it is ready: what `/readyz` of the admin listener that the configuration names says.
+    #[command(
+        after_help = "Example:\n  tiergate health -c /etc/tiergate/tiergate.yaml\n\n\
+        Exit code: 1 where it is not ready or does not answer."
+    )]
+    Health(HealthArguments),
     /// Say what would happen to a request, and which line of which file decides it. Uses no network.
     #[command(after_help = "Examples:\n  \
         tiergate explain -c tiergate.yaml --name alice\n  \
@@ -155,6 +161,12 @@ pub(super) struct CheckArguments {
     /// Take warnings for mistakes.
     #[arg(long)]
     pub(super) strict: bool,
+}
+
+#[derive(Args)]
+pub(super) struct HealthArguments {
+    #[command(flatten)]
+    pub(super) config: ConfigArgument,
 }
 
 #[derive(Args)]

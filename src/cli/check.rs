@@ -159,12 +159,17 @@ fn is_ours(admin: SocketAddr) -> bool {
 
 /// What is answered at the admin address to `GET /status`, head and body.
 pub(super) fn status_of(admin: SocketAddr) -> io::Result<String> {
+    answer_of(admin, "/status")
+}
+
+/// What is answered at the admin address, head and body.
+pub(super) fn answer_of(admin: SocketAddr, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&admin, ANSWER_TIME)?;
     stream.set_read_timeout(Some(ANSWER_TIME))?;
     stream.set_write_timeout(Some(ANSWER_TIME))?;
     write!(
         stream,
-        "GET /status HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n"
     )?;
     let mut answer = Vec::new();
     stream.take(MAX_STATUS_BYTES).read_to_end(&mut answer)?;

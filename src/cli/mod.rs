@@ -27,8 +27,9 @@ use log::LevelFilter;
 
 use crate::accounting::prices::Prices;
 use crate::cli::arguments::{
-    Arguments, CheckArguments, Command, DiffArguments, ExplainArguments, NewKeyArguments,
-    ProbeArguments, ReconcileArguments, ReloadArguments, ReportArguments, RunArguments,
+    Arguments, CheckArguments, Command, DiffArguments, ExplainArguments, HealthArguments,
+    NewKeyArguments, ProbeArguments, ReconcileArguments, ReloadArguments, ReportArguments,
+    RunArguments,
 };
 use crate::cli::check::{Secrets, check, check_config};
 use crate::cli::diff::Diff;
@@ -102,6 +103,7 @@ fn dispatch(command: Command, streams: &mut Streams<'_>) -> Ended {
     match command {
         Command::Run(arguments) => serve(&arguments),
         Command::Check(arguments) => tell_mistakes(&arguments, streams),
+        Command::Health(arguments) => ask_health(&arguments, streams),
         Command::Reload(arguments) => run_reload(&arguments, streams),
         Command::Explain(arguments) => explain(&arguments, streams),
         Command::Diff(arguments) => diff(&arguments, streams),
@@ -242,6 +244,17 @@ fn tell_mistakes(arguments: &CheckArguments, streams: &mut Streams<'_>) -> Ended
             Ok(BAD_CONFIGURATION)
         }
     }
+}
+
+fn ask_health(arguments: &HealthArguments, streams: &mut Streams<'_>) -> Ended {
+    let (config, _) = Config::load(&arguments.config.config).map_err(Failure::Mistakes)?;
+    let admin = config.admin;
+    let answer = check::answer_of(admin, "/readyz")
+        .map_err(|why| Failure::Other(format!("no proxy answers at {admin}: {why}")))?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    streams.print(body)?;
+    let is_ready = head.split(' ').nth(1) == Some("200");
+    Ok(if is_ready { DONE } else { FAILED })
 }
 
 fn run_reload(arguments: &ReloadArguments, streams: &mut Streams<'_>) -> Ended {

@@ -22,6 +22,7 @@ use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
 
 use nix::sys::signal::Signal::SIGXFSZ;
+use parking_lot::Mutex;
 use pingora_core::apps::ServerApp;
 use pingora_core::apps::http_app::HttpServer;
 use pingora_core::protocols::Stream;
@@ -36,6 +37,7 @@ use crate::config::watch::{self as files, Reloaded};
 use crate::config::{Config, Limits, LogTarget};
 use crate::proxy::client_connection::HeadLimits;
 use crate::server::admin::Admin;
+use crate::server::admin::overview::keep_history;
 use crate::server::binary_upgrade::NewProcess;
 use crate::server::connection_limit::KeyedLimiter;
 use crate::server::downstream::Socket;
@@ -367,7 +369,13 @@ fn head_limits(limits: &Limits) -> HeadLimits {
 
 /// The admin listener goes on through the drain, so that its end can be watched.
 async fn serve_admin(listener: TcpListener, state: Arc<State>, reloads: Arc<Reloads>) {
-    let app = Arc::new(HttpServer::new_app(Admin { state, reloads }));
+    let history = Arc::new(Mutex::default());
+    tokio::spawn(keep_history(state.clone(), history.clone()));
+    let app = Arc::new(HttpServer::new_app(Admin {
+        state,
+        reloads,
+        history,
+    }));
     // Never told to stop; the runtime ends it.
     let (_stop, shutdown) = watch::channel(false);
     loop {

@@ -123,6 +123,24 @@ fn a_hangup_says_what_of_the_configuration_takes_effect_at_a_restart_only() {
 }
 
 #[test]
+fn health_is_that_of_the_running_proxy() {
+    let upstream = upstream::json("{}").run();
+    let mut proxy = proxy::new().upstream(&upstream).run();
+    let health = |proxy: &Proxy| {
+        let output = Command::new(env!("CARGO_BIN_EXE_tiergate"))
+            .args(["health", "--config", "tiergate.yaml"])
+            .current_dir(proxy.path("."))
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        (output.status.code(), said)
+    };
+    assert_eq!(health(&proxy), (Some(0), "ok\n".to_owned()));
+    proxy.kill();
+    assert_eq!(health(&proxy), (Some(1), String::new()));
+}
+
+#[test]
 fn a_second_interrupt_ends_a_drain_at_once() {
     let upstream = upstream::script([reply(200).sse_begun(&["data: {}\n\n"]).hold()]).run();
     let mut proxy = proxy::new()

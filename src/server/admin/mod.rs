@@ -1,6 +1,7 @@
 //! The admin listener: health, readiness, status, metrics. It reads the state and changes nothing.
 
 mod host;
+pub mod overview;
 mod status;
 
 use std::sync::Arc;
@@ -8,10 +9,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use http::response::Builder;
 use http::{Method, Response, StatusCode, header};
+use parking_lot::Mutex;
 use pingora_core::apps::http_app::ServeHttp;
 use pingora_core::protocols::http::ServerSession;
 use uuid::Uuid;
 
+use crate::accounting::history::History;
 use crate::server::reload::Reloads;
 use crate::state::State;
 
@@ -29,6 +32,8 @@ const NONCE: &str = "{{nonce}}";
 pub struct Admin {
     pub state: Arc<State>,
     pub reloads: Arc<Reloads>,
+    /// The last hour; [`overview::keep_history`] keeps it.
+    pub history: Arc<Mutex<History>>,
 }
 
 #[async_trait]
@@ -59,7 +64,7 @@ impl ServeHttp for Admin {
             "/status" => respond(
                 StatusCode::OK,
                 JSON,
-                status::status(&self.state, &self.reloads),
+                status::status(&self.state, &self.reloads.last(), &self.history.lock()),
             ),
             "/metrics" => respond(
                 StatusCode::OK,

@@ -4,8 +4,10 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
+use crate::accounting::history::History;
 use crate::config::watch::LoadStatus;
-use crate::server::reload::{LastReload, Reloads};
+use crate::server::admin::overview::Overview;
+use crate::server::reload::LastReload;
 use crate::state::State;
 use crate::upstream::Address;
 
@@ -127,7 +129,8 @@ fn time(at: SystemTime) -> Option<String> {
 }
 
 /// The body of `/status`, a JSON object.
-pub(super) fn status(state: &State, reloads: &Reloads) -> String {
+pub(super) fn status(state: &State, last: &LastReload, history: &History) -> String {
+    let overview = Overview::new(state, history);
     let upstreams: serde_json::Map<String, Value> = state
         .upstreams()
         .map(|upstream| {
@@ -143,12 +146,17 @@ pub(super) fn status(state: &State, reloads: &Reloads) -> String {
     let value = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),
+        "problems": overview.problems(last),
         "uptime_seconds": state.started.elapsed().as_secs(),
         "draining": state.is_draining(),
         "policy": policy(state),
         "prices": prices(state),
-        "reload": reload(&reloads.last()),
+        "reload": reload(last),
         "groups": groups(state),
+        "budgets": overview.budgets(),
+        "spent_today": overview.spent_today(),
+        "last_minute": overview.last_minute(),
+        "history": overview.history(),
         "listeners": listeners(state),
         "upstreams": upstreams,
         "connections": state.metrics.connections.get(),
