@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 
-PROJECT = pathlib.Path(__file__).resolve().parent.parent
+PROJECT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = pathlib.Path(os.environ.get("TIERGATE", PROJECT / "target/debug/tiergate"))
 PICTURES = PROJECT / "docs/images"
 DEADLINE = 30

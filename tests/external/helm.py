@@ -11,7 +11,7 @@ import tempfile
 import helm_python
 import yaml
 
-PROJECT = pathlib.Path(__file__).resolve().parent.parent
+PROJECT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = pathlib.Path(os.environ.get("TIERGATE", PROJECT / "target/debug/tiergate"))
 CHART = PROJECT / "conf/helm"
 
