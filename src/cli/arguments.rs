@@ -51,7 +51,7 @@ pub(super) enum Command {
     /// `warning:` before the message.
     #[command(
         after_help = "Example:\n  tiergate check -c tiergate.yaml --strict && systemctl reload tiergate\n\n\
-        Exit code: 78 where there is a mistake, or with --strict a warning."
+        Exit code: 78 where there is a diagnostic, or with --strict a warning."
     )]
     Check(CheckArguments),
     /// Have the running proxy read its files now, and wait for how that goes.
@@ -59,7 +59,7 @@ pub(super) enum Command {
         after_help = "Example:\n  tiergate reload -c /etc/tiergate/tiergate.yaml\n\n\
         The process is found by the admin listener that the configuration names, and sent SIGHUP. A changed configuration \
         itself takes effect at a restart or an upgrade (SIGUSR2), which is said.\n\n\
-        Exit code: 1 where a file could not be taken; 78 where the configuration has a mistake."
+        Exit code: 1 where a file could not be taken; 78 where the configuration has a diagnostic."
     )]
     Reload(ReloadArguments),
     /// Ask the running proxy whether it is ready: what `/readyz` of the admin listener that the configuration names says.
@@ -310,7 +310,7 @@ pub(super) struct ReportArguments {
     /// The columns, in this order.
     #[arg(long, value_name = "COLUMN,...", value_delimiter = ',')]
     pub(super) columns: Option<Vec<String>>,
-    /// Order rows by a column: sums from the largest on, all else from the smallest on.
+    /// TierAction rows by a column: sums from the largest on, all else from the smallest on.
     #[arg(long, value_name = "COLUMN[:asc|:desc]")]
     pub(super) sort: Option<Sort>,
     /// Show so many rows: the costliest, if --sort does not say otherwise. The total has all.

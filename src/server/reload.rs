@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::config::watch::Reloaded;
-use crate::config::{Config, Mistake};
+use crate::config::{Config, Diagnostic};
 use crate::server::systemd;
 
 /// How many reloads were asked for, and how the last one went.
@@ -47,8 +47,8 @@ impl Reloads {
         };
         let restart_needed = match compare(running) {
             Ok(restart_needed) => restart_needed,
-            Err(mistakes) => {
-                failures.extend(mistakes);
+            Err(diagnostics) => {
+                failures.extend(diagnostics);
                 Vec::new()
             }
         };
@@ -80,10 +80,10 @@ fn compare(running: &Config) -> Result<Vec<&'static str>, Vec<String>> {
             }
             Ok(differing)
         }
-        Err(mistakes) => {
-            mistakes.iter().for_each(Mistake::log);
+        Err(diagnostics) => {
+            diagnostics.iter().for_each(Diagnostic::log);
             log::error!("{path} has mistakes: this process goes on, and a restart would fail");
-            Err(mistakes.iter().map(ToString::to_string).collect())
+            Err(diagnostics.iter().map(ToString::to_string).collect())
         }
     }
 }

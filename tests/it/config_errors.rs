@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use tiergate::config::{Config, Mistake};
+use tiergate::config::{Config, Diagnostic};
 use tiergate::policy::Policy;
 
 use crate::support::{proxy, upstream};
@@ -130,7 +130,7 @@ fn mistakes_of(file: &Path) -> String {
     }
 }
 
-fn lines(mistakes: &[Mistake]) -> String {
+fn lines(mistakes: &[Diagnostic]) -> String {
     mistakes
         .iter()
         .map(|mistake| format!("{mistake}\n"))
