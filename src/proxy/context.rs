@@ -597,7 +597,8 @@ impl RequestContext {
         };
         self.refusal.get_or_insert_with(|| cause.into());
         if cause.status() >= 500 {
-            self.say_failure(cause, error);
+            let (id, code) = (self.request_info.id, cause.code());
+            log::warn!("request {id}: {code}: {}", describe_error(error));
         }
         true
     }
@@ -732,7 +733,7 @@ impl RequestContext {
         self.logged_at.is_some()
     }
 
-    pub fn logged_at(&self) -> Option<Instant> {
+    pub fn time_since_logged(&self) -> Option<Instant> {
         self.logged_at
     }
 

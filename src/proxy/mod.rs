@@ -497,7 +497,7 @@ fn drop_piece(
 ) -> Result<()> {
     let is_over = session.body_bytes_read() > LINGERING_CLOSE_BYTES
         || context
-            .logged_at()
+            .time_since_logged()
             .is_some_and(|since| since.elapsed() > LINGERING_CLOSE_TIME);
     if ends || is_over {
         let error = Error::explain(REFUSED, "the request goes on behind its response");
