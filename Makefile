@@ -3,7 +3,7 @@
 CARGO ?= cargo
 # The demo shows the program as it is built for the tests, so that a newcomer waits for one build of Pingora only: what the
 # tests need besides has features of some crates that `cargo run` would build without.
-.PHONY: demo test test-long soak test-ecosystem test-monitoring test-debian picture fuzz build assets deb lint doc dependencies audit bench bench-instructions bench-sockets clean tools
+.PHONY: demo test test-long soak test-ecosystem test-monitoring test-helm test-debian picture fuzz build assets deb dist image lint doc dependencies audit bench bench-instructions bench-sockets clean tools
 
 demo: tools
 	$(CARGO) test --quiet --no-run --test it
@@ -36,7 +36,14 @@ test-monitoring: tools
 	$(CARGO) build
 	python3 tests/external/promtool.py
 
-# The picture of the admin page in docs/metrics.md, by headless Chromium.
+# The chart in conf/helm by Helm's own library, which comes from PyPI, to target/ only.
+test-helm: tools
+	$(CARGO) build
+	python3 -m venv target/helm
+	target/helm/bin/pip install --quiet helm-python-sdk==0.2.2 pyyaml
+	target/helm/bin/python tests/external/helm.py
+
+# Tests the admin page in headless Chromium, and takes the pictures of docs/metrics.md.
 picture: tools
 	$(CARGO) build
 	python3 tests/external/page.py
@@ -73,6 +80,23 @@ assets: build
 deb: assets
 	command -v cargo-deb >/dev/null || $(CARGO) install --locked cargo-deb
 	$(CARGO) deb --no-build --strip
+
+# A static, stripped binary with its completions, pages, unit and samples as a tarball, its checksum, and the list of what it is
+# made of (CycloneDX), to target/dist. DIST_TARGET=x86_64-unknown-linux-gnu makes one that needs the C library of the machine.
+DIST_TARGET ?= x86_64-unknown-linux-musl
+DIST_PROFILE ?= release
+dist: tools
+	@case $(DIST_TARGET) in *-musl) command -v musl-gcc >/dev/null || sh .ci/tools musl-tools ;; esac
+	rustup target add $(DIST_TARGET)
+	$(CARGO) build --locked --profile $(DIST_PROFILE) --target $(DIST_TARGET)
+	command -v cargo-cyclonedx >/dev/null || $(CARGO) install --quiet --locked --root target/audit cargo-cyclonedx@0.5.9
+	PATH="$(CURDIR)/target/audit/bin:$$PATH" sh .ci/dist $(DIST_TARGET) $(DIST_PROFILE)
+
+# The image of the Containerfile, by whichever program is here. OCI's own format has no health check.
+image:
+	@for program in buildah podman; do \
+	    command -v $$program >/dev/null && exec $$program build --format docker --file Containerfile --tag tiergate .; \
+	done; exec docker build --file Containerfile --tag tiergate .
 
 lint: tools
 	$(CARGO) fmt --check

@@ -258,7 +258,7 @@ fn load_policy(
             Ok(bytes) => Policy::parse(&config.policy, &bytes, &config),
             Err(why) => Err(vec![Diagnostic::unreadable(&config.policy, &why)]),
         };
-        follows.publish("policy", parsed, read.requested, changes::review);
+        follows.publish("policy", parsed, read.requested, changes::review)
     }));
     Ok(live)
 }
@@ -282,7 +282,7 @@ fn load_prices(
         follows.publish("prices", parsed, read.requested, |_, _| Review {
             held: None,
             summary: path.display().to_string(),
-        });
+        })
     }));
     Ok(Some(live))
 }
@@ -342,13 +342,20 @@ fn follow_tls(upstream: &Arc<Upstream>) -> Result<Vec<FileWatcher>, StartError> 
         .map_err(|why| StartError::Io(format!("tls of upstream `{name}`"), why))?;
     let followers = watches.into_iter().map(|watch| {
         let upstream = upstream.clone();
-        FileWatcher::new(watch, move |_| match upstream.load_tls() {
-            Ok(()) => log::info!("upstream `{}`: tls loaded", upstream.config.name),
-            // Certificate and key are two files: between the first and the second they do not fit.
-            Err(why) => log::warn!(
-                "upstream `{}`: tls not loaded, the last good one stays: {why}",
-                upstream.config.name
-            ),
+        FileWatcher::new(watch, move |_| {
+            let name = &upstream.config.name;
+            match upstream.load_tls() {
+                Ok(()) => log::info!("upstream `{name}`: tls loaded"),
+                // Certificate and key are two files: between the first and the second they do not fit.
+                Err(why) => {
+                    let told = format!(
+                        "upstream `{name}`: tls not loaded, the last good one stays: {why}"
+                    );
+                    log::warn!("{told}");
+                    return Err(told);
+                }
+            }
+            Ok(())
         })
     });
     Ok(followers.collect())
@@ -364,11 +371,16 @@ fn follow_credential(upstream: &Arc<Upstream>, file: &Path) -> Result<FileWatche
     Ok(FileWatcher::new(watch, move |read| {
         match upstream.load_credential(read.content) {
             Ok(()) => log::info!("upstream `{}`: key loaded", upstream.config.name),
-            Err(why) => log::error!(
-                "upstream `{}`: credential_file {}: {why}",
-                upstream.config.name,
-                file.display()
-            ),
+            Err(why) => {
+                let name = &upstream.config.name;
+                let told = format!(
+                    "upstream `{name}`: credential_file {}: {why}",
+                    file.display()
+                );
+                log::error!("{told}");
+                return Err(told);
+            }
         }
+        Ok(())
     }))
 }

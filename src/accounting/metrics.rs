@@ -1,19 +1,25 @@
 //! The catalogue of metrics, and the text that Prometheus scrapes. Labels are bounded: group and upstream names come from
 //! the operator's files, all else from fixed sets.
 
+mod quantiles;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus::core::Collector;
+use prometheus::proto::MetricFamily;
 use prometheus::{
-    CounterVec, Encoder, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    Counter, CounterVec, Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter,
+    IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::accounting::access_log::{AccessRecord, Transport};
+use crate::accounting::process::{self, ProcessStats};
 use crate::accounting::usage::{Usage, UsageState};
+
+pub use crate::accounting::metrics::quantiles::Quantiles;
 
 /// Seconds; a model's answer takes from some milliseconds (a refusal) to many minutes.
 const DURATION_BUCKETS: &[f64] = &[
@@ -32,6 +38,26 @@ const KNOWN_TIERS: [&str; 9] = [
     "batch",
 ];
 
+/// Statuses that stand as labels; any other one is its class, as `4xx`.
+const KNOWN_STATUSES: [(u16, &str); 17] = [
+    (101, "101"),
+    (200, "200"),
+    (400, "400"),
+    (401, "401"),
+    (402, "402"),
+    (403, "403"),
+    (404, "404"),
+    (408, "408"),
+    (409, "409"),
+    (413, "413"),
+    (422, "422"),
+    (429, "429"),
+    (500, "500"),
+    (502, "502"),
+    (503, "503"),
+    (504, "504"),
+    (529, "529"),
+];
 /// Endpoints whose good answers tell what was used.
 const ENDPOINTS_WITH_USAGE: [&str; 6] = [
     "responses",
@@ -95,11 +121,14 @@ macro_rules! catalogue {
         impl Default for Metrics {
             fn default() -> Self {
                 let registry = Registry::new();
-                Self {
+                let metrics = Self {
                     $($field: register(&registry, Metric { name: $name, help: $help, labels: &[$($label),*] }),)*
                     rendering: Mutex::default(),
                     registry,
-                }
+                };
+                // They are made when the process begins.
+                metrics.process_start_time.set(process::now_seconds());
+                metrics
             }
         }
     };
@@ -126,9 +155,11 @@ catalogue! {
         "Requests that were translated to another protocol.";
     bridge_dropped: IntCounterVec = "tiergate_bridge_dropped_total" ["what"]
         "Parts of requests that the other protocol has not, and that were left out.";
-    duration: Histogram = "tiergate_request_duration_seconds" []
+    responses: IntCounterVec = "tiergate_responses_total" ["group" "upstream" "status"]
+        "Answers to clients by status: 200, 401, 429 and other usual ones by themselves, the rest as 2xx to 5xx, `none` where a client got none.";
+    duration: HistogramVec = "tiergate_request_duration_seconds" ["endpoint" "upstream"]
         "From the request's head to the end of the answer.";
-    time_to_first_byte: Histogram = "tiergate_time_to_first_byte_seconds" []
+    time_to_first_byte: HistogramVec = "tiergate_time_to_first_byte_seconds" ["endpoint" "upstream"]
         "From the request's head to the first byte of the upstream's answer.";
     unforced_forwarded: IntCounter = "tiergate_unforced_forwarded_total" []
         "Forced requests found without the forced tier in the outgoing bytes. They are not sent; any value but 0 is a defect.";
@@ -168,6 +199,20 @@ catalogue! {
         "Attempts after the first one of a request.";
     build_info: IntGaugeVec = "tiergate_build_info" ["version"]
         "1; the version of this process, as a label.";
+    process_cpu: Counter = "process_cpu_seconds_total" []
+        "User and system time of the process.";
+    process_open_fds: IntGauge = "process_open_fds" []
+        "Open file descriptors.";
+    process_max_fds: IntGauge = "process_max_fds" []
+        "The most file descriptors that the process may have open.";
+    process_resident_memory: IntGauge = "process_resident_memory_bytes" []
+        "Memory of the process that is in RAM.";
+    process_virtual_memory: IntGauge = "process_virtual_memory_bytes" []
+        "Address space of the process.";
+    process_threads: IntGauge = "process_threads" []
+        "Threads of the process.";
+    process_start_time: Gauge = "process_start_time_seconds" []
+        "When the process began, in seconds since 1970.";
 }
 
 /// Values that live elsewhere, as they are when the metrics are scraped.
@@ -237,12 +282,20 @@ impl Metrics {
                 .with_label_values(&[group, record.upstream.unwrap_or("")])
                 .inc();
         }
-        self.duration.observe(duration.as_secs_f64());
+        let upstream = record.upstream.unwrap_or("");
+        self.responses
+            .with_label_values(&[group, upstream, status_label(record.status)])
+            .inc();
+        let labels = [record.endpoint, upstream];
+        self.duration
+            .with_label_values(&labels)
+            .observe(duration.as_secs_f64());
         if let Some(first) = time_to_first_byte {
-            self.time_to_first_byte.observe(first.as_secs_f64());
+            self.time_to_first_byte
+                .with_label_values(&labels)
+                .observe(first.as_secs_f64());
         }
         if record.tier_refused {
-            let upstream = record.upstream.unwrap_or("");
             self.tier_refused
                 .with_label_values(&[group, upstream])
                 .inc();
@@ -301,7 +354,7 @@ impl Metrics {
     /// What the counters say of each group.
     pub fn by_group(&self) -> BTreeMap<String, GroupSums> {
         let mut groups: BTreeMap<String, GroupSums> = BTreeMap::new();
-        for (labels, count) in samples(&self.requests) {
+        for (labels, count) in counts(&self.requests) {
             let sums = groups.entry(labels("group")).or_default();
             *sums.outcomes.entry(labels("outcome")).or_default() += count;
             *sums
@@ -309,16 +362,41 @@ impl Metrics {
                 .entry(labels("service_tier"))
                 .or_default() += count;
         }
-        for (labels, count) in samples(&self.downgraded) {
+        for (labels, count) in counts(&self.downgraded) {
             groups.entry(labels("group")).or_default().downgraded += count;
         }
-        for (labels, count) in samples(&self.tokens) {
+        for (labels, count) in counts(&self.tokens) {
             // The other kinds are parts of these.
             if matches!(labels("kind").as_str(), "input" | "output") {
                 groups.entry(labels("group")).or_default().tokens += count;
             }
         }
         groups
+    }
+
+    /// Cost in USD since the start, by group.
+    pub fn cost_by_group(&self) -> BTreeMap<String, f64> {
+        let mut sums = BTreeMap::new();
+        for (labels, cost) in samples(&self.cost.collect()) {
+            *sums.entry(labels("group")).or_default() += cost;
+        }
+        sums
+    }
+
+    pub fn usage_missing_count(&self) -> u64 {
+        total(&self.usage_missing)
+    }
+
+    pub fn unpriced_count(&self) -> u64 {
+        total(&self.unpriced)
+    }
+
+    pub fn duration_quantiles(&self) -> Quantiles {
+        Quantiles::of(&self.duration)
+    }
+
+    pub fn first_byte_quantiles(&self) -> Quantiles {
+        Quantiles::of(&self.time_to_first_byte)
     }
 
     /// When the certificate of a listener with TLS ends, in seconds since 1970; whoever loads it keeps it up to date.
@@ -355,6 +433,7 @@ impl Metrics {
         self.build_info
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
+        self.take_process(&ProcessStats::read());
         self.budget_used.reset();
         for (group, used) in &snapshot.budgets {
             self.budget_used.with_label_values(&[group]).set(*used);
@@ -372,6 +451,18 @@ impl Metrics {
                 gauge.set(i64::from(*healthy));
             }
         }
+    }
+}
+
+impl Metrics {
+    fn take_process(&self, stats: &ProcessStats) {
+        let more = stats.cpu_seconds - self.process_cpu.get();
+        self.process_cpu.inc_by(more.max(0.0));
+        self.process_open_fds.set(stats.open_fds);
+        self.process_max_fds.set(stats.max_fds);
+        self.process_resident_memory.set(stats.resident_memory);
+        self.process_virtual_memory.set(stats.virtual_memory);
+        self.process_threads.set(stats.threads);
     }
 }
 
@@ -408,6 +499,22 @@ pub fn tier_label(tier: Option<&str>) -> &'static str {
     }
 }
 
+/// The status that a client got, as a label: upstreams may send any.
+fn status_label(status: Option<u16>) -> &'static str {
+    let Some(status) = status else {
+        return "none";
+    };
+    let known = KNOWN_STATUSES.iter().find(|(known, _)| *known == status);
+    match (known, status / 100) {
+        (Some((_, label)), _) => label,
+        (None, 2) => "2xx",
+        (None, 3) => "3xx",
+        (None, 4) => "4xx",
+        (None, 5) => "5xx",
+        _ => "other",
+    }
+}
+
 /// What was left out in a translation, as a label: names come from the bodies of clients.
 fn dropped_label(what: &str) -> &'static str {
     KNOWN_DROPPED
@@ -416,9 +523,19 @@ fn dropped_label(what: &str) -> &'static str {
         .unwrap_or(&"other")
 }
 
-/// The value of each label by its name, and the count, of every series.
-fn samples(counters: &IntCounterVec) -> Vec<(impl Fn(&str) -> String, u64)> {
-    let families = counters.collect();
+fn total(counters: &IntCounterVec) -> u64 {
+    counts(counters).into_iter().map(|(_, count)| count).sum()
+}
+
+/// As [`samples`], of counters of whole numbers.
+fn counts(counters: &IntCounterVec) -> Vec<(impl Fn(&str) -> String, u64)> {
+    let told = samples(&counters.collect()).into_iter();
+    // Counts are integers far below 2^53.
+    told.map(|(label, value)| (label, value as u64)).collect()
+}
+
+/// The value of each label by its name, and the value, of every series.
+fn samples(families: &[MetricFamily]) -> Vec<(impl Fn(&str) -> String + use<>, f64)> {
     let series = families.iter().flat_map(|family| family.get_metric());
     let told = series.map(|metric| {
         let pairs = metric.get_label().iter();
@@ -426,8 +543,7 @@ fn samples(counters: &IntCounterVec) -> Vec<(impl Fn(&str) -> String, u64)> {
             .map(|pair| (pair.name().to_owned(), pair.value().to_owned()))
             .collect();
         let label = move |name: &str| labels.get(name).cloned().unwrap_or_default();
-        // Counts are integers far below 2^53.
-        (label, metric.get_counter().get_value() as u64)
+        (label, metric.get_counter().get_value())
     });
     told.collect()
 }
@@ -462,11 +578,14 @@ macro_rules! make {
     };
 }
 
-make!(IntCounter IntGauge; IntCounterVec IntGaugeVec CounterVec GaugeVec);
+make!(Counter Gauge IntCounter IntGauge; IntCounterVec IntGaugeVec CounterVec GaugeVec);
 
-impl Make for Histogram {
-    fn make(opts: Opts, _: &[&str]) -> prometheus::Result<Self> {
-        Self::with_opts(HistogramOpts::from(opts).buckets(DURATION_BUCKETS.to_vec()))
+impl Make for HistogramVec {
+    fn make(opts: Opts, labels: &[&str]) -> prometheus::Result<Self> {
+        Self::new(
+            HistogramOpts::from(opts).buckets(DURATION_BUCKETS.to_vec()),
+            labels,
+        )
     }
 }
 
@@ -525,5 +644,7 @@ mod tests {
         assert_eq!(dropped_label("made up"), "other");
         assert_eq!(tier_label(Some("made up")), "other");
         assert_eq!(tier_label(None), "none");
+        let statuses = [Some(429), Some(418), Some(999), None].map(status_label);
+        assert_eq!(statuses, ["429", "4xx", "other", "none"]);
     }
 }

@@ -3,8 +3,10 @@
 
 pub mod access_log;
 pub mod background;
+pub mod history;
 pub mod metrics;
 pub mod prices;
+pub mod process;
 pub mod record;
 pub mod redaction;
 pub mod store;

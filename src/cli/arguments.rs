@@ -54,6 +54,20 @@ pub(super) enum Command {
         Exit code: 78 where there is a diagnostic, or with --strict a warning."
     )]
     Check(CheckArguments),
+    /// Have the running proxy read its files now, and wait for how that goes.
+    #[command(
+        after_help = "Example:\n  tiergate reload -c /etc/tiergate/tiergate.yaml\n\n\
+        The process is found by the admin listener that the configuration names, and sent SIGHUP. A changed configuration \
+        itself takes effect at a restart or an upgrade (SIGUSR2), which is said.\n\n\
+        Exit code: 1 where a file could not be taken; 78 where the configuration has a diagnostic."
+    )]
+    Reload(ReloadArguments),
+    /// Ask the running proxy whether it is ready: what `/readyz` of the admin listener that the configuration names says.
+    #[command(
+        after_help = "Example:\n  tiergate health -c /etc/tiergate/tiergate.yaml\n\n\
+        Exit code: 1 where it is not ready or does not answer."
+    )]
+    Health(HealthArguments),
     /// Say what would happen to a request, and which line of which file decides it. Uses no network.
     #[command(after_help = "Examples:\n  \
         tiergate explain -c tiergate.yaml --name alice\n  \
@@ -147,6 +161,21 @@ pub(super) struct CheckArguments {
     /// Take warnings for mistakes.
     #[arg(long)]
     pub(super) strict: bool,
+}
+
+#[derive(Args)]
+pub(super) struct HealthArguments {
+    #[command(flatten)]
+    pub(super) config: ConfigArgument,
+}
+
+#[derive(Args)]
+pub(super) struct ReloadArguments {
+    #[command(flatten)]
+    pub(super) config: ConfigArgument,
+    /// The process, where it is known: after an upgrade the old one goes on for a while.
+    #[arg(long)]
+    pub(super) pid: Option<u32>,
 }
 
 #[derive(Args)]

@@ -19,8 +19,8 @@ use crate::upstream::tls::UpstreamTlsConfig;
 
 /// How long another process has to say whether it is this program.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
-/// More than `/status` has before the words that are looked for.
-const MAX_STATUS_BYTES: u64 = 64 * 1024;
+/// More than `/status` of a thousand groups has.
+const MAX_STATUS_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Whether keys and certificates are read. Credentials of systemd can be read by the service, and not by the command of its
 /// `ExecReload`.
@@ -157,13 +157,19 @@ fn is_ours(admin: SocketAddr) -> bool {
     })
 }
 
-fn status_of(admin: SocketAddr) -> io::Result<String> {
+/// What is answered at the admin address to `GET /status`, head and body.
+pub(super) fn status_of(admin: SocketAddr) -> io::Result<String> {
+    answer_of(admin, "/status")
+}
+
+/// What is answered at the admin address, head and body.
+pub(super) fn answer_of(admin: SocketAddr, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&admin, ANSWER_TIME)?;
     stream.set_read_timeout(Some(ANSWER_TIME))?;
     stream.set_write_timeout(Some(ANSWER_TIME))?;
     write!(
         stream,
-        "GET /status HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n"
     )?;
     let mut answer = Vec::new();
     stream.take(MAX_STATUS_BYTES).read_to_end(&mut answer)?;

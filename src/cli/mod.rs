@@ -11,6 +11,7 @@ mod init;
 mod keys;
 pub mod probe;
 pub mod reconcile;
+mod reload;
 pub mod report;
 
 use std::ffi::OsString;
@@ -26,8 +27,9 @@ use log::LevelFilter;
 
 use crate::accounting::prices::Prices;
 use crate::cli::arguments::{
-    Arguments, CheckArguments, Command, DiffArguments, ExplainArguments, NewKeyArguments,
-    ProbeArguments, ReconcileArguments, ReportArguments, RunArguments,
+    Arguments, CheckArguments, Command, DiffArguments, ExplainArguments, HealthArguments,
+    NewKeyArguments, ProbeArguments, ReconcileArguments, ReloadArguments, ReportArguments,
+    RunArguments,
 };
 use crate::cli::check::{Secrets, check, check_config};
 use crate::cli::diff::Diff;
@@ -101,6 +103,8 @@ fn dispatch(command: Command, streams: &mut Streams<'_>) -> Ended {
     match command {
         Command::Run(arguments) => serve(&arguments),
         Command::Check(arguments) => tell_mistakes(&arguments, streams),
+        Command::Health(arguments) => ask_health(&arguments, streams),
+        Command::Reload(arguments) => run_reload(&arguments, streams),
         Command::Explain(arguments) => explain(&arguments, streams),
         Command::Diff(arguments) => diff(&arguments, streams),
         Command::NewKey(arguments) => new_key(&arguments, streams),
@@ -243,6 +247,42 @@ fn tell_mistakes(arguments: &CheckArguments, streams: &mut Streams<'_>) -> Ended
             Ok(BAD_CONFIGURATION)
         }
     }
+}
+
+fn ask_health(arguments: &HealthArguments, streams: &mut Streams<'_>) -> Ended {
+    let (config, _) = Config::load(&arguments.config.config).map_err(Failure::Diagnostics)?;
+    let admin = config.admin;
+    let answer = check::answer_of(admin, "/readyz")
+        .map_err(|why| Failure::Other(format!("no proxy answers at {admin}: {why}")))?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    streams.print(body)?;
+    let is_ready = head.split(' ').nth(1) == Some("200");
+    Ok(if is_ready { DONE } else { FAILED })
+}
+
+fn run_reload(arguments: &ReloadArguments, streams: &mut Streams<'_>) -> Ended {
+    let path = &arguments.config.config;
+    let (config, _) = Config::load(path).map_err(Failure::Diagnostics)?;
+    let reload = reload::run(config.admin, arguments.pid).map_err(Failure::Other)?;
+    let restart_needed = &reload.restart_needed;
+    if !restart_needed.is_empty() {
+        let file = path.display();
+        let names = restart_needed.join(", ");
+        writeln!(
+            streams.err,
+            "{file}: warning: changes of {names} take effect at a restart or an upgrade"
+        )?;
+    }
+    for failure in &reload.failures {
+        writeln!(streams.err, "{failure}")?;
+    }
+    if !reload.failures.is_empty() {
+        return Err(Failure::Other(
+            "not reloaded; what was in force before goes on".to_owned(),
+        ));
+    }
+    writeln!(streams.err, "reloaded")?;
+    Ok(DONE)
 }
 
 fn explain(arguments: &ExplainArguments, streams: &mut Streams<'_>) -> Ended {

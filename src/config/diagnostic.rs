@@ -70,6 +70,16 @@ impl Diagnostic {
         }
     }
 
+    /// Says it in the process's log, whose lines have a level in the place of the word.
+    pub fn log(&self) {
+        let (path, line, column) = (self.path.display(), self.line, self.column);
+        let level = match self.severity {
+            Severity::Warning => log::Level::Warn,
+            Severity::Error => log::Level::Error,
+        };
+        log::log!(level, "{path}:{line}:{column}: {}", self.message);
+    }
+
     /// The mistake of a file that cannot be read.
     pub fn unreadable(path: &Path, reason: &dyn fmt::Display) -> Diagnostic {
         Diagnostic::new(path, Location::START, format!("cannot read: {reason}"))

@@ -153,6 +153,32 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Names of the settings that another configuration has otherwise, in the order of the reference.
+    pub fn differences(&self, other: &Config) -> Vec<&'static str> {
+        let settings = [
+            ("listen", self.listen == other.listen),
+            ("admin", self.admin == other.admin),
+            (
+                "trusted_proxies",
+                self.trusted_proxies == other.trusted_proxies,
+            ),
+            ("policy", self.policy == other.policy),
+            ("prices", self.prices == other.prices),
+            ("upstreams", self.upstreams == other.upstreams),
+            ("access_log", self.access_log == other.access_log),
+            ("state", self.state == other.state),
+            ("health_path", self.health_path == other.health_path),
+            ("cors", self.cors == other.cors),
+            ("tier_paths", self.tier_paths == other.tier_paths),
+            ("limits", self.limits == other.limits),
+            ("server", self.server == other.server),
+        ];
+        let differing = settings.into_iter().filter(|(_, is_same)| !is_same);
+        differing.map(|(name, _)| name).collect()
+    }
+}
+
 impl Listen {
     pub(crate) fn plain(address: SocketAddr) -> Self {
         Self {

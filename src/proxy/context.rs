@@ -603,6 +603,24 @@ impl RequestContext {
         true
     }
 
+    /// Tells of the place that failed and not of the request, so that the requests that fail there are one line with a count.
+    /// The access log has each of them.
+    fn say_failure(&self, cause: Cause, error: &Error) {
+        let (id, code, why) = (self.request_info.id, cause.code(), describe_error(error));
+        log::debug!("request {id}: {code}: {why}");
+        match (&self.upstream, self.attempts.address()) {
+            (Some(upstream), Some(address)) => {
+                log::warn!(
+                    "upstream `{}` {}: {why}",
+                    upstream.config.name,
+                    address.socket
+                );
+            }
+            (Some(upstream), None) => log::warn!("upstream `{}`: {why}", upstream.config.name),
+            (None, _) => log::warn!("{code}: {why}"),
+        }
+    }
+
     /// The proxy's own answer for `refusal`, which the client is now sent.
     pub fn answer_refusal(&mut self) -> Option<(Cause, Answer)> {
         let refusal = self.refusal.as_ref()?;

@@ -9,6 +9,7 @@ pub mod listener;
 pub mod logging;
 mod proxy_app;
 pub mod proxy_protocol;
+pub mod reload;
 pub mod socket_handover;
 pub mod systemd;
 pub mod tls;
@@ -21,6 +22,7 @@ use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
 
 use nix::sys::signal::Signal::SIGXFSZ;
+use parking_lot::Mutex;
 use pingora_core::apps::ServerApp;
 use pingora_core::apps::http_app::HttpServer;
 use pingora_core::protocols::Stream;
@@ -32,9 +34,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::watch::{self as files, Reloaded};
-use crate::config::{Config, Limits};
+use crate::config::{Config, Limits, LogTarget};
 use crate::proxy::client_connection::HeadLimits;
 use crate::server::admin::Admin;
+use crate::server::admin::overview::keep_history;
 use crate::server::binary_upgrade::NewProcess;
 use crate::server::connection_limit::KeyedLimiter;
 use crate::server::downstream::Socket;
@@ -65,6 +68,7 @@ pub struct Server {
     runtime: Runtime,
     listeners: Listeners,
     reload_now: Sender<Reloaded>,
+    reloads: Arc<Reloads>,
     taken: Option<InheritedSockets>,
 }
 
@@ -96,6 +100,7 @@ impl Server {
             runtime,
             listeners,
             reload_now,
+            reloads: Arc::default(),
             taken,
         })
     }
@@ -121,8 +126,11 @@ impl Server {
             Signals::register()?
         };
         let (state, reload_now) = (self.state.clone(), self.reload_now.clone());
-        let acting = state.clone();
-        self.run_until(async move { signals.act(&acting, &reload_now, successor).await });
+        let (acting, reloads) = (state.clone(), self.reloads.clone());
+        self.run_until(async move {
+            let interrupt = signals.act(&acting, &reloads, &reload_now, successor).await;
+            tokio::spawn(end_when_interrupted(interrupt, acting));
+        });
         state.log.finish()
     }
 
@@ -133,9 +141,10 @@ impl Server {
             runtime,
             listeners,
             reload_now,
+            reloads,
             taken,
         } = self;
-        let cut = runtime.block_on(serve(state.clone(), listeners, taken, stop));
+        let cut = runtime.block_on(serve(state.clone(), listeners, reloads, taken, stop));
         // Whatever still runs is dropped here, and writes its line as it goes.
         runtime.shutdown_timeout(ABORT_TIME);
         state.save_budgets();
@@ -181,6 +190,7 @@ fn take_over(state: &State) -> Result<InheritedSockets, StartError> {
 async fn serve(
     state: Arc<State>,
     listeners: Listeners,
+    reloads: Arc<Reloads>,
     taken: Option<InheritedSockets>,
     stop: impl Future<Output = ()>,
 ) -> i64 {
@@ -207,23 +217,14 @@ async fn serve(
     tokio::spawn(serve_admin(
         listeners.accept(&site, &accepting),
         state.clone(),
+        reloads,
     ));
     // Before the old process may end: the service must have its new main process by then, or it counts as stopped.
     systemd::ready();
     if let Some(Err(why)) = taken.map(InheritedSockets::confirm) {
         log::warn!("the process whose sockets were taken over has ended: {why}");
     }
-    let addresses: Vec<String> = state
-        .config
-        .listen
-        .iter()
-        .map(|listen| listen.address.to_string())
-        .collect();
-    log::info!(
-        "tiergate {} serves on {}",
-        env!("CARGO_PKG_VERSION"),
-        addresses.join(", ")
-    );
+    log::info!("{}", start_line(&state));
     // Cancelled when another process does it.
     let watching = CancellationToken::new();
     match address {
@@ -261,9 +262,16 @@ async fn drain(site: &ServerContext) -> i64 {
     let (state, limit) = (&site.state, site.state.config.server.drain);
     log::info!("draining for at most {limit:?}");
     site.tasks.close();
-    if tokio::time::timeout(limit, drained(site)).await.is_err() {
+    let over = state.drain_over();
+    let ending = async { over.run_until_cancelled(drained(site)).await };
+    let ended = tokio::time::timeout(limit, ending).await;
+    if ended != Ok(Some(())) {
         let cut = state.metrics.in_flight.get();
         log::warn!("the drain is over, {cut} requests are cut");
+        if state.is_drain_over() {
+            // Somebody waits for the end at the terminal.
+            return cut;
+        }
         state.end_drain();
         // Those that are still to arrive whole can be answered. Others are dropped with the runtime, whatever they wait for.
         let _ = tokio::time::timeout(FAREWELL_TIME, drained(site)).await;
@@ -329,8 +337,14 @@ fn head_limits(limits: &Limits) -> HeadLimits {
 }
 
 /// The admin listener goes on through the drain, so that its end can be watched.
-async fn serve_admin(listener: TcpListener, state: Arc<State>) {
-    let app = Arc::new(HttpServer::new_app(Admin { state }));
+async fn serve_admin(listener: TcpListener, state: Arc<State>, reloads: Arc<Reloads>) {
+    let history = Arc::new(Mutex::default());
+    tokio::spawn(keep_history(state.clone(), history.clone()));
+    let app = Arc::new(HttpServer::new_app(Admin {
+        state,
+        reloads,
+        history,
+    }));
     // Never told to stop; the runtime ends it.
     let (_stop, shutdown) = watch::channel(false);
     loop {
@@ -412,16 +426,17 @@ impl Signals {
         })
     }
 
-    /// Acts on them until one asks for the end.
+    /// Acts on them until one asks for the end. SIGINT may come again.
     async fn act(
         mut self,
         state: &State,
+        reloads: &Reloads,
         reload_now: &Sender<Reloaded>,
         mut successor: NewProcess,
-    ) {
+    ) -> Signal {
         loop {
             tokio::select! {
-                _ = self.hangup.recv() => reload(reload_now).await,
+                _ = self.hangup.recv() => reloads.reload(&state.config, reload_now).await,
                 _ = self.reopen.recv() => match state.log.reopen() {
                     Ok(()) => log::info!("access log reopened"),
                     Err(why) => log::error!("the access log cannot be reopened, the old file stays in use: {why}"),
@@ -431,10 +446,18 @@ impl Signals {
                     Ok(status) => log::error!("the new process does not take over ({status}), this one goes on"),
                     Err(why) => log::error!("the new process cannot be waited for: {why}"),
                 },
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
+                _ = self.terminate.recv() => return self.interrupt,
+                _ = self.interrupt.recv() => return self.interrupt,
             }
         }
+    }
+}
+
+/// Whoever interrupts a process that drains wants its end now.
+async fn end_when_interrupted(mut interrupt: Signal, state: Arc<State>) {
+    if interrupt.recv().await.is_some() {
+        log::warn!("interrupted again");
+        state.end_drain();
     }
 }
 
@@ -448,17 +471,6 @@ fn upgrade(state: &State, successor: &mut NewProcess) {
         Ok(()) => log::info!("a new process is started to take over"),
         Err(why) => log::error!("no upgrade, a new process cannot be started: {why}"),
     }
-}
-
-/// Has every followed file read anew, good or bad.
-async fn reload(reload_now: &Sender<Reloaded>) {
-    systemd::reloading();
-    let (done, waits) = oneshot::channel();
-    if reload_now.send(done).is_ok() {
-        // An error would mean that the reload thread is gone, and with it what there was to wait for.
-        let _ = waits.await;
-    }
-    systemd::reloaded();
 }
 
 #[cfg(test)]

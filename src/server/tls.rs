@@ -72,7 +72,7 @@ impl LiveAcceptor {
         self.acceptor.clone()
     }
 
-    fn reload(&self, files: &TlsFiles) {
+    fn reload(&self, files: &TlsFiles) -> Result<(), String> {
         match load(files) {
             Ok(loaded) => {
                 self.certificate.0.store(Arc::new(loaded.certificate));
@@ -80,8 +80,13 @@ impl LiveAcceptor {
                 log::info!("certificate {} loaded", files.cert.display());
             }
             // Certificate and key are two files: between the first and the second they do not fit.
-            Err(why) => log::warn!("certificate not loaded, the last good one stays: {why}"),
+            Err(why) => {
+                let told = format!("certificate not loaded, the last good one stays: {why}");
+                log::warn!("{told}");
+                return Err(told);
+            }
         }
+        Ok(())
     }
 }
 

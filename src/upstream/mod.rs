@@ -229,7 +229,7 @@ impl Upstream {
         if let Some(time) = address.health.record_failure(why, &self.config.ejection) {
             self.ejections.fetch_add(1, Ordering::Relaxed);
             log::warn!(
-                "upstream `{}`: {} is ejected for {time:?}: {why}",
+                "upstream `{}` {} is ejected for {time:?}: {why}",
                 self.config.name,
                 address.socket
             );
@@ -383,6 +383,11 @@ impl Attempts {
             .or(Some(first))
     }
 
+    /// Of the newest attempt.
+    pub fn address(&self) -> Option<&Arc<Address>> {
+        self.address.as_ref()
+    }
+
     /// No connection could be made for the newest attempt, so nothing was sent. Whether there is to be another one.
     pub fn fails_to_connect(&mut self, upstream: &Upstream, error: &Error) -> bool {
         // An HTTP/2 connection of the pool has ended; the next attempt makes a new one.
@@ -433,7 +438,15 @@ pub fn describe_error(error: &Error) -> String {
         ErrorType::InvalidHTTPHeader => {
             format!("{} {}", error.esource().as_str(), error.etype().as_str())
         }
-        _ => error.to_string(),
+        None => None,
+    };
+    let detail = detail.map(|detail| match detail.split_once(" (os error") {
+        Some((text, _)) => text.to_ascii_lowercase(),
+        None => detail,
+    });
+    match detail {
+        Some(detail) => format!("{words}: {detail}"),
+        None => words.to_owned(),
     }
 }
 

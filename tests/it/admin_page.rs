@@ -18,16 +18,20 @@ fn the_page_is_whole_in_itself() {
         Some("text/html; charset=utf-8")
     );
     let text = page.text();
-    for outside in ["http://", "https://", "src=", "href=", "innerHTML"] {
+    for outside in ["http://", "https://", "src=", "url(", "innerHTML"] {
         assert!(!text.contains(outside), "{outside}");
     }
+    let links = text.split("href=\"").skip(1);
+    let links: Vec<&str> = links.filter_map(|rest| rest.split('"').next()).collect();
+    assert_eq!(links, ["status", "metrics", "readyz", "healthz"]);
     // Every place that the script fills is there.
-    let filled = text.split("put(\"").chain(text.split("fill(\"")).skip(1);
+    let calls = ["put(\"", "fill(\"", "tile(\"", "chart(\""];
+    let filled = calls.iter().flat_map(|call| text.split(call).skip(1));
     let ids = filled.filter_map(|rest| rest.split('"').next());
     let ids: Vec<&str> = ids
         .filter(|id| id.chars().all(|sign| sign.is_ascii_lowercase()))
         .collect();
-    assert!(ids.len() > 5, "{ids:?}");
+    assert!(ids.len() > 15, "{ids:?}");
     for id in ids {
         assert!(text.contains(&format!("id=\"{id}\"")), "{id}");
     }
@@ -57,6 +61,66 @@ fn the_status_has_what_each_group_has_done() {
     let plain =
         json!({"outcomes": {}, "service_tiers": {}, "tokens": 0, "downgraded": 0, "in_flight": 0});
     assert_eq!(groups["plain"], plain);
+}
+
+fn problems(proxy: &proxy::Proxy) -> Vec<(String, String)> {
+    let status = proxy.status();
+    let told = status["problems"].as_array().unwrap().iter();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    told.map(|problem| (text(&problem["severity"]), text(&problem["what"])))
+        .collect()
+}
+
+#[test]
+fn nothing_is_wrong_while_all_is_well() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let answer = proxy.client("sk-plain").post("/v1/responses", "{}");
+    assert_eq!((answer.status, problems(&proxy)), (200, Vec::new()));
+}
+
+#[test]
+fn what_is_wrong_is_told_the_worst_first() {
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream::nobody(), "retries: 0")
+        .run();
+    fs::write(proxy.path("policy.yaml"), "version: 1\ngroups: 7\n").unwrap();
+    let told = eventually("both", || {
+        proxy.client("sk-plain").post("/v1/responses", "{}");
+        let told = problems(&proxy);
+        let has = |part: &str| told.iter().any(|(_, what)| what.contains(part));
+        (has("policy file") && has("is down")).then_some(told)
+    });
+    let expected = ("critical".to_owned(), "upstream `main` is down".to_owned());
+    assert_eq!(told[0], expected);
+    assert_eq!(told.last().unwrap().0, "warning");
+}
+
+#[test]
+fn the_last_hour_and_what_was_spent_are_told() {
+    let answer = r#"{"model":"m","service_tier":"priority","usage":{"input_tokens":1000000,"output_tokens":0}}"#;
+    let upstream = upstream::json(answer).run();
+    let prices =
+        "version: 1\nprices: [{models: [m], tiers: {priority: {input: 2.5, output: 1}}}]\n";
+    let proxy = proxy::new().upstream(&upstream).prices(prices).run();
+    // The first sample is of the start.
+    assert_eq!(
+        proxy.client("sk-fast").post("/v1/responses", "{}").status,
+        200
+    );
+    let status = eventually("the request", || {
+        let status = proxy.status();
+        (status["history"]["hour"]["requests"] == 1).then_some(status)
+    });
+    let hour = &status["history"]["hour"];
+    assert_eq!(hour["service_tiers"]["priority"], 1);
+    assert!(hour["first_byte_p50"].as_f64().unwrap() > 0.0);
+    assert_eq!(
+        (&hour["failed"], &hour["denied"], &hour["downgraded"]),
+        (&json!(0), &json!(0), &json!(0))
+    );
+    assert_eq!(status["spent_today"]["usd"], 2.5);
+    assert_eq!(status["spent_today"]["groups"]["fast"], 2.5);
 }
 
 #[test]

@@ -23,6 +23,7 @@ mod log;
 mod memory;
 mod monitoring;
 mod nginx;
+mod operations;
 mod probe;
 mod reconcile;
 mod reload;

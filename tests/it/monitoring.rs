@@ -18,9 +18,13 @@ fn conf(name: &str) -> String {
 /// Every word of a text that is a metric's name, without what a histogram appends to it.
 fn metrics_in(text: &str) -> BTreeSet<String> {
     let words = text.split(|sign: char| !(sign.is_ascii_lowercase() || sign == '_'));
-    let names = words.filter(|word| word.starts_with("tiergate_"));
+    let names = words.filter(|word| word.starts_with("tiergate_") || word.starts_with("process_"));
     names
-        .map(|name| name.trim_end_matches("_bucket").to_owned())
+        .map(|name| {
+            let parts = ["_seconds_bucket", "_seconds_count"].into_iter();
+            let family = parts.filter_map(|part| name.strip_suffix(part)).next();
+            family.map_or(name.to_owned(), |family| format!("{family}_seconds"))
+        })
         .collect()
 }
 
@@ -57,11 +61,49 @@ fn every_panel_has_a_place_and_a_query_of_its_own() {
     let mut places = BTreeSet::new();
     for panel in panels {
         assert!(places.insert(panel["gridPos"].to_string()), "{panel}");
+        if panel["type"] == "row" {
+            continue;
+        }
         for target in panel["targets"].as_array().unwrap() {
             let expression = target["expr"].as_str().unwrap();
             assert!(!metrics_in(expression).is_empty(), "{expression}");
         }
     }
+}
+
+#[test]
+fn every_alert_has_a_description_and_its_place_in_the_runbook() {
+    let alerts = conf("alerts.yml");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let runbook = fs::read_to_string(root.join("docs/operations.md")).unwrap();
+    let alerts: Vec<&str> = alerts.split("- alert: ").skip(1).collect();
+    assert!(alerts.len() > 20);
+    for alert in alerts {
+        let name = alert.lines().next().unwrap();
+        for part in ["labels: {severity: ", "summary: ", "description: "] {
+            assert!(alert.contains(part), "{name} has no {part}");
+        }
+        let anchor = format!("runbook: docs/operations.md#{}", name.to_lowercase());
+        assert!(alert.contains(&anchor), "{name}: {anchor}");
+        assert!(runbook.contains(&format!("\n### {name}\n")), "{name}");
+    }
+}
+
+#[test]
+fn the_process_tells_of_itself() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    assert_eq!(
+        proxy.client("sk-none").post("/v1/responses", "{}").status,
+        401
+    );
+    let resident = proxy.metric("process_resident_memory_bytes");
+    assert!(resident > 1e6 && resident < 1e9, "{resident}");
+    assert!(proxy.metric("process_open_fds") < proxy.metric("process_max_fds"));
+    assert!(proxy.metric("process_start_time_seconds") > 1.7e9);
+    eventually("the refused request", || {
+        (proxy.metric_of("tiergate_responses_total", "status=\"401\"") == 1.0).then_some(())
+    });
 }
 
 #[test]

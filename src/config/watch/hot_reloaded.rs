@@ -101,24 +101,31 @@ impl<T> HotReloaded<T> {
 
     /// Takes a new value, or keeps the last good one and every mistake of the new. `what` names the file in messages,
     /// `review(old, new)` compares the two; what it holds is taken only where the load was `requested`.
+    ///
+    /// # Errors
+    /// Why the file as it stands is not in force.
     pub fn publish(
         &self,
         what: &str,
         parsed: Result<(T, Vec<Diagnostic>), Vec<Diagnostic>>,
         requested: bool,
         review: impl FnOnce(&T, &T) -> Review,
-    ) {
+    ) -> Result<(), String> {
         let (value, warnings) = match parsed {
             Ok(parsed) => parsed,
             Err(diagnostics) => return self.refuse(what, &diagnostics),
         };
         let Review { held, summary } = review(&self.current.load(), &value);
         match held.filter(|_| !requested) {
-            Some(why) => self.hold(what, why),
+            Some(why) => {
+                self.hold(what, why.clone());
+                Err(why)
+            }
             None => {
                 self.take(value);
                 log::info!("{what} loaded: {summary}");
-                warnings.iter().for_each(|warning| log::warn!("{warning}"));
+                warnings.iter().for_each(Diagnostic::log);
+                Ok(())
             }
         }
     }
@@ -149,12 +156,14 @@ impl<T> HotReloaded<T> {
         status.tried_at = SystemTime::now();
         status.diagnostics = diagnostics.iter().map(ToString::to_string).collect();
         status.held = None;
+        let told = status.diagnostics.join("\n");
         drop(status);
         self.failed.fetch_add(1, Ordering::Relaxed);
         diagnostics
             .iter()
             .for_each(|diagnostic| log::error!("{diagnostic}"));
         log::error!("{what} not loaded, the last good one stays in force");
+        told
     }
 }
 
@@ -174,7 +183,8 @@ mod tests {
     fn what_is_held_is_taken_when_it_is_asked_for() {
         let value = HotReloaded::new(20);
         let offer = |number, requested| {
-            value.publish("number", Ok((number, Vec::new())), requested, review);
+            let taken = value.publish("number", Ok((number, Vec::new())), requested, review);
+            assert_eq!(taken.err(), value.load_status().error());
             let status = value.load_status();
             (*value.current(), status.outcome(), status.error())
         };

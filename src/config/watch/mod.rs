@@ -43,7 +43,7 @@ const LONG_WRITE: Duration = Duration::from_secs(10);
 /// A file and what to do when there is something new to read.
 pub struct FileWatcher {
     file: WatchedFile,
-    load: Box<dyn FnMut(FileRead) + Send>,
+    load: Box<dyn FnMut(FileRead) -> Result<(), String> + Send>,
 }
 
 /// What a watched file holds by now.
@@ -83,8 +83,8 @@ struct Watches {
 /// program, so it tells even a file that was put back with its old times.
 type Fingerprint = Option<(u64, u64, u64, i64, i64, i64, i64)>;
 
-/// Whoever asks for a reload is told here when it is done.
-pub type Reloaded = oneshot::Sender<()>;
+/// Whoever asks for a reload is told here when it is done, with what could not be loaded, a text for each file.
+pub type Reloaded = oneshot::Sender<Vec<String>>;
 
 /// Has the kernel run this thread behind those that serve requests: in Linux `setpriority(2)` is about a thread.
 fn let_requests_go_first() {
@@ -112,9 +112,12 @@ pub fn follow(mut watchers: Vec<FileWatcher>, reload_now: &Receiver<Reloaded>) {
         };
         match reload_now.recv_timeout(wait) {
             Ok(done) => {
-                watchers.iter_mut().for_each(FileWatcher::load_now);
+                let results = watchers.iter_mut().map(FileWatcher::load_now);
+                let mut failures: Vec<String> = results.filter_map(Result::err).collect();
+                // A certificate and its key are two files and one failure.
+                failures.dedup();
                 // Whoever asked may have gone.
-                let _ = done.send(());
+                let _ = done.send(failures);
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
@@ -143,7 +146,12 @@ fn dispatch(events: &FileEvents, watchers: &mut [FileWatcher]) {
 }
 
 impl FileWatcher {
-    pub fn new(file: WatchedFile, load: impl FnMut(FileRead) + Send + 'static) -> Self {
+    /// `load` takes what the file holds, and says in the process's log how that went; its error is for whoever has asked for a
+    /// reload.
+    pub fn new(
+        file: WatchedFile,
+        load: impl FnMut(FileRead) -> Result<(), String> + Send + 'static,
+    ) -> Self {
         Self {
             file,
             load: Box::new(load),
@@ -152,19 +160,20 @@ impl FileWatcher {
 
     fn poll(&mut self) {
         if let Some(content) = self.file.poll(Instant::now()) {
-            (self.load)(FileRead {
+            // Nobody has asked.
+            let _ = (self.load)(FileRead {
                 content,
                 requested: false,
             });
         }
     }
 
-    fn load_now(&mut self) {
+    fn load_now(&mut self) -> Result<(), String> {
         let content = self.file.read();
         (self.load)(FileRead {
             content,
             requested: true,
-        });
+        })
     }
 }
 

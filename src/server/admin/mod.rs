@@ -1,6 +1,7 @@
 //! The admin listener: health, readiness, status, metrics. It reads the state and changes nothing.
 
 mod host;
+pub mod overview;
 mod status;
 
 use std::sync::Arc;
@@ -8,10 +9,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use http::response::Builder;
 use http::{Method, Response, StatusCode, header};
+use parking_lot::Mutex;
 use pingora_core::apps::http_app::ServeHttp;
 use pingora_core::protocols::http::ServerSession;
 use uuid::Uuid;
 
+use crate::accounting::history::History;
+use crate::server::reload::Reloads;
 use crate::state::State;
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -27,6 +31,9 @@ const NONCE: &str = "{{nonce}}";
 /// Answers whoever reaches the admin listener.
 pub struct Admin {
     pub state: Arc<State>,
+    pub reloads: Arc<Reloads>,
+    /// The last hour; [`overview::keep_history`] keeps it.
+    pub history: Arc<Mutex<History>>,
 }
 
 #[async_trait]
@@ -54,7 +61,11 @@ impl ServeHttp for Admin {
                 None => respond(StatusCode::OK, TEXT, status::readiness(&self.state)),
                 Some(why) => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n")),
             },
-            "/status" => respond(StatusCode::OK, JSON, status::status(&self.state)),
+            "/status" => respond(
+                StatusCode::OK,
+                JSON,
+                status::status(&self.state, &self.reloads.last(), &self.history.lock()),
+            ),
             "/metrics" => respond(
                 StatusCode::OK,
                 METRICS,

@@ -4,7 +4,10 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
+use crate::accounting::history::History;
 use crate::config::watch::LoadStatus;
+use crate::server::admin::overview::Overview;
+use crate::server::reload::LastReload;
 use crate::state::State;
 use crate::upstream::Address;
 
@@ -57,6 +60,16 @@ fn prices(state: &State) -> Value {
         told[name] = value;
     }
     told
+}
+
+/// How the last reload went that SIGHUP asked for. Files that were seen to change have their own members.
+fn reload(last: &LastReload) -> Value {
+    json!({
+        "count": last.count,
+        "at": last.at.and_then(time),
+        "failures": last.failures,
+        "restart_needed": last.restart_needed,
+    })
 }
 
 /// What each group of the policy has done since the start. Others are gone from it, or refused before theirs was known.
@@ -116,7 +129,8 @@ fn time(at: SystemTime) -> Option<String> {
 }
 
 /// The body of `/status`, a JSON object.
-pub(super) fn status(state: &State) -> String {
+pub(super) fn status(state: &State, last: &LastReload, history: &History) -> String {
+    let overview = Overview::new(state, history);
     let upstreams: serde_json::Map<String, Value> = state
         .upstreams()
         .map(|upstream| {
@@ -131,11 +145,18 @@ pub(super) fn status(state: &State) -> String {
         .collect();
     let value = json!({
         "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "problems": overview.problems(last),
         "uptime_seconds": state.started.elapsed().as_secs(),
         "draining": state.is_draining(),
         "policy": policy(state),
         "prices": prices(state),
+        "reload": reload(last),
         "groups": groups(state),
+        "budgets": overview.budgets(),
+        "spent_today": overview.spent_today(),
+        "last_minute": overview.last_minute(),
+        "history": overview.history(),
         "listeners": listeners(state),
         "upstreams": upstreams,
         "connections": state.metrics.connections.get(),

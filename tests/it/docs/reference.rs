@@ -408,14 +408,15 @@ fn catalogue() -> BTreeSet<String> {
     let source = super::files::text_below(&["src/accounting"], |path| {
         path.to_str().unwrap().contains("metrics")
     });
-    let literals = source.split("\"tiergate_").skip(1);
-    let ends = literals.map(|rest| rest.split('"').next().unwrap());
-    ends.filter(|name| {
-        name.chars()
-            .all(|sign| sign.is_ascii_lowercase() || sign == '_')
-    })
-    .map(|name| format!("tiergate_{name}"))
-    .collect()
+    let prefixes = ["tiergate_", "process_"].into_iter();
+    let names = prefixes.flat_map(|prefix| {
+        let begin = format!("\"{prefix}");
+        let literals = source.split(begin.as_str()).skip(1);
+        let ends: Vec<&str> = literals.filter_map(|rest| rest.split('"').next()).collect();
+        ends.into_iter().map(move |end| format!("{prefix}{end}"))
+    });
+    let is_name = |sign: char| sign.is_ascii_lowercase() || sign == '_';
+    names.filter(|name| name.chars().all(is_name)).collect()
 }
 
 #[test]

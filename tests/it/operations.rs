@@ -1,0 +1,254 @@
+//! What an operator does to a running proxy, and what it says to that.
+
+use std::fs;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use crate::support::eventually;
+use crate::support::proxy::{self, POLICY, Proxy};
+use crate::support::upstream::{self, reply};
+
+const SIGHUP: i32 = 1;
+const SIGINT: i32 = 2;
+
+fn reload(proxy: &Proxy) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tiergate"))
+        .args(["reload", "--config", "tiergate.yaml", "--pid"])
+        .arg(proxy.id().to_string())
+        .current_dir(proxy.path("."))
+        .env_remove("RUST_LOG")
+        .output()
+        .unwrap()
+}
+
+/// The exit code and what stands on stderr.
+fn told(output: &Output) -> (Option<i32>, String) {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    (output.status.code(), text)
+}
+
+#[test]
+fn a_reload_fails_where_the_policy_cannot_be_taken_and_says_why() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let (code, text) = told(&reload(&proxy));
+    assert_eq!((code, text.as_str()), (Some(0), "reloaded\n"));
+    fs::write(
+        proxy.path("policy.yaml"),
+        POLICY.replace("group: plain", "group: plian"),
+    )
+    .unwrap();
+    let (code, text) = told(&reload(&proxy));
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("did you mean `plain`?"), "{text}");
+    assert_eq!(
+        proxy.client("sk-plain").post("/v1/responses", "{}").status,
+        200
+    );
+}
+
+#[test]
+fn a_policy_for_an_upstream_that_only_the_changed_configuration_has_fails_the_reload() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let config = fs::read_to_string(proxy.path("tiergate.yaml")).unwrap();
+    let second = format!(
+        "upstreams:\n  second: {{url: \"http://{}\", credential_file: null}}\n",
+        upstream.address
+    );
+    fs::write(
+        proxy.path("tiergate.yaml"),
+        config.replace("upstreams:\n", &second),
+    )
+    .unwrap();
+    let policy = POLICY
+        .replace("fast: {", "fast: {upstream: second, ")
+        .replace("plain: {", "plain: {upstream: main, ")
+        .replace("closed: {", "closed: {upstream: main, ");
+    fs::write(proxy.path("policy.yaml"), policy).unwrap();
+    let (code, text) = told(&reload(&proxy));
+    assert_eq!(code, Some(1), "{text}");
+    assert!(
+        text.contains("changes of upstreams take effect at a restart"),
+        "{text}"
+    );
+    assert!(text.contains("policy.yaml:"), "{text}");
+    proxy.await_stderr("tiergate.yaml has changed (upstreams): that takes effect at a restart");
+}
+
+#[test]
+fn a_reload_fails_where_the_new_key_of_an_upstream_is_missing() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, "credential_file: upstream.key")
+        .file("upstream.key", "sk-upstream\n")
+        .run();
+    fs::remove_file(proxy.path("upstream.key")).unwrap();
+    let (code, text) = told(&reload(&proxy));
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("credential_file"), "{text}");
+}
+
+#[test]
+fn a_hangup_says_what_of_the_configuration_takes_effect_at_a_restart_only() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let config = fs::read_to_string(proxy.path("tiergate.yaml")).unwrap();
+    let after = |count: u64| {
+        proxy.signal(SIGHUP);
+        eventually("the reload", || {
+            let reload = proxy.status()["reload"].clone();
+            (reload["count"] == count).then_some(reload)
+        })
+    };
+    assert_eq!(after(1)["restart_needed"], serde_json::json!([]));
+    assert!(!proxy.stderr().contains("has changed"));
+    let changed = format!("{config}limits: {{body: 1MiB}}\nserver: {{drain: 5s}}\n");
+    fs::write(proxy.path("tiergate.yaml"), changed).unwrap();
+    let told = after(2);
+    assert_eq!(
+        told["restart_needed"],
+        serde_json::json!(["limits", "server"])
+    );
+    proxy
+        .await_stderr("tiergate.yaml has changed (limits, server): that takes effect at a restart");
+    fs::write(proxy.path("tiergate.yaml"), "limits: 7\n").unwrap();
+    assert!(
+        after(3)["failures"][0]
+            .as_str()
+            .unwrap()
+            .contains("tiergate.yaml:1:")
+    );
+    proxy.await_stderr("a restart would fail");
+}
+
+#[test]
+fn health_is_that_of_the_running_proxy() {
+    let upstream = upstream::json("{}").run();
+    let mut proxy = proxy::new().upstream(&upstream).run();
+    let health = |proxy: &Proxy| {
+        let output = Command::new(env!("CARGO_BIN_EXE_tiergate"))
+            .args(["health", "--config", "tiergate.yaml"])
+            .current_dir(proxy.path("."))
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        (output.status.code(), said)
+    };
+    assert_eq!(health(&proxy), (Some(0), "ok\n".to_owned()));
+    proxy.kill();
+    assert_eq!(health(&proxy), (Some(1), String::new()));
+}
+
+#[test]
+fn a_second_interrupt_ends_a_drain_at_once() {
+    let upstream = upstream::script([reply(200).sse_begun(&["data: {}\n\n"]).hold()]).run();
+    let mut proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("server: {drain: 10m}")
+        .run();
+    let client = proxy.client("sk-plain");
+    let mut connection = client.connect();
+    connection.send(client.message("/v1/responses", b"{\"stream\":true}"));
+    connection.head().unwrap();
+    proxy.signal(SIGINT);
+    proxy.await_stderr("draining for at most");
+    assert!(proxy.ended().is_none());
+    let begun = Instant::now();
+    proxy.signal(SIGINT);
+    assert_eq!(proxy.wait().code(), Some(0));
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert!(
+        proxy.stderr().contains("1 requests cut"),
+        "{}",
+        proxy.stderr()
+    );
+    // A request that is cut has its line.
+    assert_eq!(proxy.access_log(1).len(), 1);
+}
+
+#[test]
+fn the_start_line_says_what_runs() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .prices("version: 1\nprices: []\n")
+        .tls()
+        .run();
+    let said = proxy.stderr();
+    let line = said
+        .lines()
+        .find(|line| line.contains("serves on"))
+        .unwrap();
+    for part in [
+        format!(
+            "serves on {}, {} (TLS); admin {}; ",
+            proxy.address, proxy.tls_address, proxy.admin
+        ),
+        "configuration tiergate.yaml; policy policy.yaml sha256:".to_owned(),
+        ", 3 groups, 4 keys; ".to_owned(),
+        format!("upstreams main http://{}; ", upstream.address),
+        "prices prices.yaml sha256:".to_owned(),
+        "; access log access.log".to_owned(),
+    ] {
+        assert!(line.contains(&part), "{part}\n{line}");
+    }
+}
+
+#[test]
+fn an_upstream_that_is_down_is_one_line_and_its_ejection_another() {
+    let nobody = upstream::nobody();
+    let proxy = proxy::new()
+        .upstream_with("codex", &nobody, "retries: 0")
+        .run();
+    for _ in 0..6 {
+        assert_eq!(
+            proxy.client("sk-plain").post("/v1/responses", "{}").status,
+            502
+        );
+    }
+    proxy.signal(SIGINT);
+    proxy.await_stderr("stopped");
+    let said = proxy.stderr();
+    let about: Vec<&str> = said
+        .lines()
+        .filter(|line| line.contains("refused"))
+        .collect();
+    let first = format!("upstream `codex` {nobody}: connection refused");
+    assert!(about[0].ends_with(&first), "{said}");
+    assert!(
+        about[1].ends_with(&format!(
+            "upstream `codex` {nobody} is ejected for 10s: connection refused"
+        )),
+        "{said}"
+    );
+    // What came again is told of with a count, at the end at the latest.
+    assert!(
+        about[2].contains(&format!("{first} (5 more times within ")),
+        "{said}"
+    );
+    assert_eq!(about.len(), 3, "{said}");
+}
+
+#[test]
+fn a_warning_at_the_start_is_said_once_and_in_one_way() {
+    let upstream = upstream::json("{}").run();
+    let policy = POLICY.replace("version: 1\n", "version: 1\ndefault_group: plain\n");
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, "credential_file: upstream.key")
+        .file("upstream.key", "sk-upstream\n")
+        .policy(&policy)
+        .run();
+    let said = proxy.stderr();
+    let warnings: Vec<&str> = said
+        .lines()
+        .filter(|line| line.contains(" WARN "))
+        .collect();
+    assert_eq!(warnings.len(), 1, "{said}");
+    assert!(warnings[0].contains("policy.yaml:"), "{said}");
+    assert!(!warnings[0].contains("warning:"), "{said}");
+}
