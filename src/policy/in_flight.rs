@@ -20,10 +20,10 @@ pub struct InFlight {
     keys: KeyedLimiter<[u8; 32]>,
 }
 
-/// A place among the requests that run; given back when dropped.
+/// Permission for one request to run; given back when dropped.
 pub struct InFlightPermit(Counter);
 
-/// The places of one request.
+/// The permits of one request: in the process, in its group and of its key.
 pub struct InFlightPermits {
     _in_process: InFlightPermit,
     _in_group: InFlightPermit,

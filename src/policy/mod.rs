@@ -113,9 +113,6 @@ pub struct Decision {
     pub action: Option<TierAction>,
 }
 
-/// The former name of [`TierAction`].
-pub type Order = TierAction;
-
 /// A request that may not go on, and what was found out about it before.
 #[derive(Clone, Debug)]
 pub struct Denied {

@@ -70,7 +70,7 @@ fn the_sample_configuration_shows_the_defaults() {
     assert_eq!(sample.health_path, least.health_path);
     assert_eq!(sample.cors, least.cors);
     let least = tiergate::config::Upstream {
-        place: sample.upstreams[0].place,
+        location: sample.upstreams[0].location,
         ..(*least.upstreams[0]).clone()
     };
     assert_eq!(*sample.upstreams[0], least);
