@@ -250,7 +250,7 @@ fn load_policy(
     let watch = WatchedFile::new(&config.policy);
     let (policy, warnings) =
         Policy::load(&config.policy, config).map_err(StartError::Diagnostics)?;
-    warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    warnings.iter().for_each(Diagnostic::log);
     let live = HotReloaded::new(policy);
     let (follows, config) = (live.clone(), config.clone());
     followers.push(FileWatcher::new(watch, move |read| {

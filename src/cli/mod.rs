@@ -208,7 +208,7 @@ impl From<ReportError> for Failure {
 fn serve(arguments: &RunArguments) -> Ended {
     let (config, warnings) =
         check_config(&arguments.config.config).map_err(Failure::Diagnostics)?;
-    warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    warnings.iter().for_each(Diagnostic::log);
     Server::new(config, arguments.takeover)?.run()?;
     Ok(DONE)
 }

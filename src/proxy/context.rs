@@ -597,8 +597,7 @@ impl RequestContext {
         };
         self.refusal.get_or_insert_with(|| cause.into());
         if cause.status() >= 500 {
-            let (id, code) = (self.request_info.id, cause.code());
-            log::warn!("request {id}: {code}: {}", describe_error(error));
+            self.say_failure(cause, error);
         }
         true
     }

@@ -432,11 +432,32 @@ impl Attempts {
     }
 }
 
-/// An error of Pingora in words for operators, without the bytes that it quotes where a head could not be parsed.
+const TLS_FAILED: &str = "TLS failed";
+
+/// An error of Pingora in words for operators: what its type means, and the operating system's or the TLS library's word where
+/// that says more. Neither quotes what a peer has sent.
 pub fn describe_error(error: &Error) -> String {
-    match error.root_etype() {
-        ErrorType::InvalidHTTPHeader => {
-            format!("{} {}", error.esource().as_str(), error.etype().as_str())
+    let words = match error.root_etype() {
+        ErrorType::ConnectRefused => return "connection refused".to_owned(),
+        ErrorType::ConnectTimedout => return "no connection within the time for it".to_owned(),
+        ErrorType::ConnectNoRoute => "no route",
+        ErrorType::TLSHandshakeTimedout => return "no TLS within the time for it".to_owned(),
+        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert => TLS_FAILED,
+        ErrorType::ReadTimedout => return "no answer within the time for it".to_owned(),
+        ErrorType::WriteTimedout => return "it takes no bytes of the request".to_owned(),
+        ErrorType::ConnectionClosed => return "the connection was closed".to_owned(),
+        ErrorType::InvalidHTTPHeader => return "an answer that is no HTTP".to_owned(),
+        other => other.as_str(),
+    };
+    let cause = error.root_cause();
+    let detail = match cause.downcast_ref::<io::Error>() {
+        Some(why) => Some(why.to_string()),
+        // Where a handshake fails, Pingora has its library's words within its own.
+        None if words == TLS_FAILED => {
+            let text = error.to_string();
+            let told = text.split("TLS connect() failed: ").nth(1);
+            let told = told.and_then(|told| told.split(", SNI").next());
+            told.and_then(|told| told.rsplit("cause: ").next().map(str::to_owned))
         }
         None => None,
     };

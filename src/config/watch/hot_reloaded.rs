@@ -113,7 +113,7 @@ impl<T> HotReloaded<T> {
     ) -> Result<(), String> {
         let (value, warnings) = match parsed {
             Ok(parsed) => parsed,
-            Err(diagnostics) => return self.refuse(what, &diagnostics),
+            Err(diagnostics) => return Err(self.refuse(what, &diagnostics)),
         };
         let Review { held, summary } = review(&self.current.load(), &value);
         match held.filter(|_| !requested) {
@@ -151,7 +151,7 @@ impl<T> HotReloaded<T> {
         self.held.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn refuse(&self, what: &str, diagnostics: &[Diagnostic]) {
+    fn refuse(&self, what: &str, diagnostics: &[Diagnostic]) -> String {
         let mut status = self.status.lock();
         status.tried_at = SystemTime::now();
         status.diagnostics = diagnostics.iter().map(ToString::to_string).collect();
@@ -159,9 +159,7 @@ impl<T> HotReloaded<T> {
         let told = status.diagnostics.join("\n");
         drop(status);
         self.failed.fetch_add(1, Ordering::Relaxed);
-        diagnostics
-            .iter()
-            .for_each(|diagnostic| log::error!("{diagnostic}"));
+        diagnostics.iter().for_each(Diagnostic::log);
         log::error!("{what} not loaded, the last good one stays in force");
         told
     }
