@@ -550,11 +550,14 @@ impl RequestContext {
         error
     }
 
-    /// Whether the error is the end of a pooled connection that had crossed the request.
+    /// Whether the error is the end of a pooled connection that had crossed the request. A connection of HTTP/2 that others
+    /// use does not end for being idle: what its server had taken it may have worked on (RFC 9113 §8.7).
     fn is_stale(&self, error: &Error) -> bool {
-        let stream = self.stream.as_ref();
+        let is_fresh = |stream: &Arc<StreamControl>| {
+            !stream.has_received() && stream.expired().is_none() && !stream.is_shared()
+        };
         is_stale_connection(error)
-            && stream.is_some_and(|stream| !stream.has_received() && stream.expired().is_none())
+            && self.stream.as_ref().is_some_and(is_fresh)
             && self.attempted.elapsed() < STALE_TIME
     }
 

@@ -191,7 +191,10 @@ fn the_start_line_says_what_runs() {
         ),
         "configuration tiergate.yaml; policy policy.yaml sha256:".to_owned(),
         ", 3 groups, 4 keys; ".to_owned(),
-        format!("upstreams main http://{}; ", upstream.address),
+        format!(
+            "upstreams main https://localhost:{}; ",
+            upstream.address.port()
+        ),
         "prices prices.yaml sha256:".to_owned(),
         "; access log access.log".to_owned(),
     ] {

@@ -844,6 +844,28 @@ fn a_request_that_a_close_of_its_connection_crossed_is_sent_again() {
     assert_eq!(outcomes(&proxy.stop()), ["ok"; 2]);
 }
 
+/// Others use the connection, so it had not ended for being idle: the request may have been worked on (RFC 9113 §8.7).
+#[test]
+fn a_request_whose_shared_connection_is_cut_without_a_word_is_not_sent_again() {
+    let upstream = upstream(|peer| {
+        let first = peer.request().unwrap();
+        peer.respond(first, 200, &SSE);
+        peer.data(first, CREATED.as_bytes());
+        peer.request();
+    });
+    let proxy = behind(&upstream);
+    let mut first = begun(&proxy, BODY);
+    assert_eq!(first.chunk().as_deref(), Some(CREATED.as_bytes()));
+    assert_eq!(post(&proxy, "sk-fast", BODY).status, 502);
+    let mut outcomes: Vec<String> = outcomes(&proxy.access_log(2))
+        .into_iter()
+        .map(ToString::to_string)
+        .collect();
+    outcomes.sort_unstable();
+    assert_eq!(outcomes, ["\"upstream_cut\"", "\"upstream_error\""]);
+    assert_eq!(upstream.seen().heads, 2);
+}
+
 // Heads.
 
 #[test]

@@ -46,6 +46,8 @@ struct State {
     has_received: bool,
     /// The connection is one of HTTP/2.
     is_http2: bool,
+    /// Other requests run on the connection.
+    is_shared: bool,
     /// Whether an error response is looked at before Pingora has its head, and what was found.
     look: ErrorLook,
     is_ended: bool,
@@ -87,6 +89,7 @@ impl StreamControl {
             expired: None,
             has_received: false,
             is_http2,
+            is_shared: false,
             look: ErrorLook::Off,
             is_ended: false,
             drains: false,
@@ -193,6 +196,15 @@ impl StreamControl {
     /// Whether anything of the response came.
     pub fn has_received(&self) -> bool {
         self.0.lock().has_received
+    }
+
+    /// Other requests run on the connection, so that it was alive a moment ago.
+    pub(super) fn note_shared(&self) {
+        self.0.lock().is_shared = true;
+    }
+
+    pub fn is_shared(&self) -> bool {
+        self.0.lock().is_shared
     }
 
     pub fn is_http2(&self) -> bool {

@@ -77,6 +77,10 @@ impl Http2Session {
         }
     }
 
+    pub(super) fn control(&self) -> &StreamControl {
+        &self.watchdog.control
+    }
+
     /// Whether the stream has ended in good order on both sides, or only its end is still to come.
     pub(super) fn is_complete(&self) -> bool {
         self.response.is_whole

@@ -134,7 +134,13 @@ impl Connector for UpstreamConnector {
         }
         // A connection that cannot take another stream is no reason to fail: the next one is a new one.
         let session = self.http2.reused_http_session(any).await.ok()??;
-        Some(Http2Session::new(session))
+        // Where the server allows fewer streams than we do, a connection seems shared that is not.
+        let is_shared = session.conn.free_stream_slots() + 1 < any.options.max_h2_streams;
+        let session = Http2Session::new(session);
+        if is_shared {
+            session.control().note_shared();
+        }
+        Some(session)
     }
 
     async fn release_http_session<P: Peer + Send + Sync + 'static>(
