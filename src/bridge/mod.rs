@@ -76,6 +76,7 @@ mod request;
 mod retry_after;
 mod schema;
 mod session;
+mod settings;
 mod sse;
 mod stop_sequences;
 #[cfg(test)]

@@ -6,7 +6,7 @@ use super::client_side::ClientSide;
 use super::context::Context;
 use super::error::Answer;
 use super::fact::Fact;
-use super::failure::Failure;
+use super::failure::{Failure, UpstreamError};
 use super::json::parse;
 use super::reader::Reader;
 use super::sse::Decoder;
@@ -164,6 +164,24 @@ impl Session {
     pub fn cut(&mut self) -> Output {
         self.fail(Failure::Cut);
         self.output()
+    }
+
+    /// The upstream has answered with another status than 200.
+    pub fn upstream_error(&mut self, error: &UpstreamError<'_>) -> Output {
+        if self.ending.is_some() {
+            return self.output();
+        }
+        let (protocol, id) = (self.client.protocol(), &self.delivery.request_id);
+        let answer = (!self.has_begun()).then(|| error.answer(protocol, id));
+        self.fail(error.failure());
+        match answer {
+            // It may hand on more of the upstream's words than a failure has.
+            Some(answer) => {
+                self.told = true;
+                Output::Answer(answer)
+            }
+            None => self.output(),
+        }
     }
 
     /// The upstream took too long, with its head or inside its body.

@@ -41,6 +41,12 @@ pub enum Cause {
     UpstreamUnreachable,
     UpstreamReset,
     UpstreamTimeout,
+    /// The upstream refused the key that the operator gave for it (bridge).
+    UpstreamCredentialRefused,
+    /// The bridge cannot convert the request without giving a wrong answer.
+    UnsupportedByBridge,
+    /// No entry of the upstream's `models` matches (bridge).
+    ModelNotMapped,
     BufferFull,
     Draining,
     /// The access log cannot be written and its backlog is full: what cannot be billed is not served.
@@ -205,6 +211,9 @@ impl Cause {
         Cause::UpstreamUnreachable,
         Cause::UpstreamReset,
         Cause::UpstreamTimeout,
+        Cause::UpstreamCredentialRefused,
+        Cause::UnsupportedByBridge,
+        Cause::ModelNotMapped,
         Cause::BufferFull,
         Cause::Draining,
         Cause::AccessLogUnavailable,
@@ -321,6 +330,17 @@ impl Cause {
                 "the upstream closed the connection without an answer",
             ),
             Cause::UpstreamTimeout => (504, "upstream_timeout", "the upstream took too long"),
+            Cause::UpstreamCredentialRefused => (
+                502,
+                "upstream_credential_refused",
+                "the upstream refused the gateway's credential",
+            ),
+            Cause::UnsupportedByBridge => (
+                400,
+                "unsupported_by_bridge",
+                "the request cannot be converted for this upstream",
+            ),
+            Cause::ModelNotMapped => (404, "model_not_mapped", "the model is not known here"),
             Cause::BufferFull => (
                 503,
                 "buffer_full",
@@ -355,6 +375,7 @@ impl Cause {
         match self.status() {
             401 => "authentication_error",
             403 => "permission_error",
+            404 => "not_found_error",
             413 | 431 => "request_too_large",
             429 => "rate_limit_error",
             503 => "overloaded_error",

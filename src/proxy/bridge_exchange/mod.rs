@@ -1,0 +1,308 @@
+//! A request that is converted for an upstream which speaks only Responses, from its body to the end of its answer. What
+//! becomes of the bytes is the bridge's ([`crate::bridge`]); what is known of the request, its attempts and its line are
+//! those of every request ([`Exchange`]).
+//!
+//! It is answered within `request_filter`, for Pingora writes the head of a response as soon as the upstream's has come,
+//! and here the status stays free until something is known of the answer. So it has connections of its own, made and
+//! pooled by the same connectors.
+
+mod client;
+mod request;
+mod upstream;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use pingora_core::connectors::ConnectorOptions;
+use pingora_core::connectors::http::Connector;
+use pingora_core::{Error, ErrorType};
+use pingora_proxy::Session;
+
+use crate::accounting::record::Termination;
+use crate::accounting::usage::ResponseObserver;
+use crate::bridge::{self, UpstreamBridge, UpstreamError, token_count_answer};
+use crate::config::{ChatCompletionsMode, MessagesMode};
+use crate::policy::endpoint::Endpoint;
+use crate::proxy::Stop;
+use crate::proxy::bridge_exchange::client::Client;
+use crate::proxy::bridge_exchange::request::Prepared;
+use crate::proxy::bridge_exchange::upstream::Connection;
+use crate::proxy::context::{Body, Exchange};
+use crate::proxy::error_mapping::no_address;
+use crate::proxy::replies::check_response;
+use crate::state::State;
+use crate::upstream::connector::UpstreamConnector;
+use crate::upstream::connector::control::{Phase, StreamControl};
+
+/// The most that is read of an upstream's answer that is no success, and of a token count, in bytes.
+const ERROR_BYTES: usize = 256 * 1024;
+
+/// What all bridged requests share.
+pub struct Bridge {
+    connector: Arc<Connector<UpstreamConnector>>,
+    /// By name, those upstreams of which an endpoint is converted.
+    upstreams: HashMap<String, Arc<UpstreamBridge>>,
+}
+
+/// What is converted of a request, and for whom.
+#[derive(Clone)]
+pub struct Conversion {
+    pub endpoint: bridge::Endpoint,
+    pub upstream: Arc<UpstreamBridge>,
+}
+
+impl Bridge {
+    /// For the upstreams of a configuration.
+    pub fn new(state: &State, options: ConnectorOptions) -> Self {
+        let settings = state.config.upstreams.iter();
+        let upstreams = settings.filter_map(|settings| {
+            let bridge = UpstreamBridge::of(settings)?;
+            Some((settings.name.clone(), Arc::new(bridge)))
+        });
+        Self {
+            upstreams: upstreams.collect(),
+            connector: Arc::new(Connector::new_custom(
+                Some(options.clone()),
+                UpstreamConnector::new(options),
+            )),
+        }
+    }
+
+    /// Whether this request, which was admitted, is to be converted.
+    pub fn conversion(&self, exchange: &Exchange) -> Option<Conversion> {
+        let settings = &exchange.upstream.as_ref()?.config;
+        let upstream = self.upstreams.get(&settings.name)?.clone();
+        let arrival = &exchange.arrival;
+        let is_post = arrival.method == http::Method::POST;
+        let endpoint = endpoint(settings, arrival.endpoint, &arrival.path).filter(|_| is_post)?;
+        Some(Conversion { endpoint, upstream })
+    }
+
+    /// Serves a request to the end.
+    pub(super) async fn serve(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+        conversion: &Conversion,
+    ) -> Result<(), Stop> {
+        let word = conversion.endpoint.protocol().log_word();
+        exchange.turn.bridge = Some((word, String::new()));
+        request::read(session, exchange).await?;
+        let prepared = match request::prepare(session, exchange, conversion)? {
+            Ok(prepared) => prepared,
+            Err(refusal) => return client::refuse(session, exchange, conversion, &refusal).await,
+        };
+        match conversion.endpoint {
+            bridge::Endpoint::CountTokens => self.count(session, exchange, &prepared).await,
+            bridge::Endpoint::Messages | bridge::Endpoint::Chat => {
+                let client = Client::new(exchange, &prepared, &conversion.upstream.options);
+                self.generate(session, exchange, client, &prepared).await
+            }
+        }
+    }
+
+    /// The upstream's events, as they come, become the client's answer.
+    async fn generate(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+        mut client: Client,
+        prepared: &Prepared,
+    ) -> Result<(), Stop> {
+        let mut upstream = match self.reach(session, exchange, &mut client, prepared).await? {
+            Ok(upstream) => upstream,
+            Err(error) => return client.fail(session, exchange, &error).await,
+        };
+        let status = exchange.turn.answer.upstream_status.unwrap_or_default();
+        let output = if status == 200 {
+            client.upstream_head(upstream.content_type())
+        } else {
+            let body = read_whole(session, exchange, &mut client, &mut upstream).await?;
+            client.upstream_error(&upstream_error(exchange, &upstream, status, &body))
+        };
+        let mut is_over = client.take(session, exchange, output).await?;
+        while !is_over {
+            let read = client.wait(session, exchange, upstream.read()).await?;
+            let output = match read {
+                Ok(Some(piece)) => {
+                    exchange.observe(&piece);
+                    client.feed(&piece)
+                }
+                Ok(None) => client.finish(),
+                Err(error) => client.broken(exchange, &error),
+            };
+            is_over = client.take(session, exchange, output).await?;
+        }
+        exchange.enter(Phase::Idle, None);
+        upstream.release();
+        client.end(session).await
+    }
+
+    /// The upstream's count, or that there is none.
+    async fn count(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+        prepared: &Prepared,
+    ) -> Result<(), Stop> {
+        let mut client = Client::silent(exchange, prepared);
+        let id = exchange.arrival.id.to_string();
+        match self.reach(session, exchange, &mut client, prepared).await? {
+            Ok(mut upstream) => {
+                let status = exchange.turn.answer.upstream_status.unwrap_or_default();
+                let body = read_whole(session, exchange, &mut client, &mut upstream).await?;
+                exchange.enter(Phase::Idle, None);
+                upstream.release();
+                let answer = token_count_answer(status, &body, &id);
+                let ending = exchange.ending();
+                client::send(session, exchange, &answer, ending).await
+            }
+            Err(error) => {
+                let ending = exchange.situation().ending_of(&error);
+                let answer = token_count_answer(0, b"", &id);
+                client::send(session, exchange, &answer, ending).await
+            }
+        }
+    }
+
+    /// Sends the request and waits for the head of an answer, in as many attempts as there may be.
+    async fn reach(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+        client: &mut Client,
+        prepared: &Prepared,
+    ) -> Result<Result<Connection, Box<Error>>, Stop> {
+        loop {
+            match self.attempt(session, exchange, client, prepared).await? {
+                Err(error) if error.retry() => {}
+                Err(error) => return Ok(Err(error)),
+                Ok(upstream) => {
+                    let taken = take_head(exchange, &upstream);
+                    return Ok(taken.map(|()| upstream));
+                }
+            }
+        }
+    }
+
+    /// One attempt. Its error says whether there is to be another one.
+    async fn attempt(
+        &self,
+        session: &mut Session,
+        exchange: &mut Exchange,
+        client: &mut Client,
+        prepared: &Prepared,
+    ) -> Result<Result<Connection, Box<Error>>, Stop> {
+        let Some(address) = exchange.next_address() else {
+            return Ok(Err(no_address().into_up()));
+        };
+        let peer = address.request_peer(exchange.only_http1).clone();
+        let connecting = Connection::open(&self.connector, peer);
+        let (mut upstream, reused) = match client.wait(session, exchange, connecting).await? {
+            Ok(opened) => opened,
+            Err(error) => return Ok(Err(exchange.connect_failed(error).into_up())),
+        };
+        exchange.stream = StreamControl::of(upstream.digest());
+        let head = request::upstream_head(session, exchange, prepared);
+        let head = head.map_err(Stop::Downstream)?;
+        exchange.begin_attempt();
+        let body = exchange.send_ready()?;
+        exchange.turn.sent.tier.clone_from(&prepared.tier);
+        exchange.ignore_client_abort();
+        client.request_leaves();
+        match client
+            .wait(session, exchange, upstream.send(head, body))
+            .await?
+        {
+            Ok(()) => Ok(Ok(upstream)),
+            Err(error) => Ok(Err(exchange.attempt_failed(error.into_up(), reused, true))),
+        }
+    }
+}
+
+/// What of an endpoint is converted for this upstream.
+fn endpoint(
+    settings: &crate::config::Upstream,
+    endpoint: Endpoint,
+    path: &str,
+) -> Option<bridge::Endpoint> {
+    let messages = settings.messages == MessagesMode::Responses;
+    match endpoint {
+        Endpoint::Messages if messages => Some(bridge::Endpoint::Messages),
+        Endpoint::Other if messages && is_count_tokens(path) => Some(bridge::Endpoint::CountTokens),
+        Endpoint::ChatCompletions
+            if settings.chat_completions == ChatCompletionsMode::Responses =>
+        {
+            Some(bridge::Endpoint::Chat)
+        }
+        _ => None,
+    }
+}
+
+/// `/messages/count_tokens`, `…/v1/messages/count_tokens`, as [`Endpoint::Messages`] is told.
+fn is_count_tokens(path: &str) -> bool {
+    let path = path.strip_suffix('/').unwrap_or(path).to_ascii_lowercase();
+    path.strip_suffix("/messages/count_tokens")
+        .is_some_and(|before| before.is_empty() || before.ends_with("/v1"))
+}
+
+/// The head of the upstream's answer: what the line tells of it, and who reads its usage.
+fn take_head(exchange: &mut Exchange, upstream: &Connection) -> Result<(), Box<Error>> {
+    let head = upstream.response_head()?;
+    check_response(head, exchange).map_err(|error| error.into_up())?;
+    exchange.take_answer(head.status, &head.headers);
+    // The client was sent nothing of it.
+    exchange.turn.answer.status = None;
+    if exchange.arrival.endpoint.takes_tier() {
+        // The first bytes tell whether it is a stream.
+        exchange.observer = ResponseObserver::new(Endpoint::Responses, true, &head.headers);
+    }
+    exchange.await_more();
+    exchange.body = Body::None;
+    Ok(())
+}
+
+/// The beginning of a short answer. One that breaks says what it said until then.
+async fn read_whole(
+    session: &mut Session,
+    exchange: &mut Exchange,
+    client: &mut Client,
+    upstream: &mut Connection,
+) -> Result<Vec<u8>, Stop> {
+    let mut body = Vec::new();
+    while body.len() < ERROR_BYTES {
+        let Ok(Some(piece)) = client.wait(session, exchange, upstream.read()).await? else {
+            break;
+        };
+        exchange.observe(&piece);
+        body.extend_from_slice(&piece);
+    }
+    Ok(body)
+}
+
+fn upstream_error<'a>(
+    exchange: &Exchange,
+    upstream: &'a Connection,
+    status: u16,
+    body: &'a [u8],
+) -> UpstreamError<'a> {
+    UpstreamError {
+        status,
+        retry_after: upstream.retry_after(),
+        body,
+        own_credential: request::has_own_credential(exchange),
+        now: client::seconds_since_1970(),
+    }
+}
+
+/// The client has left; its line is written, and Pingora is told.
+fn client_left(exchange: &mut Exchange, error: Box<Error>) -> Stop {
+    exchange.settle(Termination::ClientClosed);
+    Stop::Downstream(error.into_down())
+}
+
+/// The end of an answer that the client is to see as one that was cut.
+fn cut() -> Stop {
+    let error = Error::explain(ErrorType::ConnectionClosed, "the answer is not whole");
+    Stop::Downstream(error.into_up())
+}
