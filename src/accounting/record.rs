@@ -147,6 +147,7 @@ struct Texts<'a> {
     tier_served: Option<Cow<'a, str>>,
     model_served: Option<Cow<'a, str>>,
     model_upstream: Option<Cow<'a, str>>,
+    bridge_dropped: Option<Cow<'a, str>>,
     response_id: Option<Cow<'a, str>>,
     upstream_request_id: Option<Cow<'a, str>>,
     upstream_error: Option<Cow<'a, str>>,
@@ -314,7 +315,7 @@ impl RequestRecord {
             upstream_error: texts.upstream_error.as_deref(),
             of_request: billed.of_request,
             bridge: self.bridge.as_ref().map(|(between, _)| *between),
-            bridge_dropped: self.bridge.as_ref().map(|(_, dropped)| dropped.as_str()),
+            bridge_dropped: texts.bridge_dropped.as_deref(),
             key_id: billed.key_id,
             prices: prices.map(Prices::revision),
             model_upstream: texts.model_upstream.as_deref(),
@@ -395,6 +396,10 @@ impl RequestRecord {
             tier_sent: sent.map(clean),
             tier_served: observed.served_tier.as_deref().map(clean),
             model_served: observed.model.as_deref().map(clean),
+            bridge_dropped: self
+                .bridge
+                .as_ref()
+                .map(|(_, dropped)| clean_words(dropped)),
             model_upstream: self
                 .model_upstream
                 .as_deref()
