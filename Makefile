@@ -3,7 +3,7 @@
 CARGO ?= cargo
 # The demo shows the program as it is built for the tests, so that a newcomer waits for one build of Pingora only: what the
 # tests need besides has features of some crates that `cargo run` would build without.
-.PHONY: demo test test-long soak test-ecosystem test-monitoring test-debian picture fuzz build assets deb lint audit bench bench-instructions bench-sockets clean tools
+.PHONY: demo test test-long soak test-ecosystem test-monitoring test-debian picture fuzz build assets deb lint doc dependencies audit bench bench-instructions bench-sockets clean tools
 
 demo: tools
 	$(CARGO) test --quiet --no-run --test it
@@ -29,21 +29,21 @@ test-ecosystem: tools
 	$(CARGO) build
 	python3 -m venv target/ecosystem
 	target/ecosystem/bin/pip install --quiet chdb==4.4.0 duckdb==2.0.0
-	target/ecosystem/bin/python tests/ecosystem.py
+	target/ecosystem/bin/python tests/external/ecosystem.py
 
 # The rules, the dashboard and the metrics; promtool is in Debian's package `prometheus`.
 test-monitoring: tools
 	$(CARGO) build
-	python3 tests/promtool.py
+	python3 tests/external/promtool.py
 
 # The picture of the admin page in docs/metrics.md, by headless Chromium.
 picture: tools
 	$(CARGO) build
-	python3 tests/page.py
+	python3 tests/external/page.py
 
 # As root: in a Debian that boots in a container, from debootstrap; lintian and openssl are needed too.
 test-debian: deb
-	python3 tests/debian.py
+	python3 tests/external/debian.py
 
 # Each target a short while, with a stable compiler. A long run: TARGETS=rewriter RUNS=10000000 make fuzz
 # Inputs that reach something new are kept in fuzz/corpus, those that fail in fuzz/artifacts.
@@ -79,11 +79,23 @@ lint: tools
 	$(CARGO) clippy --all-targets -- -D warnings
 	cd fuzz && $(CARGO) fmt --check
 
-# Licences, bans and sources by deny.toml, and known vulnerabilities by the newest list, for which it needs the network.
-# The first run builds cargo-deny, which takes some minutes, to target/ only.
+# The documentation of the code, without a link that leads nowhere.
+doc: tools
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
+
+# Dependencies: none that is not used, and licences, bans and sources as in deny.toml. The first run builds both tools, which
+# takes some minutes, to target/tools only; later ones need no network.
+DENY = cargo-deny@0.20.2
+dependencies: tools
+	@sh .ci/tools $(DENY) cargo-machete@0.9.2
+	target/tools/bin/cargo-machete
+	$(CARGO) fetch --quiet --locked
+	target/tools/bin/cargo-deny --offline check licenses bans sources
+
+# The same and known vulnerabilities, by the newest list, for which it needs the network.
 audit: tools
-	$(CARGO) install --quiet --locked --root target/audit cargo-deny@0.20.2
-	target/audit/bin/cargo-deny check
+	@sh .ci/tools $(DENY)
+	target/tools/bin/cargo-deny check
 
 bench: tools
 	$(CARGO) bench --bench request --bench growth --bench stream_sockets --bench websocket_sockets --bench service_tier --bench usage \

@@ -125,7 +125,7 @@ impl Bench {
 
     fn start(&self, keys: usize) -> io::Result<Installed> {
         let folder = tempfile::tempdir()?;
-        let address = install(folder.path(), self.upstream)?;
+        let address = install(folder.path(), &format!("http://{}", self.upstream))?;
         let config = folder.path().join("tiergate.yaml");
         fs::write(&config, fs::read_to_string(&config)? + LIMITS)?;
         fs::write(folder.path().join("policy.yaml"), policy(keys))?;

@@ -133,7 +133,8 @@ fn count_requests(times: u64) -> u64 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let upstream = listener.local_addr().expect("a bound address");
     std::thread::spawn(move || answer_all(&listener));
-    let address = install(folder.path(), upstream).expect("new files and free ports");
+    let address =
+        install(folder.path(), &format!("http://{upstream}")).expect("new files and free ports");
     let mut command = callgrind(env!("CARGO_BIN_EXE_tiergate"));
     let proxy = command
         .args(["run", "--config", "tiergate.yaml"])

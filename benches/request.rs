@@ -1,5 +1,6 @@
 //! What a whole forced request costs in CPU, beside a Pingora that only passes the bytes on, and nginx doing the same where
-//! it is installed: `cargo bench --bench request [SECONDS]`. On Linux, with two cores: the proxies take turns on the one,
+//! it is installed: `cargo bench --bench request [SECONDS]`. First before an upstream of HTTP/2 over TLS, as the sample
+//! configuration has it, then before a plain one. On Linux, with two cores: the proxies take turns on the one,
 //! upstream and clients share the other.
 
 mod load;
@@ -25,14 +26,24 @@ fn main() -> io::Result<()> {
     let seconds = std::env::args().find_map(|argument| argument.parse().ok());
     let time = Duration::from_secs(seconds.unwrap_or(3));
     load::pin(std::process::id(), 1);
-    let upstream = load::start_upstream(load::answer_all)?;
-    let folder = tempfile::tempdir()?;
-    let proxies = load::start_all(folder.path(), upstream, "")?;
     println!(
         "CPU per request in µs, median of {ROUNDS} rounds (least to most); ratio to the first"
     );
+    let folder = tempfile::tempdir()?;
+    let upstream = load::start_upstream(load::http2::answer_all)?;
+    let proxies = load::start_all_http2(folder.path(), upstream)?;
+    measure_all("HTTP/2 over TLS", &proxies, time)?;
+    drop(proxies);
+    let folder = tempfile::tempdir()?;
+    let upstream = load::start_upstream(load::answer_all)?;
+    let proxies = load::start_all(folder.path(), upstream, "")?;
+    measure_all("HTTP/1.1, plain", &proxies, time)
+}
+
+fn measure_all(upstream: &str, proxies: &[Proxy], time: Duration) -> io::Result<()> {
+    println!("upstream: {upstream}");
     for (label, name) in SIZES {
-        measure(label, &Arc::new(request(name)), &proxies, time)?;
+        measure(label, &Arc::new(request(name)), proxies, time)?;
     }
     Ok(())
 }

@@ -6,6 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use jiff::Timestamp;
+use parking_lot::Mutex;
+
 use tokio_util::sync::CancellationToken;
 
 use crate::accounting::access_log::AccessLog;
@@ -13,12 +16,14 @@ use crate::accounting::background::BackgroundResponses;
 use crate::accounting::metrics::{FileSnapshot, Metrics, Snapshot, UpstreamSnapshot};
 use crate::accounting::prices::Prices;
 use crate::accounting::record::Ledger;
+use crate::accounting::store::StateFile;
 use crate::codec::body_budget::Budget;
 use crate::config::secret_file::FileBytes;
 use crate::config::watch::{FileWatcher, HotReloaded, Review, WatchedFile};
-use crate::config::{Config, Limits, Mistake};
+use crate::config::{Config, Limits, Mistake, StateStore};
+use crate::policy::budget::Budgets;
 use crate::policy::in_flight::InFlight;
-use crate::policy::{Policy, changes};
+use crate::policy::{Group, Policy, changes};
 use crate::upstream::Upstream;
 
 /// How long a drain waits for the handshakes and the first heads of connections that were accepted before it.
@@ -34,6 +39,10 @@ pub struct State {
     /// Responses that are made in the background and are still to be billed.
     pub background: BackgroundResponses,
     pub budget: Arc<Budget>,
+    /// What was spent on the fast tier.
+    pub budgets: Budgets,
+    store: Option<StateFile>,
+    store_fault: Mutex<Option<String>>,
     pub in_flight: InFlight,
     pub started: Instant,
     upstreams: HashMap<String, Arc<Upstream>>,
@@ -62,6 +71,7 @@ impl State {
         let upstreams = load_upstreams(&config, &mut followers)?;
         let policy = load_policy(&config, &mut followers)?;
         let prices = load_prices(&config, &mut followers)?;
+        let store = open_store(&config)?;
         let log = AccessLog::open(config.access_log.clone())
             .map_err(|why| StartError::Io("access log".to_owned(), why))?;
         let state = Self {
@@ -72,6 +82,9 @@ impl State {
             metrics: Metrics::default(),
             background: BackgroundResponses::default(),
             budget: Budget::new(config.limits.buffered),
+            budgets: Budgets::default(),
+            store,
+            store_fault: Mutex::default(),
             in_flight: InFlight::new(config.limits.requests_in_flight),
             started: Instant::now(),
             upstreams,
@@ -101,6 +114,7 @@ impl State {
             metrics: &self.metrics,
             prices: self.prices.as_ref().map(|prices| prices.current()),
             background: &self.background,
+            budgets: &self.budgets,
         }
     }
 
@@ -131,8 +145,41 @@ impl State {
             buffered_limit: self.limits.buffered,
             access_log_errors: self.log.errors(),
             upstreams: upstreams.collect(),
-            budgets: Vec::new(),
+            budgets: self.budget_use(&policy),
         }
+    }
+
+    /// The part of its budget that each group has used, by name; of a budget by key that of the key which used most.
+    fn budget_use(&self, policy: &Policy) -> Vec<(String, f64)> {
+        let now = Timestamp::now();
+        let of_group = |group: &Arc<Group>| {
+            let rule = group.budget.as_ref()?;
+            let used = self.budgets.used_ratio(rule, &group.name, now);
+            Some((group.name.to_string(), used))
+        };
+        policy.groups().iter().filter_map(of_group).collect()
+    }
+
+    /// Saves what was spent on the fast tier, and learns what other processes spent. It waits for the disk.
+    pub fn save_budgets(&self) {
+        let Some(store) = &self.store else { return };
+        let failed = match store.exchange(&self.budgets, &self.background, Timestamp::now()) {
+            Ok(()) => None,
+            Err(why) => Some(why.to_string()),
+        };
+        let before = std::mem::replace(&mut *self.store_fault.lock(), failed.clone());
+        match (before, failed) {
+            (None, Some(why)) => {
+                log::error!("`state` cannot be used, budgets go on in memory: {why}")
+            }
+            (Some(_), None) => log::info!("`state` is used again"),
+            _ => {}
+        }
+    }
+
+    /// Why sums that are to outlive the process are kept in memory only, if they are.
+    pub fn store_fault(&self) -> Option<String> {
+        self.store_fault.lock().clone()
     }
 
     /// From now on no further request is taken.
@@ -237,6 +284,28 @@ fn load_prices(
         });
     }));
     Ok(Some(live))
+}
+
+/// The file in which sums outlive the process.
+fn open_store(config: &Config) -> Result<Option<StateFile>, StartError> {
+    let cannot = |what: String, why: io::Error| StartError::Io(what, why);
+    match &config.state {
+        None => Ok(None),
+        Some(StateStore::File(path)) => match StateFile::open(path) {
+            Ok(store) => Ok(Some(store)),
+            Err(why) => Err(cannot(
+                format!("state {}", path.display()),
+                io::Error::other(why),
+            )),
+        },
+        Some(StateStore::Redis(_)) => Err(cannot(
+            "state".to_owned(),
+            io::Error::new(
+                io::ErrorKind::Unsupported,
+                "this release keeps state in a file only",
+            ),
+        )),
+    }
 }
 
 type Upstreams = HashMap<String, Arc<Upstream>>;

@@ -5,6 +5,9 @@
 #![allow(dead_code)]
 
 mod bare;
+pub mod http2;
+#[path = "../../tests/support/tls.rs"]
+mod tls;
 
 use std::fs;
 use std::io;
@@ -30,6 +33,11 @@ const TICKS: f64 = 100.0;
 const DESCRIPTORS: u64 = 65_536;
 /// The first argument of this program where it is to be the bare Pingora.
 const BARE: &str = "bare";
+/// The last one then: how its upstream is spoken to.
+const PLAIN: &str = "plain";
+const HTTP2: &str = "http2";
+/// The file of the authority that signed the upstream's certificate.
+const AUTHORITY: &str = "authority.pem";
 
 /// A contender, ended when dropped.
 pub struct Proxy {
@@ -99,28 +107,53 @@ impl Drop for Proxy {
 
 /// A Pingora without any filter, tiergate with one forced group, and nginx where it is installed, with these settings more.
 pub fn start_all(folder: &Path, upstream: SocketAddr, nginx: &str) -> io::Result<Vec<Proxy>> {
-    let address = install(folder, upstream)?;
-    let mut proxies = vec![start_bare(upstream)?, start_tiergate(folder, address)?];
+    let address = install(folder, &format!("http://{upstream}"))?;
+    let mut proxies = vec![
+        start_bare(folder, upstream, PLAIN)?,
+        start_tiergate(folder, address)?,
+    ];
     if Command::new("nginx").arg("-v").output().is_ok() {
         proxies.push(start_nginx(folder, upstream, nginx)?);
     }
     Ok(proxies)
 }
 
-fn start_bare(upstream: SocketAddr) -> io::Result<Proxy> {
+/// The first two of them before an upstream of HTTP/2 over TLS.
+pub fn start_all_http2(folder: &Path, upstream: SocketAddr) -> io::Result<Vec<Proxy>> {
+    fs::write(folder.join(AUTHORITY), &tls::certificates().authority)?;
+    // The certificate is for the name.
+    let url = format!("https://localhost:{}", upstream.port());
+    let address = install(folder, &url)?;
+    Ok(vec![
+        start_bare(folder, upstream, HTTP2)?,
+        start_tiergate(folder, address)?,
+    ])
+}
+
+fn start_bare(folder: &Path, upstream: SocketAddr, how: &str) -> io::Result<Proxy> {
     let address = free_address()?;
     let mut bare = Command::new(std::env::current_exe()?);
-    bare.args([BARE, &address.to_string(), &upstream.to_string()]);
+    bare.args([BARE, &address.to_string(), &upstream.to_string(), how]);
+    trust(&mut bare, folder);
     Proxy::start("Pingora, passing on", address, &mut bare)
+}
+
+/// Has a proxy trust the upstream's certificate, where it has one.
+fn trust(proxy: &mut Command, folder: &Path) {
+    let authority = folder.join(AUTHORITY);
+    if authority.exists() {
+        proxy.env("SSL_CERT_FILE", authority);
+    }
 }
 
 /// Does not return where this program was started as the bare Pingora.
 pub fn pass_on_if_bare() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [bare, address, upstream] = arguments.as_slice()
+    if let [bare, address, upstream, how] = arguments.as_slice()
         && bare == BARE
     {
-        bare::pass_on(address, upstream.parse().expect("an address"));
+        let upstream = upstream.parse().expect("an address");
+        bare::pass_on(address, upstream, how == HTTP2);
     }
 }
 
@@ -130,6 +163,7 @@ pub fn start_tiergate(folder: &Path, address: SocketAddr) -> io::Result<Proxy> {
     tiergate
         .args(["run", "--config", "tiergate.yaml"])
         .current_dir(folder);
+    trust(&mut tiergate, folder);
     Proxy::start("tiergate, forced", address, &mut tiergate)
 }
 

@@ -19,11 +19,11 @@ const TOOLS: usize = 400;
 /// The body of a whole answer.
 pub const ANSWER: &str = r#"{"id":"resp_1","object":"response","status":"completed","error":null,"model":"gpt-5.5","output":[{"type":"message","role":"assistant","content":[{"type":"output_text","text":"The function reads the configuration once at start, and keeps it.","annotations":[]}]}],"service_tier":"priority","store":false,"temperature":1.0,"tools":[],"usage":{"input_tokens":1234,"input_tokens_details":{"cached_tokens":1024},"output_tokens":87,"output_tokens_details":{"reasoning_tokens":64},"total_tokens":1321}}"#;
 
-/// Files in this folder for a proxy with one thread. Where it listens.
-pub fn install(folder: &Path, upstream: SocketAddr) -> io::Result<SocketAddr> {
+/// Files in this folder for a proxy with one thread, before the upstream at this URL. Where it listens.
+pub fn install(folder: &Path, url: &str) -> io::Result<SocketAddr> {
     let address = free_address()?;
     let config = format!(
-        "listen: {address}\nadmin: {}\npolicy: policy.yaml\nupstreams: {{up: {{url: \"http://{upstream}\"}}}}\n\
+        "listen: {address}\nadmin: {}\npolicy: policy.yaml\nupstreams: {{up: {{url: \"{url}\"}}}}\n\
         access_log: {{path: access.log}}\nserver: {{threads: 1, drain: 1s}}\n",
         free_address()?
     );

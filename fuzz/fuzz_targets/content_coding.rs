@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue};
 use libfuzzer_sys::fuzz_target;
-use tiergate_fuzz::body::{Budget, HeldBody};
+use tiergate_fuzz::codec::body_budget::Budget;
+use tiergate_fuzz::codec::content_coding::{Coding, Decoder};
+use tiergate_fuzz::codec::error::{Cause, Refusal};
+use tiergate_fuzz::codec::service_tier::{Edit, Edits, Rewriter, Tier};
 use tiergate_fuzz::config::Limits;
-use tiergate_fuzz::content_coding::{Coding, Decoder};
-use tiergate_fuzz::error::{Cause, Refusal};
 use tiergate_fuzz::pieces;
-use tiergate_fuzz::service_tier::{Edit, Rewriter};
+use tiergate_fuzz::proxy::request_body::HeldBody;
 
 /// In bytes; a few hundred coded ones reach it.
 const DECODED_LIMIT: usize = 100_000;
@@ -126,6 +127,12 @@ fn reference(coding: Coding, data: &[u8]) -> Option<Vec<u8>> {
     (rest.is_empty() && !data.is_empty()).then_some(plain)
 }
 
+const FORCED: Edits = Edits {
+    tier: Edit::Set(Tier::Priority),
+    remove_fast_speed: false,
+    request_usage: false,
+};
+
 /// A held body comes to what its plain form comes to, within its limit, and gives back what it took.
 fn check_held(name: &'static str, data: &[u8], seed: u16, decoded: Result<Vec<u8>, Cause>) {
     let limits = Arc::new(Limits {
@@ -135,12 +142,12 @@ fn check_held(name: &'static str, data: &[u8], seed: u16, decoded: Result<Vec<u8
     let budget = Budget::new(limits.buffered);
     let mut headers = HeaderMap::new();
     headers.insert("content-encoding", HeaderValue::from_static(name));
-    let held = HeldBody::open(&headers, None, Edit::Set, &limits, &budget);
+    let held = HeldBody::open(&headers, None, false, &limits, &budget);
     let outcome = held.and_then(|mut held| {
         for piece in pieces(data, seed) {
             held.push(piece)?;
         }
-        held.finish()
+        held.finish(FORCED)
     });
     match (outcome, decoded) {
         (Ok(ready), Ok(plain)) => {
@@ -158,9 +165,9 @@ fn check_held(name: &'static str, data: &[u8], seed: u16, decoded: Result<Vec<u8
 }
 
 fn rewritten(plain: &[u8], limits: &Limits) -> Option<Vec<u8>> {
-    let mut rewriter = Rewriter::new(Edit::Set, limits.json_depth, plain.len());
+    let mut rewriter = Rewriter::new(limits.json_depth, plain.len());
     rewriter.push(plain).ok()?;
-    let rewritten = rewriter.finish().ok()?;
+    let rewritten = rewriter.finish(FORCED).ok()?;
     Some(rewritten.as_bytes().to_vec())
 }
 

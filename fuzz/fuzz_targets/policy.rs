@@ -144,6 +144,7 @@ fn check_key(policy: &Policy, key: &str, written: &KeyAsWritten) {
     let credential = Credential {
         digest: digest(key),
         header: CredentialHeader::XApiKey,
+        has_others: false,
     };
     let (found, in_group, cause) = match policy.decide_again(&credential, Endpoint::Other, false) {
         Ok(decision) => (decision.key, Some(decision.group), None),

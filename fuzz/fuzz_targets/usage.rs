@@ -164,7 +164,9 @@ fn is_error(error: &Value) -> bool {
     let says = |value: &Value| value.as_str().is_some_and(|text| !text.is_empty());
     let code = &error["code"];
     says(error)
-        || ["message", "type", "code"].iter().any(|name| says(&error[*name]))
+        || ["message", "type", "code"]
+            .iter()
+            .any(|name| says(&error[*name]))
         || (code.is_number() && code.to_string() != "0")
 }
 

@@ -7,11 +7,11 @@ use std::io::{Cursor, Read, Result, Write};
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use tiergate_fuzz::pieces;
-use tiergate_fuzz::websocket::{
+use tiergate_fuzz::codec::websocket::{
     ClientEvent, ClientReader, ControlFrame, MAX_HEADER_BYTES, Opcode, ServerEvent, ServerReader,
     encode, encode_in_place,
 };
+use tiergate_fuzz::pieces;
 use tungstenite::Message;
 use tungstenite::protocol::{Role, WebSocket, WebSocketConfig};
 

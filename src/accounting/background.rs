@@ -1,7 +1,7 @@
 //! Responses that are made in the background: who asked for them, until somebody fetches what they came to. The usage of
 //! such a response is told by the first answer that has its terminal status, and is billed once, to who created it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
@@ -39,11 +39,25 @@ pub struct BackgroundResponses {
     table: Mutex<Table>,
 }
 
+/// What changed since the table was last brought together with a store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BackgroundChanges {
+    pub created: Vec<(String, BackgroundCreate)>,
+    /// Ids of responses that were billed here.
+    pub settled: Vec<String>,
+}
+
 #[derive(Debug, Default)]
 struct Table {
     creates: HashMap<String, BackgroundCreate>,
     /// Ids in the order in which they came; of some of these the response is billed by now.
     order: VecDeque<(Timestamp, String)>,
+    /// Whether there is a store, for which changes are noted.
+    has_store: bool,
+    /// Ids that the store does not have yet.
+    unsaved: HashSet<String>,
+    /// Billed since the store was last told.
+    settled: Vec<String>,
 }
 
 impl BackgroundResponses {
@@ -52,6 +66,9 @@ impl BackgroundResponses {
         let mut table = self.table.lock();
         table.forget(create.time, MAX_RESPONSES - 1);
         let time = create.time;
+        if table.has_store {
+            table.unsaved.insert(response_id.to_owned());
+        }
         if table
             .creates
             .insert(response_id.to_owned(), create)
@@ -66,7 +83,48 @@ impl BackgroundResponses {
     pub fn settle(&self, response_id: &str, now: Timestamp) -> Option<BackgroundCreate> {
         let mut table = self.table.lock();
         table.forget(now, MAX_RESPONSES);
-        table.creates.remove(response_id)
+        let create = table.creates.remove(response_id)?;
+        if table.has_store && !table.unsaved.remove(response_id) {
+            table.settled.push(response_id.to_owned());
+        }
+        Some(create)
+    }
+
+    /// What a store is to be told. From the first call on changes are noted for it.
+    pub fn changes(&self) -> BackgroundChanges {
+        let mut table = self.table.lock();
+        table.has_store = true;
+        let created = table.unsaved.iter().filter_map(|id| {
+            let create = table.creates.get(id)?.clone();
+            Some((id.clone(), create))
+        });
+        BackgroundChanges {
+            created: created.collect(),
+            settled: table.settled.clone(),
+        }
+    }
+
+    /// The store has these changes now, and knows these responses: those of other processes are still to be billed here as
+    /// well, and what another process has billed is not.
+    pub fn learn(&self, changes: &BackgroundChanges, known: Vec<(String, BackgroundCreate)>) {
+        let mut table = self.table.lock();
+        for (id, _) in &changes.created {
+            table.unsaved.remove(id);
+        }
+        let told = changes.settled.len();
+        table.settled.drain(..told);
+        let ids: HashSet<&str> = known.iter().map(|(id, _)| id.as_str()).collect();
+        let Table {
+            creates, unsaved, ..
+        } = &mut *table;
+        creates.retain(|id, _| ids.contains(id.as_str()) || unsaved.contains(id));
+        for (id, create) in known {
+            if table.settled.contains(&id) || table.creates.contains_key(&id) {
+                continue;
+            }
+            table.order.push_back((create.time, id.clone()));
+            table.creates.insert(id, create);
+        }
     }
 
     /// How many are still to be billed.

@@ -19,6 +19,7 @@ use crate::accounting::usage::{Observed, Usage, UsageState};
 use crate::codec::error::{Cause, Outcome};
 use crate::codec::service_tier::{Facts, PRIORITY};
 use crate::config::{ServedTier, Upstream};
+use crate::policy::budget::Budgets;
 use crate::policy::endpoint::Endpoint;
 use crate::policy::in_flight::Places;
 use crate::policy::{Group, Order, Policy};
@@ -124,6 +125,7 @@ pub struct Ledger<'a> {
     pub metrics: &'a Metrics,
     pub prices: Option<Arc<Prices>>,
     pub background: &'a BackgroundResponses,
+    pub budgets: &'a Budgets,
 }
 
 /// The tiers of one turn, each as the log has it.
@@ -271,6 +273,10 @@ impl RequestRecord {
                 let usage = priced_usage(request.endpoint, usage);
                 prices.cost(billed.time, priced_model?, tiers.billed, &usage)
             });
+        if let (Some(group), Some(key), Some(cost)) = (&self.group, &self.key_digest, cost) {
+            let now = Timestamp::now();
+            group.charge(key, tiers.billed, cost, ledger.budgets, now);
+        }
         let duration = self.began.elapsed();
         let record = AccessRecord {
             time: self.time,

@@ -1,5 +1,5 @@
-//! What outlives a process: a redb file with the sums of budgets. Requests never wait for it, they are judged by the sums in
-//! memory; every second or so these are brought together with the file's.
+//! What outlives a process: a redb file with the sums of budgets and with the responses that are still to be billed. Requests
+//! never wait for it, they are judged by what is in memory; every second or so that is brought together with the file.
 //!
 //! The file is open, and locked, for one exchange only, some milliseconds. So the two processes of a takeover share it: each
 //! adds what it spent itself to what stands there, and learns what the other spent.
@@ -16,11 +16,16 @@ use redb::backends::FileBackend;
 use redb::{Database, DatabaseError, ReadableTable, Table, TableDefinition};
 use rust_decimal::Decimal;
 
+use crate::accounting::background::{
+    BackgroundChanges, BackgroundCreate, BackgroundResponses, MAX_AGE,
+};
 use crate::policy::budget::{Account, Budgets, Entry, Window};
 use crate::policy::group::Period;
 
 /// Name of the group, digest of the key or nothing, period, beginning and end of the window in seconds; USD as a decimal.
 const BUDGETS: TableDefinition<'_, BudgetKey<'_>, &str> = TableDefinition::new("budgets-1");
+/// Id of the response; who created it, as JSON.
+const BACKGROUND: TableDefinition<'_, &str, &str> = TableDefinition::new("background-1");
 type BudgetKey<'k> = (&'k str, &'k [u8], &'k str, i64, i64);
 
 /// How long another process may hold the file.
@@ -58,6 +63,7 @@ impl StateFile {
         let database = store.database()?;
         let transaction = database.begin_write().map_err(broken)?;
         transaction.open_table(BUDGETS).map_err(broken)?;
+        transaction.open_table(BACKGROUND).map_err(broken)?;
         transaction.commit().map_err(broken)?;
         Ok(store)
     }
@@ -72,9 +78,14 @@ impl StateFile {
     ///
     /// # Errors
     /// Where the file cannot be used; the sums in memory go on without it.
-    pub fn exchange(&self, budgets: &Budgets, now: Timestamp) -> Result<(), StoreError> {
+    pub fn exchange(
+        &self,
+        budgets: &Budgets,
+        background: &BackgroundResponses,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
         let database = self.database()?;
-        let unsaved = budgets.unsaved();
+        let (unsaved, changes) = (budgets.unsaved(), background.changes());
         let transaction = database.begin_write().map_err(broken)?;
         let known = {
             let mut table = transaction.open_table(BUDGETS).map_err(broken)?;
@@ -87,7 +98,12 @@ impl StateFile {
             }
             entries(&table).map_err(broken)?
         };
+        let responses = {
+            let mut table = transaction.open_table(BACKGROUND).map_err(broken)?;
+            exchange_background(&mut table, &changes, now).map_err(broken)?
+        };
         transaction.commit().map_err(broken)?;
+        background.learn(&changes, responses);
         // Only now are they in the file; what was spent in the meantime stays unsaved.
         budgets.saved(&unsaved);
         let is_current = |entry: &Entry| entry.window.ends > now;
@@ -120,6 +136,39 @@ impl StateFile {
             .open(&self.path)
             .map_err(redb::Error::Io)
     }
+}
+
+/// Takes the changes, forgets what is too old, and returns what is known then.
+fn exchange_background(
+    table: &mut Table<'_, &'static str, &'static str>,
+    changes: &BackgroundChanges,
+    now: Timestamp,
+) -> Result<Vec<(String, BackgroundCreate)>, redb::StorageError> {
+    for (id, create) in &changes.created {
+        // It is made of texts and times, which JSON can always tell.
+        let text = serde_json::to_string(create).unwrap_or_default();
+        table.insert(id.as_str(), text.as_str())?;
+    }
+    for id in &changes.settled {
+        table.remove(id.as_str())?;
+    }
+    let mut known = Vec::new();
+    let mut old = Vec::new();
+    for row in table.iter()? {
+        let (id, text) = row?;
+        let create: Option<BackgroundCreate> = serde_json::from_str(text.value()).ok();
+        match create {
+            Some(create) if now.duration_since(create.time) <= MAX_AGE => {
+                known.push((id.value().to_owned(), create));
+            }
+            _ => old.push(id.value().to_owned()),
+        }
+    }
+    for id in &old {
+        table.remove(id.as_str())?;
+    }
+    known.sort_unstable_by_key(|(_, create)| create.time);
+    Ok(known)
 }
 
 /// Adds a sum; one too many is left out, and counts in memory only.
@@ -233,11 +282,17 @@ mod tests {
                 let rule = rule(Period::Month, scope);
                 let budgets = Budgets::default();
                 let store = StateFile::open(&path).unwrap();
-                store.exchange(&budgets, now).unwrap();
+                store
+                    .exchange(&budgets, &BackgroundResponses::default(), now)
+                    .unwrap();
                 let account = rule.account(&"fast".into(), &[7; 32]);
                 budgets.charge(&rule, &account, usd("0.000000000000001"), now);
-                store.exchange(&budgets, now).unwrap();
-                store.exchange(&budgets, now).unwrap();
+                store
+                    .exchange(&budgets, &BackgroundResponses::default(), now)
+                    .unwrap();
+                store
+                    .exchange(&budgets, &BackgroundResponses::default(), now)
+                    .unwrap();
                 let expected = usd("0.000000000000001") * Decimal::from(round);
                 assert_eq!(budgets.standing(&rule, &account, now).spent, expected);
             }
@@ -257,7 +312,9 @@ mod tests {
             let (store, budgets) = (StateFile::open(&path).unwrap(), Budgets::default());
             for _ in 0..ROUNDS {
                 budgets.charge(&rule, &account, usd("0.01"), now);
-                store.exchange(&budgets, now).unwrap();
+                store
+                    .exchange(&budgets, &BackgroundResponses::default(), now)
+                    .unwrap();
             }
             (store, budgets)
         };
@@ -265,7 +322,9 @@ mod tests {
             [scope.spawn(process), scope.spawn(process)].map(|process| process.join().unwrap())
         });
         for (store, budgets) in both {
-            store.exchange(&budgets, now).unwrap();
+            store
+                .exchange(&budgets, &BackgroundResponses::default(), now)
+                .unwrap();
             let spent = budgets.standing(&rule, &account, now).spent;
             assert_eq!(spent, usd("0.01") * Decimal::from(2 * ROUNDS));
         }
@@ -279,7 +338,9 @@ mod tests {
         let account = rule.account(&"fast".into(), &[7; 32]);
         let budgets = Budgets::default();
         budgets.charge(&rule, &account, usd("3"), at(NOW));
-        store.exchange(&budgets, at(NOW)).unwrap();
+        store
+            .exchange(&budgets, &BackgroundResponses::default(), at(NOW))
+            .unwrap();
         let count = || {
             let database = store.database().unwrap();
             let transaction = database.begin_write().unwrap();
@@ -288,7 +349,9 @@ mod tests {
         };
         for (now, kept) in [("2026-12-01T00:00:00Z", 1), ("2026-12-09T00:00:00Z", 0)] {
             let fresh = Budgets::default();
-            store.exchange(&fresh, at(now)).unwrap();
+            store
+                .exchange(&fresh, &BackgroundResponses::default(), at(now))
+                .unwrap();
             assert_eq!(fresh.standing(&rule, &account, at(now)).spent, usd("0"));
             assert_eq!(count(), kept, "{now}");
         }
@@ -306,15 +369,19 @@ mod tests {
         std::fs::create_dir(&path).unwrap();
         budgets.charge(&rule, &account, usd("1"), now);
         assert!(matches!(
-            store.exchange(&budgets, now),
+            store.exchange(&budgets, &BackgroundResponses::default(), now),
             Err(StoreError::Broken(_))
         ));
         budgets.charge(&rule, &account, usd("1"), now);
         assert_eq!(budgets.standing(&rule, &account, now).spent, usd("2"));
         std::fs::remove_dir(&path).unwrap();
-        store.exchange(&budgets, now).unwrap();
+        store
+            .exchange(&budgets, &BackgroundResponses::default(), now)
+            .unwrap();
         let restarted = Budgets::default();
-        store.exchange(&restarted, now).unwrap();
+        store
+            .exchange(&restarted, &BackgroundResponses::default(), now)
+            .unwrap();
         assert_eq!(restarted.standing(&rule, &account, now).spent, usd("2"));
     }
 
@@ -325,5 +392,43 @@ mod tests {
         std::fs::write(&path, "version: 1\n").unwrap();
         assert!(matches!(StateFile::open(&path), Err(StoreError::Broken(_))));
         assert_eq!(std::fs::read(&path).unwrap(), b"version: 1\n");
+    }
+
+    #[test]
+    fn a_background_response_is_billed_once_by_whichever_process_sees_its_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = StateFile::open(&folder.path().join("state.redb")).unwrap();
+        let (budgets, now) = (Budgets::default(), Timestamp::now());
+        let create = BackgroundCreate {
+            request_id: uuid::Uuid::nil(),
+            time: now,
+            key: Some("alice".to_owned()),
+            key_id: None,
+            group: None,
+            platform: None,
+            model: None,
+            service_tier: Some("priority".to_owned()),
+            service_tier_client: None,
+            tier_reason: None,
+        };
+        let (old, new) = (
+            BackgroundResponses::default(),
+            BackgroundResponses::default(),
+        );
+        let exchange = |with: &BackgroundResponses| store.exchange(&budgets, with, now).unwrap();
+        exchange(&old);
+        exchange(&new);
+        old.remember("resp_1", create.clone());
+        old.remember("resp_2", create.clone());
+        exchange(&old);
+        exchange(&new);
+        assert_eq!(new.settle("resp_1", now), Some(create.clone()));
+        exchange(&new);
+        exchange(&old);
+        assert_eq!(old.settle("resp_1", now), None);
+        // The next start knows what is left.
+        let next = BackgroundResponses::default();
+        exchange(&next);
+        assert_eq!((next.len(), next.settle("resp_2", now)), (1, Some(create)));
     }
 }

@@ -13,15 +13,14 @@ use serde::Serialize;
 use crate::accounting::record::{logged_model, own_tier, set_tier, tier_reason};
 use crate::codec::body_budget::Budget;
 use crate::codec::error::{Cause, Refusal};
-use crate::codec::service_tier::Facts;
+use crate::codec::service_tier::{Edits, Facts};
 use crate::config::Config;
 use crate::config::diagnostic::Place;
 use crate::policy::api_key::parse_digest;
 use crate::policy::endpoint::Endpoint;
-use crate::policy::{Decision, Denied, Group, Head, Order, Policy, TierReason};
-use crate::proxy::context::outgoing_tier;
+use crate::policy::{Decision, Denied, Group, Head, Policy, TierReason};
 use crate::proxy::context::{logged_path, without_query};
-use crate::proxy::request_body::{HeldBody, ReadyBody, StreamedBody};
+use crate::proxy::request_body::{HeldBody, StreamedBody};
 use crate::proxy::upstream_request::{HeadEdit, Length};
 use crate::proxy::{may_be_empty, may_upgrade, order_for_body};
 use crate::upstream::Upstream;
@@ -287,10 +286,11 @@ impl Explanation {
         self.record.request_bytes = request.length();
         self.conversation =
             decision.endpoint == Endpoint::Responses && request.upgrades(decision.endpoint);
-        let carried = carry(config, decision.order, request);
+        let mut decision = decision.clone();
+        let carried = carry(config, &mut decision, request);
         let facts = carried.as_ref().map(|carried| carried.facts.clone());
         self.record.tier_reason = Some(tier_reason(decision.order, &facts.unwrap_or_default()));
-        match carried.and_then(|carried| self.send(request, decision, carried)) {
+        match carried.and_then(|carried| self.send(request, &decision, carried)) {
             Ok(()) => {}
             Err(refusal) => self.refuse(refusal),
         }
@@ -338,33 +338,46 @@ impl Explanation {
     }
 }
 
-/// The body's way to the upstream, past every check on it.
-fn carry(config: &Config, order: Option<Order>, request: &Request) -> Result<Carried, Refusal> {
+/// The body's way to the upstream, past every check on it; `decision` is settled by what the body says.
+fn carry(config: &Config, decision: &mut Decision, request: &Request) -> Result<Carried, Refusal> {
     let limits = Arc::new(config.limits.clone());
     let (head, body) = (&request.head, &request.body);
     let length = Some(request.length());
     let budget = Budget::new(limits.buffered);
-    let Some(for_body) = order_for_body(order, &head.method, body.is_empty()) else {
+    let for_body = order_for_body(decision.order, &head.method, body.is_empty());
+    let Some(action) = for_body else {
         let mut streamed = StreamedBody::open(&head.headers, length, &limits, &budget)?;
         streamed.pass(body)?;
         let facts = streamed.finish();
-        let tier = match order {
-            Some(_) => set_tier(order, None),
-            None => own_tier(&facts),
-        };
         return Ok(Carried {
-            tier: tier.map(str::to_owned),
+            tier: match decision.order {
+                Some(_) => set_tier(decision.order, None),
+                None => own_tier(&facts),
+            }
+            .map(str::to_owned),
             facts,
             rewritten: None,
         });
     };
-    let mut held = HeldBody::open(&head.headers, length, for_body.body, &limits, &budget)?;
+    let mut held = HeldBody::open(&head.headers, length, true, &limits, &budget)?;
     held.push(body)?;
-    let ReadyBody { bytes, facts } = held.finish()?;
+    decision.order = decision.group.settle(action, held.facts());
+    let edits = decision
+        .order
+        .map_or(Edits::default(), |action| action.edits(false));
+    let ready = held.finish(edits)?;
+    let changed = decision.order.filter(|action| action.changes());
+    let tier = match changed {
+        Some(action) => {
+            let found = action.outgoing_tier(&ready.bytes, limits.json_depth)?;
+            set_tier(Some(action), found)
+        }
+        None => own_tier(&ready.facts),
+    };
     Ok(Carried {
-        facts,
-        tier: set_tier(order, outgoing_tier(order, &bytes)?).map(str::to_owned),
-        rewritten: Some(bytes),
+        tier: tier.map(str::to_owned),
+        rewritten: changed.map(|_| ready.bytes),
+        facts: ready.facts,
     })
 }
 

@@ -174,6 +174,19 @@ impl Budgets {
         }
     }
 
+    /// The part of the budget that this group has used; of a budget by key that of the key which used most.
+    pub fn used_ratio(&self, rule: &BudgetRule, group: &Arc<str>, now: Timestamp) -> f64 {
+        let accounts: Vec<Account> = {
+            let sums = self.sums.lock();
+            let of_group = sums.keys().filter(|account| account.group == *group);
+            of_group.cloned().collect()
+        };
+        let used = accounts
+            .iter()
+            .map(|account| self.standing(rule, account, now).used_ratio());
+        used.fold(0.0, f64::max)
+    }
+
     /// Whether a request may have the fast tier now. Requests that run already may go beyond the limit.
     pub fn verdict(&self, rule: &BudgetRule, account: &Account, now: Timestamp) -> Verdict {
         let standing = self.standing(rule, account, now);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
+use jiff::Timestamp;
 use pingora_core::{Error, ErrorType};
 use uuid::Uuid;
 
@@ -15,14 +16,16 @@ use crate::accounting::record::{
     RequestInfo, RequestRecord, Termination, cut, header_text, set_tier,
 };
 use crate::accounting::usage::{ResponseObserver, is_observed};
+use crate::codec::chat_usage_chunk::UsageChunkFilter;
 use crate::codec::error::{Answer, Cause, Refusal};
-use crate::codec::service_tier::{Edit, PRIORITY, Tier, observed_tier};
-use crate::config::OnClientAbort;
+use crate::codec::service_tier::{Edit, Edits, Rewriter};
+use crate::config::{ChatStreamUsage, OnClientAbort};
 use crate::policy::endpoint::{Endpoint, Protocol};
-use crate::policy::{Credential, Decision, Denied, Head, Order};
+use crate::policy::group::OnTierRefused;
+use crate::policy::{BetaHeader, Condition, Credential, Decision, Denied, Head, TierAction};
 use crate::proxy::client_connection::ClientConnection;
-use crate::proxy::error_mapping::{Situation, is_stale_connection, is_unprocessed};
-use crate::proxy::request_body::{HeldBody, ReadyBody, StreamedBody};
+use crate::proxy::error_mapping::{Situation, TIER_REFUSED, is_stale_connection, is_unprocessed};
+use crate::proxy::request_body::{HeldBody, StreamedBody};
 use crate::proxy::upstream_request::{HeadEdit, Length};
 use crate::proxy::websocket_session::Conversation;
 use crate::state::State;
@@ -36,6 +39,8 @@ const USER_AGENT_BYTES: usize = 512;
 /// Within this time after a request was sent on a pooled connection, the connection's end may have been on its way already.
 /// Later it is that of a server which may have worked on the request.
 const STALE_TIME: Duration = Duration::from_secs(1);
+/// What an error names that refuses a tier.
+const SERVICE_TIER: &[u8] = b"service_tier";
 
 /// A request that is being served; Pingora's context for it.
 pub struct Exchange {
@@ -67,6 +72,14 @@ pub struct Exchange {
     pub body_complete: bool,
     /// The end of its body was told to Pingora without a piece.
     pub trailers_seen: bool,
+    /// The body goes on as it came, although it was held.
+    is_original: bool,
+    /// The upstream was asked for a usage chunk that the client did not ask for.
+    usage_requested: bool,
+    /// Takes that chunk out of the response, where the client is not to see it.
+    usage_filter: Option<UsageChunkFilter>,
+    /// The upstream refused the tier, and the request is to be sent without it.
+    without_tier: bool,
     /// The upstream spoke HTTP/2 and asked for HTTP/1.1.
     pub only_http1: bool,
     /// More of the answer came after its client had left.
@@ -117,6 +130,10 @@ impl Exchange {
             conversation: None,
             body_complete: false,
             trailers_seen: false,
+            is_original: false,
+            usage_requested: false,
+            usage_filter: None,
+            without_tier: false,
             only_http1: false,
             outlived: false,
             settled: None,
@@ -137,6 +154,7 @@ impl Exchange {
     pub fn deny(&mut self, denied: Denied) -> Refusal {
         self.arrival.endpoint = denied.endpoint;
         self.turn.key = denied.key;
+        self.turn.key_digest = denied.credential.map(|credential| credential.digest);
         self.turn.group = denied.group;
         denied.cause.into()
     }
@@ -153,6 +171,8 @@ impl Exchange {
         self.credential = Some(decision.credential);
         self.turn.key_digest = Some(decision.credential.digest);
         self.upstream = state.upstream(&decision.group.upstream.name).cloned();
+        let upstream = self.upstream.as_ref();
+        self.turn.sent_key_digest = upstream.and_then(|upstream| upstream.credential_digest());
         let group = self.turn.group.insert(decision.group);
         if head_bytes > state.limits.header {
             return Err(Cause::HeaderTooLarge.into());
@@ -171,14 +191,88 @@ impl Exchange {
     /// Where it is not what can be sent.
     pub fn finish_held(&mut self) -> Result<(), Refusal> {
         if let Body::Held(held) = std::mem::replace(&mut self.body, Body::None) {
-            let ReadyBody { bytes, facts } = held.finish()?;
-            self.turn.facts = facts;
-            self.body = Body::Ready(bytes);
+            self.turn.facts = held.facts().clone();
+            self.settle_action()?;
+            let requests_usage = self.requests_usage();
+            let edits = match self.turn.order {
+                Some(action) => action.edits(requests_usage),
+                None => Edits {
+                    request_usage: requests_usage,
+                    ..Edits::default()
+                },
+            };
+            let ready = held.finish(edits)?;
+            self.turn.facts = ready.facts;
+            self.is_original = ready.is_original;
+            self.usage_requested = ready.usage_requested;
+            self.body = Body::Ready(ready.bytes);
             if let Some(stream) = &self.stream {
                 stream.release_request();
             }
         }
         Ok(())
+    }
+
+    /// Decides what the head of the request left open, now that its body was read.
+    ///
+    /// # Errors
+    /// Where the budget of the fast tier is used up and its requests are to be refused.
+    fn settle_action(&mut self) -> Result<(), Refusal> {
+        let (Some(action), Some(group)) = (self.turn.order, self.turn.group.clone()) else {
+            return Ok(());
+        };
+        self.turn.order = group.settle(action, &self.turn.facts);
+        self.spend_budget()
+    }
+
+    /// Decides without a body: a body without a length is read when the head has left. What it says cannot take it out of
+    /// the force any more, and cannot ask for the fast tier.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn settle_without_length(&mut self) -> Result<(), Refusal> {
+        let action = self.turn.order.and_then(|action| match action.condition {
+            Condition::FastSpeed => None,
+            Condition::Always | Condition::ModelRule => Some(TierAction {
+                condition: Condition::Always,
+                ..action
+            }),
+        });
+        self.turn.order = action;
+        self.spend_budget()
+    }
+
+    /// Sets the action aside where the budget of the fast tier is used up.
+    ///
+    /// # Errors
+    /// Where such requests are to be refused.
+    pub fn spend_budget(&mut self) -> Result<(), Refusal> {
+        let (Some(action), Some(group), Some(credential)) =
+            (self.turn.order, &self.turn.group, &self.credential)
+        else {
+            return Ok(());
+        };
+        let budgets = &self.state.budgets;
+        let allowed = group.within_budget(action, &credential.digest, budgets, Timestamp::now());
+        let action = allowed.map_err(|_retry_after| Refusal::from(Cause::BudgetExhausted))?;
+        self.turn.order = Some(action);
+        Ok(())
+    }
+
+    /// Whether a budget may change what is done to the request.
+    pub fn has_budget(&self) -> bool {
+        let group = self.turn.group.as_ref();
+        group.is_some_and(|group| group.budget.is_some())
+    }
+
+    /// Whether a chat stream is to be asked for its usage.
+    pub fn requests_usage(&self) -> bool {
+        let upstream = self.upstream.as_ref();
+        self.arrival.endpoint == Endpoint::ChatCompletions
+            && self.arrival.method == http::Method::POST
+            && upstream.is_some_and(|upstream| {
+                upstream.config.chat_stream_usage != ChatStreamUsage::Client
+            })
     }
 
     /// The bytes that now leave for the upstream: the last place to find that they are not what was ordered.
@@ -190,7 +284,11 @@ impl Exchange {
             return Err(Cause::Internal.into());
         };
         let bytes = bytes.clone();
-        let Ok(found) = outgoing_tier(self.turn.order, &bytes) else {
+        let found = match self.turn.order {
+            Some(action) => action.outgoing_tier(&bytes, self.state.limits.json_depth),
+            None => Ok(None),
+        };
+        let Ok(found) = found else {
             self.state.metrics.unforced_forwarded.inc();
             log::error!(
                 "request {}: the outgoing body does not carry the forced tier; it is not sent",
@@ -200,6 +298,12 @@ impl Exchange {
         };
         self.turn.sent_whole(bytes.len() as u64, found);
         Ok(bytes)
+    }
+
+    /// Whether the newest attempt runs over HTTP/2.
+    pub fn is_http2_upstream(&self) -> bool {
+        let stream = self.stream.as_ref();
+        stream.is_some_and(|stream| stream.is_http2())
     }
 
     /// What makes of the client's head the one that the upstream is to get.
@@ -222,8 +326,9 @@ impl Exchange {
             endpoint: self.arrival.endpoint,
             order: self.turn.order,
             upgrade: self.upgrade,
-            is_http2: self.stream.as_ref().is_some_and(|stream| stream.is_http2()),
+            is_http2: self.is_http2_upstream(),
             length: match &self.body {
+                Body::Ready(_) if self.is_original => Length::Same,
                 Body::Ready(bytes) => Length::Known(bytes.len()),
                 Body::Held(_) => Length::Unknown,
                 Body::Streamed(_) | Body::None => Length::Same,
@@ -292,6 +397,22 @@ impl Exchange {
         }
     }
 
+    /// Takes out of a piece of the response what the client is not to see. `ends`: it is the last one.
+    pub fn hide_usage(&mut self, body: &mut Option<Bytes>, ends: bool) {
+        let Some(filter) = &mut self.usage_filter else {
+            return;
+        };
+        let passed = filter.feed(body.take().unwrap_or_default());
+        let rest = match ends {
+            true => self.usage_filter.take().map(UsageChunkFilter::finish),
+            false => None,
+        };
+        *body = Some(match rest {
+            Some(rest) if !rest.is_empty() => [passed, rest].concat().into(),
+            _ => passed,
+        });
+    }
+
     /// The answer has ended, and what is left is for the client to read.
     pub fn end_answer(&mut self) {
         if self.conversation.is_some() {
@@ -321,6 +442,9 @@ impl Exchange {
             .map(|upstream| upstream.config.response_timeout);
         if let Some(stream) = &self.stream {
             stream.begin(!reached, self.upgrade);
+            if self.retries_without_tier() {
+                stream.look_for(SERVICE_TIER);
+            }
         }
         match self.body_complete || self.upgrade {
             true => self.enter(Phase::ResponseHead, response_timeout),
@@ -333,6 +457,51 @@ impl Exchange {
         if let Some(stream) = &self.stream {
             stream.end();
         }
+    }
+
+    /// Whether a refusal of the tier is answered by another attempt without it: of a body that can be sent again, once.
+    fn retries_without_tier(&self) -> bool {
+        let group = self.turn.group.as_ref();
+        let is_wanted =
+            group.is_some_and(|group| group.on_tier_refused == OnTierRefused::RetryWithout);
+        let sets_tier = self.turn.order.is_some_and(|action| action.changes());
+        is_wanted && sets_tier && !self.without_tier && matches!(self.body, Body::Ready(_))
+    }
+
+    /// The upstream has refused the tier of this attempt. True where another one is to be made without it, for which the
+    /// body is changed.
+    pub fn drop_refused_tier(&mut self) -> bool {
+        let has_refused = self
+            .stream
+            .as_ref()
+            .is_some_and(|stream| stream.has_found());
+        let Body::Ready(bytes) = &self.body else {
+            return false;
+        };
+        if !has_refused || !self.retries_without_tier() {
+            return false;
+        }
+        let mut rewriter = Rewriter::new(self.state.limits.json_depth, bytes.len());
+        let edits = Edits::tier(Edit::Remove);
+        let rewritten = rewriter.push(bytes).and_then(|()| rewriter.finish(edits));
+        let Ok(rewritten) = rewritten else {
+            return false;
+        };
+        let (mut buffer, start, _) = rewritten.into_parts();
+        self.body = Body::Ready(buffer.split_off(start).into());
+        self.without_tier = true;
+        self.turn.tier_refused = true;
+        self.turn.order = self.turn.order.map(|action| TierAction {
+            body: Edit::Remove,
+            beta_header: BetaHeader::Remove,
+            ..action
+        });
+        true
+    }
+
+    /// Whether the newest error only asks for the attempt without the tier.
+    pub fn is_tier_refused(error: &Error) -> bool {
+        *error.etype() == TIER_REFUSED
     }
 
     /// What is awaited from here on, and for how long.
@@ -360,6 +529,10 @@ impl Exchange {
         reused: bool,
         replayable: bool,
     ) -> Box<Error> {
+        if Self::is_tier_refused(&error) {
+            error.set_retry(replayable);
+            return error;
+        }
         let is_refused = is_unprocessed(&error);
         if is_refused {
             self.route.is_refused();
@@ -455,6 +628,15 @@ impl Exchange {
         if self.has_client_left() {
             // Nobody got it.
             self.turn.answer.status = None;
+        }
+        let upstream = self.upstream.as_ref();
+        let hides = upstream.is_some_and(|upstream| {
+            upstream.config.chat_stream_usage == ChatStreamUsage::RequestAndHide
+        });
+        let is_plain = !headers.contains_key(header::CONTENT_ENCODING)
+            && !headers.contains_key(header::CONTENT_LENGTH);
+        if hides && self.usage_requested && is_plain && status < 300 {
+            self.usage_filter = Some(UsageChunkFilter::new());
         }
         if self.is_observed() && status != 101 {
             let event_stream = transport == Transport::Sse;
@@ -596,22 +778,6 @@ pub(crate) fn head_bytes(target: &[u8], headers: &HeaderMap) -> u64 {
     let headers = headers.iter();
     let headers = headers.map(|(name, value)| name.as_str().len() + value.len() + SEPARATORS);
     (target.len() + headers.sum::<usize>()) as u64
-}
-
-/// The tier in a rewritten body, read from the bytes that leave.
-///
-/// # Errors
-/// Where it is not the one that was ordered.
-pub(crate) fn outgoing_tier(
-    order: Option<Order>,
-    bytes: &[u8],
-) -> Result<Option<&'static str>, Cause> {
-    let found = observed_tier(bytes);
-    if order.is_some_and(|order| order.body == Edit::Set(Tier::Priority)) && found != Some(PRIORITY)
-    {
-        return Err(Cause::Internal);
-    }
-    Ok(found)
 }
 
 /// The part of a request's target that is compared and logged.

@@ -12,6 +12,9 @@ use crate::upstream::connector::control::Phase;
 /// The error that carries a refusal through Pingora; the refusal itself is in the request's context.
 pub const REFUSED: ErrorType = ErrorType::new("refused");
 
+/// The upstream refused the tier of an attempt, and another one is made without it.
+pub const TIER_REFUSED: ErrorType = ErrorType::new("the tier was refused");
+
 /// What is known of a request when an error ends it.
 #[derive(Clone, Copy, Debug)]
 pub struct Situation {

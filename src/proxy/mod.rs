@@ -8,6 +8,7 @@ pub mod error_mapping;
 mod replies;
 pub mod request_body;
 pub mod upstream_request;
+mod websocket_exchange;
 pub mod websocket_session;
 
 use std::os::fd::RawFd;
@@ -29,13 +30,13 @@ use tokio::time::{Instant, timeout_at};
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::framing;
 use crate::policy::endpoint::Endpoint;
-use crate::policy::{Head, Order};
+use crate::policy::{Condition, Head, TierAction};
 use crate::proxy::bridge_exchange::Bridge;
 use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::context::{Body, Exchange, head_bytes, without_query};
-use crate::proxy::error_mapping::{REFUSED, no_address, refused};
+use crate::proxy::error_mapping::{REFUSED, TIER_REFUSED, no_address, refused};
 use crate::proxy::replies::{answer_refusal, check_response, clean_http2_head, continue_upload};
-use crate::proxy::request_body::{HeldBody, StreamedBody};
+use crate::proxy::request_body::{HeldBody, StreamedBody, waiting_piece};
 use crate::state::State;
 use crate::upstream::connector::UpstreamConnector;
 use crate::upstream::connector::control::StreamControl;
@@ -173,7 +174,7 @@ impl ProxyHttp for TierProxy {
         Self::CTX: Send + Sync,
     {
         if session.was_upgraded() {
-            return websocket_session::from_client(session, body, end_of_stream, exchange).await;
+            return websocket_exchange::from_client(session, body, end_of_stream, exchange).await;
         }
         let ends = end_of_stream || body.is_none();
         if exchange.is_settled() {
@@ -207,11 +208,11 @@ impl ProxyHttp for TierProxy {
         exchange: &mut Box<Exchange>,
     ) -> Result<()> {
         check_response(response, exchange)?;
-        if exchange
-            .stream
-            .as_ref()
-            .is_some_and(|stream| stream.is_http2())
-        {
+        if is_replayable(session, exchange) && exchange.drop_refused_tier() {
+            let error = Error::explain(TIER_REFUSED, "it is sent once more without a tier");
+            return Err(error.into_up());
+        }
+        if exchange.is_http2_upstream() {
             clean_http2_head(response);
         }
         exchange.take_answer(response.status, &response.headers);
@@ -220,7 +221,7 @@ impl ProxyHttp for TierProxy {
         if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
             // A socket may stay silent for as long as its peers like.
             session.set_read_timeout(None);
-            return websocket_session::begin(exchange);
+            return websocket_exchange::begin(exchange);
         }
         if replies::is_empty(response) {
             exchange.end_answer();
@@ -238,8 +239,9 @@ impl ProxyHttp for TierProxy {
         if let Some(bytes) = body {
             exchange.observe(bytes);
         }
+        exchange.hide_usage(body, end_of_stream);
         if exchange.conversation.is_some() {
-            websocket_session::from_upstream(body, end_of_stream, exchange);
+            websocket_exchange::from_upstream(body, end_of_stream, exchange);
         } else if end_of_stream {
             exchange.end_answer();
             if !exchange.body_complete {
@@ -382,12 +384,20 @@ impl TierProxy {
         }
         let method = &exchange.arrival.method;
         let headers = &session.req_header().headers;
-        let Some(order) = order_for_body(exchange.turn.order, method, empty) else {
+        let mut order = order_for_body(exchange.turn.order, method, empty);
+        if length.is_none() && !empty {
+            exchange.settle_without_length()?;
+            order = exchange.turn.order;
+        }
+        let is_held = order.is_some_and(|action| needs_body(&action)) || exchange.requests_usage();
+        if !is_held {
             let body = StreamedBody::open(headers, length, limits, budget)?;
             exchange.body = Body::Streamed(Box::new(body));
             return continue_upload(session).await;
-        };
-        let held = HeldBody::open(headers, length, order.body, limits, budget)?;
+        }
+        let may_stay = order.is_none_or(|action| action.condition != Condition::Always)
+            || exchange.has_budget();
+        let held = HeldBody::open(headers, length, may_stay, limits, budget)?;
         exchange.body = Body::Held(Box::new(held));
         continue_upload(session).await?;
         match length.or(empty.then_some(0)) {
@@ -457,6 +467,8 @@ fn filter_body(
             if ends && piece.is_empty() {
                 // Pingora would end a chunked message twice (cloudflare/pingora#935).
                 *body = None;
+            } else if exchange.is_http2_upstream() && !piece.is_empty() {
+                *body = Some(waiting_piece(piece, &exchange.state.budget)?);
             }
         }
         Body::Held(held) => {
@@ -535,9 +547,18 @@ fn announces_body(head: &RequestHeader) -> bool {
         || length.is_some_and(|length| length != "0")
 }
 
+/// Whether an action needs the whole body before anything is sent.
+fn needs_body(action: &TierAction) -> bool {
+    action.changes() || action.condition != Condition::Always
+}
+
 /// What is to be done to the body. A request of some methods may go without one, and then has none that could carry a
 /// tier.
-pub(crate) fn order_for_body(order: Option<Order>, method: &Method, empty: bool) -> Option<Order> {
+pub(crate) fn order_for_body(
+    order: Option<TierAction>,
+    method: &Method,
+    empty: bool,
+) -> Option<TierAction> {
     order.filter(|_| !(empty && may_be_empty(method)))
 }
 
@@ -563,7 +584,8 @@ fn is_replayable(session: &mut Session, exchange: &Exchange) -> bool {
         Body::Ready(_) => {
             session.get_retry_buffer().is_some() || session.as_downstream_mut().is_body_empty()
         }
-        Body::Streamed(_) => session.is_body_done() && !session.retry_buffer_truncated(),
+        // Pingora keeps all of it up to its limit, and reads on from there.
+        Body::Streamed(_) => !session.retry_buffer_truncated(),
         Body::Held(_) => false,
         Body::None => session.as_downstream_mut().is_body_empty(),
     }

@@ -26,10 +26,12 @@ const HOP_BY_HOP: [&str; 7] = [
 
 /// Sends the answer for the refusal of a request, writes its line, and reads on for a moment.
 pub(super) async fn answer_refusal(session: &mut Session, exchange: &mut Exchange) -> Result<()> {
-    if session
-        .response_written()
-        .is_some_and(|written| !written.status.is_informational())
-    {
+    let has_begun = session.response_written().is_some_and(|written| {
+        // What follows a switch of protocols is no response.
+        let switched = written.status == StatusCode::SWITCHING_PROTOCOLS;
+        switched || !written.status.is_informational()
+    });
+    if has_begun {
         return Ok(());
     }
     let Some((cause, answer)) = exchange.answer_refusal() else {

@@ -18,8 +18,9 @@ pub struct HeldBody {
     lease: Lease,
     limits: Arc<Limits>,
     decoder: Option<Decoder>,
+    /// The bytes of a coded body as they came, where it may go on so.
+    coded: Option<Vec<u8>>,
     rewriter: Rewriter,
-    edits: Edits,
     received: u64,
 }
 
@@ -27,6 +28,10 @@ pub struct HeldBody {
 pub struct ReadyBody {
     pub bytes: Bytes,
     pub facts: Facts,
+    /// They are those that came.
+    pub is_original: bool,
+    /// The body asks for usage now and did not before.
+    pub usage_requested: bool,
 }
 
 /// A body that passes as it comes. Its bytes are not kept, only what they say at the top level.
@@ -52,11 +57,11 @@ enum Look {
 impl HeldBody {
     /// Makes room for a body, and refuses by its head what can be refused by it.
     ///
-    /// `length` is the `Content-Length`, none for a chunked body.
+    /// `length` is the `Content-Length`, none for a chunked body. `may_stay`: it depends on the body whether it is changed.
     pub fn open(
         headers: &HeaderMap,
         length: Option<u64>,
-        edit: Edit,
+        may_stay: bool,
         limits: &Arc<Limits>,
         budget: &Arc<Budget>,
     ) -> Result<Self, Refusal> {
@@ -69,17 +74,17 @@ impl HeldBody {
         Ok(Self {
             lease,
             limits: limits.clone(),
+            coded: coding.filter(|_| may_stay).map(|_| Vec::new()),
             decoder: coding.map(Decoder::new),
             // A body within `limits.body` fits a `usize`: the limit is far below the address space.
             rewriter: Rewriter::new(limits.json_depth, length.unwrap_or(0) as usize),
-            edits: Edits::tier(edit),
             received: 0,
         })
     }
 
-    /// Bytes received so far, before any decoding.
-    pub fn received(&self) -> u64 {
-        self.received
+    /// What the body says, as far as it was read.
+    pub fn facts(&self) -> &Facts {
+        self.rewriter.facts()
     }
 
     pub fn push(&mut self, chunk: &[u8]) -> Result<(), Refusal> {
@@ -91,9 +96,14 @@ impl HeldBody {
             lease,
             limits,
             decoder,
+            coded,
             rewriter,
             ..
         } = self;
+        let coded_bytes = coded.as_mut().map_or(0, |coded| {
+            coded.extend_from_slice(chunk);
+            coded.capacity() as u64
+        });
         let Some(decoder) = decoder else {
             return keep(rewriter, lease, chunk, limits.json_depth);
         };
@@ -103,34 +113,26 @@ impl HeldBody {
             }
             keep(rewriter, lease, decoded, limits.json_depth)
         })?;
-        lease.grow_to(rewriter.capacity() as u64 + decoder.memory())
+        lease.grow_to(rewriter.capacity() as u64 + decoder.memory() + coded_bytes)
     }
 
-    /// The held bytes of a body in no coding, for who can put the next ones behind them without a copy; [`HeldBody::check`]
-    /// is to follow.
-    pub fn buffer(&mut self) -> Option<&mut Vec<u8>> {
-        self.decoder.is_none().then(|| self.rewriter.buffer())
-    }
-
-    /// Checks `count` bytes that were put into the buffer, like [`HeldBody::push`].
-    pub fn check(&mut self, count: u64) -> Result<(), Refusal> {
-        self.received += count;
-        let checked = self.rewriter.check();
-        checked.map_err(|fault| refuse_json(&fault, self.limits.json_depth))?;
-        self.lease.grow_to(self.rewriter.capacity() as u64)
-    }
-
-    /// The end of the body: what is to be sent in its place.
-    pub fn finish(self) -> Result<ReadyBody, Refusal> {
+    /// The end of the body: what is to be sent in its place. Without edits that is what came.
+    pub fn finish(self, edits: Edits) -> Result<ReadyBody, Refusal> {
         let depth = self.limits.json_depth;
         if let Some(decoder) = self.decoder {
             decoder.finish()?;
         }
         let rewritten = self
             .rewriter
-            .finish(self.edits)
+            .finish(edits)
             .map_err(|fault| refuse_json(&fault, depth))?;
+        let usage_requested = rewritten.usage_requested;
+        let is_original = edits.tier == Edit::Keep && !edits.remove_fast_speed && !usage_requested;
         let (buffer, start, facts) = rewritten.into_parts();
+        let (buffer, start) = match self.coded.filter(|_| is_original) {
+            Some(coded) => (coded, 0),
+            None => (buffer, start),
+        };
         let mut lease = self.lease;
         lease.shrink_to(buffer.capacity() as u64);
         let bytes = Bytes::from_owner(Leased {
@@ -138,7 +140,12 @@ impl HeldBody {
             start,
             _lease: lease,
         });
-        Ok(ReadyBody { bytes, facts })
+        Ok(ReadyBody {
+            bytes,
+            facts,
+            is_original,
+            usage_requested,
+        })
     }
 }
 
@@ -239,6 +246,29 @@ struct Leased {
 impl AsRef<[u8]> for Leased {
     fn as_ref(&self) -> &[u8] {
         &self.buffer[self.start..]
+    }
+}
+
+/// A piece that passes, for an upstream that may take it later. Until then it counts against the budget.
+///
+/// # Errors
+/// Where all bodies together would take more than that.
+pub fn waiting_piece(piece: Bytes, budget: &Arc<Budget>) -> Result<Bytes, Refusal> {
+    let lease = budget.lease(piece.len() as u64)?;
+    Ok(Bytes::from_owner(WaitingPiece {
+        piece,
+        _lease: lease,
+    }))
+}
+
+struct WaitingPiece {
+    piece: Bytes,
+    _lease: Lease,
+}
+
+impl AsRef<[u8]> for WaitingPiece {
+    fn as_ref(&self) -> &[u8] {
+        &self.piece
     }
 }
 

@@ -5,30 +5,23 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use pingora_core::Error;
-use pingora_core::protocols::http::HttpTask;
-use pingora_proxy::Session;
+use jiff::Timestamp;
 use serde_json::json;
 
 use crate::accounting::record::{Answered, RequestInfo, RequestRecord, Sent, Termination};
 use crate::accounting::usage::{Event, EventObserver, Observed};
 use crate::codec::body_budget::Lease;
 use crate::codec::error::{Cause, Refusal};
-use crate::codec::service_tier::{
-    BodyFault, Edit, Edits, Facts, PRIORITY, Rewriter, Rewritten, Tier, observed_tier,
-};
+use crate::codec::service_tier::{BodyFault, Edits, Facts, Rewriter, Rewritten};
 use crate::codec::websocket::{
     ClientEvent, ClientReader, Message, Opcode, ProtocolError, ServerEvent, ServerReader,
     close_frame, encode_in_place, text_frame,
 };
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{Credential, Decision, Denied, Group, Order, Policy};
-use crate::proxy::context::Exchange;
-use crate::proxy::error_mapping::REFUSED;
 use crate::proxy::request_body::refuse_json;
 use crate::state::State;
 use crate::upstream::Upstream;
-use crate::upstream::connector::control::Phase;
 
 /// The message that begins a response (<https://platform.openai.com/docs/guides/websocket-mode>).
 const RESPONSE_CREATE: &str = "response.create";
@@ -46,7 +39,7 @@ const MOST_OPEN_TURNS: usize = 1024;
 
 /// What is awaited from the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Awaited {
+pub enum Awaited {
     Nothing,
     /// The first message of a response.
     Response,
@@ -168,7 +161,7 @@ impl Conversation {
     }
 
     /// What is awaited, where that is not what was awaited before.
-    fn newly_awaited(&mut self) -> Option<Awaited> {
+    pub fn newly_awaited(&mut self) -> Option<Awaited> {
         let in_message = !self.server.at_message_boundary() && !self.server.has_ended();
         let has_begun = |open: &OpenTurn| open.turn.answer.time_to_first_byte.is_some();
         let awaited = if self.farewell.is_some() {
@@ -289,7 +282,7 @@ impl Conversation {
     }
 
     /// A response takes too long. Returns what the client is told.
-    fn server_is_late(&mut self, arrival: &RequestInfo) -> Option<Bytes> {
+    pub fn server_is_late(&mut self, arrival: &RequestInfo) -> Option<Bytes> {
         if self.over || self.server_closed {
             return None;
         }
@@ -398,13 +391,25 @@ impl Conversation {
             .message
             .take()
             .unwrap_or_else(|| Rewriter::for_message(depth));
+        let policy = self.state.policy.current();
+        let mut decided = policy.decide_again(&self.credential, Endpoint::Responses, false);
+        let is_create = rewriter.facts().kind.as_deref() == Some(RESPONSE_CREATE);
+        let over_budget = match &mut decided {
+            Ok(decision) if is_create => self.settle(decision, rewriter.facts()).err(),
+            _ => None,
+        };
+        let action = decided.as_ref().ok().and_then(|decision| decision.order);
+        let edits = action.map_or(Edits::default(), |action| action.edits(false));
         let read = match self.fault.take() {
             Some(fault) => Err(fault),
-            None => rewriter.finish(Edits::tier(Edit::Set(Tier::Priority))),
+            None => rewriter.finish(edits),
         };
-        let policy = self.state.policy.current();
-        let decided = policy.decide_again(&self.credential, Endpoint::Responses, false);
         match (read, decided) {
+            (Ok(body), Ok(decision)) if over_budget.is_some() => {
+                let refusal = over_budget.unwrap_or_else(|| Cause::BudgetExhausted.into());
+                let facts = Some(body.facts);
+                Err(self.refuse_turn(refusal, policy, decision, facts, &message, connection))
+            }
             // Whatever it is, it is nothing that a group without force would have changed.
             (Err(_), Ok(decision)) if decision.order.is_none() => Ok(message.raw),
             (Err(fault), Ok(decision)) => {
@@ -433,6 +438,23 @@ impl Conversation {
                 Err(self.deny_turn(denied, policy, facts, &message, connection))
             }
         }
+    }
+
+    /// Decides what only the message itself tells, and what is left of the budget.
+    fn settle(&self, decision: &mut Decision, facts: &Facts) -> Result<(), Refusal> {
+        let Some(action) = decision.order else {
+            return Ok(());
+        };
+        decision.order = decision.group.settle(action, facts);
+        let Some(action) = decision.order else {
+            return Ok(());
+        };
+        let (key, budgets) = (&decision.credential.digest, &self.state.budgets);
+        let allowed = decision
+            .group
+            .within_budget(action, key, budgets, Timestamp::now());
+        decision.order = Some(allowed.map_err(|_| Cause::BudgetExhausted)?);
+        Ok(())
     }
 
     /// A `response.create` that may go on.
@@ -477,13 +499,14 @@ impl Conversation {
         turn.key = decision.key.clone();
         turn.group = Some(decision.group.clone());
         turn.order = decision.order;
-        let goes_on = if decision.order.is_some() {
+        let action = decision.order.filter(|action| action.changes());
+        let goes_on = if let Some(action) = action {
             let (buffer, start, facts) = body.into_parts();
-            let found = observed_tier(&buffer[start..]);
-            if found != Some(PRIORITY) {
+            let depth = self.state.limits.json_depth;
+            let Ok(found) = action.outgoing_tier(&buffer[start..], depth) else {
                 self.state.metrics.unforced_forwarded.inc();
                 return Err(Stop::Refused(Cause::Internal.into()));
-            }
+            };
             turn.facts = facts;
             turn.sent_whole((buffer.len() - start) as u64, found);
             encode_in_place(message.opcode, Some(message.mask), buffer, start)
@@ -707,109 +730,6 @@ impl Turns {
             stream_id: event.stream_id.clone(),
         });
         Some(self.open.len() - 1)
-    }
-}
-
-/// The upstream has agreed to a WebSocket.
-///
-/// # Errors
-/// Where there is no room for one.
-pub(super) fn begin(exchange: &mut Exchange) -> Result<(), Box<Error>> {
-    exchange.enter(Phase::Upgraded, None);
-    if exchange.arrival.endpoint != Endpoint::Responses {
-        return Ok(());
-    }
-    exchange.begin_conversation().map_err(|refusal| {
-        exchange.refusal = Some(refusal);
-        Error::explain(REFUSED, "the upgrade is refused")
-    })?;
-    if let (Some(client), Some(stream)) = (&exchange.client, &exchange.stream) {
-        client.upgrade(stream.clone());
-    }
-    await_message(exchange);
-    Ok(())
-}
-
-/// Bounds what is awaited from the upstream, if anything is.
-fn await_message(exchange: &mut Exchange) {
-    let (Some(conversation), Some(upstream)) = (&mut exchange.conversation, &exchange.upstream)
-    else {
-        return;
-    };
-    let Some(awaited) = conversation.newly_awaited() else {
-        return;
-    };
-    let settings = &upstream.config;
-    let (phase, limit) = match awaited {
-        Awaited::Nothing => (Phase::UpgradedIdle, None),
-        Awaited::Response => (Phase::Upgraded, Some(settings.response_timeout)),
-        Awaited::Message => (Phase::Upgraded, Some(settings.idle_timeout)),
-    };
-    exchange.enter(phase, limit);
-}
-
-/// What a client sends on an upgraded connection. Where its messages are judged, only what is good goes on.
-///
-/// # Errors
-/// Where the client cannot be written to.
-pub(super) async fn from_client(
-    session: &mut Session,
-    body: &mut Option<Bytes>,
-    end_of_stream: bool,
-    exchange: &mut Exchange,
-) -> Result<(), Box<Error>> {
-    let chunk = body.clone().unwrap_or_default();
-    exchange.turn.request_bytes += chunk.len() as u64;
-    let Some(conversation) = &mut exchange.conversation else {
-        exchange.turn.sent.bytes += chunk.len() as u64;
-        return Ok(());
-    };
-    if chunk.is_empty() && end_of_stream {
-        conversation.client_ended();
-        return Ok(());
-    }
-    let passed = conversation.client_bytes(chunk, &exchange.arrival, &exchange.turn);
-    exchange.turn.sent.bytes += passed.to_upstream.len() as u64;
-    *body = Some(passed.to_upstream);
-    if let Some(refusal) = passed.refusal {
-        exchange.refusal = Some(refusal);
-    }
-    await_message(exchange);
-    if let Some(frames) = passed.to_client {
-        if !frames.is_empty() {
-            let last = vec![HttpTask::UpgradedBody(Some(frames), false)];
-            session
-                .as_downstream_mut()
-                .response_duplex_vec(last)
-                .await?;
-        }
-        exchange.end_upstream();
-    }
-    Ok(())
-}
-
-/// What the upstream sends on an upgraded connection goes on as it is, until the proxy has something to say itself.
-pub(super) fn from_upstream(
-    body: &mut Option<Bytes>,
-    end_of_stream: bool,
-    exchange: &mut Exchange,
-) {
-    let is_late = exchange.situation().expired.is_some();
-    let Some(conversation) = &mut exchange.conversation else {
-        return;
-    };
-    let last = match body {
-        Some(bytes) if !bytes.is_empty() => {
-            conversation.server_bytes(bytes, &exchange.arrival, &exchange.turn)
-        }
-        _ if end_of_stream && is_late => conversation.server_is_late(&exchange.arrival),
-        _ if end_of_stream => conversation.server_ended(),
-        _ => None,
-    };
-    await_message(exchange);
-    if let Some(frames) = last {
-        *body = Some(frames);
-        exchange.end_upstream();
     }
 }
 

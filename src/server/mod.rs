@@ -50,6 +50,8 @@ const READ_BYTES: u64 = 64 * 1024;
 const FIRST_RESOLVE: Duration = Duration::from_secs(5);
 /// What waits for the access log is tried again this often.
 const LOG_RETRY: Duration = Duration::from_millis(200);
+/// How often what was spent is saved.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// How often the end of the last request is looked for.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
 /// How long requests that have not reached an upstream by the end of the drain may take to be answered.
@@ -136,6 +138,7 @@ impl Server {
         let cut = runtime.block_on(serve(state.clone(), listeners, taken, stop));
         // Whatever still runs is dropped here, and writes its line as it goes.
         runtime.shutdown_timeout(ABORT_TIME);
+        state.save_budgets();
         drop(reload_now);
         state.log.retry();
         log::info!("stopped, {cut} requests cut");
@@ -182,8 +185,12 @@ async fn serve(
     stop: impl Future<Output = ()>,
 ) -> i64 {
     resolve_all(&state).await;
+    state.save_budgets();
     health_check::begin(&state);
     tokio::spawn(retry_log(state.clone()));
+    if state.config.state.is_some() {
+        tokio::spawn(save_budgets(state.clone()));
+    }
     let (shut, shutdown) = watch::channel(false);
     let site = Arc::new(Site {
         proxy: proxy_app::build(&state),
@@ -361,6 +368,16 @@ async fn keep_resolving(upstream: Arc<Upstream>, origin: usize) {
     loop {
         tokio::time::sleep(RESOLVE_EVERY).await;
         upstream.resolve(origin).await;
+    }
+}
+
+/// Saves what was spent, where it is to outlive the process.
+async fn save_budgets(state: Arc<State>) {
+    loop {
+        let saving = state.clone();
+        // An error would be that of a runtime which ends; the end saves once more.
+        let _ = tokio::task::spawn_blocking(move || saving.save_budgets()).await;
+        tokio::time::sleep(SAVE_EVERY).await;
     }
 }
 

@@ -18,6 +18,7 @@ use http::header::InvalidHeaderValue;
 use pingora_core::protocols::TcpKeepalive;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType};
+use sha2::{Digest, Sha256};
 
 use crate::config::secret_file::FileBytes;
 use crate::config::{self, Url};
@@ -100,6 +101,8 @@ struct Parts {
 struct Secret {
     authorization: HeaderValue,
     x_api_key: HeaderValue,
+    /// SHA-256 of the key.
+    digest: [u8; 32],
 }
 
 impl Upstream {
@@ -261,9 +264,15 @@ impl Upstream {
         let secret = Secret {
             authorization: header(format!("Bearer {key}"))?,
             x_api_key: header(key.to_owned())?,
+            digest: Sha256::digest(key).into(),
         };
         self.credential.store(Some(Arc::new(secret)));
         Ok(())
+    }
+
+    /// SHA-256 of the key that replaces the client's, if one does.
+    pub fn credential_digest(&self) -> Option<[u8; 32]> {
+        self.credential.load().as_ref().map(|secret| secret.digest)
     }
 
     /// The header that replaces the client's own; none where the client's key goes upstream.

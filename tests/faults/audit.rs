@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::books::Entry;
 use super::operator::Operator;
-use super::plan::{Asker, Coding, Plan, When, served, tokens};
+use super::plan::{Asker, Coding, Framing, Plan, When, served, tokens};
 use super::policies::Order;
 use super::reading;
 use super::sockets::Spoken;
@@ -224,7 +224,9 @@ impl Audit<'_> {
         for unreadable in self.world.books.unreadable() {
             let plan = Plan::of(self.world.recipe, unreadable.tag);
             if !self.operator.policies.may_pass(&plan, unreadable.at) {
-                self.find(plan.tag, "a forced message that no reader understands");
+                let text = &unreadable.text;
+                let what = format!("a forced message that no reader understands: {text:?}");
+                self.find(plan.tag, what);
             }
         }
     }
@@ -244,8 +246,9 @@ impl Audit<'_> {
             };
             let (input, output) = tokens(*tag);
             for line in lines {
-                // A path that is refused is refused before its key is looked up.
-                if line.key != expected {
+                // A head that can be read in two ways is refused before its key is looked up.
+                let is_unread = plan.framing == Framing::Both && line.status == Some(400);
+                if line.key != expected && !(is_unread && line.key.is_none()) {
                     self.find(*tag, "the line names another key");
                 }
                 let told = [(line.input_tokens, input), (line.output_tokens, output)];

@@ -31,12 +31,16 @@ pub struct Entry {
 }
 
 /// A message on a WebSocket that no reader could make sense of.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Unreadable {
     /// Of the connection.
     pub tag: u64,
     pub at: SystemTime,
+    /// The message, as far as it is needed to know it again.
+    pub text: String,
 }
+
+const UNREADABLE_CHARS: usize = 300;
 
 #[derive(Default)]
 pub struct Books {
@@ -106,10 +110,11 @@ impl Books {
         attempt
     }
 
-    pub fn note_unreadable(&self, tag: u64) {
+    pub fn note_unreadable(&self, tag: u64, text: &str) {
         let unreadable = Unreadable {
             tag,
             at: SystemTime::now(),
+            text: text.chars().take(UNREADABLE_CHARS).collect(),
         };
         let mut all = self
             .unreadable

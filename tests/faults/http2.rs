@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::{Reason, SendStream};
-use http::Request;
+use http::{HeaderMap, HeaderValue, Request};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
@@ -134,6 +134,11 @@ async fn send_body(plan: &Plan, mut stream: SendStream<Bytes>, chance: &mut Chan
         Framing::BadChunk => stream.send_reset(Reason::CANCEL),
         // An announced length that does not come is waited for.
         Framing::TooLong(_) if chance.one_in(2) => std::mem::forget(stream),
+        _ if chance.one_in(4) => {
+            let mut trailers = HeaderMap::new();
+            trailers.insert("x-checksum", HeaderValue::from_static("1"));
+            let _ = stream.send_trailers(trailers);
+        }
         _ => drop(stream.send_data(Bytes::new(), true)),
     }
 }

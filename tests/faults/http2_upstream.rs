@@ -9,15 +9,17 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::request::Parts;
-use http::{Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::books::Books;
+use super::chance::Chance;
 use super::http2::runtime;
-use super::plan::{Act, Plan, Recipe, When};
+use super::plan::{Act, Plan, Recipe, Then, When};
 use super::support::proxy::Target;
 use super::support::tls;
 use super::upstream::{ENDLESS, EVENT_EVERY, SILENCE, answer_body};
@@ -33,6 +35,16 @@ struct Shared {
     books: Arc<Books>,
     /// Cancelled when connections are to end once no request runs on them.
     resting: CancellationToken,
+}
+
+/// How a whole answer ends (RFC 9113 §8.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    WithItsLastBytes,
+    InAFrameOfItsOwn,
+    /// The same, a while after the last bytes.
+    Late,
+    ByTrailers,
 }
 
 impl Target for Upstream {
@@ -66,39 +78,66 @@ impl Shared {
     async fn accept(self, listener: std::net::TcpListener) {
         let listener = TcpListener::from_std(listener).expect("a runtime");
         let acceptor = TlsAcceptor::from(tls::server_config(&[b"h2"]));
+        let mut number = 0;
         while let Ok((socket, _)) = listener.accept().await {
-            tokio::spawn(self.clone().serve_connection(acceptor.clone(), socket));
+            tokio::spawn(
+                self.clone()
+                    .serve_connection(acceptor.clone(), socket, number),
+            );
+            number += 1;
         }
     }
 
-    async fn serve_connection(self, acceptor: TlsAcceptor, socket: TcpStream) -> Option<()> {
+    async fn serve_connection(
+        self,
+        acceptor: TlsAcceptor,
+        socket: TcpStream,
+        number: u64,
+    ) -> Option<()> {
+        let mut chance = Chance::of(&[self.recipe.seed, 16, number]);
         let stream = acceptor.accept(socket).await.ok()?;
-        let mut connection = h2::server::handshake(stream).await.ok()?;
+        let mut server = h2::server::Builder::new();
+        server.max_concurrent_streams(chance.pick(&[1, 3, 100, 1000]));
+        server.initial_window_size(chance.pick(&[1, 4096, 65_535, 1 << 20]));
+        let mut connection = server.handshake(stream).await.ok()?;
+        // Told by a request after which no further one is taken.
+        let closes = Arc::new(Notify::new());
         let mut told = false;
         loop {
             tokio::select! {
                 next = connection.accept() => {
                     let (request, respond) = next?.ok()?;
-                    let shared = self.clone();
-                    tokio::spawn(async move { shared.serve(request, respond).await });
+                    let (shared, closes) = (self.clone(), closes.clone());
+                    tokio::spawn(async move {
+                        let then = shared.serve(request, respond).await;
+                        if then.is_some_and(|then| then != Then::KeepAlive) {
+                            closes.notify_one();
+                        }
+                    });
+                    continue;
                 }
-                () = self.resting.cancelled(), if !told => {
-                    told = true;
-                    connection.graceful_shutdown();
-                }
+                () = self.resting.cancelled(), if !told => {}
+                () = closes.notified(), if !told => {}
             }
+            told = true;
+            connection.graceful_shutdown();
         }
     }
 
+    /// Gives what is to become of the connection after a request that was read.
     async fn serve(
         &self,
         request: Request<RecvStream>,
         mut respond: SendResponse<Bytes>,
-    ) -> Option<()> {
+    ) -> Option<Then> {
         let (head, mut stream) = request.into_parts();
         let tag = head.uri.path().split('/').nth(1)?.parse().ok()?;
         let plan = Plan::of(self.recipe, tag);
         let attempt = self.books.open(tag, has_changed(&head, &plan));
+        if attempt == 0 && self.chance(tag).one_in(30) {
+            respond.send_reset(Reason::REFUSED_STREAM);
+            return None;
+        }
         if plan.reply.when != When::Afterwards {
             self.answer(&plan, attempt, &mut respond).await;
         }
@@ -110,7 +149,11 @@ impl Shared {
         if whole && plan.reply.when == When::Afterwards {
             self.answer(&plan, attempt, &mut respond).await;
         }
-        Some(())
+        Some(plan.reply.then)
+    }
+
+    fn chance(&self, tag: u64) -> Chance {
+        Chance::of(&[self.recipe.seed, 17, tag])
     }
 
     /// A response that is dropped without a word resets its stream.
@@ -133,7 +176,7 @@ impl Shared {
             Act::Twice => return self.say(plan, attempt, respond, 200).await,
             Act::Cut { .. } | Act::Endless => {
                 self.note_answered(plan, attempt);
-                let mut stream = begin(respond, 200, plan.stream)?;
+                let mut stream = begin(respond, 200, plan.stream, None)?;
                 if plan.reply.act == Act::Endless {
                     endless(&mut stream).await;
                 } else {
@@ -156,15 +199,32 @@ impl Shared {
         status: u16,
     ) -> Option<()> {
         self.note_answered(plan, attempt);
-        let mut stream = begin(respond, status, plan.stream && status == 200)?;
+        let mut chance = self.chance(!plan.tag);
+        let is_stream = plan.stream && status == 200;
         let body = answer_body(plan).into_bytes();
-        for piece in body.chunks(body.len() / 3 + 1) {
-            stream
-                .send_data(Bytes::copy_from_slice(piece), false)
-                .ok()?;
+        let length = (!is_stream && chance.one_in(2)).then_some(body.len());
+        let mut stream = begin(respond, status, is_stream, length)?;
+        use End::{ByTrailers, InAFrameOfItsOwn, Late, WithItsLastBytes};
+        let end = chance.pick(&[WithItsLastBytes, InAFrameOfItsOwn, Late, ByTrailers]);
+        let mut pieces = body.chunks(body.len() / 3 + 1).peekable();
+        while let Some(piece) = pieces.next() {
+            let ends = end == WithItsLastBytes && pieces.peek().is_none();
+            stream.send_data(Bytes::copy_from_slice(piece), ends).ok()?;
             sleep(plan.reply.pause / 8).await;
         }
-        stream.send_data(Bytes::new(), true).ok()?;
+        match end {
+            WithItsLastBytes => {}
+            InAFrameOfItsOwn => stream.send_data(Bytes::new(), true).ok()?,
+            Late => {
+                sleep(EVENT_EVERY).await;
+                stream.send_data(Bytes::new(), true).ok()?;
+            }
+            ByTrailers => {
+                let mut trailers = HeaderMap::new();
+                trailers.insert("x-checksum", HeaderValue::from_static("1"));
+                stream.send_trailers(trailers).ok()?;
+            }
+        }
         self.books
             .note(plan.tag, attempt, |entry| entry.told = true);
         Some(())
@@ -180,14 +240,18 @@ fn begin(
     respond: &mut SendResponse<Bytes>,
     status: u16,
     stream: bool,
+    length: Option<usize>,
 ) -> Option<SendStream<Bytes>> {
     let kind = match stream {
         true => "text/event-stream",
         false => "application/json",
     };
-    let head = Response::builder()
+    let mut head = Response::builder()
         .status(status)
         .header("content-type", kind);
+    if let Some(length) = length {
+        head = head.header("content-length", length);
+    }
     respond.send_response(head.body(()).ok()?, false).ok()
 }
 

@@ -62,7 +62,7 @@ struct Run {
     operator: Operator,
     upstreams: Upstreams,
     /// Of the process before anybody came.
-    descriptors: usize,
+    descriptors: Vec<String>,
 }
 
 struct Upstreams {
@@ -116,9 +116,17 @@ impl Run {
             });
         }
         assert_eq!(proxy.metric("tiergate_unforced_forwarded_total"), 0.0);
-        eventually("as many descriptors as at the start", || {
-            (descriptors(&self.operator) <= self.descriptors).then_some(())
-        });
+        let deadline = Instant::now() + support::PATIENCE;
+        let mut now = descriptors(&self.operator);
+        while now.len() > self.descriptors.len() {
+            let before = &self.descriptors;
+            assert!(
+                Instant::now() < deadline,
+                "descriptors: {before:?}, and then {now:?}"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+            now = descriptors(&self.operator);
+        }
     }
 }
 
@@ -151,9 +159,12 @@ fn builder(chance: &mut Chance, upstreams: &Upstreams) -> proxy::Builder {
     }
 }
 
-fn descriptors(operator: &Operator) -> usize {
+/// What each descriptor of the process stands for.
+fn descriptors(operator: &Operator) -> Vec<String> {
     let path = format!("/proc/{}/fd", operator.process());
-    std::fs::read_dir(path).map_or(0, Iterator::count)
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    let links = entries.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    links.map(|link| link.display().to_string()).collect()
 }
 
 /// One run: some seconds of everything, an end, and the audit.

@@ -12,7 +12,7 @@ use super::plan::{Asker, Endpoint, GROUPS, KEYS, Plan};
 const SEEN_WITHIN: Duration = Duration::from_secs(5);
 
 /// Of the groups, in their order.
-const UPSTREAMS: [&str; GROUPS] = ["main", "main", "modern", "secure"];
+const UPSTREAMS: [&str; GROUPS] = ["main", "modern", "modern", "secure"];
 
 #[derive(Clone, Debug)]
 pub struct Policy {

@@ -35,6 +35,11 @@ pub fn members(body: &[u8]) -> Option<Vec<Member>> {
     Some(members)
 }
 
+/// A mark before it is no part of JSON, and readers may ignore it (RFC 8259 §8.1).
+pub fn without_mark(body: &[u8]) -> &[u8] {
+    body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body)
+}
+
 /// Whether some reader takes a member of this name for the tier: Go's ignores case, and folds the long s.
 pub fn names_tier(name: &str) -> bool {
     name.replace('\u{17f}', "s")
@@ -68,6 +73,7 @@ pub fn tier(body: &[u8]) -> Option<String> {
 /// # Errors
 /// What is wrong with it.
 pub fn check_forced(sent: &[u8], got: &[u8]) -> Result<(), String> {
+    let sent = without_mark(sent);
     let Some(before) = members(sent) else {
         return Err("the client's body is no JSON object".to_owned());
     };

@@ -111,7 +111,7 @@ impl Sample {
             at: since.elapsed().as_secs_f64() / 60.0,
             process,
             resident_mib: field("VmRSS:")? * 1024.0 / MIB,
-            descriptors: super::descriptors(&run.operator) as f64,
+            descriptors: super::descriptors(&run.operator).len() as f64,
             threads: field("Threads:")?,
             in_flight: metric("tiergate_requests_in_flight ")?,
             connections: metric("tiergate_connections ")?,

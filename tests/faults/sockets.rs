@@ -127,7 +127,7 @@ fn take(
     text: &str,
 ) -> Option<()> {
     let Some(tag) = tag_in(text) else {
-        shared.books.note_unreadable(connection);
+        shared.books.note_unreadable(connection, text);
         return Some(());
     };
     let spoken = Spoken::of(shared.recipe, tag);
@@ -193,7 +193,7 @@ fn say_whole(socket: &mut WebSocket<Box<dyn Stream>>, text: &str) -> Option<()> 
 }
 
 fn tag_in(text: &str) -> Option<u64> {
-    let members = reading::members(text.as_bytes())?;
+    let members = reading::members(reading::without_mark(text.as_bytes()))?;
     let model = members.iter().find(|(name, _)| name == "model")?;
     model
         .1

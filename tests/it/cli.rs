@@ -771,7 +771,9 @@ fn the_configuration_may_come_from_the_environment() {
 
 #[test]
 fn a_strict_check_fails_for_a_warning() {
-    let site = Site::plain();
+    let site = Site::new(
+        "policy: policy.yaml\nupstreams:\n  openai: {url: https://api.example, credential_file: null}\n",
+    );
     let code = |arguments: &[&str]| {
         let config = site.config();
         let done = tiergate(&[&["check", "--config", &config], arguments].concat(), "");

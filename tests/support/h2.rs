@@ -30,6 +30,8 @@ pub enum Framing {
     NoLength,
     /// Without one; an empty data frame ends the stream.
     EmptyEnd,
+    /// Without one; trailers end the stream.
+    Trailers,
     /// With a `content-length` of one byte more than is sent.
     StalledLength,
     /// Without one, and the stream does not end.
@@ -156,6 +158,11 @@ async fn exchange(
     let _ = stream.send_data(Bytes::copy_from_slice(body), end);
     if framing == Framing::EmptyEnd {
         let _ = stream.send_data(Bytes::new(), true);
+    }
+    if framing == Framing::Trailers {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-checksum", http::HeaderValue::from_static("1"));
+        let _ = stream.send_trailers(trailers);
     }
     match answer.await {
         Ok(answer) => read_answer(answer).await,

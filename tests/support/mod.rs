@@ -7,6 +7,7 @@
 pub mod client;
 pub mod frames;
 pub mod h2;
+pub mod h2_script;
 pub mod proxy;
 pub mod record;
 pub mod tls;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::client::{Answer, Client};
-use super::{PATIENCE, eventually, h2, record, tls, upstream};
+use super::{PATIENCE, eventually, h2, h2_script, record, tls, upstream};
 
 /// One key for each of the groups that most tests need.
 pub const POLICY: &str = "\
@@ -70,6 +70,12 @@ impl Target for upstream::Upstream {
 impl Target for h2::Upstream {
     fn url(&self) -> String {
         // An address would not do: the certificate is for the name.
+        format!("https://localhost:{}", self.address.port())
+    }
+}
+
+impl Target for h2_script::Upstream {
+    fn url(&self) -> String {
         format!("https://localhost:{}", self.address.port())
     }
 }
@@ -402,6 +408,16 @@ impl Proxy {
         let line = text.lines().find_map(|line| line.strip_prefix(name));
         let kib = line.and_then(|rest| rest.split_ascii_whitespace().next());
         1024 * kib.and_then(|kib| kib.parse::<u64>().ok()).expect("a size")
+    }
+
+    /// The time that the process has run on a processor so far.
+    pub fn cpu_time(&self) -> Duration {
+        let text = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        // Behind the name of the program: `utime` and `stime` are the 12th and the 13th field, in ticks.
+        let fields = text.rsplit_once(") ").expect("a name in brackets").1;
+        let fields = fields.split(' ').skip(11).take(2);
+        let ticks: u64 = fields.map(|field| field.parse::<u64>().unwrap()).sum();
+        Duration::from_millis(ticks * 10)
     }
 
     /// False where it ended instead.

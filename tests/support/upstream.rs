@@ -41,6 +41,8 @@ enum Step {
     Hear,
     /// An orderly end of the connection, with whatever was not read left unread.
     Close,
+    /// The same without a word of TLS (`close_notify`), as some servers do it.
+    Vanish,
     Reset,
 }
 
@@ -169,6 +171,10 @@ impl Reply {
         self.then(Step::Close)
     }
 
+    pub fn vanish(self) -> Self {
+        self.then(Step::Vanish)
+    }
+
     pub fn reset(self) -> Self {
         self.then(Step::Reset)
     }
@@ -186,17 +192,18 @@ impl Reply {
 }
 
 impl Script {
+    /// With TLS, as upstreams are mostly reached.
     pub fn run(self) -> Upstream {
+        self.listen(any_port(), Some(tls::server_config(&[b"http/1.1"])))
+    }
+
+    pub fn run_plain(self) -> Upstream {
         self.listen(any_port(), None)
     }
 
     /// At an address that is known to be free.
     pub fn run_at(self, address: SocketAddr) -> Upstream {
         self.listen(TcpListener::bind(address).unwrap(), None)
-    }
-
-    pub fn run_with_tls(self) -> Upstream {
-        self.run_with(tls::server_config(&[b"http/1.1"]))
     }
 
     pub fn run_with(self, tls: Arc<ServerConfig>) -> Upstream {
@@ -324,6 +331,9 @@ struct Wire {
 
 trait Socket: Read + Write {
     fn tcp(&self) -> &TcpStream;
+
+    /// Announces the end, where there is a way to.
+    fn say_close(&mut self) {}
 }
 
 impl Socket for TcpStream {
@@ -335,6 +345,11 @@ impl Socket for TcpStream {
 impl Socket for StreamOwned<ServerConnection, TcpStream> {
     fn tcp(&self) -> &TcpStream {
         &self.sock
+    }
+
+    fn say_close(&mut self) {
+        self.conn.send_close_notify();
+        let _ = self.flush();
     }
 }
 
@@ -500,6 +515,11 @@ fn play(wire: &mut Wire, reply: &Reply, shared: &Shared) -> bool {
                 });
             }
             Step::Close => {
+                wire.socket.say_close();
+                let _ = wire.socket.tcp().shutdown(Shutdown::Write);
+                return false;
+            }
+            Step::Vanish => {
                 let _ = wire.socket.tcp().shutdown(Shutdown::Write);
                 return false;
             }

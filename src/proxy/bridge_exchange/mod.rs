@@ -21,6 +21,7 @@ use pingora_proxy::Session;
 use crate::accounting::record::Termination;
 use crate::accounting::usage::ResponseObserver;
 use crate::bridge::{self, UpstreamBridge, UpstreamError, token_count_answer};
+use crate::codec::service_tier::Edit;
 use crate::config::{ChatCompletionsMode, MessagesMode};
 use crate::policy::endpoint::Endpoint;
 use crate::proxy::Stop;
@@ -28,7 +29,7 @@ use crate::proxy::bridge_exchange::client::Client;
 use crate::proxy::bridge_exchange::request::Prepared;
 use crate::proxy::bridge_exchange::upstream::Connection;
 use crate::proxy::context::{Body, Exchange};
-use crate::proxy::error_mapping::no_address;
+use crate::proxy::error_mapping::{TIER_REFUSED, no_address};
 use crate::proxy::replies::check_response;
 use crate::state::State;
 use crate::upstream::connector::UpstreamConnector;
@@ -207,13 +208,20 @@ impl Bridge {
         let head = head.map_err(Stop::Downstream)?;
         exchange.begin_attempt();
         let body = exchange.send_ready()?;
-        exchange.turn.sent.tier.clone_from(&prepared.tier);
+        let is_kept = exchange
+            .turn
+            .order
+            .is_none_or(|order| order.body == Edit::Keep);
+        if is_kept {
+            exchange.turn.sent.tier.clone_from(&prepared.tier);
+        }
         exchange.ignore_client_abort();
         client.request_leaves();
         match client
             .wait(session, exchange, upstream.send(head, body))
             .await?
         {
+            Ok(()) if exchange.drop_refused_tier() => Ok(Err(tier_refused())),
             Ok(()) => Ok(Ok(upstream)),
             Err(error) => Ok(Err(exchange.attempt_failed(error.into_up(), reused, true))),
         }
@@ -293,6 +301,13 @@ fn upstream_error<'a>(
         own_credential: request::has_own_credential(exchange),
         now: client::seconds_since_1970(),
     }
+}
+
+/// Asks for the attempt without the tier that this upstream refused.
+fn tier_refused() -> Box<Error> {
+    let mut error = Error::explain(TIER_REFUSED, "the upstream refuses the tier");
+    error.set_retry(true);
+    error
 }
 
 /// The client has left; its line is written, and Pingora is told.

@@ -16,7 +16,7 @@ use crate::bridge::{
 };
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::framing::list_members;
-use crate::codec::service_tier::{Edit, observed_tier};
+use crate::codec::service_tier::{Edit, Edits, observed_tier};
 use crate::config::Limits;
 use crate::policy::{CredentialHeader, TierAction, asks_for_fast_mode};
 use crate::proxy::context::{Body, Exchange};
@@ -59,7 +59,7 @@ pub(super) async fn read(session: &mut Session, exchange: &mut Exchange) -> Resu
         client.await_body(!empty);
     }
     let headers = &session.req_header().headers;
-    let held = HeldBody::open(headers, length, Edit::Keep, limits, &state.budget)?;
+    let held = HeldBody::open(headers, length, false, limits, &state.budget)?;
     exchange.body = Body::Held(Box::new(held));
     continue_upload(session).await?;
     let deadline = Instant::now() + limits.body_timeout;
@@ -77,8 +77,13 @@ pub(super) async fn read(session: &mut Session, exchange: &mut Exchange) -> Resu
         };
         filter_body(&mut Some(chunk), false, exchange)?;
     }
-    exchange.finish_held()?;
     exchange.complete_body();
+    // What is ordered is done to the bytes that come of it.
+    if let Body::Held(held) = std::mem::replace(&mut exchange.body, Body::None) {
+        let ready = held.finish(Edits::default())?;
+        exchange.turn.facts = ready.facts;
+        exchange.body = Body::Ready(ready.bytes);
+    }
     Ok(())
 }
 
@@ -123,13 +128,14 @@ pub(super) fn prepare(
     exchange.turn.bridge = Some((word, cut(&dropped, DROPPED_BYTES).to_owned()));
     exchange.turn.model_upstream = Some(converted.context.upstream_model.clone());
     exchange.turn.order = decide(exchange, &converted, asks_for_fast_mode(headers))?;
+    exchange.spend_budget()?;
     let edit = exchange.turn.order.map_or(Edit::Keep, |order| order.body);
     let body = match edit {
         Edit::Keep => converted.with_client_tier(),
         Edit::Set(_) | Edit::Remove => converted.body,
     };
     lease.grow_to(body.len() as u64)?;
-    let ReadyBody { bytes, facts } = rewrite(exchange, edit, &body)?;
+    let ReadyBody { bytes, facts, .. } = rewrite(exchange, edit, &body)?;
     let tier = match edit {
         Edit::Keep => facts.service_tier.map(|tier| tier.as_str().to_owned()),
         Edit::Set(_) | Edit::Remove => observed_tier(&bytes).map(str::to_owned),
@@ -168,9 +174,9 @@ fn rewrite(exchange: &Exchange, edit: Edit, body: &[u8]) -> Result<ReadyBody, Re
         ..(*state.limits).clone()
     });
     let length = Some(body.len() as u64);
-    let mut held = HeldBody::open(&HeaderMap::new(), length, edit, &limits, &state.budget)?;
+    let mut held = HeldBody::open(&HeaderMap::new(), length, false, &limits, &state.budget)?;
     held.push(body)?;
-    held.finish()
+    held.finish(Edits::tier(edit))
 }
 
 /// The head of the request that the upstream gets.

@@ -142,6 +142,22 @@ impl Http1Stream {
         }
     }
 
+    /// What Pingora is to see of a read. An end of TLS that was not announced (`close_notify`) is the end of the connection
+    /// where it cuts nothing short: before a response has begun, and on a WebSocket, which has closing words of its own.
+    fn read_result(&self, read: io::Result<()>) -> io::Result<()> {
+        let control = self.control();
+        let is_upgraded = matches!(control.phase(), Phase::Upgraded | Phase::UpgradedIdle);
+        match read {
+            Err(error)
+                if error.kind() == io::ErrorKind::UnexpectedEof
+                    && (is_upgraded || !control.has_received()) =>
+            {
+                Ok(())
+            }
+            read => read,
+        }
+    }
+
     fn take_early(&mut self, buf: &mut ReadBuf<'_>) -> bool {
         let left = &self.early[self.taken..];
         let count = left.len().min(buf.remaining());
@@ -181,7 +197,7 @@ impl AsyncRead for Http1Stream {
                     this.take_early(buf);
                     return Poll::Ready(Ok(()));
                 }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(Err(error)) => return Poll::Ready(this.read_result(Err(error))),
                 Poll::Pending => {
                     ready!(this.watchdog.poll_expired(cx));
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
@@ -193,7 +209,7 @@ impl AsyncRead for Http1Stream {
             if buf.filled().len() > before {
                 this.watchdog.progressed();
             }
-            return Poll::Ready(read);
+            return Poll::Ready(this.read_result(read));
         }
         match ready!(this.watchdog.poll_expired(cx)) {
             Phase::Upgraded => Poll::Ready(Ok(())),

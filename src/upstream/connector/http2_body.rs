@@ -1,5 +1,6 @@
 //! The body of a request on its way over HTTP/2. Pingora's loop puts pieces in and goes on; whoever waits for the response
-//! sends them as the upstream's window opens. So a response, or the client's end, is noticed while the window is shut.
+//! sends them as the upstream's window opens. So a response, or the client's end, is noticed while the window is shut. What
+//! waits is in memory: whoever puts pieces in counts them against the process's budget and the limit for one body.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,10 +13,6 @@ use parking_lot::Mutex;
 use pingora_core::protocols::http::custom::BodyWrite;
 use pingora_core::{Error, ErrorType, Result};
 
-/// Bytes that may wait to be sent when another piece is put in. One piece may be larger: a rewritten body is one, and is in
-/// memory in any case.
-const WAITING_BYTES: usize = 64 * 1024;
-
 /// The body of one request.
 #[derive(Default)]
 pub(super) struct OutgoingBody(Mutex<State>);
@@ -24,7 +21,6 @@ pub(super) struct OutgoingBody(Mutex<State>);
 struct State {
     stream: Option<SendStream<Bytes>>,
     pieces: VecDeque<Bytes>,
-    waiting: usize,
     /// No further piece will come.
     is_finished: bool,
     /// Its end was sent, or nothing of it is to be sent any more.
@@ -32,7 +28,6 @@ struct State {
     /// The stream was ended by the upstream before all of it was sent.
     is_refused: bool,
     sender: Option<Waker>,
-    writer: Option<Waker>,
 }
 
 impl OutgoingBody {
@@ -59,7 +54,7 @@ impl OutgoingBody {
     /// Whether bytes wait for the upstream's window.
     pub fn is_waiting(&self) -> bool {
         let state = self.0.lock();
-        state.waiting > 0 && !state.is_done
+        !state.pieces.is_empty() && !state.is_done
     }
 
     /// Whether the upstream ended the stream without the rest.
@@ -72,22 +67,11 @@ impl OutgoingBody {
         self.0.lock().stop();
     }
 
-    /// Ready when there is room for another piece.
-    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut state = self.0.lock();
-        if state.waiting <= WAITING_BYTES || state.is_done {
-            return Poll::Ready(());
-        }
-        remember(&mut state.writer, cx);
-        Poll::Pending
-    }
-
     fn put(&self, piece: Bytes) {
         let mut state = self.0.lock();
         if state.is_done || piece.is_empty() {
             return;
         }
-        state.waiting += piece.len();
         state.pieces.push_back(piece);
         wake(&mut state.sender);
     }
@@ -121,24 +105,18 @@ impl State {
         };
         let part = piece.split_to(room.min(piece.len()));
         let is_last_part = piece.is_empty();
-        self.waiting -= part.len();
         if is_last_part {
             self.pieces.pop_front();
         }
         let ends = is_last_part && self.pieces.is_empty() && self.is_finished;
         let sent = stream.send_data(part, ends);
         self.is_done = ends || sent.is_err();
-        if self.waiting <= WAITING_BYTES {
-            wake(&mut self.writer);
-        }
         Poll::Ready(false)
     }
 
     fn stop(&mut self) {
         self.is_done = true;
         self.pieces.clear();
-        self.waiting = 0;
-        wake(&mut self.writer);
         wake(&mut self.sender);
     }
 }
@@ -162,7 +140,6 @@ pub(super) struct BodyWriter(pub Arc<OutgoingBody>);
 #[async_trait]
 impl BodyWrite for BodyWriter {
     async fn write_all_buf(&mut self, data: &mut Bytes) -> Result<()> {
-        std::future::poll_fn(|cx| self.0.poll_room(cx)).await;
         self.0.put(std::mem::take(data));
         Ok(())
     }

@@ -25,7 +25,7 @@ use pingora_core::protocols::{Digest, UniqueIDType};
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 
-use super::control::{StreamControl, Watchdog};
+use super::control::{Phase, StreamControl, Watchdog};
 use super::error_look::{ErrorLook, Finding};
 use super::http2_body::{BodyWriter, OutgoingBody, unsent};
 
@@ -96,6 +96,12 @@ impl Http2Session {
         self.response.is_whole && !self.response.is_ended
     }
 
+    /// Whether a response was waited for for too long. The connection may be dead without a word.
+    pub(super) fn is_overdue(&self) -> bool {
+        let expired = self.watchdog.control.expired();
+        matches!(expired, Some(Phase::ResponseHead | Phase::ResponseBody))
+    }
+
     pub(super) fn connection(&self) -> &ConnectionRef {
         &self.session.conn
     }
@@ -123,7 +129,8 @@ impl Http2Session {
 
     fn send_head(&mut self, head: Box<RequestHeader>, ends: bool) -> Result<()> {
         self.is_head = head.method == Method::HEAD;
-        self.session.write_request_header(head, ends)?;
+        let sent = self.session.write_request_header(head, ends);
+        sent.map_err(explain_unsent)?;
         let stream = self.session.take_request_body_writer();
         self.body.begin(stream.filter(|_| !ends));
         Ok(())
@@ -227,7 +234,7 @@ impl Http2Session {
         let is_read = self.look.bytes.is_empty();
         self.response.is_ended |= is_read && self.session.response_finished();
         self.response.is_whole = self.response.is_ended || promised == Some(received);
-        if self.response.is_ended {
+        if self.response.is_whole {
             self.body.stop();
         }
     }
@@ -245,6 +252,17 @@ fn explain(error: h2::Error, what: &'static str) -> Box<Error> {
         ErrorType::H2Error
     };
     Error::because(etype, what, error)
+}
+
+/// The error of a request whose stream could not be opened. Where that is because its connection has ended, or is about to
+/// end, nothing of it was sent.
+fn explain_unsent(error: Box<Error>) -> Box<Error> {
+    let cause = error.cause.as_ref();
+    let cause = cause.and_then(|cause| cause.downcast_ref::<h2::Error>());
+    if cause.is_some_and(|cause| cause.is_go_away() || cause.is_io()) {
+        return Error::because(NOT_PROCESSED, "the request was not sent", error);
+    }
+    error
 }
 
 /// RFC 9113 §6.8, §8.7: streams above the last one that a GOAWAY names, and those refused.

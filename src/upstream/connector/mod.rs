@@ -154,6 +154,10 @@ impl Connector for UpstreamConnector {
             });
             return;
         }
+        if session.is_overdue() {
+            // Its other requests go on; the next one is not to wait for nothing as well.
+            session.connection().mark_shutdown();
+        }
         if !session.is_complete() {
             self.cancel(&session);
         }

@@ -252,13 +252,15 @@ fn an_upstream_that_dies_after_the_client_left_changes_nothing_about_who_left() 
 }
 
 #[test]
-fn a_connection_is_not_used_again_for_a_client_that_left() {
+fn the_connection_that_a_client_left_is_read_to_its_end_and_used_again() {
     let upstream = upstream::script([stream(), reply(200).json("{}")]).run();
     let proxy = patient(&upstream);
     drop(listener(&proxy));
     upstream.release();
     proxy.access_log(1);
     assert_eq!(proxy.client("sk-plain").post(PATH, BODY).status, 200);
+    upstream.requests(2);
+    assert_eq!(upstream.connections(), 1);
     assert_eq!(proxy.stop().len(), 2);
 }
 

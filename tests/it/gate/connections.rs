@@ -333,7 +333,7 @@ fn a_post_that_was_read_and_then_reset_is_not_sent_again() {
         (&records[1]["outcome"], &records[1]["service_tier"]),
         (&"upstream_error".into(), &"priority".into())
     );
-    assert_eq!(upstream.requests(2).len(), 2);
+    upstream.requests(2);
 }
 
 #[test]

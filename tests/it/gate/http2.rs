@@ -277,7 +277,7 @@ fn assert_times_out(proxy: &Proxy) {
 
 #[test]
 fn an_upstream_with_tls_that_speaks_no_http_2() {
-    let upstream = upstream::json("{}").run_with_tls();
+    let upstream = upstream::json("{}").run();
     let proxy = proxy::new().upstream(&upstream).run();
     let body = object_of(200_000);
     assert_eq!(proxy.client("sk-fast").post(PATH, &body).status, 200);

@@ -114,7 +114,7 @@ fn an_upstream_that_answers_and_takes_no_more_is_heard() {
 
 #[test]
 fn an_upstream_that_is_spoken_to_in_http_1_over_tls_keeps_its_connection() {
-    let upstream = upstream::json("{}").run_with_tls();
+    let upstream = upstream::json("{}").run();
     let proxy = proxy::new()
         .upstream_with("main", &upstream, "response_timeout: 5s, idle_timeout: 10s")
         .run();

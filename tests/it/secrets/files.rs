@@ -154,7 +154,7 @@ fn a_key_in_a_configuration_with_a_mistake_is_not_quoted() {
 #[test]
 fn a_key_that_a_reload_brings_is_not_told_whether_it_is_taken_or_not() {
     let mut planted = Planted::default();
-    let upstream = upstream::json("{}").run();
+    let upstream = upstream::json("{}").run_plain();
     let proxy = talkative(proxy::new()).upstream(&upstream).run();
     let failures = || proxy.metric_of("tiergate_policy_reloads_total", "failure");
     for (number, wrong) in POLICIES[..12].iter().enumerate() {
@@ -185,7 +185,7 @@ fn the_key_of_an_upstream_is_not_told() {
     let file = folder.path().join("key");
     let own = planted.key("credential");
     fs::write(&file, format!("{own}\n")).unwrap();
-    let upstream = upstream::script([reply(401).json("{}")]).run();
+    let upstream = upstream::script([reply(401).json("{}")]).run_plain();
     let settings = format!("credential_file: \"{}\"", file.display());
     let proxy = talkative(proxy::new())
         .upstream_with("main", &upstream, &settings)
@@ -216,7 +216,7 @@ fn commands_do_not_print_the_keys_that_they_are_given() {
     let (listed, unknown) = (planted.key("listed"), planted.key("unknown"));
     let quoted =
         format!(r#"{{"error":{{"message":"Incorrect API key: {listed}","code":"{listed}"}}}}"#);
-    let upstream = upstream::script([reply(401).json(&quoted)]).run();
+    let upstream = upstream::script([reply(401).json(&quoted)]).run_plain();
     let config = CONFIG.replace("127.0.0.1:1", &upstream.address.to_string());
     fs::write(path("tiergate.yaml"), config).unwrap();
     fs::write(

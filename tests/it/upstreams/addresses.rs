@@ -48,7 +48,10 @@ fn statuses(proxy: &Proxy, count: usize) -> Vec<u16> {
 
 #[test]
 fn requests_go_to_all_addresses_in_turn_each_with_its_host_and_prefix() {
-    let (first, second) = (upstream::json("1").run(), upstream::json("2").run());
+    let (first, second) = (
+        upstream::json("1").run_plain(),
+        upstream::json("2").run_plain(),
+    );
     let urls = [url(first.address), url(second.address) + "/base"];
     let proxy = proxy_to(&urls, "");
     let client = proxy.client("sk-fast");
@@ -84,7 +87,7 @@ fn explain_names_every_url() {
 
 #[test]
 fn a_forced_request_is_forced_wherever_it_ends_up() {
-    let (dead, live) = (nobody(), upstream::json("{}").run());
+    let (dead, live) = (nobody(), upstream::json("{}").run_plain());
     let proxy = proxy_to(
         &[url(dead), url(live.address)],
         "ejection: {consecutive_failures: 0}",
@@ -115,7 +118,7 @@ fn a_forced_request_is_forced_wherever_it_ends_up() {
 
 #[test]
 fn an_address_that_refuses_is_ejected() {
-    let (dead, live) = (nobody(), upstream::json("{}").run());
+    let (dead, live) = (nobody(), upstream::json("{}").run_plain());
     let proxy = proxy_to(&[url(dead), url(live.address)], FOR_GOOD);
     assert_eq!(statuses(&proxy, 20), [200; 20]);
     // Three requests met it.
@@ -152,7 +155,7 @@ fn an_address_that_refuses_is_ejected() {
 
 #[test]
 fn an_address_gets_one_request_after_its_ejection_and_all_of_its_share_once_that_fares_well() {
-    let (back, live) = (nobody(), upstream::json("{}").run());
+    let (back, live) = (nobody(), upstream::json("{}").run_plain());
     let settings = "ejection: {consecutive_failures: 1, base_time: 100ms, max_time: 200ms}";
     let proxy = proxy_to(&[url(back), url(live.address)], settings);
     eventually("ejections one after the other", || {
@@ -169,7 +172,7 @@ fn an_address_gets_one_request_after_its_ejection_and_all_of_its_share_once_that
     proxy.await_stderr(&format!("{} is back", back.address));
     let before = back.received().len();
     assert_eq!(statuses(&proxy, 6), [200; 6]);
-    assert_eq!(back.requests(before + 3).len(), before + 3);
+    back.requests(before + 3);
 }
 
 #[test]
@@ -205,7 +208,7 @@ fn the_only_address_is_used_whatever_happens_there() {
 
 /// So many requests, each of which goes to the failing address in its turn, and how that fares then.
 fn turns(failing: &Upstream, settings: &str, count: usize) -> (Vec<u16>, f64) {
-    let live = upstream::json("{}").run();
+    let live = upstream::json("{}").run_plain();
     let proxy = proxy_to(&[url(failing.address), url(live.address)], settings);
     let statuses = statuses(&proxy, count);
     let healthy = healthy(&proxy, failing.address);
@@ -215,7 +218,7 @@ fn turns(failing: &Upstream, settings: &str, count: usize) -> (Vec<u16>, f64) {
 #[test]
 fn an_address_that_ends_new_connections_without_an_answer_is_ejected() {
     for reply in [Reply::default().reset(), Reply::default().close()] {
-        let failing = upstream::script([reply]).run();
+        let failing = upstream::script([reply]).run_plain();
         let (statuses, healthy) = turns(&failing, FOR_GOOD, 10);
         // The server may have begun to work on it, so no request is sent again.
         assert_eq!(statuses, [502, 200, 502, 200, 502, 200, 200, 200, 200, 200]);
@@ -228,7 +231,7 @@ fn an_address_that_ends_new_connections_without_an_answer_is_ejected() {
 fn the_end_of_a_kept_connection_does_not_speak_against_its_address() {
     let turns_of = |first: Reply| [first, Reply::default().reset()];
     let replies = [(); 6].map(|()| turns_of(reply(200).json("{}")));
-    let failing = upstream::script(replies.concat()).run();
+    let failing = upstream::script(replies.concat()).run_plain();
     let settings = "ejection: {consecutive_failures: 1, base_time: 1h, max_time: 1h}";
     let (statuses, healthy) = turns(&failing, settings, 12);
     assert_eq!(
@@ -241,7 +244,7 @@ fn the_end_of_a_kept_connection_does_not_speak_against_its_address() {
 #[test]
 fn an_answer_does_not_speak_against_its_address_whatever_its_status() {
     for status in [400, 429, 500, 503] {
-        let failing = upstream::script([reply(status).json("{}")]).run();
+        let failing = upstream::script([reply(status).json("{}")]).run_plain();
         let (statuses, healthy) = turns(&failing, FOR_GOOD, 10);
         assert_eq!(statuses, [status, 200].repeat(5));
         assert_eq!(healthy, 1.0);
@@ -253,7 +256,7 @@ fn gateway_errors_speak_against_their_address_where_the_settings_say_so() {
     let settings =
         "ejection: {consecutive_failures: 2, base_time: 1h, max_time: 1h, gateway_errors: true}";
     for (status, expected) in [(502, 0.0), (503, 0.0), (504, 0.0), (500, 1.0), (429, 1.0)] {
-        let failing = upstream::script([reply(status).json("{}")]).run();
+        let failing = upstream::script([reply(status).json("{}")]).run_plain();
         let (statuses, healthy) = turns(&failing, settings, 8);
         let failed = statuses.iter().filter(|found| **found == status).count();
         assert_eq!(failed, if expected == 0.0 { 2 } else { 4 }, "{status}");
@@ -263,7 +266,7 @@ fn gateway_errors_speak_against_their_address_where_the_settings_say_so() {
 
 #[test]
 fn a_slow_answer_does_not_speak_against_its_address() {
-    let failing = upstream::script([upstream::silence()]).run();
+    let failing = upstream::script([upstream::silence()]).run_plain();
     let settings =
         "response_timeout: 200ms, ejection: {consecutive_failures: 1, base_time: 1h, max_time: 1h}";
     let (statuses, healthy) = turns(&failing, settings, 4);
@@ -274,7 +277,7 @@ fn a_slow_answer_does_not_speak_against_its_address() {
 
 #[test]
 fn so_many_attempts_are_made_and_no_more() {
-    let live = upstream::json("{}").run();
+    let live = upstream::json("{}").run_plain();
     let dead = [(); 3].map(|()| nobody());
     let urls: Vec<String> = dead
         .map(url)
@@ -286,7 +289,7 @@ fn so_many_attempts_are_made_and_no_more() {
         assert_eq!(statuses(&proxy, 1), [expected], "{retries} retries");
         let made = proxy.metric("tiergate_upstream_retries_total");
         assert_eq!(made, f64::from(retries.min(3)));
-        assert_eq!(proxy.access_log(1).len(), 1);
+        proxy.access_log(1);
     }
 }
 
@@ -302,7 +305,7 @@ fn a_web_socket_goes_to_an_address_that_works() {
     let switch = Reply::default()
         .send("HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
         .hold();
-    let (dead, live) = (nobody(), upstream::script([switch]).run());
+    let (dead, live) = (nobody(), upstream::script([switch]).run_plain());
     let proxy = proxy_to(&[url(dead), url(live.address)], FOR_GOOD);
     let client = proxy
         .client("sk-fast")
@@ -348,7 +351,7 @@ impl Mute {
 
 #[test]
 fn an_address_that_takes_no_connection_is_ejected() {
-    let (mute, live) = (Mute::new(), upstream::json("{}").run());
+    let (mute, live) = (Mute::new(), upstream::json("{}").run_plain());
     let address = mute.listener.local_addr().unwrap();
     let proxy = proxy_to(
         &[url(address), url(live.address)],

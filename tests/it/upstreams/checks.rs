@@ -24,8 +24,8 @@ fn await_check(proxy: &Proxy, place: usize, passes: bool) -> Value {
 fn an_address_that_fails_its_checks_gets_no_requests_until_it_passes_them() {
     let fails = reply(503).json("{}");
     let passes = upstream::silence().then_all(reply(200).json("{}"));
-    let ill = upstream::script([fails.clone(), fails, passes]).run();
-    let well = upstream::json("{}").run();
+    let ill = upstream::script([fails.clone(), fails, passes]).run_plain();
+    let well = upstream::json("{}").run_plain();
     let urls = [&ill, &well].map(|upstream| format!("http://{}/base", upstream.address));
     let check = "path: \"/healthz?full=1\", interval: 50ms, unhealthy_threshold: 2";
     let proxy = proxy_to(&urls, check);
@@ -63,7 +63,7 @@ fn an_address_that_fails_its_checks_gets_no_requests_until_it_passes_them() {
 
 #[test]
 fn without_a_path_a_connection_is_enough() {
-    let (dead, live) = (nobody(), upstream::json("{}").run());
+    let (dead, live) = (nobody(), upstream::json("{}").run_plain());
     let urls = [dead, live.address].map(|address| format!("http://{address}"));
     let proxy = proxy_to(&urls, "interval: 20ms");
     await_check(&proxy, 0, false);
@@ -76,7 +76,7 @@ fn without_a_path_a_connection_is_enough() {
 
 #[test]
 fn an_address_that_does_not_answer_its_checks_in_time_fails_them() {
-    let silent = upstream::script([upstream::silence()]).run();
+    let silent = upstream::script([upstream::silence()]).run_plain();
     let urls = [format!("http://{}", silent.address)];
     let proxy = proxy_to(&urls, "path: /, interval: 20ms, timeout: 50ms");
     let told = await_check(&proxy, 0, false);
@@ -86,7 +86,7 @@ fn an_address_that_does_not_answer_its_checks_in_time_fails_them() {
 
 #[test]
 fn where_all_addresses_fail_their_checks_all_are_used() {
-    let upstreams = [(); 2].map(|()| upstream::script([reply(500).json("{}")]).run());
+    let upstreams = [(); 2].map(|()| upstream::script([reply(500).json("{}")]).run_plain());
     let urls = upstreams
         .each_ref()
         .map(|upstream| format!("http://{}", upstream.address));
@@ -108,7 +108,7 @@ fn where_all_addresses_fail_their_checks_all_are_used() {
 #[test]
 fn checks_end_when_the_drain_begins() {
     let held = upstream::silence().then_all(reply(200).json("{}"));
-    let upstream = upstream::script([held]).run();
+    let upstream = upstream::script([held]).run_plain();
     let urls = [format!("http://{}", upstream.address)];
     let mut proxy = proxy_to(&urls, "interval: 20ms");
     let client = proxy.client("sk-fast");

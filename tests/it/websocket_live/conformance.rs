@@ -281,7 +281,7 @@ fn assert_passes(socket: &mut Socket, section: &str, sent: &[u8], expected: &[u8
 
 fn assert_cases(cases: &[Case]) {
     let upstream = ends::upstream();
-    let proxy = proxy::new().upstream(&upstream.address).run();
+    let proxy = proxy::new().upstream(&upstream).run();
     for (section, sent, fate) in cases {
         let mut socket = upstream.open(&proxy, "sk-fast");
         let Some((code, close)) = fate else {
@@ -338,7 +338,7 @@ fn large_messages() {
 #[test]
 fn nothing_comes_after_a_close() {
     let upstream = ends::upstream();
-    let proxy = proxy::new().upstream(&upstream.address).run();
+    let proxy = proxy::new().upstream(&upstream).run();
     let mut socket = upstream.open(&proxy, "sk-fast");
     let close = from_client(FIN | CLOSE, b"\x03\xe8");
     socket
@@ -352,7 +352,7 @@ fn nothing_comes_after_a_close() {
 #[test]
 fn every_case_passes_where_nobody_judges_and_from_the_server() {
     let upstream = ends::upstream();
-    let proxy = proxy::new().upstream(&upstream.address).run();
+    let proxy = proxy::new().upstream(&upstream).run();
     let cases = [
         framing(),
         control_frames(),
@@ -379,7 +379,7 @@ fn every_case_passes_where_nobody_judges_and_from_the_server() {
 #[test]
 fn a_close_of_the_server_is_heard_with_its_status() {
     let upstream = ends::upstream();
-    let proxy = proxy::new().upstream(&upstream.address).run();
+    let proxy = proxy::new().upstream(&upstream).run();
     for code in [1000_u16, 1001, 1011, 3000, 4999] {
         let mut socket = upstream.open(&proxy, "sk-fast");
         let payload = [&code.to_be_bytes()[..], b"bye"].concat();

@@ -18,7 +18,7 @@ fn restart() -> Heard {
 #[test]
 fn a_socket_through_a_listener_with_tls() {
     let upstream = ends::upstream();
-    let proxy = proxy::new().upstream(&upstream.address).tls().run();
+    let proxy = proxy::new().upstream(&upstream).tls().run();
     let mut socket = upstream.open_with_tls(&proxy, "sk-fast");
     socket.client.say(CREATE);
     assert_eq!(socket.server.hear_text(), FORCED);
@@ -32,7 +32,7 @@ fn a_silent_socket_outlives_every_timeout() {
     let proxy = proxy::new()
         .upstream_with(
             "main",
-            &upstream.address,
+            &upstream,
             "idle_timeout: 200ms, response_timeout: 300ms",
         )
         .setting(
@@ -51,14 +51,15 @@ fn a_silent_socket_outlives_every_timeout() {
 
 #[test]
 fn an_upstream_that_answers_at_once_keeps_its_sockets() {
-    let upstream = ends::upstream();
-    let proxy = proxy::new().upstream(&upstream.address).run();
-    for _ in 0..200 {
-        let mut socket = upstream.open(&proxy, "sk-fast");
-        socket.client.say("{}");
-        assert_eq!(socket.server.hear_text(), "{}");
-        socket.server.say("{}");
-        assert_eq!(socket.client.hear_text(), "{}");
+    for upstream in [ends::upstream(), ends::plain_upstream()] {
+        let proxy = proxy::new().upstream(&upstream).run();
+        for _ in 0..100 {
+            let mut socket = upstream.open(&proxy, "sk-fast");
+            socket.client.say("{}");
+            assert_eq!(socket.server.hear_text(), "{}");
+            socket.server.say("{}");
+            assert_eq!(socket.client.hear_text(), "{}");
+        }
     }
 }
 
@@ -97,7 +98,7 @@ fn an_unknown_key_reaches_no_upstream() {
 #[test]
 fn the_servers_close_comes_through_and_is_no_fault() {
     let upstream = ends::upstream();
-    let proxy = proxy::new().upstream(&upstream.address).run();
+    let proxy = proxy::new().upstream(&upstream).run();
     let mut socket = upstream.open(&proxy, "sk-fast");
     let close = CloseFrame {
         code: 4000.into(),
@@ -113,7 +114,7 @@ fn the_servers_close_comes_through_and_is_no_fault() {
 #[test]
 fn a_drain_ends_an_idle_socket_at_once() {
     let upstream = ends::upstream();
-    let mut proxy = proxy::new().upstream(&upstream.address).run();
+    let mut proxy = proxy::new().upstream(&upstream).run();
     let mut socket = upstream.open(&proxy, "sk-fast");
     socket.client.say(CREATE);
     socket.server.hear_text();
@@ -129,7 +130,7 @@ fn a_drain_ends_an_idle_socket_at_once() {
 #[test]
 fn a_drain_lets_a_running_turn_end() {
     let upstream = ends::upstream();
-    let mut proxy = proxy::new().upstream(&upstream.address).run();
+    let mut proxy = proxy::new().upstream(&upstream).run();
     let mut socket = upstream.open(&proxy, "sk-fast");
     socket.client.say(CREATE);
     socket.server.hear_text();
@@ -150,7 +151,7 @@ fn a_drain_lets_a_running_turn_end() {
 #[test]
 fn a_drain_waits_for_the_end_of_the_servers_message() {
     let upstream = ends::upstream();
-    let mut proxy = proxy::new().upstream(&upstream.address).run();
+    let mut proxy = proxy::new().upstream(&upstream).run();
     let mut socket = upstream.open(&proxy, "sk-fast");
     let (start, end) = DELTA.split_at(20);
     socket.server.fragment(true, false, start);
@@ -167,7 +168,7 @@ fn a_drain_waits_for_the_end_of_the_servers_message() {
 #[test]
 fn a_drain_says_nothing_in_the_middle_of_a_frame() {
     let upstream = ends::upstream();
-    let mut proxy = proxy::new().upstream(&upstream.address).run();
+    let mut proxy = proxy::new().upstream(&upstream).run();
     let mut socket = upstream.open(&proxy, "sk-fast");
     ends::pass_bytes(&mut socket, &ends::unmasked(CREATED)[..20]);
     proxy.signal(libc::SIGTERM);
@@ -181,7 +182,7 @@ fn a_drain_says_nothing_in_the_middle_of_a_frame() {
 fn the_end_of_a_drain_cuts_what_still_runs() {
     let upstream = ends::upstream();
     let mut proxy = proxy::new()
-        .upstream(&upstream.address)
+        .upstream(&upstream)
         .setting("server: {drain: 200ms}")
         .run();
     let mut socket = upstream.open(&proxy, "sk-fast");
@@ -198,7 +199,7 @@ fn the_end_of_a_drain_cuts_what_still_runs() {
 #[test]
 fn what_is_held_of_messages_is_given_back() {
     let upstream = ends::upstream();
-    let proxy = proxy::new().upstream(&upstream.address).run();
+    let proxy = proxy::new().upstream(&upstream).run();
     let held = || proxy.metric("tiergate_buffered_bytes");
     let mut socket = upstream.open(&proxy, "sk-fast");
     let (start, end) = (format!(r#"{{"a":"{}"#, "x".repeat(100_000)), r#""}"#);
@@ -251,9 +252,10 @@ impl Drop for Successor {
 
 #[test]
 fn a_takeover_lets_a_running_turn_end_in_the_old_process() {
-    let upstream = ends::upstream();
+    // The new process is not told to trust the tests' certificates.
+    let upstream = ends::plain_upstream();
     let mut proxy = proxy::new()
-        .upstream(&upstream.address)
+        .upstream(&upstream)
         .setting("server: {upgrade_socket: upgrade.sock}")
         .run();
     let mut idle = upstream.open(&proxy, "sk-fast");

@@ -1,9 +1,9 @@
-//! Both ends of a WebSocket that goes through the proxy.
+//! Both ends of a WebSocket that goes through the proxy. The upstream's has TLS, as most have it, unless a test says otherwise.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
-use rustls::{ClientConnection, StreamOwned};
+use rustls::{ClientConnection, ServerConnection, StreamOwned};
 use serde_json::Value;
 use tungstenite::client::IntoClientRequest;
 use tungstenite::handshake::server::{Request, Response};
@@ -13,7 +13,7 @@ use tungstenite::protocol::frame::{CloseFrame, Frame, FrameHeader};
 use tungstenite::{Message, Utf8Bytes, WebSocket};
 
 use crate::support::client::Client;
-use crate::support::proxy::Proxy;
+use crate::support::proxy::{Proxy, Target};
 use crate::support::tls;
 use crate::support::{PATIENCE, eventually};
 
@@ -33,6 +33,7 @@ pub const COMPLETED: &str = r#"{"type":"response.completed","response":{"id":"re
 /// The upstream's listener.
 pub struct Upstream {
     pub address: SocketAddr,
+    tls: bool,
     listener: TcpListener,
 }
 
@@ -75,10 +76,31 @@ impl Stream for TcpStream {}
 
 impl Stream for StreamOwned<ClientConnection, TcpStream> {}
 
+impl Stream for StreamOwned<ServerConnection, TcpStream> {}
+
+impl Target for Upstream {
+    fn url(&self) -> String {
+        match self.tls {
+            true => format!("https://localhost:{}", self.address.port()),
+            false => format!("http://{}", self.address),
+        }
+    }
+}
+
 pub fn upstream() -> Upstream {
+    listen(true)
+}
+
+/// One without TLS.
+pub fn plain_upstream() -> Upstream {
+    listen(false)
+}
+
+fn listen(tls: bool) -> Upstream {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     Upstream {
         address: listener.local_addr().unwrap(),
+        tls,
         listener,
     }
 }
@@ -136,7 +158,10 @@ impl Upstream {
 
     fn accept(&self) -> (End, Asked) {
         let (stream, _) = self.listener.accept().unwrap();
-        let stream: Box<dyn Stream> = Box::new(prepared(stream));
+        let stream: Box<dyn Stream> = match self.tls {
+            true => Box::new(secured(prepared(stream))),
+            false => Box::new(prepared(stream)),
+        };
         let mut asked = None;
         // The type of the error is the library's.
         #[allow(clippy::result_large_err)]
@@ -277,6 +302,12 @@ fn is_timeout(why: &std::io::Error) -> bool {
 
 fn connect(address: SocketAddr) -> TcpStream {
     prepared(TcpStream::connect(address).unwrap())
+}
+
+/// The server agrees to HTTP/2 where it is asked for a WebSocket only if the proxy offers that, which it must not.
+fn secured(stream: TcpStream) -> StreamOwned<ServerConnection, TcpStream> {
+    let config = tls::server_config(&[b"h2", b"http/1.1"]);
+    StreamOwned::new(ServerConnection::new(config).unwrap(), stream)
 }
 
 fn prepared(stream: TcpStream) -> TcpStream {

@@ -117,7 +117,7 @@ fn untold() -> Value {
 }
 
 fn proxy_to(upstream: &ends::Upstream) -> Proxy {
-    proxy::new().upstream(&upstream.address).run()
+    proxy::new().upstream(upstream).run()
 }
 
 /// The lines so far, the connection's bytes left out: frames have headers of their own.

@@ -24,7 +24,7 @@ fn told(line: &Value) -> Value {
 fn a_message_that_cannot_be_forced_is_refused() {
     let upstream = ends::upstream();
     let proxy = proxy::new()
-        .upstream(&upstream.address)
+        .upstream(&upstream)
         .setting("limits: {json_depth: 3}")
         .run();
     let cases: [(&str, &[u8]); 8] = [
@@ -61,7 +61,7 @@ fn a_message_that_cannot_be_forced_is_refused() {
 #[test]
 fn a_group_that_is_not_forced_may_send_what_it_likes() {
     let upstream = ends::upstream();
-    let proxy = proxy::new().upstream(&upstream.address).run();
+    let proxy = proxy::new().upstream(&upstream).run();
     let mut socket = upstream.open(&proxy, "sk-plain");
     socket.client.say(BROKEN);
     assert_eq!(socket.server.hear_text(), BROKEN);
@@ -70,7 +70,7 @@ fn a_group_that_is_not_forced_may_send_what_it_likes() {
 #[test]
 fn what_came_with_a_refused_message_is_not_sent_either() {
     let upstream = ends::upstream();
-    let proxy = proxy::new().upstream(&upstream.address).run();
+    let proxy = proxy::new().upstream(&upstream).run();
     let mut socket = upstream.open(&proxy, "sk-fast");
     let frames = [CREATE, BROKEN].map(ends::masked).concat();
     socket.client.raw(&frames);
@@ -83,7 +83,7 @@ fn what_came_with_a_refused_message_is_not_sent_either() {
 #[test]
 fn a_running_turn_has_its_line_when_its_client_is_sent_away() {
     let upstream = ends::upstream();
-    let proxy = proxy::new().upstream(&upstream.address).run();
+    let proxy = proxy::new().upstream(&upstream).run();
     let mut socket = upstream.open(&proxy, "sk-fast");
     socket.client.say(CREATE);
     socket.server.hear_text();
@@ -99,7 +99,7 @@ fn a_running_turn_has_its_line_when_its_client_is_sent_away() {
 #[test]
 fn the_farewell_waits_for_the_end_of_the_servers_message() {
     let upstream = ends::upstream();
-    let proxy = proxy::new().upstream(&upstream.address).run();
+    let proxy = proxy::new().upstream(&upstream).run();
     let mut socket = upstream.open(&proxy, "sk-fast");
     let (start, end) = COMPLETED.split_at(30);
     socket.server.fragment(true, false, start);
@@ -117,7 +117,7 @@ fn the_farewell_waits_for_the_end_of_the_servers_message() {
 #[test]
 fn nothing_of_the_server_comes_between_its_message_and_the_farewell() {
     let upstream = ends::upstream();
-    let proxy = proxy::new().upstream(&upstream.address).run();
+    let proxy = proxy::new().upstream(&upstream).run();
     let mut socket = upstream.open(&proxy, "sk-fast");
     let frames = [CREATED, COMPLETED].map(ends::unmasked).concat();
     let (start, rest) = frames.split_at(CREATED.len() / 2);
@@ -136,7 +136,7 @@ fn nothing_of_the_server_comes_between_its_message_and_the_farewell() {
 fn a_farewell_does_not_wait_for_a_server_that_has_stopped() {
     let upstream = ends::upstream();
     let proxy = proxy::new()
-        .upstream_with("main", &upstream.address, "idle_timeout: 300ms")
+        .upstream_with("main", &upstream, "idle_timeout: 300ms")
         .run();
     let mut socket = upstream.open(&proxy, "sk-fast");
     ends::pass_bytes(&mut socket, &ends::unmasked(CREATED)[..20]);
@@ -151,7 +151,7 @@ fn a_farewell_does_not_wait_for_a_server_that_has_stopped() {
 #[test]
 fn nothing_is_said_in_the_middle_of_a_frame_that_the_server_will_not_end() {
     let upstream = ends::upstream();
-    let proxy = proxy::new().upstream(&upstream.address).run();
+    let proxy = proxy::new().upstream(&upstream).run();
     let mut socket = upstream.open(&proxy, "sk-fast");
     ends::pass_bytes(&mut socket, &ends::unmasked(CREATED)[..20]);
     socket.client.say(BROKEN);
@@ -163,7 +163,7 @@ fn nothing_is_said_in_the_middle_of_a_frame_that_the_server_will_not_end() {
 #[test]
 fn a_client_is_refused_also_where_the_servers_frames_cannot_be_read() {
     let upstream = ends::upstream();
-    let proxy = proxy::new().upstream(&upstream.address).run();
+    let proxy = proxy::new().upstream(&upstream).run();
     let mut socket = upstream.open(&proxy, "sk-fast");
     // A masked frame, as no server may send it.
     ends::pass_bytes(&mut socket, &ends::masked("x"));
@@ -190,7 +190,7 @@ fn a_key_that_is_taken_away_ends_the_socket_at_its_next_turn() {
         (closed, "group_disabled", json!("fiona")),
     ] {
         let upstream = ends::upstream();
-        let proxy = proxy::new().upstream(&upstream.address).run();
+        let proxy = proxy::new().upstream(&upstream).run();
         let mut socket = upstream.open(&proxy, "sk-fast");
         socket.client.say(CREATE);
         socket.server.hear_text();
@@ -215,7 +215,7 @@ fn a_key_that_is_taken_away_ends_the_socket_at_its_next_turn() {
 fn a_message_over_the_limit_is_refused_before_it_is_sent() {
     let upstream = ends::upstream();
     let proxy = proxy::new()
-        .upstream(&upstream.address)
+        .upstream(&upstream)
         .setting("limits: {websocket_message: 1KiB}")
         .run();
     for key in ["sk-fast", "sk-plain"] {
@@ -239,7 +239,7 @@ fn a_message_over_the_limit_is_refused_before_it_is_sent() {
 #[test]
 fn a_breach_of_the_protocol_is_refused() {
     let upstream = ends::upstream();
-    let proxy = proxy::new().upstream(&upstream.address).run();
+    let proxy = proxy::new().upstream(&upstream).run();
     let compressed = [&[0xc1][..], &ends::masked(CREATE)[1..]].concat();
     for frame in [ends::unmasked(CREATE), compressed] {
         let mut socket = upstream.open(&proxy, "sk-plain");
@@ -252,7 +252,7 @@ fn a_breach_of_the_protocol_is_refused() {
 fn a_message_for_which_no_memory_is_left_is_refused() {
     let upstream = ends::upstream();
     let proxy = proxy::new()
-        .upstream(&upstream.address)
+        .upstream(&upstream)
         .setting("limits: {buffered: 64KiB}")
         .run();
     let mut socket = upstream.open(&proxy, "sk-fast");

@@ -29,7 +29,7 @@ import urllib.parse
 import chdb.session
 import duckdb
 
-PROJECT = pathlib.Path(__file__).resolve().parent.parent
+PROJECT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = pathlib.Path(os.environ.get("TIERGATE", PROJECT / "target/debug/tiergate"))
 FLUENT_BIT = os.environ.get("FLUENT_BIT")
 DEADLINE = 30

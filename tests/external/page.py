@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 
-PROJECT = pathlib.Path(__file__).resolve().parent.parent
+PROJECT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = pathlib.Path(os.environ.get("TIERGATE", PROJECT / "target/debug/tiergate"))
 PICTURE = PROJECT / "docs/images/page.png"
 DEADLINE = 30

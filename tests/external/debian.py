@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 
-PROJECT = pathlib.Path(__file__).resolve().parent.parent
+PROJECT = pathlib.Path(__file__).resolve().parents[2]
 SUITE = os.environ.get("SUITE", "bookworm")
 IMAGE = PROJECT / "target/debian-image" / SUITE
 MIRROR = os.environ.get("MIRROR", "http://deb.debian.org/debian")

@@ -1,0 +1,887 @@
+//! What upstreams may do over HTTP/2 (RFC 9113), frame by frame, and what their requests come to: each is answered, billed
+//! once, and no harm to the others on its connection.
+
+use std::io::Write;
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::client::{Answer, Connection, chunk};
+use crate::support::frames;
+use crate::support::h2::{self, Framing};
+use crate::support::h2_script::{
+    ENHANCE_YOUR_CALM, Event, HTTP_1_1_REQUIRED, INTERNAL_ERROR, MAX_CONCURRENT_STREAMS, NO_ERROR,
+    Peer, REFUSED_STREAM, Upstream, upstream, upstream_with,
+};
+use crate::support::proxy::{self, Proxy};
+use crate::support::{eventually, object_of, upstream as http1};
+
+const PATH: &str = "/v1/responses";
+const BODY: &[u8] = br#"{"model":"m-1"}"#;
+const KEYS: [&str; 2] = ["sk-fast", "sk-plain"];
+const CREATED: &str = "data: {\"type\":\"response.created\",\"response\":{\"id\":\"resp_1\"}}\n\n";
+const COMPLETED: &str =
+    "data: {\"type\":\"response.completed\",\"response\":{\"id\":\"resp_1\"}}\n\n";
+const SSE: [(&str, &str); 1] = [("content-type", "text/event-stream")];
+/// Long enough for what was sent before it to be looked at alone.
+const MOMENT: Duration = Duration::from_millis(50);
+/// What is to happen at once happens within this, far below any limit for an upstream.
+const AT_ONCE: Duration = Duration::from_secs(5);
+/// More than any window and all buffers on the way take.
+const LARGE_BYTES: usize = 4 << 20;
+
+fn behind(upstream: &Upstream) -> Proxy {
+    proxy::new().upstream(upstream).run()
+}
+
+fn post(proxy: &Proxy, key: &str, body: &[u8]) -> Answer {
+    proxy.client(key).post(PATH, body)
+}
+
+fn told(answer: &Answer) -> (u16, bool, &str) {
+    (answer.status, answer.whole, answer.text())
+}
+
+fn outcomes(records: &[Value]) -> Vec<&Value> {
+    records.iter().map(|record| &record["outcome"]).collect()
+}
+
+fn in_background(proxy: &Proxy, body: &'static [u8]) -> JoinHandle<Answer> {
+    let client = proxy.client("sk-plain");
+    std::thread::spawn(move || client.post(PATH, body))
+}
+
+/// A client that has the head of its response.
+fn begun(proxy: &Proxy, body: &[u8]) -> Connection {
+    let client = proxy.client("sk-plain");
+    let mut connection = client.connect();
+    connection.send(client.message(PATH, body));
+    assert_eq!(connection.head().expect("a head").status, 200);
+    connection
+}
+
+// Ends of requests.
+
+/// The processor time of a second in which nobody asks for anything.
+fn idle_time(proxy: &Proxy) -> Duration {
+    let before = proxy.cpu_time();
+    std::thread::sleep(Duration::from_secs(1));
+    proxy.cpu_time() - before
+}
+
+fn post_with_trailers(proxy: &Proxy, key: &str) -> Answer {
+    let key = format!("Bearer {key}");
+    let headers = [("authorization", key.as_str())];
+    h2::post(proxy.tls_address, &headers, PATH, BODY, Framing::Trailers)
+}
+
+#[test]
+fn a_request_that_trailers_end_is_answered_and_spins_no_thread() {
+    let over_http2 = upstream(|peer| peer.serve(|peer, stream| peer.json(stream, 200, "{}")));
+    let over_http1 = http1::json("{}").run();
+    let proxy = proxy::new().upstream(&over_http2).tls().run();
+    let other = proxy::new().upstream(&over_http1).tls().run();
+    for (at, key) in KEYS.into_iter().enumerate() {
+        for proxy in [&proxy, &other] {
+            let answer = post_with_trailers(proxy, key);
+            assert_eq!(told(&answer), (200, true, "{}"), "{key}");
+            assert_eq!(proxy.access_log(at + 1)[at]["outcome"], "ok");
+        }
+    }
+    let sent: Value = serde_json::from_slice(&over_http2.seen().bodies[0]).unwrap();
+    assert_eq!(sent, json!({"service_tier": "priority", "model": "m-1"}));
+    assert_eq!(over_http2.seen().bodies[1], BODY);
+    for proxy in [&proxy, &other] {
+        let spent = idle_time(proxy);
+        assert!(spent < Duration::from_millis(200), "{spent:?}");
+    }
+}
+
+#[test]
+fn a_request_that_trailers_end_waits_for_its_response_without_spinning() {
+    let upstream = upstream(|peer| peer.serve(|_, _| {}));
+    let settings = "response_timeout: 3s";
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, settings)
+        .tls()
+        .run();
+    std::thread::scope(|scope| {
+        let waiting = KEYS.map(|key| scope.spawn(|| post_with_trailers(&proxy, key)));
+        upstream.await_heads(2);
+        let spent = idle_time(&proxy);
+        assert!(spent < Duration::from_millis(300), "{spent:?}");
+        let statuses = waiting.map(|client| client.join().unwrap().status);
+        assert_eq!(statuses, [504, 504]);
+    });
+    assert_eq!(outcomes(&proxy.stop()), ["timeout", "timeout"]);
+}
+
+// Ends of responses.
+
+/// Asks again and again, and expects one connection on which nothing is reset.
+fn assert_kept_whole(answer: impl Fn(&mut Peer, u32) + Send + Sync + 'static, expected: &str) {
+    const REQUESTS: usize = 12;
+    let upstream = upstream(move |peer| peer.serve(&answer));
+    let proxy = behind(&upstream);
+    for at in 0..REQUESTS {
+        let answer = post(&proxy, KEYS[at % 2], BODY);
+        assert_eq!((answer.whole, answer.text()), (true, expected));
+    }
+    let records = proxy.stop();
+    assert_eq!(outcomes(&records), vec!["ok"; REQUESTS]);
+    let seen = upstream.seen();
+    assert_eq!((seen.connections, seen.heads), (1, REQUESTS));
+    assert_eq!(seen.resets, [], "a whole response is reset");
+}
+
+#[test]
+fn an_end_that_comes_behind_a_body_with_a_length_resets_nothing() {
+    let answer = |peer: &mut Peer, stream| {
+        peer.respond(stream, 200, &[("content-length", "2")]);
+        peer.data(stream, b"{}");
+        std::thread::sleep(MOMENT);
+        peer.last_data(stream, b"");
+    };
+    assert_kept_whole(answer, "{}");
+}
+
+#[test]
+fn an_end_that_comes_behind_a_body_without_a_length_resets_nothing() {
+    let answer = |peer: &mut Peer, stream| {
+        peer.respond(stream, 200, &[]);
+        peer.data(stream, b"{}");
+        std::thread::sleep(MOMENT);
+        peer.last_data(stream, b"");
+    };
+    assert_kept_whole(answer, "{}");
+}
+
+#[test]
+fn an_end_that_comes_behind_the_head_of_a_204_resets_nothing() {
+    let answer = |peer: &mut Peer, stream| {
+        peer.respond(stream, 204, &[]);
+        std::thread::sleep(MOMENT);
+        peer.last_data(stream, b"");
+    };
+    assert_kept_whole(answer, "");
+}
+
+#[test]
+fn an_end_that_comes_behind_the_head_of_an_empty_body_resets_nothing() {
+    let answer = |peer: &mut Peer, stream| {
+        peer.respond(stream, 200, &[("content-length", "0")]);
+        std::thread::sleep(MOMENT);
+        peer.last_data(stream, b"");
+    };
+    assert_kept_whole(answer, "");
+}
+
+#[test]
+fn an_end_that_comes_behind_the_last_event_resets_nothing() {
+    let answer = |peer: &mut Peer, stream| {
+        peer.respond(stream, 200, &SSE);
+        peer.data(stream, CREATED.as_bytes());
+        peer.data(stream, COMPLETED.as_bytes());
+        std::thread::sleep(MOMENT);
+        peer.last_data(stream, b"");
+    };
+    assert_kept_whole(answer, &[CREATED, COMPLETED].concat());
+}
+
+#[test]
+fn trailers_end_a_response_with_a_length() {
+    let answer = |peer: &mut Peer, stream| {
+        peer.respond(stream, 200, &[("content-length", "2")]);
+        peer.data(stream, b"{}");
+        std::thread::sleep(MOMENT);
+        peer.trailers(stream);
+    };
+    assert_kept_whole(answer, "{}");
+}
+
+#[test]
+fn trailers_end_a_response_without_a_length() {
+    let answer = |peer: &mut Peer, stream| {
+        peer.respond(stream, 200, &[]);
+        peer.data(stream, b"{}");
+        std::thread::sleep(MOMENT);
+        peer.trailers(stream);
+    };
+    assert_kept_whole(answer, "{}");
+}
+
+#[test]
+fn an_end_that_comes_behind_the_answer_to_head_resets_nothing() {
+    let upstream = upstream(|peer| {
+        peer.serve(|peer, stream| {
+            peer.respond(stream, 200, &[("content-length", "700")]);
+            std::thread::sleep(MOMENT);
+            peer.last_data(stream, b"");
+        });
+    });
+    let proxy = behind(&upstream);
+    let client = proxy.client("sk-plain");
+    let mut connection = client.connect();
+    for _ in 0..3 {
+        connection.send(client.head("HEAD", "/v1/models"));
+        let head = connection.head().expect("a head");
+        assert_eq!(
+            (head.status, head.header("content-length")),
+            (200, Some("700"))
+        );
+    }
+    drop(connection);
+    assert_eq!(outcomes(&proxy.stop()), ["ok"; 3]);
+    let seen = upstream.seen();
+    assert_eq!((seen.connections, seen.heads, seen.resets), (1, 3, vec![]));
+}
+
+#[test]
+fn an_end_that_never_comes_holds_nobody_up() {
+    let upstream = upstream(|peer| {
+        peer.serve(|peer, stream| {
+            peer.respond(stream, 200, &[("content-length", "2")]);
+            peer.data(stream, b"{}");
+        });
+    });
+    let proxy = behind(&upstream);
+    let begun = Instant::now();
+    for _ in 0..20 {
+        assert_eq!(told(&post(&proxy, "sk-fast", BODY)), (200, true, "{}"));
+    }
+    assert!(begun.elapsed() < 2 * AT_ONCE, "{:?}", begun.elapsed());
+    assert_eq!(outcomes(&proxy.access_log(20)), ["ok"; 20]);
+}
+
+#[test]
+fn a_response_that_ends_before_its_length_is_cut() {
+    let upstream = upstream(|peer| {
+        peer.serve(|peer, stream| {
+            peer.respond(stream, 200, &[("content-length", "10")]);
+            peer.last_data(stream, b"{}");
+        });
+    });
+    let proxy = behind(&upstream);
+    assert!(!post(&proxy, "sk-fast", BODY).whole);
+    assert_eq!(proxy.record()["outcome"], "upstream_cut");
+}
+
+#[test]
+fn a_response_that_is_reset_is_cut_and_the_next_is_whole() {
+    for reason in [INTERNAL_ERROR, NO_ERROR, REFUSED_STREAM] {
+        let upstream = upstream(move |peer| {
+            peer.serve(|peer, stream| match stream {
+                1 => {
+                    peer.respond(stream, 200, &SSE);
+                    peer.data(stream, CREATED.as_bytes());
+                    std::thread::sleep(MOMENT);
+                    peer.reset(stream, reason);
+                }
+                _ => peer.json(stream, 200, "{}"),
+            });
+        });
+        let proxy = behind(&upstream);
+        let cut = post(&proxy, "sk-fast", BODY);
+        assert_eq!(told(&cut), (200, false, CREATED), "{reason}");
+        assert_eq!(told(&post(&proxy, "sk-fast", BODY)), (200, true, "{}"));
+        assert_eq!(outcomes(&proxy.stop()), ["upstream_cut", "ok"], "{reason}");
+        assert_eq!(
+            upstream.seen().heads,
+            2,
+            "an answered request is sent again"
+        );
+    }
+}
+
+// Requests that were not looked at.
+
+#[test]
+fn a_refused_stream_is_sent_again() {
+    for key in KEYS {
+        let upstream = upstream(|peer| {
+            peer.serve(|peer, stream| match (peer.number, stream) {
+                (0, 1) => peer.reset(stream, REFUSED_STREAM),
+                _ => peer.json(stream, 200, "{}"),
+            });
+        });
+        let proxy = behind(&upstream);
+        assert_eq!(told(&post(&proxy, key, BODY)), (200, true, "{}"), "{key}");
+        assert_eq!(proxy.record()["outcome"], "ok");
+        assert_eq!(upstream.seen().heads, 2);
+    }
+}
+
+#[test]
+fn a_stream_that_is_refused_for_good_is_told_of_and_its_address_is_not_blamed() {
+    let refuses = Arc::new(AtomicBool::new(true));
+    let still_refuses = refuses.clone();
+    let upstream = upstream(move |peer| {
+        peer.serve(|peer, stream| match still_refuses.load(Ordering::SeqCst) {
+            true => peer.reset(stream, REFUSED_STREAM),
+            false => peer.json(stream, 200, "{}"),
+        });
+    });
+    let proxy = behind(&upstream);
+    for _ in 0..6 {
+        assert_eq!(post(&proxy, "sk-fast", BODY).status, 502);
+    }
+    let attempts = upstream.seen().heads;
+    assert!(
+        (12..=6 * 16).contains(&attempts),
+        "{attempts} attempts for six requests"
+    );
+    refuses.store(false, Ordering::SeqCst);
+    assert_eq!(post(&proxy, "sk-fast", BODY).status, 200);
+}
+
+#[test]
+fn a_request_above_the_last_stream_of_a_goaway_is_sent_again() {
+    for reason in [NO_ERROR, ENHANCE_YOUR_CALM] {
+        for key in KEYS {
+            let upstream = upstream(move |peer| {
+                if peer.number == 0 {
+                    peer.head();
+                    peer.go_away(0, reason);
+                    return peer.hear_out();
+                }
+                peer.serve(|peer, stream| peer.json(stream, 200, "{}"));
+            });
+            let proxy = behind(&upstream);
+            let answer = post(&proxy, key, BODY);
+            assert_eq!(told(&answer), (200, true, "{}"), "{key} {reason}");
+            assert_eq!(proxy.record()["outcome"], "ok");
+            let seen = upstream.seen();
+            assert_eq!((seen.connections, seen.heads), (2, 2));
+        }
+    }
+}
+
+#[test]
+fn a_goaway_behind_its_last_stream_cuts_no_response_and_the_next_goes_elsewhere() {
+    let upstream = upstream(|peer| {
+        peer.serve(|peer, stream| {
+            peer.go_away(stream, NO_ERROR);
+            std::thread::sleep(MOMENT);
+            peer.json(stream, 200, "{}");
+        });
+    });
+    let proxy = behind(&upstream);
+    for _ in 0..4 {
+        assert_eq!(told(&post(&proxy, "sk-fast", BODY)), (200, true, "{}"));
+    }
+    assert_eq!(outcomes(&proxy.stop()), ["ok"; 4]);
+    let seen = upstream.seen();
+    assert_eq!((seen.connections, seen.heads), (4, 4));
+}
+
+#[test]
+fn a_goaway_leaves_the_streams_below_its_last_and_sends_the_others_again() {
+    let upstream = upstream(|peer| {
+        if peer.number > 0 {
+            return peer.serve(|peer, stream| peer.json(stream, 200, "{}"));
+        }
+        let first = peer.request().unwrap();
+        peer.respond(first, 200, &SSE);
+        peer.data(first, CREATED.as_bytes());
+        peer.request();
+        peer.go_away(first, ENHANCE_YOUR_CALM);
+        std::thread::sleep(2 * MOMENT);
+        peer.last_data(first, COMPLETED.as_bytes());
+        peer.hear_out();
+    });
+    let proxy = behind(&upstream);
+    let mut first = begun(&proxy, BODY);
+    assert_eq!(told(&post(&proxy, "sk-fast", BODY)), (200, true, "{}"));
+    assert_eq!(first.chunk().as_deref(), Some(CREATED.as_bytes()));
+    assert_eq!(first.chunk().as_deref(), Some(COMPLETED.as_bytes()));
+    assert_eq!(first.chunk(), None);
+    assert_eq!(outcomes(&proxy.access_log(2)), ["ok"; 2]);
+    assert_eq!(upstream.seen().heads, 3);
+}
+
+#[test]
+fn a_connection_that_is_cut_after_a_goaway_cuts_what_it_had_begun() {
+    let upstream = upstream(|peer| {
+        if peer.number > 0 {
+            return peer.serve(|peer, stream| peer.json(stream, 200, "{}"));
+        }
+        let stream = peer.request().unwrap();
+        peer.go_away(stream, NO_ERROR);
+        std::thread::sleep(MOMENT);
+    });
+    let settings = "response_timeout: 10s";
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, settings)
+        .run();
+    let begun = Instant::now();
+    let answer = post(&proxy, "sk-fast", BODY);
+    // It may have been worked on, or its end have crossed it: one answer, and no waiting.
+    assert!(matches!(answer.status, 200 | 502), "{answer:?}");
+    assert!(begun.elapsed() < AT_ONCE);
+    proxy.access_log(1);
+}
+
+#[test]
+fn an_upstream_that_asks_for_http_1_is_spoken_to_in_it() {
+    for key in KEYS {
+        let upstream =
+            upstream(|peer| peer.serve(|peer, stream| peer.reset(stream, HTTP_1_1_REQUIRED)));
+        let proxy = behind(&upstream);
+        for _ in 0..2 {
+            assert_eq!(told(&post(&proxy, key, BODY)), (200, true, "{}"), "{key}");
+        }
+        assert_eq!(outcomes(&proxy.stop()), ["ok"; 2]);
+        assert_eq!(upstream.seen().http1, 2);
+    }
+}
+
+#[test]
+fn a_malformed_answer_does_not_switch_http_2_off() {
+    let upstream = upstream(|peer| {
+        let stream = peer.request();
+        if peer.number == 0 {
+            // A header block that no table can decode.
+            peer.send(1, 5, stream.unwrap(), &[0xff; 12]);
+            return peer.hear_out();
+        }
+        peer.json(stream.unwrap(), 200, "{}");
+        peer.serve(|peer, stream| peer.json(stream, 200, "{}"));
+    });
+    let proxy = behind(&upstream);
+    assert_eq!(post(&proxy, "sk-fast", BODY).status, 502);
+    for _ in 0..3 {
+        assert_eq!(told(&post(&proxy, "sk-fast", BODY)), (200, true, "{}"));
+    }
+    let seen = upstream.seen();
+    assert_eq!((seen.http1, seen.heads), (0, 4));
+}
+
+// A window that stays shut, and answers that come early.
+
+/// How a large body comes.
+#[derive(Clone, Copy, Debug)]
+enum Large {
+    Held,
+    Streamed,
+    Chunked,
+}
+
+const LARGE: [Large; 3] = [Large::Held, Large::Streamed, Large::Chunked];
+
+impl Large {
+    fn send(self, proxy: &Proxy) -> Connection {
+        let body = object_of(LARGE_BYTES);
+        let message = match self {
+            Large::Held => proxy.client("sk-fast").message(PATH, &body),
+            Large::Streamed => proxy.client("sk-plain").message(PATH, &body),
+            Large::Chunked => {
+                let client = proxy
+                    .client("sk-plain")
+                    .header("Transfer-Encoding", "chunked");
+                [
+                    client.head("POST", PATH),
+                    chunk(&body),
+                    b"0\r\n\r\n".to_vec(),
+                ]
+                .concat()
+            }
+        };
+        let mut connection = proxy.anonymous().connect();
+        let socket = connection.socket().try_clone().unwrap();
+        // The proxy may take only a part of it.
+        std::thread::spawn(move || {
+            let _ = (&socket).write_all(&message);
+        });
+        connection.send(b"");
+        connection
+    }
+}
+
+fn assert_answered_early(answer: impl Fn(&mut Peer, u32) + Send + Sync + 'static) {
+    let answer = Arc::new(answer);
+    for large in LARGE {
+        let answer = answer.clone();
+        let upstream = upstream(move |peer| {
+            peer.opens_window = false;
+            while let Some(stream) = peer.head() {
+                answer(peer, stream);
+            }
+        });
+        let proxy = behind(&upstream);
+        let begun = Instant::now();
+        let told_early = large.send(&proxy).answer();
+        assert_eq!(
+            told(&told_early),
+            (429, true, r#"{"error":{}}"#),
+            "{large:?}"
+        );
+        assert!(begun.elapsed() < AT_ONCE, "{large:?}");
+        let record = proxy.record();
+        let expected = json!(["upstream_error", 429, 429]);
+        let line = json!([
+            record["outcome"],
+            record["status"],
+            record["upstream_status"]
+        ]);
+        assert_eq!(line, expected, "{large:?}");
+        assert_eq!(upstream.seen().heads, 1, "{large:?}");
+        eventually("the memory of its body", || {
+            (proxy.metric("tiergate_buffered_bytes") == 0.0).then_some(())
+        });
+    }
+}
+
+#[test]
+fn an_early_answer_that_a_reset_without_error_follows_reaches_its_client() {
+    assert_answered_early(|peer, stream| {
+        peer.json(stream, 429, r#"{"error":{}}"#);
+        peer.reset(stream, NO_ERROR);
+    });
+}
+
+#[test]
+fn an_early_answer_with_its_window_shut_reaches_its_client_at_once() {
+    assert_answered_early(|peer, stream| peer.json(stream, 429, r#"{"error":{}}"#));
+}
+
+#[test]
+fn an_early_answer_that_ends_late_reaches_its_client() {
+    assert_answered_early(|peer, stream| {
+        peer.respond(stream, 429, &[("content-length", "12")]);
+        std::thread::sleep(MOMENT);
+        peer.data(stream, br#"{"error":{}}"#);
+        std::thread::sleep(MOMENT);
+        peer.last_data(stream, b"");
+        peer.reset(stream, NO_ERROR);
+    });
+}
+
+#[test]
+fn a_window_that_stays_shut_times_out() {
+    for large in LARGE {
+        let upstream = upstream(|peer| {
+            peer.opens_window = false;
+            peer.hear_out();
+        });
+        let settings = "response_timeout: 1s, idle_timeout: 1s";
+        let proxy = proxy::new()
+            .upstream_with("main", &upstream, settings)
+            .setting("limits: {body_idle_timeout: 2s}")
+            .run();
+        let answer = large.send(&proxy).answer();
+        assert!(matches!(answer.status, 504 | 408), "{large:?}: {answer:?}");
+        let record = proxy.record();
+        assert!(record["status"] == answer.status, "{record}");
+        eventually("the memory of its body", || {
+            (proxy.metric("tiergate_buffered_bytes") == 0.0).then_some(())
+        });
+    }
+}
+
+#[test]
+fn a_client_that_leaves_while_its_body_waits_for_a_window_has_its_line_at_once() {
+    for large in LARGE {
+        let upstream = upstream(|peer| {
+            peer.opens_window = false;
+            peer.hear_out();
+        });
+        let proxy = behind(&upstream);
+        let connection = large.send(&proxy);
+        upstream.await_heads(1);
+        std::thread::sleep(2 * MOMENT);
+        connection.socket().shutdown(Shutdown::Both).unwrap();
+        drop(connection);
+        let left = Instant::now();
+        assert_eq!(proxy.record()["outcome"], "client_closed", "{large:?}");
+        assert!(left.elapsed() < AT_ONCE, "{large:?}: {:?}", left.elapsed());
+        eventually("the memory of its body", || {
+            (proxy.metric("tiergate_buffered_bytes") == 0.0).then_some(())
+        });
+    }
+}
+
+/// The setting of RFC 9113 §6.5.2 for the window of a new stream.
+const INITIAL_WINDOW_SIZE: u16 = 4;
+
+#[test]
+fn a_client_of_http_2_that_resets_while_its_body_waits_for_a_window_has_its_line_at_once() {
+    use frames::{CANCEL, DATA, END_HEADERS, HEADERS, RST_STREAM};
+    for key in KEYS {
+        let upstream = upstream_with(&[(INITIAL_WINDOW_SIZE, 100)], |peer| {
+            peer.opens_window = false;
+            peer.hear_out();
+        });
+        let proxy = proxy::new().upstream(&upstream).tls().run();
+        let mut client = frames::begin(TcpStream::connect(proxy.tls_address).unwrap());
+        let body = object_of(30_000);
+        let head = [
+            frames::head(key, PATH),
+            frames::field("content-length", "30000"),
+        ];
+        let (first, rest) = body.split_at(15_000);
+        for frame in [
+            frames::frame(HEADERS, END_HEADERS, 1, &head.concat()),
+            frames::frame(DATA, 0, 1, first),
+            frames::frame(DATA, 1, 1, rest),
+        ] {
+            client.write_all(&frame).unwrap();
+        }
+        upstream.await_heads(1);
+        std::thread::sleep(2 * MOMENT);
+        let left = Instant::now();
+        client
+            .write_all(&frames::frame(RST_STREAM, 0, 1, CANCEL))
+            .unwrap();
+        assert_eq!(proxy.record()["outcome"], "client_closed", "{key}");
+        assert!(left.elapsed() < AT_ONCE, "{key}: {:?}", left.elapsed());
+        eventually("the memory of its body", || {
+            (proxy.metric("tiergate_buffered_bytes") == 0.0).then_some(())
+        });
+    }
+}
+
+#[test]
+fn what_waits_for_a_window_counts_against_the_memory_for_all_bodies() {
+    for large in [Large::Streamed, Large::Chunked] {
+        let upstream = upstream(|peer| {
+            peer.opens_window = false;
+            peer.hear_out();
+        });
+        let proxy = proxy::new()
+            .upstream(&upstream)
+            .setting("limits: {buffered: 1MiB}")
+            .run();
+        let refused = large.send(&proxy).answer();
+        assert_eq!(
+            (refused.status, refused.openai_code().as_str()),
+            (503, "buffer_full")
+        );
+        assert_eq!(proxy.record()["error"], "buffer_full", "{large:?}");
+        eventually("the memory of its body", || {
+            (proxy.metric("tiergate_buffered_bytes") == 0.0).then_some(())
+        });
+    }
+}
+
+// Requests beside each other.
+
+#[test]
+fn an_upstream_that_takes_one_stream_at_a_time_never_has_two_on_a_connection() {
+    let most = Arc::new(AtomicUsize::new(0));
+    let (seen_most, settings) = (most.clone(), [(MAX_CONCURRENT_STREAMS, 1)]);
+    let upstream = upstream_with(&settings, move |peer| {
+        let mut open = 0;
+        while let Some(event) = peer.event() {
+            match event {
+                Event::Head(_) => open += 1,
+                Event::Reset(_) => open -= 1,
+                Event::End(stream) => {
+                    seen_most.fetch_max(open, Ordering::SeqCst);
+                    std::thread::sleep(MOMENT);
+                    open -= 1;
+                    peer.json(stream, 200, "{}");
+                }
+            }
+        }
+    });
+    let proxy = behind(&upstream);
+    assert_eq!(post(&proxy, "sk-fast", BODY).status, 200);
+    let waiting: Vec<_> = (0..6).map(|_| in_background(&proxy, BODY)).collect();
+    for client in waiting {
+        assert_eq!(told(&client.join().unwrap()), (200, true, "{}"));
+    }
+    assert_eq!(outcomes(&proxy.stop()), ["ok"; 7]);
+    assert_eq!(most.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn many_clients_that_leave_cut_nobody_else_off() {
+    const LEAVING: usize = 60;
+    let upstream = upstream(|peer| {
+        let mut first = None;
+        let mut left = 0;
+        while let Some(event) = peer.event() {
+            match event {
+                Event::Head(_) => {}
+                Event::End(stream) => {
+                    first.get_or_insert(stream);
+                    peer.respond(stream, 200, &SSE);
+                    peer.data(stream, CREATED.as_bytes());
+                }
+                Event::Reset(stream) => {
+                    left += 1;
+                    // What was on its way when the client left.
+                    peer.data(stream, CREATED.as_bytes());
+                    peer.last_data(stream, COMPLETED.as_bytes());
+                    if let Some(first) = first
+                        && peer.number == 0
+                        && left % 10 == 0
+                    {
+                        peer.data(first, CREATED.as_bytes());
+                    }
+                }
+            }
+        }
+    });
+    let proxy = behind(&upstream);
+    let mut staying = begun(&proxy, BODY);
+    assert_eq!(staying.chunk().as_deref(), Some(CREATED.as_bytes()));
+    for at in 0..LEAVING {
+        let mut leaving = begun(&proxy, BODY);
+        assert_eq!(leaving.chunk().as_deref(), Some(CREATED.as_bytes()));
+        drop(leaving);
+        proxy.access_log(at + 1);
+    }
+    // It is still there, and has all that came so far.
+    assert_eq!(staying.chunk().as_deref(), Some(CREATED.as_bytes()));
+    let records = proxy.access_log(LEAVING);
+    assert_eq!(outcomes(&records), vec!["client_closed"; LEAVING]);
+    let mut next = begun(&proxy, BODY);
+    assert_eq!(next.chunk().as_deref(), Some(CREATED.as_bytes()));
+    assert_eq!(upstream.seen().resets.len(), LEAVING);
+}
+
+#[test]
+fn slow_readers_hold_nobody_else_up() {
+    const SLOW: usize = 4;
+    let large = "x".repeat(12 << 20);
+    let upstream = h2::upstream(h2::Reply::Json(large));
+    let proxy = proxy::new().upstream(&upstream).run();
+    let slow: Vec<_> = (0..SLOW).map(|_| begun(&proxy, BODY)).collect();
+    // They read nothing more: what can wait for them does.
+    eventually("the upstream has them all", || {
+        (upstream.received().len() == SLOW).then_some(())
+    });
+    std::thread::sleep(10 * MOMENT);
+    let mut other = begun(&proxy, BODY);
+    let mut rest = [0; 1 << 16];
+    let mut left = 1 << 20;
+    let begun = Instant::now();
+    while left > 0 {
+        left -= other.read(&mut rest).min(left);
+    }
+    assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+    drop(slow);
+}
+
+/// An upstream whose first connection is dead once it has taken a request: neither frames nor pings are answered.
+fn dying() -> Upstream {
+    upstream(|peer| match peer.number {
+        0 => {
+            peer.request();
+            std::thread::sleep(4 * AT_ONCE);
+        }
+        _ => peer.serve(|peer, stream| peer.json(stream, 200, "{}")),
+    })
+}
+
+#[test]
+fn a_connection_on_which_a_response_is_overdue_takes_no_further_request() {
+    let upstream = dying();
+    let settings = "response_timeout: 500ms, idle_timeout: 500ms";
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, settings)
+        .run();
+    let statuses = [(); 3].map(|()| post(&proxy, "sk-fast", BODY).status);
+    assert_eq!(statuses, [504, 200, 200]);
+    assert_eq!(outcomes(&proxy.stop()), ["timeout", "ok", "ok"]);
+}
+
+#[test]
+fn a_connection_that_answers_no_ping_ends_long_before_a_response_is_overdue() {
+    let upstream = dying();
+    let settings = "response_timeout: 5m, http2: {ping_interval: 1s}";
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, settings)
+        .run();
+    let begun = Instant::now();
+    assert_eq!(post(&proxy, "sk-fast", BODY).status, 502);
+    // Pingora waits 5 s for the answer to a ping.
+    assert!(begun.elapsed() < 3 * AT_ONCE, "{:?}", begun.elapsed());
+    assert_eq!(post(&proxy, "sk-fast", BODY).status, 200);
+    assert_eq!(outcomes(&proxy.stop()), ["upstream_error", "ok"]);
+}
+
+// Ends of connections.
+
+/// An upstream that answers one request on a connection, and closes in good order at the next, after a while.
+fn closing_after(time: Duration) -> Upstream {
+    upstream(move |peer| {
+        let stream = peer.request().unwrap();
+        peer.json(stream, 200, "{}");
+        if peer.number > 0 {
+            return peer.serve(|peer, stream| peer.json(stream, 200, "{}"));
+        }
+        peer.request();
+        std::thread::sleep(time);
+    })
+}
+
+#[test]
+fn a_request_that_was_worked_on_is_not_sent_again_where_its_connection_then_closes() {
+    let upstream = closing_after(Duration::from_secs(2));
+    let proxy = behind(&upstream);
+    assert_eq!(post(&proxy, "sk-fast", BODY).status, 200);
+    let answer = post(&proxy, "sk-fast", BODY);
+    assert_eq!(answer.status, 502);
+    assert_eq!(answer.header("connection"), Some("close"));
+    assert_eq!(upstream.seen().heads, 2);
+    assert_eq!(outcomes(&proxy.stop()), ["ok", "upstream_error"]);
+}
+
+#[test]
+fn a_request_that_a_close_of_its_connection_crossed_is_sent_again() {
+    let upstream = closing_after(Duration::ZERO);
+    let proxy = behind(&upstream);
+    for _ in 0..2 {
+        assert_eq!(told(&post(&proxy, "sk-fast", BODY)), (200, true, "{}"));
+    }
+    assert_eq!(upstream.seen().heads, 3);
+    assert_eq!(outcomes(&proxy.stop()), ["ok"; 2]);
+}
+
+// Heads.
+
+#[test]
+fn headers_of_the_upstreams_connection_do_not_reach_a_client() {
+    const FIELDS: [(&str, &str); 9] = [
+        ("connection", "close, x-secret"),
+        ("x-secret", "1"),
+        ("keep-alive", "timeout=5"),
+        ("proxy-authenticate", "Basic"),
+        ("proxy-connection", "keep-alive"),
+        ("te", "trailers"),
+        ("trailer", "x-checksum"),
+        ("upgrade", "h2c"),
+        ("x-request-id", "req_1"),
+    ];
+    // Those that the h2 crate refuses make the whole head malformed (RFC 9113 §8.2.2), so each is sent alone.
+    for (name, value) in FIELDS {
+        let upstream = upstream(move |peer| {
+            peer.serve(|peer, stream| {
+                peer.respond(stream, 200, &[(name, value)]);
+                peer.last_data(stream, b"{}");
+            });
+        });
+        let proxy = proxy::new().upstream(&upstream).tls().run();
+        let key = [("authorization", "Bearer sk-plain")];
+        let over_http2 = h2::post(proxy.tls_address, &key, PATH, BODY, Framing::Length);
+        let connection_says = |answer: &Answer| {
+            let found = answer
+                .headers
+                .iter()
+                .find(|found| **found == (name.into(), value.into()));
+            found.is_some()
+        };
+        let passes = name.starts_with("x-");
+        for answer in [post(&proxy, "sk-plain", BODY), over_http2] {
+            let is_refused = answer.status == 502 && !passes;
+            assert!(answer.status == 200 || is_refused, "{name}: {answer:?}");
+            assert_eq!(connection_says(&answer), passes, "{name}: {answer:?}");
+        }
+    }
+}
