@@ -454,6 +454,7 @@ fn the_demo_shows_both_sides_and_leaves_nothing_behind() {
         r#"   upstream received  {"model":"gpt-5.5","service_tier":"flex","input":"hello"}"#,
         r#"   upstream received  {"service_tier":"priority","model":"gpt-5.5","stream":true,"input":"hello"}"#,
         "   upstream received  nothing",
+        r#"   upstream received  {"service_tier":"priority","model":"gpt-5.5","input":[{"type":"message","role":"user","content":[{"type":"input_text","text":"hello"}]}],"max_output_tokens":99,"store":false,"stream":true}"#,
     ] {
         assert!(text.lines().any(|other| other == line), "{line}\n{text}");
     }
@@ -866,4 +867,28 @@ fn help_of_report_lists_every_field() {
     {
         assert!(text.split_whitespace().any(|word| word == name), "{name}");
     }
+}
+
+#[test]
+fn explain_shows_what_a_bridged_request_is_converted_to_and_what_is_lost() {
+    let site = Site::new(
+        "policy: policy.yaml\nupstreams:\n  here: {url: \"http://127.0.0.1:9\", messages: responses, \
+         models: [{match: 'claude-*', model: gpt-5.5}]}\n",
+    );
+    let body = r#"{"model":"claude-x","top_k":3,"messages":[{"role":"user","content":"hi"}]}"#;
+    let arguments = ["--path", "/v1/messages?beta=true", "--body", "-"];
+    let told = stdout(&site.explain("sk-fast-1", &arguments, body));
+    for part in [
+        "messages>responses, model `gpt-5.5`; dropped: top_k",
+        "http://127.0.0.1:9/v1/responses",
+        r#"{"service_tier":"priority","model":"gpt-5.5","input":[{"type":"message","role":"user","#,
+    ] {
+        assert!(told.contains(part), "{part}\n{told}");
+    }
+    let json = site.explain_json("sk-fast-1", &arguments, body);
+    assert_eq!(json["bridge"], "messages>responses");
+    assert_eq!(json["bridge_dropped"], "top_k");
+    assert_eq!(json["service_tier"], "priority");
+    let unmapped = site.explain_json("sk-fast-1", &arguments, &body.replace("claude", "other"));
+    assert_eq!(unmapped["denied"], "model_not_mapped");
 }

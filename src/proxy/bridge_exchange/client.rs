@@ -11,13 +11,14 @@ use pingora_proxy::Session;
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
-use super::{Conversion, client_left, cut};
+use super::conversion::{Conversion, refusal_of};
+use super::{client_left, cut};
 use crate::accounting::record::Termination;
 use crate::bridge::{
     Answer, Delivery, Limits, Options, Output, Protocol, REPORT_HEADER, Refusal as BridgeRefusal,
-    RefusalCode, STREAM_HEADERS, Session as Conversation, UpstreamError,
+    STREAM_HEADERS, Session as Conversation, UpstreamError,
 };
-use crate::codec::error::{Cause, Refusal};
+use crate::codec::error::Cause;
 use crate::config::ServedTier;
 use crate::policy::endpoint::Endpoint;
 use crate::proxy::bridge_exchange::request::Prepared;
@@ -270,11 +271,8 @@ pub(super) async fn refuse(
     conversion: &Conversion,
     refusal: &BridgeRefusal,
 ) -> Result<(), Stop> {
-    let cause = match refusal.code {
-        RefusalCode::Unsupported => Cause::UnsupportedByBridge,
-        RefusalCode::ModelNotMapped => Cause::ModelNotMapped,
-    };
-    exchange.refusal = Some(Refusal::from(cause));
+    let cause = refusal_of(refusal).cause;
+    exchange.refusal = Some(cause.into());
     let id = exchange.arrival.id.to_string();
     let answer = refusal.answer(conversion.endpoint.protocol(), &id);
     send(session, exchange, &answer, Termination::Refused(cause)).await

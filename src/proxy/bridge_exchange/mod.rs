@@ -7,6 +7,7 @@
 //! pooled by the same connectors.
 
 mod client;
+pub mod conversion;
 mod request;
 mod upstream;
 
@@ -22,10 +23,10 @@ use crate::accounting::record::Termination;
 use crate::accounting::usage::ResponseObserver;
 use crate::bridge::{self, UpstreamBridge, UpstreamError, token_count_answer};
 use crate::codec::service_tier::Edit;
-use crate::config::{ChatCompletionsMode, MessagesMode};
 use crate::policy::endpoint::Endpoint;
 use crate::proxy::Stop;
 use crate::proxy::bridge_exchange::client::Client;
+use crate::proxy::bridge_exchange::conversion::Conversion;
 use crate::proxy::bridge_exchange::request::Prepared;
 use crate::proxy::bridge_exchange::upstream::Connection;
 use crate::proxy::context::{Body, Exchange};
@@ -43,13 +44,6 @@ pub struct Bridge {
     connector: Arc<Connector<UpstreamConnector>>,
     /// By name, those upstreams of which an endpoint is converted.
     upstreams: HashMap<String, Arc<UpstreamBridge>>,
-}
-
-/// What is converted of a request, and for whom.
-#[derive(Clone)]
-pub struct Conversion {
-    pub endpoint: bridge::Endpoint,
-    pub upstream: Arc<UpstreamBridge>,
 }
 
 impl Bridge {
@@ -74,8 +68,8 @@ impl Bridge {
         let settings = &exchange.upstream.as_ref()?.config;
         let upstream = self.upstreams.get(&settings.name)?.clone();
         let arrival = &exchange.arrival;
-        let is_post = arrival.method == http::Method::POST;
-        let endpoint = endpoint(settings, arrival.endpoint, &arrival.path).filter(|_| is_post)?;
+        let (method, path) = (&arrival.method, &arrival.path);
+        let endpoint = conversion::endpoint(settings, arrival.endpoint, method, path)?;
         Some(Conversion { endpoint, upstream })
     }
 
@@ -226,32 +220,6 @@ impl Bridge {
             Err(error) => Ok(Err(exchange.attempt_failed(error.into_up(), reused, true))),
         }
     }
-}
-
-/// What of an endpoint is converted for this upstream.
-fn endpoint(
-    settings: &crate::config::Upstream,
-    endpoint: Endpoint,
-    path: &str,
-) -> Option<bridge::Endpoint> {
-    let messages = settings.messages == MessagesMode::Responses;
-    match endpoint {
-        Endpoint::Messages if messages => Some(bridge::Endpoint::Messages),
-        Endpoint::Other if messages && is_count_tokens(path) => Some(bridge::Endpoint::CountTokens),
-        Endpoint::ChatCompletions
-            if settings.chat_completions == ChatCompletionsMode::Responses =>
-        {
-            Some(bridge::Endpoint::Chat)
-        }
-        _ => None,
-    }
-}
-
-/// `/messages/count_tokens`, `…/v1/messages/count_tokens`, as [`Endpoint::Messages`] is told.
-fn is_count_tokens(path: &str) -> bool {
-    let path = path.strip_suffix('/').unwrap_or(path).to_ascii_lowercase();
-    path.strip_suffix("/messages/count_tokens")
-        .is_some_and(|before| before.is_empty() || before.ends_with("/v1"))
 }
 
 /// The head of the upstream's answer: what the line tells of it, and who reads its usage.
