@@ -87,7 +87,7 @@ pub use context::Context;
 pub use error::{Answer, Refusal, RefusalCode};
 pub use failure::UpstreamError;
 pub use headers::{REPORT_HEADER, SESSION_HEADER, STREAM_HEADERS, is_kept_from_upstream};
-pub use models::{CLAUDE_CODE_MODELS, Effort, ModelEntry};
+pub use models::{Effort, ModelEntry};
 pub use options::{
     Options, ReasoningSummary, StopSequences, SystemAs, ToolMedia, UpstreamBridge, UpstreamKind,
 };

@@ -112,6 +112,11 @@ impl Session {
         }
     }
 
+    /// The request was sent again, without the tier that the upstream had refused.
+    pub fn without_tier(&mut self) {
+        self.client.without_tier();
+    }
+
     /// The upstream's head of status 200 has come, with this content type. What is neither a stream nor JSON is no
     /// answer: 502.
     pub fn upstream_head(&mut self, content_type: Option<&str>) -> Output {

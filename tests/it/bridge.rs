@@ -658,3 +658,59 @@ fn an_endpoint_that_is_not_converted_is_relayed_as_ever() {
     assert_eq!(request.text(), "{}");
     assert_eq!(proxy.record()["bridge"], Value::Null);
 }
+
+const REFUSING: &str = "\
+version: 1
+groups:
+  fast: {platform: openai, force_tier: priority, on_tier_refused: retry_without, except_models: [claude-haiku*]}
+keys:
+  sk-fast: {group: fast, name: fiona}
+";
+
+#[test]
+fn a_tier_that_is_refused_is_left_out_where_the_group_says_so() {
+    let refusal = r#"{"error":{"code":"x","param":"service_tier","message":"no"}}"#;
+    let upstream = upstream::script([
+        reply(400).json(refusal),
+        reply(200).sse(&[CREATED, TEXT, COMPLETED]),
+    ])
+    .run();
+    let proxy = bridging(&upstream, "").policy(REFUSING).run();
+    let answer = claude(&proxy, "sk-fast").post(MESSAGES, question(json!({})));
+    assert!(answer.whole && answer.status == 200, "{answer:?}");
+    let sent = upstream.requests(2);
+    assert!(sent[0].text().contains("service_tier"), "{sent:?}");
+    assert!(!sent[1].text().contains("service_tier"), "{sent:?}");
+    let record = proxy.record();
+    assert_eq!(record["tier_refused"], true);
+    assert_eq!(record["service_tier"], Value::Null);
+    assert_eq!(record["usage_state"], "final");
+}
+
+#[test]
+fn a_model_that_is_exempt_is_told_by_the_clients_name() {
+    let upstream = streaming();
+    let proxy = bridging(&upstream, "").policy(REFUSING).run();
+    let haiku = question(json!({"model": "claude-haiku-5-5"}));
+    assert!(claude(&proxy, "sk-fast").post(MESSAGES, haiku).whole);
+    assert!(!upstream.request().text().contains("service_tier"));
+    let record = proxy.record();
+    assert_eq!(record["tier_reason"], "model_exempt");
+    assert_eq!(record["service_tier"], Value::Null);
+}
+
+#[test]
+fn a_bridged_body_takes_its_part_of_the_memory_for_bodies_and_gives_it_back() {
+    let upstream = streaming();
+    let proxy = bridging(&upstream, "")
+        .setting("limits: {body: 1MiB, buffered: 300KiB}")
+        .run();
+    let client = claude(&proxy, "sk-fast");
+    let text = "x".repeat(200 * 1024);
+    let large = question(json!({"messages": [{"role": "user", "content": text}]}));
+    let answer = client.post(MESSAGES, large);
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert_eq!(proxy.metric("tiergate_buffered_bytes"), 0.0);
+    assert!(client.post(MESSAGES, question(json!({}))).whole);
+    assert_eq!(proxy.access_log(2)[0]["error"], "buffer_full");
+}

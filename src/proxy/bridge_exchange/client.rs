@@ -106,6 +106,11 @@ impl Client {
         }
     }
 
+    /// The request is sent again, without the tier that the upstream refused.
+    pub fn without_tier(&mut self) {
+        self.conversation.without_tier();
+    }
+
     pub fn upstream_head(&mut self, content_type: Option<&str>) -> Output {
         self.conversation.upstream_head(content_type)
     }

@@ -215,7 +215,10 @@ impl Bridge {
             .wait(session, exchange, upstream.send(head, body))
             .await?
         {
-            Ok(()) if exchange.drop_refused_tier() => Ok(Err(tier_refused())),
+            Ok(()) if exchange.drop_refused_tier() => {
+                client.without_tier();
+                Ok(Err(tier_refused()))
+            }
             Ok(()) => Ok(Ok(upstream)),
             Err(error) => Ok(Err(exchange.attempt_failed(error.into_up(), reused, true))),
         }
