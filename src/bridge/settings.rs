@@ -84,3 +84,59 @@ fn effort(given: config::bridge::Effort) -> Effort {
         Given::Max => Effort::Max,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn bridge(settings: &str) -> Option<UpstreamBridge> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tiergate.yaml");
+        let text = format!("policy: p\nupstreams: {{u: {{url: \"http://u\", {settings}}}}}\n");
+        std::fs::write(&path, text).unwrap();
+        UpstreamBridge::of(&Config::load(&path).unwrap().0.upstreams[0])
+    }
+
+    #[test]
+    fn what_the_configuration_says_arrives() {
+        let bridge = bridge(
+            "kind: codex, chat_completions: responses, \
+             bridge: {stop_sequences: refuse, tool_media: user_message, system_as: instructions, \
+             reasoning_summary: concise, reasoning_replay: false}, \
+             models: [{match: a*, model: b, effort: high, max_effort: max, effort_off: low, \
+             reasoning: true, max_output: 9, phase: true}]",
+        )
+        .unwrap();
+        assert_eq!((&*bridge.name, bridge.kind), ("u", UpstreamKind::Codex));
+        assert_eq!(
+            bridge.options,
+            Options {
+                reasoning_replay: false,
+                reasoning_summary: Some(ReasoningSummary::Concise),
+                stop_sequences: StopSequences::Refuse,
+                tool_media: ToolMedia::UserMessage,
+                system_as: SystemAs::Instructions,
+                path: Some("/responses".to_owned()),
+                ..Options::default()
+            }
+        );
+        assert_eq!(
+            bridge.models,
+            [ModelEntry {
+                effort: Some(Effort::High),
+                max_effort: Effort::Max,
+                effort_off: Effort::Low,
+                reasoning: Some(true),
+                max_output: Some(9),
+                phase: true,
+                ..ModelEntry::new("a*", Some("b"))
+            }]
+        );
+    }
+
+    #[test]
+    fn without_an_endpoint_to_convert_there_is_none() {
+        assert!(bridge("kind: openai").is_none());
+    }
+}

@@ -287,7 +287,7 @@ impl Screen {
         lines.push(self.strong("The access log has a line for each of them; of their fields:"));
         lines.extend(self.table(log));
         lines.push(self.strong("The first line whole:"));
-        lines.extend(wrapped(log.lines().next().unwrap_or_default()));
+        lines.extend(wrapped(log.lines().next().unwrap_or_default(), WIDTH));
         lines.push(String::new());
         lines.push(format!("{NEXT}\n"));
         lines.join("\n")
@@ -305,12 +305,12 @@ impl Screen {
         };
         let Outcome { status, kind, .. } = outcome;
         let title = self.strong(&format!("{number}  {:<72}", scene.title));
-        vec![
-            format!("{title}answer: {status} {kind}"),
-            format!("   client sent        {}", self.body(scene.body, changed)),
-            format!("   upstream received  {received}"),
-            String::new(),
-        ]
+        let kind = kind.split(';').next().unwrap_or_default();
+        let mut lines = vec![format!("{title}answer: {status} {kind}")];
+        lines.extend(labelled("client sent", &self.body(scene.body, changed)));
+        lines.extend(labelled("upstream received", &received));
+        lines.push(String::new());
+        lines
     }
 
     /// A body, with its tier marked where that is what changed.
@@ -369,11 +369,24 @@ fn cell(value: &Value) -> String {
     }
 }
 
-/// A line of the log over several of the screen, broken behind commas.
-fn wrapped(line: &str) -> Vec<String> {
+/// A body behind what it is, over as many lines as it takes.
+fn labelled(label: &str, body: &str) -> Vec<String> {
+    let mut label = format!("   {label:<17}  ");
+    let lines = wrapped(body, WIDTH - label.len());
+    let labelled = lines.into_iter().map(|line| {
+        let line = format!("{label}{line}");
+        label = " ".repeat(label.len());
+        line
+    });
+    labelled.collect()
+}
+
+/// A line of JSON over several of the screen, broken behind commas.
+fn wrapped(line: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for field in line.split_inclusive(',') {
-        if lines[lines.len() - 1].len() + field.len() > WIDTH {
+        let last = lines.len() - 1;
+        if !lines[last].is_empty() && lines[last].len() + field.len() > width {
             lines.push(String::new());
         }
         let last = lines.len() - 1;

@@ -24,6 +24,9 @@ const COMPLETED: &str = "data: {\"type\":\"response.completed\",\"response\":{\"
     \"model\":\"gpt-5.5-2026\",\"service_tier\":\"priority\",\"usage\":{\"input_tokens\":10,\
     \"input_tokens_details\":{\"cached_tokens\":4},\"output_tokens\":7}}}\n\n";
 
+/// Long enough for the proxy to see that a client has left, or that an answer has ended.
+const MOMENT: Duration = Duration::from_millis(100);
+
 fn question(members: Value) -> Vec<u8> {
     let mut body = json!({"model": "claude-opus-5-5", "max_tokens": 100, "stream": true,
         "messages": [{"role": "user", "content": "hi"}]});
@@ -439,7 +442,7 @@ fn where_the_operator_says_so_an_answer_is_read_on_for_its_usage() {
     let connection = listener(&proxy);
     connection.socket().shutdown(Shutdown::Both).unwrap();
     drop(connection);
-    std::thread::sleep(Duration::from_millis(100));
+    std::thread::sleep(MOMENT);
     upstream.release();
     let record = proxy.record();
     assert_eq!(record["outcome"], "client_closed");
@@ -502,7 +505,7 @@ fn an_error_that_comes_after_the_commit_is_told_in_the_stream() {
 
 #[test]
 fn an_address_that_cannot_be_reached_is_passed_over() {
-    let upstream = streaming();
+    let upstream = upstream::sse(&[CREATED, TEXT, COMPLETED]).run_plain();
     let urls = [upstream::nobody().url(), upstream.url()];
     for _ in 0..2 {
         let proxy = proxy::new().upstream_at("main", &urls, BRIDGED).run();
@@ -542,7 +545,7 @@ fn connections_are_used_again_and_a_dead_one_is_passed_over() {
         let answer = connection.answer();
         assert!(answer.whole && answer.status == 200, "{answer:?}");
         // The end of the upstream's message is read behind the client's.
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(MOMENT);
     }
     let received = upstream.requests(4);
     let connections: Vec<usize> = received.iter().map(|request| request.connection).collect();

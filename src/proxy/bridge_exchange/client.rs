@@ -8,7 +8,7 @@ use http::{HeaderName, Version, header};
 use pingora_core::{Error, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
 use super::conversion::{Conversion, refusal_of};
@@ -27,6 +27,10 @@ use crate::proxy::{REQUEST_ID, Stop};
 
 /// The most of an answer that is held to be sent whole, and of one event, in bytes.
 const ANSWER_BYTES: u64 = 32 << 20;
+
+/// For the event that tells of a failure to leave before the reset of its HTTP/2 stream, which would take it along; nothing
+/// tells when a frame has left.
+const EVENT_TIME: Duration = Duration::from_millis(50);
 
 static BRIDGE_REPORT: HeaderName = HeaderName::from_static(REPORT_HEADER);
 static UPSTREAM_REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
@@ -196,7 +200,12 @@ impl Client {
                 .write_response_body(None, true)
                 .await
                 .map_err(|error| Stop::Downstream(error.into_down())),
-            (true, _) => Err(cut()),
+            (true, _) => {
+                if session.as_downstream().is_http2() {
+                    sleep(EVENT_TIME).await;
+                }
+                Err(cut())
+            }
             (false, _) => Ok(()),
         }
     }
