@@ -20,7 +20,7 @@ use crate::accounting::store::StateFile;
 use crate::codec::body_budget::Budget;
 use crate::config::secret_file::FileBytes;
 use crate::config::watch::{FileWatcher, HotReloaded, Review, WatchedFile};
-use crate::config::{Config, Limits, Mistake, StateStore};
+use crate::config::{Config, Diagnostic, Limits, StateStore};
 use crate::policy::budget::Budgets;
 use crate::policy::in_flight::InFlight;
 use crate::policy::{Group, Policy, changes};
@@ -56,7 +56,7 @@ pub struct State {
 #[derive(Debug)]
 pub enum StartError {
     /// Of any configuration file.
-    Mistakes(Vec<Mistake>),
+    Diagnostics(Vec<Diagnostic>),
     /// What could not be done, and why.
     Io(String, io::Error),
 }
@@ -248,14 +248,15 @@ fn load_policy(
     followers: &mut Vec<FileWatcher>,
 ) -> Result<Arc<HotReloaded<Policy>>, StartError> {
     let watch = WatchedFile::new(&config.policy);
-    let (policy, warnings) = Policy::load(&config.policy, config).map_err(StartError::Mistakes)?;
+    let (policy, warnings) =
+        Policy::load(&config.policy, config).map_err(StartError::Diagnostics)?;
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
     let live = HotReloaded::new(policy);
     let (follows, config) = (live.clone(), config.clone());
     followers.push(FileWatcher::new(watch, move |read| {
         let parsed = match read.content {
             Ok(bytes) => Policy::parse(&config.policy, &bytes, &config),
-            Err(why) => Err(vec![Mistake::unreadable(&config.policy, &why)]),
+            Err(why) => Err(vec![Diagnostic::unreadable(&config.policy, &why)]),
         };
         follows.publish("policy", parsed, read.requested, changes::review);
     }));
@@ -270,12 +271,12 @@ fn load_prices(
         return Ok(None);
     };
     let watch = WatchedFile::new(&path);
-    let live = HotReloaded::new(Prices::load(&path).map_err(StartError::Mistakes)?);
+    let live = HotReloaded::new(Prices::load(&path).map_err(StartError::Diagnostics)?);
     let follows = live.clone();
     followers.push(FileWatcher::new(watch, move |read| {
         let parsed = match read.content {
             Ok(bytes) => Prices::parse(&path, &bytes),
-            Err(why) => Err(vec![Mistake::unreadable(&path, &why)]),
+            Err(why) => Err(vec![Diagnostic::unreadable(&path, &why)]),
         };
         let parsed = parsed.map(|prices| (prices, Vec::new()));
         follows.publish("prices", parsed, read.requested, |_, _| Review {

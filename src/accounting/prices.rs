@@ -200,9 +200,12 @@ prices:
         Prices::parse(Path::new("prices.yaml"), text.as_bytes()).unwrap()
     }
 
-    fn mistakes(text: &str) -> Vec<String> {
-        let mistakes = Prices::parse(Path::new("prices.yaml"), text.as_bytes()).unwrap_err();
-        mistakes.iter().map(|mistake| mistake.to_string()).collect()
+    fn diagnostics(text: &str) -> Vec<String> {
+        let diagnostics = Prices::parse(Path::new("prices.yaml"), text.as_bytes()).unwrap_err();
+        diagnostics
+            .iter()
+            .map(|diagnostic| diagnostic.to_string())
+            .collect()
     }
 
     fn tokens(input: u64, cached: u64, cache_write: u64, output: u64) -> Usage {
@@ -382,7 +385,7 @@ prices:
         let amount = "expected an amount in USD like `12.5`";
         let most = "a price is at most 1000000 USD per million tokens, with at most 9 decimals";
         assert_eq!(
-            mistakes(text),
+            diagnostics(text),
             [
                 "prices.yaml:2:10: unknown version; this release reads version 1".to_owned(),
                 "prices.yaml:4:13: `models` names no model".to_owned(),
@@ -399,8 +402,8 @@ prices:
                 format!("prices.yaml:12:21: {amount}"),
             ]
         );
-        assert_eq!(mistakes("version: 1\nversion: 1\nprices: []\n").len(), 1);
-        assert_eq!(mistakes("{}").len(), 2);
+        assert_eq!(diagnostics("version: 1\nversion: 1\nprices: []\n").len(), 1);
+        assert_eq!(diagnostics("{}").len(), 2);
     }
 
     #[test]

@@ -21,8 +21,8 @@ use crate::codec::service_tier::{Facts, PRIORITY};
 use crate::config::{ServedTier, Upstream};
 use crate::policy::budget::Budgets;
 use crate::policy::endpoint::Endpoint;
-use crate::policy::in_flight::Places;
-use crate::policy::{Group, Order, Policy};
+use crate::policy::in_flight::InFlightPermits;
+use crate::policy::{Group, Policy, TierAction};
 
 /// The longest model that is logged, in bytes.
 const MODEL_BYTES: usize = 128;
@@ -63,7 +63,7 @@ pub struct RequestRecord {
     pub sent_key_digest: Option<[u8; 32]>,
     pub group: Option<Arc<Group>>,
     /// What is done to set the tier.
-    pub order: Option<Order>,
+    pub action: Option<TierAction>,
     /// What the client's body says; of a body that passes as it is, also what the upstream gets.
     pub facts: Facts,
     pub request_bytes: u64,
@@ -76,7 +76,7 @@ pub struct RequestRecord {
     /// The upstream's name of the model, where requests are translated.
     pub model_upstream: Option<String>,
     /// Held while it runs.
-    pub places: Option<Places>,
+    pub permits: Option<InFlightPermits>,
     pub began: Instant,
     time: Timestamp,
 }
@@ -206,7 +206,7 @@ impl RequestRecord {
             key_digest: None,
             sent_key_digest: None,
             group: None,
-            order: None,
+            action: None,
             facts: Facts::default(),
             request_bytes: 0,
             sent: Sent::default(),
@@ -214,7 +214,7 @@ impl RequestRecord {
             tier_refused: false,
             bridge: None,
             model_upstream: None,
-            places: None,
+            permits: None,
             began: Instant::now(),
             time: Timestamp::now(),
         }
@@ -222,7 +222,7 @@ impl RequestRecord {
 
     /// The whole of a forced body is on its way. Its tier is what stands in its bytes, or else in the header.
     pub fn sent_whole(&mut self, bytes: u64, tier_in_bytes: Option<&str>) {
-        let tier = set_tier(self.order, tier_in_bytes).map(str::to_owned);
+        let tier = set_tier(self.action, tier_in_bytes).map(str::to_owned);
         self.sent = Sent {
             reached: true,
             tier,
@@ -378,7 +378,7 @@ impl RequestRecord {
         // These are long, and only the client's own.
         let clean_words = |text: &'a str| redacted(text, 0, &is_known);
         let own = own_tier(&self.facts);
-        let sent = match self.order {
+        let sent = match self.action {
             _ if !self.sent.reached => None,
             Some(_) => self.sent.tier.as_deref(),
             None if self.bridge.is_some() => self.sent.tier.as_deref(),
@@ -468,7 +468,7 @@ impl RequestRecord {
         if matches!(ending, Termination::Refused(cause) if cause.outcome() == Outcome::Denied) {
             return None;
         }
-        Some(tier_reason(self.order, &self.facts))
+        Some(tier_reason(self.action, &self.facts))
     }
 
     fn outcome(&self, ending: Termination, observed: &Observed) -> Outcome {
@@ -561,9 +561,9 @@ impl Answered {
 }
 
 /// Why a body asks for the tier that it asks for.
-pub fn tier_reason(order: Option<Order>, facts: &Facts) -> &'static str {
-    match order {
-        Some(order) => order.reason.as_str(),
+pub fn tier_reason(action: Option<TierAction>, facts: &Facts) -> &'static str {
+    match action {
+        Some(action) => action.reason.as_str(),
         None if own_tier(facts).is_some() => "client",
         None => "none",
     }
@@ -576,8 +576,8 @@ pub fn own_tier(facts: &Facts) -> Option<&str> {
 }
 
 /// The tier of a request that was changed to ask for it: what its bytes say, or else its header.
-pub fn set_tier(order: Option<Order>, in_bytes: Option<&str>) -> Option<&str> {
-    in_bytes.or(order.and_then(|order| order.tier_in_header()))
+pub fn set_tier(action: Option<TierAction>, in_bytes: Option<&str>) -> Option<&str> {
+    in_bytes.or(action.and_then(|action| action.tier_in_header()))
 }
 
 /// The model that a body names, as it is logged.

@@ -51,7 +51,7 @@ pub(super) enum Command {
     /// `warning:` before the message.
     #[command(
         after_help = "Example:\n  tiergate check -c tiergate.yaml --strict && systemctl reload tiergate\n\n\
-        Exit code: 78 where there is a mistake, or with --strict a warning."
+        Exit code: 78 where there is a diagnostic, or with --strict a warning."
     )]
     Check(CheckArguments),
     /// Say what would happen to a request, and which line of which file decides it. Uses no network.
@@ -281,7 +281,7 @@ pub(super) struct ReportArguments {
     /// The columns, in this order.
     #[arg(long, value_name = "COLUMN,...", value_delimiter = ',')]
     pub(super) columns: Option<Vec<String>>,
-    /// Order rows by a column: sums from the largest on, all else from the smallest on.
+    /// TierAction rows by a column: sums from the largest on, all else from the smallest on.
     #[arg(long, value_name = "COLUMN[:asc|:desc]")]
     pub(super) sort: Option<Sort>,
     /// Show so many rows: the costliest, if --sort does not say otherwise. The total has all.

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::accounting::prices::Prices;
-use crate::config::diagnostic::{Mistake, Place};
+use crate::config::diagnostic::{Diagnostic, Location};
 use crate::config::file::{DEFAULT_ACCESS_LOG, ParsedConfig, ReferencedFile};
 use crate::config::secret_file::FileBytes;
 use crate::config::{Config, LogTarget};
@@ -37,7 +37,7 @@ pub enum Secrets {
 pub fn check(
     path: &Path,
     secrets: Secrets,
-) -> Result<(Config, Policy, Vec<Mistake>), Vec<Mistake>> {
+) -> Result<(Config, Policy, Vec<Diagnostic>), Vec<Diagnostic>> {
     let mut parsed = read(path, secrets)?;
     check_log(&mut parsed);
     check_addresses(&mut parsed);
@@ -48,20 +48,20 @@ pub fn check(
 ///
 /// # Errors
 /// Every mistake of it and of the files that it names, but for the policy.
-pub fn check_config(path: &Path) -> Result<(Config, Vec<Mistake>), Vec<Mistake>> {
+pub fn check_config(path: &Path) -> Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>> {
     read(path, Secrets::Read)?.finish()
 }
 
 /// A configuration that has the mistakes of the files it names as well, at the settings that name them where a file has no
 /// lines.
-fn read(path: &Path, secrets: Secrets) -> Result<ParsedConfig, Vec<Mistake>> {
+fn read(path: &Path, secrets: Secrets) -> Result<ParsedConfig, Vec<Diagnostic>> {
     let mut parsed = ParsedConfig::read(path)?;
-    for (place, file) in &parsed.files {
+    for (location, file) in &parsed.files {
         let fault = match file {
             ReferencedFile::Prices(prices) => {
                 match Prices::load_with_warnings(prices) {
                     Ok((_, warnings)) => parsed.warnings.extend(warnings),
-                    Err(mistakes) => parsed.mistakes.extend(mistakes),
+                    Err(diagnostics) => parsed.diagnostics.extend(diagnostics),
                 }
                 continue;
             }
@@ -77,8 +77,8 @@ fn read(path: &Path, secrets: Secrets) -> Result<ParsedConfig, Vec<Mistake>> {
                 FileBytes::read(file).err().map(|why| told(file, &why))
             }
         };
-        let mistake = fault.map(|message| Mistake::new(path, *place, message));
-        parsed.mistakes.extend(mistake);
+        let diagnostic = fault.map(|message| Diagnostic::new(path, *location, message));
+        parsed.diagnostics.extend(diagnostic);
     }
     Ok(parsed)
 }
@@ -107,10 +107,10 @@ fn check_log(parsed: &mut ParsedConfig) {
     if let Err(why) = appendable(file) {
         let mut files = parsed.files.iter();
         let found = files.find(|(_, file)| matches!(file, ReferencedFile::AccessLog));
-        let place = found.map_or(Place::START, |(place, _)| *place);
+        let location = found.map_or(Location::START, |(location, _)| *location);
         let message = format!("the access log cannot be written: {}", told(file, &why));
-        let mistake = Mistake::new(&parsed.config.path, place, message);
-        parsed.mistakes.push(mistake);
+        let diagnostic = Diagnostic::new(&parsed.config.path, location, message);
+        parsed.diagnostics.push(diagnostic);
     }
 }
 
@@ -144,9 +144,9 @@ fn check_addresses(parsed: &mut ParsedConfig) {
         };
         is_fault.then(|| format!("cannot listen on {address}: {why}"))
     });
-    let mistakes = faults.map(|message| Mistake::new(&config.path, Place::START, message));
-    let mistakes: Vec<Mistake> = mistakes.collect();
-    parsed.mistakes.extend(mistakes);
+    let diagnostics = faults.map(|message| Diagnostic::new(&config.path, Location::START, message));
+    let diagnostics: Vec<Diagnostic> = diagnostics.collect();
+    parsed.diagnostics.extend(diagnostics);
 }
 
 /// Whether a proxy of this program answers at the admin address.

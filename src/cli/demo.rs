@@ -162,7 +162,7 @@ fn config(folder: &Path, upstream: SocketAddr) -> Result<Config, StartError> {
     fs::write(folder.join("policy.yaml"), POLICY)
         .and_then(|()| fs::write(&path, text))
         .map_err(|why| StartError::Io("demo: a temporary file".to_owned(), why))?;
-    let (mut config, _) = Config::load(&path).map_err(StartError::Mistakes)?;
+    let (mut config, _) = Config::load(&path).map_err(StartError::Diagnostics)?;
     embedded::isolate(&mut config, folder);
     Ok(config)
 }

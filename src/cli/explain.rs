@@ -16,13 +16,13 @@ use crate::codec::body_budget::Budget;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::{Edits, Facts};
 use crate::config::Config;
-use crate::config::diagnostic::Place;
+use crate::config::diagnostic::Location;
 use crate::policy::api_key::parse_digest;
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{Decision, Denied, Group, Head, Policy, TierReason};
 use crate::proxy::bridge_exchange::conversion::{self, Conversion};
 use crate::proxy::context::{logged_path, without_query};
-use crate::proxy::request_body::{HeldBody, StreamedBody};
+use crate::proxy::request_body::{BufferedBody, StreamedBody};
 use crate::proxy::upstream_request::{HeadEdit, Length};
 use crate::proxy::{may_be_empty, may_upgrade, order_for_body};
 use crate::upstream::Upstream;
@@ -51,7 +51,7 @@ pub struct Request {
 pub struct Explanation {
     pub record: Record,
     refusal: Option<Refusal>,
-    key_place: Option<Place>,
+    key_location: Option<Location>,
     group: Option<Arc<Group>>,
     /// It becomes a WebSocket whose messages are judged one by one.
     conversation: bool,
@@ -248,7 +248,7 @@ impl Explanation {
         Explanation {
             record,
             refusal: None,
-            key_place: None,
+            key_location: None,
             group: None,
             conversation: false,
             edits: Vec::new(),
@@ -260,10 +260,10 @@ impl Explanation {
         }
     }
 
-    fn holder(
+    fn key_context(
         &mut self,
         key: Option<Arc<str>>,
-        place: Option<Place>,
+        location: Option<Location>,
         group: Option<Arc<Group>>,
         endpoint: &'static str,
     ) {
@@ -271,13 +271,13 @@ impl Explanation {
         self.record.group = group.as_ref().map(|group| group.name.to_string());
         self.record.platform = group.as_ref().map(|group| group.platform.as_str());
         self.record.endpoint = endpoint;
-        self.key_place = place;
+        self.key_location = location;
         self.group = group;
     }
 
     fn deny(&mut self, denied: Denied) {
         let endpoint = denied.endpoint.as_str();
-        self.holder(denied.key, denied.key_place, denied.group, endpoint);
+        self.key_context(denied.key, denied.key_location, denied.group, endpoint);
         self.refuse(denied.cause.into());
     }
 
@@ -288,9 +288,9 @@ impl Explanation {
     }
 
     fn admit(&mut self, config: &Config, request: &Request, decision: &Decision) {
-        self.holder(
+        self.key_context(
             decision.key.clone(),
-            decision.key_place,
+            decision.key_location,
             Some(decision.group.clone()),
             decision.endpoint.as_str(),
         );
@@ -308,7 +308,7 @@ impl Explanation {
             None => carry(config, &mut decision, request),
         };
         let facts = carried.as_ref().map(|carried| carried.facts.clone());
-        self.record.tier_reason = Some(tier_reason(decision.order, &facts.unwrap_or_default()));
+        self.record.tier_reason = Some(tier_reason(decision.action, &facts.unwrap_or_default()));
         match carried.and_then(|carried| self.send(request, &decision, conversion, carried)) {
             Ok(()) => {}
             Err(refusal) => self.refuse(refusal),
@@ -378,14 +378,14 @@ fn carry(config: &Config, decision: &mut Decision, request: &Request) -> Result<
     let (head, body) = (&request.head, &request.body);
     let length = Some(request.length());
     let budget = Budget::new(limits.buffered);
-    let for_body = order_for_body(decision.order, &head.method, body.is_empty());
+    let for_body = order_for_body(decision.action, &head.method, body.is_empty());
     let Some(action) = for_body else {
         let mut streamed = StreamedBody::open(&head.headers, length, &limits, &budget)?;
         streamed.pass(body)?;
         let facts = streamed.finish();
         return Ok(Carried {
-            tier: match decision.order {
-                Some(_) => set_tier(decision.order, None),
+            tier: match decision.action {
+                Some(_) => set_tier(decision.action, None),
                 None => own_tier(&facts),
             }
             .map(str::to_owned),
@@ -394,14 +394,14 @@ fn carry(config: &Config, decision: &mut Decision, request: &Request) -> Result<
             converted: None,
         });
     };
-    let mut held = HeldBody::open(&head.headers, length, true, &limits, &budget)?;
+    let mut held = BufferedBody::open(&head.headers, length, true, &limits, &budget)?;
     held.push(body)?;
-    decision.order = decision.group.settle(action, held.facts());
+    decision.action = decision.group.settle(action, held.facts());
     let edits = decision
-        .order
+        .action
         .map_or(Edits::default(), |action| action.edits(false));
     let ready = held.finish(edits)?;
-    let changed = decision.order.filter(|action| action.changes());
+    let changed = decision.action.filter(|action| action.changes());
     let tier = match changed {
         Some(action) => {
             let found = action.outgoing_tier(&ready.bytes, limits.json_depth)?;
@@ -437,14 +437,14 @@ fn convert(
     let limits = Arc::new(config.limits.clone());
     let budget = Budget::new(limits.buffered);
     let headers = &request.head.headers;
-    let mut held = HeldBody::open(headers, Some(request.length()), false, &limits, &budget)?;
+    let mut held = BufferedBody::open(headers, Some(request.length()), false, &limits, &budget)?;
     held.push(&request.body)?;
     let ready = held.finish(Edits::default())?;
     let group = &decision.group;
     let converted = conversion.convert(group, headers, &ready.bytes);
     let mut converted = converted.map_err(|refusal| conversion::refusal_of(&refusal))?;
-    decision.order = conversion.decide(group, headers, &ready.facts, &converted)?;
-    let outgoing = conversion::outgoing(&mut converted, decision.order, &limits, &budget)?;
+    decision.action = conversion.decide(group, headers, &ready.facts, &converted)?;
+    let outgoing = conversion::outgoing(&mut converted, decision.action, &limits, &budget)?;
     Ok(Carried {
         facts: ready.facts,
         tier: outgoing.tier,
@@ -470,7 +470,7 @@ fn bridged_head(
         target: target.as_bytes(),
         credential: Some(decision.credential.header),
         endpoint: decision.endpoint,
-        order: decision.order,
+        action: decision.action,
         upgrade: false,
         length: Length::Known(body.as_ref().map_or(0, Bytes::len)),
     };
@@ -495,7 +495,7 @@ fn outgoing_head(
         target: request.head.raw_path(),
         credential: Some(decision.credential.header),
         endpoint: decision.endpoint,
-        order: decision.order,
+        action: decision.action,
         upgrade: request.upgrades(decision.endpoint),
         length: rewritten.map_or(Length::Same, |bytes| Length::Known(bytes.len())),
     };
@@ -561,15 +561,15 @@ impl fmt::Display for Explanation {
         writeln!(f, "{}", self.verdict())?;
         writeln!(f)?;
         let rows = self.rows();
-        let placed = rows.iter().filter(|row| row.place.is_some());
+        let placed = rows.iter().filter(|row| row.location.is_some());
         let width = placed
             .map(|row| row.text.chars().count())
             .max()
             .unwrap_or(0);
         for row in rows {
             let mut line = format!("  {:<10}{:<width$}", row.about, row.text);
-            if let Some(place) = row.place {
-                write!(line, "   {place}")?;
+            if let Some(location) = row.location {
+                write!(line, "   {location}")?;
             }
             writeln!(f, "{}", line.trim_end())?;
         }
@@ -580,15 +580,15 @@ impl fmt::Display for Explanation {
 struct Row {
     about: &'static str,
     text: String,
-    place: Option<String>,
+    location: Option<String>,
 }
 
 impl Row {
-    fn new(about: &'static str, text: impl Into<String>, place: Option<String>) -> Row {
+    fn new(about: &'static str, text: impl Into<String>, location: Option<String>) -> Row {
         Row {
             about,
             text: text.into(),
-            place,
+            location,
         }
     }
 }
@@ -650,17 +650,17 @@ impl Explanation {
         Row::new(
             "key",
             text,
-            self.key_place.map(|place| self.policy_at(place)),
+            self.key_location.map(|location| self.policy_at(location)),
         )
     }
 
     fn group_row(&self, group: &Group) -> Row {
         let text = format!("{}, platform {}", group.name, group.platform.as_str());
-        Row::new("group", text, Some(self.policy_at(group.place)))
+        Row::new("group", text, Some(self.policy_at(group.location)))
     }
 
     fn tier_row(&self, group: &Group) -> Row {
-        let force = group.force_place.map(|place| self.policy_at(place));
+        let force = group.force_place.map(|location| self.policy_at(location));
         let tier = self.record.service_tier.as_deref().unwrap_or("none");
         let forced = self.record.tier_reason == Some(TierReason::GroupForce.as_str());
         match self.record.tier_reason {
@@ -711,11 +711,11 @@ impl Explanation {
 
     fn upstream_row(&self, group: &Group) -> Row {
         let url = self.upstream_url.as_deref().unwrap_or_default();
-        let place = group.upstream.place;
+        let location = group.upstream.location;
         Row::new(
             "upstream",
             format!("{}, {url}", group.upstream.name),
-            Some(format!("{}:{place}", self.config_path.display())),
+            Some(format!("{}:{location}", self.config_path.display())),
         )
     }
 
@@ -739,8 +739,8 @@ impl Explanation {
             .collect()
     }
 
-    fn policy_at(&self, place: Place) -> String {
-        format!("{}:{place}", self.policy_path.display())
+    fn policy_at(&self, location: Location) -> String {
+        format!("{}:{location}", self.policy_path.display())
     }
 }
 

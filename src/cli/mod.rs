@@ -34,7 +34,7 @@ use crate::cli::diff::Diff;
 use crate::cli::report::ReportError;
 use crate::cli::report::filter::Window;
 use crate::cli::report::table::Format;
-use crate::config::{Config, Mistake};
+use crate::config::{Config, Diagnostic};
 use crate::policy::Policy;
 use crate::server::Server;
 use crate::state::StartError;
@@ -70,7 +70,7 @@ type Ended = Result<u8, Failure>;
 /// Why a command did not do what it was asked.
 enum Failure {
     Usage(String),
-    Mistakes(Vec<Mistake>),
+    Diagnostics(Vec<Diagnostic>),
     Other(String),
 }
 
@@ -163,9 +163,9 @@ impl Failure {
                 let error = Arguments::command().error(ErrorKind::ValueValidation, why);
                 answer_without_command(&error, streams)
             }
-            Failure::Mistakes(mistakes) => {
-                for mistake in &mistakes {
-                    let _ = writeln!(streams.err, "{mistake}");
+            Failure::Diagnostics(diagnostics) => {
+                for diagnostic in &diagnostics {
+                    let _ = writeln!(streams.err, "{diagnostic}");
                 }
                 BAD_CONFIGURATION
             }
@@ -186,7 +186,7 @@ impl From<io::Error> for Failure {
 impl From<StartError> for Failure {
     fn from(why: StartError) -> Self {
         match why {
-            StartError::Mistakes(mistakes) => Failure::Mistakes(mistakes),
+            StartError::Diagnostics(diagnostics) => Failure::Diagnostics(diagnostics),
             StartError::Io(what, why) => Failure::Other(format!("{what}: {why}")),
         }
     }
@@ -202,7 +202,8 @@ impl From<ReportError> for Failure {
 }
 
 fn serve(arguments: &RunArguments) -> Ended {
-    let (config, warnings) = check_config(&arguments.config.config).map_err(Failure::Mistakes)?;
+    let (config, warnings) =
+        check_config(&arguments.config.config).map_err(Failure::Diagnostics)?;
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
     Server::new(config, arguments.takeover)?.run()?;
     Ok(DONE)
@@ -215,8 +216,10 @@ fn tell_mistakes(arguments: &CheckArguments, streams: &mut Streams<'_>) -> Ended
     } else {
         Secrets::Read
     };
-    let lines = |mistakes: &[Mistake]| -> String {
-        let lines = mistakes.iter().map(|mistake| format!("{mistake}\n"));
+    let lines = |diagnostics: &[Diagnostic]| -> String {
+        let lines = diagnostics
+            .iter()
+            .map(|diagnostic| format!("{diagnostic}\n"));
         lines.collect()
     };
     match check(path, secrets) {
@@ -235,8 +238,8 @@ fn tell_mistakes(arguments: &CheckArguments, streams: &mut Streams<'_>) -> Ended
             )?;
             Ok(DONE)
         }
-        Err(mistakes) => {
-            streams.print(lines(&mistakes))?;
+        Err(diagnostics) => {
+            streams.print(lines(&diagnostics))?;
             Ok(BAD_CONFIGURATION)
         }
     }
@@ -259,7 +262,7 @@ fn explain(arguments: &ExplainArguments, streams: &mut Streams<'_>) -> Ended {
     let headers = arguments.headers.iter().map(|text| parse_header(text));
     let headers: Vec<_> = headers.collect::<Result<_, _>>().map_err(Failure::Usage)?;
     let (config, policy, _) =
-        Policy::load_with_config(&arguments.config.config).map_err(Failure::Mistakes)?;
+        Policy::load_with_config(&arguments.config.config).map_err(Failure::Diagnostics)?;
     let caller = match (key, &arguments.caller.name, &arguments.caller.digest) {
         (Some(key), ..) => Ok(explain::Caller::Key(key)),
         (None, Some(name), _) => explain::Caller::by_name(name, &policy),
@@ -325,8 +328,8 @@ fn parse_header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
 }
 
 fn diff(arguments: &DiffArguments, streams: &mut Streams<'_>) -> Ended {
-    let (config, _) = Config::load(&arguments.config.config).map_err(Failure::Mistakes)?;
-    let load = |path: &Path| Policy::load(path, &config).map_err(Failure::Mistakes);
+    let (config, _) = Config::load(&arguments.config.config).map_err(Failure::Diagnostics)?;
+    let load = |path: &Path| Policy::load(path, &config).map_err(Failure::Diagnostics);
     let (old, new) = (load(&arguments.old)?.0, load(&arguments.new)?.0);
     let mut diff = Diff::between(&old, &new);
     let mut read = Ok(());
@@ -349,7 +352,7 @@ fn diff(arguments: &DiffArguments, streams: &mut Streams<'_>) -> Ended {
 
 fn load_prices(path: Option<&Path>) -> Result<Option<Prices>, Failure> {
     let prices = path.map(Prices::load).transpose();
-    prices.map_err(Failure::Mistakes)
+    prices.map_err(Failure::Diagnostics)
 }
 
 fn new_key(arguments: &NewKeyArguments, streams: &mut Streams<'_>) -> Ended {
@@ -403,7 +406,7 @@ fn run_probe(arguments: &ProbeArguments, streams: &mut Streams<'_>) -> Ended {
     // What the proxy says of itself is not asked for; what fails is in the table.
     log::set_max_level(LevelFilter::Off);
     let (config, policy, _) =
-        Policy::load_with_config(&arguments.config.config).map_err(Failure::Mistakes)?;
+        Policy::load_with_config(&arguments.config.config).map_err(Failure::Diagnostics)?;
     let key = read_key(&arguments.key, streams)?;
     let options = probe::Options {
         group: arguments.group.as_deref(),

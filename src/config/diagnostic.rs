@@ -1,20 +1,20 @@
 //! What is wrong in a file, and where. It reads nothing.
 //!
-//! Mistakes never quote what could be an API key: unknown words are shown only where they are near to an expected one, or
+//! Diagnostics never quote what could be an API key: unknown words are shown only where they are near to an expected one, or
 //! plainly a word.
 
 use std::cell::RefCell;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Mistakes of one file that are kept; whoever has more needs no list.
+/// Diagnostics of one file that are kept; whoever has more needs no list.
 const MAX_MISTAKES: usize = 1000;
 /// Edits between a word and the one that was meant.
 const MAX_DISTANCE: usize = 3;
 
 /// A line and a column, both counted from 1, the column in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct Location {
     pub line: u32,
     pub column: u32,
 }
@@ -22,7 +22,7 @@ pub struct Place {
 /// One thing that is wrong in a file. Displayed as `path:line:column: message`, with `warning: ` before the message of a
 /// warning. It never holds a part of an API key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistake {
+pub struct Diagnostic {
     pub path: PathBuf,
     pub line: u32,
     pub column: u32,
@@ -40,49 +40,49 @@ pub enum Severity {
 }
 
 /// The mistakes of one file, or the warnings about it, collected while it is read.
-pub struct Mistakes {
+pub struct Diagnostics {
     path: PathBuf,
     severity: Severity,
-    found: RefCell<Vec<Mistake>>,
+    found: RefCell<Vec<Diagnostic>>,
 }
 
-impl Place {
-    pub const START: Place = Place { line: 1, column: 1 };
+impl Location {
+    pub const START: Location = Location { line: 1, column: 1 };
 }
 
-impl Mistake {
+impl Diagnostic {
     /// A mistake at a place of a file.
-    pub fn new(path: &Path, place: Place, message: impl Into<String>) -> Mistake {
-        Mistake {
+    pub fn new(path: &Path, location: Location, message: impl Into<String>) -> Diagnostic {
+        Diagnostic {
             path: path.to_owned(),
-            line: place.line,
-            column: place.column,
+            line: location.line,
+            column: location.column,
             severity: Severity::Error,
             message: message.into(),
         }
     }
 
     /// The same as a warning.
-    pub fn warning(path: &Path, place: Place, message: impl Into<String>) -> Mistake {
-        Mistake {
+    pub fn warning(path: &Path, location: Location, message: impl Into<String>) -> Diagnostic {
+        Diagnostic {
             severity: Severity::Warning,
-            ..Mistake::new(path, place, message)
+            ..Diagnostic::new(path, location, message)
         }
     }
 
     /// The mistake of a file that cannot be read.
-    pub fn unreadable(path: &Path, reason: &dyn fmt::Display) -> Mistake {
-        Mistake::new(path, Place::START, format!("cannot read: {reason}"))
+    pub fn unreadable(path: &Path, reason: &dyn fmt::Display) -> Diagnostic {
+        Diagnostic::new(path, Location::START, format!("cannot read: {reason}"))
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.line, self.column)
     }
 }
 
-impl fmt::Display for Mistake {
+impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (path, line, column) = (self.path.display(), self.line, self.column);
         let word = match self.severity {
@@ -93,37 +93,37 @@ impl fmt::Display for Mistake {
     }
 }
 
-impl std::error::Error for Mistake {}
+impl std::error::Error for Diagnostic {}
 
-impl Mistakes {
-    pub fn new(path: &Path) -> Mistakes {
-        Mistakes::of(path, Severity::Error)
+impl Diagnostics {
+    pub fn new(path: &Path) -> Diagnostics {
+        Diagnostics::of(path, Severity::Error)
     }
 
     /// A collection of warnings.
-    pub fn warnings(path: &Path) -> Mistakes {
-        Mistakes::of(path, Severity::Warning)
+    pub fn warnings(path: &Path) -> Diagnostics {
+        Diagnostics::of(path, Severity::Warning)
     }
 
-    fn of(path: &Path, severity: Severity) -> Mistakes {
-        Mistakes {
+    fn of(path: &Path, severity: Severity) -> Diagnostics {
+        Diagnostics {
             path: path.to_owned(),
             severity,
             found: RefCell::default(),
         }
     }
 
-    pub fn add(&self, place: Place, message: impl Into<String>) {
-        self.add_with(place, || message.into());
+    pub fn add(&self, location: Location, message: impl Into<String>) {
+        self.add_with(location, || message.into());
     }
 
     /// For a message that costs something to find: of very many mistakes most are not told.
-    pub fn add_with(&self, place: Place, message: impl FnOnce() -> String) {
+    pub fn add_with(&self, location: Location, message: impl FnOnce() -> String) {
         let mut found = self.found.borrow_mut();
         if found.len() < MAX_MISTAKES {
-            found.push(Mistake {
+            found.push(Diagnostic {
                 severity: self.severity,
-                ..Mistake::new(&self.path, place, message())
+                ..Diagnostic::new(&self.path, location, message())
             });
         }
     }
@@ -133,9 +133,9 @@ impl Mistakes {
     }
 
     /// In the order of the file.
-    pub fn into_vec(self) -> Vec<Mistake> {
+    pub fn into_vec(self) -> Vec<Diagnostic> {
         let mut found = self.found.into_inner();
-        found.sort_by_key(|mistake| (mistake.line, mistake.column));
+        found.sort_by_key(|diagnostic| (diagnostic.line, diagnostic.column));
         found
     }
 }
@@ -208,11 +208,11 @@ mod tests {
 
     #[test]
     fn mistakes_are_bounded_and_in_the_order_of_the_file() {
-        let mistakes = Mistakes::new(Path::new("a/b.yaml"));
+        let diagnostics = Diagnostics::new(Path::new("a/b.yaml"));
         for line in (1..=2000).rev() {
-            mistakes.add(Place { line, column: 2 }, "x");
+            diagnostics.add(Location { line, column: 2 }, "x");
         }
-        let told = mistakes.into_vec();
+        let told = diagnostics.into_vec();
         assert_eq!(
             (told.len(), told[0].to_string()),
             (MAX_MISTAKES, "a/b.yaml:1001:2: x".to_owned())

@@ -24,7 +24,7 @@ use std::time::Duration;
 use strum::{EnumString, IntoStaticStr, VariantNames};
 
 pub use crate::config::bridge::{BridgeOptions, ModelEntry};
-pub use crate::config::diagnostic::{Mistake, Place};
+pub use crate::config::diagnostic::{Diagnostic, Location};
 pub use crate::config::limits::Limits;
 pub use crate::config::network::TrustedProxies;
 pub use crate::config::upstream::{

@@ -8,7 +8,7 @@ use strum::{EnumString, IntoStaticStr, VariantNames};
 
 use crate::config::TlsFiles;
 use crate::config::bridge::{BridgeOptions, ModelEntry};
-use crate::config::diagnostic::Place;
+use crate::config::diagnostic::Location;
 use crate::config::url::Url;
 
 /// An entry of `upstreams`, with every default filled in.
@@ -49,7 +49,7 @@ pub struct Upstream {
     pub models: Vec<ModelEntry>,
     pub bridge: BridgeOptions,
     /// Where its name stands in the configuration.
-    pub place: Place,
+    pub location: Location,
 }
 
 /// HTTP/2 towards an upstream; it is used where TLS agrees on it.

@@ -6,35 +6,38 @@ use std::path::Path;
 
 use serde::Deserialize;
 use serde_yaml::budget::BudgetBreach;
-use serde_yaml::{DuplicateKeyPolicy, Error, Location, MergeKeyPolicy, Options};
+use serde_yaml::{DuplicateKeyPolicy, Error, MergeKeyPolicy, Options};
 
-use crate::config::diagnostic::{Mistake, Mistakes, Place};
+use crate::config::diagnostic::{Diagnostic, Diagnostics, Location};
 use crate::config::secret_file::{FileBytes, MOST_BYTES};
 
 /// The deepest of our files has five levels.
 const MAX_NESTING: usize = 32;
 
 /// The bytes of a file; one that cannot be read, or is beyond all sense large, is a mistake at its first line.
-pub(crate) fn read(path: &Path) -> Result<FileBytes, Mistake> {
-    FileBytes::read(path).map_err(|error| Mistake::unreadable(path, &error))
+pub(crate) fn read(path: &Path) -> Result<FileBytes, Diagnostic> {
+    FileBytes::read(path).map_err(|error| Diagnostic::unreadable(path, &error))
 }
 
 /// The value of a file that holds one YAML document. `None` after a mistake of syntax, which ends the reading.
-pub(crate) fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], mistakes: &Mistakes) -> Option<T> {
+pub(crate) fn parse<'a, T: Deserialize<'a>>(
+    bytes: &'a [u8],
+    diagnostics: &Diagnostics,
+) -> Option<T> {
     if bytes.len() > MOST_BYTES {
-        mistakes.add(Place::START, "the file is larger than 1 GiB");
+        diagnostics.add(Location::START, "the file is larger than 1 GiB");
         return None;
     }
     let text = std::str::from_utf8(bytes)
         .map_err(|error| {
-            let place = place_after(&bytes[..error.valid_up_to()]);
-            mistakes.add(place, "this byte is not UTF-8");
+            let location = location_after(&bytes[..error.valid_up_to()]);
+            diagnostics.add(location, "this byte is not UTF-8");
         })
         .ok()?;
     serde_yaml::from_str_with_options(text, options(bytes.len()))
         .map_err(|error| {
-            let place = error.location().map_or(Place::START, place_of);
-            mistakes.add(place, message(&error));
+            let location = error.location().map_or(Location::START, location_of);
+            diagnostics.add(location, message(&error));
         })
         .ok()
 }
@@ -123,16 +126,16 @@ fn over_budget(breach: &BudgetBreach) -> &'static str {
 }
 
 /// The place that the library means.
-pub(crate) fn place_of(location: Location) -> Place {
+pub(crate) fn location_of(location: serde_yaml::Location) -> Location {
     let narrow = |number: u64| u32::try_from(number.max(1)).unwrap_or(u32::MAX);
-    Place {
+    Location {
         line: narrow(location.line()),
         column: narrow(location.column()),
     }
 }
 
 /// The place behind a text. Lines end by LF, CR or both, as the parser counts them.
-fn place_after(text: &[u8]) -> Place {
+fn location_after(text: &[u8]) -> Location {
     let is_break = |byte: &u8| matches!(byte, b'\n' | b'\r');
     let line_start = text.iter().rposition(is_break).map_or(0, |at| at + 1);
     let breaks = text.iter().filter(|byte| is_break(byte)).count();
@@ -140,7 +143,7 @@ fn place_after(text: &[u8]) -> Place {
     let column = String::from_utf8_lossy(&text[line_start..]).chars().count() + 1;
     // Lines and columns of a file below `MOST_BYTES` fit; saturation is for the types only.
     let narrow = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-    Place {
+    Location {
         line: narrow(breaks - pairs + 1),
         column: narrow(column),
     }

@@ -7,7 +7,7 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use sha2::{Digest, Sha256};
 
-use crate::config::diagnostic::{Mistakes, Place};
+use crate::config::diagnostic::{Diagnostics, Location};
 
 /// The header in which Anthropic's clients send a key.
 pub static X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -57,7 +57,7 @@ pub(crate) struct KeyTable {
 /// A listed key.
 pub(crate) struct Key {
     pub(crate) digest: [u8; 32],
-    pub(crate) place: Place,
+    pub(crate) location: Location,
     /// Index of its group in the policy.
     pub(crate) group: u32,
     /// Where its name begins in [`KeyTable::names`], which is shorter than the file.
@@ -70,7 +70,7 @@ pub(crate) struct Key {
 /// A key as a policy lists it.
 pub(crate) struct NewKey<'n> {
     pub(crate) digest: [u8; 32],
-    pub(crate) place: Place,
+    pub(crate) location: Location,
     pub(crate) group: u32,
     /// Empty: made of the digest. At most 255 bytes.
     pub(crate) name: &'n str,
@@ -206,19 +206,19 @@ impl KeyTable {
     /// mistake.
     pub(crate) fn new<'n>(
         listed: impl Iterator<Item = NewKey<'n>>,
-        mistakes: &Mistakes,
+        diagnostics: &Diagnostics,
     ) -> KeyTable {
         let mut names = String::new();
         let mut keys = Vec::with_capacity(listed.size_hint().1.unwrap_or(0));
         keys.extend(listed.filter_map(|key| Key::new(key, &mut names)));
-        keys.sort_unstable_by(|a, b| (&a.digest, a.place).cmp(&(&b.digest, b.place)));
+        keys.sort_unstable_by(|a, b| (&a.digest, a.location).cmp(&(&b.digest, b.location)));
         for pair in keys
             .windows(2)
             .filter(|pair| pair[0].digest == pair[1].digest)
         {
-            mistakes.add(
-                pair[1].place,
-                format!("this API key is already listed at {}", pair[0].place),
+            diagnostics.add(
+                pair[1].location,
+                format!("this API key is already listed at {}", pair[0].location),
             );
         }
         KeyTable {
@@ -259,7 +259,7 @@ impl Key {
     fn new(key: NewKey<'_>, names: &mut String) -> Option<Key> {
         let NewKey {
             digest,
-            place,
+            location,
             group,
             name,
             enabled,
@@ -269,7 +269,7 @@ impl Key {
         names.push_str(name);
         Some(Key {
             digest,
-            place,
+            location,
             group,
             name_start,
             name_len,

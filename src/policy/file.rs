@@ -11,7 +11,7 @@ use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 use sha2::{Digest, Sha256};
 
-use crate::config::diagnostic::{Mistake, Mistakes, Place, nearest, shown};
+use crate::config::diagnostic::{Diagnostic, Diagnostics, Location, nearest, shown};
 use crate::config::field::{Field, List, Member, Members, Section, Text, TextOr, Word};
 use crate::config::file::{MAX_IN_FLIGHT, ParsedConfig, check_name};
 use crate::config::pattern::Pattern;
@@ -101,8 +101,11 @@ impl Policy {
     ///
     /// # Errors
     /// Every mistake of the file.
-    pub fn load(path: &Path, config: &Config) -> Result<(Policy, Vec<Mistake>), Vec<Mistake>> {
-        let bytes = yaml::read(path).map_err(|mistake| vec![mistake])?;
+    pub fn load(
+        path: &Path,
+        config: &Config,
+    ) -> Result<(Policy, Vec<Diagnostic>), Vec<Diagnostic>> {
+        let bytes = yaml::read(path).map_err(|diagnostic| vec![diagnostic])?;
         Policy::parse(path, &bytes, config)
     }
 
@@ -114,16 +117,16 @@ impl Policy {
         path: &Path,
         bytes: &[u8],
         config: &Config,
-    ) -> Result<(Policy, Vec<Mistake>), Vec<Mistake>> {
+    ) -> Result<(Policy, Vec<Diagnostic>), Vec<Diagnostic>> {
         let resolver = Resolver {
             config,
-            mistakes: Mistakes::new(path),
-            warnings: Mistakes::warnings(path),
+            diagnostics: Diagnostics::new(path),
+            warnings: Diagnostics::warnings(path),
         };
-        let root = yaml::parse::<Field<Section<PolicyFile<'_>>>>(bytes, &resolver.mistakes);
+        let root = yaml::parse::<Field<Section<PolicyFile<'_>>>>(bytes, &resolver.diagnostics);
         let rules = root.and_then(|root| resolver.rules(&root));
         match rules {
-            Some(rules) if resolver.mistakes.is_empty() => Ok((
+            Some(rules) if resolver.diagnostics.is_empty() => Ok((
                 Policy {
                     path: path.to_owned(),
                     revision: revision(bytes),
@@ -135,7 +138,7 @@ impl Policy {
                 },
                 resolver.warnings.into_vec(),
             )),
-            _ => Err(resolver.mistakes.into_vec()),
+            _ => Err(resolver.diagnostics.into_vec()),
         }
     }
 
@@ -143,28 +146,30 @@ impl Policy {
     ///
     /// # Errors
     /// Every mistake of both.
-    pub fn load_with_config(path: &Path) -> Result<(Config, Policy, Vec<Mistake>), Vec<Mistake>> {
+    pub fn load_with_config(
+        path: &Path,
+    ) -> Result<(Config, Policy, Vec<Diagnostic>), Vec<Diagnostic>> {
         Policy::load_with_parsed(ParsedConfig::read(path)?)
     }
 
     /// [`Policy::load_with_config`] for a configuration that has been read.
     pub(crate) fn load_with_parsed(
         parsed: ParsedConfig,
-    ) -> Result<(Config, Policy, Vec<Mistake>), Vec<Mistake>> {
+    ) -> Result<(Config, Policy, Vec<Diagnostic>), Vec<Diagnostic>> {
         // Without an upstream each group of the policy would be one more mistake, and none of its own making.
         if parsed.config.policy.as_os_str().is_empty() || parsed.config.upstreams.is_empty() {
-            return Err(parsed.mistakes);
+            return Err(parsed.diagnostics);
         }
-        let (mut mistakes, mut warnings) = (parsed.mistakes, parsed.warnings);
+        let (mut diagnostics, mut warnings) = (parsed.diagnostics, parsed.warnings);
         match Policy::load(&parsed.config.policy, &parsed.config) {
-            Ok((policy, more)) if mistakes.is_empty() => {
+            Ok((policy, more)) if diagnostics.is_empty() => {
                 warnings.extend(more);
                 Ok((parsed.config, policy, warnings))
             }
-            Ok(_) => Err(mistakes),
+            Ok(_) => Err(diagnostics),
             Err(more) => {
-                mistakes.extend(more);
-                Err(mistakes)
+                diagnostics.extend(more);
+                Err(diagnostics)
             }
         }
     }
@@ -173,22 +178,22 @@ impl Policy {
 /// Resolves the sections of the file; every mistake is noted and passed over.
 struct Resolver<'m> {
     config: &'m Config,
-    mistakes: Mistakes,
-    warnings: Mistakes,
+    diagnostics: Diagnostics,
+    warnings: Diagnostics,
 }
 
 impl Resolver<'_> {
     fn rules(&self, root: &Field<Section<PolicyFile<'_>>>) -> Option<Rules> {
         if root.is_null() {
-            self.mistakes.add(Place::START, "the file is empty");
+            self.diagnostics.add(Location::START, "the file is empty");
         }
-        let section = root.optional(&self.mistakes)?;
-        let file = section.read(&self.mistakes);
+        let section = root.optional(&self.diagnostics)?;
+        let file = section.read(&self.diagnostics);
         self.check_version(section, file);
-        let groups = section.required("groups", &file.groups, root.place(), &self.mistakes);
+        let groups = section.required("groups", &file.groups, root.location(), &self.diagnostics);
         let groups = groups
             .iter()
-            .flat_map(|groups| groups.unique(&self.mistakes));
+            .flat_map(|groups| groups.unique(&self.diagnostics));
         let groups: Vec<&Member<'_, _>> = groups.collect();
         let names: GroupNames<'_> = (0..)
             .zip(&groups)
@@ -198,14 +203,14 @@ impl Resolver<'_> {
             .into_iter()
             .map(|group| self.group(group).map(Arc::new));
         let groups: Vec<Option<Arc<Group>>> = groups.collect();
-        let default_group = file.default_group.optional(&self.mistakes);
+        let default_group = file.default_group.optional(&self.diagnostics);
         let default_group = default_group
-            .and_then(|name| self.group_name(name, file.default_group.place(), &names))
+            .and_then(|name| self.group_name(name, file.default_group.location(), &names))
             .and_then(|index| groups[index as usize].clone());
         if let Some(group) = &default_group {
-            self.warn_of_default(group, file.default_group.place());
+            self.warn_of_default(group, file.default_group.location());
         }
-        let keys = file.keys.optional(&self.mistakes);
+        let keys = file.keys.optional(&self.diagnostics);
         Some(Rules {
             groups,
             default_group,
@@ -214,72 +219,75 @@ impl Resolver<'_> {
     }
 
     fn check_version(&self, section: &Section<PolicyFile<'_>>, file: &PolicyFile<'_>) {
-        let version = section.required("version", &file.version, Place::START, &self.mistakes);
+        let version =
+            section.required("version", &file.version, Location::START, &self.diagnostics);
         if version.is_some_and(|version| *version != 1) {
             let message = "unknown version; this release reads version 1";
-            self.mistakes.add(file.version.place(), message);
+            self.diagnostics.add(file.version.location(), message);
         }
     }
 
     fn group(&self, member: &Member<'_, Section<GroupSection<'_>>>) -> Option<Group> {
-        check_name(&member.key, member.place, &self.mistakes);
-        let section = member.value.value(&self.mistakes)?;
-        let given = section.read(&self.mistakes);
-        let mistakes = &self.mistakes;
-        let platform = section.required("platform", &given.platform, member.place, mistakes);
+        check_name(&member.key, member.location, &self.diagnostics);
+        let section = member.value.value(&self.diagnostics)?;
+        let given = section.read(&self.diagnostics);
+        let diagnostics = &self.diagnostics;
+        let platform = section.required("platform", &given.platform, member.location, diagnostics);
         let (force, force_place) = self.force(given);
-        let most = |field: &Field<i64>| field.integer(1..=MAX_IN_FLIGHT, mistakes);
+        let most = |field: &Field<i64>| field.integer(1..=MAX_IN_FLIGHT, diagnostics);
         let group = Group {
             force,
             force_place,
             models: self.models(given),
-            on_tier_refused: given.on_tier_refused.word(OnTierRefused::Fail, mistakes),
+            on_tier_refused: given.on_tier_refused.word(OnTierRefused::Fail, diagnostics),
             fast_mode_beta: given
                 .fast_mode_beta
-                .or(SignalWord(FastModeSignal::Header), mistakes)
+                .or(SignalWord(FastModeSignal::Header), diagnostics)
                 .0,
             budget: self.budget(&given.budget),
-            batches_allowed: given.batches.value(mistakes).is_some(),
+            batches_allowed: given.batches.value(diagnostics).is_some(),
             max_in_flight: most(&given.max_in_flight),
             max_in_flight_per_key: most(&given.max_in_flight_per_key),
-            enabled: given.enabled.or(true, mistakes),
+            enabled: given.enabled.or(true, diagnostics),
             // Asked for in any case: what is wrong with the two is told at once.
-            upstream: self.upstream(&given.upstream, member.place)?,
+            upstream: self.upstream(&given.upstream, member.location)?,
             name: (&*member.key).into(),
             platform: platform?.0,
-            place: member.place,
+            location: member.location,
         };
         self.warn_of(&group, given);
         Some(group)
     }
 
     /// The forced tier, and where it is written.
-    fn force(&self, given: &GroupSection<'_>) -> (Option<ForcedTier>, Option<Place>) {
+    fn force(&self, given: &GroupSection<'_>) -> (Option<ForcedTier>, Option<Location>) {
         let alias = &given.force_openai_fast;
         if given.force_fast_mode.is_given() && alias.is_given() {
-            self.mistakes.add(
-                alias.place(),
+            self.diagnostics.add(
+                alias.location(),
                 "`force_openai_fast` is another spelling of `force_fast_mode`, which is given too",
             );
         }
-        let fast = match given.force_fast_mode.value(&self.mistakes) {
-            Some(fast) => Some((*fast, given.force_fast_mode.place())),
+        let fast = match given.force_fast_mode.value(&self.diagnostics) {
+            Some(fast) => Some((*fast, given.force_fast_mode.location())),
             None => alias
-                .value(&self.mistakes)
-                .map(|fast| (*fast, alias.place())),
+                .value(&self.diagnostics)
+                .map(|fast| (*fast, alias.location())),
         };
-        let tier = given.force_tier.value(&self.mistakes).map(|word| word.0);
+        let tier = given.force_tier.value(&self.diagnostics).map(|word| word.0);
         if let (Some((fast, _)), Some(tier)) = (fast, tier)
             && fast.then_some(ForcedTier::Priority) != Some(tier)
         {
-            self.mistakes.add(
-                given.force_tier.place(),
+            self.diagnostics.add(
+                given.force_tier.location(),
                 "`force_fast_mode: true` is short for `force_tier: priority`; here the two say different things",
             );
         }
         match (tier, fast) {
-            (Some(tier), _) => (Some(tier), Some(given.force_tier.place())),
-            (None, Some((fast, place))) => (fast.then_some(ForcedTier::Priority), Some(place)),
+            (Some(tier), _) => (Some(tier), Some(given.force_tier.location())),
+            (None, Some((fast, location))) => {
+                (fast.then_some(ForcedTier::Priority), Some(location))
+            }
             (None, None) => (None, None),
         }
     }
@@ -290,7 +298,7 @@ impl Resolver<'_> {
         match (except, only) {
             (Some(_), Some(_)) => {
                 let message = "`except_models` and `only_models` are not given together";
-                self.mistakes.add(given.only_models.place(), message);
+                self.diagnostics.add(given.only_models.location(), message);
                 ModelRule::All
             }
             (Some(except), None) => ModelRule::Except(except),
@@ -300,28 +308,28 @@ impl Resolver<'_> {
     }
 
     fn patterns(&self, field: &Field<List<String>>) -> Option<Vec<Pattern>> {
-        let list = field.optional(&self.mistakes)?;
+        let list = field.optional(&self.diagnostics)?;
         if list.is_empty() {
             let expected = "expected at least one model, like `gpt-5.5` or `*-mini`";
-            self.mistakes.add(field.place(), expected);
+            self.diagnostics.add(field.location(), expected);
         }
         let items = list.iter();
-        let texts = items.filter_map(|item| item.value(&self.mistakes));
+        let texts = items.filter_map(|item| item.value(&self.diagnostics));
         Some(texts.map(|text| Pattern::new(text)).collect())
     }
 
     fn budget(&self, field: &Field<Section<BudgetSection>>) -> Option<BudgetRule> {
-        let section = field.optional(&self.mistakes)?;
-        let given = section.read(&self.mistakes);
-        let usd = section.required("usd", &given.usd, field.place(), &self.mistakes);
-        let per = section.required("per", &given.per, field.place(), &self.mistakes);
+        let section = field.optional(&self.diagnostics)?;
+        let given = section.read(&self.diagnostics);
+        let usd = section.required("usd", &given.usd, field.location(), &self.diagnostics);
+        let per = section.required("per", &given.per, field.location(), &self.diagnostics);
         if usd.is_some_and(|usd| usd.0.is_zero()) {
             let message = "`usd` must be more than zero";
-            self.mistakes.add(given.usd.place(), message);
+            self.diagnostics.add(given.usd.location(), message);
         }
         let rule = BudgetRule {
-            scope: given.scope.word(Scope::Group, &self.mistakes),
-            then: given.then.word(AtLimit::Standard, &self.mistakes),
+            scope: given.scope.word(Scope::Group, &self.diagnostics),
+            then: given.then.word(AtLimit::Standard, &self.diagnostics),
             time_zone: self.time_zone(&given.time_zone),
             usd: usd?.0,
             per: per?.0,
@@ -330,32 +338,32 @@ impl Resolver<'_> {
     }
 
     fn time_zone(&self, field: &Field<String>) -> TimeZone {
-        let Some(name) = field.value(&self.mistakes) else {
+        let Some(name) = field.value(&self.diagnostics) else {
             return TimeZone::UTC;
         };
         TimeZone::get(name).unwrap_or_else(|_| {
             let expected =
                 "expected a time zone like `UTC` or `Europe/Berlin`, which this machine knows";
-            self.mistakes.add(field.place(), expected);
+            self.diagnostics.add(field.location(), expected);
             TimeZone::UTC
         })
     }
 
-    fn upstream(&self, field: &Field<Text<'_>>, group: Place) -> Option<Arc<Upstream>> {
+    fn upstream(&self, field: &Field<Text<'_>>, group: Location) -> Option<Arc<Upstream>> {
         let all = &self.config.upstreams;
         if !field.is_given() && !field.is_null() {
             if all.len() != 1 {
                 let message = "`upstream` is missing; it is required where there are several";
-                self.mistakes.add(group, message);
+                self.diagnostics.add(group, message);
             }
             return all.first().cloned();
         }
-        let name = field.value(&self.mistakes)?;
+        let name = field.value(&self.diagnostics)?;
         let found = self.config.upstream(name).cloned();
         if found.is_none() {
             let known = all.iter().map(|upstream| &*upstream.name);
-            self.mistakes
-                .add(field.place(), unknown("upstream", name, known));
+            self.diagnostics
+                .add(field.location(), unknown("upstream", name, known));
         }
         found
     }
@@ -371,22 +379,22 @@ impl Resolver<'_> {
                 "`{written}` has no effect on platform `{}`",
                 group.platform.as_str()
             );
-            self.warnings.add(group.place, message);
+            self.warnings.add(group.location, message);
         }
         let sends_a_tier = group.is_forced() && group.force != Some(ForcedTier::None);
         if sends_a_tier && group.upstream.messages == MessagesMode::Off {
             let message = "requests of this group to `/v1/messages` are refused: its upstream has `messages: off`";
-            self.warnings.add(group.place, message);
+            self.warnings.add(group.location, message);
         }
         if sends_a_tier && group.upstream.kind == UpstreamKind::Codex {
             let message = "Codex is reported to serve requests over HTTP at the standard tier, whatever they ask for; only WebSockets get its fast lane";
-            self.warnings.add(group.place, message);
+            self.warnings.add(group.location, message);
         }
         if group.force.is_none() {
             self.warn_of_no_force(group, given);
         }
         if given.budget.is_given() {
-            self.warn_of_budget(given.budget.place());
+            self.warn_of_budget(given.budget.location());
         }
     }
 
@@ -399,22 +407,22 @@ impl Resolver<'_> {
         for (name, _) in rules.iter().filter(|(_, is_given)| *is_given) {
             let message =
                 format!("`{name}` has no effect without `force_fast_mode` or `force_tier`");
-            self.warnings.add(group.place, message);
+            self.warnings.add(group.location, message);
         }
     }
 
-    fn warn_of_budget(&self, place: Place) {
+    fn warn_of_budget(&self, location: Location) {
         if self.config.state.is_none() {
-            self.warnings.add(place, "without `state` in the configuration the budget is counted in memory, and begins anew at each start");
+            self.warnings.add(location, "without `state` in the configuration the budget is counted in memory, and begins anew at each start");
         }
         if self.config.prices.is_none() {
-            self.warnings.add(place, "without `prices` in the configuration no request has a cost, and the budget is never used up");
+            self.warnings.add(location, "without `prices` in the configuration no request has a cost, and the budget is never used up");
         }
     }
 
-    fn warn_of_default(&self, group: &Group, place: Place) {
+    fn warn_of_default(&self, group: &Group, location: Location) {
         if group.enabled && group.upstream.credential_file.is_some() {
-            self.warnings.add(place, "whoever reaches the proxy, with any key, may use the upstream's key: an open relay");
+            self.warnings.add(location, "whoever reaches the proxy, with any key, may use the upstream's key: an open relay");
         }
     }
 
@@ -424,33 +432,34 @@ impl Resolver<'_> {
         groups: &GroupNames<'_>,
     ) -> KeyTable {
         let mut names = HashMap::new();
-        let members = keys.unique(&self.mistakes);
+        let members = keys.unique(&self.diagnostics);
         let listed = members.filter_map(|member| self.key(member, groups, &mut names));
-        KeyTable::new(listed, &self.mistakes)
+        KeyTable::new(listed, &self.diagnostics)
     }
 
     fn key<'n>(
         &self,
         member: &'n Member<'_, TextOr<'_, KeySection<'_>>>,
         groups: &GroupNames<'_>,
-        names: &mut HashMap<&'n str, Place>,
+        names: &mut HashMap<&'n str, Location>,
     ) -> Option<NewKey<'n>> {
         let digest = self.listed_digest(member);
         let (mut name, mut enabled) = (None, true);
-        let group = match member.value.value(&self.mistakes)? {
-            TextOr::Text(group) => self.group_name(group, member.value.place(), groups),
+        let group = match member.value.value(&self.diagnostics)? {
+            TextOr::Text(group) => self.group_name(group, member.value.location(), groups),
             TextOr::Section(section) => {
-                let given = section.read(&self.mistakes);
-                let group = section.required("group", &given.group, member.place, &self.mistakes);
-                enabled = given.enabled.or(true, &self.mistakes);
+                let given = section.read(&self.diagnostics);
+                let group =
+                    section.required("group", &given.group, member.location, &self.diagnostics);
+                enabled = given.enabled.or(true, &self.diagnostics);
                 name = self.key_name(&given.name, member);
-                self.warn_of_name(name, given.name.place(), names);
-                group.and_then(|group| self.group_name(group, given.group.place(), groups))
+                self.warn_of_name(name, given.name.location(), names);
+                group.and_then(|group| self.group_name(group, given.group.location(), groups))
             }
         };
         Some(NewKey {
             digest: digest?,
-            place: member.place,
+            location: member.location,
             group: group?,
             name: name.unwrap_or_default(),
             enabled,
@@ -464,7 +473,7 @@ impl Resolver<'_> {
             None => check_key(key).map(|()| digest(key.as_bytes())),
         };
         listed
-            .map_err(|reason| self.mistakes.add(member.place, reason))
+            .map_err(|reason| self.diagnostics.add(member.location, reason))
             .ok()
     }
 
@@ -473,12 +482,12 @@ impl Resolver<'_> {
         field: &'n Field<Text<'_>>,
         member: &Member<'_, T>,
     ) -> Option<&'n str> {
-        let name = field.value(&self.mistakes)?;
-        check_name(name, field.place(), &self.mistakes);
+        let name = field.value(&self.diagnostics)?;
+        check_name(name, field.location(), &self.diagnostics);
         let listed = member.key.strip_prefix("sha256:").and_then(parse_digest);
         if **name == *member.key || listed == Some(digest(name.as_bytes())) {
-            self.mistakes.add(
-                field.place(),
+            self.diagnostics.add(
+                field.location(),
                 "the name of a key is written to the log and cannot be the key itself",
             );
         }
@@ -488,25 +497,25 @@ impl Resolver<'_> {
     fn warn_of_name<'n>(
         &self,
         name: Option<&'n str>,
-        place: Place,
-        names: &mut HashMap<&'n str, Place>,
+        location: Location,
+        names: &mut HashMap<&'n str, Location>,
     ) {
         let Some(name) = name else {
             return;
         };
-        let first = *names.entry(name).or_insert(place);
-        if first != place {
-            self.warnings.add_with(place, || {
+        let first = *names.entry(name).or_insert(location);
+        if first != location {
+            self.warnings.add_with(location, || {
                 format!("the key at {first} has the same name: in the log the two are one")
             });
         }
     }
 
-    fn group_name(&self, name: &str, place: Place, groups: &GroupNames<'_>) -> Option<u32> {
+    fn group_name(&self, name: &str, location: Location, groups: &GroupNames<'_>) -> Option<u32> {
         let found = groups.get(name).copied();
         if found.is_none() {
             let message = || unknown("group", name, groups.keys().copied());
-            self.mistakes.add_with(place, message);
+            self.diagnostics.add_with(location, message);
         }
         found
     }

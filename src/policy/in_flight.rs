@@ -20,13 +20,13 @@ pub struct InFlight {
     keys: KeyedLimiter<[u8; 32]>,
 }
 
-/// A place among the requests that run; given back when dropped.
-pub struct Place(Counter);
+/// Permission for one request to run; given back when dropped.
+pub struct InFlightPermit(Counter);
 
-/// The places of one request.
-pub struct Places {
-    _in_process: Place,
-    _in_group: Place,
+/// The permits of one request: in the process, in its group and of its key.
+pub struct InFlightPermits {
+    _in_process: InFlightPermit,
+    _in_group: InFlightPermit,
     /// Where its group has a limit for each key.
     _of_key: Option<Permit<[u8; 32]>>,
 }
@@ -46,9 +46,9 @@ impl InFlight {
     ///
     /// # Errors
     /// Where one of the limits is reached.
-    pub fn enter(&self, group: &Group, key: &[u8; 32]) -> Result<Places, Refusal> {
+    pub fn enter(&self, group: &Group, key: &[u8; 32]) -> Result<InFlightPermits, Refusal> {
         let counter = self.counter(&group.name);
-        let in_group = Place::take(&counter, group.max_in_flight).ok_or_else(|| {
+        let in_group = InFlightPermit::take(&counter, group.max_in_flight).ok_or_else(|| {
             let message = "too many concurrent requests of this group; retry later";
             Refusal::new(Cause::TooManyRequests, message)
         })?;
@@ -59,8 +59,9 @@ impl InFlight {
             })?),
             None => None,
         };
-        let in_process = Place::take(&self.all, self.most).ok_or(Cause::TooManyRequests)?;
-        Ok(Places {
+        let in_process =
+            InFlightPermit::take(&self.all, self.most).ok_or(Cause::TooManyRequests)?;
+        Ok(InFlightPermits {
             _in_process: in_process,
             _in_group: in_group,
             _of_key: of_key,
@@ -87,7 +88,7 @@ impl InFlight {
     }
 }
 
-impl Place {
+impl InFlightPermit {
     /// Also counted where there is no limit: the next policy may have one.
     fn take(counter: &Counter, most: Option<u64>) -> Option<Self> {
         let one_more = |running: u64| {
@@ -101,7 +102,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for InFlightPermit {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

@@ -21,7 +21,7 @@ use http::{HeaderMap, HeaderName, Method};
 use crate::codec::error::Cause;
 use crate::codec::framing::list_members;
 use crate::config::Upstream;
-pub use crate::config::diagnostic::{Mistake, Place};
+pub use crate::config::diagnostic::{Diagnostic, Location};
 pub use crate::policy::api_key::{Credential, CredentialHeader, hash_key};
 use crate::policy::api_key::{KeyTable, NoKey};
 pub use crate::policy::decide::{BetaHeader, Condition, TierAction, TierReason};
@@ -66,9 +66,9 @@ pub struct Group {
     pub enabled: bool,
     pub upstream: Arc<Upstream>,
     /// Of its name in the policy.
-    pub place: Place,
+    pub location: Location,
     /// Of `force_tier` or `force_fast_mode`, where one is written.
-    pub force_place: Option<Place>,
+    pub force_place: Option<Location>,
 }
 
 /// A key as the policy lists it.
@@ -106,15 +106,12 @@ pub struct Decision {
     pub credential: Credential,
     /// The key's name; none for a key that is not listed and was taken by the default group.
     pub key: Option<Arc<str>>,
-    pub key_place: Option<Place>,
+    pub key_location: Option<Location>,
     pub group: Arc<Group>,
     pub endpoint: Endpoint,
     /// None: the request goes on as it is.
-    pub order: Option<TierAction>,
+    pub action: Option<TierAction>,
 }
-
-/// The former name of [`TierAction`].
-pub type Order = TierAction;
 
 /// A request that may not go on, and what was found out about it before.
 #[derive(Clone, Debug)]
@@ -123,7 +120,7 @@ pub struct Denied {
     /// The key that the request came with, listed or not; the first where several did.
     pub credential: Option<Credential>,
     pub key: Option<Arc<str>>,
-    pub key_place: Option<Place>,
+    pub key_location: Option<Location>,
     pub group: Option<Arc<Group>>,
     /// [`Endpoint::Other`] where the path is ambiguous.
     pub endpoint: Endpoint,
@@ -190,28 +187,32 @@ impl Policy {
 
     fn decide_for(&self, credential: Credential, request: &Head<'_>) -> Result<Decision, Denied> {
         let path = endpoint::classify(request.path, &self.tier_paths);
-        let holder = self.holder(&credential, path.endpoint)?;
+        let key_context = self.key_context(&credential, path.endpoint)?;
         if path.ambiguous {
-            return Err(holder.denied(Cause::AmbiguousPath));
+            return Err(key_context.denied(Cause::AmbiguousPath));
         }
-        if path.batches && holder.group.is_forced() && !holder.group.batches_allowed {
-            return Err(holder.denied(Cause::BatchesNotForced));
+        if path.batches && key_context.group.is_forced() && !key_context.group.batches_allowed {
+            return Err(key_context.denied(Cause::BatchesNotForced));
         }
-        holder.decide(asks_for_fast_mode(request.headers))
+        key_context.decide(asks_for_fast_mode(request.headers))
     }
 
     /// The decision on a further turn of a connection whose first request was decided by this policy or an earlier one.
     /// `beta_asked`: the connection's request [asked for fast mode](asks_for_fast_mode).
-    pub fn decide_again(
+    pub fn decide_turn(
         &self,
         credential: &Credential,
         endpoint: Endpoint,
         beta_asked: bool,
     ) -> Result<Decision, Denied> {
-        self.holder(credential, endpoint)?.decide(beta_asked)
+        self.key_context(credential, endpoint)?.decide(beta_asked)
     }
 
-    fn holder(&self, credential: &Credential, endpoint: Endpoint) -> Result<Holder, Denied> {
+    fn key_context(
+        &self,
+        credential: &Credential,
+        endpoint: Endpoint,
+    ) -> Result<KeyContext, Denied> {
         let (key, group) = match (self.keys.find(&credential.digest), &self.default_group) {
             (Some(key), _) => (Some(key), &self.groups[key.group as usize]),
             (None, Some(group)) => (None, group),
@@ -220,20 +221,20 @@ impl Policy {
                 return Err(Denied::unknown(cause, Some(*credential), endpoint));
             }
         };
-        let holder = Holder {
+        let key_context = KeyContext {
             credential: *credential,
             key: key.map(|key| self.keys.name(key)),
-            key_place: key.map(|key| key.place),
+            key_location: key.map(|key| key.location),
             group: group.clone(),
             endpoint,
         };
         if key.is_some_and(|key| !key.enabled) {
-            return Err(holder.denied(Cause::KeyDisabled));
+            return Err(key_context.denied(Cause::KeyDisabled));
         }
-        if !holder.group.enabled {
-            return Err(holder.denied(Cause::GroupDisabled));
+        if !key_context.group.enabled {
+            return Err(key_context.denied(Cause::GroupDisabled));
         }
-        Ok(holder)
+        Ok(key_context)
     }
 }
 
@@ -259,7 +260,7 @@ impl Denied {
             cause,
             credential,
             key: None,
-            key_place: None,
+            key_location: None,
             group: None,
             endpoint,
         }
@@ -282,38 +283,38 @@ impl From<NoKey> for Cause {
 }
 
 /// A key that may be used, and the group it is in.
-struct Holder {
+struct KeyContext {
     credential: Credential,
     key: Option<Arc<str>>,
-    key_place: Option<Place>,
+    key_location: Option<Location>,
     group: Arc<Group>,
     endpoint: Endpoint,
 }
 
-impl Holder {
+impl KeyContext {
     fn denied(self, cause: Cause) -> Denied {
         Denied {
             cause,
             credential: Some(self.credential),
             key: self.key,
-            key_place: self.key_place,
+            key_location: self.key_location,
             group: Some(self.group),
             endpoint: self.endpoint,
         }
     }
 
     fn decide(self, beta_asked: bool) -> Result<Decision, Denied> {
-        let order = match self.group.action(self.endpoint, beta_asked) {
-            Ok(order) => order,
+        let action = match self.group.action(self.endpoint, beta_asked) {
+            Ok(action) => action,
             Err(cause) => return Err(self.denied(cause)),
         };
         Ok(Decision {
             credential: self.credential,
             key: self.key,
-            key_place: self.key_place,
+            key_location: self.key_location,
             group: self.group,
             endpoint: self.endpoint,
-            order,
+            action,
         })
     }
 }
@@ -378,10 +379,10 @@ keys:
     }
 
     fn parse(text: &str) -> Result<Policy, String> {
-        let told = |mistakes: Vec<Mistake>| {
-            mistakes
+        let told = |diagnostics: Vec<Diagnostic>| {
+            diagnostics
                 .iter()
-                .map(|mistake| format!("{mistake}\n"))
+                .map(|diagnostic| format!("{diagnostic}\n"))
                 .collect()
         };
         Policy::parse(Path::new("policy.yaml"), text.as_bytes(), &config())
@@ -410,7 +411,7 @@ keys:
     }
 
     /// What is done for a group's key, or the error code.
-    fn order(
+    fn action(
         group: &str,
         path: &str,
         beta: &[&str],
@@ -420,11 +421,11 @@ keys:
         let mut headers = vec![(name, value.as_str())];
         headers.extend(beta.iter().map(|line| ("anthropic-beta", *line)));
         match decide(&policy, path, &headers) {
-            Ok(decision) => Ok(decision.order.map(|order| {
+            Ok(decision) => Ok(decision.action.map(|action| {
                 (
-                    order.reason,
-                    order.body,
-                    order.beta_header == BetaHeader::Set,
+                    action.reason,
+                    action.body,
+                    action.beta_header == BetaHeader::Set,
                 )
             })),
             Err(denied) => Err(denied.cause.code()),
@@ -456,7 +457,7 @@ keys:
             ] {
                 for beta in [&[][..], &[FAST_MODE_BETA]] {
                     assert_eq!(
-                        order(group, path, beta),
+                        action(group, path, beta),
                         Ok(Some((TierReason::GroupForce, SET, false))),
                         "{group} {path}"
                     );
@@ -470,16 +471,19 @@ keys:
         let force = |body, beta_header| Ok(Some((TierReason::GroupForce, body, beta_header)));
         for beta in [&[][..], &[FAST_MODE_BETA]] {
             assert_eq!(
-                order("forced-tier", "/v1/messages", beta),
+                action("forced-tier", "/v1/messages", beta),
                 force(SET, false)
             );
             assert_eq!(
-                order("forced-beta", "/v1/messages", beta),
+                action("forced-beta", "/v1/messages", beta),
                 force(Edit::Remove, true)
             );
-            assert_eq!(order("forced-both", "/v1/messages", beta), force(SET, true));
             assert_eq!(
-                order("forced-off", "/v1/messages", beta),
+                action("forced-both", "/v1/messages", beta),
+                force(SET, true)
+            );
+            assert_eq!(
+                action("forced-off", "/v1/messages", beta),
                 Err("messages_not_forced")
             );
         }
@@ -489,21 +493,24 @@ keys:
     fn on_messages_a_client_of_an_unforced_group_may_ask_by_the_beta() {
         let asked = |body, beta_header| Ok(Some((TierReason::FastModeBeta, body, beta_header)));
         let beta = &["x, fast-mode-2026-02-01 ,y"];
-        assert_eq!(order("plain-tier", "/v1/messages", beta), asked(SET, false));
         assert_eq!(
-            order("plain-beta", "/v1/messages", beta),
+            action("plain-tier", "/v1/messages", beta),
+            asked(SET, false)
+        );
+        assert_eq!(
+            action("plain-beta", "/v1/messages", beta),
             asked(Edit::Remove, true)
         );
-        assert_eq!(order("plain-both", "/v1/messages", beta), asked(SET, true));
+        assert_eq!(action("plain-both", "/v1/messages", beta), asked(SET, true));
         for group in ["plain-off", "nobeta", "claude", "other"] {
-            assert_eq!(order(group, "/v1/messages", beta), Ok(None), "{group}");
+            assert_eq!(action(group, "/v1/messages", beta), Ok(None), "{group}");
         }
-        assert_eq!(order("plain-tier", "/v1/responses", beta), Ok(None));
+        assert_eq!(action("plain-tier", "/v1/responses", beta), Ok(None));
     }
 
     #[test]
     fn the_beta_token_is_matched_exactly_over_all_lines() {
-        let asks = |lines: &[&str]| order("plain-tier", "/messages", lines).unwrap().is_some();
+        let asks = |lines: &[&str]| action("plain-tier", "/messages", lines).unwrap().is_some();
         assert!(asks(&["other", "more,fast-mode-2026-02-01"]));
         assert!(asks(&["\tfast-mode-2026-02-01 "]));
         for lines in [
@@ -527,14 +534,14 @@ keys:
             "/",
         ] {
             assert_eq!(
-                order("forced-both", path, &[FAST_MODE_BETA]),
+                action("forced-both", path, &[FAST_MODE_BETA]),
                 Ok(None),
                 "{path}"
             );
         }
         for path in ["/v1/responses", "/v1/messages", "/v1/batches", "/v1/agents"] {
-            assert_eq!(order("claude", path, &[]), Ok(None), "{path}");
-            assert_eq!(order("other", path, &[]), Ok(None), "{path}");
+            assert_eq!(action("claude", path, &[]), Ok(None), "{path}");
+            assert_eq!(action("other", path, &[]), Ok(None), "{path}");
         }
     }
 
@@ -721,12 +728,12 @@ keys:
     fn a_forced_group_may_not_use_batches_unless_allowed() {
         for path in ["/v1/batches", "/V1/Batches/", "/v1/messages/batches"] {
             assert_eq!(
-                order("forced-off", path, &[]),
+                action("forced-off", path, &[]),
                 Err("batches_not_forced"),
                 "{path}"
             );
             for group in ["allowed", "plain-tier"] {
-                assert_eq!(order(group, path, &[]), Ok(None), "{group} {path}");
+                assert_eq!(action(group, path, &[]), Ok(None), "{group} {path}");
             }
         }
     }
@@ -735,17 +742,17 @@ keys:
     fn an_ambiguous_path_is_refused_for_every_group_once_the_key_is_known() {
         for group in ["forced-tier", "plain-tier", "claude", "other"] {
             assert_eq!(
-                order(group, "/v1//responses", &[]),
+                action(group, "/v1//responses", &[]),
                 Err("ambiguous_path"),
                 "{group}"
             );
         }
         assert_eq!(
-            order("nobody", "/v1//responses", &[]),
+            action("nobody", "/v1//responses", &[]),
             Err("invalid_api_key")
         );
         assert_eq!(
-            order("closed", "/v1//responses", &[]),
+            action("closed", "/v1//responses", &[]),
             Err("group_disabled")
         );
     }
@@ -903,7 +910,7 @@ keys:
             let decision = decide(&policy, "/", &[("x-api-key", key)]).unwrap();
             (
                 decision.key.unwrap().to_string(),
-                decision.key_place.unwrap().line,
+                decision.key_location.unwrap().line,
             )
         };
         assert_eq!(seen("k-forced-tier"), ("ann".to_owned(), 18));
@@ -933,7 +940,7 @@ keys:
         let policy = parse(&format!("{POLICY}default_group: forced-tier\n")).unwrap();
         let decision = decide(&policy, "/v1/responses", &[("x-api-key", "anything")]).unwrap();
         assert_eq!((decision.key, &*decision.group.name), (None, "forced-tier"));
-        assert!(decision.order.is_some());
+        assert!(decision.action.is_some());
         assert_eq!(
             decide(&policy, "/", &[]).unwrap_err().cause,
             Cause::MissingApiKey
@@ -950,16 +957,16 @@ keys:
     fn a_further_turn_is_decided_by_the_policy_of_its_time() {
         let before = parse(POLICY).unwrap();
         let first = decide(&before, "/v1/responses", &[("x-api-key", "k-plain-tier")]).unwrap();
-        assert_eq!(first.order, None);
+        assert_eq!(first.action, None);
         let again = |text: &str| {
             parse(text)
                 .unwrap()
-                .decide_again(&first.credential, first.endpoint, false)
+                .decide_turn(&first.credential, first.endpoint, false)
         };
         let forced =
             again(&POLICY.replace("k-plain-tier: plain-tier", "k-plain-tier: forced-tier"))
                 .unwrap();
-        assert_eq!(forced.order.unwrap().reason, TierReason::GroupForce);
+        assert_eq!(forced.action.unwrap().reason, TierReason::GroupForce);
         let removed = again(&POLICY.replace("k-plain-tier:", "k-new:")).unwrap_err();
         assert_eq!(removed.cause, Cause::InvalidApiKey);
         let disabled = again(&POLICY.replace("upstream: tier}", "upstream: tier, enabled: false}"))
@@ -996,12 +1003,12 @@ keys:
             }
             let at = at.min(text.len());
             text.replace_range(at..(at + gone).min(text.len()), &put);
-            if let Err(mistakes) = Policy::parse(Path::new("p"), text.as_bytes(), &config) {
-                for mistake in &mistakes {
-                    let told = mistake.to_string();
+            if let Err(diagnostics) = Policy::parse(Path::new("p"), text.as_bytes(), &config) {
+                for diagnostic in &diagnostics {
+                    let told = diagnostic.to_string();
                     prop_assert!(!told.contains("Zq") && !told.contains("Xq"), "{}", told);
                 }
-                prop_assert!(!mistakes.is_empty());
+                prop_assert!(!diagnostics.is_empty());
             }
         }
 

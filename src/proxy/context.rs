@@ -25,12 +25,12 @@ use crate::policy::group::OnTierRefused;
 use crate::policy::{BetaHeader, Condition, Credential, Decision, Denied, Head, TierAction};
 use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::error_mapping::{Situation, TIER_REFUSED, is_stale_connection, is_unprocessed};
-use crate::proxy::request_body::{HeldBody, StreamedBody};
+use crate::proxy::request_body::{BufferedBody, StreamedBody};
 use crate::proxy::upstream_request::{HeadEdit, Length};
-use crate::proxy::websocket_session::Conversation;
+use crate::proxy::websocket_session::WebSocketSession;
 use crate::state::State;
 use crate::upstream::connector::control::{Phase, StreamControl};
-use crate::upstream::{Address, Route, Upstream, told_of};
+use crate::upstream::{Address, Attempts, Upstream, describe_error};
 
 /// The longest of each text that a client chooses, in bytes, so that a line stays below 16 KiB even where every byte of
 /// it takes six in JSON.
@@ -43,12 +43,12 @@ const STALE_TIME: Duration = Duration::from_secs(1);
 const SERVICE_TIER: &[u8] = b"service_tier";
 
 /// A request that is being served; Pingora's context for it.
-pub struct Exchange {
+pub struct RequestContext {
     pub state: Arc<State>,
-    pub arrival: RequestInfo,
+    pub request_info: RequestInfo,
     /// The client's key, once it was read.
     pub credential: Option<Credential>,
-    pub turn: RequestRecord,
+    pub record: RequestRecord,
     pub body: Body,
     /// The connection that it came on; none over HTTP/2.
     pub client: Option<Arc<ClientConnection>>,
@@ -62,12 +62,12 @@ pub struct Exchange {
     pub refusal: Option<Refusal>,
     pub upstream: Option<Arc<Upstream>>,
     /// The attempts so far, and the address of the newest.
-    pub route: Route,
+    pub attempts: Attempts,
     pub observer: Option<ResponseObserver>,
     /// The client asks for a WebSocket.
     pub upgrade: bool,
     /// The WebSocket, once the upstream has agreed to one whose messages are judged.
-    pub conversation: Option<Box<Conversation>>,
+    pub websocket: Option<Box<WebSocketSession>>,
     /// All of the client's body has come, or there is none.
     pub body_complete: bool,
     /// The end of its body was told to Pingora without a piece.
@@ -85,7 +85,7 @@ pub struct Exchange {
     /// More of the answer came after its client had left.
     outlived: bool,
     /// When its line was written.
-    settled: Option<Instant>,
+    logged_at: Option<Instant>,
 }
 
 /// Where the request's body is.
@@ -93,20 +93,20 @@ pub enum Body {
     /// It passes as it comes and is looked at on the way.
     Streamed(Box<StreamedBody>),
     /// It is held, and Pingora drives: no length was announced.
-    Held(Box<HeldBody>),
+    Buffered(Box<BufferedBody>),
     /// It is known good and goes out whole; kept for another attempt until an answer begins.
     Ready(Bytes),
     /// There is none, or it is gone.
     None,
 }
 
-impl Exchange {
+impl RequestContext {
     /// Of a request that the policy of this moment decides.
     pub fn new(state: &Arc<State>) -> Self {
         let policy = state.policy.current();
         state.metrics.in_flight.inc();
         Self {
-            arrival: RequestInfo {
+            request_info: RequestInfo {
                 id: Uuid::now_v7(),
                 client: None,
                 user_agent: None,
@@ -115,7 +115,7 @@ impl Exchange {
                 endpoint: Endpoint::Other,
             },
             credential: None,
-            turn: RequestRecord::new(0, policy),
+            record: RequestRecord::new(0, policy),
             state: state.clone(),
             body: Body::None,
             client: None,
@@ -124,10 +124,10 @@ impl Exchange {
             body_idle: None,
             refusal: None,
             upstream: None,
-            route: Route::default(),
+            attempts: Attempts::default(),
             observer: None,
             upgrade: false,
-            conversation: None,
+            websocket: None,
             body_complete: false,
             trailers_seen: false,
             is_original: false,
@@ -136,26 +136,26 @@ impl Exchange {
             without_tier: false,
             only_http1: false,
             outlived: false,
-            settled: None,
+            logged_at: None,
         }
     }
 
     /// Takes from the request's head what the log tells of it. `peer` is who the connection is with.
     pub fn read_head(&mut self, head: &Head<'_>, peer: Option<IpAddr>) {
-        let arrival = &mut self.arrival;
-        arrival.method = head.method.clone();
-        arrival.path = logged_path(head.path);
+        let request_info = &mut self.request_info;
+        request_info.method = head.method.clone();
+        request_info.path = logged_path(head.path);
         let trusted = &self.state.config.trusted_proxies;
-        arrival.client = peer.map(|peer| trusted.client(peer, head.headers));
-        arrival.user_agent = header_text(head.headers, &header::USER_AGENT, USER_AGENT_BYTES);
+        request_info.client = peer.map(|peer| trusted.client(peer, head.headers));
+        request_info.user_agent = header_text(head.headers, &header::USER_AGENT, USER_AGENT_BYTES);
     }
 
     /// The policy does not let it pass.
     pub fn deny(&mut self, denied: Denied) -> Refusal {
-        self.arrival.endpoint = denied.endpoint;
-        self.turn.key = denied.key;
-        self.turn.key_digest = denied.credential.map(|credential| credential.digest);
-        self.turn.group = denied.group;
+        self.request_info.endpoint = denied.endpoint;
+        self.record.key = denied.key;
+        self.record.key_digest = denied.credential.map(|credential| credential.digest);
+        self.record.group = denied.group;
         denied.cause.into()
     }
 
@@ -165,20 +165,20 @@ impl Exchange {
     /// Where it cannot be served for now, or its head is too large.
     pub fn admit(&mut self, decision: Decision, head_bytes: u64) -> Result<(), Refusal> {
         let state = &self.state;
-        self.arrival.endpoint = decision.endpoint;
-        self.turn.key = decision.key;
-        self.turn.order = decision.order;
+        self.request_info.endpoint = decision.endpoint;
+        self.record.key = decision.key;
+        self.record.action = decision.action;
         self.credential = Some(decision.credential);
-        self.turn.key_digest = Some(decision.credential.digest);
+        self.record.key_digest = Some(decision.credential.digest);
         self.upstream = state.upstream(&decision.group.upstream.name).cloned();
         let upstream = self.upstream.as_ref();
-        self.turn.sent_key_digest = upstream.and_then(|upstream| upstream.credential_digest());
-        let group = self.turn.group.insert(decision.group);
+        self.record.sent_key_digest = upstream.and_then(|upstream| upstream.credential_digest());
+        let group = self.record.group.insert(decision.group);
         if head_bytes > state.limits.header {
             return Err(Cause::HeaderTooLarge.into());
         }
         let key = &decision.credential.digest;
-        self.turn.places = Some(state.in_flight.enter(group, key)?);
+        self.record.permits = Some(state.in_flight.enter(group, key)?);
         if state.log.is_full() {
             return Err(Cause::AccessLogUnavailable.into());
         }
@@ -189,12 +189,12 @@ impl Exchange {
     ///
     /// # Errors
     /// Where it is not what can be sent.
-    pub fn finish_held(&mut self) -> Result<(), Refusal> {
-        if let Body::Held(held) = std::mem::replace(&mut self.body, Body::None) {
-            self.turn.facts = held.facts().clone();
-            self.settle_action()?;
+    pub fn finish_buffered(&mut self) -> Result<(), Refusal> {
+        if let Body::Buffered(held) = std::mem::replace(&mut self.body, Body::None) {
+            self.record.facts = held.facts().clone();
+            self.resolve_action()?;
             let requests_usage = self.requests_usage();
-            let edits = match self.turn.order {
+            let edits = match self.record.action {
                 Some(action) => action.edits(requests_usage),
                 None => Edits {
                     request_usage: requests_usage,
@@ -202,7 +202,7 @@ impl Exchange {
                 },
             };
             let ready = held.finish(edits)?;
-            self.turn.facts = ready.facts;
+            self.record.facts = ready.facts;
             self.is_original = ready.is_original;
             self.usage_requested = ready.usage_requested;
             self.body = Body::Ready(ready.bytes);
@@ -217,11 +217,11 @@ impl Exchange {
     ///
     /// # Errors
     /// Where the budget of the fast tier is used up and its requests are to be refused.
-    fn settle_action(&mut self) -> Result<(), Refusal> {
-        let (Some(action), Some(group)) = (self.turn.order, self.turn.group.clone()) else {
+    fn resolve_action(&mut self) -> Result<(), Refusal> {
+        let (Some(action), Some(group)) = (self.record.action, self.record.group.clone()) else {
             return Ok(());
         };
-        self.turn.order = group.settle(action, &self.turn.facts);
+        self.record.action = group.settle(action, &self.record.facts);
         self.spend_budget()
     }
 
@@ -230,15 +230,18 @@ impl Exchange {
     ///
     /// # Errors
     /// As above.
-    pub fn settle_without_length(&mut self) -> Result<(), Refusal> {
-        let action = self.turn.order.and_then(|action| match action.condition {
-            Condition::FastSpeed => None,
-            Condition::Always | Condition::ModelRule => Some(TierAction {
-                condition: Condition::Always,
-                ..action
-            }),
-        });
-        self.turn.order = action;
+    pub fn resolve_without_body(&mut self) -> Result<(), Refusal> {
+        let action = self
+            .record
+            .action
+            .and_then(|action| match action.condition {
+                Condition::FastSpeed => None,
+                Condition::Always | Condition::ModelRule => Some(TierAction {
+                    condition: Condition::Always,
+                    ..action
+                }),
+            });
+        self.record.action = action;
         self.spend_budget()
     }
 
@@ -248,28 +251,28 @@ impl Exchange {
     /// Where such requests are to be refused.
     pub fn spend_budget(&mut self) -> Result<(), Refusal> {
         let (Some(action), Some(group), Some(credential)) =
-            (self.turn.order, &self.turn.group, &self.credential)
+            (self.record.action, &self.record.group, &self.credential)
         else {
             return Ok(());
         };
         let budgets = &self.state.budgets;
         let allowed = group.within_budget(action, &credential.digest, budgets, Timestamp::now());
         let action = allowed.map_err(|_retry_after| Refusal::from(Cause::BudgetExhausted))?;
-        self.turn.order = Some(action);
+        self.record.action = Some(action);
         Ok(())
     }
 
     /// Whether a budget may change what is done to the request.
     pub fn has_budget(&self) -> bool {
-        let group = self.turn.group.as_ref();
+        let group = self.record.group.as_ref();
         group.is_some_and(|group| group.budget.is_some())
     }
 
     /// Whether a chat stream is to be asked for its usage.
     pub fn requests_usage(&self) -> bool {
         let upstream = self.upstream.as_ref();
-        self.arrival.endpoint == Endpoint::ChatCompletions
-            && self.arrival.method == http::Method::POST
+        self.request_info.endpoint == Endpoint::ChatCompletions
+            && self.request_info.method == http::Method::POST
             && upstream.is_some_and(|upstream| {
                 upstream.config.chat_stream_usage != ChatStreamUsage::Client
             })
@@ -284,7 +287,7 @@ impl Exchange {
             return Err(Cause::Internal.into());
         };
         let bytes = bytes.clone();
-        let found = match self.turn.order {
+        let found = match self.record.action {
             Some(action) => action.outgoing_tier(&bytes, self.state.limits.json_depth),
             None => Ok(None),
         };
@@ -292,11 +295,11 @@ impl Exchange {
             self.state.metrics.unforced_forwarded.inc();
             log::error!(
                 "request {}: the outgoing body does not carry the forced tier; it is not sent",
-                self.arrival.id
+                self.request_info.id
             );
             return Err(Cause::Internal.into());
         };
-        self.turn.sent_whole(bytes.len() as u64, found);
+        self.record.sent_whole(bytes.len() as u64, found);
         Ok(bytes)
     }
 
@@ -311,7 +314,7 @@ impl Exchange {
     /// # Errors
     /// Where it is not known where it goes.
     pub fn head_edit<'a>(&'a self, target: &'a [u8]) -> Result<HeadEdit<'a>, Box<Error>> {
-        let (Some(upstream), Some(origin)) = (&self.upstream, self.route.origin()) else {
+        let (Some(upstream), Some(origin)) = (&self.upstream, self.attempts.origin()) else {
             return Error::e_explain(ErrorType::InternalError, "no upstream was decided");
         };
         if matches!(self.body, Body::None) {
@@ -323,14 +326,14 @@ impl Exchange {
             origin,
             target,
             credential: self.credential.map(|credential| credential.header),
-            endpoint: self.arrival.endpoint,
-            order: self.turn.order,
+            endpoint: self.request_info.endpoint,
+            action: self.record.action,
             upgrade: self.upgrade,
             is_http2: self.is_http2_upstream(),
             length: match &self.body {
                 Body::Ready(_) if self.is_original => Length::Same,
                 Body::Ready(bytes) => Length::Known(bytes.len()),
-                Body::Held(_) => Length::Unknown,
+                Body::Buffered(_) => Length::Unknown,
                 Body::Streamed(_) | Body::None => Length::Same,
             },
         })
@@ -339,13 +342,13 @@ impl Exchange {
     /// What names it in the header `X-Tiergate-Request-Id`.
     pub fn request_id(&self) -> HeaderValue {
         let mut text = Uuid::encode_buffer();
-        let id = self.arrival.id.hyphenated().encode_lower(&mut text);
+        let id = self.request_info.id.hyphenated().encode_lower(&mut text);
         // It is plain ASCII.
         HeaderValue::from_str(id).expect("a UUID can stand in a header")
     }
 
     pub fn protocol(&self) -> Protocol {
-        self.arrival.endpoint.protocol()
+        self.request_info.endpoint.protocol()
     }
 
     /// Whether answers to this request are read for usage and tier.
@@ -355,7 +358,7 @@ impl Exchange {
             method,
             path,
             ..
-        } = &self.arrival;
+        } = &self.request_info;
         is_observed(*endpoint, method, path.as_bytes())
     }
 
@@ -377,7 +380,7 @@ impl Exchange {
 
     /// Looks at the next piece of the answer.
     pub fn observe(&mut self, bytes: &[u8]) {
-        self.turn.answer.bytes += bytes.len() as u64;
+        self.record.answer.bytes += bytes.len() as u64;
         let Some(observer) = &mut self.observer else {
             return;
         };
@@ -415,26 +418,28 @@ impl Exchange {
 
     /// The answer has ended, and what is left is for the client to read.
     pub fn end_answer(&mut self) {
-        if self.conversation.is_some() {
+        if self.websocket.is_some() {
             return;
         }
         self.enter(Phase::Idle, None);
         // Nor is a client to have the end of what is not in the log; and it may ask again at once.
-        self.settle(self.ending());
+        self.finish(self.ending());
     }
 
     /// Where the next attempt goes; none while no address is known.
     pub fn next_address(&mut self) -> Option<Arc<Address>> {
         self.stream = None;
         let upstream = self.upstream.as_ref()?;
-        self.route.next(upstream).cloned()
+        self.attempts.next(upstream).cloned()
     }
 
     /// A head is about to go out.
     pub fn begin_attempt(&mut self) {
-        let reached = !matches!(self.body, Body::Held(_));
-        let in_header = set_tier(self.turn.order, None).filter(|_| reached);
-        self.turn.sent.begin(reached, in_header.map(str::to_owned));
+        let reached = !matches!(self.body, Body::Buffered(_));
+        let in_header = set_tier(self.record.action, None).filter(|_| reached);
+        self.record
+            .sent
+            .begin(reached, in_header.map(str::to_owned));
         self.attempted = Instant::now();
         let response_timeout = self
             .upstream
@@ -461,10 +466,10 @@ impl Exchange {
 
     /// Whether a refusal of the tier is answered by another attempt without it: of a body that can be sent again, once.
     fn retries_without_tier(&self) -> bool {
-        let group = self.turn.group.as_ref();
+        let group = self.record.group.as_ref();
         let is_wanted =
             group.is_some_and(|group| group.on_tier_refused == OnTierRefused::RetryWithout);
-        let sets_tier = self.turn.order.is_some_and(|action| action.changes());
+        let sets_tier = self.record.action.is_some_and(|action| action.changes());
         is_wanted && sets_tier && !self.without_tier && matches!(self.body, Body::Ready(_))
     }
 
@@ -490,8 +495,8 @@ impl Exchange {
         let (mut buffer, start, _) = rewritten.into_parts();
         self.body = Body::Ready(buffer.split_off(start).into());
         self.without_tier = true;
-        self.turn.tier_refused = true;
-        self.turn.order = self.turn.order.map(|action| TierAction {
+        self.record.tier_refused = true;
+        self.record.action = self.record.action.map(|action| TierAction {
             body: Edit::Remove,
             beta_header: BetaHeader::Remove,
             ..action
@@ -514,10 +519,10 @@ impl Exchange {
     /// Something of a body that passes as it comes is about to leave. In a new attempt it comes from its beginning.
     pub fn begin_piece(&mut self) {
         if let Body::Streamed(body) = &mut self.body
-            && self.turn.sent.renew()
+            && self.record.sent.renew()
         {
             body.restart();
-            self.turn.request_bytes = 0;
+            self.record.request_bytes = 0;
         }
     }
 
@@ -535,7 +540,7 @@ impl Exchange {
         }
         let is_refused = is_unprocessed(&error);
         if is_refused {
-            self.route.is_refused();
+            self.attempts.is_refused();
         }
         let unprocessed = is_refused || (reused && self.is_stale(&error));
         self.only_http1 |= *error.etype() == ErrorType::H2Downgrade;
@@ -544,7 +549,7 @@ impl Exchange {
             && !reused
             && self.situation().is_reset(&error)
         {
-            self.route.fails(upstream, &error);
+            self.attempts.fails(upstream, &error);
         }
         error
     }
@@ -558,19 +563,19 @@ impl Exchange {
     }
 
     fn may_try_again(&self) -> bool {
-        self.turn.answer.upstream_status.is_none()
+        self.record.answer.upstream_status.is_none()
             && self.refusal.is_none()
             && self
                 .upstream
                 .as_ref()
-                .is_some_and(|upstream| self.route.may_go_on(upstream))
+                .is_some_and(|upstream| self.attempts.may_go_on(upstream))
     }
 
     /// What is known of it when an error ends it.
     pub fn situation(&self) -> Situation {
         Situation {
             refusal: self.refusal.as_ref().map(|refusal| refusal.cause),
-            is_answered: self.turn.answer.upstream_status.is_some(),
+            is_answered: self.record.answer.upstream_status.is_some(),
             expired: self.stream.as_ref().and_then(|stream| stream.expired()),
             is_drained: self
                 .client
@@ -582,7 +587,7 @@ impl Exchange {
     /// No connection could be made for an attempt. The error says whether there is to be another one.
     pub fn connect_failed(&mut self, mut error: Box<Error>) -> Box<Error> {
         let again = match &self.upstream {
-            Some(upstream) => self.route.fails_to_connect(upstream, &error),
+            Some(upstream) => self.attempts.fails_to_connect(upstream, &error),
             None => false,
         };
         error.set_retry(again);
@@ -596,8 +601,8 @@ impl Exchange {
         };
         self.refusal.get_or_insert_with(|| cause.into());
         if cause.status() >= 500 {
-            let (id, code) = (self.arrival.id, cause.code());
-            log::warn!("request {id}: {code}: {}", told_of(error));
+            let (id, code) = (self.request_info.id, cause.code());
+            log::warn!("request {id}: {code}: {}", describe_error(error));
         }
         true
     }
@@ -607,8 +612,8 @@ impl Exchange {
         let refusal = self.refusal.as_ref()?;
         let answer = refusal.answer(self.protocol());
         let cause = refusal.cause;
-        self.turn.places = None;
-        self.turn.answer.status = Some(answer.status);
+        self.record.permits = None;
+        self.record.answer.status = Some(answer.status);
         Some((cause, answer))
     }
 
@@ -616,18 +621,18 @@ impl Exchange {
     pub fn take_answer(&mut self, status: StatusCode, headers: &HeaderMap) {
         self.read_answer(status.as_u16(), headers);
         if let Some(upstream) = &self.upstream {
-            self.route.is_answered(upstream, status.as_u16());
+            self.attempts.is_answered(upstream, status.as_u16());
         }
     }
 
     fn read_answer(&mut self, status: u16, headers: &HeaderMap) {
         let transport = transport(status, headers);
-        self.turn
+        self.record
             .answer
-            .read_head(status, headers, self.turn.began.elapsed(), transport);
+            .read_head(status, headers, self.record.began.elapsed(), transport);
         if self.has_client_left() {
             // Nobody got it.
-            self.turn.answer.status = None;
+            self.record.answer.status = None;
         }
         let upstream = self.upstream.as_ref();
         let hides = upstream.is_some_and(|upstream| {
@@ -645,22 +650,22 @@ impl Exchange {
                 method,
                 path,
                 ..
-            } = &self.arrival;
+            } = &self.request_info;
             let request = (*endpoint, method, path.as_bytes());
             self.observer = ResponseObserver::for_request(request, event_stream, headers);
         }
     }
 
     /// The upstream has agreed to a WebSocket. From here on this is the connection; its responses are turns of their own.
-    pub fn begin_conversation(&mut self) -> Result<(), Refusal> {
+    pub fn begin_websocket(&mut self) -> Result<(), Refusal> {
         let Some(credential) = self.credential else {
             return Err(Cause::Internal.into());
         };
-        let conversation = Conversation::new(&self.state, self.upstream.clone(), credential)?;
-        self.conversation = Some(Box::new(conversation));
+        let websocket = WebSocketSession::new(&self.state, self.upstream.clone(), credential)?;
+        self.websocket = Some(Box::new(websocket));
         // It is the responses on it that count.
-        self.turn.places = None;
-        self.turn.order = None;
+        self.record.permits = None;
+        self.record.action = None;
         Ok(())
     }
 
@@ -693,7 +698,7 @@ impl Exchange {
 
     /// The request is with the upstream.
     pub fn await_response(&self) {
-        if self.turn.answer.upstream_status.is_some() {
+        if self.record.answer.upstream_status.is_some() {
             return;
         }
         let upstream = self.upstream.as_ref();
@@ -710,31 +715,30 @@ impl Exchange {
     }
 
     /// Whether the request's line is written.
-    pub fn is_settled(&self) -> bool {
-        self.settled.is_some()
+    pub fn is_logged(&self) -> bool {
+        self.logged_at.is_some()
     }
 
-    pub fn settled_since(&self) -> Option<Instant> {
-        self.settled
+    pub fn time_since_logged(&self) -> Option<Instant> {
+        self.logged_at
     }
 
     /// Writes the request's line and counts it. A second call does nothing.
-    pub fn settle(&mut self, ending: Termination) {
-        if self.settled.replace(Instant::now()).is_some() {
+    pub fn finish(&mut self, ending: Termination) {
+        if self.logged_at.replace(Instant::now()).is_some() {
             return;
         }
-        self.turn.places = None;
+        self.record.permits = None;
         let ending = self.ending_without_client().unwrap_or(ending);
         self.state.metrics.in_flight.dec();
         if let Body::Streamed(body) = std::mem::replace(&mut self.body, Body::None) {
-            self.turn.facts = body.finish();
+            self.record.facts = body.finish();
         }
-        let ending = match &mut self.conversation {
-            Some(conversation) => {
-                let in_order =
-                    ending == Termination::ClientClosed && conversation.has_server_closed();
+        let ending = match &mut self.websocket {
+            Some(websocket) => {
+                let in_order = ending == Termination::ClientClosed && websocket.has_server_closed();
                 let ending = if in_order { Termination::Whole } else { ending };
-                conversation.finish(ending, &self.arrival)
+                websocket.finish(ending, &self.request_info)
             }
             None => ending,
         };
@@ -748,27 +752,27 @@ impl Exchange {
             .as_ref()
             .is_some_and(|refusal| refusal.cause.status() < 500);
         // Of a held body that is refused nothing has left.
-        let has_tried = self.route.has_begun() && (self.turn.sent.reached || !is_refused);
+        let has_tried = self.attempts.has_begun() && (self.record.sent.reached || !is_refused);
         let tried = self.upstream.as_deref().filter(|_| has_tried);
         let tried = tried.map(|upstream| &*upstream.config);
         let ledger = self.state.ledger();
-        self.turn
-            .log(&ledger, &self.arrival, tried, ending, &observed);
+        self.record
+            .log(&ledger, &self.request_info, tried, ending, &observed);
     }
 }
 
-impl Drop for Exchange {
+impl Drop for RequestContext {
     /// For a request whose task ended without a word: a panic in a filter, a deadline, the end of the process. All
     /// others have settled by now.
     fn drop(&mut self) {
         let ending = match self.ending() {
-            Termination::Whole if self.turn.answer.upstream_status.is_some() => {
+            Termination::Whole if self.record.answer.upstream_status.is_some() => {
                 Termination::UpstreamCut
             }
             Termination::Whole => Termination::ClientClosed,
             other => other,
         };
-        self.settle(ending);
+        self.finish(ending);
     }
 }
 

@@ -33,10 +33,10 @@ use crate::policy::endpoint::Endpoint;
 use crate::policy::{Condition, Head, TierAction};
 use crate::proxy::bridge_exchange::Bridge;
 use crate::proxy::client_connection::ClientConnection;
-use crate::proxy::context::{Body, Exchange, head_bytes, without_query};
+use crate::proxy::context::{Body, RequestContext, head_bytes, without_query};
 use crate::proxy::error_mapping::{REFUSED, TIER_REFUSED, no_address, refused};
 use crate::proxy::replies::{answer_refusal, check_response, clean_http2_head, continue_upload};
-use crate::proxy::request_body::{HeldBody, StreamedBody, waiting_piece};
+use crate::proxy::request_body::{BufferedBody, StreamedBody, waiting_piece};
 use crate::state::State;
 use crate::upstream::connector::UpstreamConnector;
 use crate::upstream::connector::control::StreamControl;
@@ -77,10 +77,10 @@ impl<R: Into<Refusal>> From<R> for Stop {
 impl ProxyHttp for TierProxy {
     /// Boxed, for Pingora moves it from future to future: inline it made each of them larger, for 3 % of the instructions of
     /// a small request.
-    type CTX = Box<Exchange>;
+    type CTX = Box<RequestContext>;
 
-    fn new_ctx(&self) -> Box<Exchange> {
-        Box::new(Exchange::new(&self.state))
+    fn new_ctx(&self) -> Box<RequestContext> {
+        Box::new(RequestContext::new(&self.state))
     }
 
     fn init_downstream_modules(&self, _modules: &mut pingora_core::modules::http::HttpModules) {
@@ -90,10 +90,10 @@ impl ProxyHttp for TierProxy {
     async fn early_request_filter(
         &self,
         session: &mut Session,
-        exchange: &mut Box<Exchange>,
+        context: &mut Box<RequestContext>,
     ) -> Result<()> {
-        exchange.client = ClientConnection::of(session.digest());
-        if let Some(client) = &exchange.client {
+        context.client = ClientConnection::of(session.digest());
+        if let Some(client) = &context.client {
             client.head_is_read();
         }
         let limits = &self.state.limits;
@@ -112,13 +112,13 @@ impl ProxyHttp for TierProxy {
     async fn request_filter(
         &self,
         session: &mut Session,
-        exchange: &mut Box<Exchange>,
+        context: &mut Box<RequestContext>,
     ) -> Result<bool> {
-        match self.take_request(session, exchange).await {
+        match self.take_request(session, context).await {
             Ok(answered) => Ok(answered),
             Err(Stop::Refused(refusal)) => {
-                exchange.refusal = Some(refusal);
-                answer_refusal(session, exchange).await?;
+                context.refusal = Some(refusal);
+                answer_refusal(session, context).await?;
                 Ok(true)
             }
             Err(Stop::Downstream(error)) => Err(error),
@@ -128,10 +128,10 @@ impl ProxyHttp for TierProxy {
     async fn upstream_peer(
         &self,
         _session: &mut Session,
-        exchange: &mut Box<Exchange>,
+        context: &mut Box<RequestContext>,
     ) -> Result<Box<HttpPeer>> {
-        let only_http1 = exchange.upgrade || exchange.only_http1;
-        let address = exchange.next_address().ok_or_else(no_address)?;
+        let only_http1 = context.upgrade || context.only_http1;
+        let address = context.next_address().ok_or_else(no_address)?;
         Ok(Box::new(address.request_peer(only_http1).clone()))
     }
 
@@ -142,9 +142,9 @@ impl ProxyHttp for TierProxy {
         _peer: &HttpPeer,
         _socket: RawFd,
         digest: Option<&Digest>,
-        exchange: &mut Box<Exchange>,
+        context: &mut Box<RequestContext>,
     ) -> Result<()> {
-        exchange.stream = StreamControl::of(digest);
+        context.stream = StreamControl::of(digest);
         Ok(())
     }
 
@@ -152,12 +152,12 @@ impl ProxyHttp for TierProxy {
         &self,
         session: &mut Session,
         head: &mut RequestHeader,
-        exchange: &mut Box<Exchange>,
+        context: &mut Box<RequestContext>,
     ) -> Result<()> {
-        exchange
+        context
             .head_edit(session.req_header().raw_path())?
             .apply(head)?;
-        exchange.begin_attempt();
+        context.begin_attempt();
         Ok(())
     }
 
@@ -168,36 +168,36 @@ impl ProxyHttp for TierProxy {
         session: &mut Session,
         body: &mut Option<Bytes>,
         end_of_stream: bool,
-        exchange: &mut Box<Exchange>,
+        context: &mut Box<RequestContext>,
     ) -> Result<()>
     where
         Self::CTX: Send + Sync,
     {
         if session.was_upgraded() {
-            return websocket_exchange::from_client(session, body, end_of_stream, exchange).await;
+            return websocket_exchange::from_client(session, body, end_of_stream, context).await;
         }
         let ends = end_of_stream || body.is_none();
-        if exchange.is_settled() {
-            return drop_piece(session, body, ends, exchange);
+        if context.is_logged() {
+            return drop_piece(session, body, ends, context);
         }
-        if ends && !end_of_stream && exchange.body_complete {
-            return end_by_trailers(exchange);
+        if ends && !end_of_stream && context.body_complete {
+            return end_by_trailers(context);
         }
-        if let Err(refusal) = filter_body(body, ends, exchange) {
-            exchange.refusal = Some(refusal);
+        if let Err(refusal) = filter_body(body, ends, context) {
+            context.refusal = Some(refusal);
             // Over HTTP/2 Pingora would wait for the response all the same.
-            exchange.end_upstream();
+            context.end_upstream();
             return Err(refused());
         }
         if !ends {
-            exchange.await_body();
+            context.await_body();
             return Ok(());
         }
-        exchange.await_response();
-        if let Some(stream) = &exchange.stream {
+        context.await_response();
+        if let Some(stream) = &context.stream {
             stream.request_ended();
         }
-        exchange.ignore_client_abort();
+        context.ignore_client_abort();
         Ok(())
     }
 
@@ -205,26 +205,26 @@ impl ProxyHttp for TierProxy {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        exchange: &mut Box<Exchange>,
+        context: &mut Box<RequestContext>,
     ) -> Result<()> {
-        check_response(response, exchange)?;
-        if is_replayable(session, exchange) && exchange.drop_refused_tier() {
+        check_response(response, context)?;
+        if is_replayable(session, context) && context.drop_refused_tier() {
             let error = Error::explain(TIER_REFUSED, "it is sent once more without a tier");
             return Err(error.into_up());
         }
-        if exchange.is_http2_upstream() {
+        if context.is_http2_upstream() {
             clean_http2_head(response);
         }
-        exchange.take_answer(response.status, &response.headers);
-        response.insert_header(&REQUEST_ID, exchange.request_id())?;
-        exchange.await_more();
+        context.take_answer(response.status, &response.headers);
+        response.insert_header(&REQUEST_ID, context.request_id())?;
+        context.await_more();
         if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
             // A socket may stay silent for as long as its peers like.
             session.set_read_timeout(None);
-            return websocket_exchange::begin(exchange);
+            return websocket_exchange::begin(context);
         }
         if replies::is_empty(response) {
-            exchange.end_answer();
+            context.end_answer();
         }
         Ok(())
     }
@@ -234,17 +234,17 @@ impl ProxyHttp for TierProxy {
         session: &mut Session,
         body: &mut Option<Bytes>,
         end_of_stream: bool,
-        exchange: &mut Box<Exchange>,
+        context: &mut Box<RequestContext>,
     ) -> Result<Option<Duration>> {
         if let Some(bytes) = body {
-            exchange.observe(bytes);
+            context.observe(bytes);
         }
-        exchange.hide_usage(body, end_of_stream);
-        if exchange.conversation.is_some() {
-            websocket_exchange::from_upstream(body, end_of_stream, exchange);
+        context.hide_usage(body, end_of_stream);
+        if context.websocket.is_some() {
+            websocket_exchange::from_upstream(body, end_of_stream, context);
         } else if end_of_stream {
-            exchange.end_answer();
-            if !exchange.body_complete {
+            context.end_answer();
+            if !context.body_complete {
                 session.set_read_timeout(Some(LINGERING_CLOSE_TIME));
             }
         }
@@ -257,36 +257,36 @@ impl ProxyHttp for TierProxy {
         _peer: &HttpPeer,
         session: &mut Session,
         error: Box<Error>,
-        exchange: &mut Box<Exchange>,
+        context: &mut Box<RequestContext>,
         reused: bool,
     ) -> Box<Error> {
-        let replayable = is_replayable(session, exchange);
-        exchange.attempt_failed(error, reused, replayable)
+        let replayable = is_replayable(session, context);
+        context.attempt_failed(error, reused, replayable)
     }
 
     fn fail_to_connect(
         &self,
         _session: &mut Session,
         _peer: &HttpPeer,
-        exchange: &mut Box<Exchange>,
+        context: &mut Box<RequestContext>,
         error: Box<Error>,
     ) -> Box<Error> {
-        exchange.connect_failed(error)
+        context.connect_failed(error)
     }
 
     async fn fail_to_proxy(
         &self,
         session: &mut Session,
         error: &Error,
-        exchange: &mut Box<Exchange>,
+        context: &mut Box<RequestContext>,
     ) -> FailToProxy {
-        if exchange.fails(error) {
+        if context.fails(error) {
             session.set_keepalive(None);
             // A client that cannot be written to has gone; its line says what it would have been told.
-            let _ = answer_refusal(session, exchange).await;
+            let _ = answer_refusal(session, context).await;
         }
         FailToProxy {
-            error_code: exchange.turn.answer.status.unwrap_or(0),
+            error_code: context.record.answer.status.unwrap_or(0),
             can_reuse_downstream: false,
         }
     }
@@ -296,19 +296,19 @@ impl ProxyHttp for TierProxy {
         &self,
         _session: &mut Session,
         error: Option<&Error>,
-        exchange: &mut Box<Exchange>,
+        context: &mut Box<RequestContext>,
     ) {
         let ending = match error {
-            Some(error) => exchange.situation().ending_of(error),
-            None => exchange.ending(),
+            Some(error) => context.situation().ending_of(error),
+            None => context.ending(),
         };
-        exchange.settle(ending);
+        context.finish(ending);
     }
 
     fn suppress_error_log(
         &self,
         _session: &Session,
-        _exchange: &Box<Exchange>,
+        _exchange: &Box<RequestContext>,
         _error: &Error,
     ) -> bool {
         // The access log has it. Pingora's own line would print the request's query.
@@ -318,15 +318,15 @@ impl ProxyHttp for TierProxy {
     fn suppress_proxy_warn_log(
         &self,
         _session: &Session,
-        _exchange: &Box<Exchange>,
+        _exchange: &Box<RequestContext>,
         _error: &Error,
         _context: ProxyWarnLogContext,
     ) -> bool {
         true
     }
 
-    fn request_summary(&self, _session: &Session, exchange: &Box<Exchange>) -> String {
-        format!("request {}", exchange.arrival.id)
+    fn request_summary(&self, _session: &Session, context: &Box<RequestContext>) -> String {
+        format!("request {}", context.request_info.id)
     }
 }
 
@@ -335,36 +335,36 @@ impl TierProxy {
     async fn take_request(
         &self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        context: &mut RequestContext,
     ) -> Result<bool, Stop> {
         let client = session.client_addr().and_then(|address| address.as_inet());
-        exchange.read_head(&asked(session), client.map(|address| address.ip()));
+        context.read_head(&asked(session), client.map(|address| address.ip()));
         let drains = self.state.is_draining();
         if drains {
             session.set_keepalive(None);
         }
         check_framing(session)?;
-        self.admit(session, exchange)?;
+        self.admit(session, context)?;
         if drains && self.state.is_drain_over() {
             return Err(Cause::Draining.into());
         }
-        if let Some(conversion) = self.bridge.conversion(exchange) {
-            let served = self.bridge.serve(session, exchange, &conversion);
+        if let Some(conversion) = self.bridge.conversion(context) {
+            let served = self.bridge.serve(session, context, &conversion);
             return Box::pin(served).await.map(|()| true);
         }
-        self.take_body(session, exchange).await.map(|()| false)
+        self.take_body(session, context).await.map(|()| false)
     }
 
     /// Who asks, for what, and what is to be done about the tier.
-    fn admit(&self, session: &Session, exchange: &mut Exchange) -> Result<(), Refusal> {
+    fn admit(&self, session: &Session, context: &mut RequestContext) -> Result<(), Refusal> {
         let head = session.req_header();
-        let decision = exchange.turn.policy.decide(&asked(session));
-        let decision = decision.map_err(|denied| exchange.deny(denied))?;
-        exchange.admit(decision, head_bytes(head.raw_path(), &head.headers))?;
-        let arrival = &exchange.arrival;
-        exchange.upgrade =
-            session.is_upgrade_req() && may_upgrade(&arrival.method, arrival.endpoint);
-        if exchange.upgrade && announces_body(head) {
+        let decision = context.record.policy.decide(&asked(session));
+        let decision = decision.map_err(|denied| context.deny(denied))?;
+        context.admit(decision, head_bytes(head.raw_path(), &head.headers))?;
+        let request_info = &context.request_info;
+        context.upgrade =
+            session.is_upgrade_req() && may_upgrade(&request_info.method, request_info.endpoint);
+        if context.upgrade && announces_body(head) {
             // After a switch its bytes would be taken for frames.
             return Err(Cause::InvalidHttp.into());
         }
@@ -372,36 +372,40 @@ impl TierProxy {
     }
 
     /// Reads a body that is to be rewritten, if its length is known; makes the others ready to be passed on.
-    async fn take_body(&self, session: &mut Session, exchange: &mut Exchange) -> Result<(), Stop> {
+    async fn take_body(
+        &self,
+        session: &mut Session,
+        context: &mut RequestContext,
+    ) -> Result<(), Stop> {
         let length = content_length(session.req_header())?;
         let State { limits, budget, .. } = &*self.state;
         let empty = session.as_downstream_mut().is_body_empty();
         let is_http2 = session.as_downstream().is_http2();
-        exchange.body_idle = is_http2.then_some(limits.body_idle_timeout);
-        exchange.body_complete = empty;
-        if let Some(client) = &exchange.client {
+        context.body_idle = is_http2.then_some(limits.body_idle_timeout);
+        context.body_complete = empty;
+        if let Some(client) = &context.client {
             client.await_body(!empty);
         }
-        let method = &exchange.arrival.method;
+        let method = &context.request_info.method;
         let headers = &session.req_header().headers;
-        let mut order = order_for_body(exchange.turn.order, method, empty);
+        let mut action = order_for_body(context.record.action, method, empty);
         if length.is_none() && !empty {
-            exchange.settle_without_length()?;
-            order = exchange.turn.order;
+            context.resolve_without_body()?;
+            action = context.record.action;
         }
-        let is_held = order.is_some_and(|action| needs_body(&action)) || exchange.requests_usage();
+        let is_held = action.is_some_and(|action| needs_body(&action)) || context.requests_usage();
         if !is_held {
             let body = StreamedBody::open(headers, length, limits, budget)?;
-            exchange.body = Body::Streamed(Box::new(body));
+            context.body = Body::Streamed(Box::new(body));
             return continue_upload(session).await;
         }
-        let may_stay = order.is_none_or(|action| action.condition != Condition::Always)
-            || exchange.has_budget();
-        let held = HeldBody::open(headers, length, may_stay, limits, budget)?;
-        exchange.body = Body::Held(Box::new(held));
+        let may_stay = action.is_none_or(|action| action.condition != Condition::Always)
+            || context.has_budget();
+        let held = BufferedBody::open(headers, length, may_stay, limits, budget)?;
+        context.body = Body::Buffered(Box::new(held));
         continue_upload(session).await?;
         match length.or(empty.then_some(0)) {
-            Some(length) => self.read_body(session, exchange, length).await,
+            Some(length) => self.read_body(session, context, length).await,
             None => Ok(()),
         }
     }
@@ -411,14 +415,14 @@ impl TierProxy {
     async fn read_body(
         &self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        context: &mut RequestContext,
         length: u64,
     ) -> Result<(), Stop> {
         let limits = &self.state.limits;
         let deadline = Instant::now() + limits.body_timeout;
         let drain_over = self.state.drain_over();
         while !session.is_body_done() {
-            let left = length.saturating_sub(exchange.turn.request_bytes);
+            let left = length.saturating_sub(context.record.request_bytes);
             if left <= PINGORA_REPLAY_BYTES {
                 session.enable_retry_buffering();
             }
@@ -432,14 +436,14 @@ impl TierProxy {
             let Some(chunk) = read.map_err(|error| Stop::Downstream(error.into_down()))? else {
                 break;
             };
-            filter_body(&mut Some(chunk), false, exchange)?;
+            filter_body(&mut Some(chunk), false, context)?;
         }
         if length > 0 && session.get_retry_buffer().is_none() {
             // Nothing would make Pingora send the body.
             return Err(Cause::Internal.into());
         }
-        exchange.finish_held()?;
-        exchange.complete_body();
+        context.finish_buffered()?;
+        context.complete_body();
         Ok(())
     }
 }
@@ -448,42 +452,42 @@ impl TierProxy {
 fn filter_body(
     body: &mut Option<Bytes>,
     ends: bool,
-    exchange: &mut Exchange,
+    context: &mut RequestContext,
 ) -> Result<(), Refusal> {
-    if exchange.turn.began.elapsed() > exchange.state.limits.body_timeout && !exchange.body_complete
+    if context.record.began.elapsed() > context.state.limits.body_timeout && !context.body_complete
     {
         return Err(Cause::RequestTimeout.into());
     }
     if ends {
-        exchange.complete_body();
+        context.complete_body();
     }
     let piece = body.clone().unwrap_or_default();
-    exchange.begin_piece();
-    match &mut exchange.body {
+    context.begin_piece();
+    match &mut context.body {
         Body::Streamed(streamed) => {
-            exchange.turn.request_bytes += piece.len() as u64;
+            context.record.request_bytes += piece.len() as u64;
             streamed.pass(&piece)?;
-            exchange.turn.sent.bytes += piece.len() as u64;
+            context.record.sent.bytes += piece.len() as u64;
             if ends && piece.is_empty() {
                 // Pingora would end a chunked message twice (cloudflare/pingora#935).
                 *body = None;
-            } else if exchange.is_http2_upstream() && !piece.is_empty() {
-                *body = Some(waiting_piece(piece, &exchange.state.budget)?);
+            } else if context.is_http2_upstream() && !piece.is_empty() {
+                *body = Some(waiting_piece(piece, &context.state.budget)?);
             }
         }
-        Body::Held(held) => {
-            exchange.turn.request_bytes += piece.len() as u64;
+        Body::Buffered(held) => {
+            context.record.request_bytes += piece.len() as u64;
             held.push(&piece)?;
             // `None` would end the message here.
             *body = Some(Bytes::new());
             if ends {
-                exchange.finish_held()?;
-                *body = Some(exchange.send_ready()?);
+                context.finish_buffered()?;
+                *body = Some(context.send_ready()?);
             }
         }
         Body::Ready(_) => {
             *body = Some(match ends {
-                true => exchange.send_ready()?,
+                true => context.send_ready()?,
                 false => Bytes::new(),
             });
         }
@@ -498,11 +502,11 @@ fn drop_piece(
     session: &Session,
     body: &mut Option<Bytes>,
     ends: bool,
-    exchange: &Exchange,
+    context: &RequestContext,
 ) -> Result<()> {
     let is_over = session.body_bytes_read() > LINGERING_CLOSE_BYTES
-        || exchange
-            .settled_since()
+        || context
+            .time_since_logged()
             .is_some_and(|since| since.elapsed() > LINGERING_CLOSE_TIME);
     if ends || is_over {
         let error = Error::explain(REFUSED, "the request goes on behind its response");
@@ -515,8 +519,8 @@ fn drop_piece(
 
 /// The end of a body that trailers end, after its last piece. Over HTTP/2 Pingora goes on asking for more of it, for it
 /// takes END_STREAM in trailers for no end: the first time the request is to be ended, then its loop is to stop reading.
-fn end_by_trailers(exchange: &mut Exchange) -> Result<()> {
-    match std::mem::replace(&mut exchange.trailers_seen, true) {
+fn end_by_trailers(context: &mut RequestContext) -> Result<()> {
+    match std::mem::replace(&mut context.trailers_seen, true) {
         false => Ok(()),
         true => Error::e_explain(REFUSED, "the request has ended by trailers"),
     }
@@ -555,11 +559,11 @@ fn needs_body(action: &TierAction) -> bool {
 /// What is to be done to the body. A request of some methods may go without one, and then has none that could carry a
 /// tier.
 pub(crate) fn order_for_body(
-    order: Option<TierAction>,
+    action: Option<TierAction>,
     method: &Method,
     empty: bool,
 ) -> Option<TierAction> {
-    order.filter(|_| !(empty && may_be_empty(method)))
+    action.filter(|_| !(empty && may_be_empty(method)))
 }
 
 pub(crate) fn may_be_empty(method: &Method) -> bool {
@@ -578,15 +582,15 @@ fn content_length(head: &RequestHeader) -> Result<Option<u64>, Refusal> {
 }
 
 /// Whether the same bytes can be sent again.
-fn is_replayable(session: &mut Session, exchange: &Exchange) -> bool {
-    match &exchange.body {
+fn is_replayable(session: &mut Session, context: &RequestContext) -> bool {
+    match &context.body {
         // Of a body without a length Pingora may have kept too little to begin again; it would wait for the rest forever.
         Body::Ready(_) => {
             session.get_retry_buffer().is_some() || session.as_downstream_mut().is_body_empty()
         }
         // Pingora keeps all of it up to its limit, and reads on from there.
         Body::Streamed(_) => !session.retry_buffer_truncated(),
-        Body::Held(_) => false,
+        Body::Buffered(_) => false,
         Body::None => session.as_downstream_mut().is_body_empty(),
     }
 }

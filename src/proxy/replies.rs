@@ -10,7 +10,7 @@ use super::{LINGERING_CLOSE_BYTES, LINGERING_CLOSE_TIME, REQUEST_ID, Stop};
 use crate::accounting::record::Termination;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::framing;
-use crate::proxy::context::{Body, Exchange};
+use crate::proxy::context::{Body, RequestContext};
 use crate::proxy::error_mapping::REFUSED;
 
 /// Headers that speak of the upstream's connection (RFC 9113 §8.2.2). Over HTTP/1.1 Pingora removes them.
@@ -25,7 +25,10 @@ const HOP_BY_HOP: [&str; 7] = [
 ];
 
 /// Sends the answer for the refusal of a request, writes its line, and reads on for a moment.
-pub(super) async fn answer_refusal(session: &mut Session, exchange: &mut Exchange) -> Result<()> {
+pub(super) async fn answer_refusal(
+    session: &mut Session,
+    context: &mut RequestContext,
+) -> Result<()> {
     let has_begun = session.response_written().is_some_and(|written| {
         // What follows a switch of protocols is no response.
         let switched = written.status == StatusCode::SWITCHING_PROTOCOLS;
@@ -34,27 +37,27 @@ pub(super) async fn answer_refusal(session: &mut Session, exchange: &mut Exchang
     if has_begun {
         return Ok(());
     }
-    let Some((cause, answer)) = exchange.answer_refusal() else {
+    let Some((cause, answer)) = context.answer_refusal() else {
         return Ok(());
     };
     let mut head = ResponseHeader::build(answer.status, Some(6))?;
     for (name, value) in answer.headers() {
         head.insert_header(name, value)?;
     }
-    head.insert_header(&REQUEST_ID, exchange.request_id())?;
+    head.insert_header(&REQUEST_ID, context.request_id())?;
     let unread = !session.is_body_done();
     if unread {
         session.set_keepalive(None);
     }
-    let bodyless = exchange.arrival.method == Method::HEAD;
+    let bodyless = context.request_info.method == Method::HEAD;
     session
         .write_response_header(Box::new(head), bodyless)
         .await?;
     if !bodyless {
         session.write_response_body(Some(answer.body), true).await?;
     }
-    exchange.settle(Termination::Refused(cause));
-    exchange.body = Body::None;
+    context.finish(Termination::Refused(cause));
+    context.body = Body::None;
     if unread {
         linger(session).await;
     }
@@ -90,13 +93,16 @@ pub(super) async fn continue_upload(session: &mut Session) -> Result<(), Stop> {
 }
 
 /// Refuses a response that the client could take apart in another way than Pingora, and an upgrade that nobody asked for.
-pub(super) fn check_response(response: &ResponseHeader, exchange: &mut Exchange) -> Result<()> {
-    let is_unasked = response.status == StatusCode::SWITCHING_PROTOCOLS && !exchange.upgrade;
+pub(super) fn check_response(
+    response: &ResponseHeader,
+    context: &mut RequestContext,
+) -> Result<()> {
+    let is_unasked = response.status == StatusCode::SWITCHING_PROTOCOLS && !context.upgrade;
     if !is_unasked && framing::is_unambiguous_answer(&response.headers) {
         return Ok(());
     }
     let words = "the upstream's answer is not well-formed HTTP";
-    exchange.refusal = Some(Refusal::new(Cause::UpstreamReset, words));
+    context.refusal = Some(Refusal::new(Cause::UpstreamReset, words));
     Error::e_explain(REFUSED, words)
 }
 

@@ -14,7 +14,7 @@ use crate::codec::service_tier::{BodyFault, Edit, Edits, Facts, Observer, Rewrit
 use crate::config::Limits;
 
 /// A body on its way in.
-pub struct HeldBody {
+pub struct BufferedBody {
     lease: Lease,
     limits: Arc<Limits>,
     decoder: Option<Decoder>,
@@ -41,11 +41,11 @@ pub struct StreamedBody {
     coding: Option<Coding>,
     received: u64,
     observer: Observer,
-    look: Look,
+    look: Inspection,
 }
 
 /// How a streamed body is looked at.
-enum Look {
+enum Inspection {
     Plain,
     /// A copy is decoded; this much more may come out of it.
     Decoded(Box<Decoder>, u64, Lease),
@@ -54,7 +54,7 @@ enum Look {
     Stopped,
 }
 
-impl HeldBody {
+impl BufferedBody {
     /// Makes room for a body, and refuses by its head what can be refused by it.
     ///
     /// `length` is the `Content-Length`, none for a chunked body. `may_stay`: it depends on the body whether it is changed.
@@ -167,7 +167,7 @@ impl StreamedBody {
             coding,
             received: 0,
             observer: Observer::new(limits.json_depth),
-            look: Look::at(coding, limits, budget),
+            look: Inspection::at(coding, limits, budget),
             limits: limits.clone(),
             budget: budget.clone(),
         })
@@ -177,7 +177,7 @@ impl StreamedBody {
     pub fn restart(&mut self) {
         self.received = 0;
         self.observer = Observer::new(self.limits.json_depth);
-        self.look = Look::at(self.coding, &self.limits, &self.budget);
+        self.look = Inspection::at(self.coding, &self.limits, &self.budget);
     }
 
     /// # Errors
@@ -194,9 +194,9 @@ impl StreamedBody {
             ..
         } = self;
         match look {
-            Look::Plain => observer.feed(chunk),
-            Look::Stopped => {}
-            Look::Decoded(decoder, left, lease) => {
+            Inspection::Plain => observer.feed(chunk),
+            Inspection::Stopped => {}
+            Inspection::Decoded(decoder, left, lease) => {
                 let looked = decoder.push(chunk, &mut |decoded| {
                     *left = left
                         .checked_sub(decoded.len() as u64)
@@ -209,7 +209,7 @@ impl StreamedBody {
                     .and_then(|()| lease.grow_to(decoder.memory()))
                     .is_err()
                 {
-                    *look = Look::Stopped;
+                    *look = Inspection::Stopped;
                     *observer = Observer::new(limits.json_depth);
                 }
             }
@@ -223,15 +223,15 @@ impl StreamedBody {
     }
 }
 
-impl Look {
+impl Inspection {
     fn at(coding: Option<Coding>, limits: &Limits, budget: &Arc<Budget>) -> Self {
         let Some(coding) = coding else {
-            return Look::Plain;
+            return Inspection::Plain;
         };
         let decoder = Box::new(Decoder::new(coding));
         match budget.lease(decoder.memory()) {
-            Ok(lease) => Look::Decoded(decoder, limits.decoded_body, lease),
-            Err(_) => Look::Stopped,
+            Ok(lease) => Inspection::Decoded(decoder, limits.decoded_body, lease),
+            Err(_) => Inspection::Stopped,
         }
     }
 }

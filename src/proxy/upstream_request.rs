@@ -39,7 +39,7 @@ pub struct HeadEdit<'a> {
     /// The header in which the client sent its key.
     pub credential: Option<CredentialHeader>,
     pub endpoint: Endpoint,
-    pub order: Option<TierAction>,
+    pub action: Option<TierAction>,
     pub upgrade: bool,
     pub is_http2: bool,
     pub length: Length,
@@ -81,8 +81,8 @@ impl HeadEdit<'_> {
         }
         self.set_credential(head)?;
         self.set_length(head)?;
-        if let Some(order) = self.order {
-            set_tier_headers(head, order, self.endpoint)?;
+        if let Some(action) = self.action {
+            set_tier_headers(head, action, self.endpoint)?;
         }
         if self.is_http2 {
             return self.make_http2(head);
@@ -160,9 +160,14 @@ fn path_and_query(target: &[u8]) -> Result<PathAndQuery, http::Error> {
 }
 
 /// Headers that speak of the tier, brought into line with the body.
-fn set_tier_headers(head: &mut RequestHeader, order: TierAction, endpoint: Endpoint) -> Result<()> {
-    let sets_beta = order.beta_header == BetaHeader::Set && endpoint == Endpoint::Messages;
-    let removes_beta = order.beta_header == BetaHeader::Remove && asks_for_fast_mode(&head.headers);
+fn set_tier_headers(
+    head: &mut RequestHeader,
+    action: TierAction,
+    endpoint: Endpoint,
+) -> Result<()> {
+    let sets_beta = action.beta_header == BetaHeader::Set && endpoint == Endpoint::Messages;
+    let removes_beta =
+        action.beta_header == BetaHeader::Remove && asks_for_fast_mode(&head.headers);
     if sets_beta || removes_beta {
         let tokens: Vec<&[u8]> = list_members(&head.headers, &ANTHROPIC_BETA)
             .filter(|token| !token.is_empty() && *token != FAST_MODE_BETA.as_bytes())
@@ -171,12 +176,12 @@ fn set_tier_headers(head: &mut RequestHeader, order: TierAction, endpoint: Endpo
         let tokens = joined(&tokens, b",")?;
         set_or_remove(head, &ANTHROPIC_BETA, tokens)?;
     }
-    if order.changes()
+    if action.changes()
         && let Some(hint) = head.headers.get(&ROUTING_HINT)
     {
-        let tier = match order.body {
+        let tier = match action.body {
             Edit::Set(tier) => Some(tier.as_str()),
-            _ => order.tier_in_header(),
+            _ => action.tier_in_header(),
         };
         let tier = tier.map(|tier| format!("tier={tier}"));
         let others = hint
@@ -245,7 +250,7 @@ mod tests {
             target: b"/v1/x?y",
             credential: Some(CredentialHeader::Authorization),
             endpoint,
-            order: Some(TierAction {
+            action: Some(TierAction {
                 reason: TierReason::GroupForce,
                 body: Edit::Set(Tier::Priority),
                 beta_header: match endpoint {

@@ -1,7 +1,7 @@
-//! An upgraded connection in Pingora's filters: the bytes of both sides go through the [`Conversation`], where their messages
+//! An upgraded connection in Pingora's filters: the bytes of both sides go through the [`WebSocketSession`], where their messages
 //! are judged, and what it says is done.
 //!
-//! [`Conversation`]: crate::proxy::websocket_session::Conversation
+//! [`WebSocketSession`]: crate::proxy::websocket_session::WebSocketSession
 
 use bytes::Bytes;
 use pingora_core::Error;
@@ -9,7 +9,7 @@ use pingora_core::protocols::http::HttpTask;
 use pingora_proxy::Session;
 
 use crate::policy::endpoint::Endpoint;
-use crate::proxy::context::Exchange;
+use crate::proxy::context::RequestContext;
 use crate::proxy::error_mapping::REFUSED;
 use crate::proxy::websocket_session::Awaited;
 use crate::upstream::connector::control::Phase;
@@ -18,29 +18,28 @@ use crate::upstream::connector::control::Phase;
 ///
 /// # Errors
 /// Where there is no room for one.
-pub(super) fn begin(exchange: &mut Exchange) -> Result<(), Box<Error>> {
-    exchange.enter(Phase::Upgraded, None);
-    if exchange.arrival.endpoint != Endpoint::Responses {
+pub(super) fn begin(context: &mut RequestContext) -> Result<(), Box<Error>> {
+    context.enter(Phase::Upgraded, None);
+    if context.request_info.endpoint != Endpoint::Responses {
         return Ok(());
     }
-    exchange.begin_conversation().map_err(|refusal| {
-        exchange.refusal = Some(refusal);
+    context.begin_websocket().map_err(|refusal| {
+        context.refusal = Some(refusal);
         Error::explain(REFUSED, "the upgrade is refused")
     })?;
-    if let (Some(client), Some(stream)) = (&exchange.client, &exchange.stream) {
+    if let (Some(client), Some(stream)) = (&context.client, &context.stream) {
         client.upgrade(stream.clone());
     }
-    await_message(exchange);
+    await_message(context);
     Ok(())
 }
 
 /// Bounds what is awaited from the upstream, if anything is.
-fn await_message(exchange: &mut Exchange) {
-    let (Some(conversation), Some(upstream)) = (&mut exchange.conversation, &exchange.upstream)
-    else {
+fn await_message(context: &mut RequestContext) {
+    let (Some(websocket), Some(upstream)) = (&mut context.websocket, &context.upstream) else {
         return;
     };
-    let Some(awaited) = conversation.newly_awaited() else {
+    let Some(awaited) = websocket.newly_awaited() else {
         return;
     };
     let settings = &upstream.config;
@@ -49,7 +48,7 @@ fn await_message(exchange: &mut Exchange) {
         Awaited::Response => (Phase::Upgraded, Some(settings.response_timeout)),
         Awaited::Message => (Phase::Upgraded, Some(settings.idle_timeout)),
     };
-    exchange.enter(phase, limit);
+    context.enter(phase, limit);
 }
 
 /// What a client sends on an upgraded connection. Where its messages are judged, only what is good goes on.
@@ -60,25 +59,25 @@ pub(super) async fn from_client(
     session: &mut Session,
     body: &mut Option<Bytes>,
     end_of_stream: bool,
-    exchange: &mut Exchange,
+    context: &mut RequestContext,
 ) -> Result<(), Box<Error>> {
     let chunk = body.clone().unwrap_or_default();
-    exchange.turn.request_bytes += chunk.len() as u64;
-    let Some(conversation) = &mut exchange.conversation else {
-        exchange.turn.sent.bytes += chunk.len() as u64;
+    context.record.request_bytes += chunk.len() as u64;
+    let Some(websocket) = &mut context.websocket else {
+        context.record.sent.bytes += chunk.len() as u64;
         return Ok(());
     };
     if chunk.is_empty() && end_of_stream {
-        conversation.client_ended();
+        websocket.client_ended();
         return Ok(());
     }
-    let passed = conversation.client_bytes(chunk, &exchange.arrival, &exchange.turn);
-    exchange.turn.sent.bytes += passed.to_upstream.len() as u64;
+    let passed = websocket.client_bytes(chunk, &context.request_info, &context.record);
+    context.record.sent.bytes += passed.to_upstream.len() as u64;
     *body = Some(passed.to_upstream);
     if let Some(refusal) = passed.refusal {
-        exchange.refusal = Some(refusal);
+        context.refusal = Some(refusal);
     }
-    await_message(exchange);
+    await_message(context);
     if let Some(frames) = passed.to_client {
         if !frames.is_empty() {
             let last = vec![HttpTask::UpgradedBody(Some(frames), false)];
@@ -87,7 +86,7 @@ pub(super) async fn from_client(
                 .response_duplex_vec(last)
                 .await?;
         }
-        exchange.end_upstream();
+        context.end_upstream();
     }
     Ok(())
 }
@@ -96,23 +95,23 @@ pub(super) async fn from_client(
 pub(super) fn from_upstream(
     body: &mut Option<Bytes>,
     end_of_stream: bool,
-    exchange: &mut Exchange,
+    context: &mut RequestContext,
 ) {
-    let is_late = exchange.situation().expired.is_some();
-    let Some(conversation) = &mut exchange.conversation else {
+    let is_late = context.situation().expired.is_some();
+    let Some(websocket) = &mut context.websocket else {
         return;
     };
     let last = match body {
         Some(bytes) if !bytes.is_empty() => {
-            conversation.server_bytes(bytes, &exchange.arrival, &exchange.turn)
+            websocket.server_bytes(bytes, &context.request_info, &context.record)
         }
-        _ if end_of_stream && is_late => conversation.server_is_late(&exchange.arrival),
-        _ if end_of_stream => conversation.server_ended(),
+        _ if end_of_stream && is_late => websocket.server_is_late(&context.request_info),
+        _ if end_of_stream => websocket.server_ended(),
         _ => None,
     };
-    await_message(exchange);
+    await_message(context);
     if let Some(frames) = last {
         *body = Some(frames);
-        exchange.end_upstream();
+        context.end_upstream();
     }
 }

@@ -18,7 +18,7 @@ use crate::codec::websocket::{
     close_frame, encode_in_place, text_frame,
 };
 use crate::policy::endpoint::Endpoint;
-use crate::policy::{Credential, Decision, Denied, Group, Order, Policy};
+use crate::policy::{Credential, Decision, Denied, Group, Policy, TierAction};
 use crate::proxy::request_body::refuse_json;
 use crate::state::State;
 use crate::upstream::Upstream;
@@ -47,7 +47,7 @@ pub enum Awaited {
     Message,
 }
 
-pub struct Conversation {
+pub struct WebSocketSession {
     state: Arc<State>,
     upstream: Option<Arc<Upstream>>,
     credential: Credential,
@@ -61,7 +61,7 @@ pub struct Conversation {
     event_bytes: u64,
     turns: Turns,
     /// What the client is still to be told, once the server's message under way has ended.
-    farewell: Option<Bytes>,
+    pending_close: Option<Bytes>,
     /// Nothing more goes on in either direction.
     over: bool,
     /// Which side has said that it closes.
@@ -80,35 +80,35 @@ struct Turns {
     /// Responses so far.
     count: u64,
     /// What a response that no message asked for inherits from the one before it.
-    last: Option<Inherited>,
+    last: Option<TurnTemplate>,
 }
 
 struct OpenTurn {
-    turn: RequestRecord,
+    record: RequestRecord,
     response_id: Option<String>,
     stream_id: Option<String>,
 }
 
 /// The policy's say on a message, and what was sent for it.
 #[derive(Clone)]
-struct Inherited {
+struct TurnTemplate {
     policy: Arc<Policy>,
     key: Option<Arc<str>>,
     group: Option<Arc<Group>>,
-    order: Option<Order>,
+    action: Option<TierAction>,
     sent: Sent,
     facts: Facts,
 }
 
-impl Inherited {
-    fn of(turn: &RequestRecord) -> Self {
+impl TurnTemplate {
+    fn of(record: &RequestRecord) -> Self {
         Self {
-            policy: turn.policy.clone(),
-            key: turn.key.clone(),
-            group: turn.group.clone(),
-            order: turn.order,
-            sent: turn.sent.without_bytes(),
-            facts: turn.facts.clone(),
+            policy: record.policy.clone(),
+            key: record.key.clone(),
+            group: record.group.clone(),
+            action: record.action,
+            sent: record.sent.without_bytes(),
+            facts: record.facts.clone(),
         }
     }
 }
@@ -129,7 +129,7 @@ enum Stop {
     Protocol(ProtocolError),
 }
 
-impl Conversation {
+impl WebSocketSession {
     pub fn new(
         state: &Arc<State>,
         upstream: Option<Arc<Upstream>>,
@@ -151,7 +151,7 @@ impl Conversation {
                 count: 0,
                 last: None,
             },
-            farewell: None,
+            pending_close: None,
             over: false,
             client_closed: false,
             server_closed: false,
@@ -163,8 +163,8 @@ impl Conversation {
     /// What is awaited, where that is not what was awaited before.
     pub fn newly_awaited(&mut self) -> Option<Awaited> {
         let in_message = !self.server.at_message_boundary() && !self.server.has_ended();
-        let has_begun = |open: &OpenTurn| open.turn.answer.time_to_first_byte.is_some();
-        let awaited = if self.farewell.is_some() {
+        let has_begun = |open: &OpenTurn| open.record.answer.time_to_first_byte.is_some();
+        let awaited = if self.pending_close.is_some() {
             Awaited::Message
         } else if self.turns.open.is_empty() {
             match in_message {
@@ -184,10 +184,10 @@ impl Conversation {
     pub fn client_bytes(
         &mut self,
         chunk: Bytes,
-        arrival: &RequestInfo,
+        request_info: &RequestInfo,
         connection: &RequestRecord,
     ) -> Passed {
-        if self.over || self.farewell.is_some() {
+        if self.over || self.pending_close.is_some() {
             return Passed::default();
         }
         let already_open = self.turns.open.len();
@@ -201,7 +201,7 @@ impl Conversation {
             Err(stop) => {
                 // What was judged good in this chunk is not sent either.
                 let unsent = self.turns.open.split_off(already_open);
-                self.refuse(stop, unsent, arrival)
+                self.refuse(stop, unsent, request_info)
             }
         }
     }
@@ -211,7 +211,7 @@ impl Conversation {
     pub fn server_bytes(
         &mut self,
         chunk: &Bytes,
-        arrival: &RequestInfo,
+        request_info: &RequestInfo,
         connection: &RequestRecord,
     ) -> Option<Bytes> {
         if self.over {
@@ -226,7 +226,7 @@ impl Conversation {
             server_closed,
             state,
             upstream,
-            farewell,
+            pending_close,
             activity,
             ..
         } = self;
@@ -239,16 +239,17 @@ impl Conversation {
             ServerEvent::MessageEnd { offset } => {
                 *activity += 1;
                 let ended = turns.take_event(event.end(), *event_bytes, connection);
-                if let Some((turn, observed)) = ended {
-                    turn.log(
+                if let Some((record, observed)) = ended {
+                    record.log(
                         &state.ledger(),
-                        arrival,
+                        request_info,
                         upstream.as_deref().map(|upstream| &*upstream.config),
                         Termination::Whole,
                         &observed,
                     );
                 }
-                let may_end = farewell.is_some() || (state.is_draining() && turns.open.is_empty());
+                let may_end =
+                    pending_close.is_some() || (state.is_draining() && turns.open.is_empty());
                 if may_end && boundary.is_none() {
                     boundary = Some(offset);
                 }
@@ -257,13 +258,13 @@ impl Conversation {
             ServerEvent::Stopped(why) => {
                 log::warn!(
                     "request {}: the upstream's frames cannot be read: {why}",
-                    arrival.id
+                    request_info.id
                 );
             }
         });
         let at = boundary?;
         self.over = true;
-        let last = self.farewell.take().unwrap_or_else(restart_frame);
+        let last = self.pending_close.take().unwrap_or_else(restart_frame);
         Some(join(vec![chunk.slice(..at), last]))
     }
 
@@ -278,19 +279,21 @@ impl Conversation {
             return None;
         }
         let drained = self.state.is_draining() && self.turns.open.is_empty();
-        self.farewell.take().or_else(|| drained.then(restart_frame))
+        self.pending_close
+            .take()
+            .or_else(|| drained.then(restart_frame))
     }
 
     /// A response takes too long. Returns what the client is told.
-    pub fn server_is_late(&mut self, arrival: &RequestInfo) -> Option<Bytes> {
+    pub fn server_is_late(&mut self, request_info: &RequestInfo) -> Option<Bytes> {
         if self.over || self.server_closed {
             return None;
         }
         self.over = true;
         for open in self.turns.open.drain(..) {
-            open.turn.log(
+            open.record.log(
                 &self.state.ledger(),
-                arrival,
+                request_info,
                 self.upstream.as_deref().map(|upstream| &*upstream.config),
                 Termination::Timeout,
                 &Observed::default(),
@@ -315,7 +318,7 @@ impl Conversation {
     }
 
     /// The connection is gone: every response that still ran is accounted for. Returns how the connection ended.
-    pub fn finish(&mut self, ending: Termination, arrival: &RequestInfo) -> Termination {
+    pub fn finish(&mut self, ending: Termination, request_info: &RequestInfo) -> Termination {
         let cut = match ending {
             Termination::Whole if self.client_closed => Termination::ClientClosed,
             Termination::Whole => Termination::UpstreamCut,
@@ -325,9 +328,9 @@ impl Conversation {
         };
         let cut_in_turn = !self.turns.open.is_empty();
         for open in self.turns.open.drain(..) {
-            open.turn.log(
+            open.record.log(
                 &self.state.ledger(),
-                arrival,
+                request_info,
                 self.upstream.as_deref().map(|upstream| &*upstream.config),
                 cut,
                 &Observed::default(),
@@ -392,13 +395,13 @@ impl Conversation {
             .take()
             .unwrap_or_else(|| Rewriter::for_message(depth));
         let policy = self.state.policy.current();
-        let mut decided = policy.decide_again(&self.credential, Endpoint::Responses, false);
+        let mut decided = policy.decide_turn(&self.credential, Endpoint::Responses, false);
         let is_create = rewriter.facts().kind.as_deref() == Some(RESPONSE_CREATE);
         let over_budget = match &mut decided {
-            Ok(decision) if is_create => self.settle(decision, rewriter.facts()).err(),
+            Ok(decision) if is_create => self.resolve_action(decision, rewriter.facts()).err(),
             _ => None,
         };
-        let action = decided.as_ref().ok().and_then(|decision| decision.order);
+        let action = decided.as_ref().ok().and_then(|decision| decision.action);
         let edits = action.map_or(Edits::default(), |action| action.edits(false));
         let read = match self.fault.take() {
             Some(fault) => Err(fault),
@@ -411,7 +414,7 @@ impl Conversation {
                 Err(self.refuse_turn(refusal, policy, decision, facts, &message, connection))
             }
             // Whatever it is, it is nothing that a group without force would have changed.
-            (Err(_), Ok(decision)) if decision.order.is_none() => Ok(message.raw),
+            (Err(_), Ok(decision)) if decision.action.is_none() => Ok(message.raw),
             (Err(fault), Ok(decision)) => {
                 let refusal = refuse_json(&fault, depth);
                 Err(self.refuse_turn(refusal, policy, decision, None, &message, connection))
@@ -441,19 +444,19 @@ impl Conversation {
     }
 
     /// Decides what only the message itself tells, and what is left of the budget.
-    fn settle(&self, decision: &mut Decision, facts: &Facts) -> Result<(), Refusal> {
-        let Some(action) = decision.order else {
+    fn resolve_action(&self, decision: &mut Decision, facts: &Facts) -> Result<(), Refusal> {
+        let Some(action) = decision.action else {
             return Ok(());
         };
-        decision.order = decision.group.settle(action, facts);
-        let Some(action) = decision.order else {
+        decision.action = decision.group.settle(action, facts);
+        let Some(action) = decision.action else {
             return Ok(());
         };
         let (key, budgets) = (&decision.credential.digest, &self.state.budgets);
         let allowed = decision
             .group
             .within_budget(action, key, budgets, Timestamp::now());
-        decision.order = Some(allowed.map_err(|_| Cause::BudgetExhausted)?);
+        decision.action = Some(allowed.map_err(|_| Cause::BudgetExhausted)?);
         Ok(())
     }
 
@@ -480,12 +483,12 @@ impl Conversation {
                 connection,
             ));
         }
-        let places = match self
+        let permits = match self
             .state
             .in_flight
             .enter(&decision.group, &decision.credential.digest)
         {
-            Ok(places) => places,
+            Ok(permits) => permits,
             Err(refusal) => {
                 let facts = Some(body.facts);
                 return Err(
@@ -493,13 +496,13 @@ impl Conversation {
                 );
             }
         };
-        let mut turn = self.turns.next(policy, connection);
-        turn.places = Some(places);
-        turn.request_bytes = message.payload_length as u64;
-        turn.key = decision.key.clone();
-        turn.group = Some(decision.group.clone());
-        turn.order = decision.order;
-        let action = decision.order.filter(|action| action.changes());
+        let mut record = self.turns.next(policy, connection);
+        record.permits = Some(permits);
+        record.request_bytes = message.payload_length as u64;
+        record.key = decision.key.clone();
+        record.group = Some(decision.group.clone());
+        record.action = decision.action;
+        let action = decision.action.filter(|action| action.changes());
         let goes_on = if let Some(action) = action {
             let (buffer, start, facts) = body.into_parts();
             let depth = self.state.limits.json_depth;
@@ -507,16 +510,16 @@ impl Conversation {
                 self.state.metrics.unforced_forwarded.inc();
                 return Err(Stop::Refused(Cause::Internal.into()));
             };
-            turn.facts = facts;
-            turn.sent_whole((buffer.len() - start) as u64, found);
+            record.facts = facts;
+            record.sent_whole((buffer.len() - start) as u64, found);
             encode_in_place(message.opcode, Some(message.mask), buffer, start)
         } else {
-            turn.facts = body.facts;
-            turn.sent_whole(message.payload_length as u64, None);
+            record.facts = body.facts;
+            record.sent_whole(message.payload_length as u64, None);
             message.raw
         };
         self.activity += 1;
-        self.turns.begin(turn);
+        self.turns.begin(record);
         Ok(goes_on)
     }
 
@@ -528,10 +531,10 @@ impl Conversation {
         message: &Message,
         connection: &RequestRecord,
     ) -> Stop {
-        let mut turn = self.turns.next(policy, connection);
-        turn.key = denied.key;
-        turn.group = denied.group;
-        self.open_refused(turn, facts, message);
+        let mut record = self.turns.next(policy, connection);
+        record.key = denied.key;
+        record.group = denied.group;
+        self.open_refused(record, facts, message);
         Stop::Refused(denied.cause.into())
     }
 
@@ -544,27 +547,27 @@ impl Conversation {
         message: &Message,
         connection: &RequestRecord,
     ) -> Stop {
-        let mut turn = self.turns.next(policy, connection);
-        turn.key = decision.key;
-        turn.group = Some(decision.group);
-        turn.order = decision.order;
-        self.open_refused(turn, facts, message);
+        let mut record = self.turns.next(policy, connection);
+        record.key = decision.key;
+        record.group = Some(decision.group);
+        record.action = decision.action;
+        self.open_refused(record, facts, message);
         Stop::Refused(refusal)
     }
 
     /// A turn that the refusal which follows will close.
-    fn open_refused(&mut self, mut turn: RequestRecord, facts: Option<Facts>, message: &Message) {
-        turn.facts = facts.unwrap_or_default();
-        turn.request_bytes = message.payload_length as u64;
+    fn open_refused(&mut self, mut record: RequestRecord, facts: Option<Facts>, message: &Message) {
+        record.facts = facts.unwrap_or_default();
+        record.request_bytes = message.payload_length as u64;
         self.turns.open.push(OpenTurn {
-            turn,
+            record,
             response_id: None,
             stream_id: None,
         });
     }
 
     /// Tells the client why, now or when the server's message under way has ended.
-    fn refuse(&mut self, stop: Stop, unsent: Vec<OpenTurn>, arrival: &RequestInfo) -> Passed {
+    fn refuse(&mut self, stop: Stop, unsent: Vec<OpenTurn>, request_info: &RequestInfo) -> Passed {
         let (refusal, code) = match stop {
             Stop::Refused(refusal)
                 if matches!(refusal.cause, Cause::BufferFull | Cause::TooManyRequests) =>
@@ -582,16 +585,16 @@ impl Conversation {
             ),
         };
         for mut open in unsent {
-            open.turn.sent = Sent::default();
-            let transport = open.turn.answer.transport;
-            open.turn.answer = Answered {
+            open.record.sent = Sent::default();
+            let transport = open.record.answer.transport;
+            open.record.answer = Answered {
                 status: Some(REFUSED_STATUS),
                 transport,
                 ..Answered::default()
             };
-            open.turn.log(
+            open.record.log(
                 &self.state.ledger(),
-                arrival,
+                request_info,
                 None,
                 Termination::Refused(refusal.cause),
                 &Observed::default(),
@@ -620,7 +623,7 @@ impl Conversation {
             self.over = true;
             Some(Bytes::new())
         } else {
-            self.farewell = Some(frames);
+            self.pending_close = Some(frames);
             None
         }
     }
@@ -630,21 +633,21 @@ impl Turns {
     /// A turn with what the connection knows of it.
     fn next(&mut self, policy: Arc<Policy>, connection: &RequestRecord) -> RequestRecord {
         self.count += 1;
-        let mut turn = RequestRecord::new(self.count, policy);
-        turn.answer.status = connection.answer.status;
-        turn.answer.upstream_status = connection.answer.upstream_status;
-        turn.answer.upstream_request_id = connection.answer.upstream_request_id.clone();
-        turn.answer.transport = connection.answer.transport;
-        turn.key_digest = connection.key_digest;
-        turn.sent_key_digest = connection.sent_key_digest;
-        turn
+        let mut record = RequestRecord::new(self.count, policy);
+        record.answer.status = connection.answer.status;
+        record.answer.upstream_status = connection.answer.upstream_status;
+        record.answer.upstream_request_id = connection.answer.upstream_request_id.clone();
+        record.answer.transport = connection.answer.transport;
+        record.key_digest = connection.key_digest;
+        record.sent_key_digest = connection.sent_key_digest;
+        record
     }
 
-    fn begin(&mut self, turn: RequestRecord) {
-        let stream_id = turn.facts.stream_id.clone();
-        self.last = Some(Inherited::of(&turn));
+    fn begin(&mut self, record: RequestRecord) {
+        let stream_id = record.facts.stream_id.clone();
+        self.last = Some(TurnTemplate::of(&record));
         self.open.push(OpenTurn {
-            turn,
+            record,
             response_id: None,
             stream_id,
         });
@@ -659,13 +662,13 @@ impl Turns {
     ) -> Option<(RequestRecord, Observed)> {
         let at = self.turn_of(&event, connection)?;
         let open = &mut self.open[at];
-        open.turn.answer.bytes += bytes;
-        open.turn
+        open.record.answer.bytes += bytes;
+        open.record
             .answer
             .time_to_first_byte
-            .get_or_insert(open.turn.began.elapsed());
+            .get_or_insert(open.record.began.elapsed());
         let observed = event.observed?;
-        Some((self.open.remove(at).turn, observed))
+        Some((self.open.remove(at).record, observed))
     }
 
     /// Which turn a message of the server belongs to. One that names a response which nobody waits for begins a turn: a
@@ -717,15 +720,15 @@ impl Turns {
         let last = self
             .last
             .clone()
-            .unwrap_or_else(|| Inherited::of(connection));
-        let mut turn = self.next(last.policy, connection);
-        turn.key = last.key;
-        turn.group = last.group;
-        turn.order = last.order;
-        turn.facts = last.facts;
-        turn.sent = last.sent;
+            .unwrap_or_else(|| TurnTemplate::of(connection));
+        let mut record = self.next(last.policy, connection);
+        record.key = last.key;
+        record.group = last.group;
+        record.action = last.action;
+        record.facts = last.facts;
+        record.sent = last.sent;
         self.open.push(OpenTurn {
-            turn,
+            record,
             response_id: None,
             stream_id: event.stream_id.clone(),
         });

@@ -46,18 +46,18 @@ pub struct Listeners {
 
 struct Listener {
     socket: TcpListener,
-    entrance: Entrance,
+    entrance: ListenerOptions,
 }
 
 /// What a connection goes through before it can bring requests.
 #[derive(Clone)]
-struct Entrance {
+struct ListenerOptions {
     proxy_protocol: bool,
     acceptor: Option<Arc<LiveAcceptor>>,
 }
 
 /// What all client connections share.
-pub struct Site {
+pub struct ServerContext {
     pub proxy: Arc<Proxy>,
     pub head_limits: HeadLimits,
     pub state: Arc<State>,
@@ -96,7 +96,7 @@ impl Listeners {
                 }
             };
             let socket = bind(listen.address, taken.as_deref_mut())?;
-            let entrance = Entrance {
+            let entrance = ListenerOptions {
                 proxy_protocol: listen.proxy_protocol,
                 acceptor,
             };
@@ -138,7 +138,7 @@ impl Listeners {
     }
 
     /// Accepts on every public listener until `stop`; the admin listener is given back.
-    pub fn accept(self, site: &Arc<Site>, stop: &CancellationToken) -> TcpListener {
+    pub fn accept(self, site: &Arc<ServerContext>, stop: &CancellationToken) -> TcpListener {
         for listener in self.public {
             let accepting = accept(listener, site.clone());
             tokio::spawn(stop.clone().run_until_cancelled_owned(accepting));
@@ -171,7 +171,7 @@ fn bind_new(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-async fn accept(listener: Listener, site: Arc<Site>) {
+async fn accept(listener: Listener, site: Arc<ServerContext>) {
     let Listener { socket, entrance } = listener;
     loop {
         match socket.accept().await {
@@ -196,7 +196,7 @@ async fn accept(listener: Listener, site: Arc<Site>) {
 }
 
 /// Room for one more connection. Until there is, those that come wait in the kernel's queue. None: never again.
-async fn await_room(site: &Site) -> Option<OwnedSemaphorePermit> {
+async fn await_room(site: &ServerContext) -> Option<OwnedSemaphorePermit> {
     let room = site.room.clone();
     if let Ok(room) = room.clone().try_acquire_owned() {
         return Some(room);
@@ -210,7 +210,12 @@ async fn await_room(site: &Site) -> Option<OwnedSemaphorePermit> {
     room.acquire_owned().await.ok()
 }
 
-async fn serve(client: TcpStream, peer: SocketAddr, entrance: &Entrance, site: &Site) {
+async fn serve(
+    client: TcpStream,
+    peer: SocketAddr,
+    entrance: &ListenerOptions,
+    site: &ServerContext,
+) {
     let _open = Open::new(&site.state);
     // Answers are written whole or flushed at once; Nagle's delay would only hold their last piece back.
     let _ = client.set_nodelay(true);
@@ -229,7 +234,7 @@ async fn serve(client: TcpStream, peer: SocketAddr, entrance: &Entrance, site: &
 }
 
 /// A connection that may bring requests.
-struct Entered {
+struct AcceptedConnection {
     /// As Pingora reads it.
     stream: Stream,
     /// None over HTTP/2.
@@ -238,8 +243,8 @@ struct Entered {
     _seat: Option<Permit<IpAddr>>,
 }
 
-impl Entered {
-    async fn serve(self, site: &Site) {
+impl AcceptedConnection {
+    async fn serve(self, site: &ServerContext) {
         match self.connection {
             Some(connection) => serve_http1(self.stream, &connection, site).await,
             None => {
@@ -252,7 +257,7 @@ impl Entered {
 /// Has Pingora serve the requests of a connection over HTTP/1.1, one after the other.
 ///
 /// Pingora's own loop would close a connection at the begin of a drain whose request has come in part.
-async fn serve_http1(stream: Stream, connection: &ClientConnection, site: &Site) {
+async fn serve_http1(stream: Stream, connection: &ClientConnection, site: &ServerContext) {
     let (draining, drain_over) = (site.state.draining(), site.state.drain_over());
     let serving = async {
         let mut session = ServerSession::new_http1(stream);
@@ -280,15 +285,15 @@ async fn serve_http1(stream: Stream, connection: &ClientConnection, site: &Site)
     serving.await;
 }
 
-impl Entrance {
+impl ListenerOptions {
     /// A connection whose first head has to be whole at `head_until`.
     async fn pass(
         &self,
         mut client: TcpStream,
         peer: SocketAddr,
         head_until: Instant,
-        site: &Site,
-    ) -> io::Result<Entered> {
+        site: &ServerContext,
+    ) -> io::Result<AcceptedConnection> {
         let mut peer = peer;
         if self.proxy_protocol {
             peer = read_proxy_header(&mut client).await?.unwrap_or(peer);
@@ -304,7 +309,7 @@ impl Entrance {
                 let stream = acceptor.current().tls_handshake(socket).await;
                 let stream = stream.map_err(io::Error::other)?;
                 if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-                    return Ok(Entered {
+                    return Ok(AcceptedConnection {
                         stream: Box::new(Downstream::http2(stream, head_until)),
                         connection: None,
                         _seat: seat,
@@ -313,7 +318,7 @@ impl Entrance {
                 Box::new(Downstream::http1(stream, connection.clone()))
             }
         };
-        Ok(Entered {
+        Ok(AcceptedConnection {
             stream,
             connection: Some(connection),
             _seat: seat,
@@ -341,7 +346,7 @@ async fn read_proxy_header(client: &mut TcpStream) -> io::Result<Option<SocketAd
 }
 
 /// A place among the connections of this client, where these are limited. Those of a trusted proxy have many clients.
-fn take_seat(client: IpAddr, site: &Site) -> io::Result<Option<Permit<IpAddr>>> {
+fn take_seat(client: IpAddr, site: &ServerContext) -> io::Result<Option<Permit<IpAddr>>> {
     let Some(most) = site.state.limits.connections_per_client else {
         return Ok(None);
     };

@@ -38,7 +38,7 @@ use crate::server::admin::Admin;
 use crate::server::binary_upgrade::NewProcess;
 use crate::server::connection_limit::KeyedLimiter;
 use crate::server::downstream::Socket;
-use crate::server::listener::{ACCEPT_REST, Listeners, Site};
+use crate::server::listener::{ACCEPT_REST, Listeners, ServerContext};
 use crate::server::socket_handover::{InheritedSockets, SocketHandoff};
 use crate::state::{StartError, State};
 use crate::upstream::health_check;
@@ -73,7 +73,7 @@ impl Server {
     /// same `server.upgrade_socket`; it goes on until this one serves.
     ///
     /// # Errors
-    /// Mistakes in the files, or what else is in the way: a port in use, a log that cannot be opened.
+    /// Diagnostics in the files, or what else is in the way: a port in use, a log that cannot be opened.
     pub fn new(config: Config, takeover: bool) -> Result<Self, StartError> {
         let (state, mut followers) = State::load(config)?;
         let runtime = runtime(state.config.server.threads)?;
@@ -186,13 +186,13 @@ async fn serve(
 ) -> i64 {
     resolve_all(&state).await;
     state.save_budgets();
-    health_check::begin(&state);
+    health_check::begin(state.upstreams(), &state.draining());
     tokio::spawn(retry_log(state.clone()));
     if state.config.state.is_some() {
         tokio::spawn(save_budgets(state.clone()));
     }
     let (shut, shutdown) = watch::channel(false);
-    let site = Arc::new(Site {
+    let site = Arc::new(ServerContext {
         proxy: proxy_app::build(&state),
         head_limits: head_limits(&state.limits),
         state: state.clone(),
@@ -250,14 +250,14 @@ async fn serve(
     drain(&site).await
 }
 
-fn feed_watchdog(site: &Arc<Site>, address: SocketAddr, stop: &CancellationToken) {
+fn feed_watchdog(site: &Arc<ServerContext>, address: SocketAddr, stop: &CancellationToken) {
     let site = site.clone();
     let feeding = async move { systemd::feed_watchdog(&site, address).await };
     tokio::spawn(stop.clone().run_until_cancelled_owned(feeding));
 }
 
 /// Lets the requests that run come to their end, and cuts those that take longer than they may; so many are cut.
-async fn drain(site: &Site) -> i64 {
+async fn drain(site: &ServerContext) -> i64 {
     let (state, limit) = (&site.state, site.state.config.server.drain);
     log::info!("draining for at most {limit:?}");
     site.tasks.close();
@@ -274,7 +274,7 @@ async fn drain(site: &Site) -> i64 {
 
 /// Connections have ended, and with them the requests; those of HTTP/2 run in tasks of their own. And every line is in the
 /// log: what waits for it would end with the process.
-async fn drained(site: &Site) {
+async fn drained(site: &ServerContext) {
     site.tasks.wait().await;
     while site.state.metrics.in_flight.get() > 0 || !site.state.log.is_written() {
         tokio::time::sleep(DRAIN_LOOK).await;

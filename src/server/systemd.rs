@@ -18,7 +18,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::net::TcpStream;
 
-use crate::server::listener::Site;
+use crate::server::listener::ServerContext;
 
 /// How long a connection to the proxy itself may take to be accepted.
 const ACCEPT_TIME: Duration = Duration::from_secs(1);
@@ -50,7 +50,7 @@ pub fn stopping() {
 
 /// Feeds the watchdog, if there is one, for as long as new connections are accepted, or none are
 /// to be.
-pub async fn feed_watchdog(site: &Site, address: std::net::SocketAddr) {
+pub async fn feed_watchdog(site: &ServerContext, address: std::net::SocketAddr) {
     let limit = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero());
     let Some(limit) = limit else {
         return;
@@ -72,7 +72,7 @@ pub async fn feed_watchdog(site: &Site, address: std::net::SocketAddr) {
 }
 
 /// A connection reaches the accepting task, not only the kernel's queue.
-async fn accepts(site: &Site, address: std::net::SocketAddr) -> io::Result<()> {
+async fn accepts(site: &ServerContext, address: std::net::SocketAddr) -> io::Result<()> {
     let before = site.accepted.load(Ordering::Relaxed);
     let _connection = TcpStream::connect(address).await?;
     while site.accepted.load(Ordering::Relaxed) == before {

@@ -8,18 +8,17 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_http::RequestHeader;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::config::HealthCheck;
-use crate::state::State;
 use crate::upstream::{Address, Upstream};
 
 const USER_AGENT: &str = concat!("tiergate/", env!("CARGO_PKG_VERSION"), " health check");
 
-/// Checks all upstreams that are to be checked until the process drains, each in a task of its own.
-pub fn begin(state: &State) {
-    let checked = state
-        .upstreams()
-        .filter_map(|upstream| Some((upstream, upstream.config.health_check.clone()?)));
+/// Checks those of the upstreams that are to be checked, each in a task of its own, until it is cancelled.
+pub fn begin<'a>(upstreams: impl Iterator<Item = &'a Arc<Upstream>>, ended: &CancellationToken) {
+    let checked =
+        upstreams.filter_map(|upstream| Some((upstream, upstream.config.health_check.clone()?)));
     let mut checked = checked.peekable();
     if checked.peek().is_none() {
         return;
@@ -28,7 +27,7 @@ pub fn begin(state: &State) {
     let connector = Arc::new(Connector::new(None));
     for (upstream, settings) in checked {
         let rounds = keep_checking(connector.clone(), upstream.clone(), Arc::new(settings));
-        tokio::spawn(state.draining().run_until_cancelled_owned(rounds));
+        tokio::spawn(ended.clone().run_until_cancelled_owned(rounds));
     }
 }
 

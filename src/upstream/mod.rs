@@ -78,7 +78,7 @@ pub struct Address {
 
 /// The attempts for one request, over addresses and dead pooled connections.
 #[derive(Default)]
-pub struct Route {
+pub struct Attempts {
     attempts: usize,
     /// Attempts that did not get a connection.
     unconnected: usize,
@@ -335,7 +335,7 @@ impl config::Upstream {
     }
 }
 
-impl Route {
+impl Attempts {
     /// Whether there was an attempt.
     pub fn has_begun(&self) -> bool {
         self.attempts > 0
@@ -395,7 +395,7 @@ impl Route {
     /// The newest attempt failed, for a reason that lies with the address.
     pub fn fails(&self, upstream: &Upstream, error: &Error) {
         if let Some(address) = &self.address {
-            upstream.record_failure(address, &told_of(error));
+            upstream.record_failure(address, &describe_error(error));
         }
     }
 
@@ -425,7 +425,7 @@ impl Route {
 }
 
 /// An error of Pingora in words for operators, without the bytes that it quotes where a head could not be parsed.
-pub fn told_of(error: &Error) -> String {
+pub fn describe_error(error: &Error) -> String {
     match error.root_etype() {
         ErrorType::InvalidHTTPHeader => {
             format!("{} {}", error.esource().as_str(), error.etype().as_str())
@@ -461,12 +461,12 @@ mod tests {
 
     /// The last number of the address that a new request would go to.
     fn next(upstream: &Upstream) -> u8 {
-        let mut route = Route::default();
+        let mut route = Attempts::default();
         route.next(upstream).unwrap();
         number(&route)
     }
 
-    fn number(route: &Route) -> u8 {
+    fn number(route: &Attempts) -> u8 {
         match route.address.as_ref().unwrap().socket.ip() {
             std::net::IpAddr::V4(ip) => ip.octets()[3],
             std::net::IpAddr::V6(_) => 0,
@@ -502,9 +502,9 @@ mod tests {
         upstream.take_sockets(0, sockets(0..100));
         upstream.take_sockets(1, sockets(100..200));
         assert_eq!(upstream.addresses().len(), MOST_ADDRESSES);
-        let mut route = Route {
+        let mut route = Attempts {
             turn: 63,
-            ..Route::default()
+            ..Attempts::default()
         };
         for _ in 0..MOST_ADDRESSES + 1 {
             assert!(route.next(&upstream).is_some());
@@ -530,7 +530,7 @@ mod tests {
         for ejected in [0, 2] {
             upstream.record_failure(&upstream.addresses()[ejected], "x");
         }
-        let mut route = Route::default();
+        let mut route = Attempts::default();
         let mut tried = Vec::new();
         while tried.is_empty() || route.fails_to_connect(&upstream, &refused()) {
             route.next(&upstream).unwrap();
@@ -545,7 +545,7 @@ mod tests {
     fn a_dead_connection_of_the_pool_does_not_speak_against_its_address() {
         let upstream = upstream("http://h");
         upstream.take_sockets(0, sockets([1]));
-        let mut route = Route::default();
+        let mut route = Attempts::default();
         route.next(&upstream).unwrap();
         let dead = Error::new(ErrorType::H2Error);
         assert!(route.fails_to_connect(&upstream, &dead));

@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use tiergate::config::{Config, Mistake};
+use tiergate::config::{Config, Diagnostic};
 use tiergate::policy::Policy;
 
 use crate::support::{proxy, upstream};
@@ -70,7 +70,7 @@ fn the_sample_configuration_shows_the_defaults() {
     assert_eq!(sample.health_path, least.health_path);
     assert_eq!(sample.cors, least.cors);
     let least = tiergate::config::Upstream {
-        place: sample.upstreams[0].place,
+        location: sample.upstreams[0].location,
         ..(*least.upstreams[0]).clone()
     };
     assert_eq!(*sample.upstreams[0], least);
@@ -130,7 +130,7 @@ fn mistakes_of(file: &Path) -> String {
     }
 }
 
-fn lines(mistakes: &[Mistake]) -> String {
+fn lines(mistakes: &[Diagnostic]) -> String {
     mistakes
         .iter()
         .map(|mistake| format!("{mistake}\n"))

@@ -79,7 +79,7 @@ fn forty_stalled_bodies_stay_within_the_buffer() {
             connection
         })
         .collect();
-    // Ten of them fit. The others are refused by their heads, and their lines are there.
+    // Ten of them fit, with what is remembered of each. The others are refused by their heads, and their lines are there.
     let refused = proxy.access_log(1 + 30);
     let causes = refused[1..].iter().map(|record| &record["error"]);
     assert!(causes.into_iter().all(|cause| cause == "buffer_full"));

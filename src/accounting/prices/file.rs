@@ -11,7 +11,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::{Entry, MAX_PRICE, MAX_PRICE_DECIMALS, MAX_TOKENS, Prices, Rates, Tier};
-use crate::config::diagnostic::{Mistake, Mistakes, Place, nearest};
+use crate::config::diagnostic::{Diagnostic, Diagnostics, Location, nearest};
 use crate::config::field::{Field, List, Members, Section};
 use crate::config::pattern::Pattern;
 use crate::config::units::Amount;
@@ -68,7 +68,7 @@ impl Prices {
     ///
     /// # Errors
     /// Every mistake in it. `path` is only for these.
-    pub fn load(path: &Path) -> Result<Prices, Vec<Mistake>> {
+    pub fn load(path: &Path) -> Result<Prices, Vec<Diagnostic>> {
         Prices::load_with_warnings(path).map(|(prices, _)| prices)
     }
 
@@ -76,7 +76,7 @@ impl Prices {
     ///
     /// # Errors
     /// Every mistake in them.
-    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Prices, Vec<Mistake>> {
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Prices, Vec<Diagnostic>> {
         parse(path, bytes).map(|(prices, _)| prices)
     }
 
@@ -84,51 +84,56 @@ impl Prices {
     ///
     /// # Errors
     /// Every mistake in it.
-    pub fn load_with_warnings(path: &Path) -> Result<(Prices, Vec<Mistake>), Vec<Mistake>> {
-        parse(path, &yaml::read(path).map_err(|mistake| vec![mistake])?)
+    pub fn load_with_warnings(path: &Path) -> Result<(Prices, Vec<Diagnostic>), Vec<Diagnostic>> {
+        parse(
+            path,
+            &yaml::read(path).map_err(|diagnostic| vec![diagnostic])?,
+        )
     }
 }
 
-fn parse(path: &Path, bytes: &[u8]) -> Result<(Prices, Vec<Mistake>), Vec<Mistake>> {
+fn parse(path: &Path, bytes: &[u8]) -> Result<(Prices, Vec<Diagnostic>), Vec<Diagnostic>> {
     let resolver = Resolver {
-        mistakes: Mistakes::new(path),
-        warnings: Mistakes::warnings(path),
+        diagnostics: Diagnostics::new(path),
+        warnings: Diagnostics::warnings(path),
     };
-    let root = yaml::parse::<Field<Section<PricesFile<'_>>>>(bytes, &resolver.mistakes);
+    let root = yaml::parse::<Field<Section<PricesFile<'_>>>>(bytes, &resolver.diagnostics);
     let entries = root.and_then(|root| resolver.file(&root));
     match entries {
-        Some(entries) if resolver.mistakes.is_empty() => {
+        Some(entries) if resolver.diagnostics.is_empty() => {
             let digest = Sha256::digest(bytes);
             let revision = format!("sha256:{}", hex::encode(&digest[..6]));
             Ok((Prices { revision, entries }, resolver.warnings.into_vec()))
         }
-        _ => Err(resolver.mistakes.into_vec()),
+        _ => Err(resolver.diagnostics.into_vec()),
     }
 }
 
 /// Resolves the sections of the file; every mistake is noted and passed over.
 struct Resolver {
-    mistakes: Mistakes,
-    warnings: Mistakes,
+    diagnostics: Diagnostics,
+    warnings: Diagnostics,
 }
 
 impl Resolver {
     fn file(&self, root: &Field<Section<PricesFile<'_>>>) -> Option<Vec<Entry>> {
         if root.is_null() {
-            self.mistakes.add(Place::START, "the file is empty");
+            self.diagnostics.add(Location::START, "the file is empty");
         }
-        let section = root.optional(&self.mistakes)?;
-        let file = section.read(&self.mistakes);
-        let version = section.required("version", &file.version, root.place(), &self.mistakes);
+        let section = root.optional(&self.diagnostics)?;
+        let file = section.read(&self.diagnostics);
+        let version =
+            section.required("version", &file.version, root.location(), &self.diagnostics);
         if version.is_some_and(|version| *version != 1) {
             let message = "unknown version; this release reads version 1";
-            self.mistakes.add(file.version.place(), message);
+            self.diagnostics.add(file.version.location(), message);
         }
-        let prices = section.required("prices", &file.prices, root.place(), &self.mistakes)?;
+        let prices =
+            section.required("prices", &file.prices, root.location(), &self.diagnostics)?;
         let mut entries = Vec::new();
         for item in prices.iter() {
             if let Some(entry) = self.entry(item) {
-                self.warn_of_hidden(&entries, &entry, item.place());
+                self.warn_of_hidden(&entries, &entry, item.location());
                 entries.push(entry);
             }
         }
@@ -137,16 +142,16 @@ impl Resolver {
 
     /// An entry, or none after mistakes in it.
     fn entry(&self, item: &Field<Section<EntrySection<'_>>>) -> Option<Entry> {
-        let section = item.value(&self.mistakes)?;
-        let given = section.read(&self.mistakes);
-        let models = section.required("models", &given.models, item.place(), &self.mistakes);
-        let models = models.map(|models| self.models(models, given.models.place()));
+        let section = item.value(&self.diagnostics)?;
+        let given = section.read(&self.diagnostics);
+        let models = section.required("models", &given.models, item.location(), &self.diagnostics);
+        let models = models.map(|models| self.models(models, given.models.location()));
         let effective_from = self.date(&given.effective_from);
-        given.source.optional(&self.mistakes);
+        given.source.optional(&self.diagnostics);
         let long_context_above = given
             .long_context_above
-            .integer(1..=MAX_TOKENS, &self.mistakes);
-        let tiers = section.required("tiers", &given.tiers, item.place(), &self.mistakes);
+            .integer(1..=MAX_TOKENS, &self.diagnostics);
+        let tiers = section.required("tiers", &given.tiers, item.location(), &self.diagnostics);
         let has_long = given.long_context_above.is_given();
         let tiers = tiers.map(|tiers| self.tiers(tiers, has_long));
         Some(Entry {
@@ -157,11 +162,13 @@ impl Resolver {
         })
     }
 
-    fn models(&self, models: &List<String>, place: Place) -> Vec<Pattern> {
+    fn models(&self, models: &List<String>, location: Location) -> Vec<Pattern> {
         if models.is_empty() {
-            self.mistakes.add(place, "`models` names no model");
+            self.diagnostics.add(location, "`models` names no model");
         }
-        let texts = models.iter().filter_map(|item| item.value(&self.mistakes));
+        let texts = models
+            .iter()
+            .filter_map(|item| item.value(&self.diagnostics));
         texts.map(|text| Pattern::new(text)).collect()
     }
 
@@ -170,25 +177,25 @@ impl Resolver {
         if !field.is_given() {
             return Some(Timestamp::MIN);
         }
-        let text = field.value(&self.mistakes)?;
+        let text = field.value(&self.diagnostics)?;
         let date = text.parse::<Date>().ok();
         let midnight = date.and_then(|date| date.to_zoned(TimeZone::UTC).ok());
         if midnight.is_none() {
             let expected = "expected a date like `2026-11-01`";
-            self.mistakes.add(field.place(), expected);
+            self.diagnostics.add(field.location(), expected);
         }
         midnight.map(|midnight| midnight.timestamp())
     }
 
     fn tiers(&self, members: &Members<'_, Section<TierSection>>, has_long: bool) -> Vec<Tier> {
         let mut tiers: Vec<Tier> = Vec::new();
-        for member in members.unique(&self.mistakes) {
+        for member in members.unique(&self.diagnostics) {
             let name = member.key.to_ascii_lowercase();
-            self.check_tier(&name, &tiers, member.place);
-            let Some(section) = member.value.value(&self.mistakes) else {
+            self.check_tier(&name, &tiers, member.location);
+            let Some(section) = member.value.value(&self.diagnostics) else {
                 continue;
             };
-            let given = section.read(&self.mistakes);
+            let given = section.read(&self.diagnostics);
             tiers.push(Tier {
                 name,
                 short: Rates {
@@ -204,10 +211,10 @@ impl Resolver {
         tiers
     }
 
-    fn check_tier(&self, name: &str, before: &[Tier], place: Place) {
+    fn check_tier(&self, name: &str, before: &[Tier], location: Location) {
         if name == "fast" {
             let message = "tier `fast` is looked up as `priority`; give its prices there";
-            self.mistakes.add(place, message);
+            self.diagnostics.add(location, message);
         } else if !KNOWN_TIERS.contains(&name) {
             let message = match nearest(name, KNOWN_TIERS.into_iter()) {
                 Some(near) => format!(
@@ -215,20 +222,21 @@ impl Resolver {
                 ),
                 None => "no upstream is known to serve a tier of this name".to_owned(),
             };
-            self.warnings.add(place, message);
+            self.warnings.add(location, message);
         }
         if before.iter().any(|tier| tier.name == name) {
-            self.mistakes.add(place, "this tier has its prices above");
+            self.diagnostics
+                .add(location, "this tier has its prices above");
         }
     }
 
     fn long(&self, field: &Field<Section<RatesSection>>, has_long: bool) -> Option<Rates> {
-        let section = field.optional(&self.mistakes)?;
+        let section = field.optional(&self.diagnostics)?;
         if !has_long {
             let message = "`long` never applies without `long_context_above`";
-            self.mistakes.add(field.place(), message);
+            self.diagnostics.add(field.location(), message);
         }
-        let given = section.read(&self.mistakes);
+        let given = section.read(&self.diagnostics);
         Some(Rates {
             input: self.price(&given.input),
             cached_input: self.price(&given.cached_input),
@@ -239,18 +247,18 @@ impl Resolver {
     }
 
     fn price(&self, field: &Field<Amount>) -> Option<Decimal> {
-        let Amount(price) = *field.optional(&self.mistakes)?;
+        let Amount(price) = *field.optional(&self.diagnostics)?;
         if price > Decimal::from(MAX_PRICE) || price.scale() > MAX_PRICE_DECIMALS {
             let message = format!(
                 "a price is at most {MAX_PRICE} USD per million tokens, with at most {MAX_PRICE_DECIMALS} decimals"
             );
-            self.mistakes.add(field.place(), message);
+            self.diagnostics.add(field.location(), message);
         }
         Some(price)
     }
 
     /// An entry whose every model is taken by entries above it, whose day comes no later, never decides.
-    fn warn_of_hidden(&self, above: &[Entry], entry: &Entry, place: Place) {
+    fn warn_of_hidden(&self, above: &[Entry], entry: &Entry, location: Location) {
         let is_taken = |model: &Pattern| {
             let mut earlier = above
                 .iter()
@@ -259,7 +267,7 @@ impl Resolver {
         };
         if !entry.models.is_empty() && entry.models.iter().all(is_taken) {
             self.warnings.add(
-                place,
+                location,
                 "this entry never applies: entries above it have all of its models from the same day or an earlier one",
             );
         }

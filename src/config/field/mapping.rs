@@ -10,8 +10,8 @@ use serde::{Deserialize, Deserializer, forward_to_deserialize_any};
 use serde_yaml::Spanned;
 
 use super::{Field, Text};
-use crate::config::diagnostic::{Mistakes, Place, any_of, nearest};
-use crate::config::yaml::place_of;
+use crate::config::diagnostic::{Diagnostics, Location, any_of, nearest};
+use crate::config::yaml::location_of;
 
 /// Mappings up to this size are searched member by member.
 const SMALL_MAPPING: usize = 8;
@@ -25,7 +25,7 @@ const MAX_NOTES: usize = 1000;
 pub(crate) struct Members<'a, T> {
     members: Vec<Member<'a, T>>,
     /// Where there are keys that are no strings.
-    no_names: Vec<Place>,
+    no_names: Vec<Location>,
 }
 
 /// The key of a mapping; `None` for one that is no string.
@@ -35,7 +35,7 @@ pub(crate) struct Member<'a, T> {
     /// As spelled, whatever type a plain scalar of this spelling has.
     pub(crate) key: Text<'a>,
     /// Where the key stands.
-    pub(crate) place: Place,
+    pub(crate) location: Location,
     pub(crate) value: Field<T>,
 }
 
@@ -51,7 +51,7 @@ pub(crate) struct Section<T> {
 struct Notes(Vec<Note>);
 
 struct Note {
-    place: Place,
+    location: Location,
     message: String,
     /// The word that was probably meant.
     meant: Option<&'static str>,
@@ -65,15 +65,15 @@ impl<'a, T> Members<'a, T> {
     /// The members. Of several with one key there is the first, and the others are mistakes.
     pub(crate) fn unique<'m>(
         &'m self,
-        mistakes: &Mistakes,
+        diagnostics: &Diagnostics,
     ) -> impl Iterator<Item = &'m Member<'a, T>> {
-        for place in &self.no_names {
-            mistakes.add(*place, NO_STRING);
+        for location in &self.no_names {
+            diagnostics.add(*location, NO_STRING);
         }
         let repeated = self.repeated();
         for (index, first) in &repeated {
             let message = format!("duplicate key; it was first given at {first}");
-            mistakes.add(self.members[*index].place, message);
+            diagnostics.add(self.members[*index].location, message);
         }
         let mut repeated = repeated.into_iter().peekable();
         let numbered = self.members.iter().enumerate();
@@ -84,20 +84,20 @@ impl<'a, T> Members<'a, T> {
     }
 
     /// The members whose key was there before, by index, and where it was.
-    fn repeated(&self) -> Vec<(usize, Place)> {
+    fn repeated(&self) -> Vec<(usize, Location)> {
         let members = || self.members.iter().enumerate();
         if self.members.len() <= SMALL_MAPPING {
             let first = |(index, member): (usize, &Member<'a, T>)| {
                 let before = self.members[..index].iter();
                 let mut same = before.filter(|other| *other.key == *member.key);
-                same.next().map(|first| (index, first.place))
+                same.next().map(|first| (index, first.location))
             };
             return members().filter_map(first).collect();
         }
-        let mut seen: HashMap<&str, Place> = HashMap::with_capacity(self.members.len());
+        let mut seen: HashMap<&str, Location> = HashMap::with_capacity(self.members.len());
         let firsts = members().filter_map(|(index, member)| {
-            let first = *seen.entry(&member.key).or_insert(member.place);
-            (first != member.place).then_some((index, first))
+            let first = *seen.entry(&member.key).or_insert(member.location);
+            (first != member.location).then_some((index, first))
         });
         firsts.collect()
     }
@@ -128,11 +128,15 @@ impl<'de: 'a, 'a, T: Deserialize<'de>> Visitor<'de> for MembersVisitor<'a, T> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let (mut members, mut no_names) = (Vec::new(), Vec::new());
         while let Some(key) = map.next_key::<Spanned<Key<'a>>>()? {
-            let place = place_of(key.referenced);
+            let location = location_of(key.referenced);
             let value = map.next_value()?;
             match key.value {
-                Key(Some(key)) => members.push(Member { key, place, value }),
-                Key(None) => no_names.push(place),
+                Key(Some(key)) => members.push(Member {
+                    key,
+                    location,
+                    value,
+                }),
+                Key(None) => no_names.push(location),
             }
         }
         Ok(Members { members, no_names })
@@ -141,9 +145,9 @@ impl<'de: 'a, 'a, T: Deserialize<'de>> Visitor<'de> for MembersVisitor<'a, T> {
 
 impl<T> Section<T> {
     /// The struct; its keys that are unknown or stand there twice are told.
-    pub(crate) fn read(&self, mistakes: &Mistakes) -> &T {
+    pub(crate) fn read(&self, diagnostics: &Diagnostics) -> &T {
         for note in self.notes.iter().flat_map(|notes| &notes.0) {
-            mistakes.add_with(note.place, || note.message.clone());
+            diagnostics.add_with(note.location, || note.message.clone());
         }
         &self.value
     }
@@ -153,14 +157,14 @@ impl<T> Section<T> {
         &self,
         name: &'static str,
         member: &'f Field<U>,
-        place: Place,
-        mistakes: &Mistakes,
+        location: Location,
+        diagnostics: &Diagnostics,
     ) -> Option<&'f U> {
         let mut notes = self.notes.iter().flat_map(|notes| &notes.0);
         if member.is_absent() && !notes.any(|note| note.meant == Some(name)) {
-            mistakes.add(place, format!("`{name}` is missing"));
+            diagnostics.add(location, format!("`{name}` is missing"));
         }
-        member.value(mistakes)
+        member.value(diagnostics)
     }
 }
 
@@ -193,31 +197,37 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for SectionVisitor<T> {
 
 impl Notes {
     /// An unknown key that is near to none of the words is not quoted: after a slip of indentation it may be an API key.
-    fn unknown(&mut self, key: &str, place: Place, free: &[&'static str], words: &[&'static str]) {
+    fn unknown(
+        &mut self,
+        key: &str,
+        location: Location,
+        free: &[&'static str],
+        words: &[&'static str],
+    ) {
         let meant = nearest(key, free.iter().copied());
         let message = match meant {
             Some(near) => format!("unknown key `{key}`; did you mean `{near}`?"),
             None => format!("unknown key; expected {}", any_of(words)),
         };
         self.0.push(Note {
-            place,
+            location,
             message,
             // `nearest` returns one of those that it was given.
             meant: meant.and_then(|near| words.iter().copied().find(|word| *word == near)),
         });
     }
 
-    fn no_string(&mut self, place: Place) {
+    fn no_string(&mut self, location: Location) {
         self.0.push(Note {
-            place,
+            location,
             message: NO_STRING.to_owned(),
             meant: None,
         });
     }
 
-    fn duplicate(&mut self, place: Place, first: Place) {
+    fn duplicate(&mut self, location: Location, first: Location) {
         self.0.push(Note {
-            place,
+            location,
             message: format!("duplicate key; it was first given at {first}"),
             meant: None,
         });
@@ -265,8 +275,8 @@ struct StructMap<'n, 'de, A> {
     notes: &'n mut Notes,
     words: &'static [&'static str],
     /// Where each of the words was given.
-    seen: [Option<Place>; MAX_WORDS],
-    unknown: Vec<(Text<'de>, Place)>,
+    seen: [Option<Location>; MAX_WORDS],
+    unknown: Vec<(Text<'de>, Location)>,
 }
 
 impl<'de, A: MapAccess<'de>> MapAccess<'de> for StructMap<'_, 'de, A> {
@@ -277,22 +287,22 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for StructMap<'_, 'de, A> {
         seed: S,
     ) -> Result<Option<S::Value>, A::Error> {
         while let Some(key) = self.map.next_key::<Spanned<Key<'de>>>()? {
-            let place = place_of(key.referenced);
+            let location = location_of(key.referenced);
             let Key(Some(key)) = key.value else {
-                self.notes.no_string(place);
+                self.notes.no_string(location);
                 self.map.next_value::<IgnoredAny>()?;
                 continue;
             };
             let index = self.words.iter().position(|word| *word == &*key);
             match index.and_then(|index| self.seen.get_mut(index)) {
                 Some(seen @ None) => {
-                    *seen = Some(place);
+                    *seen = Some(location);
                     // The word lives longer than the file.
                     let word = BorrowedStrDeserializer::new(self.words[index.unwrap_or(0)]);
                     return seed.deserialize(word).map(Some);
                 }
-                Some(Some(first)) => self.notes.duplicate(place, *first),
-                None if self.unknown.len() < MAX_NOTES => self.unknown.push((key, place)),
+                Some(Some(first)) => self.notes.duplicate(location, *first),
+                None if self.unknown.len() < MAX_NOTES => self.unknown.push((key, location)),
                 None => {}
             }
             self.map.next_value::<IgnoredAny>()?;
@@ -314,8 +324,8 @@ impl<A> StructMap<'_, '_, A> {
         let numbered = self.words.iter().zip(&self.seen);
         let free = numbered.filter_map(|(word, seen)| seen.is_none().then_some(*word));
         let free: Vec<&'static str> = free.collect();
-        for (key, place) in self.unknown.drain(..) {
-            self.notes.unknown(&key, place, &free, self.words);
+        for (key, location) in self.unknown.drain(..) {
+            self.notes.unknown(&key, location, &free, self.words);
         }
     }
 }

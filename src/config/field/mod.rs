@@ -23,14 +23,14 @@ use serde::de::{self, DeserializeSeed, IgnoredAny, IntoDeserializer, MapAccess, 
 use serde::{Deserialize, Deserializer};
 use serde_yaml::Spanned;
 
-use crate::config::diagnostic::{Mistakes, Place};
-use crate::config::yaml::place_of;
+use crate::config::diagnostic::{Diagnostics, Location};
+use crate::config::yaml::location_of;
 pub(crate) use fault::Fault;
 pub(crate) use mapping::{Member, Members, Section};
 
 /// A value as written, or what stands there instead. The default is a setting that is not there.
 pub(crate) struct Field<T> {
-    place: Place,
+    location: Location,
     content: Content<T>,
 }
 
@@ -68,7 +68,7 @@ pub(crate) struct Word<T>(pub(crate) T);
 impl<T> Default for Field<T> {
     fn default() -> Self {
         Field {
-            place: Place::START,
+            location: Location::START,
             content: Content::Absent,
         }
     }
@@ -76,8 +76,8 @@ impl<T> Default for Field<T> {
 
 impl<T> Field<T> {
     /// Where the value begins; the start of the file for one that is absent.
-    pub(crate) fn place(&self) -> Place {
-        self.place
+    pub(crate) fn location(&self) -> Location {
+        self.location
     }
 
     fn is_absent(&self) -> bool {
@@ -95,19 +95,19 @@ impl<T> Field<T> {
     }
 
     /// The value of a setting that may be left out, and may not be `null`.
-    pub(crate) fn value(&self, mistakes: &Mistakes) -> Option<&T> {
+    pub(crate) fn value(&self, diagnostics: &Diagnostics) -> Option<&T> {
         if let Content::Null(why) = &self.content {
-            mistakes.add(self.place, &**why);
+            diagnostics.add(self.location, &**why);
         }
-        self.optional(mistakes)
+        self.optional(diagnostics)
     }
 
     /// The value of a setting that may be left out, or be `null`, which says the same.
-    pub(crate) fn optional(&self, mistakes: &Mistakes) -> Option<&T> {
+    pub(crate) fn optional(&self, diagnostics: &Diagnostics) -> Option<&T> {
         match &self.content {
             Content::Value(value) => Some(value),
             Content::Wrong(why) => {
-                mistakes.add(self.place, &**why);
+                diagnostics.add(self.location, &**why);
                 None
             }
             Content::Absent | Content::Null(_) => None,
@@ -117,36 +117,44 @@ impl<T> Field<T> {
 
 impl<T: Copy> Field<T> {
     /// The value, or a default where it is left out or wrong.
-    pub(crate) fn or(&self, default: T, mistakes: &Mistakes) -> T {
-        self.value(mistakes).copied().unwrap_or(default)
+    pub(crate) fn or(&self, default: T, diagnostics: &Diagnostics) -> T {
+        self.value(diagnostics).copied().unwrap_or(default)
     }
 }
 
 impl<T: Copy> Field<Word<T>> {
     /// What the word stands for, or a default where it is left out or wrong.
-    pub(crate) fn word(&self, default: T, mistakes: &Mistakes) -> T {
-        self.value(mistakes).map_or(default, |word| word.0)
+    pub(crate) fn word(&self, default: T, diagnostics: &Diagnostics) -> T {
+        self.value(diagnostics).map_or(default, |word| word.0)
     }
 }
 
 impl Field<i64> {
     /// An integer within a range; `None` where it is left out, `null` or wrong.
-    pub(crate) fn integer(&self, range: RangeInclusive<u64>, mistakes: &Mistakes) -> Option<u64> {
-        let given = *self.optional(mistakes)?;
+    pub(crate) fn integer(
+        &self,
+        range: RangeInclusive<u64>,
+        diagnostics: &Diagnostics,
+    ) -> Option<u64> {
+        let given = *self.optional(diagnostics)?;
         let value = u64::try_from(given)
             .ok()
             .filter(|value| range.contains(value));
         if value.is_none() {
             let (start, end) = (range.start(), range.end());
             let expected = format!("expected an integer from {start} to {end}");
-            mistakes.add(self.place, expected);
+            diagnostics.add(self.location, expected);
         }
         value
     }
 
     /// The same as a number of things that are counted in memory.
-    pub(crate) fn count(&self, range: RangeInclusive<u64>, mistakes: &Mistakes) -> Option<usize> {
-        usize::try_from(self.integer(range, mistakes)?).ok()
+    pub(crate) fn count(
+        &self,
+        range: RangeInclusive<u64>,
+        diagnostics: &Diagnostics,
+    ) -> Option<usize> {
+        usize::try_from(self.integer(range, diagnostics)?).ok()
     }
 }
 
@@ -176,7 +184,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Field<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Read<T>>::deserialize(deserializer)?;
         Ok(Field {
-            place: place_of(spanned.referenced),
+            location: location_of(spanned.referenced),
             content: spanned.value.0,
         })
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use http::Uri;
 use serde::Deserialize;
 
-use crate::config::diagnostic::{Mistake, Mistakes, Place};
+use crate::config::diagnostic::{Diagnostic, Diagnostics, Location};
 use crate::config::field::{Field, List, Members, OneOrMany, Section, TextOr, Word};
 use crate::config::network::parse_network;
 use crate::config::units::{ByteSize, TimeSpan};
@@ -30,10 +30,10 @@ use upstream::UpstreamSection;
 /// without mistakes may be used to serve.
 pub(crate) struct ParsedConfig {
     pub(crate) config: Config,
-    pub(crate) mistakes: Vec<Mistake>,
-    pub(crate) warnings: Vec<Mistake>,
+    pub(crate) diagnostics: Vec<Diagnostic>,
+    pub(crate) warnings: Vec<Diagnostic>,
     /// The files that serving needs besides the policy, each with the place of its setting.
-    pub(crate) files: Vec<(Place, ReferencedFile)>,
+    pub(crate) files: Vec<(Location, ReferencedFile)>,
 }
 
 /// A file that the configuration names.
@@ -149,7 +149,7 @@ impl Config {
     ///
     /// # Errors
     /// Every mistake of the file.
-    pub fn load(path: &Path) -> Result<(Config, Vec<Mistake>), Vec<Mistake>> {
+    pub fn load(path: &Path) -> Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>> {
         ParsedConfig::read(path)?.finish()
     }
 }
@@ -157,24 +157,24 @@ impl Config {
 impl ParsedConfig {
     /// # Errors
     /// An unreadable file, or one without a tree, leaves nothing to go on with.
-    pub(crate) fn read(path: &Path) -> Result<ParsedConfig, Vec<Mistake>> {
-        let bytes = yaml::read(path).map_err(|mistake| vec![mistake])?;
+    pub(crate) fn read(path: &Path) -> Result<ParsedConfig, Vec<Diagnostic>> {
+        let bytes = yaml::read(path).map_err(|diagnostic| vec![diagnostic])?;
         let resolver = Resolver {
             path,
-            mistakes: Mistakes::new(path),
-            warnings: Mistakes::warnings(path),
+            diagnostics: Diagnostics::new(path),
+            warnings: Diagnostics::warnings(path),
             files: RefCell::default(),
         };
-        let root = yaml::parse::<Field<Section<ConfigFile<'_>>>>(&bytes, &resolver.mistakes);
+        let root = yaml::parse::<Field<Section<ConfigFile<'_>>>>(&bytes, &resolver.diagnostics);
         let config = root.and_then(|root| resolver.config(&root));
         match config {
             Some(config) => Ok(ParsedConfig {
                 config,
-                mistakes: resolver.mistakes.into_vec(),
+                diagnostics: resolver.diagnostics.into_vec(),
                 warnings: resolver.warnings.into_vec(),
                 files: resolver.files.into_inner(),
             }),
-            None => Err(resolver.mistakes.into_vec()),
+            None => Err(resolver.diagnostics.into_vec()),
         }
     }
 
@@ -182,11 +182,11 @@ impl ParsedConfig {
     ///
     /// # Errors
     /// Its mistakes, where it has any.
-    pub(crate) fn finish(self) -> Result<(Config, Vec<Mistake>), Vec<Mistake>> {
-        if self.mistakes.is_empty() {
+    pub(crate) fn finish(self) -> Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>> {
+        if self.diagnostics.is_empty() {
             Ok((self.config, self.warnings))
         } else {
-            Err(self.mistakes)
+            Err(self.diagnostics)
         }
     }
 }
@@ -194,32 +194,36 @@ impl ParsedConfig {
 /// Resolves the sections of the file; every mistake is noted and a default put in its place.
 struct Resolver<'m> {
     path: &'m Path,
-    mistakes: Mistakes,
-    warnings: Mistakes,
-    files: RefCell<Vec<(Place, ReferencedFile)>>,
+    diagnostics: Diagnostics,
+    warnings: Diagnostics,
+    files: RefCell<Vec<(Location, ReferencedFile)>>,
 }
 
 impl Resolver<'_> {
     fn config(&self, root: &Field<Section<ConfigFile<'_>>>) -> Option<Config> {
         if root.is_null() {
-            self.mistakes.add(Place::START, "the file is empty");
+            self.diagnostics.add(Location::START, "the file is empty");
         }
-        let section = root.optional(&self.mistakes)?;
-        let file = section.read(&self.mistakes);
-        let policy = section.required("policy", &file.policy, root.place(), &self.mistakes);
-        let upstreams =
-            section.required("upstreams", &file.upstreams, root.place(), &self.mistakes);
+        let section = root.optional(&self.diagnostics)?;
+        let file = section.read(&self.diagnostics);
+        let policy = section.required("policy", &file.policy, root.location(), &self.diagnostics);
+        let upstreams = section.required(
+            "upstreams",
+            &file.upstreams,
+            root.location(),
+            &self.diagnostics,
+        );
         let config = Config {
             path: self.path.to_owned(),
             listen: self.listen(&file.listen),
             admin: self.address(&file.admin).unwrap_or(DEFAULT_ADMIN),
             trusted_proxies: self.trusted_proxies(&file.trusted_proxies),
             policy: policy
-                .and_then(|text| self.file_at(text, file.policy.place()))
+                .and_then(|text| self.file_at(text, file.policy.location()))
                 .unwrap_or_default(),
             prices: self.referenced(&file.prices, ReferencedFile::Prices),
             upstreams: upstreams.map_or_else(Vec::new, |upstreams| {
-                self.upstreams(upstreams, file.upstreams.place())
+                self.upstreams(upstreams, file.upstreams.location())
             }),
             access_log: self.access_log(&file.access_log),
             state: self.state(&file.state),
@@ -234,43 +238,45 @@ impl Resolver<'_> {
     }
 
     fn listen(&self, field: &Field<OneOrMany<TextOr<'_, ListenerSection>>>) -> Vec<Listen> {
-        let items = match field.value(&self.mistakes) {
+        let items = match field.value(&self.diagnostics) {
             None => return vec![Listen::plain(DEFAULT_LISTEN)],
             Some(OneOrMany::One(one)) => {
-                return self.listener(one, field.place()).into_iter().collect();
+                return self.listener(one, field.location()).into_iter().collect();
             }
             Some(OneOrMany::Many(items)) => items,
         };
         if items.is_empty() {
-            self.mistakes
-                .add(field.place(), "expected at least one address");
+            self.diagnostics
+                .add(field.location(), "expected at least one address");
         }
         let mut listen: Vec<Listen> = Vec::new();
         for item in items.iter() {
-            let value = item.value(&self.mistakes);
-            let Some(listener) = value.and_then(|value| self.listener(value, item.place())) else {
+            let value = item.value(&self.diagnostics);
+            let Some(listener) = value.and_then(|value| self.listener(value, item.location()))
+            else {
                 continue;
             };
             if listen.iter().any(|other| other.address == listener.address) {
                 let twice = format!("address `{}` is listed twice", listener.address);
-                self.mistakes.add(item.place(), twice);
+                self.diagnostics.add(item.location(), twice);
             }
             listen.push(listener);
         }
         listen
     }
 
-    fn listener(&self, value: &TextOr<'_, ListenerSection>, place: Place) -> Option<Listen> {
+    fn listener(&self, value: &TextOr<'_, ListenerSection>, location: Location) -> Option<Listen> {
         let section = match value {
-            TextOr::Text(text) => return self.parse_address(text, place).map(Listen::plain),
+            TextOr::Text(text) => return self.parse_address(text, location).map(Listen::plain),
             TextOr::Section(section) => section,
         };
-        let listener = section.read(&self.mistakes);
-        let address = section.required("address", &listener.address, place, &self.mistakes);
-        let address = address.and_then(|text| self.parse_address(text, listener.address.place()));
-        let tls = listener.tls.optional(&self.mistakes);
-        let tls = tls.and_then(|section| self.listener_tls(section, listener.tls.place()));
-        let proxy_protocol = listener.proxy_protocol.or(false, &self.mistakes);
+        let listener = section.read(&self.diagnostics);
+        let address = section.required("address", &listener.address, location, &self.diagnostics);
+        let address =
+            address.and_then(|text| self.parse_address(text, listener.address.location()));
+        let tls = listener.tls.optional(&self.diagnostics);
+        let tls = tls.and_then(|section| self.listener_tls(section, listener.tls.location()));
+        let proxy_protocol = listener.proxy_protocol.or(false, &self.diagnostics);
         Some(Listen {
             address: address?,
             tls,
@@ -281,28 +287,28 @@ impl Resolver<'_> {
     fn listener_tls(
         &self,
         section: &Section<ListenerTlsSection>,
-        place: Place,
+        location: Location,
     ) -> Option<TlsFiles> {
-        let tls = section.read(&self.mistakes);
-        let cert = section.required("cert", &tls.cert, place, &self.mistakes);
-        let key = section.required("key", &tls.key, place, &self.mistakes);
-        let cert = cert.and_then(|text| self.file_at(text, tls.cert.place()));
-        let key = key.and_then(|text| self.file_at(text, tls.key.place()));
+        let tls = section.read(&self.diagnostics);
+        let cert = section.required("cert", &tls.cert, location, &self.diagnostics);
+        let key = section.required("key", &tls.key, location, &self.diagnostics);
+        let cert = cert.and_then(|text| self.file_at(text, tls.cert.location()));
+        let key = key.and_then(|text| self.file_at(text, tls.key.location()));
         let files = TlsFiles {
             cert: cert?,
             key: key?,
         };
-        self.refer(place, ReferencedFile::Tls(files.clone()));
+        self.refer(location, ReferencedFile::Tls(files.clone()));
         Some(files)
     }
 
     fn trusted_proxies(&self, field: &Field<List<String>>) -> TrustedProxies {
-        let Some(list) = field.value(&self.mistakes) else {
+        let Some(list) = field.value(&self.diagnostics) else {
             return TrustedProxies::default();
         };
-        TrustedProxies::new(self.texts(list, |text, place| {
+        TrustedProxies::new(self.texts(list, |text, location| {
             parse_network(text)
-                .map_err(|reason| self.mistakes.add(place, reason))
+                .map_err(|reason| self.diagnostics.add(location, reason))
                 .ok()
         }))
     }
@@ -310,13 +316,14 @@ impl Resolver<'_> {
     fn upstreams(
         &self,
         upstreams: &Members<'_, Section<UpstreamSection<'_>>>,
-        place: Place,
+        location: Location,
     ) -> Vec<Arc<crate::config::Upstream>> {
         if upstreams.is_empty() {
-            self.mistakes.add(place, "expected at least one upstream");
+            self.diagnostics
+                .add(location, "expected at least one upstream");
         }
         upstreams
-            .unique(&self.mistakes)
+            .unique(&self.diagnostics)
             .filter_map(|member| self.upstream(member))
             .map(Arc::new)
             .collect()
@@ -327,33 +334,33 @@ impl Resolver<'_> {
             target: LogTarget::File(PathBuf::from(DEFAULT_ACCESS_LOG)),
             format: LogFormat::Json,
         };
-        if let Some(section) = field.value(&self.mistakes) {
-            let log = section.read(&self.mistakes);
-            let path = section.required("path", &log.path, field.place(), &self.mistakes);
+        if let Some(section) = field.value(&self.diagnostics) {
+            let log = section.read(&self.diagnostics);
+            let path = section.required("path", &log.path, field.location(), &self.diagnostics);
             let target = path.and_then(|text| match text.as_str() {
                 "-" => Some(LogTarget::Stdout),
-                text => self.file_at(text, log.path.place()).map(LogTarget::File),
+                text => self.file_at(text, log.path.location()).map(LogTarget::File),
             });
             settings.target = target.unwrap_or(settings.target);
-            settings.format = log.format.word(settings.format, &self.mistakes);
+            settings.format = log.format.word(settings.format, &self.diagnostics);
         }
-        self.refer(field.place(), ReferencedFile::AccessLog);
+        self.refer(field.location(), ReferencedFile::AccessLog);
         settings
     }
 
     fn state(&self, field: &Field<TextOr<'_, StateSection>>) -> Option<StateStore> {
-        match field.optional(&self.mistakes)? {
-            TextOr::Text(text) if text.contains("://") => self.redis(text, field.place(), None),
+        match field.optional(&self.diagnostics)? {
+            TextOr::Text(text) if text.contains("://") => self.redis(text, field.location(), None),
             TextOr::Text(text) => {
-                let path = self.file_at(text, field.place())?;
-                self.refer(field.place(), ReferencedFile::State(path.clone()));
+                let path = self.file_at(text, field.location())?;
+                self.refer(field.location(), ReferencedFile::State(path.clone()));
                 Some(StateStore::File(path))
             }
             TextOr::Section(section) => {
-                let state = section.read(&self.mistakes);
-                let url = section.required("url", &state.url, field.place(), &self.mistakes);
+                let state = section.read(&self.diagnostics);
+                let url = section.required("url", &state.url, field.location(), &self.diagnostics);
                 let password = self.referenced(&state.password_file, ReferencedFile::RedisPassword);
-                self.redis(url?, state.url.place(), password)
+                self.redis(url?, state.url.location(), password)
             }
         }
     }
@@ -361,7 +368,7 @@ impl Resolver<'_> {
     fn redis(
         &self,
         text: &str,
-        place: Place,
+        location: Location,
         password_file: Option<PathBuf>,
     ) -> Option<StateStore> {
         parse_redis(text)
@@ -371,32 +378,37 @@ impl Resolver<'_> {
                     ..redis
                 })
             })
-            .map_err(|reason| self.mistakes.add(place, reason))
+            .map_err(|reason| self.diagnostics.add(location, reason))
             .ok()
     }
 
     fn health_path(&self, field: &Field<String>) -> Option<String> {
-        let text = field.optional(&self.mistakes)?;
+        let text = field.optional(&self.diagnostics)?;
         let is_plain = path::is_plain(text) && !text.ends_with('/');
         if !is_plain {
-            self.mistakes
-                .add(field.place(), "expected a plain path like `/healthz`");
+            self.diagnostics
+                .add(field.location(), "expected a plain path like `/healthz`");
         }
         is_plain.then(|| text.clone())
     }
 
     fn cors(&self, field: &Field<Section<CorsSection>>) -> Option<Cors> {
-        let section = field.optional(&self.mistakes)?;
-        let cors = section.read(&self.mistakes);
+        let section = field.optional(&self.diagnostics)?;
+        let cors = section.read(&self.diagnostics);
         let origins = &cors.allow_origins;
-        let origins = section.required("allow_origins", origins, field.place(), &self.mistakes)?;
+        let origins = section.required(
+            "allow_origins",
+            origins,
+            field.location(),
+            &self.diagnostics,
+        )?;
         let mut any = false;
-        let origins = self.texts(origins, |text, place| {
+        let origins = self.texts(origins, |text, location| {
             any |= text == "*";
             let origin = parse_origin(text);
             if origin.is_none() && text != "*" {
                 let expected = "expected an origin like `https://app.example`, or `*`";
-                self.mistakes.add(place, expected);
+                self.diagnostics.add(location, expected);
             }
             origin
         });
@@ -409,13 +421,13 @@ impl Resolver<'_> {
     }
 
     fn tier_paths(&self, field: &Field<List<String>>) -> Vec<String> {
-        let Some(list) = field.value(&self.mistakes) else {
+        let Some(list) = field.value(&self.diagnostics) else {
             return DEFAULT_TIER_PATHS.map(str::to_owned).to_vec();
         };
-        self.texts(list, |text, place| {
+        self.texts(list, |text, location| {
             let path = path::normalise(text);
             if path.is_none() {
-                self.mistakes.add(place, "expected a plain path like `/v1/agents`, without query, escapes and dot segments");
+                self.diagnostics.add(location, "expected a plain path like `/v1/agents`, without query, escapes and dot segments");
             }
             path
         })
@@ -425,21 +437,21 @@ impl Resolver<'_> {
     fn texts<T>(
         &self,
         list: &List<String>,
-        mut parse: impl FnMut(&str, Place) -> Option<T>,
+        mut parse: impl FnMut(&str, Location) -> Option<T>,
     ) -> Vec<T> {
         let items = list.iter().filter_map(|item| {
-            let text = item.value(&self.mistakes)?;
-            parse(text, item.place())
+            let text = item.value(&self.diagnostics)?;
+            parse(text, item.location())
         });
         items.collect()
     }
 
     fn limits(&self, field: &Field<Section<LimitsSection>>) -> Limits {
         let mut limits = Limits::default();
-        let Some(section) = field.optional(&self.mistakes) else {
+        let Some(section) = field.optional(&self.diagnostics) else {
             return limits;
         };
-        let given = section.read(&self.mistakes);
+        let given = section.read(&self.diagnostics);
         for (field, value) in [
             (&given.header, &mut limits.header),
             (&given.body, &mut limits.body),
@@ -447,7 +459,7 @@ impl Resolver<'_> {
             (&given.buffered, &mut limits.buffered),
             (&given.websocket_message, &mut limits.websocket_message),
         ] {
-            *value = field.or(ByteSize(*value), &self.mistakes).0;
+            *value = field.or(ByteSize(*value), &self.diagnostics).0;
         }
         for (field, most, value) in [
             (&given.json_depth, MAX_JSON_DEPTH, &mut limits.json_depth),
@@ -458,14 +470,14 @@ impl Resolver<'_> {
                 &mut limits.idle_upstream_connections,
             ),
         ] {
-            *value = field.count(1..=most, &self.mistakes).unwrap_or(*value);
+            *value = field.count(1..=most, &self.diagnostics).unwrap_or(*value);
         }
         limits.connections_per_client = given
             .connections_per_client
-            .integer(1..=MAX_CONNECTIONS, &self.mistakes);
+            .integer(1..=MAX_CONNECTIONS, &self.diagnostics);
         limits.requests_in_flight = given
             .requests_in_flight
-            .integer(1..=MAX_IN_FLIGHT, &self.mistakes);
+            .integer(1..=MAX_IN_FLIGHT, &self.diagnostics);
         for (name, field, value) in [
             (
                 "header_timeout",
@@ -496,7 +508,7 @@ impl Resolver<'_> {
             *value = self.timeout(name, field, *value);
         }
         if limits.body.max(limits.decoded_body) > limits.buffered {
-            self.warnings.add(field.place(), "`buffered` is less than `body` or `decoded_body`: the largest bodies are always refused");
+            self.warnings.add(field.location(), "`buffered` is less than `body` or `decoded_body`: the largest bodies are always refused");
         }
         limits
     }
@@ -507,11 +519,11 @@ impl Resolver<'_> {
             drain: DEFAULT_DRAIN,
             upgrade_socket: None,
         };
-        if let Some(section) = field.optional(&self.mistakes) {
-            let given = section.read(&self.mistakes);
-            let threads = given.threads.count(0..=MAX_THREADS, &self.mistakes);
+        if let Some(section) = field.optional(&self.diagnostics) {
+            let given = section.read(&self.diagnostics);
+            let threads = given.threads.count(0..=MAX_THREADS, &self.diagnostics);
             options.threads = threads.unwrap_or(0);
-            options.drain = given.drain.or(TimeSpan(options.drain), &self.mistakes).0;
+            options.drain = given.drain.or(TimeSpan(options.drain), &self.diagnostics).0;
             options.upgrade_socket = self.file(&given.upgrade_socket);
         }
         if options.threads == 0 {
@@ -522,20 +534,20 @@ impl Resolver<'_> {
 
     /// A duration in which something has to happen, so more than zero.
     fn timeout(&self, name: &str, field: &Field<TimeSpan>, default: Duration) -> Duration {
-        let TimeSpan(value) = field.or(TimeSpan(default), &self.mistakes);
+        let TimeSpan(value) = field.or(TimeSpan(default), &self.diagnostics);
         if value.is_zero() {
             let message = format!("`{name}` must be more than zero");
-            self.mistakes.add(field.place(), message);
+            self.diagnostics.add(field.location(), message);
         }
         value
     }
 
     fn address(&self, field: &Field<String>) -> Option<SocketAddr> {
-        let text = field.value(&self.mistakes)?;
-        self.parse_address(text, field.place())
+        let text = field.value(&self.diagnostics)?;
+        self.parse_address(text, field.location())
     }
 
-    fn parse_address(&self, text: &str, place: Place) -> Option<SocketAddr> {
+    fn parse_address(&self, text: &str, location: Location) -> Option<SocketAddr> {
         let numeric = match text.strip_prefix("localhost:") {
             Some(port) => format!("127.0.0.1:{port}"),
             None => text.to_owned(),
@@ -546,20 +558,21 @@ impl Resolver<'_> {
             .filter(|address: &SocketAddr| address.port() != 0);
         if address.is_none() {
             let expected = "expected an address like `127.0.0.1:8080` or `[::]:8080`";
-            self.mistakes.add(place, expected);
+            self.diagnostics.add(location, expected);
         }
         address
     }
 
     /// A path that is relative to the folder of the configuration.
     fn file(&self, field: &Field<String>) -> Option<PathBuf> {
-        let text = field.optional(&self.mistakes)?;
-        self.file_at(text, field.place())
+        let text = field.optional(&self.diagnostics)?;
+        self.file_at(text, field.location())
     }
 
-    fn file_at(&self, text: &str, place: Place) -> Option<PathBuf> {
+    fn file_at(&self, text: &str, location: Location) -> Option<PathBuf> {
         if text.is_empty() {
-            self.mistakes.add(place, "expected the path of a file");
+            self.diagnostics
+                .add(location, "expected the path of a file");
             return None;
         }
         Some(self.path.parent().unwrap_or(Path::new("")).join(text))
@@ -572,36 +585,36 @@ impl Resolver<'_> {
         kind: fn(PathBuf) -> ReferencedFile,
     ) -> Option<PathBuf> {
         let path = self.file(field)?;
-        self.refer(field.place(), kind(path.clone()));
+        self.refer(field.location(), kind(path.clone()));
         Some(path)
     }
 
-    fn refer(&self, place: Place, file: ReferencedFile) {
-        self.files.borrow_mut().push((place, file));
+    fn refer(&self, location: Location, file: ReferencedFile) {
+        self.files.borrow_mut().push((location, file));
     }
 
     fn check_addresses(&self, config: &Config, file: &ConfigFile<'_>) {
         let mut listen = config.listen.iter();
         if listen.any(|listen| listen.address == config.admin) {
-            let place = if file.admin.is_given() {
-                file.admin.place()
+            let location = if file.admin.is_given() {
+                file.admin.location()
             } else {
-                file.listen.place()
+                file.listen.location()
             };
             let both = format!("`admin` and `listen` are both `{}`", config.admin);
-            self.mistakes.add(place, both);
+            self.diagnostics.add(location, both);
         }
     }
 }
 
 /// Names of upstreams, groups and keys go into log lines and metrics.
-pub(crate) fn check_name(name: &str, place: Place, mistakes: &Mistakes) {
+pub(crate) fn check_name(name: &str, location: Location, diagnostics: &Diagnostics) {
     if name.is_empty() {
-        mistakes.add(place, "the name is empty");
+        diagnostics.add(location, "the name is empty");
     } else if name.len() > MAX_NAME_BYTES {
-        mistakes.add(place, "the name is longer than 64 bytes");
+        diagnostics.add(location, "the name is longer than 64 bytes");
     } else if name.chars().any(char::is_control) {
-        mistakes.add(place, "the name has a control character");
+        diagnostics.add(location, "the name has a control character");
     }
 }
 

@@ -10,7 +10,7 @@ use crate::config::bridge::{
     BridgeOptions, CLAUDE_CODE_MODELS, Effort, ModelEntry, ReasoningSummary, StopSequences,
     SystemAs, ToolMedia,
 };
-use crate::config::diagnostic::Place;
+use crate::config::diagnostic::Location;
 use crate::config::field::{Field, List, Member, Members, OneOrMany, Section, Word};
 use crate::config::units::TimeSpan;
 use crate::config::upstream::{
@@ -157,14 +157,14 @@ impl Resolver<'_> {
         &self,
         member: &Member<'_, Section<UpstreamSection<'_>>>,
     ) -> Option<Upstream> {
-        check_name(&member.key, member.place, &self.mistakes);
-        let Some(section) = member.value.value(&self.mistakes) else {
+        check_name(&member.key, member.location, &self.diagnostics);
+        let Some(section) = member.value.value(&self.diagnostics) else {
             let nothing = UpstreamSection::default();
             return Some(self.settings(member, &nothing, &[]));
         };
-        let given = section.read(&self.mistakes);
-        let url = section.required("url", &given.url, member.place, &self.mistakes);
-        let urls = url.map_or_else(Vec::new, |url| self.urls(url, given.url.place()));
+        let given = section.read(&self.diagnostics);
+        let url = section.required("url", &given.url, member.location, &self.diagnostics);
+        let urls = url.map_or_else(Vec::new, |url| self.urls(url, given.url.location()));
         let upstream = self.settings(member, given, &urls);
         self.check_urls(&urls, &upstream, given);
         self.warn_of(&upstream, given, &urls);
@@ -175,10 +175,10 @@ impl Resolver<'_> {
         &self,
         member: &Member<'_, Section<UpstreamSection<'_>>>,
         given: &UpstreamSection<'_>,
-        urls: &[(Place, Url)],
+        urls: &[(Location, Url)],
     ) -> Upstream {
-        let mistakes = &self.mistakes;
-        let kind = given.kind.word(UpstreamKind::OpenAi, mistakes);
+        let diagnostics = &self.diagnostics;
+        let kind = given.kind.word(UpstreamKind::OpenAi, diagnostics);
         let Presets {
             served_tier,
             messages,
@@ -192,15 +192,15 @@ impl Resolver<'_> {
             name: member.key.to_string(),
             urls,
             kind,
-            served_tier: given.served_tier.word(served_tier, mistakes),
-            messages: given.messages.word(messages, mistakes),
+            served_tier: given.served_tier.word(served_tier, diagnostics),
+            messages: given.messages.word(messages, diagnostics),
             chat_completions: given
                 .chat_completions
-                .word(ChatCompletionsMode::Relay, mistakes),
+                .word(ChatCompletionsMode::Relay, diagnostics),
             chat_stream_usage: given
                 .chat_stream_usage
-                .word(ChatStreamUsage::Client, mistakes),
-            forwarded_headers: given.forwarded_headers.word(forwarded_headers, mistakes),
+                .word(ChatStreamUsage::Client, diagnostics),
+            forwarded_headers: given.forwarded_headers.word(forwarded_headers, diagnostics),
             headers: self.headers(&given.headers),
             credential_file: self.referenced(&given.credential_file, ReferencedFile::Credential),
             connect_timeout: self.timeout(
@@ -225,87 +225,97 @@ impl Resolver<'_> {
             ),
             retries: given
                 .retries
-                .count(0..=MAX_RETRIES, mistakes)
+                .count(0..=MAX_RETRIES, diagnostics)
                 .unwrap_or(DEFAULT_RETRIES),
             http2: self.http2(&given.http2),
             tls: self.upstream_tls(&given.tls),
             ejection: self.ejection(&given.ejection),
             health_check: self.health_check(&given.health_check),
-            on_client_abort: given.on_client_abort.word(OnClientAbort::Cancel, mistakes),
+            on_client_abort: given
+                .on_client_abort
+                .word(OnClientAbort::Cancel, diagnostics),
             abort_drain: self.timeout("abort_drain", &given.abort_drain, DEFAULT_ABORT_DRAIN),
             models: self.models(&given.models),
             bridge: self.bridge(&given.bridge, kind),
-            place: member.place,
+            location: member.location,
         }
     }
 
     /// One URL, or a list of them.
-    fn urls(&self, urls: &OneOrMany<String>, place: Place) -> Vec<(Place, Url)> {
+    fn urls(&self, urls: &OneOrMany<String>, location: Location) -> Vec<(Location, Url)> {
         let items = match urls {
-            OneOrMany::One(text) => return self.url(text, place).into_iter().collect(),
+            OneOrMany::One(text) => return self.url(text, location).into_iter().collect(),
             OneOrMany::Many(items) => items,
         };
         if items.is_empty() || items.len() > MAX_URLS {
             let expected = format!("expected 1 to {MAX_URLS} URLs");
-            self.mistakes.add(place, expected);
+            self.diagnostics.add(location, expected);
         }
-        let mut urls: Vec<(Place, Url)> = Vec::new();
+        let mut urls: Vec<(Location, Url)> = Vec::new();
         for item in items.iter() {
-            let text = item.value(&self.mistakes);
-            let Some((place, url)) = text.and_then(|text| self.url(text, item.place())) else {
+            let text = item.value(&self.diagnostics);
+            let Some((location, url)) = text.and_then(|text| self.url(text, item.location()))
+            else {
                 continue;
             };
             if urls.iter().any(|(_, other)| *other == url) {
-                self.mistakes.add(place, "the URL is listed twice");
+                self.diagnostics.add(location, "the URL is listed twice");
             }
             if urls.first().is_some_and(|(_, first)| first.tls != url.tls) {
                 let all = "the URLs of an upstream are all http or all https";
-                self.mistakes.add(place, all);
+                self.diagnostics.add(location, all);
             }
-            urls.push((place, url));
+            urls.push((location, url));
         }
         urls
     }
 
-    fn url(&self, text: &str, place: Place) -> Option<(Place, Url)> {
+    fn url(&self, text: &str, location: Location) -> Option<(Location, Url)> {
         Url::parse(text)
-            .map(|url| (place, url))
-            .map_err(|reason| self.mistakes.add(place, reason))
+            .map(|url| (location, url))
+            .map_err(|reason| self.diagnostics.add(location, reason))
             .ok()
     }
 
     /// Whether the URLs and how TLS is spoken there go together.
-    fn check_urls(&self, urls: &[(Place, Url)], upstream: &Upstream, given: &UpstreamSection<'_>) {
+    fn check_urls(
+        &self,
+        urls: &[(Location, Url)],
+        upstream: &Upstream,
+        given: &UpstreamSection<'_>,
+    ) {
         let bare = urls.iter().find(|(_, url)| url.tls && url.is_address());
-        if let Some((place, _)) = bare
+        if let Some((location, _)) = bare
             && upstream.tls.server_name.is_none()
         {
-            self.mistakes.add(*place, "an https upstream needs a host name or `tls.server_name`: certificates are not verified for a bare IP address");
+            self.diagnostics.add(*location, "an https upstream needs a host name or `tls.server_name`: certificates are not verified for a bare IP address");
         }
         if given.tls.is_given() && urls.first().is_some_and(|(_, url)| !url.tls) {
-            self.mistakes
-                .add(given.tls.place(), "`tls` is for https, and the URL is http");
+            self.diagnostics.add(
+                given.tls.location(),
+                "`tls` is for https, and the URL is http",
+            );
         }
     }
 
-    fn warn_of(&self, upstream: &Upstream, given: &UpstreamSection<'_>, urls: &[(Place, Url)]) {
+    fn warn_of(&self, upstream: &Upstream, given: &UpstreamSection<'_>, urls: &[(Location, Url)]) {
         let ends_in_version = |url: &Url| url.prefix.to_ascii_lowercase().ends_with("/v1");
-        for (place, url) in urls.iter().filter(|(_, url)| ends_in_version(url)) {
+        for (location, url) in urls.iter().filter(|(_, url)| ends_in_version(url)) {
             let message = format!(
                 "the URL ends in `/v1`, and clients' paths begin with it: `/v1/responses` becomes `{}/v1/responses`; leave it out",
                 url.prefix
             );
-            self.warnings.add(*place, message);
+            self.warnings.add(*location, message);
         }
         if upstream.kind == UpstreamKind::Gateway && !given.served_tier.is_given() {
             self.warnings.add(
-                given.kind.place(),
+                given.kind.location(),
                 "the tier in this gateway's responses decides what is billed; if it has Codex accounts, their echo is empty or always the same: then use `kind: codex_gateway`, or say `served_tier: trusted`",
             );
         }
         if !given.credential_file.is_given() && !given.credential_file.is_null() {
             self.warnings.add(
-                upstream.place,
+                upstream.location,
                 "the clients' own keys are sent to this upstream; name its key by `credential_file`, or say `credential_file: null` if that is meant",
             );
         }
@@ -319,7 +329,7 @@ impl Resolver<'_> {
         let is_set = given.models.is_given() || given.bridge.is_given();
         if is_set && !converts {
             let message = "`models` and `bridge` have no effect without `messages: responses` or `chat_completions: responses`";
-            self.warnings.add(upstream.place, message);
+            self.warnings.add(upstream.location, message);
         }
         let missing = CLAUDE_CODE_MODELS
             .into_iter()
@@ -330,18 +340,18 @@ impl Resolver<'_> {
                 "no entry of `models` matches {}, which Claude Code asks for",
                 missing.join(", ")
             );
-            self.warnings.add(upstream.place, message);
+            self.warnings.add(upstream.location, message);
         }
     }
 
     fn upstream_tls(&self, field: &Field<Section<TlsSection>>) -> UpstreamTls {
-        let Some(section) = field.optional(&self.mistakes) else {
+        let Some(section) = field.optional(&self.diagnostics) else {
             return UpstreamTls::default();
         };
-        let given = section.read(&self.mistakes);
+        let given = section.read(&self.diagnostics);
         if given.cert.is_given() != given.key.is_given() {
             let together = "`cert` and `key` are given together";
-            self.mistakes.add(field.place(), together);
+            self.diagnostics.add(field.location(), together);
         }
         let cert = self.file(&given.cert);
         let key = self.file(&given.key);
@@ -350,35 +360,35 @@ impl Resolver<'_> {
             identity: cert.zip(key).map(|(cert, key)| TlsFiles { cert, key }),
             server_name: self.server_name(&given.server_name),
         };
-        self.refer(field.place(), ReferencedFile::UpstreamTls(tls.clone()));
+        self.refer(field.location(), ReferencedFile::UpstreamTls(tls.clone()));
         tls
     }
 
     fn server_name(&self, field: &Field<String>) -> Option<String> {
-        let text = field.optional(&self.mistakes)?;
+        let text = field.optional(&self.diagnostics)?;
         if is_dns_name(text) {
             return Some(text.to_ascii_lowercase());
         }
         let expected = "expected a host name like `api.example.com`";
-        self.mistakes.add(field.place(), expected);
+        self.diagnostics.add(field.location(), expected);
         None
     }
 
     fn headers(&self, field: &Field<Section<HeadersSection<'_>>>) -> HeaderEdits {
-        let Some(section) = field.optional(&self.mistakes) else {
+        let Some(section) = field.optional(&self.diagnostics) else {
             return HeaderEdits::default();
         };
-        let given = section.read(&self.mistakes);
-        let set = given.set.optional(&self.mistakes);
+        let given = section.read(&self.diagnostics);
+        let set = given.set.optional(&self.diagnostics);
         let set = set
             .iter()
-            .flat_map(|members| members.unique(&self.mistakes));
+            .flat_map(|members| members.unique(&self.diagnostics));
         let set = set.filter_map(|member| self.header(member)).collect();
-        let remove = given.remove.optional(&self.mistakes);
+        let remove = given.remove.optional(&self.diagnostics);
         let remove = remove.iter().flat_map(|list| list.iter());
         let remove = remove.filter_map(|item| {
-            let text = item.value(&self.mistakes)?;
-            self.header_name(text, item.place(), &[])
+            let text = item.value(&self.diagnostics)?;
+            self.header_name(text, item.location(), &[])
         });
         HeaderEdits {
             set,
@@ -387,31 +397,31 @@ impl Resolver<'_> {
     }
 
     fn header(&self, member: &Member<'_, String>) -> Option<(HeaderName, HeaderValue)> {
-        let name = self.header_name(&member.key, member.place, &CREDENTIAL_HEADERS);
-        let text = member.value.value(&self.mistakes)?;
+        let name = self.header_name(&member.key, member.location, &CREDENTIAL_HEADERS);
+        let text = member.value.value(&self.diagnostics)?;
         let Ok(mut value) = HeaderValue::from_str(text) else {
             let message = "the value of a header has no control characters";
-            self.mistakes.add(member.value.place(), message);
+            self.diagnostics.add(member.value.location(), message);
             return None;
         };
         value.set_sensitive(true);
         Some((name?, value))
     }
 
-    fn header_name(&self, text: &str, place: Place, secret: &[&str]) -> Option<HeaderName> {
+    fn header_name(&self, text: &str, location: Location, secret: &[&str]) -> Option<HeaderName> {
         let Ok(name) = HeaderName::from_bytes(text.as_bytes()) else {
-            self.mistakes
-                .add(place, "expected the name of a header, like `x-team`");
+            self.diagnostics
+                .add(location, "expected the name of a header, like `x-team`");
             return None;
         };
         if FRAMING_HEADERS.contains(&name.as_str()) {
-            self.mistakes
-                .add(place, "this header is written by the proxy itself");
+            self.diagnostics
+                .add(location, "this header is written by the proxy itself");
             return None;
         }
         if secret.contains(&name.as_str()) {
             let message = "a key does not stand in the configuration; use `credential_file`";
-            self.mistakes.add(place, message);
+            self.diagnostics.add(location, message);
             return None;
         }
         Some(name)
@@ -419,23 +429,25 @@ impl Resolver<'_> {
 
     fn http2(&self, field: &Field<Section<Http2Section>>) -> Http2 {
         let mut http2 = Http2::default();
-        if let Some(section) = field.optional(&self.mistakes) {
-            let given = section.read(&self.mistakes);
-            let most = given.max_streams.count(1..=MAX_H2_STREAMS, &self.mistakes);
-            http2.enabled = given.enabled.or(http2.enabled, &self.mistakes);
+        if let Some(section) = field.optional(&self.diagnostics) {
+            let given = section.read(&self.diagnostics);
+            let most = given
+                .max_streams
+                .count(1..=MAX_H2_STREAMS, &self.diagnostics);
+            http2.enabled = given.enabled.or(http2.enabled, &self.diagnostics);
             http2.max_streams = most.unwrap_or(http2.max_streams);
             let interval = TimeSpan(http2.ping_interval);
-            http2.ping_interval = given.ping_interval.or(interval, &self.mistakes).0;
+            http2.ping_interval = given.ping_interval.or(interval, &self.diagnostics).0;
         }
         http2
     }
 
     fn ejection(&self, field: &Field<Section<EjectionSection>>) -> Ejection {
         let default = Ejection::default();
-        let Some(section) = field.optional(&self.mistakes) else {
+        let Some(section) = field.optional(&self.diagnostics) else {
             return default;
         };
-        let given = section.read(&self.mistakes);
+        let given = section.read(&self.diagnostics);
         let ejection = Ejection {
             consecutive_failures: self.in_a_row(
                 &given.consecutive_failures,
@@ -446,18 +458,18 @@ impl Resolver<'_> {
             max_time: self.timeout("max_time", &given.max_time, default.max_time),
             gateway_errors: given
                 .gateway_errors
-                .or(default.gateway_errors, &self.mistakes),
+                .or(default.gateway_errors, &self.diagnostics),
         };
         if ejection.max_time < ejection.base_time {
-            self.mistakes
-                .add(field.place(), "`max_time` is less than `base_time`");
+            self.diagnostics
+                .add(field.location(), "`max_time` is less than `base_time`");
         }
         ejection
     }
 
     fn health_check(&self, field: &Field<Section<HealthCheckSection>>) -> Option<HealthCheck> {
         let default = HealthCheck::default();
-        let given = field.optional(&self.mistakes)?.read(&self.mistakes);
+        let given = field.optional(&self.diagnostics)?.read(&self.diagnostics);
         Some(HealthCheck {
             path: self.check_path(&given.path),
             interval: self.timeout("interval", &given.interval, default.interval),
@@ -476,68 +488,70 @@ impl Resolver<'_> {
     }
 
     fn in_a_row(&self, field: &Field<i64>, least: u64, default: u32) -> u32 {
-        let value = field.integer(least..=MAX_IN_A_ROW, &self.mistakes);
+        let value = field.integer(least..=MAX_IN_A_ROW, &self.diagnostics);
         value.map_or(default, |value| value as u32)
     }
 
     fn check_path(&self, field: &Field<String>) -> Option<String> {
-        let text = field.optional(&self.mistakes)?;
+        let text = field.optional(&self.diagnostics)?;
         let is_plain = |byte: u8| byte.is_ascii_graphic() && byte != b'#';
         if text.starts_with('/') && text.bytes().all(is_plain) {
             return Some(text.clone());
         }
-        self.mistakes
-            .add(field.place(), "expected a path like `/healthz`");
+        self.diagnostics
+            .add(field.location(), "expected a path like `/healthz`");
         None
     }
 
     fn models(&self, field: &Field<List<Section<ModelSection>>>) -> Vec<ModelEntry> {
-        let items = field.optional(&self.mistakes);
+        let items = field.optional(&self.diagnostics);
         let items = items.iter().flat_map(|list| list.iter());
         items.filter_map(|item| self.model(item)).collect()
     }
 
     fn model(&self, item: &Field<Section<ModelSection>>) -> Option<ModelEntry> {
-        let section = item.value(&self.mistakes)?;
-        let given = section.read(&self.mistakes);
-        let pattern = section.required("match", &given.r#match, item.place(), &self.mistakes);
+        let section = item.value(&self.diagnostics)?;
+        let given = section.read(&self.diagnostics);
+        let pattern = section.required("match", &given.r#match, item.location(), &self.diagnostics);
         let entry = ModelEntry {
             pattern: pattern.cloned().unwrap_or_default(),
-            model: given.model.optional(&self.mistakes).cloned(),
-            effort: given.effort.optional(&self.mistakes).map(|word| word.0),
-            max_effort: given.max_effort.word(Effort::Xhigh, &self.mistakes),
-            effort_off: given.effort_off.word(Effort::None, &self.mistakes),
-            reasoning: given.reasoning.optional(&self.mistakes).copied(),
+            model: given.model.optional(&self.diagnostics).cloned(),
+            effort: given.effort.optional(&self.diagnostics).map(|word| word.0),
+            max_effort: given.max_effort.word(Effort::Xhigh, &self.diagnostics),
+            effort_off: given.effort_off.word(Effort::None, &self.diagnostics),
+            reasoning: given.reasoning.optional(&self.diagnostics).copied(),
             max_output: given
                 .max_output
-                .integer(1..=MAX_OUTPUT_TOKENS, &self.mistakes),
-            phase: given.phase.or(false, &self.mistakes),
+                .integer(1..=MAX_OUTPUT_TOKENS, &self.diagnostics),
+            phase: given.phase.or(false, &self.diagnostics),
         };
         let stars_before_the_end = entry.pattern.trim_end_matches('*').contains('*');
         if pattern.is_some() && (entry.pattern.is_empty() || stars_before_the_end) {
             let expected = "expected the name of a model, or its beginning and `*`";
-            self.mistakes.add(given.r#match.place(), expected);
+            self.diagnostics.add(given.r#match.location(), expected);
         }
         pattern.map(|_| entry)
     }
 
     fn bridge(&self, field: &Field<Section<BridgeSection>>, kind: UpstreamKind) -> BridgeOptions {
         let default = BridgeOptions::of(kind == UpstreamKind::Codex);
-        let Some(section) = field.optional(&self.mistakes) else {
+        let Some(section) = field.optional(&self.diagnostics) else {
             return default;
         };
-        let given = section.read(&self.mistakes);
-        let mistakes = &self.mistakes;
+        let given = section.read(&self.diagnostics);
+        let diagnostics = &self.diagnostics;
         BridgeOptions {
             reasoning_replay: given
                 .reasoning_replay
-                .or(default.reasoning_replay, mistakes),
+                .or(default.reasoning_replay, diagnostics),
             reasoning_summary: given
                 .reasoning_summary
-                .word(default.reasoning_summary, mistakes),
-            stop_sequences: given.stop_sequences.word(default.stop_sequences, mistakes),
-            tool_media: given.tool_media.word(default.tool_media, mistakes),
-            system_as: given.system_as.word(default.system_as, mistakes),
+                .word(default.reasoning_summary, diagnostics),
+            stop_sequences: given
+                .stop_sequences
+                .word(default.stop_sequences, diagnostics),
+            tool_media: given.tool_media.word(default.tool_media, diagnostics),
+            system_as: given.system_as.word(default.system_as, diagnostics),
             path: self.bridge_path(&given.path).unwrap_or(default.path),
             commit_after: self.timeout("commit_after", &given.commit_after, default.commit_after),
             ping: self.timeout("ping", &given.ping, default.ping),
@@ -545,10 +559,10 @@ impl Resolver<'_> {
     }
 
     fn bridge_path(&self, field: &Field<String>) -> Option<String> {
-        let text = field.optional(&self.mistakes)?;
+        let text = field.optional(&self.diagnostics)?;
         if !path::is_plain(text) {
             let expected = "expected a plain path like `/v1/responses`";
-            self.mistakes.add(field.place(), expected);
+            self.diagnostics.add(field.location(), expected);
             return None;
         }
         Some(text.clone())

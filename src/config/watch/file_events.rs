@@ -24,16 +24,16 @@ pub(super) struct FileEvents {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum FileEvent {
     /// Somebody writes to it who has not closed it since.
-    Written(Place),
+    Written(WatchedPath),
     /// A writer has closed it, or it came and went by its name, as a whole.
-    Whole(Place),
+    Whole(WatchedPath),
     /// So much has happened that some of it was not told.
     Missed,
 }
 
 /// Where something happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum WatchedPath {
     /// To the file of this watch, whatever it is called.
     File(i32),
     /// To what has this name in the folder of this watch.
@@ -95,8 +95,8 @@ fn meaning(
         return Some(FileEvent::Missed);
     }
     let place = match name {
-        Some(name) => Place::Name(watch, name.to_owned()),
-        None => Place::File(watch),
+        Some(name) => WatchedPath::Name(watch, name.to_owned()),
+        None => WatchedPath::File(watch),
     };
     if flags.contains(ReadFlags::CREATE) {
         // A link comes as a whole, without a writer who would close it.

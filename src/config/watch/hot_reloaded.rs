@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
-use crate::config::Mistake;
+use crate::config::Diagnostic;
 
 /// A value that is exchanged as a whole while others read it without a lock.
 pub struct HotReloaded<T> {
@@ -25,8 +25,8 @@ pub struct LoadStatus {
     pub loaded_at: SystemTime,
     /// When loading was last tried.
     pub tried_at: SystemTime,
-    /// Mistakes of the newest attempt, one to a line; empty when it succeeded or was held.
-    pub mistakes: Vec<String>,
+    /// Diagnostics of the newest attempt, one to a line; empty when it succeeded or was held.
+    pub diagnostics: Vec<String>,
     /// Why the newest value is good and not taken all the same.
     pub held: Option<String>,
 }
@@ -51,7 +51,7 @@ pub struct Review {
 impl LoadStatus {
     /// The newest attempt in one word: `success`, `failure` or `held`.
     pub fn outcome(&self) -> &'static str {
-        match (&self.held, self.mistakes.is_empty()) {
+        match (&self.held, self.diagnostics.is_empty()) {
             (Some(_), _) => "held",
             (None, true) => "success",
             (None, false) => "failure",
@@ -60,8 +60,8 @@ impl LoadStatus {
 
     /// Why the file as it stands is not in force; none where it is.
     pub fn error(&self) -> Option<String> {
-        let mistakes = (!self.mistakes.is_empty()).then(|| self.mistakes.join("\n"));
-        self.held.clone().or(mistakes)
+        let diagnostics = (!self.diagnostics.is_empty()).then(|| self.diagnostics.join("\n"));
+        self.held.clone().or(diagnostics)
     }
 }
 
@@ -74,7 +74,7 @@ impl<T> HotReloaded<T> {
             status: Mutex::new(LoadStatus {
                 loaded_at: now,
                 tried_at: now,
-                mistakes: Vec::new(),
+                diagnostics: Vec::new(),
                 held: None,
             }),
             succeeded: AtomicU64::new(1),
@@ -104,13 +104,13 @@ impl<T> HotReloaded<T> {
     pub fn publish(
         &self,
         what: &str,
-        parsed: Result<(T, Vec<Mistake>), Vec<Mistake>>,
+        parsed: Result<(T, Vec<Diagnostic>), Vec<Diagnostic>>,
         requested: bool,
         review: impl FnOnce(&T, &T) -> Review,
     ) {
         let (value, warnings) = match parsed {
             Ok(parsed) => parsed,
-            Err(mistakes) => return self.refuse(what, &mistakes),
+            Err(diagnostics) => return self.refuse(what, &diagnostics),
         };
         let Review { held, summary } = review(&self.current.load(), &value);
         match held.filter(|_| !requested) {
@@ -129,7 +129,7 @@ impl<T> HotReloaded<T> {
         *self.status.lock() = LoadStatus {
             loaded_at: now,
             tried_at: now,
-            mistakes: Vec::new(),
+            diagnostics: Vec::new(),
             held: None,
         };
         self.succeeded.fetch_add(1, Ordering::Relaxed);
@@ -139,19 +139,21 @@ impl<T> HotReloaded<T> {
         log::error!("{what} not loaded, the last good one stays in force: {why}; SIGHUP takes it");
         let mut status = self.status.lock();
         status.tried_at = SystemTime::now();
-        status.mistakes.clear();
+        status.diagnostics.clear();
         status.held = Some(why);
         self.held.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn refuse(&self, what: &str, mistakes: &[Mistake]) {
+    fn refuse(&self, what: &str, diagnostics: &[Diagnostic]) {
         let mut status = self.status.lock();
         status.tried_at = SystemTime::now();
-        status.mistakes = mistakes.iter().map(ToString::to_string).collect();
+        status.diagnostics = diagnostics.iter().map(ToString::to_string).collect();
         status.held = None;
         drop(status);
         self.failed.fetch_add(1, Ordering::Relaxed);
-        mistakes.iter().for_each(|mistake| log::error!("{mistake}"));
+        diagnostics
+            .iter()
+            .for_each(|diagnostic| log::error!("{diagnostic}"));
         log::error!("{what} not loaded, the last good one stays in force");
     }
 }

@@ -21,7 +21,7 @@ use rustix::thread::gettid;
 use tokio::sync::oneshot;
 
 use crate::config::secret_file::FileBytes;
-use crate::config::watch::file_events::{FileEvent, FileEvents, Place};
+use crate::config::watch::file_events::{FileEvent, FileEvents, WatchedPath};
 
 pub use crate::config::watch::hot_reloaded::{HotReloaded, LoadCounts, LoadStatus, Review};
 
@@ -289,8 +289,10 @@ impl Watches {
         };
         let folder = self.folder.as_ref().map(|(watch, _)| *watch);
         match place {
-            Place::File(watch) if self.file == Some(*watch) => self.file_is_written = is_written,
-            Place::Name(watch, name) if folder == Some(*watch) && *name == self.name => {
+            WatchedPath::File(watch) if self.file == Some(*watch) => {
+                self.file_is_written = is_written
+            }
+            WatchedPath::Name(watch, name) if folder == Some(*watch) && *name == self.name => {
                 self.name_is_written = is_written;
                 if !is_written {
                     // Something else may stand there, and the writer of what stood there counts no longer.

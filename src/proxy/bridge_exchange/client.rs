@@ -22,7 +22,7 @@ use crate::codec::error::Cause;
 use crate::config::ServedTier;
 use crate::policy::endpoint::Endpoint;
 use crate::proxy::bridge_exchange::request::Prepared;
-use crate::proxy::context::Exchange;
+use crate::proxy::context::RequestContext;
 use crate::proxy::{REQUEST_ID, Stop};
 
 /// The most of an answer that is held to be sent whole, and of one event, in bytes.
@@ -58,15 +58,15 @@ struct Pulse {
 
 impl Client {
     /// For a request whose bytes are ready to leave.
-    pub fn new(exchange: &Exchange, prepared: &Prepared, options: &Options) -> Self {
-        let context = prepared.context.clone();
-        let pulse = context.stream.then_some(Pulse {
+    pub fn new(context: &RequestContext, prepared: &Prepared, options: &Options) -> Self {
+        let answered = prepared.context.clone();
+        let pulse = answered.stream.then_some(Pulse {
             commit_after: options.commit_after,
             ping: options.ping,
             since: None,
         });
         Self {
-            conversation: Conversation::new(context, delivery(exchange, prepared)),
+            conversation: Conversation::new(answered, delivery(context, prepared)),
             pulse,
             begun: false,
             whole: None,
@@ -74,10 +74,10 @@ impl Client {
     }
 
     /// For a request that gets a short answer and nothing before.
-    pub fn silent(exchange: &Exchange, prepared: &Prepared) -> Self {
+    pub fn silent(context: &RequestContext, prepared: &Prepared) -> Self {
         Self {
             pulse: None,
-            ..Self::new(exchange, prepared, &Options::default())
+            ..Self::new(context, prepared, &Options::default())
         }
     }
 
@@ -92,7 +92,7 @@ impl Client {
     pub async fn wait<T>(
         &mut self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        context: &mut RequestContext,
         work: impl Future<Output = Result<T>>,
     ) -> Result<Result<T>, Stop> {
         tokio::pin!(work);
@@ -102,10 +102,10 @@ impl Client {
                 biased;
                 done = &mut work => return Ok(done),
                 left = session.as_downstream_mut().read_body_or_idle(true) => match left {
-                    Err(error) => return Err(client_left(exchange, error)),
+                    Err(error) => return Err(client_left(context, error)),
                     Ok(_) => return Err(Cause::InvalidHttp.into()),
                 },
-                () = until(due) => self.beat(session, exchange).await?,
+                () = until(due) => self.beat(session, context).await?,
             }
         }
     }
@@ -132,8 +132,8 @@ impl Client {
     }
 
     /// The upstream's answer has broken off.
-    pub fn broken(&mut self, exchange: &Exchange, error: &Error) -> Output {
-        match exchange.situation().ending_of(error) {
+    pub fn broken(&mut self, context: &RequestContext, error: &Error) -> Output {
+        match context.situation().ending_of(error) {
             Termination::Timeout | Termination::Refused(Cause::UpstreamTimeout) => {
                 self.conversation.timed_out()
             }
@@ -145,16 +145,16 @@ impl Client {
     pub async fn fail(
         mut self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        context: &mut RequestContext,
         error: &Error,
     ) -> Result<(), Stop> {
         if self.begun {
-            let output = self.broken(exchange, error);
-            self.take(session, exchange, output).await?;
+            let output = self.broken(context, error);
+            self.take(session, context, output).await?;
             return self.end(session).await;
         }
-        exchange.fails(error);
-        let refusal = exchange.refusal.take();
+        context.fails(error);
+        let refusal = context.refusal.take();
         Err(Stop::Refused(
             refusal.unwrap_or_else(|| Cause::UpstreamReset.into()),
         ))
@@ -165,29 +165,29 @@ impl Client {
     pub async fn take(
         &mut self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        context: &mut RequestContext,
         output: Output,
     ) -> Result<bool, Stop> {
         match output {
             Output::Nothing => Ok(false),
             Output::Write(bytes) => {
-                self.write(session, exchange, bytes).await?;
+                self.write(session, context, bytes).await?;
                 Ok(false)
             }
             Output::End { bytes, whole } => {
                 self.whole = Some(whole);
                 if !self.begun {
-                    self.begin(session, exchange).await?;
+                    self.begin(session, context).await?;
                 }
                 // Nor is a client to have the end of what is not in the log; and it may ask again at once.
-                exchange.settle(self.ending());
-                write_body(session, exchange, bytes, false).await?;
+                context.finish(self.ending());
+                write_body(session, context, bytes, false).await?;
                 Ok(true)
             }
             Output::Answer(answer) => {
                 self.whole = Some(true);
                 let ending = self.ending();
-                send(session, exchange, &answer, ending).await?;
+                send(session, context, &answer, ending).await?;
                 Ok(true)
             }
         }
@@ -234,26 +234,30 @@ impl Client {
     }
 
     /// The upstream lives and says nothing: the client is to see that its request does, too.
-    async fn beat(&mut self, session: &mut Session, exchange: &mut Exchange) -> Result<(), Stop> {
+    async fn beat(
+        &mut self,
+        session: &mut Session,
+        context: &mut RequestContext,
+    ) -> Result<(), Stop> {
         let output = match self.conversation.has_begun() {
             true => self.conversation.ping(),
             false => self.conversation.commit(),
         };
         self.rest();
-        self.take(session, exchange, output).await?;
+        self.take(session, context, output).await?;
         Ok(())
     }
 
     async fn write(
         &mut self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        context: &mut RequestContext,
         bytes: Vec<u8>,
     ) -> Result<(), Stop> {
         if !self.begun {
-            self.begin(session, exchange).await?;
+            self.begin(session, context).await?;
         }
-        write_body(session, exchange, bytes, false).await?;
+        write_body(session, context, bytes, false).await?;
         self.rest();
         Ok(())
     }
@@ -266,36 +270,40 @@ impl Client {
     }
 
     /// The head of a stream.
-    async fn begin(&mut self, session: &mut Session, exchange: &mut Exchange) -> Result<(), Stop> {
+    async fn begin(
+        &mut self,
+        session: &mut Session,
+        context: &mut RequestContext,
+    ) -> Result<(), Stop> {
         self.begun = true;
-        let mut head = head_of(exchange, 200, &STREAM_HEADERS).map_err(Stop::Downstream)?;
+        let mut head = head_of(context, 200, &STREAM_HEADERS).map_err(Stop::Downstream)?;
         let client = session.req_header().version;
         if client == Version::HTTP_11 {
             let chunked = head.insert_header(header::TRANSFER_ENCODING, "chunked");
             chunked.map_err(Stop::Downstream)?;
         }
-        write_head(session, exchange, head).await
+        write_head(session, context, head).await
     }
 }
 
 /// Answers with the bridge's own refusal.
 pub(super) async fn refuse(
     session: &mut Session,
-    exchange: &mut Exchange,
+    context: &mut RequestContext,
     conversion: &Conversion,
     refusal: &BridgeRefusal,
 ) -> Result<(), Stop> {
     let cause = refusal_of(refusal).cause;
-    exchange.refusal = Some(cause.into());
-    let id = exchange.arrival.id.to_string();
+    context.refusal = Some(cause.into());
+    let id = context.request_info.id.to_string();
     let answer = refusal.answer(conversion.endpoint.protocol(), &id);
-    send(session, exchange, &answer, Termination::Refused(cause)).await
+    send(session, context, &answer, Termination::Refused(cause)).await
 }
 
 /// Sends a whole answer; its line is written before.
 pub(super) async fn send(
     session: &mut Session,
-    exchange: &mut Exchange,
+    context: &mut RequestContext,
     answer: &Answer,
     ending: Termination,
 ) -> Result<(), Stop> {
@@ -304,18 +312,18 @@ pub(super) async fn send(
         .iter()
         .map(|(name, value)| (*name, value.as_str()))
         .collect();
-    let mut head = head_of(exchange, answer.status, &headers).map_err(Stop::Downstream)?;
+    let mut head = head_of(context, answer.status, &headers).map_err(Stop::Downstream)?;
     head.insert_header(header::CONTENT_LENGTH, answer.body.len())
         .map_err(Stop::Downstream)?;
-    tells(exchange, answer.status);
-    exchange.settle(ending);
-    write_head(session, exchange, head).await?;
-    write_body(session, exchange, answer.body.clone(), true).await
+    tells(context, answer.status);
+    context.finish(ending);
+    write_head(session, context, head).await?;
+    write_body(session, context, answer.body.clone(), true).await
 }
 
 /// What a bridged answer's head says besides its own headers.
 fn head_of(
-    exchange: &Exchange,
+    context: &RequestContext,
     status: u16,
     headers: &[(&'static str, &str)],
 ) -> Result<ResponseHeader> {
@@ -323,25 +331,25 @@ fn head_of(
     for (name, value) in headers {
         head.insert_header(*name, *value)?;
     }
-    let own = exchange.request_id();
-    let upstreams = exchange.turn.answer.upstream_request_id.as_deref();
+    let own = context.request_id();
+    let upstreams = context.record.answer.upstream_request_id.as_deref();
     match upstreams.and_then(|id| http::HeaderValue::from_str(id).ok()) {
         Some(id) => head.insert_header(&UPSTREAM_REQUEST_ID, id)?,
         None => head.insert_header(&UPSTREAM_REQUEST_ID, own.clone())?,
     }
     head.insert_header(&REQUEST_ID, own)?;
-    if let Some(report) = report(exchange) {
+    if let Some(report) = report(context) {
         head.insert_header(&BRIDGE_REPORT, report)?;
     }
     Ok(head)
 }
 
 /// What the bridge has done, for the client.
-fn report(exchange: &Exchange) -> Option<String> {
-    let (_, dropped) = exchange.turn.bridge.as_ref()?;
+fn report(context: &RequestContext) -> Option<String> {
+    let (_, dropped) = context.record.bridge.as_ref()?;
     let names = dropped.split(',').filter(|name| !name.is_empty());
     let names: Vec<String> = names.map(str::to_owned).collect();
-    let protocol = match exchange.arrival.endpoint {
+    let protocol = match context.request_info.endpoint {
         Endpoint::ChatCompletions => Protocol::Chat,
         _ => Protocol::Messages,
     };
@@ -349,38 +357,38 @@ fn report(exchange: &Exchange) -> Option<String> {
 }
 
 /// The client is sent this status, if it is still there.
-fn tells(exchange: &mut Exchange, status: u16) {
-    let client = exchange.client.as_ref();
+fn tells(context: &mut RequestContext, status: u16) {
+    let client = context.client.as_ref();
     let has_left = client.is_some_and(|client| client.has_client_left());
-    exchange.turn.answer.status = (!has_left).then_some(status);
+    context.record.answer.status = (!has_left).then_some(status);
 }
 
 async fn write_head(
     session: &mut Session,
-    exchange: &mut Exchange,
+    context: &mut RequestContext,
     head: ResponseHeader,
 ) -> Result<(), Stop> {
-    tells(exchange, head.status.as_u16());
+    tells(context, head.status.as_u16());
     let written = session.write_response_header(Box::new(head), false).await;
-    written.map_err(|error| client_left(exchange, error))
+    written.map_err(|error| client_left(context, error))
 }
 
 async fn write_body(
     session: &mut Session,
-    exchange: &mut Exchange,
+    context: &mut RequestContext,
     bytes: Vec<u8>,
     ends: bool,
 ) -> Result<(), Stop> {
     let written = session.write_response_body(Some(Bytes::from(bytes)), ends);
-    written.await.map_err(|error| client_left(exchange, error))
+    written.await.map_err(|error| client_left(context, error))
 }
 
-fn delivery(exchange: &Exchange, prepared: &Prepared) -> Delivery {
-    let limits = &exchange.state.limits;
+fn delivery(context: &RequestContext, prepared: &Prepared) -> Delivery {
+    let limits = &context.state.limits;
     let most = limits.decoded_body.min(ANSWER_BYTES) as usize;
-    let served = exchange.upstream.as_ref();
+    let served = context.upstream.as_ref();
     Delivery {
-        request_id: exchange.arrival.id.to_string(),
+        request_id: context.request_info.id.to_string(),
         created: seconds_since_1970(),
         fallback_id: Uuid::now_v7().simple().to_string(),
         sent_tier: prepared.tier.clone(),

@@ -19,7 +19,7 @@ use crate::codec::service_tier::{Edit, Edits, Facts};
 use crate::config::{self, ChatCompletionsMode, Limits, MessagesMode};
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{Credential, CredentialHeader, Group, TierAction, asks_for_fast_mode};
-use crate::proxy::request_body::{HeldBody, ReadyBody};
+use crate::proxy::request_body::{BufferedBody, ReadyBody};
 use crate::proxy::upstream_request::HeadEdit;
 
 /// How much deeper than the client's a converted body may be nested: its parts stand at other places.
@@ -190,7 +190,7 @@ pub fn outgoing(
     });
     let _lease = budget.lease(body.len() as u64)?;
     let length = Some(body.len() as u64);
-    let mut held = HeldBody::open(&HeaderMap::new(), length, false, &limits, budget)?;
+    let mut held = BufferedBody::open(&HeaderMap::new(), length, false, &limits, budget)?;
     held.push(&body)?;
     let ReadyBody { bytes, facts, .. } = held.finish(Edits::tier(edit))?;
     let tier = match action.filter(|_| edit != Edit::Keep) {

@@ -1,6 +1,6 @@
 //! A request that is converted for an upstream which speaks only Responses, from its body to the end of its answer. What
 //! becomes of the bytes is the bridge's ([`crate::bridge`]); what is known of the request, its attempts and its line are
-//! those of every request ([`Exchange`]).
+//! those of every request ([`RequestContext`]).
 //!
 //! It is answered within `request_filter`, for Pingora writes the head of a response as soon as the upstream's has come,
 //! and here the status stays free until something is known of the answer. So it has connections of its own, made and
@@ -29,7 +29,7 @@ use crate::proxy::bridge_exchange::client::Client;
 use crate::proxy::bridge_exchange::conversion::Conversion;
 use crate::proxy::bridge_exchange::request::Prepared;
 use crate::proxy::bridge_exchange::upstream::Connection;
-use crate::proxy::context::{Body, Exchange};
+use crate::proxy::context::{Body, RequestContext};
 use crate::proxy::error_mapping::{TIER_REFUSED, no_address};
 use crate::proxy::replies::check_response;
 use crate::state::State;
@@ -64,12 +64,12 @@ impl Bridge {
     }
 
     /// Whether this request, which was admitted, is to be converted.
-    pub fn conversion(&self, exchange: &Exchange) -> Option<Conversion> {
-        let settings = &exchange.upstream.as_ref()?.config;
+    pub fn conversion(&self, context: &RequestContext) -> Option<Conversion> {
+        let settings = &context.upstream.as_ref()?.config;
         let upstream = self.upstreams.get(&settings.name)?.clone();
-        let arrival = &exchange.arrival;
-        let (method, path) = (&arrival.method, &arrival.path);
-        let endpoint = conversion::endpoint(settings, arrival.endpoint, method, path)?;
+        let info = &context.request_info;
+        let (method, path) = (&info.method, &info.path);
+        let endpoint = conversion::endpoint(settings, info.endpoint, method, path)?;
         Some(Conversion { endpoint, upstream })
     }
 
@@ -77,21 +77,21 @@ impl Bridge {
     pub(super) async fn serve(
         &self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        context: &mut RequestContext,
         conversion: &Conversion,
     ) -> Result<(), Stop> {
         let word = conversion.endpoint.protocol().log_word();
-        exchange.turn.bridge = Some((word, String::new()));
-        request::read(session, exchange).await?;
-        let prepared = match request::prepare(session, exchange, conversion)? {
+        context.record.bridge = Some((word, String::new()));
+        request::read(session, context).await?;
+        let prepared = match request::prepare(session, context, conversion)? {
             Ok(prepared) => prepared,
-            Err(refusal) => return client::refuse(session, exchange, conversion, &refusal).await,
+            Err(refusal) => return client::refuse(session, context, conversion, &refusal).await,
         };
         match conversion.endpoint {
-            bridge::Endpoint::CountTokens => self.count(session, exchange, &prepared).await,
+            bridge::Endpoint::CountTokens => self.count(session, context, &prepared).await,
             bridge::Endpoint::Messages | bridge::Endpoint::Chat => {
-                let client = Client::new(exchange, &prepared, &conversion.upstream.options);
-                self.generate(session, exchange, client, &prepared).await
+                let client = Client::new(context, &prepared, &conversion.upstream.options);
+                self.generate(session, context, client, &prepared).await
             }
         }
     }
@@ -100,35 +100,35 @@ impl Bridge {
     async fn generate(
         &self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        context: &mut RequestContext,
         mut client: Client,
         prepared: &Prepared,
     ) -> Result<(), Stop> {
-        let mut upstream = match self.reach(session, exchange, &mut client, prepared).await? {
+        let mut upstream = match self.reach(session, context, &mut client, prepared).await? {
             Ok(upstream) => upstream,
-            Err(error) => return client.fail(session, exchange, &error).await,
+            Err(error) => return client.fail(session, context, &error).await,
         };
-        let status = exchange.turn.answer.upstream_status.unwrap_or_default();
+        let status = context.record.answer.upstream_status.unwrap_or_default();
         let output = if status == 200 {
             client.upstream_head(upstream.content_type())
         } else {
-            let body = read_whole(session, exchange, &mut client, &mut upstream).await?;
-            client.upstream_error(&upstream_error(exchange, &upstream, status, &body))
+            let body = read_whole(session, context, &mut client, &mut upstream).await?;
+            client.upstream_error(&upstream_error(context, &upstream, status, &body))
         };
-        let mut is_over = client.take(session, exchange, output).await?;
+        let mut is_over = client.take(session, context, output).await?;
         while !is_over {
-            let read = client.wait(session, exchange, upstream.read()).await?;
+            let read = client.wait(session, context, upstream.read()).await?;
             let output = match read {
                 Ok(Some(piece)) => {
-                    exchange.observe(&piece);
+                    context.observe(&piece);
                     client.feed(&piece)
                 }
                 Ok(None) => client.finish(),
-                Err(error) => client.broken(exchange, &error),
+                Err(error) => client.broken(context, &error),
             };
-            is_over = client.take(session, exchange, output).await?;
+            is_over = client.take(session, context, output).await?;
         }
-        exchange.enter(Phase::Idle, None);
+        context.enter(Phase::Idle, None);
         upstream.release();
         client.end(session).await
     }
@@ -137,25 +137,25 @@ impl Bridge {
     async fn count(
         &self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        context: &mut RequestContext,
         prepared: &Prepared,
     ) -> Result<(), Stop> {
-        let mut client = Client::silent(exchange, prepared);
-        let id = exchange.arrival.id.to_string();
-        match self.reach(session, exchange, &mut client, prepared).await? {
+        let mut client = Client::silent(context, prepared);
+        let id = context.request_info.id.to_string();
+        match self.reach(session, context, &mut client, prepared).await? {
             Ok(mut upstream) => {
-                let status = exchange.turn.answer.upstream_status.unwrap_or_default();
-                let body = read_whole(session, exchange, &mut client, &mut upstream).await?;
-                exchange.enter(Phase::Idle, None);
+                let status = context.record.answer.upstream_status.unwrap_or_default();
+                let body = read_whole(session, context, &mut client, &mut upstream).await?;
+                context.enter(Phase::Idle, None);
                 upstream.release();
                 let answer = token_count_answer(status, &body, &id);
-                let ending = exchange.ending();
-                client::send(session, exchange, &answer, ending).await
+                let ending = context.ending();
+                client::send(session, context, &answer, ending).await
             }
             Err(error) => {
-                let ending = exchange.situation().ending_of(&error);
+                let ending = context.situation().ending_of(&error);
                 let answer = token_count_answer(0, b"", &id);
-                client::send(session, exchange, &answer, ending).await
+                client::send(session, context, &answer, ending).await
             }
         }
     }
@@ -164,16 +164,16 @@ impl Bridge {
     async fn reach(
         &self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        context: &mut RequestContext,
         client: &mut Client,
         prepared: &Prepared,
     ) -> Result<Result<Connection, Box<Error>>, Stop> {
         loop {
-            match self.attempt(session, exchange, client, prepared).await? {
+            match self.attempt(session, context, client, prepared).await? {
                 Err(error) if error.retry() => {}
                 Err(error) => return Ok(Err(error)),
                 Ok(upstream) => {
-                    let taken = take_head(exchange, &upstream);
+                    let taken = take_head(context, &upstream);
                     return Ok(taken.map(|()| upstream));
                 }
             }
@@ -184,83 +184,83 @@ impl Bridge {
     async fn attempt(
         &self,
         session: &mut Session,
-        exchange: &mut Exchange,
+        context: &mut RequestContext,
         client: &mut Client,
         prepared: &Prepared,
     ) -> Result<Result<Connection, Box<Error>>, Stop> {
-        let Some(address) = exchange.next_address() else {
+        let Some(address) = context.next_address() else {
             return Ok(Err(no_address().into_up()));
         };
-        let peer = address.request_peer(exchange.only_http1).clone();
+        let peer = address.request_peer(context.only_http1).clone();
         let connecting = Connection::open(&self.connector, peer);
-        let (mut upstream, reused) = match client.wait(session, exchange, connecting).await? {
+        let (mut upstream, reused) = match client.wait(session, context, connecting).await? {
             Ok(opened) => opened,
-            Err(error) => return Ok(Err(exchange.connect_failed(error).into_up())),
+            Err(error) => return Ok(Err(context.connect_failed(error).into_up())),
         };
-        exchange.stream = StreamControl::of(upstream.digest());
-        let head = request::upstream_head(session, exchange, prepared);
+        context.stream = StreamControl::of(upstream.digest());
+        let head = request::upstream_head(session, context, prepared);
         let head = head.map_err(Stop::Downstream)?;
-        exchange.begin_attempt();
-        let body = exchange.send_ready()?;
-        let is_kept = exchange
-            .turn
-            .order
-            .is_none_or(|order| order.body == Edit::Keep);
+        context.begin_attempt();
+        let body = context.send_ready()?;
+        let is_kept = context
+            .record
+            .action
+            .is_none_or(|action| action.body == Edit::Keep);
         if is_kept {
-            exchange.turn.sent.tier.clone_from(&prepared.tier);
+            context.record.sent.tier.clone_from(&prepared.tier);
         }
-        exchange.ignore_client_abort();
+        context.ignore_client_abort();
         client.request_leaves();
         match client
-            .wait(session, exchange, upstream.send(head, body))
+            .wait(session, context, upstream.send(head, body))
             .await?
         {
-            Ok(()) if exchange.drop_refused_tier() => {
+            Ok(()) if context.drop_refused_tier() => {
                 client.without_tier();
                 Ok(Err(tier_refused()))
             }
             Ok(()) => Ok(Ok(upstream)),
-            Err(error) => Ok(Err(exchange.attempt_failed(error.into_up(), reused, true))),
+            Err(error) => Ok(Err(context.attempt_failed(error.into_up(), reused, true))),
         }
     }
 }
 
 /// The head of the upstream's answer: what the line tells of it, and who reads its usage.
-fn take_head(exchange: &mut Exchange, upstream: &Connection) -> Result<(), Box<Error>> {
+fn take_head(context: &mut RequestContext, upstream: &Connection) -> Result<(), Box<Error>> {
     let head = upstream.response_head()?;
-    check_response(head, exchange).map_err(|error| error.into_up())?;
-    exchange.take_answer(head.status, &head.headers);
+    check_response(head, context).map_err(|error| error.into_up())?;
+    context.take_answer(head.status, &head.headers);
     // The client was sent nothing of it.
-    exchange.turn.answer.status = None;
-    if exchange.arrival.endpoint.takes_tier() {
+    context.record.answer.status = None;
+    if context.request_info.endpoint.takes_tier() {
         // The first bytes tell whether it is a stream.
-        exchange.observer = ResponseObserver::new(Endpoint::Responses, true, &head.headers);
+        context.observer = ResponseObserver::new(Endpoint::Responses, true, &head.headers);
     }
-    exchange.await_more();
-    exchange.body = Body::None;
+    context.await_more();
+    context.body = Body::None;
     Ok(())
 }
 
 /// The beginning of a short answer. One that breaks says what it said until then.
 async fn read_whole(
     session: &mut Session,
-    exchange: &mut Exchange,
+    context: &mut RequestContext,
     client: &mut Client,
     upstream: &mut Connection,
 ) -> Result<Vec<u8>, Stop> {
     let mut body = Vec::new();
     while body.len() < ERROR_BYTES {
-        let Ok(Some(piece)) = client.wait(session, exchange, upstream.read()).await? else {
+        let Ok(Some(piece)) = client.wait(session, context, upstream.read()).await? else {
             break;
         };
-        exchange.observe(&piece);
+        context.observe(&piece);
         body.extend_from_slice(&piece);
     }
     Ok(body)
 }
 
 fn upstream_error<'a>(
-    exchange: &Exchange,
+    context: &RequestContext,
     upstream: &'a Connection,
     status: u16,
     body: &'a [u8],
@@ -269,7 +269,7 @@ fn upstream_error<'a>(
         status,
         retry_after: upstream.retry_after(),
         body,
-        own_credential: request::has_own_credential(exchange),
+        own_credential: request::has_own_credential(context),
         now: client::seconds_since_1970(),
     }
 }
@@ -282,8 +282,8 @@ fn tier_refused() -> Box<Error> {
 }
 
 /// The client has left; its line is written, and Pingora is told.
-fn client_left(exchange: &mut Exchange, error: Box<Error>) -> Stop {
-    exchange.settle(Termination::ClientClosed);
+fn client_left(context: &mut RequestContext, error: Box<Error>) -> Stop {
+    context.finish(Termination::ClientClosed);
     Stop::Downstream(error.into_down())
 }
 

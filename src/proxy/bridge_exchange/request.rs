@@ -1,4 +1,4 @@
-//! A bridged request up to the bytes that leave: its body is read, converted, and becomes the body of the [`Exchange`].
+//! A bridged request up to the bytes that leave: its body is read, converted, and becomes the body of the [`RequestContext`].
 
 use std::sync::Arc;
 
@@ -13,16 +13,16 @@ use crate::bridge::{Context, Refusal as BridgeRefusal};
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::Edits;
 use crate::policy::CredentialHeader;
-use crate::proxy::context::{Body, Exchange};
+use crate::proxy::context::{Body, RequestContext};
 use crate::proxy::replies::continue_upload;
-use crate::proxy::request_body::HeldBody;
+use crate::proxy::request_body::BufferedBody;
 use crate::proxy::{Stop, content_length, filter_body};
 use crate::upstream::Upstream;
 
 /// The longest `bridge_dropped`, in bytes: the names come from clients.
 const DROPPED_BYTES: usize = 1024;
 
-/// A request whose bytes are ready to leave; they are the body of the [`Exchange`].
+/// A request whose bytes are ready to leave; they are the body of the [`RequestContext`].
 pub(super) struct Prepared {
     pub conversion: Conversion,
     /// Where it goes, behind the upstream's own prefix.
@@ -34,18 +34,18 @@ pub(super) struct Prepared {
 }
 
 /// Reads the whole body, under the limits of every body that is held.
-pub(super) async fn read(session: &mut Session, exchange: &mut Exchange) -> Result<(), Stop> {
+pub(super) async fn read(session: &mut Session, context: &mut RequestContext) -> Result<(), Stop> {
     let length = content_length(session.req_header())?;
-    let state = exchange.state.clone();
+    let state = context.state.clone();
     let limits = &state.limits;
     let empty = session.as_downstream_mut().is_body_empty();
-    exchange.body_complete = empty;
-    if let Some(client) = &exchange.client {
+    context.body_complete = empty;
+    if let Some(client) = &context.client {
         client.await_body(!empty);
     }
     let headers = &session.req_header().headers;
-    let held = HeldBody::open(headers, length, false, limits, &state.budget)?;
-    exchange.body = Body::Held(Box::new(held));
+    let held = BufferedBody::open(headers, length, false, limits, &state.budget)?;
+    context.body = Body::Buffered(Box::new(held));
     continue_upload(session).await?;
     let deadline = Instant::now() + limits.body_timeout;
     let drain_over = state.drain_over();
@@ -60,14 +60,14 @@ pub(super) async fn read(session: &mut Session, exchange: &mut Exchange) -> Resu
         let Some(chunk) = read.map_err(|error| Stop::Downstream(error.into_down()))? else {
             break;
         };
-        filter_body(&mut Some(chunk), false, exchange)?;
+        filter_body(&mut Some(chunk), false, context)?;
     }
-    exchange.complete_body();
+    context.complete_body();
     // What is ordered is done to the bytes that come of it.
-    if let Body::Held(held) = std::mem::replace(&mut exchange.body, Body::None) {
+    if let Body::Buffered(held) = std::mem::replace(&mut context.body, Body::None) {
         let ready = held.finish(Edits::default())?;
-        exchange.turn.facts = ready.facts;
-        exchange.body = Body::Ready(ready.bytes);
+        context.record.facts = ready.facts;
+        context.body = Body::Ready(ready.bytes);
     }
     Ok(())
 }
@@ -76,17 +76,17 @@ pub(super) async fn read(session: &mut Session, exchange: &mut Exchange) -> Resu
 /// The inner error is the bridge's own refusal.
 pub(super) fn prepare(
     session: &Session,
-    exchange: &mut Exchange,
+    context: &mut RequestContext,
     conversion: &Conversion,
 ) -> Result<Result<Prepared, BridgeRefusal>, Refusal> {
-    let Body::Ready(body) = std::mem::replace(&mut exchange.body, Body::None) else {
+    let Body::Ready(body) = std::mem::replace(&mut context.body, Body::None) else {
         return Err(Cause::Internal.into());
     };
-    let state = exchange.state.clone();
+    let state = context.state.clone();
     // For the second body, as large as the first; what it really takes is counted when it is there.
     let lease = state.budget.lease(body.len() as u64)?;
     let headers = &session.req_header().headers;
-    let group = exchange.turn.group.clone().ok_or(Cause::Internal)?;
+    let group = context.record.group.clone().ok_or(Cause::Internal)?;
     let mut converted = match conversion.convert(&group, headers, &body) {
         Ok(converted) => converted,
         Err(refusal) => return Ok(Err(refusal)),
@@ -94,14 +94,14 @@ pub(super) fn prepare(
     drop((body, lease));
     let dropped = converted.dropped.join(",");
     let word = conversion.endpoint.protocol().log_word();
-    exchange.turn.bridge = Some((word, cut(&dropped, DROPPED_BYTES).to_owned()));
-    exchange.turn.model_upstream = Some(converted.context.upstream_model.clone());
-    let facts = &exchange.turn.facts;
-    exchange.turn.order = conversion.decide(&group, headers, facts, &converted)?;
-    exchange.spend_budget()?;
-    let order = exchange.turn.order;
-    let Outgoing { bytes, tier } = outgoing(&mut converted, order, &state.limits, &state.budget)?;
-    exchange.body = Body::Ready(bytes);
+    context.record.bridge = Some((word, cut(&dropped, DROPPED_BYTES).to_owned()));
+    context.record.model_upstream = Some(converted.context.upstream_model.clone());
+    let facts = &context.record.facts;
+    context.record.action = conversion.decide(&group, headers, facts, &converted)?;
+    context.spend_budget()?;
+    let action = context.record.action;
+    let Outgoing { bytes, tier } = outgoing(&mut converted, action, &state.limits, &state.budget)?;
+    context.body = Body::Ready(bytes);
     Ok(Ok(Prepared {
         conversion: conversion.clone(),
         target: conversion.upstream.path(conversion.endpoint),
@@ -113,16 +113,16 @@ pub(super) fn prepare(
 /// The head of the request that the upstream gets.
 pub(super) fn upstream_head(
     session: &Session,
-    exchange: &Exchange,
+    context: &RequestContext,
     prepared: &Prepared,
 ) -> Result<Box<RequestHeader>> {
     let headers = &session.req_header().headers;
-    let edit = exchange.head_edit(prepared.target.as_bytes())?;
-    prepared.conversion.head(headers, exchange.credential, edit)
+    let edit = context.head_edit(prepared.target.as_bytes())?;
+    prepared.conversion.head(headers, context.credential, edit)
 }
 
 /// Whether the operator's key goes to the upstream, and not the client's.
-pub(super) fn has_own_credential(exchange: &Exchange) -> bool {
+pub(super) fn has_own_credential(context: &RequestContext) -> bool {
     let own = |upstream: &Arc<Upstream>| upstream.credential(CredentialHeader::Authorization);
-    exchange.upstream.as_ref().and_then(own).is_some()
+    context.upstream.as_ref().and_then(own).is_some()
 }

@@ -48,8 +48,7 @@ fn is_private(host: &str) -> bool {
         let rest = host.strip_suffix(*domain);
         rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     };
-    !host.is_empty()
-        && (!host.contains('.') || PRIVATE_DOMAINS.iter().any(|domain| in_domain(domain)))
+    !host.is_empty() && (!host.contains('.') || PRIVATE_DOMAINS.iter().any(in_domain))
 }
 
 #[cfg(test)]

@@ -200,7 +200,7 @@ fn the_quick_start_leads_to_the_line_that_is_shown() {
     let yaml = blocks("README.md", "yaml");
     let commands = blocks("README.md", "sh").pop().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let server = upstream::json(r#"{"object":"response","status":"completed"}"#).run();
+    let server = upstream::json(r#"{"object":"response","status":"completed"}"#).run_plain();
     let [address, admin] = free_ports();
     let config = yaml[0]
         .replace(

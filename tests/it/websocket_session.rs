@@ -15,7 +15,7 @@ use tiergate::codec::websocket::{Opcode, encode};
 use tiergate::config::Config;
 use tiergate::policy::Head;
 use tiergate::policy::endpoint::Endpoint;
-use tiergate::proxy::websocket_session::Conversation;
+use tiergate::proxy::websocket_session::WebSocketSession;
 use tiergate::state::State;
 
 const CONFIG: &str = "\
@@ -148,7 +148,7 @@ fn run(key: &str, client: &[Bytes], server: &[Bytes]) -> Outcome {
     connection.answer.status = Some(101);
     connection.answer.upstream_status = Some(101);
     let upstream = state.upstream("main").cloned();
-    let Ok(mut conversation) = Conversation::new(&state, upstream, decision.credential) else {
+    let Ok(mut conversation) = WebSocketSession::new(&state, upstream, decision.credential) else {
         panic!("there is memory for it");
     };
     let (mut to_upstream, mut to_client) = (Vec::new(), Vec::new());
