@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::config::diagnostic::Location;
 use crate::policy::api_key::parse_digest;
 use crate::policy::endpoint::Endpoint;
-use crate::policy::{Decision, Denied, Group, Head, Policy, TierReason};
+use crate::policy::{CredentialHeader, Decision, Denied, Group, Head, Policy, TierReason};
 use crate::proxy::bridge_exchange::conversion::{self, Conversion};
 use crate::proxy::context::{logged_path, without_query};
 use crate::proxy::request_body::{BufferedBody, StreamedBody};
@@ -468,7 +468,7 @@ fn bridged_head(
         // Which one is a matter of turns; the first stands for all.
         origin: &upstream.origins[0],
         target: target.as_bytes(),
-        credential: Some(decision.credential.header),
+        credential: Some(decision.credential),
         endpoint: decision.endpoint,
         action: decision.action,
         upgrade: false,
@@ -493,7 +493,7 @@ fn outgoing_head(
         upstream,
         origin,
         target: request.head.raw_path(),
-        credential: Some(decision.credential.header),
+        credential: Some(decision.credential),
         endpoint: decision.endpoint,
         action: decision.action,
         upgrade: request.upgrades(decision.endpoint),
@@ -512,16 +512,27 @@ fn header_edits(request: &Request, outgoing: &RequestHeader) -> Vec<String> {
     names.dedup();
     let told = names.into_iter().filter_map(|name| {
         let (old, new) = (lines(before, name), lines(after, name));
-        (old != new).then(|| header_edit(request, name, &old, &new))
+        let is_own = after.get(name).is_some_and(HeaderValue::is_sensitive);
+        (old != new).then(|| header_edit(request, name, is_own, [&old, &new]))
     });
     told.collect()
 }
 
-fn header_edit(request: &Request, name: &HeaderName, old: &str, new: &str) -> String {
-    let secret = *name == header::AUTHORIZATION || name == "x-api-key";
+fn header_edit(
+    request: &Request,
+    name: &HeaderName,
+    is_own: bool,
+    [old, new]: [&str; 2],
+) -> String {
+    let secret = CredentialHeader::ALL
+        .iter()
+        .any(|header| header.name() == name);
     match (old, new) {
         (_, "") => format!("{name}: removed"),
-        _ if secret => format!("{name}: the key of `credential_file`, in place of the client's"),
+        _ if secret && is_own => {
+            format!("{name}: the key of `credential_file`, in place of the client's")
+        }
+        _ if secret => format!("{name}: the key that decides, and no other"),
         ("", new) => format!("{name}: {new}"),
         (old, new) => format!("{name}: {new}  (was {})", request.shown(old)),
     }
@@ -531,7 +542,10 @@ fn header_edit(request: &Request, name: &HeaderName, old: &str, new: &str) -> St
 fn lines(headers: &HeaderMap, name: &HeaderName) -> String {
     let values = headers.get_all(name).iter();
     let texts: Vec<_> = values
-        .map(|value| String::from_utf8_lossy(value.as_bytes()))
+        .map(|value| match value.is_sensitive() {
+            true => "a value of the configuration".into(),
+            false => String::from_utf8_lossy(value.as_bytes()),
+        })
         .collect();
     texts.join(", ")
 }

@@ -9,7 +9,16 @@ use http::{HeaderValue, StatusCode};
 use serde_json::json;
 
 use crate::codec::framing::write_line;
-use crate::policy::endpoint::Protocol;
+
+use Outcome::{Denied, Rejected, Timeout, UpstreamError};
+use Retry::{Never, Possible, Soon};
+
+/// Whose shape of error the callers of an endpoint expect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    OpenAi,
+    Anthropic,
+}
 
 /// Why a request was not answered by its upstream. Each has a code that clients and the access log see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +60,7 @@ pub enum Cause {
     Draining,
     /// The access log cannot be written and its backlog is full: what cannot be billed is not served.
     AccessLogUnavailable,
-    /// A defect of the proxy's own; the request was not sent on. Stands last: [`Cause::ALL`] counts on it.
+    /// A defect of the proxy's own; the request was not sent on.
     Internal,
 }
 
@@ -74,7 +83,10 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub cause: Cause,
+    /// One sentence without the name of who says it; [`Refusal::text`] has both.
     pub message: Cow<'static, str>,
+    /// Seconds until the request may succeed, where more is known than what is usual for the cause.
+    pub retry_after: Option<u64>,
 }
 
 /// An answer of the proxy's own, ready to be sent.
@@ -83,7 +95,9 @@ pub struct Answer {
     pub status: u16,
     pub body: Bytes,
     /// Seconds after which a client may try again, where that helps.
-    pub retry_after: Option<u32>,
+    pub retry_after: Option<u64>,
+    /// A 401 says which scheme is expected (RFC 9110 section 11.6.1).
+    pub challenge: Option<&'static str>,
     /// False tells the SDKs of OpenAI and Anthropic not to retry (`x-should-retry: false`).
     pub should_retry: bool,
 }
@@ -93,31 +107,62 @@ impl Refusal {
         Self {
             cause,
             message: message.into(),
+            retry_after: None,
         }
     }
 
+    /// The same, with the seconds until the request may succeed.
+    pub fn with_retry_after(self, seconds: u64) -> Self {
+        Self {
+            retry_after: Some(seconds),
+            ..self
+        }
+    }
+
+    /// The fast tier's budget is used up, for so many seconds more.
+    pub fn over_budget(retry_after: u64) -> Self {
+        Self::from(Cause::BudgetExhausted).with_retry_after(retry_after)
+    }
+
+    /// What a client gets to read: who refuses, and why.
+    pub fn text(&self) -> String {
+        format!("tiergate: {}", self.message)
+    }
+
     /// The answer in the caller's protocol: OpenAI's `{"error":{"message","type","param","code"}}` or Anthropic's
-    /// `{"type":"error","error":{"type","message"}}`.
-    pub fn answer(&self, protocol: Protocol) -> Answer {
-        let status = self.cause.status();
-        let message = self.message.as_ref();
+    /// `{"type":"error","error":{"type","message"}}`, whose message holds the code. `request` is the request's id, by which
+    /// its line is found; none where it has none.
+    pub fn answer(&self, protocol: Protocol, request: Option<&str>) -> Answer {
+        let row = self.cause.row();
+        let text = self.text();
+        let known = match protocol {
+            Protocol::OpenAi => None,
+            Protocol::Anthropic => Some(row.code.to_owned()),
+        };
+        let request = request.map(|id| format!("request {id}"));
+        let details: Vec<String> = known.into_iter().chain(request).collect();
+        let message = match details.is_empty() {
+            true => text,
+            false => format!("{text} ({})", details.join(", ")),
+        };
         let body = match protocol {
             Protocol::OpenAi => json!({"error": {
                 "message": message,
-                "type": self.cause.openai_type(),
+                "type": row.openai_type,
                 "param": null,
-                "code": self.cause.code(),
+                "code": row.code,
             }}),
             Protocol::Anthropic => json!({
                 "type": "error",
-                "error": {"type": self.cause.anthropic_type(), "message": format!("{}: {message}", self.cause.code())},
+                "error": {"type": row.anthropic_type, "message": message},
             }),
         };
         Answer {
-            status,
+            status: row.status,
             body: Bytes::from(body.to_string()),
-            retry_after: matches!(status, 429 | 503).then_some(1),
-            should_retry: matches!(status, 429 | 502 | 503 | 504),
+            retry_after: self.retry_after.or(row.retry.after()),
+            challenge: (row.status == 401).then_some("Bearer"),
+            should_retry: row.retry != Retry::Never,
         }
     }
 }
@@ -132,7 +177,13 @@ impl Answer {
         let retry_after = self.retry_after;
         let retry_after = retry_after.map(|seconds| ("retry-after", seconds.to_string()));
         let should_retry = (!self.should_retry).then(|| ("x-should-retry", "false".to_owned()));
-        always.into_iter().chain(retry_after).chain(should_retry)
+        let challenge = self.challenge;
+        let challenge = challenge.map(|scheme| ("www-authenticate", scheme.to_owned()));
+        always
+            .into_iter()
+            .chain(retry_after)
+            .chain(challenge)
+            .chain(should_retry)
     }
 
     /// As HTTP/1.1 has it, for who speaks past Pingora. Where the request has an id, it is told; where the connection ends
@@ -184,216 +235,241 @@ impl Outcome {
 }
 
 impl Cause {
-    /// In the order of the declaration.
-    pub const ALL: [Cause; Cause::Internal as usize + 1] = [
-        Cause::MissingApiKey,
-        Cause::InvalidApiKey,
-        Cause::ConflictingApiKeys,
-        Cause::KeyDisabled,
-        Cause::GroupDisabled,
-        Cause::BatchesNotForced,
-        Cause::MessagesNotForced,
-        Cause::AmbiguousPath,
-        Cause::InvalidHttp,
-        Cause::InvalidJson,
-        Cause::NotAJsonObject,
-        Cause::JsonTooDeep,
-        Cause::InvalidUtf8,
-        Cause::InvalidContentEncoding,
-        Cause::RequestTimeout,
-        Cause::HeaderTooLarge,
-        Cause::TooManyRequests,
-        Cause::BudgetExhausted,
-        Cause::BodyTooLarge,
-        Cause::DecodedBodyTooLarge,
-        Cause::UnsupportedContentEncoding,
-        Cause::UnsupportedContentType,
-        Cause::UpstreamUnreachable,
-        Cause::UpstreamReset,
-        Cause::UpstreamTimeout,
-        Cause::UpstreamCredentialRefused,
-        Cause::UnsupportedByBridge,
-        Cause::ModelNotMapped,
-        Cause::BufferFull,
-        Cause::Draining,
-        Cause::AccessLogUnavailable,
-        Cause::Internal,
-    ];
+    /// In the order of the declaration, which is that of the table: whatever is compiled has a row for each.
+    pub const ALL: [Cause; ROWS.len()] = {
+        let mut all = [Cause::Internal; ROWS.len()];
+        let mut at = 0;
+        while at < ROWS.len() {
+            all[at] = ROWS[at].cause;
+            assert!(all[at] as usize == at);
+            at += 1;
+        }
+        all
+    };
 
     pub fn code(self) -> &'static str {
-        self.row().1
+        self.row().code
     }
 
     pub fn status(self) -> u16 {
-        self.row().0
+        self.row().status
     }
 
     pub fn outcome(self) -> Outcome {
-        match self.status() {
-            401 | 403 => Outcome::Denied,
-            408 | 504 => Outcome::Timeout,
-            502 => Outcome::UpstreamError,
-            _ if self == Cause::AmbiguousPath => Outcome::Denied,
-            _ => Outcome::Rejected,
-        }
+        self.row().outcome
     }
 
-    /// Status, code, default message.
-    fn row(self) -> (u16, &'static str, &'static str) {
-        match self {
-            Cause::MissingApiKey => (
-                401,
-                "missing_api_key",
-                "no API key: send it as `authorization: Bearer` or as `x-api-key`",
-            ),
-            Cause::InvalidApiKey => (401, "invalid_api_key", "the API key is not known here"),
-            Cause::ConflictingApiKeys => (
-                401,
-                "conflicting_api_keys",
-                "the request carries several API keys that differ",
-            ),
-            Cause::KeyDisabled => (403, "key_disabled", "the API key is disabled"),
-            Cause::GroupDisabled => (
-                403,
-                "group_disabled",
-                "the group of the API key is disabled",
-            ),
-            Cause::BatchesNotForced => (
-                403,
-                "batches_not_forced",
-                "the group's service tier is forced, and the lines of a batch would escape it",
-            ),
-            Cause::MessagesNotForced => (
-                403,
-                "messages_not_forced",
-                "the group's service tier is forced, and its upstream has no way to ask for it on messages",
-            ),
-            Cause::AmbiguousPath => (
-                400,
-                "ambiguous_path",
-                "the path may be read as another path: it has an empty or dot segment, a backslash or a needless escape",
-            ),
-            Cause::InvalidHttp => (400, "invalid_http", "the request is not well-formed HTTP"),
-            Cause::InvalidJson => (400, "invalid_json", "the body is not valid JSON"),
-            Cause::NotAJsonObject => (400, "not_a_json_object", "the body is not a JSON object"),
-            Cause::JsonTooDeep => (400, "json_too_deep", "the body is nested too deep"),
-            Cause::InvalidUtf8 => (400, "invalid_utf8", "the body is not UTF-8"),
-            Cause::InvalidContentEncoding => (
-                400,
-                "invalid_content_encoding",
-                "the body is not what its content-encoding says",
-            ),
-            Cause::RequestTimeout => (
-                408,
-                "request_timeout",
-                "the request took too long to arrive",
-            ),
-            Cause::HeaderTooLarge => (
-                431,
-                "header_too_large",
-                "the request's head is larger than the limit",
-            ),
-            Cause::TooManyRequests => (
-                429,
-                "too_many_requests",
-                "as many requests run as may; try again",
-            ),
-            Cause::BudgetExhausted => (
-                429,
-                "budget_exhausted",
-                "the budget of the fast tier is used up for now",
-            ),
-            Cause::BodyTooLarge => (413, "body_too_large", "the body is larger than the limit"),
-            Cause::DecodedBodyTooLarge => (
-                413,
-                "decoded_body_too_large",
-                "the body is larger than the limit once it is decoded",
-            ),
-            Cause::UnsupportedContentEncoding => (
-                415,
-                "unsupported_content_encoding",
-                "of content codings, one of gzip, zstd, br, deflate is understood",
-            ),
-            Cause::UnsupportedContentType => (
-                415,
-                "unsupported_content_type",
-                "the body must be JSON in UTF-8, not multipart or another charset",
-            ),
-            Cause::UpstreamUnreachable => (
-                502,
-                "upstream_unreachable",
-                "the upstream cannot be reached",
-            ),
-            Cause::UpstreamReset => (
-                502,
-                "upstream_reset",
-                "the upstream closed the connection without an answer",
-            ),
-            Cause::UpstreamTimeout => (504, "upstream_timeout", "the upstream took too long"),
-            Cause::UpstreamCredentialRefused => (
-                502,
-                "upstream_credential_refused",
-                "the upstream refused the gateway's credential",
-            ),
-            Cause::UnsupportedByBridge => (
-                400,
-                "unsupported_by_bridge",
-                "the request cannot be converted for this upstream",
-            ),
-            Cause::ModelNotMapped => (404, "model_not_mapped", "the model is not known here"),
-            Cause::BufferFull => (
-                503,
-                "buffer_full",
-                "too many request bodies are held at once; try again",
-            ),
-            Cause::Draining => (503, "draining", "the proxy is about to stop; try again"),
-            Cause::AccessLogUnavailable => (
-                503,
-                "access_log_unavailable",
-                "requests cannot be accounted for at the moment; try again",
-            ),
-            Cause::Internal => (
-                500,
-                "internal_error",
-                "the proxy failed; the request was not sent on",
-            ),
-        }
-    }
-
-    /// OpenAI's `error.type` (<https://platform.openai.com/docs/guides/error-codes>).
-    fn openai_type(self) -> &'static str {
-        match self.status() {
-            403 => "permission_error",
-            429 => "rate_limit_error",
-            500.. => "server_error",
-            _ => "invalid_request_error",
-        }
-    }
-
-    /// Anthropic's `error.type` (<https://docs.anthropic.com/en/api/errors>).
-    fn anthropic_type(self) -> &'static str {
-        match self.status() {
-            401 => "authentication_error",
-            403 => "permission_error",
-            404 => "not_found_error",
-            413 | 431 => "request_too_large",
-            429 => "rate_limit_error",
-            503 => "overloaded_error",
-            408 | 504 => "timeout_error",
-            500.. => "api_error",
-            _ => "invalid_request_error",
-        }
+    /// All that belongs to it.
+    fn row(self) -> &'static Row {
+        &ROWS[self as usize]
     }
 }
 
+/// A row of the table of causes.
+struct Row {
+    cause: Cause,
+    status: u16,
+    code: &'static str,
+    openai_type: &'static str,
+    anthropic_type: &'static str,
+    outcome: Outcome,
+    retry: Retry,
+    /// The default message.
+    message: &'static str,
+}
+
+/// Whether a client that sends the same once more may succeed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Retry {
+    Never,
+    /// When it likes.
+    Possible,
+    /// After a second.
+    Soon,
+}
+
+impl Retry {
+    /// The seconds of `retry-after`.
+    fn after(self) -> Option<u64> {
+        (self == Retry::Soon).then_some(1)
+    }
+}
+
+/// OpenAI's `error.type` (<https://platform.openai.com/docs/guides/error-codes>) and Anthropic's
+/// (<https://docs.anthropic.com/en/api/errors>).
+type Types = (&'static str, &'static str);
+
+const AUTHENTICATION: Types = ("invalid_request_error", "authentication_error");
+const PERMISSION: Types = ("permission_error", "permission_error");
+const INVALID: Types = ("invalid_request_error", "invalid_request_error");
+const NOT_FOUND: Types = ("invalid_request_error", "not_found_error");
+const SLOW_CLIENT: Types = ("invalid_request_error", "timeout_error");
+const TOO_LARGE: Types = ("invalid_request_error", "request_too_large");
+const RATE_LIMIT: Types = ("rate_limit_error", "rate_limit_error");
+const SERVER: Types = ("server_error", "api_error");
+const SLOW_SERVER: Types = ("server_error", "timeout_error");
+const OVERLOADED: Types = ("server_error", "overloaded_error");
+
+const fn row(
+    cause: Cause,
+    status: u16,
+    code: &'static str,
+    types: Types,
+    outcome: Outcome,
+    retry: Retry,
+    message: &'static str,
+) -> Row {
+    Row {
+        cause,
+        status,
+        code,
+        openai_type: types.0,
+        anthropic_type: types.1,
+        outcome,
+        retry,
+        message,
+    }
+}
+
+/// Cause, status, code, types, outcome, retry, message.
+#[rustfmt::skip]
+const ROWS: [Row; Cause::Internal as usize + 1] = [
+    row(Cause::MissingApiKey, 401, "missing_api_key", AUTHENTICATION, Denied, Never,
+        "no API key; send it as `Authorization: Bearer <key>`, `x-api-key` or `api-key`"),
+    row(Cause::InvalidApiKey, 401, "invalid_api_key", AUTHENTICATION, Denied, Never,
+        "unknown API key"),
+    row(Cause::ConflictingApiKeys, 401, "conflicting_api_keys", AUTHENTICATION, Denied, Never,
+        "the request has several different API keys; send one"),
+    row(Cause::KeyDisabled, 403, "key_disabled", PERMISSION, Denied, Never,
+        "this API key is disabled"),
+    row(Cause::GroupDisabled, 403, "group_disabled", PERMISSION, Denied, Never,
+        "the group of this API key is disabled"),
+    row(Cause::BatchesNotForced, 403, "batches_not_forced", PERMISSION, Denied, Never,
+        "batches are not allowed for this API key: the service tier of its group could not be applied to them"),
+    row(Cause::MessagesNotForced, 403, "messages_not_forced", PERMISSION, Denied, Never,
+        "messages are not allowed for this API key: its upstream cannot apply the service tier of its group to them"),
+    row(Cause::AmbiguousPath, 400, "ambiguous_path", INVALID, Denied, Never,
+        "ambiguous path: it has an empty or dot segment, a backslash, or an escape of a plain character"),
+    row(Cause::InvalidHttp, 400, "invalid_http", INVALID, Rejected, Never,
+        "the request is not well-formed HTTP"),
+    row(Cause::InvalidJson, 400, "invalid_json", INVALID, Rejected, Never,
+        "the request body is not valid JSON"),
+    row(Cause::NotAJsonObject, 400, "not_a_json_object", INVALID, Rejected, Never,
+        "the request body must be a JSON object"),
+    row(Cause::JsonTooDeep, 400, "json_too_deep", INVALID, Rejected, Never,
+        "the JSON of the request body is nested too deeply"),
+    row(Cause::InvalidUtf8, 400, "invalid_utf8", INVALID, Rejected, Never,
+        "the request body is not valid UTF-8"),
+    row(Cause::InvalidContentEncoding, 400, "invalid_content_encoding", INVALID, Rejected, Never,
+        "the request body does not match its Content-Encoding"),
+    row(Cause::RequestTimeout, 408, "request_timeout", SLOW_CLIENT, Timeout, Never,
+        "timed out while waiting for the rest of the request"),
+    row(Cause::HeaderTooLarge, 431, "header_too_large", TOO_LARGE, Rejected, Never,
+        "the request headers are too large"),
+    row(Cause::TooManyRequests, 429, "too_many_requests", RATE_LIMIT, Rejected, Soon,
+        "too many concurrent requests; retry later"),
+    row(Cause::BudgetExhausted, 429, "budget_exhausted", RATE_LIMIT, Rejected, Soon,
+        "the budget for the fast service tier is used up; retry later"),
+    row(Cause::BodyTooLarge, 413, "body_too_large", TOO_LARGE, Rejected, Never,
+        "the request body is too large"),
+    row(Cause::DecodedBodyTooLarge, 413, "decoded_body_too_large", TOO_LARGE, Rejected, Never,
+        "the request body is too large after decoding"),
+    row(Cause::UnsupportedContentEncoding, 415, "unsupported_content_encoding", INVALID, Rejected, Never,
+        "unsupported Content-Encoding; use one of gzip, zstd, br and deflate, or none"),
+    row(Cause::UnsupportedContentType, 415, "unsupported_content_type", INVALID, Rejected, Never,
+        "unsupported Content-Type; send JSON in UTF-8"),
+    row(Cause::UpstreamUnreachable, 502, "upstream_unreachable", SERVER, UpstreamError, Possible,
+        "cannot connect to the upstream"),
+    row(Cause::UpstreamReset, 502, "upstream_reset", SERVER, UpstreamError, Possible,
+        "the upstream closed the connection without a response"),
+    row(Cause::UpstreamTimeout, 504, "upstream_timeout", SLOW_SERVER, Timeout, Possible,
+        "timed out while waiting for the upstream"),
+    row(Cause::UpstreamCredentialRefused, 502, "upstream_credential_refused", SERVER, UpstreamError, Never,
+        "the upstream refused the gateway's credential"),
+    row(Cause::UnsupportedByBridge, 400, "unsupported_by_bridge", INVALID, Rejected, Never,
+        "the request cannot be converted for this upstream"),
+    row(Cause::ModelNotMapped, 404, "model_not_mapped", NOT_FOUND, Rejected, Never,
+        "this model is not available here"),
+    row(Cause::BufferFull, 503, "buffer_full", OVERLOADED, Rejected, Soon,
+        "too many large requests at once; retry later"),
+    row(Cause::Draining, 503, "draining", OVERLOADED, Rejected, Soon,
+        "the proxy is shutting down; retry"),
+    row(Cause::AccessLogUnavailable, 503, "access_log_unavailable", OVERLOADED, Rejected, Soon,
+        "the access log cannot be written; retry later"),
+    row(Cause::Internal, 500, "internal_error", SERVER, Rejected, Never,
+        "internal error; the request was not forwarded"),
+];
+
 impl From<Cause> for Refusal {
     fn from(cause: Cause) -> Self {
-        Self::new(cause, cause.row().2)
+        Self::new(cause, cause.row().message)
     }
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.cause.code(), self.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_code_is_there_twice() {
+        for (at, row) in ROWS.iter().enumerate() {
+            let others = &ROWS[at + 1..];
+            assert!(
+                others.iter().all(|other| other.code != row.code),
+                "{}",
+                row.code
+            );
+        }
+    }
+
+    #[test]
+    fn a_status_tells_what_clients_may_do() {
+        for row in &ROWS {
+            let may_retry = matches!(row.status, 429 | 502 | 503 | 504);
+            assert_eq!(row.retry != Retry::Never, may_retry, "{}", row.code);
+            let answer = Refusal::from(row.cause).answer(Protocol::OpenAi, None);
+            assert_eq!(
+                answer.retry_after.is_some(),
+                matches!(row.status, 429 | 503)
+            );
+            assert_eq!(
+                answer.challenge.is_some(),
+                row.status == 401,
+                "{}",
+                row.code
+            );
+        }
+    }
+
+    #[test]
+    fn a_message_says_who_refuses_and_which_request() {
+        let refusal = Refusal::from(Cause::InvalidApiKey);
+        let told = |protocol| {
+            let answer = refusal.answer(protocol, Some("r1"));
+            String::from_utf8(answer.body.to_vec()).unwrap()
+        };
+        assert_eq!(
+            told(Protocol::OpenAi),
+            r#"{"error":{"message":"tiergate: unknown API key (request r1)","type":"invalid_request_error","param":null,"code":"invalid_api_key"}}"#
+        );
+        assert_eq!(
+            told(Protocol::Anthropic),
+            r#"{"type":"error","error":{"type":"authentication_error","message":"tiergate: unknown API key (invalid_api_key, request r1)"}}"#
+        );
+    }
+
+    #[test]
+    fn a_refusal_may_know_how_long_it_lasts() {
+        let refusal = Refusal::from(Cause::BudgetExhausted).with_retry_after(3600);
+        assert_eq!(
+            refusal.answer(Protocol::OpenAi, None).retry_after,
+            Some(3600)
+        );
     }
 }

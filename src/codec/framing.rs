@@ -33,6 +33,85 @@ pub fn is_unambiguous_answer(headers: &HeaderMap) -> bool {
     }))
 }
 
+/// Finds responses of HTTP/1.1 that say twice how long they are: by a length and by chunks. They are read by their chunks
+/// (RFC 9112 §6.3), and whoever wrote them may not know where they end. It sees the bytes of a connection as they come.
+#[derive(Debug, Default)]
+pub struct TwoFramings {
+    /// What has come of a head that is not whole.
+    head: Vec<u8>,
+    is_over: bool,
+    found: bool,
+}
+
+/// The longest head that is looked at. Pingora reads none that is longer.
+const MOST_HEAD_BYTES: usize = 1 << 20;
+
+impl TwoFramings {
+    /// Takes what came next, of heads and bodies.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        if self.is_over {
+            return;
+        }
+        if self.head.is_empty() {
+            // Most heads come in one piece.
+            self.head = self.take_heads(bytes).to_vec();
+        } else {
+            let mut head = std::mem::take(&mut self.head);
+            head.extend_from_slice(bytes);
+            self.head = self.take_heads(&head).to_vec();
+        }
+        self.is_over |= self.head.len() > MOST_HEAD_BYTES;
+    }
+
+    /// Looks at the heads that are whole, and gives back the beginning of the next; nothing behind the last.
+    fn take_heads<'h>(&mut self, mut bytes: &'h [u8]) -> &'h [u8] {
+        while let Some(end) = head_end(bytes) {
+            let (head, rest) = bytes.split_at(end);
+            self.found = has_two_framings(head);
+            if !is_interim(head) {
+                self.is_over = true;
+                return &[];
+            }
+            bytes = rest;
+        }
+        bytes
+    }
+
+    /// Whether the response is one.
+    pub fn found(&self) -> bool {
+        self.found
+    }
+}
+
+/// Where a head's empty line ends.
+fn head_end(bytes: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    let mut ends = memchr::memchr_iter(b'\n', bytes);
+    ends.find_map(|end| {
+        let line = &bytes[at..end];
+        at = end + 1;
+        matches!(line, b"" | b"\r").then_some(at)
+    })
+}
+
+/// A status below 200 that is not the last.
+fn is_interim(head: &[u8]) -> bool {
+    head.get(b"HTTP/1.1 ".len()..)
+        .is_some_and(|status| status.first() == Some(&b'1') && !status.starts_with(b"101"))
+}
+
+fn has_two_framings(head: &[u8]) -> bool {
+    let has = |name: &[u8]| {
+        let mut lines = Lines(Some(head));
+        lines.any(|line| {
+            line.len() > name.len()
+                && line[..name.len()].eq_ignore_ascii_case(name)
+                && line[name.len()..].trim_ascii_start().starts_with(b":")
+        })
+    };
+    has(CONTENT_LENGTH) && has(TRANSFER_ENCODING)
+}
+
 /// The members of the comma lists in all lines of a header (RFC 9110 §5.6.1).
 pub fn list_members<'h>(
     headers: &'h HeaderMap,
@@ -226,6 +305,39 @@ mod tests {
         };
         assert!(map(&[]) && map(&["12"]));
         assert!(!map(&["12", "12"]) && !map(&["1", "2"]) && !map(&["+1"]));
+    }
+
+    /// Whether responses that come in these pieces are found to have two framings.
+    fn found(pieces: &[&[u8]]) -> bool {
+        let mut framings = TwoFramings::default();
+        pieces.iter().for_each(|piece| framings.feed(piece));
+        framings.found()
+    }
+
+    #[test]
+    fn a_response_with_a_length_and_chunks_is_found_however_it_comes() {
+        let both =
+            "HTTP/1.1 200 OK\r\ncontent-LENGTH: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+        let interim = format!("HTTP/1.1 103 Hints\r\nx: y\r\n\r\n{both}");
+        for whole in [both, &interim, &both.replace("\r\n", "\n")] {
+            for cut in 0..whole.len() {
+                let (first, second) = whole.as_bytes().split_at(cut);
+                assert!(found(&[first, second]), "{cut} of {whole:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_body_or_another_response_adds_no_framing() {
+        let length =
+            "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let interim = "HTTP/1.1 103 Hints\r\nContent-Length: 9\r\n\r\n\
+            HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let upgrade =
+            "HTTP/1.1 101 Up\r\nContent-Length: 9\r\n\r\nTransfer-Encoding: chunked\r\n\r\n";
+        for whole in [length, interim, upgrade] {
+            assert!(!found(&[whole.as_bytes()]), "{whole:?}");
+        }
     }
 
     #[test]

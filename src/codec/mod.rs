@@ -6,6 +6,7 @@ pub mod chat_usage_chunk;
 pub mod content_coding;
 pub mod error;
 pub mod framing;
+pub mod http2_flood;
 pub mod json;
 pub mod service_tier;
 pub mod sse;

@@ -1,6 +1,8 @@
 //! Which endpoint a request path names, and whether every upstream would read the path as we do.
 //! It sees the path alone: bytes in, a value out, no allocation.
 
+pub use crate::codec::error::Protocol;
+
 /// The endpoints that are told apart. `…` is any prefix, also none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Endpoint {
@@ -22,13 +24,6 @@ pub enum Endpoint {
     ResponsesItem,
     /// All else: it takes no service tier and is never touched.
     Other,
-}
-
-/// Whose shape of error the callers of an endpoint expect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    OpenAi,
-    Anthropic,
 }
 
 /// What a request path says.

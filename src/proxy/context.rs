@@ -257,7 +257,7 @@ impl RequestContext {
         };
         let budgets = &self.state.budgets;
         let allowed = group.within_budget(action, &credential.digest, budgets, Timestamp::now());
-        let action = allowed.map_err(|_retry_after| Refusal::from(Cause::BudgetExhausted))?;
+        let action = allowed.map_err(Refusal::over_budget)?;
         self.record.action = Some(action);
         Ok(())
     }
@@ -325,7 +325,7 @@ impl RequestContext {
             upstream,
             origin,
             target,
-            credential: self.credential.map(|credential| credential.header),
+            credential: self.credential,
             endpoint: self.request_info.endpoint,
             action: self.record.action,
             upgrade: self.upgrade,
@@ -610,7 +610,7 @@ impl RequestContext {
     /// The proxy's own answer for `refusal`, which the client is now sent.
     pub fn answer_refusal(&mut self) -> Option<(Cause, Answer)> {
         let refusal = self.refusal.as_ref()?;
-        let answer = refusal.answer(self.protocol());
+        let answer = refusal.answer(self.protocol(), Some(&self.request_info.id.to_string()));
         let cause = refusal.cause;
         self.record.permits = None;
         self.record.answer.status = Some(answer.status);
@@ -719,8 +719,15 @@ impl RequestContext {
         self.logged_at.is_some()
     }
 
-    pub fn time_since_logged(&self) -> Option<Instant> {
+    pub fn logged_at(&self) -> Option<Instant> {
         self.logged_at
+    }
+
+    /// The request is to have no line, and is not counted: a health check.
+    pub fn leave_unlogged(&mut self) {
+        if self.logged_at.replace(Instant::now()).is_none() {
+            self.state.metrics.in_flight.dec();
+        }
     }
 
     /// Writes the request's line and counts it. A second call does nothing.

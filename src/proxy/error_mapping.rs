@@ -4,8 +4,7 @@ use pingora_core::protocols::http::date::get_cached_date;
 use pingora_core::{Error, ErrorSource, ErrorType};
 
 use crate::accounting::record::Termination;
-use crate::codec::error::{Cause, Refusal};
-use crate::policy::endpoint::Protocol;
+use crate::codec::error::{Cause, Protocol, Refusal};
 use crate::upstream::connector::NOT_PROCESSED;
 use crate::upstream::connector::control::Phase;
 
@@ -30,7 +29,7 @@ pub struct Situation {
 
 /// What a client is told whose head is too long to be read: its request has no line, and its connection ends.
 pub fn head_too_large() -> Vec<u8> {
-    let answer = Refusal::from(Cause::HeaderTooLarge).answer(Protocol::OpenAi);
+    let answer = Refusal::from(Cause::HeaderTooLarge).answer(Protocol::OpenAi, None);
     answer.message(&get_cached_date(), None, false)
 }
 

@@ -4,6 +4,7 @@
 pub mod bridge_exchange;
 pub mod client_connection;
 pub mod context;
+mod cors;
 pub mod error_mapping;
 mod replies;
 pub mod request_body;
@@ -18,7 +19,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header;
-use http::{HeaderName, Method};
+use http::{HeaderName, Method, Version};
 use pingora_core::protocols::Digest;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::upstreams::peer::HttpPeer;
@@ -35,7 +36,10 @@ use crate::proxy::bridge_exchange::Bridge;
 use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::context::{Body, RequestContext, head_bytes, without_query};
 use crate::proxy::error_mapping::{REFUSED, TIER_REFUSED, no_address, refused};
-use crate::proxy::replies::{answer_refusal, check_response, clean_http2_head, continue_upload};
+use crate::proxy::replies::{
+    LocalAnswer, answer_locally, answer_refusal, check_response, continue_upload, edit_response,
+    local_answer,
+};
 use crate::proxy::request_body::{BufferedBody, StreamedBody, waiting_piece};
 use crate::state::State;
 use crate::upstream::connector::UpstreamConnector;
@@ -63,6 +67,8 @@ pub struct TierProxy {
 /// Why a request goes no further.
 enum Stop {
     Refused(Refusal),
+    /// It is answered without an upstream.
+    Answered(Box<LocalAnswer>),
     /// The client's connection failed.
     Downstream(Box<Error>),
 }
@@ -121,16 +127,22 @@ impl ProxyHttp for TierProxy {
                 answer_refusal(session, context).await?;
                 Ok(true)
             }
+            Err(Stop::Answered(answer)) => {
+                answer_locally(session, context, *answer).await?;
+                Ok(true)
+            }
             Err(Stop::Downstream(error)) => Err(error),
         }
     }
 
     async fn upstream_peer(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         context: &mut Box<RequestContext>,
     ) -> Result<Box<HttpPeer>> {
-        let only_http1 = context.upgrade || context.only_http1;
+        // Pingora gives chunks to a client of HTTP/1.0 where the upstream speaks HTTP/2.
+        let is_http10 = session.req_header().version == Version::HTTP_10;
+        let only_http1 = context.upgrade || context.only_http1 || is_http10;
         let address = context.next_address().ok_or_else(no_address)?;
         Ok(Box::new(address.request_peer(only_http1).clone()))
     }
@@ -212,9 +224,7 @@ impl ProxyHttp for TierProxy {
             let error = Error::explain(TIER_REFUSED, "it is sent once more without a tier");
             return Err(error.into_up());
         }
-        if context.is_http2_upstream() {
-            clean_http2_head(response);
-        }
+        edit_response(session, context, response)?;
         context.take_answer(response.status, &response.headers);
         response.insert_header(&REQUEST_ID, context.request_id())?;
         context.await_more();
@@ -344,6 +354,10 @@ impl TierProxy {
             session.set_keepalive(None);
         }
         check_framing(session)?;
+        let answer = local_answer(&self.state, session).map_err(Stop::Downstream)?;
+        if let Some(answer) = answer {
+            return Err(Stop::Answered(Box::new(answer)));
+        }
         self.admit(session, context)?;
         if drains && self.state.is_drain_over() {
             return Err(Cause::Draining.into());
@@ -506,7 +520,7 @@ fn drop_piece(
 ) -> Result<()> {
     let is_over = session.body_bytes_read() > LINGERING_CLOSE_BYTES
         || context
-            .time_since_logged()
+            .logged_at()
             .is_some_and(|since| since.elapsed() > LINGERING_CLOSE_TIME);
     if ends || is_over {
         let error = Error::explain(REFUSED, "the request goes on behind its response");

@@ -1,28 +1,111 @@
 //! What the client is told: the proxy's own answers, and what of an upstream's head goes no further.
 
-use http::{Method, StatusCode, header};
+use bytes::Bytes;
+use http::{HeaderName, Method, StatusCode, Version, header};
 use pingora_core::{Error, Result};
-use pingora_http::ResponseHeader;
+use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 use tokio::time::timeout;
 
-use super::{LINGERING_CLOSE_BYTES, LINGERING_CLOSE_TIME, REQUEST_ID, Stop};
+use super::{LINGERING_CLOSE_BYTES, LINGERING_CLOSE_TIME, REQUEST_ID, Stop, cors};
 use crate::accounting::record::Termination;
 use crate::codec::error::{Cause, Refusal};
-use crate::codec::framing;
-use crate::proxy::context::{Body, RequestContext};
+use crate::codec::framing::{self, list_members};
+use crate::proxy::context::{Body, RequestContext, without_query};
 use crate::proxy::error_mapping::REFUSED;
+use crate::state::State;
+use crate::upstream::Upstream;
 
-/// Headers that speak of the upstream's connection (RFC 9113 §8.2.2). Over HTTP/1.1 Pingora removes them.
-const HOP_BY_HOP: [&str; 7] = [
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "upgrade",
+/// Headers that speak of the upstream's connection (RFC 9110 §7.6.1, RFC 9113 §8.2.2).
+static HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    header::PROXY_AUTHENTICATE,
+    header::TE,
+    header::TRAILER,
+    header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-authentication-info"),
+    HeaderName::from_static("proxy-connection"),
 ];
+
+/// Headers of a response that name the account of the key that was sent, or speak of its host: with the proxy's own key they
+/// are not the client's.
+static ACCOUNT: [HeaderName; 6] = [
+    header::ALT_SVC,
+    header::SET_COOKIE,
+    HeaderName::from_static("anthropic-organization-id"),
+    HeaderName::from_static("openai-organization"),
+    HeaderName::from_static("openai-project"),
+    HeaderName::from_static("set-cookie2"),
+];
+
+/// A response that needs no upstream.
+pub(super) struct LocalAnswer {
+    head: ResponseHeader,
+    body: Bytes,
+    /// Whether the request has a line in the log.
+    is_logged: bool,
+}
+
+/// The response to a request that is answered here without a key: a balancer's health check, a browser's preflight. None for
+/// all others.
+pub(super) fn local_answer(state: &State, session: &Session) -> Result<Option<LocalAnswer>> {
+    let request = session.req_header();
+    if is_health_check(state, request) {
+        return health(state).map(Some);
+    }
+    let cors = state.config.cors.as_ref();
+    let preflight = cors::preflight(cors, &request.method, &request.headers)?;
+    Ok(preflight.map(|head| LocalAnswer {
+        head,
+        body: Bytes::new(),
+        is_logged: true,
+    }))
+}
+
+fn is_health_check(state: &State, request: &RequestHeader) -> bool {
+    let path = state.config.health_path.as_deref();
+    matches!(request.method, Method::GET | Method::HEAD)
+        && path.is_some_and(|path| without_query(request.raw_path()) == path.as_bytes())
+}
+
+/// What `/readyz` says, without the mistakes in files, which are the operator's alone.
+fn health(state: &State) -> Result<LocalAnswer> {
+    let (status, text) = match state.not_ready() {
+        None => (StatusCode::OK, "ok"),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
+    };
+    let body = Bytes::from(format!("{text}\n"));
+    let mut head = ResponseHeader::build(status, Some(6))?;
+    head.insert_header(header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
+    head.insert_header(header::CONTENT_LENGTH, body.len())?;
+    head.insert_header(header::CACHE_CONTROL, "no-store")?;
+    Ok(LocalAnswer {
+        head,
+        body,
+        is_logged: false,
+    })
+}
+
+/// Sends a response that needs no upstream, and writes its line where it has one.
+pub(super) async fn answer_locally(
+    session: &mut Session,
+    context: &mut RequestContext,
+    answer: LocalAnswer,
+) -> Result<()> {
+    let status = answer.head.status.as_u16();
+    if !answer.is_logged {
+        context.leave_unlogged();
+    }
+    context.record.answer.status = Some(status);
+    let unread = send(session, context, answer.head, answer.body).await?;
+    context.finish(Termination::Whole);
+    context.body = Body::None;
+    if unread {
+        linger(session).await;
+    }
+    Ok(())
+}
 
 /// Sends the answer for the refusal of a request, writes its line, and reads on for a moment.
 pub(super) async fn answer_refusal(
@@ -44,24 +127,37 @@ pub(super) async fn answer_refusal(
     for (name, value) in answer.headers() {
         head.insert_header(name, value)?;
     }
-    head.insert_header(&REQUEST_ID, context.request_id())?;
-    let unread = !session.is_body_done();
-    if unread {
-        session.set_keepalive(None);
-    }
-    let bodyless = context.request_info.method == Method::HEAD;
-    session
-        .write_response_header(Box::new(head), bodyless)
-        .await?;
-    if !bodyless {
-        session.write_response_body(Some(answer.body), true).await?;
-    }
+    let cors = context.state.config.cors.as_ref();
+    cors::allow(cors, &session.req_header().headers, &mut head)?;
+    let unread = send(session, context, head, answer.body).await?;
     context.finish(Termination::Refused(cause));
     context.body = Body::None;
     if unread {
         linger(session).await;
     }
     Ok(())
+}
+
+/// Sends a response of the proxy's own. Whether some of the request's body is still to come.
+async fn send(
+    session: &mut Session,
+    context: &RequestContext,
+    mut head: ResponseHeader,
+    body: Bytes,
+) -> Result<bool> {
+    head.insert_header(&REQUEST_ID, context.request_id())?;
+    let unread = !session.is_body_done();
+    if unread {
+        session.set_keepalive(None);
+    }
+    let bodyless = context.request_info.method == Method::HEAD || body.is_empty();
+    session
+        .write_response_header(Box::new(head), bodyless)
+        .await?;
+    if !bodyless {
+        session.write_response_body(Some(body), true).await?;
+    }
+    Ok(unread)
 }
 
 /// Reads what a refused client still sends, for a while: a close with bytes unread would take the answer away from it.
@@ -101,14 +197,47 @@ pub(super) fn check_response(
     if !is_unasked && framing::is_unambiguous_answer(&response.headers) {
         return Ok(());
     }
-    let words = "the upstream's answer is not well-formed HTTP";
+    let words = "the response of the upstream is not well-formed HTTP";
     context.refusal = Some(Refusal::new(Cause::UpstreamReset, words));
     Error::e_explain(REFUSED, words)
 }
 
-/// Takes out of a head that came over HTTP/2 what a client over HTTP/1.1 would take for its own connection.
-pub(super) fn clean_http2_head(response: &mut ResponseHeader) {
-    for name in HOP_BY_HOP {
+/// Makes of the upstream's head the one that the client is to get, but for the request's id.
+///
+/// # Errors
+/// Where a header cannot be made.
+pub(super) fn edit_response(
+    session: &mut Session,
+    context: &RequestContext,
+    response: &mut ResponseHeader,
+) -> Result<()> {
+    remove_hop_by_hop(response);
+    let upstream = context.upstream.as_deref();
+    if upstream.is_some_and(Upstream::has_credential) {
+        for name in &ACCOUNT {
+            response.remove_header(name);
+        }
+    }
+    if session.req_header().version == Version::HTTP_10 && !response.status.is_informational() {
+        // It knows no chunks (RFC 9112 §6.1), so the end of the connection is the end of the body.
+        response.remove_header(&header::TRANSFER_ENCODING);
+        session.set_keepalive(None);
+    }
+    let cors = context.state.config.cors.as_ref();
+    cors::allow(cors, &session.req_header().headers, response)
+}
+
+/// Takes out what a client would take for its own connection, but for the words of an upgrade, and the framing, which is
+/// Pingora's by now.
+fn remove_hop_by_hop(response: &mut ResponseHeader) {
+    const FRAMING: [HeaderName; 2] = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+    const UPGRADE: [HeaderName; 2] = [header::CONNECTION, header::UPGRADE];
+    let upgrades = response.status == StatusCode::SWITCHING_PROTOCOLS;
+    let stays = |name: &HeaderName| FRAMING.contains(name) || (upgrades && UPGRADE.contains(name));
+    let named: Vec<HeaderName> = list_members(&response.headers, &header::CONNECTION)
+        .filter_map(|name| HeaderName::from_bytes(name).ok())
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP).filter(|name| !stays(name)) {
         response.remove_header(name);
     }
 }

@@ -7,9 +7,11 @@ use pingora_http::RequestHeader;
 
 use crate::codec::framing::list_members;
 use crate::codec::service_tier::Edit;
+use crate::config::ForwardedHeaders;
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{
-    ANTHROPIC_BETA, BetaHeader, CredentialHeader, FAST_MODE_BETA, TierAction, asks_for_fast_mode,
+    ANTHROPIC_BETA, BetaHeader, Credential, CredentialHeader, FAST_MODE_BETA, TierAction,
+    asks_for_fast_mode,
 };
 use crate::upstream::{Origin, Upstream};
 
@@ -17,16 +19,30 @@ static ROUTING_HINT: HeaderName = HeaderName::from_static("x-codex-routing-hint"
 
 /// Headers that speak of one connection only (RFC 9110 §7.6.1, RFC 9113 §8.2.2). Pingora removes them where it speaks
 /// HTTP/1.1.
-const HOP_BY_HOP: [&str; 9] = [
+const HOP_BY_HOP: [&str; 10] = [
     "connection",
     "http2-settings",
     "keep-alive",
     "proxy-authenticate",
+    "proxy-authorization",
     "proxy-connection",
     "te",
     "trailer",
     "transfer-encoding",
     "upgrade",
+];
+
+/// Headers of a request that name an account, beside those of [`CredentialHeader`]: a provider refuses another account's
+/// beside the proxy's own key, or books the request to it.
+const ACCOUNT: [&str; 8] = [
+    "anthropic-organization-id",
+    "anthropic-workspace-id",
+    "chatgpt-account-id",
+    "cookie",
+    "openai-organization",
+    "openai-project",
+    "x-goog-api-key",
+    "x-goog-user-project",
 ];
 
 /// What decides how a head is changed on its way to the upstream.
@@ -36,8 +52,8 @@ pub struct HeadEdit<'a> {
     pub origin: &'a Origin,
     /// The path and query that the client asked for.
     pub target: &'a [u8],
-    /// The header in which the client sent its key.
-    pub credential: Option<CredentialHeader>,
+    /// The client's key, and the header in which it came.
+    pub credential: Option<Credential>,
     pub endpoint: Endpoint,
     pub action: Option<TierAction>,
     pub upgrade: bool,
@@ -80,27 +96,54 @@ impl HeadEdit<'_> {
             head.insert_header(header::ACCEPT_ENCODING, "identity")?;
         }
         self.set_credential(head)?;
+        if self.upstream.config.forwarded_headers == ForwardedHeaders::Remove {
+            remove_all(head, is_forwarded);
+        }
         self.set_length(head)?;
         if let Some(action) = self.action {
             set_tier_headers(head, action, self.endpoint)?;
         }
         if self.is_http2 {
-            return self.make_http2(head);
+            self.make_http2(head)?;
+        } else {
+            head.insert_header(header::HOST, self.origin.host.clone())?;
         }
-        head.insert_header(header::HOST, self.origin.host.clone())
+        self.edit_as_configured(head)
     }
 
+    /// Puts the upstream's own key in the place of the client's, or takes out what came beside the client's.
     fn set_credential(&self, head: &mut RequestHeader) -> Result<()> {
-        let own = self
-            .credential
-            .and_then(|sent_in| Some((sent_in, self.upstream.credential(sent_in)?)));
-        let Some((sent_in, value)) = own else {
+        let Some(credential) = self.credential else {
             return Ok(());
+        };
+        let Some(own) = self.upstream.credential(credential.header) else {
+            let Some((others, (name, value))) = credential.without_others(&head.headers) else {
+                return Ok(());
+            };
+            for other in others {
+                head.remove_header(other);
+            }
+            return head.insert_header(name, value);
         };
         for header in CredentialHeader::ALL {
             head.remove_header(header.name());
         }
-        head.insert_header(sent_in.name(), value)
+        for name in ACCOUNT {
+            head.remove_header(name);
+        }
+        head.insert_header(credential.header.name(), own)
+    }
+
+    /// `headers` of the upstream's settings, which has the last word. It names nothing that is set above.
+    fn edit_as_configured(&self, head: &mut RequestHeader) -> Result<()> {
+        let edits = &self.upstream.config.headers;
+        for name in &edits.remove {
+            head.remove_header(name);
+        }
+        for (name, value) in &edits.set {
+            head.insert_header(name, value)?;
+        }
+        Ok(())
     }
 
     fn set_length(&self, head: &mut RequestHeader) -> Result<()> {
@@ -198,6 +241,22 @@ fn set_tier_headers(
     Ok(())
 }
 
+/// Whether a header of this name tells of the client's side of the proxy: a CDN or a balancer in front has added it, and a
+/// provider behind the same CDN would take it for its own.
+fn is_forwarded(name: &str) -> bool {
+    const PREFIXES: [&str; 2] = ["cf-", "x-forwarded-"];
+    const NAMES: [&str; 4] = ["cdn-loop", "forwarded", "true-client-ip", "x-real-ip"];
+    NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+fn remove_all(head: &mut RequestHeader, is: impl Fn(&str) -> bool) {
+    let names = head.headers.keys().filter(|name| is(name.as_str()));
+    let names: Vec<HeaderName> = names.cloned().collect();
+    for name in &names {
+        head.remove_header(name);
+    }
+}
+
 fn set_or_remove(
     head: &mut RequestHeader,
     name: &'static HeaderName,
@@ -229,12 +288,20 @@ mod tests {
     use crate::policy::{Condition, TierReason};
 
     fn upstream(prefix: &str) -> Upstream {
+        upstream_with(&format!("url: \"http://up:81{prefix}\""))
+    }
+
+    fn upstream_with(settings: &str) -> Upstream {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tiergate.yaml");
-        let text = format!("policy: p\nupstreams: {{u: {{url: \"http://up:81{prefix}\"}}}}\n");
+        let text = format!("policy: p\nupstreams: {{u: {{{settings}}}}}\n");
         std::fs::write(&path, text).unwrap();
         let (config, _) = Config::load(&path).unwrap();
         Upstream::new(config.upstreams[0].clone()).unwrap()
+    }
+
+    fn sha256(key: &[u8]) -> [u8; 32] {
+        <sha2::Sha256 as sha2::Digest>::digest(key).into()
     }
 
     /// What becomes of these headers in a forced request with 20 bytes.
@@ -244,11 +311,12 @@ mod tests {
             let (name, value) = line.split_once(':').unwrap();
             head.append_header(name.to_owned(), value.trim()).unwrap();
         }
+        let credential = Credential::of(&head.headers, |digest| *digest == sha256(b"k"));
         let edit = HeadEdit {
             upstream,
             origin: &upstream.origins[0],
             target: b"/v1/x?y",
-            credential: Some(CredentialHeader::Authorization),
+            credential: credential.ok(),
             endpoint,
             action: Some(TierAction {
                 reason: TierReason::GroupForce,
@@ -294,6 +362,48 @@ mod tests {
             edited(lines, Endpoint::Other, &upstream(""), true),
             "http://up:81/v1/x?y\ncontent-length: 20\nx-other: 2"
         );
+    }
+
+    #[test]
+    fn of_several_keys_only_the_one_that_decides_goes_on() {
+        let lines =
+            "authorization: Bearer foreign\nx-api-key: k\napi-key: other\nx-goog-api-key: g";
+        assert_eq!(
+            edited(lines, Endpoint::Other, &upstream(""), false),
+            "/v1/x?y\ncontent-length: 20\nhost: up:81\nx-api-key: k\nx-goog-api-key: g"
+        );
+    }
+
+    #[test]
+    fn what_a_cdn_in_front_has_added_is_removed_where_the_kind_says_so() {
+        let lines = "cf-ray: 1\nx-forwarded-for: 1.1.1.1\nforwarded: for=1.1.1.1\nx-real-ip: 1.1.1.1\n\
+            cdn-loop: c\ntrue-client-ip: 1.1.1.1\nx-forward: 1";
+        let told = |kind: &str| {
+            let upstream = upstream_with(&format!("url: \"http://up:81\", kind: {kind}"));
+            edited(lines, Endpoint::Other, &upstream, false)
+                .lines()
+                .count()
+        };
+        let kinds = ["openai", "codex", "anthropic", "gateway", "codex_gateway"];
+        assert_eq!(kinds.map(told), [4, 4, 4, 10, 10]);
+    }
+
+    #[test]
+    fn the_settings_have_the_last_word() {
+        let upstream = upstream_with(
+            "url: \"http://up:81\", headers: {set: {x-team: a, accept-language: en}, remove: [x-drop, accept]}",
+        );
+        let lines = "x-team: b\nx-team: c\nx-drop: 1\naccept: x\nx-keep: 2";
+        for is_http2 in [false, true] {
+            let head = edited(lines, Endpoint::Other, &upstream, is_http2);
+            let ours = head
+                .replace("\nhost: up:81", "")
+                .replace("http://up:81", "");
+            assert_eq!(
+                ours,
+                "/v1/x?y\naccept-language: en\ncontent-length: 20\nx-keep: 2\nx-team: a"
+            );
+        }
     }
 
     #[test]

@@ -456,7 +456,7 @@ impl WebSocketSession {
         let allowed = decision
             .group
             .within_budget(action, key, budgets, Timestamp::now());
-        decision.action = Some(allowed.map_err(|_| Cause::BudgetExhausted)?);
+        decision.action = Some(allowed.map_err(Refusal::over_budget)?);
         Ok(())
     }
 
@@ -744,7 +744,7 @@ fn error_frame(refusal: &Refusal) -> Vec<u8> {
         "error": {
             "type": "invalid_request_error",
             "code": refusal.cause.code(),
-            "message": refusal.message,
+            "message": refusal.text(),
             "param": null,
         },
     });

@@ -1,6 +1,6 @@
 //! A client's connection as Pingora reads and writes it, outside of TLS. It adds what Pingora 0.9.1 does not do itself: a
 //! time and a size for a whole request head (cloudflare/pingora#447), responses that are read on although their client
-//! has left, and the pieces of a response written together.
+//! has left, the pieces of a response written together, and an end to floods of HTTP/2 frames.
 
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -22,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::codec::http2_flood::Http2Flood;
 use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::error_mapping::head_too_large;
 
@@ -78,7 +79,11 @@ enum Version {
         gathers: bool,
     },
     /// A connection is read by a task of its own, which belongs to no request. So many bytes of its preface are missing.
-    Http2 { preface: usize, until: Instant },
+    Http2 {
+        preface: usize,
+        until: Instant,
+        flood: Http2Flood,
+    },
 }
 
 impl<S: IO> Downstream<S> {
@@ -97,7 +102,15 @@ impl<S: IO> Downstream<S> {
     /// The preface is to be here at `until`.
     pub fn http2(io: S, until: Instant) -> Self {
         let preface = PREFACE_BYTES;
-        Self::new(io, Version::Http2 { preface, until })
+        let flood = Http2Flood::default();
+        Self::new(
+            io,
+            Version::Http2 {
+                preface,
+                until,
+                flood,
+            },
+        )
     }
 
     fn new(io: S, version: Version) -> Self {
@@ -138,8 +151,9 @@ impl<S: IO> Downstream<S> {
         }
     }
 
-    /// So many bytes came, in answer to a read of at most `room`. False where a head is too long to be read on.
-    fn has_read(&mut self, count: usize, room: usize) -> bool {
+    /// These bytes came, in answer to a read of at most `room`. False where a head is too long to be read on, or the client
+    /// floods.
+    fn has_read(&mut self, bytes: &[u8], room: usize) -> bool {
         match &mut self.version {
             Version::Http1 {
                 connection,
@@ -149,17 +163,21 @@ impl<S: IO> Downstream<S> {
                 // Pingora looks for a client that goes away by reading one byte. If it finds the next request instead, it
                 // reads no more until this response has ended, so that no read would send what is gathered.
                 *gathers &= room > 1;
-                connection.has_read(count)
+                connection.has_read(bytes.len())
             }
-            Version::Http2 { preface, .. } => {
-                *preface = preface.saturating_sub(count);
-                true
+            Version::Http2 { preface, flood, .. } => {
+                let (_, frames) = bytes.split_at(bytes.len().min(*preface));
+                *preface = preface.saturating_sub(bytes.len());
+                flood.has_read(frames)
             }
         }
     }
 
-    /// Pingora cannot answer a request that it has not read; it ends the connection.
-    fn refuse_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Ends the connection: Pingora cannot answer a request that it has not read, and a client that floods is owed nothing.
+    fn refuse(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Version::Http2 { .. } = self.version {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         let message = head_too_large();
         // As far as it goes: the client is not waited for.
         let _ = Pin::new(&mut self.io).poll_write(cx, &message);
@@ -214,6 +232,9 @@ impl<S: IO> Downstream<S> {
 
     /// What Pingora is to see of a write: none that could not be done, where the response is read on.
     fn written(&mut self, written: io::Result<usize>, length: usize) -> io::Result<usize> {
+        if let (Ok(count), Version::Http2 { flood, .. }) = (&written, &mut self.version) {
+            flood.has_written(*count);
+        }
         if written.is_err() && self.client_leaves() {
             self.broken = true;
             self.gathered = Vec::new();
@@ -239,8 +260,8 @@ impl<S: IO> AsyncRead for Downstream<S> {
         let (before, room) = (buf.filled().len(), buf.remaining());
         let read = Pin::new(&mut this.io).poll_read(cx, buf);
         let count = buf.filled().len() - before;
-        if count > 0 && !this.has_read(count, room) {
-            return this.refuse_head(cx);
+        if count > 0 && !this.has_read(&buf.filled()[before..], room) {
+            return this.refuse(cx);
         }
         let has_ended = match &read {
             Poll::Ready(Ok(())) => count == 0 && room > 0,

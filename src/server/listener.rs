@@ -35,6 +35,9 @@ const BACKLOG: u32 = 4096;
 const KEEPALIVE_IDLE_SECONDS: u32 = 60;
 const KEEPALIVE_INTERVAL_SECONDS: u32 = 15;
 const KEEPALIVE_PROBES: u32 = 4;
+/// What may wait in the kernel unsent for a client, in bytes.
+#[cfg(target_os = "linux")]
+const UNSENT_BYTES: u32 = 128 * 1024;
 /// How long accepting rests after it failed, mostly for want of descriptors.
 pub const ACCEPT_REST: Duration = Duration::from_millis(100);
 
@@ -220,6 +223,7 @@ async fn serve(
     // Answers are written whole or flushed at once; Nagle's delay would only hold their last piece back.
     let _ = client.set_nodelay(true);
     keep_alive(&client);
+    limit_unsent(&client);
     let head_until = Instant::now() + site.state.limits.header_timeout;
     let passing = entrance.pass(client, peer, head_until, site);
     let passed = tokio::select! {
@@ -360,6 +364,19 @@ fn take_seat(client: IpAddr, site: &ServerContext) -> io::Result<Option<Permit<I
     let refused = || io::Error::other("`limits.connections_per_client` is reached");
     seat.map(Some).ok_or_else(refused)
 }
+
+/// Has the kernel take no more than a little beyond what it can send. It would take megabytes for a client that was fast, and
+/// then take nothing for so long that a client which has become slow looks like one that reads nothing.
+#[cfg(target_os = "linux")]
+fn limit_unsent(client: &TcpStream) {
+    let socket = socket2::SockRef::from(client);
+    if let Err(why) = socket.set_tcp_notsent_lowat(UNSENT_BYTES) {
+        log::debug!("no limit for what waits unsent for a client: {why}");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn limit_unsent(_client: &TcpStream) {}
 
 /// Has the kernel find out that a client is gone which never says so: a WebSocket may be silent for as long as it likes.
 fn keep_alive(client: &TcpStream) {

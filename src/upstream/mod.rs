@@ -270,6 +270,11 @@ impl Upstream {
         Ok(())
     }
 
+    /// Whether the proxy's own key is sent in place of the client's.
+    pub fn has_credential(&self) -> bool {
+        self.credential.load().is_some()
+    }
+
     /// SHA-256 of the key that replaces the client's, if one does.
     pub fn credential_digest(&self) -> Option<[u8; 32]> {
         self.credential.load().as_ref().map(|secret| secret.digest)
@@ -326,11 +331,9 @@ impl config::Upstream {
                 .saturating_mul(self.http2.max_streams as u32)
                 .min(i32::MAX as u32),
         );
-        if url.tls {
-            options.set_http_version(2, 1);
-        } else {
-            options.set_http_version(1, 1);
-        }
+        // HTTP/2 is agreed on by TLS alone.
+        let most = if url.tls && self.http2.enabled { 2 } else { 1 };
+        options.set_http_version(most, 1);
         peer
     }
 }
@@ -555,11 +558,17 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_of_https_always_has_a_name_and_may_speak_http_2() {
-        let upstream = upstream("https://h");
-        upstream.take_sockets(0, sockets([1]));
-        let peer = &upstream.addresses()[0].peer;
-        assert_eq!(peer.sni.as_str(), "h");
-        assert_eq!(peer.options.alpn.get_max_http_version(), 2);
+    fn a_peer_of_https_always_has_a_name_and_may_speak_http_2_unless_told_otherwise() {
+        for (urls, most) in [
+            ("https://h", 2),
+            ("https://h, http2: {enabled: true}", 2),
+            ("https://h, http2: {enabled: false}", 1),
+        ] {
+            let upstream = upstream(urls);
+            upstream.take_sockets(0, sockets([1]));
+            let peer = &upstream.addresses()[0].peer;
+            assert_eq!(peer.sni.as_str(), "h");
+            assert_eq!(peer.options.alpn.get_max_http_version(), most, "{urls}");
+        }
     }
 }

@@ -154,7 +154,7 @@ fn a_connection_without_the_header_is_closed_without_a_word() {
 fn a_header_before_the_connection_that_does_not_end_is_not_waited_for() {
     let upstream = upstream::json("{}").run();
     let proxy = proxy::new()
-        .upstream(&upstream)
+        .upstream_with("main", &upstream, "forwarded_headers: pass")
         .proxy_protocol()
         .setting("limits: {header_timeout: 300ms}")
         .run();
@@ -170,7 +170,9 @@ fn a_header_before_the_connection_that_does_not_end_is_not_waited_for() {
 #[test]
 fn without_the_setting_the_header_is_no_http() {
     let upstream = upstream::json("{}").run();
-    let proxy = proxy::new().upstream(&upstream).run();
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, "forwarded_headers: pass")
+        .run();
     let client = proxy.client("sk-fast");
     let mut connection = client.connect();
     connection.send([LINE, &client.message(PATH, b"{}")].concat());
@@ -193,7 +195,7 @@ fn logged(proxy: &Proxy, number: usize, forwarded: &str) -> Value {
 fn what_a_proxy_that_is_not_trusted_says_of_the_client_is_passed_on_and_not_believed() {
     let upstream = upstream::json("{}").run();
     let proxy = proxy::new()
-        .upstream(&upstream)
+        .upstream_with("main", &upstream, "forwarded_headers: pass")
         .setting("trusted_proxies: [10.0.0.0/8]")
         .run();
     assert_eq!(logged(&proxy, 1, "203.0.113.9"), OWN);
@@ -205,7 +207,7 @@ fn what_a_proxy_that_is_not_trusted_says_of_the_client_is_passed_on_and_not_beli
 fn the_client_behind_trusted_proxies_is_the_right_most_that_is_not_one() {
     let upstream = upstream::json("{}").run();
     let proxy = proxy::new()
-        .upstream(&upstream)
+        .upstream_with("main", &upstream, "forwarded_headers: pass")
         .setting("trusted_proxies: [127.0.0.1, \"10.0.0.0/8\"]")
         .run();
     let forged = "198.51.100.1, 203.0.113.9, 10.1.1.1";

@@ -1,17 +1,19 @@
 //! Clients of HTTP/2 that send what costs them little and might cost a server much. Whatever they send, the connection
-//! ends by itself, memory stays where it was, and others are served.
+//! ends by itself, memory stays where it was, and others are served. And one client that is only slow, which is served too.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt};
+
 use crate::support::frames::{
     CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, RST_STREAM, SETTINGS,
-    frame, head,
+    WINDOW_UPDATE, frame, head,
 };
 use crate::support::proxy::{self, Proxy};
 use crate::support::upstream::{self, Upstream};
-use crate::support::{eventually, frames};
+use crate::support::{PATIENCE, eventually, frames};
 use rustls::{ClientConnection, StreamOwned};
 
 const PATH: &str = "/v1/responses";
@@ -62,6 +64,23 @@ impl Flooder {
         let mut round = 0;
         while begun.elapsed() < FLOOD && self.stream.write_all(&make(round)).is_ok() {
             round += 1;
+        }
+    }
+
+    /// Sends these bytes again and again and takes the answers, until the proxy ends the connection.
+    fn flood_and_read(mut self, bytes: &[u8]) {
+        let soon = Some(Duration::from_millis(2));
+        self.stream.sock.set_read_timeout(soon).unwrap();
+        let begun = Instant::now();
+        let mut room = [0; 16384];
+        while self.stream.write_all(bytes).is_ok() {
+            match self.stream.read(&mut room) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(why) if why.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+            assert!(begun.elapsed() < PATIENCE, "the connection is open");
         }
     }
 
@@ -169,6 +188,20 @@ fn frames_that_ask_for_an_answer_each() {
 }
 
 #[test]
+fn frames_that_bring_nothing_from_a_client_that_takes_their_answers() {
+    let upstream = upstream::json("{}").run();
+    let (proxy, idle) = flooded(&upstream);
+    for frame in [
+        frame(PING, 0, 0, &[7; 8]),
+        frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 255, 255]),
+        frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]),
+    ] {
+        Flooder::connect(&proxy).flood_and_read(&frame.repeat(100));
+    }
+    assert_unimpressed(&proxy, idle, MOST_BYTES);
+}
+
+#[test]
 fn answers_that_are_not_taken() {
     let upstream = upstream::json(&format!("\"{}\"", "x".repeat(ANSWER_BYTES))).run();
     let (proxy, idle) = flooded(&upstream);
@@ -200,4 +233,32 @@ fn a_body_of_empty_pieces() {
         flooder.await_end();
         assert_unimpressed(&proxy, idle, MOST_BYTES);
     }
+}
+
+#[test]
+fn a_client_that_takes_a_little_now_and_then_gets_all_of_it() {
+    let body = format!("\"{}\"", "x".repeat(8 * ANSWER_BYTES));
+    let upstream = upstream::json(&body).run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("limits: {write_timeout: 500ms}")
+        .run();
+    let client = proxy.client("sk-fast");
+    let mut connection = client.connect();
+    // Its kernel does not hide how slow it is.
+    setsockopt(connection.socket(), sockopt::RcvBuf, &(128 << 10)).unwrap();
+    connection.send(client.message(PATH, b"{}"));
+    connection.head().unwrap();
+    let (mut taken, mut room) = (0, vec![0; 100 << 10]);
+    let slow = body.len() / 2..body.len() / 2 + (2 << 20);
+    while taken < body.len() {
+        // The kernel has learned by then to hold a lot for a client that was fast.
+        if slow.contains(&taken) {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let count = connection.read(&mut room);
+        assert!(count > 0, "cut after {taken} bytes");
+        taken += count;
+    }
+    assert_eq!(proxy.record()["outcome"], "ok");
 }

@@ -17,6 +17,7 @@ mod diff;
 mod docs;
 mod floods;
 mod gate;
+mod headers;
 mod ledger;
 mod limits;
 mod log;

@@ -212,6 +212,8 @@ pub struct Upstream {
 #[derive(Clone, Debug)]
 pub enum Reply {
     Json(String),
+    /// The same with these headers.
+    JsonWith(Vec<(&'static str, &'static str)>, String),
     /// A piece of an event stream, then a reset.
     Cut(String),
     /// A piece of an event stream, and after a while the rest.
@@ -305,6 +307,15 @@ async fn serve(
             .await
             .map_or((), drop),
         Reply::Json(text) => drop(answer(&mut respond, "application/json", &text, true)),
+        Reply::JsonWith(headers, text) => {
+            let mut head = Response::builder().header("content-type", "application/json");
+            for (name, value) in headers {
+                head = head.header(name, value);
+            }
+            if let Ok(mut stream) = respond.send_response(head.body(()).unwrap(), false) {
+                let _ = stream.send_data(Bytes::from(text), true);
+            }
+        }
         Reply::Paused(first, pause, last) => {
             if let Some(mut stream) = answer(&mut respond, "text/event-stream", &first, false) {
                 tokio::time::sleep(pause).await;

@@ -158,7 +158,11 @@ impl Conversion {
         if let Some(credential) = credential {
             set_bearer(&mut head, headers, credential)?;
         }
-        edit.credential = Some(CredentialHeader::Authorization);
+        edit.credential = credential.map(|credential| Credential {
+            header: CredentialHeader::Authorization,
+            has_others: false,
+            ..credential
+        });
         edit.apply(&mut head)?;
         Ok(Box::new(head))
     }
@@ -214,14 +218,19 @@ fn set_bearer(head: &mut RequestHeader, headers: &HeaderMap, credential: Credent
     for header in CredentialHeader::ALL {
         head.remove_header(header.name());
     }
-    let Some(value) = headers.get(credential.header.name()) else {
+    let sole = credential.without_others(headers);
+    let value = match sole {
+        Some((_, (_, value))) => Some(value),
+        None => headers.get(credential.header.name()).cloned(),
+    };
+    let Some(value) = value else {
         return Ok(());
     };
     let mut value = match credential.header {
-        CredentialHeader::Authorization => value.clone(),
+        CredentialHeader::Authorization => value,
         CredentialHeader::XApiKey | CredentialHeader::ApiKey => {
             let bearer = [b"Bearer ", value.as_bytes()].concat();
-            HeaderValue::from_bytes(&bearer).unwrap_or_else(|_| value.clone())
+            HeaderValue::from_bytes(&bearer).unwrap_or(value)
         }
     };
     value.set_sensitive(true);

@@ -18,6 +18,8 @@ use pingora_core::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::codec::framing::TwoFramings;
+
 use super::control::{Phase, StreamControl, Watchdog};
 use super::error_look::{ErrorLook, Finding, may_be_client_error};
 
@@ -44,6 +46,8 @@ pub(super) struct Http1Stream {
     /// again.
     answered_early: bool,
     look: ErrorLook,
+    /// Whether the response says twice how long it is; the connection is not used again then.
+    framings: TwoFramings,
 }
 
 impl Http1Stream {
@@ -60,6 +64,7 @@ impl Http1Stream {
             taken: 0,
             answered_early: false,
             look: ErrorLook::default(),
+            framings: TwoFramings::default(),
         }
     }
 
@@ -169,6 +174,53 @@ impl Http1Stream {
         }
         count > 0
     }
+
+    /// Whether the connection is not to be used for another request.
+    fn is_used_up(&self) -> bool {
+        let is_idle = self.control().phase() == Phase::Idle;
+        let is_odd = self.answered_early || self.framings.found();
+        self.control().is_used_up() || (is_idle && is_odd)
+    }
+
+    /// What comes next of the response.
+    fn poll_response(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.control().holds_request() && !self.answered_early {
+            // A failure shows in the next write, or in what is read: a response may be there all the same.
+            let _ = self.poll_send(cx);
+        }
+        if self.take_early(buf) {
+            return Poll::Ready(Ok(()));
+        }
+        ready!(self.control().poll_upgrade(cx));
+        if let Some(text) = self.control().looks_for() {
+            match self.poll_look(cx, text) {
+                Poll::Ready(Ok(())) => {
+                    self.take_early(buf);
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(self.read_result(Err(error))),
+                Poll::Pending => {
+                    ready!(self.watchdog.poll_expired(cx));
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+            }
+        }
+        let before = buf.filled().len();
+        if let Poll::Ready(read) = Pin::new(&mut self.io).poll_read(cx, buf) {
+            if buf.filled().len() > before {
+                self.watchdog.progressed();
+            }
+            return Poll::Ready(self.read_result(read));
+        }
+        match ready!(self.watchdog.poll_expired(cx)) {
+            Phase::Upgraded => Poll::Ready(Ok(())),
+            _ => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+        }
+    }
 }
 
 impl AsyncRead for Http1Stream {
@@ -178,43 +230,16 @@ impl AsyncRead for Http1Stream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let is_idle = this.control().phase() == Phase::Idle;
-        let is_used_up = this.control().is_used_up() || (is_idle && this.answered_early);
-        if this.control().is_ended() || is_used_up {
+        if this.control().is_ended() || this.is_used_up() {
             return Poll::Ready(Ok(()));
-        }
-        if !this.control().holds_request() && !this.answered_early {
-            // A failure shows in the next write, or in what is read: a response may be there all the same.
-            let _ = this.poll_send(cx);
-        }
-        if this.take_early(buf) {
-            return Poll::Ready(Ok(()));
-        }
-        ready!(this.control().poll_upgrade(cx));
-        if let Some(text) = this.control().looks_for() {
-            match this.poll_look(cx, text) {
-                Poll::Ready(Ok(())) => {
-                    this.take_early(buf);
-                    return Poll::Ready(Ok(()));
-                }
-                Poll::Ready(Err(error)) => return Poll::Ready(this.read_result(Err(error))),
-                Poll::Pending => {
-                    ready!(this.watchdog.poll_expired(cx));
-                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-                }
-            }
         }
         let before = buf.filled().len();
-        if let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, buf) {
-            if buf.filled().len() > before {
-                this.watchdog.progressed();
-            }
-            return Poll::Ready(this.read_result(read));
+        if !this.control().has_received() {
+            this.framings = TwoFramings::default();
         }
-        match ready!(this.watchdog.poll_expired(cx)) {
-            Phase::Upgraded => Poll::Ready(Ok(())),
-            _ => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-        }
+        let read = this.poll_response(cx, buf);
+        this.framings.feed(&buf.filled()[before..]);
+        read
     }
 }
 

@@ -31,6 +31,14 @@ fn assert_refused(proxy: &Proxy, path: &str, answer: &Answer, status: u16, code:
     let retry = matches!(status, 429 | 502 | 503 | 504);
     let expected = (!retry).then_some("false");
     assert_eq!(answer.header("x-should-retry"), expected, "{code}");
+    let challenge = (status == 401).then_some("Bearer");
+    assert_eq!(answer.header("www-authenticate"), challenge, "{code}");
+    let id = answer.header("x-tiergate-request-id").expect("an id");
+    let message = answer.json()["error"]["message"].to_string();
+    assert!(
+        message.starts_with("\"tiergate: ") && message.contains(id),
+        "{message}"
+    );
     if path == ANTHROPIC {
         let json = answer.json();
         assert_eq!(json["type"], "error");
@@ -39,7 +47,6 @@ fn assert_refused(proxy: &Proxy, path: &str, answer: &Answer, status: u16, code:
     } else {
         assert_eq!(answer.openai_code(), code);
     }
-    let id = answer.header("x-tiergate-request-id").expect("an id");
     let line = eventually("the line of the request", || {
         proxy.log_lines().into_iter().find(|line| line.contains(id))
     });

@@ -1,0 +1,145 @@
+//! Tells a flood on a client's connection of HTTP/2: frames that bring nothing of a request, in numbers that nobody needs. The
+//! h2 crate bounds resets and the frames of a head, and answers as many PING and SETTINGS frames as come.
+//!
+//! It reads the nine bytes in front of each frame (RFC 9113 §4.1) and skips what the frame holds. What they mean is for the h2
+//! crate alone.
+
+/// Frames beyond what the connection has earned by requests and responses. The most that a client was seen to send at its
+/// beginning is some tens.
+const ALLOWANCE: i64 = 4096;
+/// What a request earns.
+const REQUEST_EARNS: i64 = 16;
+/// Bytes to the client that earn a frame. Some clients give two WINDOW_UPDATE for each DATA frame, and an event of a stream
+/// may be one, of some hundred bytes; the answer to a PING has 17.
+const BYTES_EARN: u64 = 40;
+
+const HEADER_BYTES: usize = 9;
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const CONTINUATION: u8 = 9;
+
+/// What a connection has sent, and what it may.
+#[derive(Debug)]
+pub struct Http2Flood {
+    /// Of the next frame's header, so many bytes.
+    header: [u8; HEADER_BYTES],
+    length: usize,
+    /// Bytes of the frame's payload that are still to come.
+    payload: usize,
+    credit: i64,
+    /// Bytes to the client that have not yet earned a frame.
+    written: u64,
+}
+
+impl Default for Http2Flood {
+    fn default() -> Self {
+        Self {
+            header: [0; HEADER_BYTES],
+            length: 0,
+            payload: 0,
+            credit: ALLOWANCE,
+            written: 0,
+        }
+    }
+}
+
+impl Http2Flood {
+    /// Takes what came from the client behind its preface. False where it is a flood.
+    pub fn has_read(&mut self, mut bytes: &[u8]) -> bool {
+        while !bytes.is_empty() {
+            let skipped = self.payload.min(bytes.len());
+            self.payload -= skipped;
+            bytes = &bytes[skipped..];
+            let taken = bytes.len().min(HEADER_BYTES - self.length);
+            if self.payload > 0 || taken == 0 {
+                continue;
+            }
+            self.header[self.length..self.length + taken].copy_from_slice(&bytes[..taken]);
+            self.length += taken;
+            bytes = &bytes[taken..];
+            if self.length == HEADER_BYTES {
+                self.begin_frame();
+            }
+        }
+        self.credit > 0
+    }
+
+    /// So many bytes went to the client.
+    pub fn has_written(&mut self, count: usize) {
+        self.written += count as u64;
+        let earned = self.written / BYTES_EARN;
+        self.written %= BYTES_EARN;
+        self.credit = self.credit.saturating_add_unsigned(earned);
+    }
+
+    fn begin_frame(&mut self) {
+        let [high, middle, low, kind, ..] = self.header;
+        self.length = 0;
+        self.payload = u32::from_be_bytes([0, high, middle, low]) as usize;
+        match kind {
+            DATA if self.payload > 0 => {}
+            RST_STREAM | CONTINUATION => {}
+            HEADERS => self.credit = self.credit.saturating_add(REQUEST_EARNS),
+            _ => self.credit -= 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PING: u8 = 6;
+    const WINDOW_UPDATE: u8 = 8;
+
+    fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u8::try_from(payload.len()).unwrap();
+        [&[0, 0, length, kind, 0, 0, 0, 0, 0][..], payload].concat()
+    }
+
+    #[test]
+    fn a_flood_is_told_however_it_is_cut() {
+        let pings = frame(PING, &[7; 8]).repeat(ALLOWANCE as usize);
+        for piece in [1, 7, 9, 17, 1000, pings.len()] {
+            let mut flood = Http2Flood::default();
+            let (last, before) = (pings.len() - 17, &pings[..pings.len() - 17]);
+            assert!(before.chunks(piece).all(|piece| flood.has_read(piece)));
+            assert!(!flood.has_read(&pings[last..]));
+        }
+    }
+
+    #[test]
+    fn answers_do_not_earn_the_frames_that_ask_for_them() {
+        let mut flood = Http2Flood::default();
+        let ping = frame(PING, &[7; 8]);
+        let answered = (0..4 * ALLOWANCE).take_while(|_| {
+            flood.has_written(17);
+            flood.has_read(&ping)
+        });
+        assert!(answered.count() < 4 * ALLOWANCE as usize);
+    }
+
+    #[test]
+    fn a_client_that_opens_its_windows_at_each_event_goes_on_for_ever() {
+        let mut flood = Http2Flood::default();
+        let update = frame(WINDOW_UPDATE, &[0, 0, 0, 90]).repeat(2);
+        for _ in 0..10 * ALLOWANCE {
+            flood.has_written(90);
+            assert!(flood.has_read(&update));
+        }
+    }
+
+    #[test]
+    fn bodies_and_requests_cost_nothing() {
+        let mut flood = Http2Flood::default();
+        let request = [
+            frame(HEADERS, b"head"),
+            frame(DATA, &[PING; 200]),
+            frame(DATA, b""),
+        ];
+        for _ in 0..10 * ALLOWANCE {
+            assert!(flood.has_read(&request.concat()));
+        }
+    }
+}
