@@ -23,7 +23,7 @@ use crate::config::ServedTier;
 use crate::policy::endpoint::Endpoint;
 use crate::proxy::bridge_exchange::request::Prepared;
 use crate::proxy::context::RequestContext;
-use crate::proxy::{REQUEST_ID, Stop};
+use crate::proxy::{REQUEST_ID, Stop, cors};
 
 /// The most of an answer that is held to be sent whole, and of one event, in bytes.
 const ANSWER_BYTES: u64 = 32 << 20;
@@ -366,8 +366,11 @@ fn tells(context: &mut RequestContext, status: u16) {
 async fn write_head(
     session: &mut Session,
     context: &mut RequestContext,
-    head: ResponseHeader,
+    mut head: ResponseHeader,
 ) -> Result<(), Stop> {
+    let state = context.state.clone();
+    let asked = &session.req_header().headers;
+    cors::allow(state.config.cors.as_ref(), asked, &mut head).map_err(Stop::Downstream)?;
     tells(context, head.status.as_u16());
     let written = session.write_response_header(Box::new(head), false).await;
     written.map_err(|error| client_left(context, error))
