@@ -73,6 +73,8 @@ pub struct RequestRecord {
     pub tier_refused: bool,
     /// The protocols that were translated, such as `messages>responses`, and what was left out in that.
     pub bridge: Option<(&'static str, String)>,
+    /// The upstream's name of the model, where requests are translated.
+    pub model_upstream: Option<String>,
     /// Held while it runs.
     pub permits: Option<InFlightPermits>,
     pub began: Instant,
@@ -146,6 +148,8 @@ struct Texts<'a> {
     tier_sent: Option<Cow<'a, str>>,
     tier_served: Option<Cow<'a, str>>,
     model_served: Option<Cow<'a, str>>,
+    model_upstream: Option<Cow<'a, str>>,
+    bridge_dropped: Option<Cow<'a, str>>,
     response_id: Option<Cow<'a, str>>,
     upstream_request_id: Option<Cow<'a, str>>,
     upstream_error: Option<Cow<'a, str>>,
@@ -209,6 +213,7 @@ impl RequestRecord {
             answer: Answered::default(),
             tier_refused: false,
             bridge: None,
+            model_upstream: None,
             permits: None,
             began: Instant::now(),
             time: Timestamp::now(),
@@ -316,9 +321,10 @@ impl RequestRecord {
             upstream_error: texts.upstream_error.as_deref(),
             of_request: billed.of_request,
             bridge: self.bridge.as_ref().map(|(between, _)| *between),
-            bridge_dropped: self.bridge.as_ref().map(|(_, dropped)| dropped.as_str()),
+            bridge_dropped: texts.bridge_dropped.as_deref(),
             key_id: billed.key_id,
             prices: prices.map(Prices::revision),
+            model_upstream: texts.model_upstream.as_deref(),
         };
         if usage_state == UsageState::Deferred {
             remember(ledger, &record);
@@ -375,6 +381,7 @@ impl RequestRecord {
         let sent = match self.action {
             _ if !self.sent.reached => None,
             Some(_) => self.sent.tier.as_deref(),
+            None if self.bridge.is_some() => self.sent.tier.as_deref(),
             None => own,
         };
         let has_failed = observed.failed
@@ -395,6 +402,14 @@ impl RequestRecord {
             tier_sent: sent.map(clean),
             tier_served: observed.served_tier.as_deref().map(clean),
             model_served: observed.model.as_deref().map(clean),
+            bridge_dropped: self
+                .bridge
+                .as_ref()
+                .map(|(_, dropped)| clean_words(dropped)),
+            model_upstream: self
+                .model_upstream
+                .as_deref()
+                .map(|name| clean(cut(name, MODEL_BYTES))),
             response_id: observed.response_id.as_deref().map(clean),
             upstream_request_id: self.answer.upstream_request_id.as_deref().map(clean),
             upstream_error: error.map(clean),

@@ -70,6 +70,13 @@ impl ClientSide {
         }
     }
 
+    /// The request was sent again, without the tier that the upstream had refused.
+    pub(crate) fn without_tier(&mut self) {
+        if let Writer::Messages { response, .. } = &mut self.writer {
+            response.without_tier();
+        }
+    }
+
     /// The client's protocol.
     pub(crate) fn protocol(&self) -> Protocol {
         self.context.protocol

@@ -40,11 +40,7 @@ impl UpstreamError<'_> {
     /// The answer to the client, in its protocol.
     pub fn answer(&self, protocol: Protocol, request_id: &str) -> Answer {
         let body = parse(self.body).ok();
-        let retry_after = self.retry_after.and_then(|value| seconds(value, self.now));
-        let mut report = Report::in_body(body.as_ref());
-        report.status = Some(self.status);
-        report.own_credential = self.own_credential;
-        report.retry_after = retry_after.or(report.retry_after);
+        let report = self.report(body.as_ref());
         let shaped = body.as_ref().is_some_and(|body| {
             body.member("error")
                 .is_some_and(|error| error.as_object().is_some())
@@ -53,6 +49,21 @@ impl UpstreamError<'_> {
             return Answer::json(self.status, self.body.to_vec()).retry_after(report.retry_after);
         }
         Failure::Reported(report).answer(protocol, request_id)
+    }
+
+    /// The same for an answer that has begun.
+    pub(crate) fn failure(&self) -> Failure {
+        Failure::Reported(self.report(parse(self.body).ok().as_ref()))
+    }
+
+    /// What its head and its body say.
+    fn report(&self, body: Option<&Node<'_>>) -> Report {
+        let retry_after = self.retry_after.and_then(|value| seconds(value, self.now));
+        let mut report = Report::in_body(body);
+        report.status = Some(self.status);
+        report.own_credential = self.own_credential;
+        report.retry_after = retry_after.or(report.retry_after);
+        report
     }
 
     /// Whether the upstream has refused the operator's credential: the log's `upstream_credential_refused`.

@@ -41,6 +41,11 @@ pub(crate) struct MessagesResponse {
 }
 
 impl MessagesResponse {
+    /// The request was sent again, without the tier that the upstream had refused.
+    pub(crate) fn without_tier(&mut self) {
+        self.sent_tier = None;
+    }
+
     /// Starts with nothing given.
     pub(crate) fn new(
         context: &Context,

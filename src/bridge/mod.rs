@@ -76,6 +76,7 @@ mod request;
 mod retry_after;
 mod schema;
 mod session;
+mod settings;
 mod sse;
 mod stop_sequences;
 #[cfg(test)]
@@ -86,7 +87,7 @@ pub use context::Context;
 pub use error::{Answer, Refusal, RefusalCode};
 pub use failure::UpstreamError;
 pub use headers::{REPORT_HEADER, SESSION_HEADER, STREAM_HEADERS, is_kept_from_upstream};
-pub use models::{CLAUDE_CODE_MODELS, Effort, ModelEntry};
+pub use models::{Effort, ModelEntry};
 pub use options::{
     Options, ReasoningSummary, StopSequences, SystemAs, ToolMedia, UpstreamBridge, UpstreamKind,
 };

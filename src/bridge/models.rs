@@ -6,16 +6,6 @@ use super::error::Refusal;
 /// What clients append to a name to ask for the window of a million tokens. The upstream's names do not have it.
 const LONG_CONTEXT: &str = "[1m]";
 
-/// Names that Claude Code sends by itself, for its main model, small jobs and the classifier of its auto mode. A map that
-/// matches none of them for one leaves a part of the client without a model.
-pub const CLAUDE_CODE_MODELS: [&str; 5] = [
-    "claude-sonnet-5",
-    "claude-haiku-5-5",
-    "claude-opus-5-5",
-    "claude-sonnet-5-5",
-    "claude-fable-5-2",
-];
-
 /// How hard a model thinks, in the words of `reasoning.effort`, from least to most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Effort {

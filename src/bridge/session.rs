@@ -6,7 +6,7 @@ use super::client_side::ClientSide;
 use super::context::Context;
 use super::error::Answer;
 use super::fact::Fact;
-use super::failure::Failure;
+use super::failure::{Failure, UpstreamError};
 use super::json::parse;
 use super::reader::Reader;
 use super::sse::Decoder;
@@ -112,6 +112,11 @@ impl Session {
         }
     }
 
+    /// The request was sent again, without the tier that the upstream had refused.
+    pub fn without_tier(&mut self) {
+        self.client.without_tier();
+    }
+
     /// The upstream's head of status 200 has come, with this content type. What is neither a stream nor JSON is no
     /// answer: 502.
     pub fn upstream_head(&mut self, content_type: Option<&str>) -> Output {
@@ -164,6 +169,24 @@ impl Session {
     pub fn cut(&mut self) -> Output {
         self.fail(Failure::Cut);
         self.output()
+    }
+
+    /// The upstream has answered with another status than 200.
+    pub fn upstream_error(&mut self, error: &UpstreamError<'_>) -> Output {
+        if self.ending.is_some() {
+            return self.output();
+        }
+        let (protocol, id) = (self.client.protocol(), &self.delivery.request_id);
+        let answer = (!self.has_begun()).then(|| error.answer(protocol, id));
+        self.fail(error.failure());
+        match answer {
+            // It may hand on more of the upstream's words than a failure has.
+            Some(answer) => {
+                self.told = true;
+                Output::Answer(answer)
+            }
+            None => self.output(),
+        }
     }
 
     /// The upstream took too long, with its head or inside its body.

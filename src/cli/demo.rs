@@ -54,34 +54,49 @@ const COLUMNS: [(&str, usize); 9] = [
 struct Scene {
     title: &'static str,
     key: &'static str,
+    path: &'static str,
     body: &'static str,
 }
 
-const SCENES: [Scene; 5] = [
+const RESPONSES: &str = "/v1/responses";
+const MESSAGES: &str = "/v1/messages";
+
+const SCENES: [Scene; 6] = [
     Scene {
         title: "alice is in the forced group `fast`, and her client asks for flex",
         key: "demo-key-alice",
+        path: RESPONSES,
         body: r#"{"model":"gpt-5.5","service_tier":"flex","input":"hello"}"#,
     },
     Scene {
         title: "bob is in the group `calm`, which is not forced: not a byte changes",
         key: "demo-key-bob",
+        path: RESPONSES,
         body: r#"{"model":"gpt-5.5","service_tier":"flex","input":"hello"}"#,
     },
     Scene {
         title: "alice streams, and her client names no tier",
         key: "demo-key-alice",
+        path: RESPONSES,
         body: r#"{"model":"gpt-5.5","stream":true,"input":"hello"}"#,
     },
     Scene {
         title: "alice sends half a body: what cannot be forced is not sent on",
         key: "demo-key-alice",
+        path: RESPONSES,
         body: r#"{"model":"gpt-5.5","input":"hel"#,
     },
     Scene {
         title: "somebody comes with a key that no group has",
         key: "demo-key-mallory",
+        path: RESPONSES,
         body: r#"{"model":"gpt-5.5","input":"hello"}"#,
+    },
+    Scene {
+        title: "alice's Claude Code speaks Messages, which this upstream does not",
+        key: "demo-key-alice",
+        path: MESSAGES,
+        body: r#"{"model":"claude-opus-5-5","max_tokens":99,"stream":true,"messages":[{"role":"user","content":"hello"}]}"#,
     },
 ];
 
@@ -139,7 +154,10 @@ fn assemble(upstream: SocketAddr) -> Result<(Server, fs::File), StartError> {
 
 /// The files of a small installation, loaded. The listeners take whatever port is free.
 fn config(folder: &Path, upstream: SocketAddr) -> Result<Config, StartError> {
-    let text = format!("policy: policy.yaml\nupstreams:\n  demo: {{url: \"http://{upstream}\"}}\n");
+    let text = format!(
+        "policy: policy.yaml\nupstreams:\n  demo: {{url: \"http://{upstream}\", messages: responses, \
+         models: [{{match: 'claude-*', model: gpt-5.5}}]}}\n"
+    );
     let path = folder.join("tiergate.yaml");
     fs::write(folder.join("policy.yaml"), POLICY)
         .and_then(|()| fs::write(&path, text))
@@ -170,7 +188,7 @@ async fn play(proxy: SocketAddr, listener: TcpListener) -> io::Result<Vec<Outcom
 async fn ask(proxy: SocketAddr, scene: &Scene) -> io::Result<(String, String)> {
     let bearer = format!("Bearer {}", scene.key);
     let headers = [("authorization", &*bearer)];
-    let answer = post(proxy, "/v1/responses", &headers, scene.body).await?;
+    let answer = post(proxy, scene.path, &headers, scene.body).await?;
     Ok((answer.status.to_string(), answer.content_type))
 }
 
@@ -241,7 +259,7 @@ fn events(response: &Value) -> String {
     };
     event(
         "response.output_text.delta",
-        serde_json::json!({"delta": "hello"}),
+        serde_json::json!({"output_index": 0, "delta": "hello"}),
     ) + &event(
         "response.completed",
         serde_json::json!({"response": response}),
@@ -269,7 +287,7 @@ impl Screen {
         lines.push(self.strong("The access log has a line for each of them; of their fields:"));
         lines.extend(self.table(log));
         lines.push(self.strong("The first line whole:"));
-        lines.extend(wrapped(log.lines().next().unwrap_or_default()));
+        lines.extend(wrapped(log.lines().next().unwrap_or_default(), WIDTH));
         lines.push(String::new());
         lines.push(format!("{NEXT}\n"));
         lines.join("\n")
@@ -287,12 +305,12 @@ impl Screen {
         };
         let Outcome { status, kind, .. } = outcome;
         let title = self.strong(&format!("{number}  {:<72}", scene.title));
-        vec![
-            format!("{title}answer: {status} {kind}"),
-            format!("   client sent        {}", self.body(scene.body, changed)),
-            format!("   upstream received  {received}"),
-            String::new(),
-        ]
+        let kind = kind.split(';').next().unwrap_or_default();
+        let mut lines = vec![format!("{title}answer: {status} {kind}")];
+        lines.extend(labelled("client sent", &self.body(scene.body, changed)));
+        lines.extend(labelled("upstream received", &received));
+        lines.push(String::new());
+        lines
     }
 
     /// A body, with its tier marked where that is what changed.
@@ -351,11 +369,24 @@ fn cell(value: &Value) -> String {
     }
 }
 
-/// A line of the log over several of the screen, broken behind commas.
-fn wrapped(line: &str) -> Vec<String> {
+/// A body behind what it is, over as many lines as it takes.
+fn labelled(label: &str, body: &str) -> Vec<String> {
+    let mut label = format!("   {label:<17}  ");
+    let lines = wrapped(body, WIDTH - label.len());
+    let labelled = lines.into_iter().map(|line| {
+        let line = format!("{label}{line}");
+        label = " ".repeat(label.len());
+        line
+    });
+    labelled.collect()
+}
+
+/// A line of JSON over several of the screen, broken behind commas.
+fn wrapped(line: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for field in line.split_inclusive(',') {
-        if lines[lines.len() - 1].len() + field.len() > WIDTH {
+        let last = lines.len() - 1;
+        if !lines[last].is_empty() && lines[last].len() + field.len() > width {
             lines.push(String::new());
         }
         let last = lines.len() - 1;

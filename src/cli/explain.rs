@@ -11,6 +11,7 @@ use pingora_http::RequestHeader;
 use serde::Serialize;
 
 use crate::accounting::record::{logged_model, own_tier, set_tier, tier_reason};
+use crate::bridge::{Converted, UpstreamBridge};
 use crate::codec::body_budget::Budget;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::{Edits, Facts};
@@ -19,6 +20,7 @@ use crate::config::diagnostic::Location;
 use crate::policy::api_key::parse_digest;
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{CredentialHeader, Decision, Denied, Group, Head, Policy, TierReason};
+use crate::proxy::bridge_exchange::conversion::{self, Conversion};
 use crate::proxy::context::{logged_path, without_query};
 use crate::proxy::request_body::{BufferedBody, StreamedBody};
 use crate::proxy::upstream_request::{HeadEdit, Length};
@@ -27,6 +29,8 @@ use crate::upstream::Upstream;
 
 /// How much of a rewritten body is shown, in characters.
 const BODY_SHOWN: usize = 240;
+/// The same of a body that was converted, which the client's does not tell.
+const CONVERTED_SHOWN: usize = 16 * 1024;
 /// Stands for a key that is not to be read.
 const NO_SECRET: &[u8] = b"not-shown";
 
@@ -80,6 +84,9 @@ pub struct Record {
     pub status: Option<u16>,
     pub request_bytes: u64,
     pub upstream_request_bytes: u64,
+    pub bridge: Option<&'static str>,
+    pub bridge_dropped: Option<String>,
+    pub model_upstream: Option<String>,
     /// The code of the error.
     pub denied: Option<&'static str>,
 }
@@ -90,6 +97,7 @@ struct Carried {
     tier: Option<String>,
     /// None: the client's own bytes.
     rewritten: Option<Bytes>,
+    converted: Option<Converted>,
 }
 
 impl Caller {
@@ -232,6 +240,9 @@ impl Explanation {
             status: None,
             request_bytes: 0,
             upstream_request_bytes: 0,
+            bridge: None,
+            bridge_dropped: None,
+            model_upstream: None,
             denied: None,
         };
         Explanation {
@@ -287,10 +298,18 @@ impl Explanation {
         self.conversation =
             decision.endpoint == Endpoint::Responses && request.upgrades(decision.endpoint);
         let mut decision = decision.clone();
-        let carried = carry(config, &mut decision, request);
+        let conversion = conversion_of(request, &decision);
+        let carried = match &conversion {
+            Some(conversion) => {
+                self.record.bridge = Some(conversion.endpoint.protocol().log_word());
+                self.record.bridge_dropped = Some(String::new());
+                convert(config, &mut decision, request, conversion)
+            }
+            None => carry(config, &mut decision, request),
+        };
         let facts = carried.as_ref().map(|carried| carried.facts.clone());
         self.record.tier_reason = Some(tier_reason(decision.action, &facts.unwrap_or_default()));
-        match carried.and_then(|carried| self.send(request, &decision, carried)) {
+        match carried.and_then(|carried| self.send(request, &decision, conversion, carried)) {
             Ok(()) => {}
             Err(refusal) => self.refuse(refusal),
         }
@@ -300,12 +319,14 @@ impl Explanation {
         &mut self,
         request: &Request,
         decision: &Decision,
+        conversion: Option<Conversion>,
         carried: Carried,
     ) -> Result<(), Refusal> {
         let Carried {
             facts,
             tier,
             rewritten,
+            converted,
         } = carried;
         let settings = &decision.group.upstream;
         let upstream = Upstream::new(settings.clone()).map_err(|_| Cause::Internal)?;
@@ -314,7 +335,10 @@ impl Explanation {
                 .load_credential(Ok(NO_SECRET.to_vec().into()))
                 .map_err(|_| Cause::Internal)?;
         }
-        let outgoing = outgoing_head(request, decision, &upstream, rewritten.as_ref())?;
+        let outgoing = match &conversion {
+            Some(conversion) => bridged_head(request, decision, &upstream, conversion, &rewritten)?,
+            None => outgoing_head(request, decision, &upstream, rewritten.as_ref())?,
+        };
         self.edits = header_edits(request, &outgoing);
         let target = String::from_utf8_lossy(outgoing.raw_path());
         // Which one is a matter of turns; the first stands for all.
@@ -323,9 +347,19 @@ impl Explanation {
             format!("{scheme}://{}{}", url.authority(), request.shown(&target))
         });
         self.upstream_url = Some(urls_of(&upstream));
+        let most = match converted {
+            Some(_) => CONVERTED_SHOWN,
+            None => BODY_SHOWN,
+        };
         self.body = rewritten
             .as_ref()
-            .map(|bytes| request.shown(&beginning(bytes)).to_owned());
+            .map(|bytes| request.shown(&beginning(bytes, most)).to_owned());
+        if let Some(converted) = &converted {
+            let dropped = converted.dropped.join(",");
+            self.record.bridge_dropped = Some(request.shown(&dropped).to_owned());
+            let model = &converted.context.upstream_model;
+            self.record.model_upstream = Some(request.shown(model).to_owned());
+        }
         let sent = rewritten.as_ref().unwrap_or(&request.body);
         self.record.model = logged_model(&facts).map(|model| request.shown(model).to_owned());
         self.record.service_tier_client = facts
@@ -357,6 +391,7 @@ fn carry(config: &Config, decision: &mut Decision, request: &Request) -> Result<
             .map(str::to_owned),
             facts,
             rewritten: None,
+            converted: None,
         });
     };
     let mut held = BufferedBody::open(&head.headers, length, true, &limits, &budget)?;
@@ -378,7 +413,70 @@ fn carry(config: &Config, decision: &mut Decision, request: &Request) -> Result<
         tier: tier.map(str::to_owned),
         rewritten: changed.map(|_| ready.bytes),
         facts: ready.facts,
+        converted: None,
     })
+}
+
+/// What of the request is converted, if anything is.
+fn conversion_of(request: &Request, decision: &Decision) -> Option<Conversion> {
+    let settings = &decision.group.upstream;
+    let path = logged_path(without_query(request.head.raw_path()));
+    let method = &request.head.method;
+    let endpoint = conversion::endpoint(settings, decision.endpoint, method, &path)?;
+    let upstream = Arc::new(UpstreamBridge::of(settings)?);
+    Some(Conversion { endpoint, upstream })
+}
+
+/// The body's way to an upstream that speaks another protocol.
+fn convert(
+    config: &Config,
+    decision: &mut Decision,
+    request: &Request,
+    conversion: &Conversion,
+) -> Result<Carried, Refusal> {
+    let limits = Arc::new(config.limits.clone());
+    let budget = Budget::new(limits.buffered);
+    let headers = &request.head.headers;
+    let mut held = BufferedBody::open(headers, Some(request.length()), false, &limits, &budget)?;
+    held.push(&request.body)?;
+    let ready = held.finish(Edits::default())?;
+    let group = &decision.group;
+    let converted = conversion.convert(group, headers, &ready.bytes);
+    let mut converted = converted.map_err(|refusal| conversion::refusal_of(&refusal))?;
+    decision.action = conversion.decide(group, headers, &ready.facts, &converted)?;
+    let outgoing = conversion::outgoing(&mut converted, decision.action, &limits, &budget)?;
+    Ok(Carried {
+        facts: ready.facts,
+        tier: outgoing.tier,
+        rewritten: Some(outgoing.bytes),
+        converted: Some(converted),
+    })
+}
+
+/// The head of a converted request as the upstream gets it.
+fn bridged_head(
+    request: &Request,
+    decision: &Decision,
+    upstream: &Upstream,
+    conversion: &Conversion,
+    body: &Option<Bytes>,
+) -> Result<RequestHeader, Refusal> {
+    let target = conversion.upstream.path(conversion.endpoint);
+    let edit = HeadEdit {
+        is_http2: false,
+        upstream,
+        // Which one is a matter of turns; the first stands for all.
+        origin: &upstream.origins[0],
+        target: target.as_bytes(),
+        credential: Some(decision.credential),
+        endpoint: decision.endpoint,
+        action: decision.action,
+        upgrade: false,
+        length: Length::Known(body.as_ref().map_or(0, Bytes::len)),
+    };
+    let headers = &request.head.headers;
+    let head = conversion.head(headers, Some(decision.credential), edit);
+    head.map(|head| *head).map_err(|_| Cause::Internal.into())
 }
 
 /// The head as the upstream gets it.
@@ -458,14 +556,14 @@ fn urls_of(upstream: &Upstream) -> String {
 }
 
 /// The first part of a body, on one line.
-fn beginning(body: &[u8]) -> String {
+fn beginning(body: &[u8], most: usize) -> String {
     let text = String::from_utf8_lossy(body);
     let mut shown: String = text
         .chars()
-        .take(BODY_SHOWN)
+        .take(most)
         .map(|letter| if letter.is_control() { ' ' } else { letter })
         .collect();
-    if text.chars().nth(BODY_SHOWN).is_some() {
+    if text.chars().nth(most).is_some() {
         shown.push('…');
     }
     shown
@@ -545,6 +643,7 @@ impl Explanation {
         if let Some(tier) = &self.record.service_tier_client {
             rows.push(Row::new("client", format!("asked for `{tier}`"), None));
         }
+        rows.extend(self.bridge_row());
         if self.refusal.is_none() {
             rows.extend(self.group.as_ref().map(|group| self.upstream_row(group)));
             let url = self.outgoing_url.as_deref();
@@ -609,6 +708,21 @@ impl Explanation {
         }
     }
 
+    fn bridge_row(&self) -> Option<Row> {
+        let between = self.record.bridge?;
+        let mut text = between.to_owned();
+        if let Some(model) = &self.record.model_upstream {
+            let _ = write!(text, ", model `{model}`");
+        }
+        match self.record.bridge_dropped.as_deref() {
+            None | Some("") => {}
+            Some(dropped) => {
+                let _ = write!(text, "; dropped: {}", dropped.replace(',', ", "));
+            }
+        }
+        Some(Row::new("bridge", text, None))
+    }
+
     fn upstream_row(&self, group: &Group) -> Row {
         let url = self.upstream_url.as_deref().unwrap_or_default();
         let location = group.upstream.location;
@@ -621,6 +735,10 @@ impl Explanation {
 
     fn body_rows(&self) -> Vec<Row> {
         let sizes = match &self.body {
+            Some(_) if self.record.bridge.is_some() => format!(
+                "converted, {} bytes from the client, {} to the upstream",
+                self.record.request_bytes, self.record.upstream_request_bytes
+            ),
             Some(_) => format!(
                 "rewritten, {} bytes from the client, {} to the upstream",
                 self.record.request_bytes, self.record.upstream_request_bytes

@@ -50,6 +50,12 @@ pub enum Cause {
     UpstreamUnreachable,
     UpstreamReset,
     UpstreamTimeout,
+    /// The upstream refused the key that the operator gave for it (bridge).
+    UpstreamCredentialRefused,
+    /// The bridge cannot convert the request without giving a wrong answer.
+    UnsupportedByBridge,
+    /// No entry of the upstream's `models` matches (bridge).
+    ModelNotMapped,
     BufferFull,
     Draining,
     /// The access log cannot be written and its backlog is full: what cannot be billed is not served.
@@ -296,6 +302,7 @@ type Types = (&'static str, &'static str);
 const AUTHENTICATION: Types = ("invalid_request_error", "authentication_error");
 const PERMISSION: Types = ("permission_error", "permission_error");
 const INVALID: Types = ("invalid_request_error", "invalid_request_error");
+const NOT_FOUND: Types = ("invalid_request_error", "not_found_error");
 const SLOW_CLIENT: Types = ("invalid_request_error", "timeout_error");
 const TOO_LARGE: Types = ("invalid_request_error", "request_too_large");
 const RATE_LIMIT: Types = ("rate_limit_error", "rate_limit_error");
@@ -377,6 +384,12 @@ const ROWS: [Row; Cause::Internal as usize + 1] = [
         "the upstream closed the connection without a response"),
     row(Cause::UpstreamTimeout, 504, "upstream_timeout", SLOW_SERVER, Timeout, Possible,
         "timed out while waiting for the upstream"),
+    row(Cause::UpstreamCredentialRefused, 502, "upstream_credential_refused", SERVER, UpstreamError, Never,
+        "the upstream refused the gateway's credential"),
+    row(Cause::UnsupportedByBridge, 400, "unsupported_by_bridge", INVALID, Rejected, Never,
+        "the request cannot be converted for this upstream"),
+    row(Cause::ModelNotMapped, 404, "model_not_mapped", NOT_FOUND, Rejected, Never,
+        "this model is not available here"),
     row(Cause::BufferFull, 503, "buffer_full", OVERLOADED, Rejected, Soon,
         "too many large requests at once; retry later"),
     row(Cause::Draining, 503, "draining", OVERLOADED, Rejected, Soon,

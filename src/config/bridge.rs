@@ -4,6 +4,16 @@ use std::time::Duration;
 
 use strum::{EnumString, IntoStaticStr, VariantNames};
 
+/// Names that Claude Code sends by itself, for its main model, small jobs and the classifier of its auto mode. A map that
+/// matches none of them for one leaves a part of the client without a model.
+pub const CLAUDE_CODE_MODELS: [&str; 5] = [
+    "claude-sonnet-5",
+    "claude-haiku-5-5",
+    "claude-opus-5-5",
+    "claude-sonnet-5-5",
+    "claude-fable-5-2",
+];
+
 /// The section `upstreams.*.bridge`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BridgeOptions {

@@ -245,7 +245,11 @@ impl RequestContext {
         self.spend_budget()
     }
 
-    fn spend_budget(&mut self) -> Result<(), Refusal> {
+    /// Sets the action aside where the budget of the fast tier is used up.
+    ///
+    /// # Errors
+    /// Where such requests are to be refused.
+    pub fn spend_budget(&mut self) -> Result<(), Refusal> {
         let (Some(action), Some(group), Some(credential)) =
             (self.record.action, &self.record.group, &self.credential)
         else {

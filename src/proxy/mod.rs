@@ -1,6 +1,7 @@
 //! The way of a request through Pingora's phases, and the only one. Control flow stands here; what is decided, checked,
 //! rewritten and recorded stands in the modules that are called.
 
+pub mod bridge_exchange;
 pub mod client_connection;
 pub mod context;
 mod cors;
@@ -31,6 +32,7 @@ use crate::codec::error::{Cause, Refusal};
 use crate::codec::framing;
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{Condition, Head, TierAction};
+use crate::proxy::bridge_exchange::Bridge;
 use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::context::{Body, RequestContext, head_bytes, without_query};
 use crate::proxy::error_mapping::{REFUSED, TIER_REFUSED, no_address, refused};
@@ -59,6 +61,7 @@ pub type Proxy = HttpProxy<TierProxy, UpstreamConnector>;
 /// The proxy as Pingora runs it.
 pub struct TierProxy {
     pub state: Arc<State>,
+    pub bridge: Bridge,
 }
 
 /// Why a request goes no further.
@@ -110,14 +113,15 @@ impl ProxyHttp for TierProxy {
         Ok(())
     }
 
-    /// Decides the request, and reads a body of known length that is to be rewritten. True: it is answered here.
+    /// Decides the request, and reads a body of known length that is to be rewritten. True: it is answered here, as refused
+    /// and bridged requests are.
     async fn request_filter(
         &self,
         session: &mut Session,
         context: &mut Box<RequestContext>,
     ) -> Result<bool> {
         match self.take_request(session, context).await {
-            Ok(()) => Ok(false),
+            Ok(answered) => Ok(answered),
             Err(Stop::Refused(refusal)) => {
                 context.refusal = Some(refusal);
                 answer_refusal(session, context).await?;
@@ -337,11 +341,12 @@ impl ProxyHttp for TierProxy {
 }
 
 impl TierProxy {
+    /// True where the request is answered.
     async fn take_request(
         &self,
         session: &mut Session,
         context: &mut RequestContext,
-    ) -> Result<(), Stop> {
+    ) -> Result<bool, Stop> {
         let client = session.client_addr().and_then(|address| address.as_inet());
         context.read_head(&asked(session), client.map(|address| address.ip()));
         let drains = self.state.is_draining();
@@ -357,7 +362,11 @@ impl TierProxy {
         if drains && self.state.is_drain_over() {
             return Err(Cause::Draining.into());
         }
-        self.take_body(session, context).await
+        if let Some(conversion) = self.bridge.conversion(context) {
+            let served = self.bridge.serve(session, context, &conversion);
+            return Box::pin(served).await.map(|()| true);
+        }
+        self.take_body(session, context).await.map(|()| false)
     }
 
     /// Who asks, for what, and what is to be done about the tier.

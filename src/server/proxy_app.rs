@@ -10,6 +10,7 @@ use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::ProxyServiceBuilder;
 
 use crate::config::Limits;
+use crate::proxy::bridge_exchange::Bridge;
 use crate::proxy::{Proxy, TierProxy};
 use crate::state::State;
 use crate::upstream::connector::UpstreamConnector;
@@ -29,10 +30,12 @@ pub fn build(state: &Arc<State>) -> Arc<Proxy> {
             .div_ceil(state.config.server.threads),
         ..ServerConf::default()
     };
-    let connector = UpstreamConnector::new(ConnectorOptions::from_server_conf(&conf));
+    let options = ConnectorOptions::from_server_conf(&conf);
     let phases = TierProxy {
         state: state.clone(),
+        bridge: Bridge::new(state, options.clone()),
     };
+    let connector = UpstreamConnector::new(options);
     let service = ProxyServiceBuilder::new(&Arc::new(conf), phases)
         .custom(connector, Arc::new(|_, _, _| Box::pin(async { None })))
         .server_options(server_options(&state.limits))

@@ -464,12 +464,14 @@ fn the_demo_shows_both_sides_and_leaves_nothing_behind() {
         "denied",
         "invalid_json",
         "\"schema\":1",
+        "{\"model\":\"claude-opus-5-5\",",
+        "\"max_output_tokens\":99,",
         "tiergate check",
     ] {
         assert!(text.contains(word), "{word}\n{text}");
     }
     assert!(
-        text.lines().count() <= 48 && text.lines().all(|line| line.chars().count() <= 110),
+        text.lines().count() <= 56 && text.lines().all(|line| line.chars().count() <= 110),
         "{text}"
     );
     assert!(
@@ -866,4 +868,28 @@ fn help_of_report_lists_every_field() {
     {
         assert!(text.split_whitespace().any(|word| word == name), "{name}");
     }
+}
+
+#[test]
+fn explain_shows_what_a_bridged_request_is_converted_to_and_what_is_lost() {
+    let site = Site::new(
+        "policy: policy.yaml\nupstreams:\n  here: {url: \"http://127.0.0.1:9\", messages: responses, \
+         models: [{match: 'claude-*', model: gpt-5.5}]}\n",
+    );
+    let body = r#"{"model":"claude-x","top_k":3,"messages":[{"role":"user","content":"hi"}]}"#;
+    let arguments = ["--path", "/v1/messages?beta=true", "--body", "-"];
+    let told = stdout(&site.explain("sk-fast-1", &arguments, body));
+    for part in [
+        "messages>responses, model `gpt-5.5`; dropped: top_k",
+        "http://127.0.0.1:9/v1/responses",
+        r#"{"service_tier":"priority","model":"gpt-5.5","input":[{"type":"message","role":"user","#,
+    ] {
+        assert!(told.contains(part), "{part}\n{told}");
+    }
+    let json = site.explain_json("sk-fast-1", &arguments, body);
+    assert_eq!(json["bridge"], "messages>responses");
+    assert_eq!(json["bridge_dropped"], "top_k");
+    assert_eq!(json["service_tier"], "priority");
+    let unmapped = site.explain_json("sk-fast-1", &arguments, &body.replace("claude", "other"));
+    assert_eq!(unmapped["denied"], "model_not_mapped");
 }

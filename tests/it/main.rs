@@ -8,6 +8,7 @@ mod support;
 
 mod admin_page;
 mod billing;
+mod bridge;
 mod cli;
 mod client_address;
 mod clients;

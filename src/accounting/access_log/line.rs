@@ -13,7 +13,7 @@ use crate::config::LogFormat;
 /// The names of every field, in the order in which a line holds them: the log's own, and those of `format: otel`. The latter
 /// are OpenTelemetry's where its conventions have one that means the same
 /// (<https://opentelemetry.io/docs/specs/semconv/gen-ai/>).
-const NAMES: [[&str; 2]; 54] = [
+const NAMES: [[&str; 2]; 55] = [
     ["schema", "tiergate.schema"],
     ["seq", "tiergate.seq"],
     ["instance", "tiergate.instance"],
@@ -78,6 +78,7 @@ const NAMES: [[&str; 2]; 54] = [
     ["bridge_dropped", "tiergate.bridge_dropped"],
     ["key_id", "tiergate.key_id"],
     ["prices", "tiergate.prices"],
+    ["model_upstream", "tiergate.model_upstream"],
 ];
 
 /// Every field of the access log, in the order in which a line holds them.

@@ -91,6 +91,8 @@ pub struct AccessRecord<'a> {
     pub key_id: Option<&'a str>,
     /// Revision of the price file that `cost_usd` was computed by; none where there is no price file.
     pub prices: Option<&'a str>,
+    /// The model that a translated request names to the upstream.
+    pub model_upstream: Option<&'a str>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,6 +195,7 @@ impl Members<'_> {
         self.text(quoted!("bridge_dropped"), record.bridge_dropped);
         self.text(quoted!("key_id"), record.key_id);
         self.text(quoted!("prices"), record.prices);
+        self.text(quoted!("model_upstream"), record.model_upstream);
     }
 
     fn usage(&mut self, usage: &Usage) {

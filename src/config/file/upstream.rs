@@ -7,7 +7,8 @@ use serde::Deserialize;
 
 use super::{ReferencedFile, Resolver, check_name};
 use crate::config::bridge::{
-    BridgeOptions, Effort, ModelEntry, ReasoningSummary, StopSequences, SystemAs, ToolMedia,
+    BridgeOptions, CLAUDE_CODE_MODELS, Effort, ModelEntry, ReasoningSummary, StopSequences,
+    SystemAs, ToolMedia,
 };
 use crate::config::diagnostic::Location;
 use crate::config::field::{Field, List, Member, Members, OneOrMany, Section, Word};
@@ -51,14 +52,6 @@ const FRAMING_HEADERS: [&str; 13] = [
 ];
 /// Headers that carry a key: it belongs into a file.
 const CREDENTIAL_HEADERS: [&str; 3] = ["authorization", "x-api-key", "api-key"];
-/// What Claude Code asks for by itself, whatever model the user chose.
-const CLAUDE_CODE_MODELS: [&str; 5] = [
-    "claude-sonnet-5",
-    "claude-haiku-5-5",
-    "claude-opus-5-5",
-    "claude-sonnet-5-5",
-    "claude-fable-5-2",
-];
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -6,15 +6,7 @@ const NAMES: [(&str, &[&str]); 9] = [
         "commands",
         &["new-key", "reconcile", "completions", "man", "init"],
     ),
-    (
-        "errors",
-        &[
-            "budget_exhausted",
-            "unsupported_by_bridge",
-            "model_not_mapped",
-            "upstream_credential_refused",
-        ],
-    ),
+    ("errors", &["budget_exhausted"]),
     (
         "fields",
         &[
@@ -24,8 +16,6 @@ const NAMES: [(&str, &[&str]); 9] = [
             "upstream_error",
             "cache_write_long_tokens",
             "of_request",
-            "bridge",
-            "bridge_dropped",
             "prices",
         ],
     ),
@@ -36,8 +26,6 @@ const NAMES: [(&str, &[&str]); 9] = [
             "tiergate_cost_usd_total",
             "tiergate_usage_missing_total",
             "tiergate_budget_used_ratio",
-            "tiergate_bridged_total",
-            "tiergate_bridge_dropped_total",
             "tiergate_build_info",
             "tiergate_prices_reloads_total",
             "tiergate_prices_info",
@@ -87,10 +75,7 @@ const NAMES: [(&str, &[&str]); 9] = [
 ];
 
 /// Settings, by the beginning of their path.
-const SETTINGS: [&str; 18] = [
-    "upstreams.*.models",
-    "upstreams.*.bridge",
-    "upstreams.*.chat_completions",
+const SETTINGS: [&str; 15] = [
     "upstreams.*.forwarded_headers",
     "upstreams.*.headers",
     "upstreams.*.chat_stream_usage",
@@ -109,16 +94,10 @@ const SETTINGS: [&str; 18] = [
 ];
 
 /// Words by which a YAML block is known that does not pass `check` yet.
-const IN_BLOCKS: [&str; 5] = [
-    "headers:",
-    "messages: responses",
-    "except_models",
-    "force_tier",
-    "budget:",
-];
+const IN_BLOCKS: [&str; 4] = ["headers:", "except_models", "force_tier", "budget:"];
 
 /// Rooms of the source that are still to be moved into.
-const ROOMS: [&str; 1] = ["src/bridge"];
+const ROOMS: [&str; 0] = [];
 
 /// Whether `conf/schema/` has yet to come.
 pub const SCHEMA: bool = true;

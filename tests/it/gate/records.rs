@@ -64,6 +64,7 @@ fn forced() -> Value {
         "bridge_dropped": null,
         "key_id": "KEY ID",
         "prices": null,
+        "model_upstream": null,
     })
 }
 

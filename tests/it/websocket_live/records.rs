@@ -70,6 +70,7 @@ fn forced_turn() -> Value {
         "bridge_dropped": null,
         "key_id": "KEY ID",
         "prices": null,
+        "model_upstream": null,
     })
 }
 

@@ -1,0 +1,419 @@
+//! The client's side of a bridged request: the answer under way, and what is written of it when.
+
+use std::future::Future;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use http::{HeaderName, Version, header};
+use pingora_core::{Error, Result};
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+use tokio::time::{Instant, sleep, sleep_until};
+use uuid::Uuid;
+
+use super::conversion::{Conversion, refusal_of};
+use super::{client_left, cut};
+use crate::accounting::record::Termination;
+use crate::bridge::{
+    Answer, Delivery, Limits, Options, Output, Protocol, REPORT_HEADER, Refusal as BridgeRefusal,
+    STREAM_HEADERS, Session as Conversation, UpstreamError,
+};
+use crate::codec::error::Cause;
+use crate::config::ServedTier;
+use crate::policy::endpoint::Endpoint;
+use crate::proxy::bridge_exchange::request::Prepared;
+use crate::proxy::context::RequestContext;
+use crate::proxy::{REQUEST_ID, Stop, cors};
+
+/// The most of an answer that is held to be sent whole, and of one event, in bytes.
+const ANSWER_BYTES: u64 = 32 << 20;
+
+/// For the event that tells of a failure to leave before the reset of its HTTP/2 stream, which would take it along; nothing
+/// tells when a frame has left.
+const EVENT_TIME: Duration = Duration::from_millis(50);
+
+static BRIDGE_REPORT: HeaderName = HeaderName::from_static(REPORT_HEADER);
+static UPSTREAM_REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
+
+/// An answer to a client.
+pub(super) struct Client {
+    conversation: Conversation,
+    /// When something has to be written, if nothing comes before.
+    pulse: Option<Pulse>,
+    /// The head was written.
+    begun: bool,
+    /// How it ended, once it has.
+    whole: Option<bool>,
+}
+
+/// What keeps a stream alive.
+struct Pulse {
+    /// From the request's leaving to the beginning of the answer, where nothing is known of it by then.
+    commit_after: Duration,
+    /// From one byte to the next.
+    ping: Duration,
+    /// When the request left, or the last byte was written.
+    since: Option<Instant>,
+}
+
+impl Client {
+    /// For a request whose bytes are ready to leave.
+    pub fn new(context: &RequestContext, prepared: &Prepared, options: &Options) -> Self {
+        let answered = prepared.context.clone();
+        let pulse = answered.stream.then_some(Pulse {
+            commit_after: options.commit_after,
+            ping: options.ping,
+            since: None,
+        });
+        Self {
+            conversation: Conversation::new(answered, delivery(context, prepared)),
+            pulse,
+            begun: false,
+            whole: None,
+        }
+    }
+
+    /// For a request that gets a short answer and nothing before.
+    pub fn silent(context: &RequestContext, prepared: &Prepared) -> Self {
+        Self {
+            pulse: None,
+            ..Self::new(context, prepared, &Options::default())
+        }
+    }
+
+    /// The request is about to leave: its tier is known, and the time to its answer begins.
+    pub fn request_leaves(&mut self) {
+        if let Some(pulse) = &mut self.pulse {
+            pulse.since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// Waits for something of the upstream, keeps the stream alive, and notices a client that leaves.
+    pub async fn wait<T>(
+        &mut self,
+        session: &mut Session,
+        context: &mut RequestContext,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<Result<T>, Stop> {
+        tokio::pin!(work);
+        loop {
+            let due = self.due();
+            tokio::select! {
+                biased;
+                done = &mut work => return Ok(done),
+                left = session.as_downstream_mut().read_body_or_idle(true) => match left {
+                    Err(error) => return Err(client_left(context, error)),
+                    Ok(_) => return Err(Cause::InvalidHttp.into()),
+                },
+                () = until(due) => self.beat(session, context).await?,
+            }
+        }
+    }
+
+    /// The request is sent again, without the tier that the upstream refused.
+    pub fn without_tier(&mut self) {
+        self.conversation.without_tier();
+    }
+
+    pub fn upstream_head(&mut self, content_type: Option<&str>) -> Output {
+        self.conversation.upstream_head(content_type)
+    }
+
+    pub fn upstream_error(&mut self, error: &UpstreamError<'_>) -> Output {
+        self.conversation.upstream_error(error)
+    }
+
+    pub fn feed(&mut self, piece: &[u8]) -> Output {
+        self.conversation.feed(piece)
+    }
+
+    pub fn finish(&mut self) -> Output {
+        self.conversation.finish()
+    }
+
+    /// The upstream's answer has broken off.
+    pub fn broken(&mut self, context: &RequestContext, error: &Error) -> Output {
+        match context.situation().ending_of(error) {
+            Termination::Timeout | Termination::Refused(Cause::UpstreamTimeout) => {
+                self.conversation.timed_out()
+            }
+            _ => self.conversation.cut(),
+        }
+    }
+
+    /// No answer came. Where the stream has begun for want of one, that is told in it.
+    pub async fn fail(
+        mut self,
+        session: &mut Session,
+        context: &mut RequestContext,
+        error: &Error,
+    ) -> Result<(), Stop> {
+        if self.begun {
+            let output = self.broken(context, error);
+            self.take(session, context, output).await?;
+            return self.end(session).await;
+        }
+        context.fails(error);
+        let refusal = context.refusal.take();
+        Err(Stop::Refused(
+            refusal.unwrap_or_else(|| Cause::UpstreamReset.into()),
+        ))
+    }
+
+    /// Does what the bridge says. True when the answer is over; its last bytes are still to be written by
+    /// [`Client::end`].
+    pub async fn take(
+        &mut self,
+        session: &mut Session,
+        context: &mut RequestContext,
+        output: Output,
+    ) -> Result<bool, Stop> {
+        match output {
+            Output::Nothing => Ok(false),
+            Output::Write(bytes) => {
+                self.write(session, context, bytes).await?;
+                Ok(false)
+            }
+            Output::End { bytes, whole } => {
+                self.whole = Some(whole);
+                if !self.begun {
+                    self.begin(session, context).await?;
+                }
+                // Nor is a client to have the end of what is not in the log; and it may ask again at once.
+                context.finish(self.ending());
+                write_body(session, context, bytes, false).await?;
+                Ok(true)
+            }
+            Output::Answer(answer) => {
+                self.whole = Some(true);
+                let ending = self.ending();
+                send(session, context, &answer, ending).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Ends the message that the answer is in, in good order or so that the client can tell.
+    pub async fn end(self, session: &mut Session) -> Result<(), Stop> {
+        match (self.begun, self.whole) {
+            (true, Some(true)) => session
+                .write_response_body(None, true)
+                .await
+                .map_err(|error| Stop::Downstream(error.into_down())),
+            (true, _) => {
+                if session.as_downstream().is_http2() {
+                    sleep(EVENT_TIME).await;
+                }
+                Err(cut())
+            }
+            (false, _) => Ok(()),
+        }
+    }
+
+    /// How it ends, in the words of the line.
+    fn ending(&self) -> Termination {
+        let Some(word) = self.conversation.log_error() else {
+            return Termination::Whole;
+        };
+        let cause = Cause::ALL.into_iter().find(|cause| cause.code() == word);
+        match cause.unwrap_or(Cause::UpstreamReset) {
+            Cause::UpstreamTimeout if self.begun => Termination::Timeout,
+            Cause::UpstreamReset if self.begun => Termination::UpstreamCut,
+            cause => Termination::Refused(cause),
+        }
+    }
+
+    /// When [`Client::beat`] is due.
+    fn due(&self) -> Option<Instant> {
+        let pulse = self.pulse.as_ref()?;
+        let wait = match self.begun {
+            true => pulse.ping,
+            false => pulse.commit_after,
+        };
+        Some(pulse.since? + wait)
+    }
+
+    /// The upstream lives and says nothing: the client is to see that its request does, too.
+    async fn beat(
+        &mut self,
+        session: &mut Session,
+        context: &mut RequestContext,
+    ) -> Result<(), Stop> {
+        let output = match self.conversation.has_begun() {
+            true => self.conversation.ping(),
+            false => self.conversation.commit(),
+        };
+        self.rest();
+        self.take(session, context, output).await?;
+        Ok(())
+    }
+
+    async fn write(
+        &mut self,
+        session: &mut Session,
+        context: &mut RequestContext,
+        bytes: Vec<u8>,
+    ) -> Result<(), Stop> {
+        if !self.begun {
+            self.begin(session, context).await?;
+        }
+        write_body(session, context, bytes, false).await?;
+        self.rest();
+        Ok(())
+    }
+
+    /// Something was written just now.
+    fn rest(&mut self) {
+        if let Some(pulse) = &mut self.pulse {
+            pulse.since = Some(Instant::now());
+        }
+    }
+
+    /// The head of a stream.
+    async fn begin(
+        &mut self,
+        session: &mut Session,
+        context: &mut RequestContext,
+    ) -> Result<(), Stop> {
+        self.begun = true;
+        let mut head = head_of(context, 200, &STREAM_HEADERS).map_err(Stop::Downstream)?;
+        let client = session.req_header().version;
+        if client == Version::HTTP_11 {
+            let chunked = head.insert_header(header::TRANSFER_ENCODING, "chunked");
+            chunked.map_err(Stop::Downstream)?;
+        }
+        write_head(session, context, head).await
+    }
+}
+
+/// Answers with the bridge's own refusal.
+pub(super) async fn refuse(
+    session: &mut Session,
+    context: &mut RequestContext,
+    conversion: &Conversion,
+    refusal: &BridgeRefusal,
+) -> Result<(), Stop> {
+    let cause = refusal_of(refusal).cause;
+    context.refusal = Some(cause.into());
+    let id = context.request_info.id.to_string();
+    let answer = refusal.answer(conversion.endpoint.protocol(), &id);
+    send(session, context, &answer, Termination::Refused(cause)).await
+}
+
+/// Sends a whole answer; its line is written before.
+pub(super) async fn send(
+    session: &mut Session,
+    context: &mut RequestContext,
+    answer: &Answer,
+    ending: Termination,
+) -> Result<(), Stop> {
+    let headers: Vec<(&str, &str)> = answer
+        .headers
+        .iter()
+        .map(|(name, value)| (*name, value.as_str()))
+        .collect();
+    let mut head = head_of(context, answer.status, &headers).map_err(Stop::Downstream)?;
+    head.insert_header(header::CONTENT_LENGTH, answer.body.len())
+        .map_err(Stop::Downstream)?;
+    tells(context, answer.status);
+    context.finish(ending);
+    write_head(session, context, head).await?;
+    write_body(session, context, answer.body.clone(), true).await
+}
+
+/// What a bridged answer's head says besides its own headers.
+fn head_of(
+    context: &RequestContext,
+    status: u16,
+    headers: &[(&'static str, &str)],
+) -> Result<ResponseHeader> {
+    let mut head = ResponseHeader::build(status, Some(headers.len() + 4))?;
+    for (name, value) in headers {
+        head.insert_header(*name, *value)?;
+    }
+    let own = context.request_id();
+    let upstreams = context.record.answer.upstream_request_id.as_deref();
+    match upstreams.and_then(|id| http::HeaderValue::from_str(id).ok()) {
+        Some(id) => head.insert_header(&UPSTREAM_REQUEST_ID, id)?,
+        None => head.insert_header(&UPSTREAM_REQUEST_ID, own.clone())?,
+    }
+    head.insert_header(&REQUEST_ID, own)?;
+    if let Some(report) = report(context) {
+        head.insert_header(&BRIDGE_REPORT, report)?;
+    }
+    Ok(head)
+}
+
+/// What the bridge has done, for the client.
+fn report(context: &RequestContext) -> Option<String> {
+    let (_, dropped) = context.record.bridge.as_ref()?;
+    let names = dropped.split(',').filter(|name| !name.is_empty());
+    let names: Vec<String> = names.map(str::to_owned).collect();
+    let protocol = match context.request_info.endpoint {
+        Endpoint::ChatCompletions => Protocol::Chat,
+        _ => Protocol::Messages,
+    };
+    Some(protocol.report(&names))
+}
+
+/// The client is sent this status, if it is still there.
+fn tells(context: &mut RequestContext, status: u16) {
+    let client = context.client.as_ref();
+    let has_left = client.is_some_and(|client| client.has_client_left());
+    context.record.answer.status = (!has_left).then_some(status);
+}
+
+async fn write_head(
+    session: &mut Session,
+    context: &mut RequestContext,
+    mut head: ResponseHeader,
+) -> Result<(), Stop> {
+    let state = context.state.clone();
+    let asked = &session.req_header().headers;
+    cors::allow(state.config.cors.as_ref(), asked, &mut head).map_err(Stop::Downstream)?;
+    tells(context, head.status.as_u16());
+    let written = session.write_response_header(Box::new(head), false).await;
+    written.map_err(|error| client_left(context, error))
+}
+
+async fn write_body(
+    session: &mut Session,
+    context: &mut RequestContext,
+    bytes: Vec<u8>,
+    ends: bool,
+) -> Result<(), Stop> {
+    let written = session.write_response_body(Some(Bytes::from(bytes)), ends);
+    written.await.map_err(|error| client_left(context, error))
+}
+
+fn delivery(context: &RequestContext, prepared: &Prepared) -> Delivery {
+    let limits = &context.state.limits;
+    let most = limits.decoded_body.min(ANSWER_BYTES) as usize;
+    let served = context.upstream.as_ref();
+    Delivery {
+        request_id: context.request_info.id.to_string(),
+        created: seconds_since_1970(),
+        fallback_id: Uuid::now_v7().simple().to_string(),
+        sent_tier: prepared.tier.clone(),
+        tier_trusted: served
+            .is_some_and(|upstream| upstream.config.served_tier == ServedTier::Trusted),
+        limits: Limits {
+            event: most,
+            whole: most,
+            ..Limits::default()
+        },
+    }
+}
+
+pub(super) fn seconds_since_1970() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
+}
+
+/// Returns at that time, and never where there is none.
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}

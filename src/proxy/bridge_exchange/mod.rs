@@ -1,0 +1,294 @@
+//! A request that is converted for an upstream which speaks only Responses, from its body to the end of its answer. What
+//! becomes of the bytes is the bridge's ([`crate::bridge`]); what is known of the request, its attempts and its line are
+//! those of every request ([`RequestContext`]).
+//!
+//! It is answered within `request_filter`, for Pingora writes the head of a response as soon as the upstream's has come,
+//! and here the status stays free until something is known of the answer. So it has connections of its own, made and
+//! pooled by the same connectors.
+
+mod client;
+pub mod conversion;
+mod request;
+mod upstream;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use pingora_core::connectors::ConnectorOptions;
+use pingora_core::connectors::http::Connector;
+use pingora_core::{Error, ErrorType};
+use pingora_proxy::Session;
+
+use crate::accounting::record::Termination;
+use crate::accounting::usage::ResponseObserver;
+use crate::bridge::{self, UpstreamBridge, UpstreamError, token_count_answer};
+use crate::codec::service_tier::Edit;
+use crate::policy::endpoint::Endpoint;
+use crate::proxy::Stop;
+use crate::proxy::bridge_exchange::client::Client;
+use crate::proxy::bridge_exchange::conversion::Conversion;
+use crate::proxy::bridge_exchange::request::Prepared;
+use crate::proxy::bridge_exchange::upstream::Connection;
+use crate::proxy::context::{Body, RequestContext};
+use crate::proxy::error_mapping::{TIER_REFUSED, no_address};
+use crate::proxy::replies::check_response;
+use crate::state::State;
+use crate::upstream::connector::UpstreamConnector;
+use crate::upstream::connector::control::{Phase, StreamControl};
+
+/// The most that is read of an upstream's answer that is no success, and of a token count, in bytes.
+const ERROR_BYTES: usize = 256 * 1024;
+
+/// What all bridged requests share.
+pub struct Bridge {
+    connector: Arc<Connector<UpstreamConnector>>,
+    /// By name, those upstreams of which an endpoint is converted.
+    upstreams: HashMap<String, Arc<UpstreamBridge>>,
+}
+
+impl Bridge {
+    /// For the upstreams of a configuration.
+    pub fn new(state: &State, options: ConnectorOptions) -> Self {
+        let settings = state.config.upstreams.iter();
+        let upstreams = settings.filter_map(|settings| {
+            let bridge = UpstreamBridge::of(settings)?;
+            Some((settings.name.clone(), Arc::new(bridge)))
+        });
+        Self {
+            upstreams: upstreams.collect(),
+            connector: Arc::new(Connector::new_custom(
+                Some(options.clone()),
+                UpstreamConnector::new(options),
+            )),
+        }
+    }
+
+    /// Whether this request, which was admitted, is to be converted.
+    pub fn conversion(&self, context: &RequestContext) -> Option<Conversion> {
+        let settings = &context.upstream.as_ref()?.config;
+        let upstream = self.upstreams.get(&settings.name)?.clone();
+        let info = &context.request_info;
+        let (method, path) = (&info.method, &info.path);
+        let endpoint = conversion::endpoint(settings, info.endpoint, method, path)?;
+        Some(Conversion { endpoint, upstream })
+    }
+
+    /// Serves a request to the end.
+    pub(super) async fn serve(
+        &self,
+        session: &mut Session,
+        context: &mut RequestContext,
+        conversion: &Conversion,
+    ) -> Result<(), Stop> {
+        let word = conversion.endpoint.protocol().log_word();
+        context.record.bridge = Some((word, String::new()));
+        request::read(session, context).await?;
+        let prepared = match request::prepare(session, context, conversion)? {
+            Ok(prepared) => prepared,
+            Err(refusal) => return client::refuse(session, context, conversion, &refusal).await,
+        };
+        match conversion.endpoint {
+            bridge::Endpoint::CountTokens => self.count(session, context, &prepared).await,
+            bridge::Endpoint::Messages | bridge::Endpoint::Chat => {
+                let client = Client::new(context, &prepared, &conversion.upstream.options);
+                self.generate(session, context, client, &prepared).await
+            }
+        }
+    }
+
+    /// The upstream's events, as they come, become the client's answer.
+    async fn generate(
+        &self,
+        session: &mut Session,
+        context: &mut RequestContext,
+        mut client: Client,
+        prepared: &Prepared,
+    ) -> Result<(), Stop> {
+        let mut upstream = match self.reach(session, context, &mut client, prepared).await? {
+            Ok(upstream) => upstream,
+            Err(error) => return client.fail(session, context, &error).await,
+        };
+        let status = context.record.answer.upstream_status.unwrap_or_default();
+        let output = if status == 200 {
+            client.upstream_head(upstream.content_type())
+        } else {
+            let body = read_whole(session, context, &mut client, &mut upstream).await?;
+            client.upstream_error(&upstream_error(context, &upstream, status, &body))
+        };
+        let mut is_over = client.take(session, context, output).await?;
+        while !is_over {
+            let read = client.wait(session, context, upstream.read()).await?;
+            let output = match read {
+                Ok(Some(piece)) => {
+                    context.observe(&piece);
+                    client.feed(&piece)
+                }
+                Ok(None) => client.finish(),
+                Err(error) => client.broken(context, &error),
+            };
+            is_over = client.take(session, context, output).await?;
+        }
+        context.enter(Phase::Idle, None);
+        upstream.release();
+        client.end(session).await
+    }
+
+    /// The upstream's count, or that there is none.
+    async fn count(
+        &self,
+        session: &mut Session,
+        context: &mut RequestContext,
+        prepared: &Prepared,
+    ) -> Result<(), Stop> {
+        let mut client = Client::silent(context, prepared);
+        let id = context.request_info.id.to_string();
+        match self.reach(session, context, &mut client, prepared).await? {
+            Ok(mut upstream) => {
+                let status = context.record.answer.upstream_status.unwrap_or_default();
+                let body = read_whole(session, context, &mut client, &mut upstream).await?;
+                context.enter(Phase::Idle, None);
+                upstream.release();
+                let answer = token_count_answer(status, &body, &id);
+                let ending = context.ending();
+                client::send(session, context, &answer, ending).await
+            }
+            Err(error) => {
+                let ending = context.situation().ending_of(&error);
+                let answer = token_count_answer(0, b"", &id);
+                client::send(session, context, &answer, ending).await
+            }
+        }
+    }
+
+    /// Sends the request and waits for the head of an answer, in as many attempts as there may be.
+    async fn reach(
+        &self,
+        session: &mut Session,
+        context: &mut RequestContext,
+        client: &mut Client,
+        prepared: &Prepared,
+    ) -> Result<Result<Connection, Box<Error>>, Stop> {
+        loop {
+            match self.attempt(session, context, client, prepared).await? {
+                Err(error) if error.retry() => {}
+                Err(error) => return Ok(Err(error)),
+                Ok(upstream) => {
+                    let taken = take_head(context, &upstream);
+                    return Ok(taken.map(|()| upstream));
+                }
+            }
+        }
+    }
+
+    /// One attempt. Its error says whether there is to be another one.
+    async fn attempt(
+        &self,
+        session: &mut Session,
+        context: &mut RequestContext,
+        client: &mut Client,
+        prepared: &Prepared,
+    ) -> Result<Result<Connection, Box<Error>>, Stop> {
+        let Some(address) = context.next_address() else {
+            return Ok(Err(no_address().into_up()));
+        };
+        let peer = address.request_peer(context.only_http1).clone();
+        let connecting = Connection::open(&self.connector, peer);
+        let (mut upstream, reused) = match client.wait(session, context, connecting).await? {
+            Ok(opened) => opened,
+            Err(error) => return Ok(Err(context.connect_failed(error).into_up())),
+        };
+        context.stream = StreamControl::of(upstream.digest());
+        let head = request::upstream_head(session, context, prepared);
+        let head = head.map_err(Stop::Downstream)?;
+        context.begin_attempt();
+        let body = context.send_ready()?;
+        let is_kept = context
+            .record
+            .action
+            .is_none_or(|action| action.body == Edit::Keep);
+        if is_kept {
+            context.record.sent.tier.clone_from(&prepared.tier);
+        }
+        context.ignore_client_abort();
+        client.request_leaves();
+        match client
+            .wait(session, context, upstream.send(head, body))
+            .await?
+        {
+            Ok(()) if context.drop_refused_tier() => {
+                client.without_tier();
+                Ok(Err(tier_refused()))
+            }
+            Ok(()) => Ok(Ok(upstream)),
+            Err(error) => Ok(Err(context.attempt_failed(error.into_up(), reused, true))),
+        }
+    }
+}
+
+/// The head of the upstream's answer: what the line tells of it, and who reads its usage.
+fn take_head(context: &mut RequestContext, upstream: &Connection) -> Result<(), Box<Error>> {
+    let head = upstream.response_head()?;
+    check_response(head, context).map_err(|error| error.into_up())?;
+    context.take_answer(head.status, &head.headers);
+    // The client was sent nothing of it.
+    context.record.answer.status = None;
+    if context.request_info.endpoint.takes_tier() {
+        // The first bytes tell whether it is a stream.
+        context.observer = ResponseObserver::new(Endpoint::Responses, true, &head.headers);
+    }
+    context.await_more();
+    context.body = Body::None;
+    Ok(())
+}
+
+/// The beginning of a short answer. One that breaks says what it said until then.
+async fn read_whole(
+    session: &mut Session,
+    context: &mut RequestContext,
+    client: &mut Client,
+    upstream: &mut Connection,
+) -> Result<Vec<u8>, Stop> {
+    let mut body = Vec::new();
+    while body.len() < ERROR_BYTES {
+        let Ok(Some(piece)) = client.wait(session, context, upstream.read()).await? else {
+            break;
+        };
+        context.observe(&piece);
+        body.extend_from_slice(&piece);
+    }
+    Ok(body)
+}
+
+fn upstream_error<'a>(
+    context: &RequestContext,
+    upstream: &'a Connection,
+    status: u16,
+    body: &'a [u8],
+) -> UpstreamError<'a> {
+    UpstreamError {
+        status,
+        retry_after: upstream.retry_after(),
+        body,
+        own_credential: request::has_own_credential(context),
+        now: client::seconds_since_1970(),
+    }
+}
+
+/// Asks for the attempt without the tier that this upstream refused.
+fn tier_refused() -> Box<Error> {
+    let mut error = Error::explain(TIER_REFUSED, "the upstream refuses the tier");
+    error.set_retry(true);
+    error
+}
+
+/// The client has left; its line is written, and Pingora is told.
+fn client_left(context: &mut RequestContext, error: Box<Error>) -> Stop {
+    context.finish(Termination::ClientClosed);
+    Stop::Downstream(error.into_down())
+}
+
+/// The end of an answer that the client is to see as one that was cut.
+fn cut() -> Stop {
+    let error = Error::explain(ErrorType::ConnectionClosed, "the answer is not whole");
+    Stop::Downstream(error.into_up())
+}
