@@ -2,10 +2,10 @@
 //! cost, and the metrics. It decides nothing.
 
 pub mod access_log;
-pub mod background;
+pub(crate) mod background;
 pub mod metrics;
 pub mod prices;
 pub mod record;
-pub mod redaction;
-pub mod store;
+pub(crate) mod redaction;
+pub(crate) mod store;
 pub mod usage;

@@ -14,34 +14,59 @@ use crate::policy::endpoint::Protocol;
 /// Why a request was not answered by its upstream. Each has a code that clients and the access log see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
+    /// The request came without an API key.
     MissingApiKey,
+    /// The API key is not listed, and there is no default group.
     InvalidApiKey,
+    /// The request came with two listed API keys that differ.
     ConflictingApiKeys,
+    /// The API key is disabled in the policy.
     KeyDisabled,
+    /// The key's group is disabled in the policy.
     GroupDisabled,
+    /// The group forces a tier, which the lines of a batch would escape, and its policy does not allow batches.
     BatchesNotForced,
+    /// The group forces a tier, and the upstream has `messages: off` for `/v1/messages`.
     MessagesNotForced,
+    /// An upstream could read the path as another one.
     AmbiguousPath,
     /// The message is not well-formed HTTP: a bad chunk, a body that is not as long as announced.
     InvalidHttp,
+    /// The body is not valid JSON.
     InvalidJson,
+    /// The body is JSON, but not an object.
     NotAJsonObject,
+    /// Arrays and objects of the body are nested deeper than the limit.
     JsonTooDeep,
+    /// The body is not valid UTF-8.
     InvalidUtf8,
+    /// The body is not what its `content-encoding` says.
     InvalidContentEncoding,
+    /// The request did not arrive within the time limit.
     RequestTimeout,
+    /// The request's head is longer than the limit.
     HeaderTooLarge,
+    /// More requests run at once than the process, the group or the key may have.
     TooManyRequests,
     /// The budget of the fast tier is used up, and its group has it that requests are refused then.
     BudgetExhausted,
+    /// The request's body is longer than the limit.
     BodyTooLarge,
+    /// The request's body is longer than the limit once it is decoded.
     DecodedBodyTooLarge,
+    /// The `content-encoding` names several codings, or one that the proxy cannot decode.
     UnsupportedContentEncoding,
+    /// The body is multipart, or in a charset other than UTF-8.
     UnsupportedContentType,
+    /// There is no address of the upstream, no connection to one, or TLS failed.
     UpstreamUnreachable,
+    /// The upstream closed the connection without a response, or sent one that is not well-formed.
     UpstreamReset,
+    /// The upstream did not answer within the time limit.
     UpstreamTimeout,
+    /// The memory for request bodies of the whole process is in use.
     BufferFull,
+    /// The request had not arrived whole when the time to drain was over.
     Draining,
     /// The access log cannot be written and its backlog is full: what cannot be billed is not served.
     AccessLogUnavailable,
@@ -58,23 +83,31 @@ pub enum Outcome {
     Denied,
     /// Refused for its body or by a limit.
     Rejected,
+    /// The client left before the end.
     ClientClosed,
+    /// The upstream answered 4xx or 5xx, failed in its response, or could not be reached.
     UpstreamError,
+    /// The upstream's body ended early, or a stream ended without its terminal event.
     UpstreamCut,
+    /// The request or the response took longer than a time limit allows.
     Timeout,
 }
 
 /// A cause with the words for the client. The words never hold a body, a header value or a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
+    /// Why the request is refused.
     pub cause: Cause,
+    /// The words for the client.
     pub message: Cow<'static, str>,
 }
 
 /// An answer of the proxy's own, ready to be sent.
 #[derive(Debug)]
 pub struct Answer {
+    /// HTTP status of the answer.
     pub status: u16,
+    /// The JSON body, in the shape of the endpoint's protocol.
     pub body: Bytes,
     /// Seconds after which a client may try again, where that helps.
     pub retry_after: Option<u32>,
@@ -83,6 +116,7 @@ pub struct Answer {
 }
 
 impl Refusal {
+    /// A refusal for this cause, with these words for the client.
     pub fn new(cause: Cause, message: impl Into<Cow<'static, str>>) -> Self {
         Self {
             cause,
@@ -164,6 +198,7 @@ impl Answer {
 }
 
 impl Outcome {
+    /// The word for it in the access log.
     pub fn as_str(self) -> &'static str {
         match self {
             Outcome::Ok => "ok",
@@ -211,14 +246,17 @@ impl Cause {
         Cause::Internal,
     ];
 
+    /// The code that clients and the access log see, such as `missing_api_key`.
     pub fn code(self) -> &'static str {
         self.row().1
     }
 
+    /// HTTP status that the client gets.
     pub fn status(self) -> u16 {
         self.row().0
     }
 
+    /// The outcome that the access log has for it.
     pub fn outcome(self) -> Outcome {
         match self.status() {
             401 | 403 => Outcome::Denied,

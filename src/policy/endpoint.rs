@@ -27,7 +27,9 @@ pub enum Endpoint {
 /// Whose shape of error the callers of an endpoint expect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
+    /// The shape of OpenAI's API.
     OpenAi,
+    /// The shape of Anthropic's API.
     Anthropic,
 }
 
@@ -58,6 +60,7 @@ impl Endpoint {
         }
     }
 
+    /// The protocol whose shape of error its callers expect.
     pub fn protocol(self) -> Protocol {
         match self {
             Endpoint::Messages => Protocol::Anthropic,

@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 use crate::config::secret_file::FileBytes;
 use crate::config::watch::file_events::{FileEvent, FileEvents, WatchedPath};
 
-pub use crate::config::watch::hot_reloaded::{HotReloaded, LoadCounts, LoadStatus, Review};
+pub use crate::config::watch::hot_reloaded::{HotReloaded, LoadStatus, Review};
 
 /// How often the files are looked at where the kernel tells of their changes.
 const POLL_EVERY: Duration = Duration::from_millis(200);
@@ -48,6 +48,7 @@ pub struct FileWatcher {
 
 /// What a watched file holds by now.
 pub struct FileRead {
+    /// The bytes of the file, or why it could not be read.
     pub content: io::Result<FileBytes>,
     /// Somebody has asked for it, by SIGHUP; else the file was seen to change.
     pub requested: bool,
@@ -143,6 +144,7 @@ fn dispatch(events: &FileEvents, watchers: &mut [FileWatcher]) {
 }
 
 impl FileWatcher {
+    /// Calls `load` with what the file holds, each time it changes or is asked for.
     pub fn new(file: WatchedFile, load: impl FnMut(FileRead) + Send + 'static) -> Self {
         Self {
             file,
@@ -169,6 +171,7 @@ impl FileWatcher {
 }
 
 impl WatchedFile {
+    /// Watches the file at this path from its present state on.
     pub fn new(path: &Path) -> Self {
         let now = fingerprint(path);
         Self {

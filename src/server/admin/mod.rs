@@ -8,8 +8,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use http::response::Builder;
 use http::{Method, Response, StatusCode, header};
-use pingora_core::apps::http_app::ServeHttp;
-use pingora_core::protocols::http::ServerSession;
+use pingora::apps::http_app::ServeHttp;
+use pingora::protocols::http::ServerSession;
 use uuid::Uuid;
 
 use crate::state::State;
