@@ -13,7 +13,7 @@ pub(crate) mod secret_file;
 pub(crate) mod units;
 pub mod upstream;
 pub mod url;
-pub(crate) mod watch;
+pub mod watch;
 pub(crate) mod yaml;
 
 use std::net::SocketAddr;

@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 use crate::config::secret_file::FileBytes;
 use crate::config::watch::file_events::{FileEvent, FileEvents, WatchedPath};
 
-pub use crate::config::watch::hot_reloaded::{HotReloaded, LoadStatus, Review};
+pub use crate::config::watch::hot_reloaded::{HotReloaded, LoadCounts, LoadStatus, Review};
 
 /// How often the files are looked at where the kernel tells of their changes.
 const POLL_EVERY: Duration = Duration::from_millis(200);
