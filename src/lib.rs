@@ -17,6 +17,9 @@
 //! ([`policy`]), addresses and connections of upstreams ([`upstream`]), log, metrics and money ([`accounting`]); formats,
 //! without I/O ([`codec`]); settings and files ([`config`]).
 
+// What a command says goes through its `Streams`, what the service says through `log`.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod accounting;
 pub mod bridge;
 pub mod cli;

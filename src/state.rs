@@ -29,21 +29,31 @@ use crate::upstream::Upstream;
 /// How long a drain waits for the handshakes and the first heads of connections that were accepted before it.
 pub(crate) const DRAIN_WAIT: Duration = Duration::from_secs(1);
 
+/// What all requests of a process share.
 pub struct State {
+    /// The configuration as it was when the process started.
     pub config: Config,
+    /// Limits of sizes, times and numbers, from the configuration.
     pub limits: Arc<Limits>,
+    /// The policy in force, read anew when its file changes.
     pub policy: Arc<HotReloaded<Policy>>,
+    /// The price file in force, read anew when it changes; none where none is configured.
     pub prices: Option<Arc<HotReloaded<Prices>>>,
+    /// The access log.
     pub log: AccessLog,
+    /// The metrics that `/metrics` renders.
     pub metrics: Metrics,
     /// Responses that are made in the background and are still to be billed.
     pub background: BackgroundResponses,
+    /// Memory for request bodies that are held, in bytes.
     pub budget: Arc<Budget>,
     /// What was spent on the fast tier.
     pub budgets: Budgets,
     store: Option<StateFile>,
     store_fault: Mutex<Option<String>>,
+    /// Requests that run, and how many may.
     pub in_flight: InFlight,
+    /// When the process started, on the monotonic clock.
     pub started: Instant,
     upstreams: HashMap<String, Arc<Upstream>>,
     /// Cancelled when no further request is to be taken.
@@ -100,6 +110,7 @@ impl State {
         self.upstreams.get(name)
     }
 
+    /// All upstreams, in the order of the configuration.
     pub fn upstreams(&self) -> impl Iterator<Item = &Arc<Upstream>> {
         self.config
             .upstreams
@@ -192,6 +203,7 @@ impl State {
         self.draining.clone()
     }
 
+    /// Whether the process has been told to end and takes no further requests.
     pub fn is_draining(&self) -> bool {
         self.draining.is_cancelled()
     }
@@ -212,6 +224,7 @@ impl State {
         self.drain_over.clone()
     }
 
+    /// Whether the time for running requests is over.
     pub fn is_drain_over(&self) -> bool {
         self.drain_over.is_cancelled()
     }

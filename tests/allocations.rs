@@ -30,6 +30,7 @@ struct Counting;
 static CALLS: AtomicU64 = AtomicU64::new(0);
 
 // SAFETY: every call is passed on as it is; it is only counted.
+#[allow(unsafe_code)]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         CALLS.fetch_add(1, Relaxed);

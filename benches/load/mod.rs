@@ -6,6 +6,8 @@
 
 mod bare;
 pub mod http2;
+// A benchmark that takes the support of the tests as well has this file twice; the others need only this one of it.
+#[allow(clippy::duplicate_mod)]
 #[path = "../../tests/support/tls.rs"]
 mod tls;
 
@@ -189,6 +191,7 @@ pub fn pin(process: u32, core: usize) {
         .output();
 }
 
+#[allow(unsafe_code)]
 pub fn raise_descriptors() {
     let mut limit = libc::rlimit {
         rlim_cur: 0,

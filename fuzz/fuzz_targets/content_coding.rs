@@ -14,7 +14,7 @@ use tiergate_fuzz::codec::error::{Cause, Refusal};
 use tiergate_fuzz::codec::service_tier::{Edit, Edits, Rewriter, Tier};
 use tiergate_fuzz::config::Limits;
 use tiergate_fuzz::pieces;
-use tiergate_fuzz::proxy::request_body::HeldBody;
+use tiergate_fuzz::proxy::request_body::BufferedBody;
 
 /// In bytes; a few hundred coded ones reach it.
 const DECODED_LIMIT: usize = 100_000;
@@ -142,7 +142,7 @@ fn check_held(name: &'static str, data: &[u8], seed: u16, decoded: Result<Vec<u8
     let budget = Budget::new(limits.buffered);
     let mut headers = HeaderMap::new();
     headers.insert("content-encoding", HeaderValue::from_static(name));
-    let held = HeldBody::open(&headers, None, false, &limits, &budget);
+    let held = BufferedBody::open(&headers, None, false, &limits, &budget);
     let outcome = held.and_then(|mut held| {
         for piece in pieces(data, seed) {
             held.push(piece)?;

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use sha2::{Digest, Sha256};
 use tiergate_fuzz::codec::error::Cause;
-use tiergate_fuzz::config::{Config, Mistake};
+use tiergate_fuzz::config::{Config, Diagnostic};
 use tiergate_fuzz::policy::endpoint::Endpoint;
 use tiergate_fuzz::policy::{Credential, CredentialHeader, ForcedTier, Group, Policy};
 use tiergate_fuzz::sample_config;
@@ -84,7 +84,7 @@ fuzz_target!(|file: &[u8]| {
 });
 
 /// A place may lie one column behind the end of its line, and one line behind the last.
-fn check_places(file: &[u8], told: &[Mistake]) {
+fn check_places(file: &[u8], told: &[Diagnostic]) {
     let file = String::from_utf8_lossy(file).replace("\r\n", "\n");
     let lines: Vec<&str> = file.split(['\r', '\n']).collect();
     for mistake in told {
@@ -146,7 +146,7 @@ fn check_key(policy: &Policy, key: &str, written: &KeyAsWritten) {
         header: CredentialHeader::XApiKey,
         has_others: false,
     };
-    let (found, in_group, cause) = match policy.decide_again(&credential, Endpoint::Other, false) {
+    let (found, in_group, cause) = match policy.decide_turn(&credential, Endpoint::Other, false) {
         Ok(decision) => (decision.key, Some(decision.group), None),
         Err(denied) => (denied.key, denied.group, Some(denied.cause)),
     };

@@ -110,19 +110,23 @@ const KNOWN_DROPPED: [&str; 36] = [
 /// A metric of the catalogue.
 #[derive(Clone, Copy, Debug)]
 pub struct Metric {
+    /// Name of the metric, beginning with `tiergate_`.
     pub name: &'static str,
+    /// Help text that Prometheus shows.
     pub help: &'static str,
+    /// Names of its labels, in the order of the values.
     pub labels: &'static [&'static str],
 }
 
 /// Declares the catalogue: for each metric a field of [`Metrics`] with its type, and its name, labels and help.
 macro_rules! catalogue {
     ($($field:ident: $kind:ty = $name:literal [$($label:literal)*] $help:literal;)*) => {
+        /// All metrics of the process, with the registry that renders them.
         pub struct Metrics {
             registry: Registry,
             /// Held while a text is made: values that live elsewhere are brought up to date by the difference.
             rendering: Mutex<()>,
-            $(pub $field: $kind,)*
+            $(#[doc = $help] pub $field: $kind,)*
         }
 
         /// Every metric, in the order in which the documentation has them.
@@ -230,12 +234,17 @@ catalogue! {
 /// Values that live elsewhere, as they are when the metrics are scraped.
 #[derive(Debug, Default)]
 pub struct Snapshot {
+    /// The policy file.
     pub policy: FileSnapshot,
     /// None without a price file.
     pub prices: Option<FileSnapshot>,
+    /// Bytes of request bodies that are held in memory now.
     pub buffered_bytes: u64,
+    /// The most bytes of request bodies that may be held at once.
     pub buffered_limit: u64,
+    /// Failed writes of the access log since the start.
     pub access_log_errors: u64,
+    /// Every upstream of the configuration.
     pub upstreams: Vec<UpstreamSnapshot>,
     /// Groups that have a budget, and the share of it that is used.
     pub budgets: Vec<(String, f64)>,
@@ -244,6 +253,7 @@ pub struct Snapshot {
 /// A file that is read again when it changes.
 #[derive(Debug, Default)]
 pub struct FileSnapshot {
+    /// Revision of the content in force.
     pub revision: String,
     /// Loads by how they went: `success`, `failure`, `held`.
     pub loads: Vec<(&'static str, u64)>,
@@ -251,10 +261,14 @@ pub struct FileSnapshot {
     pub loaded_at: i64,
 }
 
+/// What one upstream counts, for the metrics.
 #[derive(Debug)]
 pub struct UpstreamSnapshot {
+    /// Name of the upstream in the configuration.
     pub name: String,
+    /// Ejections of its addresses since the start.
     pub ejections: u64,
+    /// Attempts beyond the first of a request since the start.
     pub retries: u64,
     /// Each address, and whether it is healthy. They come and go with their names, and with them their series.
     pub addresses: BTreeMap<String, bool>,
@@ -263,11 +277,13 @@ pub struct UpstreamSnapshot {
 /// What one group has done since the start.
 #[derive(Debug, Default)]
 pub struct GroupSums {
+    /// Requests, by the `outcome` of their lines in the access log.
     pub outcomes: BTreeMap<String, u64>,
     /// As sent upstream.
     pub service_tiers: BTreeMap<String, u64>,
     /// Input and output.
     pub tokens: u64,
+    /// Requests that were sent as priority and served by another tier.
     pub downgraded: u64,
 }
 
@@ -395,18 +411,22 @@ impl Metrics {
         sums
     }
 
+    /// Answered requests whose usage did not become known, since the start.
     pub fn usage_missing_count(&self) -> u64 {
         total(&self.usage_missing)
     }
 
+    /// Requests with usage that no price was found for, since the start.
     pub fn unpriced_count(&self) -> u64 {
         total(&self.unpriced)
     }
 
+    /// Quantiles of how long requests took, in seconds.
     pub fn duration_quantiles(&self) -> Quantiles {
         Quantiles::of(&self.duration)
     }
 
+    /// Quantiles of the time to a response's first byte, in seconds.
     pub fn first_byte_quantiles(&self) -> Quantiles {
         Quantiles::of(&self.time_to_first_byte)
     }

@@ -2,12 +2,12 @@
 //! cost, and the metrics. It decides nothing.
 
 pub mod access_log;
-pub mod background;
-pub mod history;
+pub(crate) mod background;
+pub(crate) mod history;
 pub mod metrics;
 pub mod prices;
 pub mod process;
 pub mod record;
-pub mod redaction;
-pub mod store;
+pub(crate) mod redaction;
+pub(crate) mod store;
 pub mod usage;

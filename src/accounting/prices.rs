@@ -67,6 +67,7 @@ struct Billable {
 }
 
 impl Prices {
+    /// Revision of the price file: `sha256:` and 12 hexadecimal digits of the file.
     pub fn revision(&self) -> &str {
         &self.revision
     }

@@ -12,6 +12,7 @@ use nix::sys::time::TimeVal;
 pub struct ProcessStats {
     /// User and system time, in seconds.
     pub cpu_seconds: f64,
+    /// File descriptors that are open.
     pub open_fds: i64,
     /// The soft limit of `RLIMIT_NOFILE`.
     pub max_fds: i64,
@@ -19,10 +20,12 @@ pub struct ProcessStats {
     pub resident_memory: i64,
     /// In bytes.
     pub virtual_memory: i64,
+    /// Threads of the process.
     pub threads: i64,
 }
 
 impl ProcessStats {
+    /// Reads them from the kernel.
     pub fn read() -> Self {
         let usage = getrusage(UsageWho::RUSAGE_SELF);
         let (max_fds, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or_default();

@@ -41,15 +41,21 @@ const NULL: &str = "<null>";
 
 /// Who asks, and for what: the same for every turn of a connection.
 pub struct RequestInfo {
+    /// Id of the request, a UUIDv7.
     pub id: Uuid,
+    /// IP address of the client.
     pub client: Option<IpAddr>,
+    /// The client's `user-agent`.
     pub user_agent: Option<String>,
+    /// HTTP method of the request.
     pub method: http::Method,
     /// Without its query.
     pub path: String,
+    /// Kind of endpoint that the path names.
     pub endpoint: Endpoint,
 }
 
+/// All that is known of one request or one response on a WebSocket; its line in the access log is made of it.
 pub struct RequestRecord {
     /// 0 for an HTTP request and for a WebSocket connection itself; the responses on it count from 1.
     pub number: u64,
@@ -61,13 +67,17 @@ pub struct RequestRecord {
     pub key_digest: Option<[u8; 32]>,
     /// SHA-256 of the key that went upstream in its place, if another did.
     pub sent_key_digest: Option<[u8; 32]>,
+    /// Group of the key, where it is known.
     pub group: Option<Arc<Group>>,
     /// What is done to set the tier.
     pub action: Option<TierAction>,
     /// What the client's body says; of a body that passes as it is, also what the upstream gets.
     pub facts: Facts,
+    /// Bytes of the body that came from the client.
     pub request_bytes: u64,
+    /// What the upstream was sent.
     pub sent: Sent,
+    /// What the upstream and the client were answered.
     pub answer: Answered,
     /// The upstream refused the tier in an attempt after which another one was made without it.
     pub tier_refused: bool,
@@ -77,6 +87,7 @@ pub struct RequestRecord {
     pub model_upstream: Option<String>,
     /// Held while it runs.
     pub permits: Option<InFlightPermits>,
+    /// When it began, on the monotonic clock, for durations.
     pub began: Instant,
     time: Timestamp,
 }
@@ -88,6 +99,7 @@ pub struct Sent {
     pub reached: bool,
     /// The tier as read from the bytes of a body that was rewritten, or from the header that was.
     pub tier: Option<String>,
+    /// Bytes of the body that were sent.
     pub bytes: u64,
     /// Another attempt has begun since.
     outdated: bool,
@@ -98,10 +110,15 @@ pub struct Sent {
 pub struct Answered {
     /// The status that the client was sent.
     pub status: Option<u16>,
+    /// HTTP status of the upstream's response.
     pub upstream_status: Option<u16>,
+    /// The upstream's `x-request-id` or `request-id`.
     pub upstream_request_id: Option<String>,
+    /// Time from the request's beginning to the first byte of the upstream's response.
     pub time_to_first_byte: Option<Duration>,
+    /// How the response was carried; none before there is one.
     pub transport: Option<Transport>,
+    /// Bytes of the body that came from the upstream.
     pub bytes: u64,
 }
 
@@ -110,10 +127,13 @@ pub struct Answered {
 pub enum Termination {
     /// The messages ended as their framing says.
     Whole,
+    /// The client closed the connection before the end.
     ClientClosed,
     /// The client left before the answer's end, which was read on without it.
     Outlived,
+    /// The upstream closed or reset the connection before the response's end.
     UpstreamCut,
+    /// The request or the response took longer than a time limit allows.
     Timeout,
     /// The proxy answered in the upstream's place, for this reason.
     Refused(Cause),
@@ -121,10 +141,15 @@ pub enum Termination {
 
 /// What records are written to, and what they are priced by.
 pub struct Ledger<'a> {
+    /// The log that gets a line for each record.
     pub log: &'a AccessLog,
+    /// The metrics that count each record.
     pub metrics: &'a Metrics,
+    /// The price file in force; none where none is configured.
     pub prices: Option<Arc<Prices>>,
+    /// Responses that run in the background and have not been billed.
     pub background: &'a BackgroundResponses,
+    /// What has been spent of the groups' budgets.
     pub budgets: &'a Budgets,
 }
 
@@ -198,6 +223,7 @@ impl Sent {
 }
 
 impl RequestRecord {
+    /// A record that begins now, of the turn `number`.
     pub fn new(number: u64, policy: Arc<Policy>) -> Self {
         Self {
             number,

@@ -68,11 +68,6 @@ impl StateFile {
         Ok(store)
     }
 
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Adds what was spent here to the file, and learns what stands there then. It waits for the disk: not for a thread that
     /// serves requests.
     ///

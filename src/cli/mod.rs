@@ -2,15 +2,15 @@
 //! said goes to [`Streams`], and the binary ends with the code.
 
 mod arguments;
-pub mod check;
-pub mod demo;
-pub mod diff;
-pub mod embedded;
-pub mod explain;
+pub(crate) mod check;
+pub(crate) mod demo;
+pub(crate) mod diff;
+pub(crate) mod embedded;
+pub(crate) mod explain;
 mod init;
 mod keys;
-pub mod probe;
-pub mod reconcile;
+pub(crate) mod probe;
+pub(crate) mod reconcile;
 mod reload;
 pub mod report;
 
@@ -52,6 +52,7 @@ const STDIN: &str = "-";
 
 /// Where a command reads and writes.
 pub struct Streams<'s> {
+    /// Standard input of the command.
     pub input: &'s mut dyn BufRead,
     /// What was asked for.
     pub out: &'s mut dyn Write,
@@ -59,7 +60,9 @@ pub struct Streams<'s> {
     pub err: &'s mut dyn Write,
     /// Whether somebody types the input.
     pub input_is_terminal: bool,
+    /// Whether `out` is a terminal.
     pub out_is_terminal: bool,
+    /// Whether `err` is a terminal.
     pub err_is_terminal: bool,
 }
 
@@ -77,6 +80,7 @@ enum Failure {
 }
 
 impl Invocation {
+    /// Parses a command line, the program's name first. An error is kept until [`Invocation::run`] tells it.
     pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Invocation {
         Invocation(Arguments::try_parse_from(arguments))
     }

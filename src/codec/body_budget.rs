@@ -20,6 +20,7 @@ pub struct Lease {
 }
 
 impl Budget {
+    /// A budget of `limit` bytes, all of them free.
     pub fn new(limit: u64) -> Arc<Self> {
         Arc::new(Self {
             limit,
@@ -27,10 +28,12 @@ impl Budget {
         })
     }
 
+    /// Bytes that are leased now.
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Leases so many bytes, or refuses with [`Cause::BufferFull`] where they are not free.
     pub fn lease(self: &Arc<Self>, bytes: u64) -> Result<Lease, Refusal> {
         let mut lease = Lease {
             budget: self.clone(),

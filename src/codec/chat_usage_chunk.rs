@@ -39,6 +39,7 @@ enum Line {
 }
 
 impl UsageChunkFilter {
+    /// A filter at the beginning of a stream.
     pub fn new() -> Self {
         Self::default()
     }

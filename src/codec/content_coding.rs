@@ -16,10 +16,14 @@ const TABLES: u64 = 128 * 1024;
 /// The largest deflate window, as a power of two; all that the format has.
 const DEFLATE_WINDOW_LOG: u8 = 15;
 
+/// A content coding that can be decoded (RFC 9110 §8.4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Coding {
+    /// The gzip format (RFC 1952), also named `x-gzip`.
     Gzip,
+    /// Zstandard (RFC 8878), with a window of at most 8 MiB.
     Zstd,
+    /// Brotli (RFC 7932), named `br`.
     Brotli,
     /// The zlib format, as RFC 9110 §8.4.1.2 has it, not raw deflate.
     Deflate,
@@ -64,6 +68,7 @@ impl Coding {
 }
 
 impl Decoder {
+    /// A decoder at the beginning of a body.
     pub fn new(coding: Coding) -> Self {
         let engine = match coding {
             Coding::Gzip => Engine::Flate(Decompress::new_gzip(DEFLATE_WINDOW_LOG)),

@@ -16,39 +16,64 @@ use Retry::{Never, Possible, Soon};
 /// Whose shape of error the callers of an endpoint expect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
+    /// The shape of OpenAI's API.
     OpenAi,
+    /// The shape of Anthropic's API.
     Anthropic,
 }
 
 /// Why a request was not answered by its upstream. Each has a code that clients and the access log see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
+    /// The request came without an API key.
     MissingApiKey,
+    /// The API key is not listed, and there is no default group.
     InvalidApiKey,
+    /// The request came with two listed API keys that differ.
     ConflictingApiKeys,
+    /// The API key is disabled in the policy.
     KeyDisabled,
+    /// The key's group is disabled in the policy.
     GroupDisabled,
+    /// The group forces a tier, which the lines of a batch would escape, and its policy does not allow batches.
     BatchesNotForced,
+    /// The group forces a tier, and the upstream has `messages: off` for `/v1/messages`.
     MessagesNotForced,
+    /// An upstream could read the path as another one.
     AmbiguousPath,
     /// The message is not well-formed HTTP: a bad chunk, a body that is not as long as announced.
     InvalidHttp,
+    /// The body is not valid JSON.
     InvalidJson,
+    /// The body is JSON, but not an object.
     NotAJsonObject,
+    /// Arrays and objects of the body are nested deeper than the limit.
     JsonTooDeep,
+    /// The body is not valid UTF-8.
     InvalidUtf8,
+    /// The body is not what its `content-encoding` says.
     InvalidContentEncoding,
+    /// The request did not arrive within the time limit.
     RequestTimeout,
+    /// The request's head is longer than the limit.
     HeaderTooLarge,
+    /// More requests run at once than the process, the group or the key may have.
     TooManyRequests,
     /// The budget of the fast tier is used up, and its group has it that requests are refused then.
     BudgetExhausted,
+    /// The request's body is longer than the limit.
     BodyTooLarge,
+    /// The request's body is longer than the limit once it is decoded.
     DecodedBodyTooLarge,
+    /// The `content-encoding` names several codings, or one that the proxy cannot decode.
     UnsupportedContentEncoding,
+    /// The body is multipart, or in a charset other than UTF-8.
     UnsupportedContentType,
+    /// There is no address of the upstream, no connection to one, or TLS failed.
     UpstreamUnreachable,
+    /// The upstream closed the connection without a response, or sent one that is not well-formed.
     UpstreamReset,
+    /// The upstream did not answer within the time limit.
     UpstreamTimeout,
     /// The upstream refused the key that the operator gave for it (bridge).
     UpstreamCredentialRefused,
@@ -56,7 +81,9 @@ pub enum Cause {
     UnsupportedByBridge,
     /// No entry of the upstream's `models` matches (bridge).
     ModelNotMapped,
+    /// The memory for request bodies of the whole process is in use.
     BufferFull,
+    /// The request had not arrived whole when the time to drain was over.
     Draining,
     /// The access log cannot be written and its backlog is full: what cannot be billed is not served.
     AccessLogUnavailable,
@@ -73,15 +100,20 @@ pub enum Outcome {
     Denied,
     /// Refused for its body or by a limit.
     Rejected,
+    /// The client left before the end.
     ClientClosed,
+    /// The upstream answered 4xx or 5xx, failed in its response, or could not be reached.
     UpstreamError,
+    /// The upstream's body ended early, or a stream ended without its terminal event.
     UpstreamCut,
+    /// The request or the response took longer than a time limit allows.
     Timeout,
 }
 
 /// A cause with the words for the client. The words never hold a body, a header value or a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
+    /// Why the request is refused.
     pub cause: Cause,
     /// One sentence without the name of who says it; [`Refusal::text`] has both.
     pub message: Cow<'static, str>,
@@ -92,7 +124,9 @@ pub struct Refusal {
 /// An answer of the proxy's own, ready to be sent.
 #[derive(Debug)]
 pub struct Answer {
+    /// HTTP status of the answer.
     pub status: u16,
+    /// The JSON body, in the shape of the endpoint's protocol.
     pub body: Bytes,
     /// Seconds after which a client may try again, where that helps.
     pub retry_after: Option<u64>,
@@ -103,6 +137,7 @@ pub struct Answer {
 }
 
 impl Refusal {
+    /// A refusal for this cause, with these words for the client.
     pub fn new(cause: Cause, message: impl Into<Cow<'static, str>>) -> Self {
         Self {
             cause,
@@ -221,6 +256,7 @@ impl Answer {
 }
 
 impl Outcome {
+    /// The word for it in the access log.
     pub fn as_str(self) -> &'static str {
         match self {
             Outcome::Ok => "ok",
@@ -247,14 +283,17 @@ impl Cause {
         all
     };
 
+    /// The code that clients and the access log see, such as `missing_api_key`.
     pub fn code(self) -> &'static str {
         self.row().code
     }
 
+    /// HTTP status that the client gets.
     pub fn status(self) -> u16 {
         self.row().status
     }
 
+    /// The outcome that the access log has for it.
     pub fn outcome(self) -> Outcome {
         self.row().outcome
     }

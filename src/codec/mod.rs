@@ -2,11 +2,11 @@
 //! knows Pingora, so that all of it is fuzzed and property-tested without them.
 
 pub mod body_budget;
-pub mod chat_usage_chunk;
+pub(crate) mod chat_usage_chunk;
 pub mod content_coding;
 pub mod error;
-pub mod framing;
-pub mod http2_flood;
+pub(crate) mod framing;
+pub(crate) mod http2_flood;
 pub mod json;
 pub mod service_tier;
 pub mod sse;

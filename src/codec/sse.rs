@@ -61,6 +61,7 @@ enum Line {
 }
 
 impl EventStream {
+    /// A reader at the beginning of a stream.
     pub fn new() -> Self {
         Self {
             line: Line::Mark(0),

@@ -30,11 +30,17 @@ const UNMASK_BYTES: usize = 4096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Opcode {
+    /// A further frame of the message that is open.
     Continuation = 0x0,
+    /// The first frame of a message of UTF-8 text.
     Text = 0x1,
+    /// The first frame of a message of bytes.
     Binary = 0x2,
+    /// A control frame that ends the connection, with a status code or without.
     Close = 0x8,
+    /// A control frame that asks for a pong.
     Ping = 0x9,
+    /// A control frame that answers a ping.
     Pong = 0xa,
 }
 
@@ -67,7 +73,10 @@ pub enum ProtocolError {
     /// A new message before the last frame of the one that is open.
     InterleavedMessage,
     /// The joined payload would exceed the limit of this many bytes.
-    MessageTooBig { limit: usize },
+    MessageTooBig {
+        /// The limit, in bytes of payload.
+        limit: usize,
+    },
     /// A message in more than [`MAX_FRAGMENTS`] frames.
     TooManyFragments,
 }
@@ -99,7 +108,12 @@ pub enum ClientEvent {
     Message(Message),
     /// A control frame, which may stand between the fragments of a message. `raw` is the frame as
     /// it came.
-    Control { frame: ControlFrame, raw: Bytes },
+    Control {
+        /// The frame, decoded.
+        frame: ControlFrame,
+        /// The bytes of the frame.
+        raw: Bytes,
+    },
 }
 
 /// Payload bytes as they were on the wire.
@@ -153,7 +167,10 @@ pub enum ServerEvent<'a> {
     Payload(&'a [u8]),
     /// The message is complete. Its last byte is the last of the first `offset` bytes fed in this
     /// call: after them a message of the proxy's own may stand.
-    MessageEnd { offset: usize },
+    MessageEnd {
+        /// Bytes of this call up to the end of the message.
+        offset: usize,
+    },
     /// A control frame, which may stand between the fragments of a message.
     Control(ControlFrame),
     /// The bytes are not legal frames. This is the last event.
@@ -563,6 +580,7 @@ impl ControlFrame {
 }
 
 impl ServerReader {
+    /// A reader at the beginning of the connection's frames.
     pub fn new() -> Self {
         Self {
             parser: FrameParser::new(Sender::Server),

@@ -19,9 +19,13 @@ pub const CLAUDE_CODE_MODELS: [&str; 5] = [
 pub struct BridgeOptions {
     /// Whether encrypted reasoning travels through the client, in the signatures of thinking blocks.
     pub reasoning_replay: bool,
+    /// How much of the reasoning's summary is asked for.
     pub reasoning_summary: ReasoningSummary,
+    /// What is done about stop sequences.
     pub stop_sequences: StopSequences,
+    /// Where images and files of a tool's result go.
     pub tool_media: ToolMedia,
+    /// What system texts become.
     pub system_as: SystemAs,
     /// Path of the Responses endpoint, behind the upstream's own prefix.
     pub path: String,
@@ -35,8 +39,11 @@ pub struct BridgeOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum ReasoningSummary {
+    /// The most detailed summary that the model offers.
     Auto,
+    /// A short summary.
     Concise,
+    /// A detailed summary.
     Detailed,
     /// None is asked for: OpenAI answers 400 to organisations that are not verified.
     Off,
@@ -80,12 +87,19 @@ pub enum SystemAs {
 )]
 #[strum(serialize_all = "snake_case")]
 pub enum Effort {
+    /// No reasoning.
     None,
+    /// The least reasoning.
     Minimal,
+    /// Little reasoning.
     Low,
+    /// A medium amount of reasoning.
     Medium,
+    /// Much reasoning.
     High,
+    /// More reasoning than `high`.
     Xhigh,
+    /// The most reasoning that the model offers.
     Max,
 }
 

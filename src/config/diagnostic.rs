@@ -15,7 +15,9 @@ const MAX_DISTANCE: usize = 3;
 /// A line and a column, both counted from 1, the column in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Location {
+    /// Number of the line, from 1.
     pub line: u32,
+    /// Number of the character within the line, from 1.
     pub column: u32,
 }
 
@@ -23,10 +25,15 @@ pub struct Location {
 /// warning. It never holds a part of an API key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {
+    /// The file in which it was found.
     pub path: PathBuf,
+    /// Number of the line, from 1.
     pub line: u32,
+    /// Number of the character within the line, from 1.
     pub column: u32,
+    /// Whether the file can be used all the same.
     pub severity: Severity,
+    /// What is wrong, in words for the operator.
     pub message: String,
 }
 
@@ -47,6 +54,7 @@ pub struct Diagnostics {
 }
 
 impl Location {
+    /// The first character of a file.
     pub const START: Location = Location { line: 1, column: 1 };
 }
 
@@ -106,6 +114,7 @@ impl fmt::Display for Diagnostic {
 impl std::error::Error for Diagnostic {}
 
 impl Diagnostics {
+    /// An empty collection of mistakes.
     pub fn new(path: &Path) -> Diagnostics {
         Diagnostics::of(path, Severity::Error)
     }
@@ -123,6 +132,7 @@ impl Diagnostics {
         }
     }
 
+    /// Adds a mistake or warning; beyond a fixed number of them it is dropped.
     pub fn add(&self, location: Location, message: impl Into<String>) {
         self.add_with(location, || message.into());
     }
@@ -138,6 +148,7 @@ impl Diagnostics {
         }
     }
 
+    /// Whether nothing was found.
     pub fn is_empty(&self) -> bool {
         self.found.borrow().is_empty()
     }

@@ -4,12 +4,12 @@
 pub mod bridge;
 pub mod diagnostic;
 pub(crate) mod field;
-pub mod file;
-pub mod limits;
-pub mod network;
+pub(crate) mod file;
+pub(crate) mod limits;
+pub(crate) mod network;
 pub(crate) mod path;
-pub mod pattern;
-pub mod secret_file;
+pub(crate) mod pattern;
+pub(crate) mod secret_file;
 pub(crate) mod units;
 pub mod upstream;
 pub mod url;
@@ -40,28 +40,38 @@ pub struct Config {
     pub path: PathBuf,
     /// At least one; no address twice.
     pub listen: Vec<Listen>,
+    /// Address of the listener for health, status and metrics.
     pub admin: SocketAddr,
+    /// The proxies in front whose word on a request's origin is taken.
     pub trusted_proxies: TrustedProxies,
+    /// The policy file.
     pub policy: PathBuf,
+    /// The price file; without one there are no costs.
     pub prices: Option<PathBuf>,
     /// At least one, in the order of the file; no name twice.
     pub upstreams: Vec<Arc<Upstream>>,
+    /// Where the access log goes, and in which format.
     pub access_log: LogSettings,
     /// Where budgets and background responses are kept over restarts; `None`: in memory.
     pub state: Option<StateStore>,
     /// A path on the public listeners that answers as `/readyz` does, without a key and without a line in the log.
     pub health_path: Option<String>,
+    /// Which browser pages may call the proxy; `None` for none.
     pub cors: Option<Cors>,
     /// Further paths whose JSON body takes a tier, in lower case and without a trailing slash.
     pub tier_paths: Vec<String>,
+    /// Limits of sizes, times and numbers.
     pub limits: Limits,
+    /// Threads, and how the process ends.
     pub server: ServerOptions,
 }
 
 /// A public listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
+    /// Address and port to listen on.
     pub address: SocketAddr,
+    /// Certificate and key of the listener; `None` for plain text.
     pub tls: Option<TlsFiles>,
     /// Each connection begins with the PROXY protocol's header.
     pub proxy_protocol: bool,
@@ -70,14 +80,18 @@ pub struct Listen {
 /// A certificate and its key, as PEM files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
+    /// The certificate chain, the listener's own certificate first.
     pub cert: PathBuf,
+    /// The private key of the certificate.
     pub key: PathBuf,
 }
 
 /// The section `access_log`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogSettings {
+    /// Where lines go.
     pub target: LogTarget,
+    /// How lines name their fields.
     pub format: LogFormat,
 }
 
@@ -94,6 +108,7 @@ pub enum LogFormat {
 /// Where lines of the access log go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogTarget {
+    /// The standard output of the process.
     Stdout,
     /// A file or a named pipe.
     File(PathBuf),
@@ -111,12 +126,15 @@ pub enum StateStore {
 /// A server that speaks Redis's protocol: `redis(s)://[user@]host[:port][/database]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redis {
+    /// Whether the connection uses TLS (`rediss`).
     pub tls: bool,
     /// A DNS name in lower case, or an IP address, IPv6 without brackets.
     pub host: String,
     /// 6379 where the URL names none.
     pub port: u16,
+    /// Number of the database, 0 where the URL names none.
     pub database: u32,
+    /// Name of the user to log in as, if any.
     pub user: Option<String>,
     /// The file of the password; a password never stands in the configuration.
     pub password_file: Option<PathBuf>,
@@ -125,12 +143,14 @@ pub struct Redis {
 /// Pages of which origins may call the proxy from a browser (the Fetch standard's CORS protocol).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cors {
+    /// The origins whose pages may call.
     pub allow_origins: AllowedOrigins,
 }
 
 /// The origins that [`Cors`] allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AllowedOrigins {
+    /// Every origin.
     Any,
     /// As browsers send them: `scheme://host[:port]` in lower case.
     Listed(Vec<String>),
@@ -143,6 +163,7 @@ pub struct ServerOptions {
     pub threads: usize,
     /// How long running requests may go on after the process was told to stop.
     pub drain: Duration,
+    /// Socket on which a process that takes over gets the listening sockets; `None` for no takeover.
     pub upgrade_socket: Option<PathBuf>,
 }
 

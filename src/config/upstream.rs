@@ -14,14 +14,21 @@ use crate::config::url::Url;
 /// An entry of `upstreams`, with every default filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
+    /// Name by which policies and the access log refer to it.
     pub name: String,
     /// At least one, none twice, all of them http or all https.
     pub urls: Vec<Url>,
+    /// What stands behind the URLs; other settings take their defaults from it.
     pub kind: UpstreamKind,
+    /// Whether the tier that a response names may decide what is billed.
     pub served_tier: ServedTier,
+    /// How fast mode is asked for on `/v1/messages`.
     pub messages: MessagesMode,
+    /// What is sent for `/v1/chat/completions`.
     pub chat_completions: ChatCompletionsMode,
+    /// Whether usage is asked for in chat streams that do not ask themselves.
     pub chat_stream_usage: ChatStreamUsage,
+    /// What becomes of headers by which proxies in front name the client.
     pub forwarded_headers: ForwardedHeaders,
     /// What is done to request headers after all other rules.
     pub headers: HeaderEdits,
@@ -37,16 +44,21 @@ pub struct Upstream {
     pub keepalive_timeout: Duration,
     /// Retries for a request of which the upstream has received nothing.
     pub retries: usize,
+    /// Settings of HTTP/2 towards it.
     pub http2: Http2,
+    /// Settings of TLS towards it.
     pub tls: UpstreamTls,
+    /// When an address that fails gets no requests for a while.
     pub ejection: Ejection,
     /// `None` where addresses are judged by requests alone.
     pub health_check: Option<HealthCheck>,
+    /// What becomes of a response whose client leaves before its end.
     pub on_client_abort: OnClientAbort,
     /// How long a response is read on without its client, where `on_client_abort` says so.
     pub abort_drain: Duration,
     /// Which models clients' names stand for, where requests are converted; the first that matches counts.
     pub models: Vec<ModelEntry>,
+    /// How requests are converted to the Responses protocol.
     pub bridge: BridgeOptions,
     /// Where its name stands in the configuration.
     pub location: Location,
@@ -68,6 +80,7 @@ pub struct Http2 {
 pub struct HeaderEdits {
     /// Replaces all values that a request came with. The values are marked as sensitive, and are not shown.
     pub set: Vec<(HeaderName, HeaderValue)>,
+    /// Headers that are removed.
     pub remove: Vec<HeaderName>,
 }
 
@@ -89,6 +102,7 @@ pub struct Ejection {
     pub consecutive_failures: u32,
     /// Length of a first ejection; each one that follows without a success between them takes twice as long.
     pub base_time: Duration,
+    /// The longest ejection.
     pub max_time: Duration,
     /// Whether a response 502, 503 or 504 is a failure.
     pub gateway_errors: bool,
@@ -99,7 +113,9 @@ pub struct Ejection {
 pub struct HealthCheck {
     /// The target of a GET, as it is sent; without it a connection is all that is asked for.
     pub path: Option<String>,
+    /// Time between two checks of one address.
     pub interval: Duration,
+    /// How long one check may take before it counts as failed.
     pub timeout: Duration,
     /// Checks that fail in a row before an address gets no more requests.
     pub unhealthy_threshold: u32,
@@ -111,6 +127,7 @@ pub struct HealthCheck {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum UpstreamKind {
+    /// The API of OpenAI.
     #[strum(serialize = "openai")]
     OpenAi,
     /// The backend of Codex. Its echo of the tier carries no information.
@@ -119,6 +136,7 @@ pub enum UpstreamKind {
     Gateway,
     /// A gateway in front of Codex accounts, which passes their empty echo on.
     CodexGateway,
+    /// The API of Anthropic.
     Anthropic,
 }
 
@@ -126,7 +144,9 @@ pub enum UpstreamKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum ServedTier {
+    /// A tier that the response names is billed.
     Trusted,
+    /// The tier that was sent is billed, whatever the response names.
     Ignored,
 }
 
@@ -138,6 +158,7 @@ pub enum MessagesMode {
     Tier,
     /// By the fast-mode token in the `anthropic-beta` header.
     Beta,
+    /// By both: `service_tier` in the body and the fast-mode token in the header.
     TierAndBeta,
     /// Not at all: a forced group is refused there.
     Off,
@@ -171,7 +192,9 @@ pub enum ChatStreamUsage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum ForwardedHeaders {
+    /// They are not sent to the upstream.
     Remove,
+    /// They are sent to the upstream as the client sent them.
     Pass,
 }
 

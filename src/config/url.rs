@@ -16,6 +16,7 @@ pub struct Url {
     pub tls: bool,
     /// A DNS name in lower case, or an IP address, IPv6 without brackets.
     pub host: String,
+    /// TCP port; 80 or 443 by the scheme where the URL names none.
     pub port: u16,
     /// Put before each request's path: empty, or a path without a trailing slash.
     pub prefix: String,

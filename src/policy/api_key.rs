@@ -28,8 +28,11 @@ pub struct Credential {
 /// The header a key came in; the first of these where it came in several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CredentialHeader {
+    /// `authorization: Bearer KEY`.
     Authorization,
+    /// `x-api-key`, as clients of Anthropic send it.
     XApiKey,
+    /// `api-key`, as clients of Azure OpenAI send it.
     ApiKey,
 }
 

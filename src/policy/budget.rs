@@ -22,6 +22,7 @@ const MAX_ACCOUNTS: usize = 100_000;
 /// The days that a budget is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Window {
+    /// The first moment of the period.
     pub begins: Timestamp,
     /// The first moment of the next.
     pub ends: Timestamp,
@@ -45,6 +46,7 @@ pub struct Standing {
     pub spent: Decimal,
     /// In USD.
     pub limit: Decimal,
+    /// The period in which this was spent.
     pub window: Window,
 }
 
@@ -56,13 +58,18 @@ pub enum Verdict {
     /// It is to go as it came.
     Standard,
     /// It is to be refused; the budget begins anew in so many seconds.
-    Refuse { retry_after: u64 },
+    Refuse {
+        /// Seconds until the budget begins anew.
+        retry_after: u64,
+    },
 }
 
 /// What was spent and has to be saved, or is known to be saved.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
+    /// Group or key that spent it.
     pub account: Account,
+    /// The period in which it was spent.
     pub window: Window,
     /// In USD.
     pub usd: Decimal,

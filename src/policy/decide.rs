@@ -12,6 +12,7 @@ use crate::policy::{Group, Platform};
 /// What is done to the tier of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TierAction {
+    /// Why the tier is set, for the access log.
     pub reason: TierReason,
     /// What is done to the body's `service_tier`.
     pub body: Edit,
@@ -38,6 +39,7 @@ pub enum BetaHeader {
 /// request may be sent before its body was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
+    /// Nothing: the action is taken whatever the body says.
     Always,
     /// Its model is one that the group's force is for, or cannot be told.
     ModelRule,
@@ -48,7 +50,9 @@ pub enum Condition {
 /// Why the tier is what it is, where the proxy has a say. That a client named a tier itself is not the policy's to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TierReason {
+    /// The group forces a tier.
     GroupForce,
+    /// The client asked for fast mode by the `anthropic-beta` header.
     FastModeBeta,
     /// The force is not for this model: the request goes as it came.
     ModelExempt,

@@ -53,6 +53,7 @@ impl Endpoint {
         }
     }
 
+    /// The protocol whose shape of error its callers expect.
     pub fn protocol(self) -> Protocol {
         match self {
             Endpoint::Messages => Protocol::Anthropic,

@@ -10,8 +10,11 @@ use crate::config::pattern::Pattern;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum ForcedTier {
+    /// Requests are sent with `priority`.
     Priority,
+    /// Requests are sent with `flex`.
     Flex,
+    /// Requests are sent with `default`.
     Default,
     /// No tier at all, and no fast mode.
     None,
@@ -20,6 +23,7 @@ pub enum ForcedTier {
 /// The models that a force is for. A request whose body names no model as a string is forced in any case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ModelRule {
+    /// All models.
     #[default]
     All,
     /// All but these.
@@ -56,8 +60,11 @@ pub enum FastModeSignal {
 pub struct BudgetRule {
     /// The most that may be spent in a period, in USD; more than zero.
     pub usd: Decimal,
+    /// How long a budget lasts before it begins anew.
     pub per: Period,
+    /// Whether the group as a whole has the budget, or each of its keys.
     pub scope: Scope,
+    /// What happens to requests for the fast tier when it is used up.
     pub then: AtLimit,
     /// Where days begin.
     pub time_zone: TimeZone,
@@ -79,9 +86,11 @@ pub struct BudgetRule {
 )]
 #[strum(serialize_all = "snake_case")]
 pub enum Period {
+    /// A day of the budget's time zone.
     Day,
     /// From Monday.
     Week,
+    /// A calendar month of the budget's time zone.
     Month,
 }
 
@@ -89,7 +98,9 @@ pub enum Period {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum Scope {
+    /// All keys of the group together.
     Group,
+    /// Each key by itself.
     Key,
 }
 

@@ -11,6 +11,7 @@ use crate::policy::keyed_limiter::{KeyedLimiter, Permit};
 
 type Counter = Arc<AtomicU64>;
 
+/// Counts the requests that run, in the process, by group and by key, and holds them to their limits.
 pub struct InFlight {
     most: Option<u64>,
     all: Counter,

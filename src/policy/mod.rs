@@ -2,15 +2,15 @@
 //! [`Policy::decide`] asks it.
 
 pub mod api_key;
-pub mod budget;
-pub mod changes;
+pub(crate) mod budget;
+pub(crate) mod changes;
 pub mod decide;
 pub mod endpoint;
-pub mod file;
+pub(crate) mod file;
 pub mod group;
-pub mod in_flight;
-pub mod key_shape;
-pub mod keyed_limiter;
+pub(crate) mod in_flight;
+pub(crate) mod key_shape;
+pub(crate) mod keyed_limiter;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -44,9 +44,12 @@ pub struct Policy {
     tier_paths: Vec<String>,
 }
 
+/// A group of keys, with the rules for their requests.
 #[derive(Debug)]
 pub struct Group {
+    /// Name of the group in the policy file.
     pub name: Arc<str>,
+    /// Whose API the group uses.
     pub platform: Platform,
     /// As written; [`Group::forced_tier`] says whether it acts.
     pub force: Option<ForcedTier>,
@@ -58,12 +61,15 @@ pub struct Group {
     pub fast_mode_beta: FastModeSignal,
     /// How much may be spent on the fast tier.
     pub budget: Option<BudgetRule>,
+    /// Whether files of requests may be handed in (`…/batches`) although a tier is forced, which they escape.
     pub batches_allowed: bool,
     /// Requests of the group that may run at once.
     pub max_in_flight: Option<u64>,
     /// The same of each of its keys.
     pub max_in_flight_per_key: Option<u64>,
+    /// Whether its keys may be used; all are refused otherwise.
     pub enabled: bool,
+    /// Where its requests go.
     pub upstream: Arc<Upstream>,
     /// Of its name in the policy.
     pub location: Location,
@@ -75,19 +81,26 @@ pub struct Group {
 pub struct ListedKey<'p> {
     /// Tells it from others, also over policies; not for showing.
     pub(crate) id: &'p [u8; 32],
+    /// Name of the key in the policy file.
     pub name: Arc<str>,
+    /// The group that the key belongs to.
     pub group: &'p Group,
+    /// Whether the key may be used; it is refused otherwise.
     pub enabled: bool,
 }
 
+/// Whose API a group uses. A tier is forced on OpenAI's only.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, strum::EnumString, strum::IntoStaticStr, strum::VariantNames,
 )]
 #[strum(serialize_all = "snake_case")]
 pub enum Platform {
+    /// The API of OpenAI.
     #[strum(serialize = "openai")]
     OpenAi,
+    /// The API of Anthropic.
     Anthropic,
+    /// Any other API.
     Other,
 }
 
@@ -97,17 +110,22 @@ pub struct Head<'a> {
     pub method: &'a Method,
     /// As received, without the query.
     pub path: &'a [u8],
+    /// Headers as received.
     pub headers: &'a HeaderMap,
 }
 
 /// A request that may go on, and all that later steps need to know of the policy.
 #[derive(Clone, Debug)]
 pub struct Decision {
+    /// The key that the request came with, and where.
     pub credential: Credential,
     /// The key's name; none for a key that is not listed and was taken by the default group.
     pub key: Option<Arc<str>>,
+    /// Where the policy file lists the key.
     pub key_location: Option<Location>,
+    /// The group whose rules apply.
     pub group: Arc<Group>,
+    /// Kind of endpoint that the path names.
     pub endpoint: Endpoint,
     /// None: the request goes on as it is.
     pub action: Option<TierAction>,
@@ -116,17 +134,22 @@ pub struct Decision {
 /// A request that may not go on, and what was found out about it before.
 #[derive(Clone, Debug)]
 pub struct Denied {
+    /// Why the request is refused.
     pub cause: Cause,
     /// The key that the request came with, listed or not; the first where several did.
     pub credential: Option<Credential>,
+    /// The key's name, where it is listed.
     pub key: Option<Arc<str>>,
+    /// Where the policy file lists the key.
     pub key_location: Option<Location>,
+    /// The key's group, where it is known.
     pub group: Option<Arc<Group>>,
     /// [`Endpoint::Other`] where the path is ambiguous.
     pub endpoint: Endpoint,
 }
 
 impl Policy {
+    /// The file that the policy was read from.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -151,6 +174,7 @@ impl Policy {
         self.keys.find(digest).is_some()
     }
 
+    /// How many keys are listed, enabled or not.
     pub fn key_count(&self) -> usize {
         self.keys.len()
     }

@@ -1,14 +1,14 @@
 //! The way of a request through Pingora's phases, and the only one. Control flow stands here; what is decided, checked,
 //! rewritten and recorded stands in the modules that are called.
 
-pub mod bridge_exchange;
-pub mod client_connection;
-pub mod context;
+pub(crate) mod bridge_exchange;
+pub(crate) mod client_connection;
+pub(crate) mod context;
 mod cors;
-pub mod error_mapping;
+pub(crate) mod error_mapping;
 mod replies;
-pub mod request_body;
-pub mod upstream_request;
+pub(crate) mod request_body;
+pub(crate) mod upstream_request;
 mod websocket_exchange;
 pub mod websocket_session;
 
@@ -60,7 +60,9 @@ pub type Proxy = HttpProxy<TierProxy, UpstreamConnector>;
 
 /// The proxy as Pingora runs it.
 pub struct TierProxy {
+    /// What all requests share.
     pub state: Arc<State>,
+    /// Serves requests whose upstream speaks another protocol.
     pub bridge: Bridge,
 }
 

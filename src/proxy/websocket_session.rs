@@ -40,6 +40,7 @@ const MOST_OPEN_TURNS: usize = 1024;
 /// What is awaited from the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Awaited {
+    /// No message of a response is due.
     Nothing,
     /// The first message of a response.
     Response,
@@ -47,6 +48,7 @@ pub enum Awaited {
     Message,
 }
 
+/// One WebSocket: what passes between client and upstream is read, its requests are edited, its responses are recorded.
 pub struct WebSocketSession {
     state: Arc<State>,
     upstream: Option<Arc<Upstream>>,
@@ -116,6 +118,7 @@ impl TurnTemplate {
 /// What of a chunk goes on, and what the proxy itself has to say.
 #[derive(Default)]
 pub struct Passed {
+    /// Bytes for the upstream, maybe none.
     pub to_upstream: Bytes,
     /// Frames for the client, maybe none, after which both sides are to be closed.
     pub to_client: Option<Bytes>,
@@ -130,6 +133,7 @@ enum Stop {
 }
 
 impl WebSocketSession {
+    /// A session whose handshake was accepted and that has passed nothing yet.
     pub fn new(
         state: &Arc<State>,
         upstream: Option<Arc<Upstream>>,

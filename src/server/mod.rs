@@ -1,18 +1,18 @@
 //! The running process: what is assembled, the tasks beside the listeners, signals, the end. Requests are `proxy.rs`'s.
 
-pub mod admin;
-pub mod binary_upgrade;
-pub mod client_ip;
-pub mod connection_limit;
-pub mod downstream;
-pub mod listener;
+pub(crate) mod admin;
+pub(crate) mod binary_upgrade;
+pub(crate) mod client_ip;
+pub(crate) mod connection_limit;
+pub(crate) mod downstream;
+pub(crate) mod listener;
 pub mod logging;
 mod proxy_app;
-pub mod proxy_protocol;
-pub mod reload;
-pub mod socket_handover;
-pub mod systemd;
-pub mod tls;
+pub(crate) mod proxy_protocol;
+pub(crate) mod reload;
+pub(crate) mod socket_handover;
+pub(crate) mod systemd;
+pub(crate) mod tls;
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,9 +23,9 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal::SIGXFSZ;
 use parking_lot::Mutex;
-use pingora_core::apps::ServerApp;
-use pingora_core::apps::http_app::HttpServer;
-use pingora_core::protocols::Stream;
+use pingora::apps::ServerApp;
+use pingora::apps::http_app::HttpServer;
+use pingora::protocols::Stream;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -65,6 +65,7 @@ const ABORT_TIME: Duration = Duration::from_secs(2);
 
 /// A process that is ready to serve: everything loaded, every listener bound.
 pub struct Server {
+    /// What all requests share.
     pub state: Arc<State>,
     runtime: Runtime,
     listeners: Listeners,

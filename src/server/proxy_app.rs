@@ -3,10 +3,10 @@
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
-use pingora_core::apps::HttpServerOptions;
-use pingora_core::connectors::ConnectorOptions;
-use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
-use pingora_core::server::configuration::ServerConf;
+use pingora::apps::HttpServerOptions;
+use pingora::connectors::ConnectorOptions;
+use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
+use pingora::server::configuration::ServerConf;
 use pingora_proxy::ProxyServiceBuilder;
 
 use crate::config::Limits;
@@ -47,8 +47,8 @@ pub fn build(state: &Arc<State>) -> Arc<Proxy> {
 
 /// Takes the loop out of Pingora's service, which has a listener of its own. Pingora 0.9.1 makes a loop with a connector of
 /// one's own only inside of a service, and gives it to nobody.
-#[allow(unsafe_code)]
-fn take(service: pingora_core::services::listening::Service<Proxy>) -> Proxy {
+#[allow(unsafe_code)] // No safe function gives the loop away; why this is sound stands at the block.
+fn take(service: pingora::services::listening::Service<Proxy>) -> Proxy {
     let service = ManuallyDrop::new(service);
     let proxy = service.app_logic().expect("a new service has its logic");
     // SAFETY: `proxy` is valid and aligned, for it is a reference. The service is never used again and, being in a

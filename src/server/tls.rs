@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use pingora_core::listeners::tls::Acceptor;
+use pingora::listeners::tls::Acceptor;
 use prometheus::IntGauge;
 use rustls::ServerConfig;
 use rustls::crypto::ring;

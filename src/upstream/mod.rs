@@ -1,10 +1,10 @@
 //! An upstream as it is now: the addresses behind its names, which of them a request goes to, the credential that is sent
 //! to it. What it is in the configuration stands in `config.rs`, how its addresses fare in `health.rs`.
 
-pub mod connector;
-pub mod health_check;
-pub mod outlier_detection;
-pub mod tls;
+pub(crate) mod connector;
+pub(crate) mod health_check;
+pub(crate) mod outlier_detection;
+pub(crate) mod tls;
 
 use std::io;
 use std::net::SocketAddr;
@@ -43,7 +43,9 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive {
     user_timeout: Duration::from_secs(60),
 };
 
+/// An upstream with its addresses, their health, and the key that it is sent.
 pub struct Upstream {
+    /// Its entry in the configuration.
     pub config: Arc<config::Upstream>,
     /// One for each URL, in the order of the configuration.
     pub origins: Vec<Arc<Origin>>,
@@ -59,6 +61,7 @@ pub struct Upstream {
 
 /// One URL of an upstream.
 pub struct Origin {
+    /// The URL itself.
     pub url: Url,
     /// `Host` of every request to it.
     pub host: HeaderValue,
@@ -66,8 +69,11 @@ pub struct Origin {
 
 /// One address behind a URL, ready to be sent to.
 pub struct Address {
+    /// IP address and port to connect to.
     pub socket: SocketAddr,
+    /// The URL whose host resolved to it.
     pub origin: Arc<Origin>,
+    /// Successes and failures of requests and checks to it.
     pub health: Arc<Health>,
     /// How it is reached by Pingora's own connectors.
     pub peer: HttpPeer,
@@ -199,6 +205,7 @@ impl Upstream {
         self.addresses.store(Arc::new(new.collect()));
     }
 
+    /// The addresses that are known now, those that get no requests included.
     pub fn addresses(&self) -> Arc<Vec<Arc<Address>>> {
         self.addresses.load_full()
     }

@@ -367,6 +367,7 @@ impl Proxy {
         i32::try_from(self.child.id()).unwrap()
     }
 
+    #[allow(unsafe_code)]
     pub fn signal(&self, signal: i32) {
         // SAFETY: the child has not been waited for, so the id is still its own; sending a signal touches no memory.
         assert_eq!(unsafe { libc::kill(self.id(), signal) }, 0);
@@ -437,6 +438,7 @@ impl Proxy {
 }
 
 /// The same for any process; one that is gone is passed over.
+#[allow(unsafe_code)]
 pub fn limit_files(process: i32, bytes: u64) {
     let limit = libc::rlimit {
         rlim_cur: bytes,

@@ -128,10 +128,12 @@ impl Field {
         panic!("not a field of the access log");
     }
 
+    /// The field's name in the log's own format.
     pub fn name(self) -> &'static str {
         FIELDS[self.0]
     }
 
+    /// The field's name in the given format of the log.
     pub fn name_in(self, format: LogFormat) -> &'static str {
         match format {
             LogFormat::Json => FIELDS[self.0],
@@ -166,6 +168,7 @@ impl fmt::Display for UnknownField {
 impl std::error::Error for UnknownField {}
 
 impl Wanted {
+    /// Selects these fields; all others are passed over when a line is read.
     pub fn new(fields: impl IntoIterator<Item = Field>) -> Wanted {
         let mut wanted = [false; FIELDS.len()];
         for field in fields {
@@ -183,6 +186,7 @@ impl Wanted {
         Wanted(wanted)
     }
 
+    /// The selected fields, in the order in which a line has them.
     pub fn fields(&self) -> impl Iterator<Item = Field> {
         let all = (0..FIELDS.len()).map(Field);
         all.filter(|field| self.0[field.0])
@@ -213,6 +217,7 @@ impl<'a> Line<'a> {
         self.raw(field).parse().ok()
     }
 
+    /// Whether the field's value is `true`.
     pub fn is_true(&self, field: Field) -> bool {
         self.raw(field) == "true"
     }

@@ -35,45 +35,77 @@ const ADDED: [Field; 3] = [
 pub struct AccessRecord<'a> {
     /// When the request began.
     pub time: Timestamp,
+    /// Time from the request's beginning to the end of the response, in milliseconds.
     pub duration_ms: Millis,
     /// Until the first byte of the upstream's answer.
     pub ttfb_ms: Option<Millis>,
+    /// Id of the request, a UUIDv7; the client gets it as `x-tiergate-request-id`.
     pub request_id: Uuid,
+    /// 0 for an HTTP request and for a WebSocket connection itself; the responses on a WebSocket count from 1.
     pub turn: u64,
+    /// IP address of the client.
     pub client: Option<std::net::IpAddr>,
+    /// The client's `user-agent`, cut to 512 bytes.
     pub user_agent: Option<&'a str>,
     /// The key's name, never the key.
     pub key: Option<&'a str>,
+    /// Name of the key's group.
     pub group: Option<&'a str>,
+    /// Platform of the group.
     pub platform: Option<&'a str>,
+    /// Revision of the policy that decided: `sha256:` and 12 hexadecimal digits of the file.
     pub policy: &'a str,
+    /// Method of the request, cut to 32 bytes.
     pub method: &'a str,
+    /// Path of the request without its query, cut to 1024 bytes.
     pub path: &'a str,
+    /// Kind of endpoint that the path names, as [`crate::policy::endpoint::Endpoint::as_str`] spells it.
     pub endpoint: &'static str,
+    /// How the response was carried.
     pub transport: Transport,
+    /// Model that the request names, else the one that the response names.
     pub model: Option<&'a str>,
     /// Read from the bytes that went to the upstream.
     pub service_tier: Option<&'a str>,
+    /// Tier that the client asked for.
     pub service_tier_client: Option<&'a str>,
+    /// Tier that the response names.
     pub service_tier_served: Option<&'a str>,
+    /// Tier that is billed.
     pub service_tier_billed: Option<&'a str>,
+    /// Why the tier is what it is; none where the request was denied.
     pub tier_reason: Option<&'a str>,
+    /// Which tier is billed: `served` or `sent`.
     pub tier_billed_by: Option<&'static str>,
+    /// Whether priority was sent, and a trusted upstream says that it served another tier.
     pub downgraded: bool,
+    /// Name of the upstream; none where no upstream was reached.
     pub upstream: Option<&'a str>,
+    /// HTTP status of the upstream's response.
     pub upstream_status: Option<u16>,
+    /// The upstream's `x-request-id` or `request-id`.
     pub upstream_request_id: Option<&'a str>,
+    /// Id of the response object.
     pub response_id: Option<&'a str>,
+    /// HTTP status that the client was sent.
     pub status: Option<u16>,
+    /// How the request ended.
     pub outcome: Outcome,
+    /// Code of the proxy's own error, as [`crate::codec::error::Cause::code`] spells it.
     pub error: Option<&'static str>,
+    /// How complete the usage is.
     pub usage_state: UsageState,
+    /// Type of the event that ended a stream, such as `response.completed`.
     pub terminal_event: Option<&'a str>,
+    /// Tokens that the response reports.
     pub usage: Usage,
     /// A decimal in USD.
     pub cost_usd: Option<String>,
+    /// Bytes of the body that came from the client.
     pub request_bytes: u64,
+    /// Bytes of the body that went to the upstream.
     pub upstream_request_bytes: u64,
+    /// Bytes of the body that came from the upstream.
     pub response_bytes: u64,
     /// The model that the response names.
     pub model_served: Option<&'a str>,
@@ -95,14 +127,19 @@ pub struct AccessRecord<'a> {
     pub model_upstream: Option<&'a str>,
 }
 
+/// How a response was carried to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
+    /// An HTTP response in one piece.
     Http,
+    /// An HTTP response as a stream of server-sent events.
     Sse,
+    /// Messages on a WebSocket.
     WebSocket,
 }
 
 impl Transport {
+    /// The word for it in the access log.
     pub fn as_str(self) -> &'static str {
         match self {
             Transport::Http => "http",

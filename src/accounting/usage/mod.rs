@@ -27,10 +27,13 @@ const TIER_NAME: &[u8] = b"service_tier";
 pub struct Usage {
     /// All input, cached and cache-write tokens included, whatever the protocol.
     pub input_tokens: Option<u64>,
+    /// Part of the input tokens: those that were read from a cache.
     pub cached_input_tokens: Option<u64>,
+    /// Part of the input tokens: those that were written to a cache.
     pub cache_write_tokens: Option<u64>,
     /// Part of the cache-write tokens: those that live for an hour or longer.
     pub cache_write_long_tokens: Option<u64>,
+    /// All output tokens, reasoning included.
     pub output_tokens: Option<u64>,
     /// Part of the output tokens.
     pub reasoning_tokens: Option<u64>,
@@ -39,9 +42,11 @@ pub struct Usage {
 /// How much of the usage the response told before it ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UsageState {
+    /// The response was complete and reported its usage.
     Final,
     /// There were counts, but the response did not come to its end.
     Partial,
+    /// The response reported no counts.
     #[default]
     None,
     /// The response is made in the background; its usage comes with a later request for it.
@@ -49,6 +54,7 @@ pub enum UsageState {
 }
 
 impl UsageState {
+    /// The word for it in the access log.
     pub fn as_str(self) -> &'static str {
         match self {
             UsageState::Final => "final",
@@ -62,7 +68,9 @@ impl UsageState {
 /// What was read from a response.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
+    /// The token counts that the response reported.
     pub usage: Usage,
+    /// How complete these counts are.
     pub usage_state: UsageState,
     /// Trimmed, in lower case, at most `TIER_BYTES`. Never `auto`, which says nothing.
     pub served_tier: Option<String>,

@@ -166,6 +166,7 @@ impl ResponseObserver {
 }
 
 impl EventObserver {
+    /// An observer that has seen no event yet.
     pub fn new() -> Self {
         Self {
             document: Document::new(Shape::ResponsesEvent),

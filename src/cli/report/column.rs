@@ -15,21 +15,37 @@ use crate::cli::report::table::Cell;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, EnumString, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Sum {
+    /// Number of requests.
     Requests,
+    /// Input tokens, cached and cache-write tokens included.
     InputTokens,
+    /// Input tokens that were read from a cache.
     CachedInputTokens,
+    /// Input tokens that were written to a cache.
     CacheWriteTokens,
+    /// Output tokens, reasoning included.
     OutputTokens,
+    /// Output tokens that were spent on reasoning.
     ReasoningTokens,
+    /// Cost in USD.
     CostUsd,
+    /// Requests with usage and without a price, whose cost is not in `cost_usd`.
     Unpriced,
+    /// Requests that were sent as priority.
     PriorityRequests,
+    /// Requests that were sent as priority, and that a trusted upstream served on another tier.
     PriorityDowngraded,
+    /// Share of the requests sent as priority that were served on another tier, from 0 to 1.
     DowngradeRate,
+    /// What priority cost above the default tier, in USD.
     PriorityPremiumUsd,
+    /// Requests that were refused: they cost nothing and are not in `requests`.
     Refused,
+    /// Requests whose `usage_state` is not `final`.
     WithoutUsage,
+    /// Cache-write tokens that live for an hour or longer.
     CacheWriteLongTokens,
+    /// Share of the whole cost, from 0 to 1.
     CostShare,
 }
 
@@ -94,10 +110,12 @@ pub(super) struct Columns<'o> {
 }
 
 impl Sum {
+    /// The name of its column.
     pub fn name(self) -> &'static str {
         self.into()
     }
 
+    /// The names of all such columns, in their order.
     pub fn names() -> impl Iterator<Item = &'static str> {
         Sum::iter().map(Sum::name)
     }

@@ -31,6 +31,7 @@ pub struct Dedup {
 /// What is missing of one process's lines. Displayed as a message.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Gaps {
+    /// Id of the process that wrote the lines.
     pub instance: Box<str>,
     /// Lines that are missing between the first and the last that were read.
     pub missing: u64,

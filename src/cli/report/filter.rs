@@ -12,6 +12,7 @@ use crate::cli::report::group_by::{GroupBy, Values};
 /// `field=value` or `field!=value`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter {
+    /// The value of a request that is compared.
     pub by: GroupBy,
     equal: bool,
     value: String,
@@ -20,7 +21,9 @@ pub struct Filter {
 /// Requests that began at `since` or later, and before `until`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Window {
+    /// The earliest beginning that counts; none for no bound.
     pub since: Option<Timestamp>,
+    /// The first beginning that no longer counts; none for no bound.
     pub until: Option<Timestamp>,
 }
 

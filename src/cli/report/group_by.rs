@@ -17,7 +17,9 @@ const QUARTER: i64 = 900;
 /// One of the values that a row is told from others by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GroupBy {
+    /// The value of a field of the access log.
     Field(Field),
+    /// The span of time in which the request began.
     Period(Period),
 }
 
@@ -36,10 +38,12 @@ pub enum Period {
 }
 
 impl GroupBy {
+    /// Groups by the field of this name. Panics where the access log has no such field.
     pub const fn field(name: &str) -> GroupBy {
         GroupBy::Field(Field::named(name))
     }
 
+    /// The name of its column.
     pub fn name(self) -> &'static str {
         match self {
             GroupBy::Field(field) => field.name(),

@@ -45,6 +45,7 @@ pub struct LogReader {
 /// A line without its line feed.
 #[derive(Debug, PartialEq, Eq)]
 pub enum RawLine<'a> {
+    /// A line that was read whole.
     Complete(&'a [u8]),
     /// Longer than any line the proxy writes: no log, or a damaged one.
     TooLong,

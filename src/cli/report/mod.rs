@@ -48,9 +48,11 @@ const WIDTH: usize = 120;
 pub struct Options {
     /// Read in this order; `-` is the standard input.
     pub logs: Vec<PathBuf>,
+    /// What rows are grouped by, in the order of the columns.
     pub by: Vec<GroupBy>,
     /// Only requests that meet all of these.
     pub filters: Vec<Filter>,
+    /// When the requests that count began.
     pub window: Window,
     /// Whose hours, days, weeks and months these are.
     pub time_zone: TimeZone,
@@ -58,12 +60,15 @@ pub struct Options {
     pub prices: Option<Prices>,
     /// Tells what priority cost above the default tier, and leaves the cost as it is.
     pub premium: Option<Prices>,
+    /// Further currencies in which the cost is shown.
     pub rates: Vec<Rate>,
     /// None: those that serve the format.
     pub columns: Option<Vec<String>>,
+    /// Order of the rows; none for the order that serves what they are grouped by.
     pub sort: Option<Sort>,
     /// At most so many rows; the total has all.
     pub top: Option<usize>,
+    /// How the report is written.
     pub format: Format,
     /// A page to be written as well.
     pub html: Option<PathBuf>,
@@ -95,9 +100,19 @@ pub enum ReportError {
     /// There is no such column. Nothing was read or written.
     Column(String),
     /// A log cannot be opened. Nothing was read or written.
-    Open { path: PathBuf, error: io::Error },
+    Open {
+        /// The log, as it was named.
+        path: PathBuf,
+        /// Why it cannot be opened.
+        error: io::Error,
+    },
     /// The report was written, but without what could not be read, which is told in the notes.
-    Incomplete { logs: usize, lines: u64 },
+    Incomplete {
+        /// Logs of which something could not be read.
+        logs: usize,
+        /// Lines that could not be read.
+        lines: u64,
+    },
     /// The report, the page or a note cannot be written.
     Write(io::Error),
 }

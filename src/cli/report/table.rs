@@ -26,9 +26,11 @@ pub enum Format {
 /// One value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cell {
+    /// No value.
     Null,
     /// A number or a boolean, as JSON spells it.
     Bare(String),
+    /// A whole number that is counted or summed.
     Count(u64),
     /// What one count is above another.
     Difference(i64),
@@ -36,19 +38,23 @@ pub enum Cell {
     Money(Decimal),
     /// A part of one; people are told percents.
     Share(Decimal),
+    /// Any text.
     Text(String),
 }
 
 /// Rows of equal length under the names of their columns.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
+    /// Names of the columns, from left to right.
     pub columns: Vec<String>,
+    /// Values of the rows, one for each column.
     pub rows: Vec<Vec<Cell>>,
     /// The last row, in which the columns that rows are told by are null.
     pub total: Option<Vec<Cell>>,
 }
 
 impl Cell {
+    /// A cell that holds this text.
     pub fn text(text: impl Into<String>) -> Cell {
         Cell::Text(text.into())
     }
@@ -138,6 +144,7 @@ impl PartialOrd for Cell {
 }
 
 impl Table {
+    /// Writes the table in the given format. The error is that of `out`.
     pub fn write(&self, format: Format, out: &mut impl Write) -> io::Result<()> {
         match format {
             Format::Table => self.write_for_people(out),

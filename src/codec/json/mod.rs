@@ -28,9 +28,15 @@ const LONGEST_ESCAPE: usize = 2 + CODE_UNIT;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The byte at this offset, or the end of the input there, is not what the grammar allows.
-    InvalidJson { at: u64 },
+    InvalidJson {
+        /// Offset in bytes.
+        at: u64,
+    },
     /// The code point that begins at this offset is malformed, overlong, a surrogate, or cut short by the end.
-    InvalidUtf8 { at: u64 },
+    InvalidUtf8 {
+        /// Offset in bytes.
+        at: u64,
+    },
     /// More arrays and objects stand inside one another than the limit.
     TooDeep,
 }
@@ -49,11 +55,17 @@ pub enum Interest {
 /// Type of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// An object.
     Object,
+    /// An array.
     Array,
+    /// A string.
     String,
+    /// A number.
     Number,
+    /// `true` or `false`.
     Bool,
+    /// `null`.
     Null,
 }
 
@@ -71,6 +83,7 @@ pub struct Key<'a> {
 /// The value of a member, shown when it is complete.
 #[derive(Clone, Copy, Debug)]
 pub struct Value<'a> {
+    /// Type of the value.
     pub kind: Kind,
     /// The depth that its key had.
     pub depth: usize,

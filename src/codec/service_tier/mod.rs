@@ -34,8 +34,11 @@ const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
 /// A tier that can be set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tier {
+    /// Faster processing at a higher price: `priority`.
     Priority,
+    /// Slower processing at a lower price: `flex`.
     Flex,
+    /// Standard processing: `default`.
     Default,
 }
 
@@ -65,10 +68,20 @@ pub struct Edits {
 /// Why a body cannot be rewritten. Offsets count bytes from its beginning; no text of the body is in here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodyFault {
-    InvalidJson { at: u64 },
+    /// The body is not JSON (RFC 8259).
+    InvalidJson {
+        /// Offset of the byte, or of the end.
+        at: u64,
+    },
+    /// The body is JSON, but not an object.
     NotAnObject,
+    /// Arrays and objects are nested deeper than the limit.
     TooDeep,
-    InvalidUtf8 { at: u64 },
+    /// The body is not UTF-8.
+    InvalidUtf8 {
+        /// Offset at which the malformed code point begins.
+        at: u64,
+    },
 }
 
 /// One body on its way through: held in one buffer, read as it arrives, and edited in place at its end.
@@ -92,6 +105,7 @@ pub struct Rewriter {
 pub struct Rewritten {
     buffer: Vec<u8>,
     start: usize,
+    /// What the body said as it came.
     pub facts: Facts,
     /// Whether the body asks for usage now and did not before: a chunk will come for which the client did not ask.
     pub usage_requested: bool,

@@ -34,8 +34,11 @@ pub struct LoadStatus {
 /// Loads since the start, the first one included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadCounts {
+    /// Loads whose value was taken.
     pub succeeded: u64,
+    /// Loads that failed: the file could not be read or has mistakes.
     pub failed: u64,
+    /// Loads whose value is good and was not taken all the same.
     pub held: u64,
 }
 
@@ -83,14 +86,17 @@ impl<T> HotReloaded<T> {
         })
     }
 
+    /// The value in force.
     pub fn current(&self) -> Arc<T> {
         self.current.load_full()
     }
 
+    /// How the newest load went.
     pub fn load_status(&self) -> LoadStatus {
         self.status.lock().clone()
     }
 
+    /// How many loads went which way.
     pub fn counts(&self) -> LoadCounts {
         LoadCounts {
             succeeded: self.succeeded.load(Ordering::Relaxed),

@@ -48,6 +48,7 @@ pub struct FileWatcher {
 
 /// What a watched file holds by now.
 pub struct FileRead {
+    /// The bytes of the file, or why it could not be read.
     pub content: io::Result<FileBytes>,
     /// Somebody has asked for it, by SIGHUP; else the file was seen to change.
     pub requested: bool,
@@ -178,6 +179,7 @@ impl FileWatcher {
 }
 
 impl WatchedFile {
+    /// Watches the file at this path from its present state on.
     pub fn new(path: &Path) -> Self {
         let now = fingerprint(path);
         Self {

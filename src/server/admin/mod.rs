@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use http::response::Builder;
 use http::{Method, Response, StatusCode, header};
 use parking_lot::Mutex;
-use pingora_core::apps::http_app::ServeHttp;
-use pingora_core::protocols::http::ServerSession;
+use pingora::apps::http_app::ServeHttp;
+use pingora::protocols::http::ServerSession;
 use uuid::Uuid;
 
 use crate::accounting::history::History;
