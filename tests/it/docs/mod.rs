@@ -1,7 +1,6 @@
 //! The documentation against the program: the tables of `README.md` and `docs/` name every setting, field, code, metric, command and
 //! target, and no other; YAML blocks pass `check`; the quick start does what it says; links lead somewhere.
 
-mod ahead;
 mod files;
 mod page;
 mod reference;
@@ -29,16 +28,11 @@ fn tiergate(folder: &std::path::Path, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// Asserts that both have the same names, but for those that are documented [`ahead`] of the program.
+/// Asserts that both have the same names.
 #[track_caller]
 fn assert_same(what: &str, documented: &BTreeSet<String>, known: &BTreeSet<String>) {
-    let settled = |names: &BTreeSet<String>| -> BTreeSet<String> {
-        let names = names.iter().filter(|name| !ahead::is_ahead(what, name));
-        names.cloned().collect()
-    };
-    let (documented, known) = (settled(documented), settled(known));
-    let missing: Vec<_> = known.difference(&documented).collect();
-    let invented: Vec<_> = documented.difference(&known).collect();
+    let missing: Vec<_> = known.difference(documented).collect();
+    let invented: Vec<_> = documented.difference(known).collect();
     assert!(
         missing.is_empty() && invented.is_empty(),
         "{what}: not documented: {missing:?}; not in the program: {invented:?}"

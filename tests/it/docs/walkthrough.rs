@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Map, Value};
 
 use super::page::{blocks, pages};
-use super::{ahead, read, root, tiergate};
+use super::{read, root, tiergate};
 use crate::support::client::Client;
 use crate::support::tls::certificates;
 use crate::support::upstream::Reply;
@@ -55,9 +55,6 @@ fn every_yaml_block_passes_check() {
     let mut checked = 0;
     for page in pages() {
         for block in blocks(&page, "yaml") {
-            if ahead::block_is_ahead(&block) {
-                continue;
-            }
             let folder = tempfile::tempdir().unwrap();
             let upstreams = block.split("upstreams:\n").nth(1).unwrap_or("  main:");
             write_companions(
