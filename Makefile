@@ -105,7 +105,7 @@ lint: tools
 
 # The documentation of the code, without a link that leads nowhere.
 doc: tools
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --no-deps --document-private-items
 
 # Dependencies: none that is not used, and licences, bans and sources as in deny.toml. The first run builds both tools, which
 # takes some minutes, to target/tools only; later ones need no network.
