@@ -67,7 +67,8 @@ CREATE TABLE IF NOT EXISTS tiergate.access
     bridge                 LowCardinality(Nullable(String)),
     bridge_dropped         Nullable(String),
     key_id                 LowCardinality(Nullable(String)),
-    prices                 LowCardinality(Nullable(String))
+    prices                 LowCardinality(Nullable(String)),
+    model_upstream         LowCardinality(Nullable(String))
 )
 -- Rows are made one only within a partition: `time` is of the line, so a line always comes to the same one.
 ENGINE = ReplacingMergeTree

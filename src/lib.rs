@@ -13,9 +13,9 @@
 //!
 //! In reading order, and in the order in which one may use the other, from left to right only: the command line ([`cli`]);
 //! the process, its listeners and client connections ([`server`]); the way of a request through Pingora's phases
-//! ([`proxy`]); what requests share ([`state`]); the conversion of protocols ([`bridge`]), the rules of the groups
-//! ([`policy`]), addresses and connections of upstreams ([`upstream`]), log, metrics and money ([`accounting`]); formats,
-//! without I/O ([`codec`]); settings and files ([`config`]).
+//! ([`proxy`]); what requests share ([`state`]); log, metrics and money ([`accounting`]); addresses and connections of
+//! upstreams ([`upstream`]); the rules of the groups ([`policy`]) and, apart from them, the conversion of protocols
+//! ([`bridge`]); formats, without I/O ([`codec`]); settings and files ([`config`]).
 
 // What a command says goes through its `Streams`, what the service says through `log`.
 #![warn(clippy::print_stdout, clippy::print_stderr)]

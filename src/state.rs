@@ -46,7 +46,7 @@ pub struct State {
     /// Responses that are made in the background and are still to be billed.
     pub background: BackgroundResponses,
     /// Memory for request bodies that are held, in bytes.
-    pub budget: Arc<Budget>,
+    pub body_memory: Arc<Budget>,
     /// What was spent on the fast tier.
     pub budgets: Budgets,
     store: Option<StateFile>,
@@ -91,7 +91,7 @@ impl State {
             log,
             metrics: Metrics::default(),
             background: BackgroundResponses::default(),
-            budget: Budget::new(config.limits.buffered),
+            body_memory: Budget::new(config.limits.buffered),
             budgets: Budgets::default(),
             store,
             store_fault: Mutex::default(),
@@ -152,7 +152,7 @@ impl State {
                 let current = prices.current();
                 file_snapshot(prices, current.revision())
             }),
-            buffered_bytes: self.budget.used(),
+            buffered_bytes: self.body_memory.used(),
             buffered_limit: self.limits.buffered,
             access_log_errors: self.log.errors(),
             upstreams: upstreams.collect(),

@@ -1,5 +1,5 @@
-//! Every reason for which a request is refused or fails, and the answer that a client gets for it. Nothing else in the
-//! project knows status codes or the shape of an error body.
+//! Every reason for which a request is refused or fails, and the answer that a client gets for it. Only the
+//! events of a WebSocket and the bridge's answers have shapes of their own.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -3,6 +3,7 @@
 
 pub(crate) mod bridge_exchange;
 pub(crate) mod client_connection;
+mod client_ip;
 pub(crate) mod context;
 mod cors;
 pub(crate) mod error_mapping;
@@ -320,7 +321,7 @@ impl ProxyHttp for TierProxy {
     fn suppress_error_log(
         &self,
         _session: &Session,
-        _exchange: &Box<RequestContext>,
+        _context: &Box<RequestContext>,
         _error: &Error,
     ) -> bool {
         // The access log has it. Pingora's own line would print the request's query.
@@ -330,7 +331,7 @@ impl ProxyHttp for TierProxy {
     fn suppress_proxy_warn_log(
         &self,
         _session: &Session,
-        _exchange: &Box<RequestContext>,
+        _request: &Box<RequestContext>,
         _error: &Error,
         _context: ProxyWarnLogContext,
     ) -> bool {
@@ -394,7 +395,11 @@ impl TierProxy {
         context: &mut RequestContext,
     ) -> Result<(), Stop> {
         let length = content_length(session.req_header())?;
-        let State { limits, budget, .. } = &*self.state;
+        let State {
+            limits,
+            body_memory,
+            ..
+        } = &*self.state;
         let empty = session.as_downstream_mut().is_body_empty();
         let is_http2 = session.as_downstream().is_http2();
         context.body_idle = is_http2.then_some(limits.body_idle_timeout);
@@ -411,13 +416,13 @@ impl TierProxy {
         }
         let is_held = action.is_some_and(|action| needs_body(&action)) || context.requests_usage();
         if !is_held {
-            let body = StreamedBody::open(headers, length, limits, budget)?;
+            let body = StreamedBody::open(headers, length, limits, body_memory)?;
             context.body = Body::Streamed(Box::new(body));
             return continue_upload(session).await;
         }
         let may_stay = action.is_none_or(|action| action.condition != Condition::Always)
             || context.has_budget();
-        let held = BufferedBody::open(headers, length, may_stay, limits, budget)?;
+        let held = BufferedBody::open(headers, length, may_stay, limits, body_memory)?;
         context.body = Body::Buffered(Box::new(held));
         continue_upload(session).await?;
         match length.or(empty.then_some(0)) {
@@ -488,7 +493,7 @@ fn filter_body(
                 // Pingora would end a chunked message twice (cloudflare/pingora#935).
                 *body = None;
             } else if context.is_http2_upstream() && !piece.is_empty() {
-                *body = Some(waiting_piece(piece, &context.state.budget)?);
+                *body = Some(waiting_piece(piece, &context.state.body_memory)?);
             }
         }
         Body::Buffered(held) => {

@@ -143,7 +143,7 @@ impl WebSocketSession {
             state: state.clone(),
             upstream,
             credential,
-            lease: state.budget.lease(0)?,
+            lease: state.body_memory.lease(0)?,
             client: ClientReader::new(state.limits.websocket_message as usize),
             message: None,
             fault: None,
@@ -512,6 +512,11 @@ impl WebSocketSession {
             let depth = self.state.limits.json_depth;
             let Ok(found) = action.outgoing_tier(&buffer[start..], depth) else {
                 self.state.metrics.unforced_forwarded.inc();
+                log::error!(
+                    "turn {}: the outgoing message does not carry the forced tier; it is not sent",
+                    record.number
+                );
+                self.open_refused(record, Some(facts), &message);
                 return Err(Stop::Refused(Cause::Internal.into()));
             };
             record.facts = facts;
@@ -578,6 +583,7 @@ impl WebSocketSession {
             {
                 (refusal, TRY_AGAIN_LATER)
             }
+            Stop::Refused(refusal) if refusal.cause == Cause::Internal => (refusal, INTERNAL_ERROR),
             Stop::Refused(refusal) => (refusal, POLICY_VIOLATION),
             Stop::Protocol(why @ ProtocolError::MessageTooBig { .. }) => (
                 Refusal::new(Cause::BodyTooLarge, why.to_string()),

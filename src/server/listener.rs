@@ -49,7 +49,7 @@ pub struct Listeners {
 
 struct Listener {
     socket: TcpListener,
-    entrance: ListenerOptions,
+    options: ListenerOptions,
 }
 
 /// What a connection goes through before it can bring requests.
@@ -99,11 +99,11 @@ impl Listeners {
                 }
             };
             let socket = bind(listen.address, taken.as_deref_mut())?;
-            let entrance = ListenerOptions {
+            let options = ListenerOptions {
                 proxy_protocol: listen.proxy_protocol,
                 acceptor,
             };
-            public.push(Listener { socket, entrance });
+            public.push(Listener { socket, options });
         }
         let admin = bind(state.config.admin, taken)?;
         Ok(Self { public, admin })
@@ -141,9 +141,9 @@ impl Listeners {
     }
 
     /// Accepts on every public listener until `stop`; the admin listener is given back.
-    pub fn accept(self, site: &Arc<ServerContext>, stop: &CancellationToken) -> TcpListener {
+    pub fn accept(self, context: &Arc<ServerContext>, stop: &CancellationToken) -> TcpListener {
         for listener in self.public {
-            let accepting = accept(listener, site.clone());
+            let accepting = accept(listener, context.clone());
             tokio::spawn(stop.clone().run_until_cancelled_owned(accepting));
         }
         self.admin
@@ -174,20 +174,20 @@ fn bind_new(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-async fn accept(listener: Listener, site: Arc<ServerContext>) {
-    let Listener { socket, entrance } = listener;
+async fn accept(listener: Listener, context: Arc<ServerContext>) {
+    let Listener { socket, options } = listener;
     loop {
         match socket.accept().await {
             Ok((client, peer)) => {
-                site.accepted.fetch_add(1, Ordering::Relaxed);
-                let Some(room) = await_room(&site).await else {
+                context.accepted.fetch_add(1, Ordering::Relaxed);
+                let Some(room) = await_room(&context).await else {
                     return;
                 };
-                let (site, entrance) = (site.clone(), entrance.clone());
-                let tasks = site.tasks.clone();
+                let (context, options) = (context.clone(), options.clone());
+                let tasks = context.tasks.clone();
                 tasks.spawn(async move {
                     let _room = room;
-                    serve(client, peer, &entrance, &site).await;
+                    serve(client, peer, &options, &context).await;
                 });
             }
             Err(why) => {
@@ -199,12 +199,12 @@ async fn accept(listener: Listener, site: Arc<ServerContext>) {
 }
 
 /// Room for one more connection. Until there is, those that come wait in the kernel's queue. None: never again.
-async fn await_room(site: &ServerContext) -> Option<OwnedSemaphorePermit> {
-    let room = site.room.clone();
+async fn await_room(context: &ServerContext) -> Option<OwnedSemaphorePermit> {
+    let room = context.room.clone();
     if let Ok(room) = room.clone().try_acquire_owned() {
         return Some(room);
     }
-    let rests = &site.state.metrics.accept_rests;
+    let rests = &context.state.metrics.accept_rests;
     if rests.get() == 0 {
         // Once: the metric has the rest, and it may be many.
         log::warn!("`limits.connections` is reached, new ones wait");
@@ -216,22 +216,22 @@ async fn await_room(site: &ServerContext) -> Option<OwnedSemaphorePermit> {
 async fn serve(
     client: TcpStream,
     peer: SocketAddr,
-    entrance: &ListenerOptions,
-    site: &ServerContext,
+    options: &ListenerOptions,
+    context: &ServerContext,
 ) {
-    let _open = Open::new(&site.state);
+    let _open = Open::new(&context.state);
     // Answers are written whole or flushed at once; Nagle's delay would only hold their last piece back.
     let _ = client.set_nodelay(true);
     keep_alive(&client);
     limit_unsent(&client);
-    let head_until = Instant::now() + site.state.limits.header_timeout;
-    let passing = entrance.pass(client, peer, head_until, site);
+    let head_until = Instant::now() + context.state.limits.header_timeout;
+    let passing = options.pass(client, peer, head_until, context);
     let passed = tokio::select! {
         passed = timeout_at(head_until, passing) => passed.unwrap_or_else(|late| Err(late.into())),
-        () = site.state.drain_waits() => return,
+        () = context.state.drain_waits() => return,
     };
     match passed {
-        Ok(entered) => entered.serve(site).await,
+        Ok(entered) => entered.serve(context).await,
         // A scanner, a client that does not trust the certificate, or one too many.
         Err(why) => log::debug!("a connection of {peer} is closed: {why}"),
     }
@@ -248,11 +248,11 @@ struct AcceptedConnection {
 }
 
 impl AcceptedConnection {
-    async fn serve(self, site: &ServerContext) {
+    async fn serve(self, context: &ServerContext) {
         match self.connection {
-            Some(connection) => serve_http1(self.stream, &connection, site).await,
+            Some(connection) => serve_http1(self.stream, &connection, context).await,
             None => {
-                ServerApp::process_new(&site.proxy, self.stream, &site.shutdown).await;
+                ServerApp::process_new(&context.proxy, self.stream, &context.shutdown).await;
             }
         }
     }
@@ -261,12 +261,16 @@ impl AcceptedConnection {
 /// Has Pingora serve the requests of a connection over HTTP/1.1, one after the other.
 ///
 /// Pingora's own loop would close a connection at the begin of a drain whose request has come in part.
-async fn serve_http1(stream: Stream, connection: &ClientConnection, site: &ServerContext) {
-    let (draining, drain_over) = (site.state.draining(), site.state.drain_over());
+async fn serve_http1(stream: Stream, connection: &ClientConnection, context: &ServerContext) {
+    let (draining, drain_over) = (context.state.draining(), context.state.drain_over());
     let serving = async {
         let mut session = ServerSession::new_http1(stream);
-        session.set_keepalive(Some(site.head_limits.keepalive.as_secs().max(1)));
-        while let Some(reused) = site.proxy.process_new_http(session, &site.shutdown).await {
+        session.set_keepalive(Some(context.head_limits.keepalive.as_secs().max(1)));
+        while let Some(reused) = context
+            .proxy
+            .process_new_http(session, &context.shutdown)
+            .await
+        {
             connection.await_request();
             let (stream, settings) = reused.consume();
             session = ServerSession::new_http1(stream);
@@ -296,7 +300,7 @@ impl ListenerOptions {
         mut client: TcpStream,
         peer: SocketAddr,
         head_until: Instant,
-        site: &ServerContext,
+        context: &ServerContext,
     ) -> io::Result<AcceptedConnection> {
         let mut peer = peer;
         if self.proxy_protocol {
@@ -304,9 +308,9 @@ impl ListenerOptions {
         }
         // One that came to a socket for both families is told like any other.
         peer.set_ip(peer.ip().to_canonical());
-        let seat = take_seat(peer.ip(), site)?;
+        let seat = take_seat(peer.ip(), context)?;
         let socket = Socket::new(client, peer);
-        let connection = ClientConnection::new(site.head_limits, head_until);
+        let connection = ClientConnection::new(context.head_limits, head_until);
         let stream: Stream = match &self.acceptor {
             None => Box::new(Downstream::http1(socket, connection.clone())),
             Some(acceptor) => {
@@ -350,16 +354,16 @@ async fn read_proxy_header(client: &mut TcpStream) -> io::Result<Option<SocketAd
 }
 
 /// A place among the connections of this client, where these are limited. Those of a trusted proxy have many clients.
-fn take_seat(client: IpAddr, site: &ServerContext) -> io::Result<Option<Permit<IpAddr>>> {
-    let Some(most) = site.state.limits.connections_per_client else {
+fn take_seat(client: IpAddr, context: &ServerContext) -> io::Result<Option<Permit<IpAddr>>> {
+    let Some(most) = context.state.limits.connections_per_client else {
         return Ok(None);
     };
-    if site.state.config.trusted_proxies.contains(client) {
+    if context.state.config.trusted_proxies.contains(client) {
         return Ok(None);
     }
-    let seat = site.clients.try_acquire(subscriber(client), most);
+    let seat = context.clients.try_acquire(subscriber(client), most);
     if seat.is_none() {
-        site.state.metrics.connections_refused.inc();
+        context.state.metrics.connections_refused.inc();
     }
     let refused = || io::Error::other("`limits.connections_per_client` is reached");
     seat.map(Some).ok_or_else(refused)

@@ -1,8 +1,7 @@
-//! The running process: what is assembled, the tasks beside the listeners, signals, the end. Requests are `proxy.rs`'s.
+//! The running process: what is assembled, the tasks beside the listeners, signals, the end. Requests are `proxy/`'s.
 
 pub(crate) mod admin;
 pub(crate) mod binary_upgrade;
-pub(crate) mod client_ip;
 pub(crate) mod connection_limit;
 pub(crate) mod downstream;
 pub(crate) mod listener;

@@ -44,7 +44,7 @@ pub(super) async fn read(session: &mut Session, context: &mut RequestContext) ->
         client.await_body(!empty);
     }
     let headers = &session.req_header().headers;
-    let held = BufferedBody::open(headers, length, false, limits, &state.budget)?;
+    let held = BufferedBody::open(headers, length, false, limits, &state.body_memory)?;
     context.body = Body::Buffered(Box::new(held));
     continue_upload(session).await?;
     let deadline = Instant::now() + limits.body_timeout;
@@ -84,7 +84,7 @@ pub(super) fn prepare(
     };
     let state = context.state.clone();
     // For the second body, as large as the first; what it really takes is counted when it is there.
-    let lease = state.budget.lease(body.len() as u64)?;
+    let lease = state.body_memory.lease(body.len() as u64)?;
     let headers = &session.req_header().headers;
     let group = context.record.group.clone().ok_or(Cause::Internal)?;
     let mut converted = match conversion.convert(&group, headers, &body) {
@@ -100,7 +100,8 @@ pub(super) fn prepare(
     context.record.action = conversion.decide(&group, headers, facts, &converted)?;
     context.spend_budget()?;
     let action = context.record.action;
-    let Outgoing { bytes, tier } = outgoing(&mut converted, action, &state.limits, &state.budget)?;
+    let Outgoing { bytes, tier } =
+        outgoing(&mut converted, action, &state.limits, &state.body_memory)?;
     context.body = Body::Ready(bytes);
     Ok(Ok(Prepared {
         conversion: conversion.clone(),

@@ -104,7 +104,7 @@ impl<'s> Overview<'s> {
         if state.is_draining() {
             problems.push(warning("draining: no further requests are taken"));
         }
-        if state.budget.used() > state.limits.buffered / 5 * 4 {
+        if state.body_memory.used() > state.limits.buffered / 5 * 4 {
             problems.push(warning(
                 "request bodies take more than 80 % of `limits.buffered`",
             ));

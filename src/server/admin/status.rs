@@ -161,7 +161,7 @@ pub(super) fn status(state: &State, last: &LastReload, history: &History) -> Str
         "upstreams": upstreams,
         "connections": state.metrics.connections.get(),
         "requests_in_flight": state.metrics.in_flight.get(),
-        "buffered_bytes": state.budget.used(),
+        "buffered_bytes": state.body_memory.used(),
         "access_log": {"errors": state.log.errors(), "written": !state.log.is_stalled()},
     });
     format!("{value}\n")

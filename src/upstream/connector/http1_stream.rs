@@ -39,8 +39,6 @@ pub(super) struct Http1Stream {
     gathered: Vec<u8>,
     sent: usize,
     unflushed: bool,
-    /// Reading has once left what is gathered for more to come.
-    deferred: bool,
     /// What came of a response while its request was written, from `taken` on.
     early: Vec<u8>,
     taken: usize,
@@ -62,7 +60,6 @@ impl Http1Stream {
             gathered: Vec::new(),
             sent: 0,
             unflushed: false,
-            deferred: false,
             early: Vec::new(),
             taken: 0,
             answered_early: false,
@@ -88,18 +85,11 @@ impl Http1Stream {
         self.gathered.clear();
         self.gathered.shrink_to(GATHERED_BYTES);
         self.sent = 0;
-        self.deferred = false;
         if self.unflushed {
             ready!(Pin::new(&mut self.io).poll_flush(cx))?;
             self.unflushed = false;
         }
         Poll::Ready(Ok(()))
-    }
-
-    /// Whether a gathered head is to stay for a moment. Pingora's loop picks at random between reading the response and writing
-    /// the body, so that the body may be ready and a head go out without it, in a packet and a system call of its own.
-    fn waits_for_more(&mut self) -> bool {
-        !self.gathered.is_empty() && !std::mem::replace(&mut self.deferred, true)
     }
 
     /// Whether the response has begun although its request was not taken whole.
@@ -199,12 +189,8 @@ impl Http1Stream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if !self.control().holds_request() && !self.answered_early {
-            if self.waits_for_more() {
-                cx.waker().wake_by_ref();
-            } else {
-                // A failure shows in the next write, or in what is read: a response may be there all the same.
-                let _ = self.poll_send(cx);
-            }
+            // A failure shows in the next write, or in what is read: a response may be there all the same.
+            let _ = self.poll_send(cx);
         }
         if self.take_early(buf) {
             return Poll::Ready(Ok(()));

@@ -26,6 +26,17 @@ fn the_log_fields_are_those_of_a_line() {
 }
 
 #[test]
+fn the_columns_for_clickhouse_are_the_fields_of_a_line() {
+    let file = read("conf/clickhouse.sql");
+    let (_, columns) = file.split_once("tiergate.access\n(\n").unwrap();
+    let (columns, _) = columns.split_once("\n)\n").unwrap();
+    let columns = columns.lines().map(str::trim_start);
+    let columns = columns.filter(|line| !line.starts_with("--"));
+    let columns = columns.map(|line| line.split(' ').next().unwrap().trim_matches('`'));
+    assert_same("columns", &set(columns), &set(FIELDS));
+}
+
+#[test]
 fn the_names_of_opentelemetry_are_those_of_the_program() {
     let documented = table(LOG, "`format: otel`");
     let documented: BTreeMap<String, String> = documented
