@@ -404,7 +404,7 @@ fn carry(config: &Config, decision: &mut Decision, request: &Request) -> Result<
     let changed = decision.action.filter(|action| action.changes());
     let tier = match changed {
         Some(action) => {
-            let found = action.outgoing_tier(&ready.bytes, limits.json_depth)?;
+            let found = action.outgoing_tier(&ready.bytes, limits.json_depth, false)?;
             set_tier(Some(action), found)
         }
         None => own_tier(&ready.facts),

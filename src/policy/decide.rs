@@ -236,18 +236,24 @@ impl TierAction {
     /// The tier in a body as it leaves, read from its bytes.
     ///
     /// # Errors
-    /// Where it is not what was to be done: such a body must not be sent. `json_depth` is the limit that it was read under.
+    /// Where it is not what was to be done: such a body must not be sent. `json_depth` is the limit that it was read under;
+    /// `is_message`: of a WebSocket.
     pub fn outgoing_tier(
         &self,
         bytes: &[u8],
         json_depth: usize,
+        is_message: bool,
     ) -> Result<Option<&'static str>, Cause> {
         let found = observed_tier(bytes);
         let holds = match self.body {
             Edit::Keep => true,
             Edit::Set(tier) => found == Some(tier.as_str()),
             // Where the header asks for the tier, one that is left in the body does no harm.
-            Edit::Remove => self.beta_header == BetaHeader::Set || has_no_tier(bytes, json_depth),
+            Edit::Remove => {
+                self.beta_header == BetaHeader::Set || {
+                    has_no_tier(bytes, json_depth, is_message)
+                }
+            }
         };
         holds.then_some(found).ok_or(Cause::Internal)
     }
@@ -332,7 +338,8 @@ mod tests {
             beta_header,
             ..TierAction::none(TierReason::GroupForce)
         };
-        let outgoing = |action: TierAction, body: &str| action.outgoing_tier(body.as_bytes(), 10);
+        let outgoing =
+            |action: TierAction, body: &str| action.outgoing_tier(body.as_bytes(), 10, true);
         for tier in Tier::ALL {
             let set = action(Edit::Set(tier), BetaHeader::Keep);
             for other in Tier::ALL {

@@ -288,7 +288,7 @@ impl RequestContext {
         };
         let bytes = bytes.clone();
         let found = match self.record.action {
-            Some(action) => action.outgoing_tier(&bytes, self.state.limits.json_depth),
+            Some(action) => action.outgoing_tier(&bytes, self.state.limits.json_depth, false),
             None => Ok(None),
         };
         let Ok(found) = found else {

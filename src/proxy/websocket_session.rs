@@ -17,6 +17,7 @@ use crate::codec::websocket::{
     ClientEvent, ClientReader, Message, Opcode, ProtocolError, ServerEvent, ServerReader,
     close_frame, encode_in_place, text_frame,
 };
+use crate::config::UpstreamKind;
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{Credential, Decision, Denied, Group, Policy, TierAction};
 use crate::proxy::request_body::refuse_json;
@@ -400,7 +401,7 @@ impl WebSocketSession {
             .unwrap_or_else(|| Rewriter::for_message(depth));
         let policy = self.state.policy.current();
         let mut decided = policy.decide_turn(&self.credential, Endpoint::Responses, false);
-        let is_create = rewriter.facts().kind.as_deref() == Some(RESPONSE_CREATE);
+        let is_create = self.may_create(rewriter.facts());
         let over_budget = match &mut decided {
             Ok(decision) if is_create => self.resolve_action(decision, rewriter.facts()).err(),
             _ => None,
@@ -431,12 +432,7 @@ impl WebSocketSession {
                 let facts = Some(body.facts);
                 Err(self.refuse_turn(refusal, policy, decision, facts, &message, connection))
             }
-            (Ok(body), _)
-                if !body.facts.several_types
-                    && body.facts.kind.as_deref() != Some(RESPONSE_CREATE) =>
-            {
-                Ok(message.raw)
-            }
+            (Ok(body), _) if !is_create && !body.facts.several_types => Ok(message.raw),
             (Ok(body), Ok(decision)) => {
                 self.begin_turn(policy, decision, body, message, connection)
             }
@@ -445,6 +441,19 @@ impl WebSocketSession {
                 Err(self.deny_turn(denied, policy, facts, &message, connection))
             }
         }
+    }
+
+    /// Whether an upstream may begin a response for a message: one whose `type` says so, also in other spellings of it. Some
+    /// gateways take a message without a type for one (Wei-Shaw/sub2api does).
+    fn may_create(&self, facts: &Facts) -> bool {
+        let is_gateway = || {
+            let upstream = self.upstream.as_ref();
+            upstream.is_some_and(|upstream| upstream.config.kind == UpstreamKind::Gateway)
+        };
+        facts.kind.as_deref().map_or_else(is_gateway, |kind| {
+            let kind = kind.trim_matches(|letter: char| letter.is_whitespace() || letter == '\0');
+            kind.is_empty() || kind.eq_ignore_ascii_case(RESPONSE_CREATE)
+        })
     }
 
     /// Decides what only the message itself tells, and what is left of the budget.
@@ -510,7 +519,7 @@ impl WebSocketSession {
         let goes_on = if let Some(action) = action {
             let (buffer, start, facts) = body.into_parts();
             let depth = self.state.limits.json_depth;
-            let Ok(found) = action.outgoing_tier(&buffer[start..], depth) else {
+            let Ok(found) = action.outgoing_tier(&buffer[start..], depth, true) else {
                 self.state.metrics.unforced_forwarded.inc();
                 log::error!(
                     "turn {}: the outgoing message does not carry the forced tier; it is not sent",

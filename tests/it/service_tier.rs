@@ -513,7 +513,7 @@ proptest! {
         prop_assert_eq!(again, Ok((output.clone(), false)));
         match edits.tier {
             Edit::Set(tier) => prop_assert_eq!(observed_tier(output.as_bytes()), Some(tier.as_str())),
-            Edit::Remove if is_message => prop_assert!(has_no_tier(output.as_bytes(), DEPTH)),
+            Edit::Remove if is_message => prop_assert!(has_no_tier(output.as_bytes(), DEPTH, true)),
             Edit::Remove | Edit::Keep => {}
         }
     }
@@ -1043,4 +1043,11 @@ fn a_true_announcement_is_reserved_exactly() {
     }
     assert_eq!(rewriter.len(), 3_000_006);
     assert_eq!(rewriter.capacity(), 3_000_006);
+}
+
+/// A `response` member means something in a message of a WebSocket only; over HTTP it is the client's, and stays.
+#[test]
+fn an_inner_tier_counts_in_messages_only() {
+    let body = br#"{"model":"m","response":{"service_tier":"flex"}}"#;
+    assert!(has_no_tier(body, DEPTH, false) && !has_no_tier(body, DEPTH, true));
 }

@@ -198,7 +198,9 @@ pub fn outgoing(
     held.push(&body)?;
     let ReadyBody { bytes, facts, .. } = held.finish(Edits::tier(edit))?;
     let tier = match action.filter(|_| edit != Edit::Keep) {
-        Some(action) => action.outgoing_tier(&bytes, json_depth)?.map(str::to_owned),
+        Some(action) => action
+            .outgoing_tier(&bytes, json_depth, false)?
+            .map(str::to_owned),
         None => facts.service_tier.map(|tier| tier.as_str().to_owned()),
     };
     Ok(Outgoing { bytes, tier })

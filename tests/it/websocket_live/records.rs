@@ -199,7 +199,7 @@ fn other_messages_of_a_forced_group_pass_and_have_no_line() {
     for text in [
         r#"{"type":"response.steer","service_tier":"flex"}"#,
         r#"{"service_tier":"flex"}"#,
-        r#"{"type":"response.CREATE","service_tier":"flex"}"#,
+        r#"{"type":"response.created","service_tier":"flex"}"#,
         r#"{"event":{"type":"response.create"},"service_tier":"flex"}"#,
     ] {
         socket.client.say(text);

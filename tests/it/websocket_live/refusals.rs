@@ -67,6 +67,41 @@ fn a_group_that_is_not_forced_may_send_what_it_likes() {
     assert_eq!(socket.server.hear_text(), BROKEN);
 }
 
+/// Spellings of the type that an upstream may take for `response.create`.
+#[test]
+fn a_message_that_may_create_a_response_is_forced() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    for kind in [
+        "",
+        " ",
+        " response.create ",
+        "RESPONSE.Create",
+        "response.create\\u0000",
+    ] {
+        socket.client.say(&format!(r#"{{"type":"{kind}"}}"#));
+        let forced = format!(r#"{{"service_tier":"priority","type":"{kind}"}}"#);
+        assert_eq!(socket.server.hear_text(), forced);
+    }
+}
+
+/// Gateways take a message without a type for one that creates a response.
+#[test]
+fn a_message_without_a_type_is_forced_towards_a_gateway() {
+    let upstream = ends::upstream();
+    for (kind, front) in [("gateway", r#""service_tier":"priority","#), ("openai", "")] {
+        let proxy = proxy::new()
+            .upstream_with("main", &upstream, &format!("kind: {kind}"))
+            .run();
+        let mut socket = upstream.open(&proxy, "sk-fast");
+        for rest in [r#""model":"m"}"#, r#""type":null}"#] {
+            socket.client.say(&format!("{{{rest}"));
+            assert_eq!(socket.server.hear_text(), format!("{{{front}{rest}"));
+        }
+    }
+}
+
 #[test]
 fn what_came_with_a_refused_message_is_not_sent_either() {
     let upstream = ends::upstream();
