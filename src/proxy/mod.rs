@@ -46,6 +46,9 @@ use crate::state::State;
 use crate::upstream::connector::UpstreamConnector;
 use crate::upstream::connector::control::StreamControl;
 
+/// Bytes that an upstream of HTTP/2 takes before it has said more (RFC 9113 §6.9.2). So much of a body hardly ever waits, and is
+/// not counted.
+const INITIAL_WINDOW: u64 = 65_535;
 /// What Pingora keeps of a body for another attempt, in bytes. The rest of a body that is read before a peer is chosen has
 /// to fit, for Pingora sends such a body only by replaying what it kept.
 const PINGORA_REPLAY_BYTES: u64 = 64 * 1024;
@@ -492,7 +495,10 @@ fn filter_body(
             if ends && piece.is_empty() {
                 // Pingora would end a chunked message twice (cloudflare/pingora#935).
                 *body = None;
-            } else if context.is_http2_upstream() && !piece.is_empty() {
+            } else if context.is_http2_upstream()
+                && context.record.sent.bytes > INITIAL_WINDOW
+                && !piece.is_empty()
+            {
                 *body = Some(waiting_piece(piece, &context.state.body_memory)?);
             }
         }
