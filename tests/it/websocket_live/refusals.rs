@@ -80,7 +80,7 @@ fn a_message_that_may_create_a_response_is_forced() {
         "RESPONSE.Create",
         "response.create\\u0000",
     ] {
-        socket.client.say(&format!(r#"{{"type":"{kind}"}}"#));
+        socket.client.say(format!(r#"{{"type":"{kind}"}}"#));
         let forced = format!(r#"{{"service_tier":"priority","type":"{kind}"}}"#);
         assert_eq!(socket.server.hear_text(), forced);
     }
@@ -96,7 +96,7 @@ fn a_message_without_a_type_is_forced_towards_a_gateway() {
             .run();
         let mut socket = upstream.open(&proxy, "sk-fast");
         for rest in [r#""model":"m"}"#, r#""type":null}"#] {
-            socket.client.say(&format!("{{{rest}"));
+            socket.client.say(format!("{{{rest}"));
             assert_eq!(socket.server.hear_text(), format!("{{{front}{rest}"));
         }
     }
