@@ -23,10 +23,10 @@ mod source {
         pub mod usage;
     }
     pub mod proxy {
+        pub mod client_ip;
         pub mod request_body;
     }
     pub mod server {
-        pub mod client_ip;
         pub mod connection_limit;
         pub mod proxy_protocol;
     }
