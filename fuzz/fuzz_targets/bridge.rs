@@ -10,9 +10,10 @@
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use tiergate_fuzz::bridge::{
-    Answer, ClientRequest, Delivery, Endpoint, Limits, ModelEntry, Output, Session, UpstreamBridge,
-    UpstreamError, convert,
+    Answer, ClientRequest, Delivery, Endpoint, Limits, Output, Session, UpstreamBridge,
+    UpstreamError, UpstreamKind, convert,
 };
+use tiergate_fuzz::config::{BridgeOptions, ModelEntry};
 use tiergate_fuzz::pieces;
 
 const MESSAGES: &[u8] = br#"{"model":"claude-a","max_tokens":9,"stream":true,"thinking":{"type":"adaptive"},"stop_sequences":["ab"],
@@ -34,11 +35,12 @@ struct Received {
 fn upstream() -> UpstreamBridge {
     UpstreamBridge {
         name: "main".to_owned(),
+        kind: UpstreamKind::OpenAi,
+        options: BridgeOptions::of(false),
         models: vec![
             ModelEntry::new("claude-*", Some("gpt-5.5")),
             ModelEntry::new("gpt-*", None),
         ],
-        ..UpstreamBridge::default()
     }
 }
 

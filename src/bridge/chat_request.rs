@@ -8,7 +8,7 @@ use super::chat_tools::{choice, declared};
 use super::context::Context;
 use super::error::Refusal;
 use super::json::{Node, Object, Text};
-use super::models::{Effort, Model};
+use super::models::Model;
 use super::names::ToolNames;
 use super::options::{UpstreamBridge, UpstreamKind};
 use super::record::Record;
@@ -183,9 +183,7 @@ fn set_effort(
     model: &Model<'_>,
 ) -> Result<(), Refusal> {
     let asked = body.word("reasoning_effort")?;
-    let effort = model
-        .effort(Effort::from_word(&asked))
-        .filter(|_| model.reasoning);
+    let effort = model.effort(asked.parse().ok()).filter(|_| model.reasoning);
     draft.set_reasoning(effort, None);
     if effort.is_none() && !asked.is_empty() {
         draft.dropped.add("reasoning_effort");

@@ -4,8 +4,8 @@
 use super::error::Refusal;
 use super::input::Part;
 use super::json::{Node, Object, Text};
-use super::options::ToolMedia;
 use super::record::{Content, Path, Record};
+use crate::config::bridge::ToolMedia;
 use std::collections::HashSet;
 
 /// What a tool is said to have put out if it has put out nothing.

@@ -8,9 +8,10 @@ use super::json::{Node, Text, to_string};
 use super::messages_content::{ToolOutput, parts_of, tool_output};
 use super::models::Model;
 use super::names::{ToolNames, call_id};
-use super::options::{SystemAs, UpstreamBridge};
+use super::options::UpstreamBridge;
 use super::record::{Content, Record};
 use super::request::Dropped;
+use crate::config::bridge::SystemAs;
 use std::collections::HashSet;
 
 /// Reads the messages one after the other.

@@ -8,13 +8,14 @@ use super::error::Refusal;
 use super::json::{Node, Object, Text, parse};
 use super::messages_input::Conversation;
 use super::messages_tools::{Tools, choice};
-use super::models::{Effort, Model};
+use super::models::{Model, effort_of_budget};
 use super::names::{ToolNames, prompt_cache_key};
-use super::options::{SystemAs, UpstreamBridge, UpstreamKind};
+use super::options::{UpstreamBridge, UpstreamKind};
 use super::record::{Content, Record};
 use super::request::Draft;
 use super::schema::is_strict_safe;
 use super::{ClientRequest, Protocol};
+use crate::config::bridge::{Effort, SystemAs};
 use std::borrow::Cow;
 
 /// Members that mean something here. The others are reported as dropped.
@@ -85,8 +86,8 @@ impl<'n> Thinking<'n> {
         if self.is_off() {
             return Some(model.effort_off()); // before every other rule: side requests have 64 tokens
         }
-        let of_budget = || (self.kind == "enabled").then(|| Effort::of_budget(self.budget));
-        model.effort(word.map_or_else(of_budget, Effort::from_word))
+        let of_budget = || (self.kind == "enabled").then(|| effort_of_budget(self.budget));
+        model.effort(word.map_or_else(of_budget, |word| word.parse().ok()))
     }
 }
 

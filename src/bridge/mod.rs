@@ -76,7 +76,6 @@ mod request;
 mod retry_after;
 mod schema;
 mod session;
-mod settings;
 mod sse;
 mod stop_sequences;
 #[cfg(test)]
@@ -87,10 +86,7 @@ pub use context::Context;
 pub use error::{Answer, Refusal, RefusalCode};
 pub use failure::UpstreamError;
 pub use headers::{REPORT_HEADER, SESSION_HEADER, STREAM_HEADERS, is_kept_from_upstream};
-pub use models::{Effort, ModelEntry};
-pub use options::{
-    Options, ReasoningSummary, StopSequences, SystemAs, ToolMedia, UpstreamBridge, UpstreamKind,
-};
+pub use options::{UpstreamBridge, UpstreamKind};
 pub use session::{Delivery, Limits, Output, Session};
 pub use token_count::token_count_answer;
 

@@ -1,9 +1,8 @@
-//! What an operator sets for an upstream that is reached by the bridge. Plain values: the configuration fills them, and
-//! nothing here reads a file.
+//! An upstream that is reached by the bridge, as this room needs to know it.
 
 use super::Endpoint;
-use super::models::ModelEntry;
-use std::time::Duration;
+use crate::config::bridge::ReasoningSummary;
+use crate::config::{self, BridgeOptions, ChatCompletionsMode, MessagesMode, ModelEntry};
 
 /// What kind of Responses server the upstream is. It decides which members may be sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,128 +17,116 @@ pub enum UpstreamKind {
     Gateway,
 }
 
-/// How much of the reasoning's summary is asked for, as `reasoning.summary`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReasoningSummary {
-    /// `auto`.
-    Auto,
-    /// `concise`.
-    Concise,
-    /// `detailed`.
-    Detailed,
-    /// None is asked for. OpenAI answers 400 to organisations that are not verified.
-    Off,
-}
-
-/// What is done about stop sequences, which Responses does not have.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum StopSequences {
-    /// The stream is watched and ends at a match; the tokens behind it are paid.
-    #[default]
-    Emulate,
-    /// They are left out, and reported.
-    Drop,
-    /// A request with any is answered 400.
-    Refuse,
-}
-
-/// Where images and files of a tool's result go.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ToolMedia {
-    /// Into the output itself, as a list of parts.
-    #[default]
-    Inline,
-    /// Into a user message behind the outputs, for upstreams that take only a string as output.
-    UserMessage,
-}
-
-/// What system texts become.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum SystemAs {
-    /// `developer` messages in their places.
-    #[default]
-    Developer,
-    /// The first become `instructions`; later ones user texts in `<system-reminder>` tags.
-    Instructions,
-}
-
-/// `upstreams.*.bridge`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Options {
-    /// Whether encrypted reasoning travels through the client, in the signatures of thinking blocks.
-    pub reasoning_replay: bool,
-    /// `None`: `auto` on codex, else off.
-    pub reasoning_summary: Option<ReasoningSummary>,
-    /// What is done about stop sequences.
-    pub stop_sequences: StopSequences,
-    /// Where media of tool results go.
-    pub tool_media: ToolMedia,
-    /// What system texts become.
-    pub system_as: SystemAs,
-    /// Path of the Responses endpoint, behind the upstream's own prefix. `None`: `/responses` on codex, else
-    /// `/v1/responses`.
-    pub path: Option<String>,
-    /// After so long without a fact the answer's head is sent, so that pings may follow.
-    pub commit_after: Duration,
-    /// Silence towards the client after which a ping is sent.
-    pub ping: Duration,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Options {
-            reasoning_replay: true,
-            reasoning_summary: None,
-            stop_sequences: StopSequences::default(),
-            tool_media: ToolMedia::default(),
-            system_as: SystemAs::default(),
-            path: None,
-            commit_after: Duration::from_secs(10),
-            ping: Duration::from_secs(15),
-        }
-    }
-}
-
 /// An upstream as the bridge sees it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct UpstreamBridge {
     /// Its name in the configuration. It is part of what ties encrypted reasoning to its upstream.
     pub name: String,
     /// What kind of server it is.
     pub kind: UpstreamKind,
     /// What the operator chose.
-    pub options: Options,
+    pub options: BridgeOptions,
     /// `upstreams.*.models`, in order; the first that matches counts.
     pub models: Vec<ModelEntry>,
 }
 
 impl UpstreamBridge {
+    /// What the bridge needs to know of an upstream; `None` where no endpoint of it is converted.
+    pub fn of(upstream: &config::Upstream) -> Option<UpstreamBridge> {
+        let converts = upstream.messages == MessagesMode::Responses
+            || upstream.chat_completions == ChatCompletionsMode::Responses;
+        converts.then(|| UpstreamBridge {
+            name: upstream.name.clone(),
+            kind: UpstreamKind::of(upstream.kind),
+            options: upstream.bridge.clone(),
+            models: upstream.models.clone(),
+        })
+    }
+
     /// The path that a request is sent to, behind the upstream's own prefix; the client's path and query do not count.
     pub fn path(&self, endpoint: Endpoint) -> String {
-        let default = if self.kind == UpstreamKind::Codex {
-            "/responses"
-        } else {
-            "/v1/responses"
-        };
-        let path = self.options.path.as_deref().unwrap_or(default);
+        let path = &self.options.path;
         match endpoint {
             Endpoint::CountTokens => format!("{path}/input_tokens"),
-            Endpoint::Messages | Endpoint::Chat => path.to_owned(),
+            Endpoint::Messages | Endpoint::Chat => path.clone(),
         }
     }
 
     /// The word for `reasoning.summary`, if one is to be asked for.
     pub(crate) fn summary(&self) -> Option<&'static str> {
-        let auto = if self.kind == UpstreamKind::Codex {
-            ReasoningSummary::Auto
-        } else {
-            ReasoningSummary::Off
-        };
-        match self.options.reasoning_summary.unwrap_or(auto) {
-            ReasoningSummary::Auto => Some("auto"),
-            ReasoningSummary::Concise => Some("concise"),
-            ReasoningSummary::Detailed => Some("detailed"),
+        match self.options.reasoning_summary {
             ReasoningSummary::Off => None,
+            summary => Some(summary.into()),
         }
+    }
+}
+
+impl UpstreamKind {
+    fn of(kind: config::UpstreamKind) -> UpstreamKind {
+        match kind {
+            config::UpstreamKind::OpenAi => UpstreamKind::OpenAi,
+            // What stands behind such a gateway refuses what Codex refuses.
+            config::UpstreamKind::Codex | config::UpstreamKind::CodexGateway => UpstreamKind::Codex,
+            config::UpstreamKind::Gateway | config::UpstreamKind::Anthropic => {
+                UpstreamKind::Gateway
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::config::bridge::{Effort, StopSequences, SystemAs, ToolMedia};
+
+    fn bridge(settings: &str) -> Option<UpstreamBridge> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tiergate.yaml");
+        let text = format!("policy: p\nupstreams: {{u: {{url: \"http://u\", {settings}}}}}\n");
+        std::fs::write(&path, text).unwrap();
+        UpstreamBridge::of(&Config::load(&path).unwrap().0.upstreams[0])
+    }
+
+    #[test]
+    fn what_the_configuration_says_arrives() {
+        let bridge = bridge(
+            "kind: codex, chat_completions: responses, \
+             bridge: {stop_sequences: refuse, tool_media: user_message, system_as: instructions, \
+             reasoning_summary: concise, reasoning_replay: false}, \
+             models: [{match: a*, model: b, effort: high, max_effort: max, effort_off: low, \
+             reasoning: true, max_output: 9, phase: true}]",
+        )
+        .unwrap();
+        assert_eq!((&*bridge.name, bridge.kind), ("u", UpstreamKind::Codex));
+        assert_eq!(
+            bridge.options,
+            BridgeOptions {
+                reasoning_replay: false,
+                reasoning_summary: ReasoningSummary::Concise,
+                stop_sequences: StopSequences::Refuse,
+                tool_media: ToolMedia::UserMessage,
+                system_as: SystemAs::Instructions,
+                path: "/responses".to_owned(),
+                ..BridgeOptions::of(true)
+            }
+        );
+        assert_eq!(
+            bridge.models,
+            [ModelEntry {
+                effort: Some(Effort::High),
+                max_effort: Effort::Max,
+                effort_off: Effort::Low,
+                reasoning: Some(true),
+                max_output: Some(9),
+                phase: true,
+                ..ModelEntry::new("a*", Some("b"))
+            }]
+        );
+    }
+
+    #[test]
+    fn without_an_endpoint_to_convert_there_is_none() {
+        assert!(bridge("kind: openai").is_none());
     }
 }

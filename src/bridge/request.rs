@@ -4,9 +4,10 @@
 
 use super::error::Refusal;
 use super::json::{Node, Object, Text, write};
-use super::models::{Effort, Model};
-use super::options::{StopSequences, UpstreamBridge, UpstreamKind};
+use super::models::Model;
+use super::options::{UpstreamBridge, UpstreamKind};
 use super::record::Record;
+use crate::config::bridge::{Effort, StopSequences};
 
 /// The members of a request, in the order in which they are sent: what changes least comes first, because the upstream
 /// caches the beginning of a prompt.
@@ -130,7 +131,7 @@ impl<'a> Draft<'a> {
     /// `reasoning`, if there is anything to say.
     pub(crate) fn set_reasoning(&mut self, effort: Option<Effort>, summary: Option<&'static str>) {
         let mut reasoning = Object::default();
-        reasoning.push_some("effort", effort.map(|effort| Node::word(effort.word())));
+        reasoning.push_some("effort", effort.map(|effort| Node::word(effort.into())));
         reasoning.push_some("summary", summary.map(Node::word));
         if !reasoning.is_empty() {
             self.set("reasoning", Node::Object(reasoning));

@@ -6,6 +6,8 @@ mod properties;
 mod requests;
 
 use super::*;
+use crate::config::bridge::{ReasoningSummary, StopSequences, SystemAs, ToolMedia};
+use crate::config::{BridgeOptions, ModelEntry};
 use serde_json::{Value, json};
 
 /// What signatures of the upstream `main` and the model `gpt-5.5` begin with: `tg1.`, 12 hex digits of the SHA-256 of
@@ -13,13 +15,18 @@ use serde_json::{Value, json};
 const CARRIER: &str = "tg1.e1a0826a4f5a.";
 
 fn upstream() -> UpstreamBridge {
+    upstream_of_kind(UpstreamKind::OpenAi)
+}
+
+fn upstream_of_kind(kind: UpstreamKind) -> UpstreamBridge {
     UpstreamBridge {
         name: "main".to_owned(),
+        kind,
+        options: BridgeOptions::of(kind == UpstreamKind::Codex),
         models: vec![
             ModelEntry::new("claude-*", Some("gpt-5.5")),
             ModelEntry::new("gpt-*", None),
         ],
-        ..UpstreamBridge::default()
     }
 }
 

@@ -125,11 +125,25 @@ pub struct ModelEntry {
 }
 
 impl ModelEntry {
-    /// Whether a client's name of a model is this entry's.
-    pub fn matches(&self, model: &str) -> bool {
+    /// An entry that only maps a pattern to a model, with the defaults of all else.
+    pub fn new(pattern: &str, model: Option<&str>) -> Self {
+        ModelEntry {
+            pattern: pattern.to_owned(),
+            model: model.map(str::to_owned),
+            effort: None,
+            max_effort: Effort::Xhigh,
+            effort_off: Effort::None,
+            reasoning: None,
+            max_output: None,
+            phase: false,
+        }
+    }
+
+    /// Whether this entry is for a name, from which `[1m]` has been cut.
+    pub fn matches(&self, name: &str) -> bool {
         match self.pattern.strip_suffix('*') {
-            Some(start) => model.starts_with(start),
-            None => model == self.pattern,
+            Some(beginning) => name.starts_with(beginning),
+            None => name == self.pattern,
         }
     }
 }

@@ -189,7 +189,7 @@ proptest! {
     #[test]
     fn any_body_is_converted_to_a_valid_request_or_refused(body in any_body(), kind in 0..3) {
         let kind = [UpstreamKind::OpenAi, UpstreamKind::Codex, UpstreamKind::Gateway][kind as usize];
-        let upstream = UpstreamBridge { kind, ..upstream() };
+        let upstream = upstream_of_kind(kind);
         let text = body.to_string();
         for endpoint in [Endpoint::Messages, Endpoint::CountTokens, Endpoint::Chat] {
             let request = request(endpoint, &text);

@@ -6,17 +6,17 @@ const CASES: &str = include_str!("../../../tests/fixtures/bridge/requests.json")
 
 /// The upstream of a case.
 fn upstream_of(case: &Value) -> UpstreamBridge {
-    let mut upstream = upstream();
-    upstream.kind = match case["kind"].as_str() {
+    let mut upstream = upstream_of_kind(match case["kind"].as_str() {
         Some("codex") => UpstreamKind::Codex,
         Some("gateway") => UpstreamKind::Gateway,
         _ => UpstreamKind::OpenAi,
-    };
+    });
     let set = &case["options"];
     let options = &mut upstream.options;
     options.reasoning_replay = set["reasoning_replay"] != json!(false);
-    options.reasoning_summary =
-        (set["reasoning_summary"] == "concise").then_some(ReasoningSummary::Concise);
+    if set["reasoning_summary"] == "concise" {
+        options.reasoning_summary = ReasoningSummary::Concise;
+    }
     if set["system_as"] == "instructions" {
         options.system_as = SystemAs::Instructions;
     }
@@ -231,16 +231,13 @@ fn a_body_that_is_no_json_object_is_refused() {
 
 #[test]
 fn where_requests_go_and_which_headers_stay() {
-    let mut codex = UpstreamBridge {
-        kind: UpstreamKind::Codex,
-        ..upstream()
-    };
+    let mut codex = upstream_of_kind(UpstreamKind::Codex);
     assert_eq!(codex.path(Endpoint::Messages), "/responses");
     assert_eq!(
         upstream().path(Endpoint::CountTokens),
         "/v1/responses/input_tokens"
     );
-    codex.options.path = Some("/x".to_owned());
+    codex.options.path = "/x".to_owned();
     assert_eq!(codex.path(Endpoint::Chat), "/x");
     for kept in [
         "anthropic-version",

@@ -513,17 +513,18 @@ impl Resolver<'_> {
         let section = item.value(&self.diagnostics)?;
         let given = section.read(&self.diagnostics);
         let pattern = section.required("match", &given.r#match, item.location(), &self.diagnostics);
+        let default = ModelEntry::new(pattern.map_or("", String::as_str), None);
         let entry = ModelEntry {
-            pattern: pattern.cloned().unwrap_or_default(),
             model: given.model.optional(&self.diagnostics).cloned(),
             effort: given.effort.optional(&self.diagnostics).map(|word| word.0),
-            max_effort: given.max_effort.word(Effort::Xhigh, &self.diagnostics),
-            effort_off: given.effort_off.word(Effort::None, &self.diagnostics),
+            max_effort: given.max_effort.word(default.max_effort, &self.diagnostics),
+            effort_off: given.effort_off.word(default.effort_off, &self.diagnostics),
             reasoning: given.reasoning.optional(&self.diagnostics).copied(),
             max_output: given
                 .max_output
                 .integer(1..=MAX_OUTPUT_TOKENS, &self.diagnostics),
-            phase: given.phase.or(false, &self.diagnostics),
+            phase: given.phase.or(default.phase, &self.diagnostics),
+            pattern: default.pattern,
         };
         let stars_before_the_end = entry.pattern.trim_end_matches('*').contains('*');
         if pattern.is_some() && (entry.pattern.is_empty() || stars_before_the_end) {

@@ -15,7 +15,7 @@ use super::conversion::{Conversion, refusal_of};
 use super::{client_left, cut};
 use crate::accounting::record::Termination;
 use crate::bridge::{
-    Answer, Delivery, Limits, Options, Output, Protocol, REPORT_HEADER, Refusal as BridgeRefusal,
+    Answer, Delivery, Limits, Output, Protocol, REPORT_HEADER, Refusal as BridgeRefusal,
     STREAM_HEADERS, Session as Conversation, UpstreamError,
 };
 use crate::codec::error::Cause;
@@ -58,7 +58,8 @@ struct Pulse {
 
 impl Client {
     /// For a request whose bytes are ready to leave.
-    pub fn new(context: &RequestContext, prepared: &Prepared, options: &Options) -> Self {
+    pub fn new(context: &RequestContext, prepared: &Prepared) -> Self {
+        let options = &prepared.conversion.upstream.options;
         let answered = prepared.context.clone();
         let pulse = answered.stream.then_some(Pulse {
             commit_after: options.commit_after,
@@ -77,7 +78,7 @@ impl Client {
     pub fn silent(context: &RequestContext, prepared: &Prepared) -> Self {
         Self {
             pulse: None,
-            ..Self::new(context, prepared, &Options::default())
+            ..Self::new(context, prepared)
         }
     }
 

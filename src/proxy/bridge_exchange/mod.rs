@@ -90,7 +90,7 @@ impl Bridge {
         match conversion.endpoint {
             bridge::Endpoint::CountTokens => self.count(session, context, &prepared).await,
             bridge::Endpoint::Messages | bridge::Endpoint::Chat => {
-                let client = Client::new(context, &prepared, &conversion.upstream.options);
+                let client = Client::new(context, &prepared);
                 self.generate(session, context, client, &prepared).await
             }
         }
