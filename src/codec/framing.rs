@@ -122,6 +122,13 @@ pub fn list_members<'h>(
     members.map(<[u8]>::trim_ascii)
 }
 
+/// The headers that `Connection` says are of one connection only (RFC 9110 §7.6.1).
+pub fn connection_headers(headers: &HeaderMap) -> Vec<HeaderName> {
+    list_members(headers, &header::CONNECTION)
+        .filter_map(|name| HeaderName::from_bytes(name).ok())
+        .collect()
+}
+
 /// Writes a header's line, which all read alike where name and value are well-formed.
 pub fn write_line(wire: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     for part in [name, b": ", value, b"\r\n"] {

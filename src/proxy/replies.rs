@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::{LINGERING_CLOSE_BYTES, LINGERING_CLOSE_TIME, REQUEST_ID, Stop, cors};
 use crate::accounting::record::Termination;
 use crate::codec::error::{Cause, Refusal};
-use crate::codec::framing::{self, list_members};
+use crate::codec::framing::{self, connection_headers};
 use crate::proxy::context::{Body, RequestContext, without_query};
 use crate::proxy::error_mapping::REFUSED;
 use crate::state::State;
@@ -234,9 +234,7 @@ fn remove_hop_by_hop(response: &mut ResponseHeader) {
     const UPGRADE: [HeaderName; 2] = [header::CONNECTION, header::UPGRADE];
     let upgrades = response.status == StatusCode::SWITCHING_PROTOCOLS;
     let stays = |name: &HeaderName| FRAMING.contains(name) || (upgrades && UPGRADE.contains(name));
-    let named: Vec<HeaderName> = list_members(&response.headers, &header::CONNECTION)
-        .filter_map(|name| HeaderName::from_bytes(name).ok())
-        .collect();
+    let named = connection_headers(&response.headers);
     for name in named.iter().chain(&HOP_BY_HOP).filter(|name| !stays(name)) {
         response.remove_header(name);
     }

@@ -5,7 +5,7 @@ use http::{HeaderName, HeaderValue, Uri, header};
 use pingora_core::{Error, ErrorType, OrErr, Result};
 use pingora_http::RequestHeader;
 
-use crate::codec::framing::list_members;
+use crate::codec::framing::{connection_headers, list_members};
 use crate::codec::service_tier::Edit;
 use crate::config::ForwardedHeaders;
 use crate::policy::endpoint::Endpoint;
@@ -19,7 +19,7 @@ static ROUTING_HINT: HeaderName = HeaderName::from_static("x-codex-routing-hint"
 
 /// Headers that speak of one connection only (RFC 9110 §7.6.1, RFC 9113 §8.2.2). Pingora removes them where it speaks
 /// HTTP/1.1.
-const HOP_BY_HOP: [&str; 10] = [
+pub const HOP_BY_HOP: [&str; 10] = [
     "connection",
     "http2-settings",
     "keep-alive",
@@ -163,10 +163,7 @@ impl HeadEdit<'_> {
 
     /// What Pingora does to a head that goes out over HTTP/2, which it leaves to whoever brings a connector.
     fn make_http2(&self, head: &mut RequestHeader) -> Result<()> {
-        let named: Vec<HeaderName> = list_members(&head.headers, &header::CONNECTION)
-            .filter_map(|name| HeaderName::from_bytes(name).ok())
-            .collect();
-        for name in named {
+        for name in connection_headers(&head.headers) {
             head.remove_header(&name);
         }
         for name in HOP_BY_HOP {

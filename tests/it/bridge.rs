@@ -77,7 +77,8 @@ fn a_forced_stream_of_messages_is_sent_as_responses_with_priority_and_has_one_li
 {
     let upstream = streaming();
     let proxy = bridging(&upstream, "").run();
-    let answer = claude(&proxy, "sk-fast").post(MESSAGES, question(json!({"top_k": 5})));
+    let client = claude(&proxy, "sk-fast").header("proxy-authorization", "Basic Og==");
+    let answer = client.post(MESSAGES, question(json!({"top_k": 5})));
     assert!(answer.whole && answer.status == 200, "{answer:?}");
     assert_eq!(
         events(answer.text()),
@@ -109,7 +110,12 @@ fn a_forced_stream_of_messages_is_sent_as_responses_with_priority_and_has_one_li
         request.header("content-length"),
         [request.body.len().to_string()]
     );
-    for absent in ["x-api-key", "anthropic-version", "transfer-encoding"] {
+    for absent in [
+        "x-api-key",
+        "anthropic-version",
+        "transfer-encoding",
+        "proxy-authorization",
+    ] {
         assert!(request.header(absent).is_empty(), "{request:?}");
     }
     assert_eq!(request.text().matches("service_tier").count(), 1);

@@ -14,33 +14,20 @@ use crate::bridge::{
 };
 use crate::codec::body_budget::Budget;
 use crate::codec::error::{Cause, Refusal};
-use crate::codec::framing::list_members;
+use crate::codec::framing::connection_headers;
 use crate::codec::service_tier::{Edit, Edits, Facts};
 use crate::config::{self, ChatCompletionsMode, Limits, MessagesMode};
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{Credential, CredentialHeader, Group, TierAction, asks_for_fast_mode};
 use crate::proxy::request_body::{BufferedBody, ReadyBody};
-use crate::proxy::upstream_request::HeadEdit;
+use crate::proxy::upstream_request::{HOP_BY_HOP, HeadEdit};
 
 /// How much deeper than the client's a converted body may be nested: its parts stand at other places.
 const DEEPER: usize = 8;
 
-/// Headers that speak of the client's connection, its body or its way here; those of this request are made anew.
-const NOT_COPIED: [&str; 13] = [
-    "accept",
-    "connection",
-    "content-length",
-    "content-type",
-    "expect",
-    "host",
-    "http2-settings",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
+/// Headers that speak of the client's body or its way here, beside those of its connection; those of this request are made
+/// anew.
+const NOT_COPIED: [&str; 5] = ["accept", "content-length", "content-type", "expect", "host"];
 
 /// What a request is converted from, and for whom.
 #[derive(Clone)]
@@ -138,14 +125,11 @@ impl Conversion {
         mut edit: HeadEdit<'_>,
     ) -> Result<Box<RequestHeader>> {
         let mut head = RequestHeader::build("POST", edit.target, Some(headers.len() + 4))?;
-        let named: Vec<&[u8]> = list_members(headers, &header::CONNECTION).collect();
+        let named = connection_headers(headers);
         for (name, value) in headers {
             let text = name.as_str();
-            let is_named = || {
-                let is_it = |named: &&[u8]| named.eq_ignore_ascii_case(text.as_bytes());
-                named.iter().any(is_it)
-            };
-            if !is_kept_from_upstream(text) && !NOT_COPIED.contains(&text) && !is_named() {
+            let is_anew = HOP_BY_HOP.contains(&text) || NOT_COPIED.contains(&text);
+            if !is_anew && !is_kept_from_upstream(text) && !named.contains(name) {
                 head.append_header(name, value)?;
             }
         }
