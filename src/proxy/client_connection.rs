@@ -9,10 +9,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use pingora_core::protocols::Digest;
 use pingora_core::protocols::raw_connect::ProxyDigest;
-use pingora_http::ResponseHeader;
 use tokio::time::Instant;
 
-use crate::upstream::connector::control::StreamControl;
+use crate::upstream::connector::control::{StreamControl, carried, carrying};
 
 /// From the event that ends a stream to the end of its message, where the client has left.
 const MESSAGE_END: Duration = Duration::from_secs(1);
@@ -95,15 +94,12 @@ impl ClientConnection {
 
     /// The one in a connection's digest; none for HTTP/2, whose streams have no connection of their own.
     pub fn of(digest: Option<&Digest>) -> Option<Arc<Self>> {
-        let data = digest?.proxy_digest.as_ref()?.user_data.as_ref()?;
-        data.downcast_ref::<Arc<Self>>().cloned()
+        carried(digest)
     }
 
-    /// What carries it in a digest. Nothing is said of a proxy: this is the place that Pingora has for data of ours.
+    /// What carries it in a digest.
     pub fn digest(self: &Arc<Self>) -> Option<Arc<ProxyDigest>> {
-        let head = ResponseHeader::build(200, Some(0)).ok()?;
-        let data = Box::new(self.clone());
-        Some(Arc::new(ProxyDigest::new(Box::new(head), Some(data))))
+        carrying(self)
     }
 
     /// The next request is awaited.

@@ -441,10 +441,6 @@ impl RequestContext {
             .sent
             .begin(reached, in_header.map(str::to_owned));
         self.attempted = Instant::now();
-        let response_timeout = self
-            .upstream
-            .as_ref()
-            .map(|upstream| upstream.config.response_timeout);
         if let Some(stream) = &self.stream {
             stream.begin(!reached, self.upgrade);
             if self.retries_without_tier() {
@@ -452,7 +448,7 @@ impl RequestContext {
             }
         }
         match self.body_complete || self.upgrade {
-            true => self.enter(Phase::ResponseHead, response_timeout),
+            true => self.await_response(),
             false => self.await_body(),
         }
     }

@@ -403,13 +403,9 @@ impl TierProxy {
             body_memory,
             ..
         } = &*self.state;
-        let empty = session.as_downstream_mut().is_body_empty();
+        let empty = expect_body(session, context);
         let is_http2 = session.as_downstream().is_http2();
         context.body_idle = is_http2.then_some(limits.body_idle_timeout);
-        context.body_complete = empty;
-        if let Some(client) = &context.client {
-            client.await_body(!empty);
-        }
         let method = &context.request_info.method;
         let headers = &session.req_header().headers;
         let mut action = order_for_body(context.record.action, method, empty);
@@ -442,26 +438,7 @@ impl TierProxy {
         context: &mut RequestContext,
         length: u64,
     ) -> Result<(), Stop> {
-        let limits = &self.state.limits;
-        let deadline = Instant::now() + limits.body_timeout;
-        let drain_over = self.state.drain_over();
-        while !session.is_body_done() {
-            let left = length.saturating_sub(context.record.request_bytes);
-            if left <= PINGORA_REPLAY_BYTES {
-                session.enable_retry_buffering();
-            }
-            let until = deadline.min(Instant::now() + limits.body_idle_timeout);
-            let read = tokio::select! {
-                biased;
-                read = timeout_at(until, session.read_request_body()) => read,
-                () = drain_over.cancelled() => return Err(Cause::Draining.into()),
-            };
-            let read = read.map_err(|_| Cause::RequestTimeout)?;
-            let Some(chunk) = read.map_err(|error| Stop::Downstream(error.into_down()))? else {
-                break;
-            };
-            filter_body(&mut Some(chunk), false, context)?;
-        }
+        read_pieces(session, context, Some(length)).await?;
         if length > 0 && session.get_retry_buffer().is_none() {
             // Nothing would make Pingora send the body.
             return Err(Cause::Internal.into());
@@ -470,6 +447,46 @@ impl TierProxy {
         context.complete_body();
         Ok(())
     }
+}
+
+/// Notes whether more of the request is to come than its head. True where it has no body.
+fn expect_body(session: &mut Session, context: &mut RequestContext) -> bool {
+    let empty = session.as_downstream_mut().is_body_empty();
+    context.body_complete = empty;
+    if let Some(client) = &context.client {
+        client.await_body(!empty);
+    }
+    empty
+}
+
+/// Reads a body that is held, to its end and within its limits. `replayed`: the length of one whose last bytes Pingora is to
+/// keep, so that it sends it.
+async fn read_pieces(
+    session: &mut Session,
+    context: &mut RequestContext,
+    replayed: Option<u64>,
+) -> Result<(), Stop> {
+    let limits = context.state.limits.clone();
+    let deadline = Instant::now() + limits.body_timeout;
+    let drain_over = context.state.drain_over();
+    while !session.is_body_done() {
+        let left = replayed.map(|length| length.saturating_sub(context.record.request_bytes));
+        if left.is_some_and(|left| left <= PINGORA_REPLAY_BYTES) {
+            session.enable_retry_buffering();
+        }
+        let until = deadline.min(Instant::now() + limits.body_idle_timeout);
+        let read = tokio::select! {
+            biased;
+            read = timeout_at(until, session.read_request_body()) => read,
+            () = drain_over.cancelled() => return Err(Cause::Draining.into()),
+        };
+        let read = read.map_err(|_| Cause::RequestTimeout)?;
+        let Some(chunk) = read.map_err(|error| Stop::Downstream(error.into_down()))? else {
+            break;
+        };
+        filter_body(&mut Some(chunk), false, context)?;
+    }
+    Ok(())
 }
 
 /// One piece of a request body on its way to the upstream. A held body comes out as one piece, at its end.

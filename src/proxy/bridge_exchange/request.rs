@@ -5,7 +5,6 @@ use std::sync::Arc;
 use pingora_core::Result;
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
-use tokio::time::{Instant, timeout_at};
 
 use super::conversion::{Conversion, Outgoing, outgoing};
 use crate::accounting::record::cut;
@@ -16,7 +15,7 @@ use crate::policy::CredentialHeader;
 use crate::proxy::context::{Body, RequestContext};
 use crate::proxy::replies::continue_upload;
 use crate::proxy::request_body::BufferedBody;
-use crate::proxy::{Stop, content_length, filter_body};
+use crate::proxy::{Stop, content_length, expect_body, read_pieces};
 use crate::upstream::Upstream;
 
 /// The longest `bridge_dropped`, in bytes: the names come from clients.
@@ -37,31 +36,12 @@ pub(super) struct Prepared {
 pub(super) async fn read(session: &mut Session, context: &mut RequestContext) -> Result<(), Stop> {
     let length = content_length(session.req_header())?;
     let state = context.state.clone();
-    let limits = &state.limits;
-    let empty = session.as_downstream_mut().is_body_empty();
-    context.body_complete = empty;
-    if let Some(client) = &context.client {
-        client.await_body(!empty);
-    }
+    expect_body(session, context);
     let headers = &session.req_header().headers;
-    let held = BufferedBody::open(headers, length, false, limits, &state.body_memory)?;
+    let held = BufferedBody::open(headers, length, false, &state.limits, &state.body_memory)?;
     context.body = Body::Buffered(Box::new(held));
     continue_upload(session).await?;
-    let deadline = Instant::now() + limits.body_timeout;
-    let drain_over = state.drain_over();
-    while !session.is_body_done() {
-        let until = deadline.min(Instant::now() + limits.body_idle_timeout);
-        let read = tokio::select! {
-            biased;
-            read = timeout_at(until, session.read_request_body()) => read,
-            () = drain_over.cancelled() => return Err(Cause::Draining.into()),
-        };
-        let read = read.map_err(|_| Cause::RequestTimeout)?;
-        let Some(chunk) = read.map_err(|error| Stop::Downstream(error.into_down()))? else {
-            break;
-        };
-        filter_body(&mut Some(chunk), false, context)?;
-    }
+    read_pieces(session, context, None).await?;
     context.complete_body();
     // What is ordered is done to the bytes that come of it.
     if let Body::Buffered(held) = std::mem::replace(&mut context.body, Body::None) {

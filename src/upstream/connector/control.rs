@@ -80,6 +80,20 @@ enum UpgradeGate {
     Closed,
 }
 
+/// What carries a value in the digest of a connection. Nothing is said of a proxy: this is the place that Pingora has for data
+/// of ours.
+pub fn carrying<T: Send + Sync + 'static>(value: &Arc<T>) -> Option<Arc<ProxyDigest>> {
+    let head = ResponseHeader::build(200, Some(0)).ok()?;
+    let data = Box::new(value.clone());
+    Some(Arc::new(ProxyDigest::new(Box::new(head), Some(data))))
+}
+
+/// The value of this type that a connection's digest carries, if it does.
+pub fn carried<T: Send + Sync + 'static>(digest: Option<&Digest>) -> Option<Arc<T>> {
+    let data = digest?.proxy_digest.as_ref()?.user_data.as_ref()?;
+    data.downcast_ref::<Arc<T>>().cloned()
+}
+
 impl StreamControl {
     pub fn new(is_http2: bool) -> Arc<Self> {
         Arc::new(Self(Mutex::new(State {
@@ -103,15 +117,12 @@ impl StreamControl {
 
     /// The one in a connection's digest, where the connection has one.
     pub fn of(digest: Option<&Digest>) -> Option<Arc<Self>> {
-        let data = digest?.proxy_digest.as_ref()?.user_data.as_ref()?;
-        data.downcast_ref::<Arc<Self>>().cloned()
+        carried(digest)
     }
 
-    /// What carries it in a digest. Nothing is said of a proxy: this is the place that Pingora has for data of ours.
+    /// What carries it in a digest.
     pub fn digest(self: &Arc<Self>) -> Option<Arc<ProxyDigest>> {
-        let head = ResponseHeader::build(200, Some(0)).ok()?;
-        let data = Box::new(self.clone());
-        Some(Arc::new(ProxyDigest::new(Box::new(head), Some(data))))
+        carrying(self)
     }
 
     /// A request begins on the connection. `holds_request`: nothing of it is to leave before [`Self::release_request`].
