@@ -16,9 +16,11 @@ use crate::accounting::metrics::Metrics;
 use crate::accounting::prices::Prices;
 use crate::accounting::redaction::redacted;
 use crate::accounting::usage::{Observed, Usage, UsageState};
+use crate::codec::cut;
 use crate::codec::error::{Cause, Outcome};
 use crate::codec::service_tier::{Facts, PRIORITY};
 use crate::config::{ServedTier, Upstream};
+use crate::policy::api_key::key_id;
 use crate::policy::budget::Budgets;
 use crate::policy::endpoint::Endpoint;
 use crate::policy::in_flight::InFlightPermits;
@@ -29,8 +31,6 @@ const MODEL_BYTES: usize = 128;
 /// HTTP allows any word of any length.
 const METHOD_BYTES: usize = 32;
 const UPSTREAM_ID_BYTES: usize = 128;
-/// How many hexadecimal digits of a key's digest name it.
-const KEY_ID_DIGITS: usize = 8;
 /// Up to this length a text is searched for credentials within its words, in bytes.
 const SEARCHED_BYTES: usize = 128;
 /// The upstream's own name of a request: OpenAI's, and Anthropic's.
@@ -276,11 +276,8 @@ impl RequestRecord {
             (usage, usage_state) = (Usage::default(), UsageState::None);
             texts.tier_served = None;
         }
-        let mut key_id = [0; KEY_ID_DIGITS];
-        let key_id = self.key_digest.and_then(|digest| {
-            hex::encode_to_slice(&digest[..KEY_ID_DIGITS / 2], &mut key_id).ok()?;
-            std::str::from_utf8(&key_id).ok()
-        });
+        let key_id = self.key_digest.as_ref().map(key_id);
+        let key_id = key_id.as_ref().and_then(|id| std::str::from_utf8(id).ok());
         let billed = match &create {
             Some(create) => Billed::to(create),
             None => self.billed(&texts, key_id, termination),
@@ -629,11 +626,6 @@ fn canonical(tier: &str) -> &str {
 pub fn header_text(headers: &HeaderMap, name: &HeaderName, most: usize) -> Option<String> {
     let value = headers.get(name)?;
     Some(cut(&String::from_utf8_lossy(value.as_bytes()), most).to_owned())
-}
-
-/// The beginning of a text, cut between characters.
-pub fn cut(text: &str, most: usize) -> &str {
-    &text[..text.floor_char_boundary(most)]
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 //! in [`super::chat_tools`]. Encrypted reasoning is not asked for: Chat has no place to carry it.
 
 use super::Protocol;
-use super::carrier::Carrier;
 use super::chat_input::Conversation;
 use super::chat_tools::{choice, declared};
 use super::context::Context;
@@ -66,7 +65,7 @@ pub(crate) fn convert<'a>(
     let asked = body.word("model")?;
     let model = Model::find(&asked, &upstream.models)?;
     refuse_unsupported(body)?;
-    let mut context = new_context(&asked, &model, upstream);
+    let mut context = Context::new(Protocol::Chat, &asked, &model, upstream);
     context.stream = body.flag("stream")?;
     context.usage_chunk = wants_usage(body)?;
     context.legacy_functions = body.says("functions");
@@ -127,24 +126,6 @@ fn refuse_unsupported(body: &Record<'_, '_>) -> Result<(), Refusal> {
     match REFUSED.into_iter().find(|name| body.says(name)) {
         Some(name) => Err(Refusal::invalid(name, "not supported by this upstream")),
         None => Ok(()),
-    }
-}
-
-/// A context in which nothing is asked for.
-fn new_context(asked: &str, model: &Model<'_>, upstream: &UpstreamBridge) -> Context {
-    Context {
-        protocol: Protocol::Chat,
-        requested_model: asked.to_owned(),
-        upstream_model: model.name.clone(),
-        stream: false,
-        thinking: false,
-        search: false,
-        speed_asked: false,
-        usage_chunk: false,
-        legacy_functions: false,
-        stops: Vec::new(),
-        names: ToolNames::default(),
-        carrier: Carrier::new(&upstream.name, &model.name),
     }
 }
 

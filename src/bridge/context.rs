@@ -2,7 +2,9 @@
 
 use super::Protocol;
 use super::carrier::Carrier;
+use super::models::Model;
 use super::names::ToolNames;
+use super::options::UpstreamBridge;
 
 /// What a request leaves behind for its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,4 +33,29 @@ pub struct Context {
     pub(crate) names: ToolNames,
     /// What thinking signatures are made with.
     pub(crate) carrier: Carrier,
+}
+
+impl Context {
+    /// Of a request for the model `asked`, which runs on `model`, and in which nothing else is asked for.
+    pub(crate) fn new(
+        protocol: Protocol,
+        asked: &str,
+        model: &Model<'_>,
+        upstream: &UpstreamBridge,
+    ) -> Self {
+        Context {
+            protocol,
+            requested_model: asked.to_owned(),
+            upstream_model: model.name.clone(),
+            stream: false,
+            thinking: false,
+            search: false,
+            speed_asked: false,
+            usage_chunk: false,
+            legacy_functions: false,
+            stops: Vec::new(),
+            names: ToolNames::default(),
+            carrier: Carrier::new(&upstream.name, &model.name),
+        }
+    }
 }

@@ -3,6 +3,7 @@
 
 use super::Protocol;
 use super::json::{JsonFault, Node, to_string};
+use crate::codec;
 
 /// Longest text of an upstream's error that is handed on, in bytes.
 const MESSAGE_BYTES: usize = 2048;
@@ -188,5 +189,5 @@ impl ErrorWords<'_> {
 
 /// A text of the upstream, cut to what is handed on.
 pub(crate) fn cut(message: &str) -> String {
-    message[..message.floor_char_boundary(MESSAGE_BYTES)].to_owned()
+    codec::cut(message, MESSAGE_BYTES).to_owned()
 }

@@ -2,7 +2,6 @@
 //! [`super::messages_tools`]. Members that are not known are dropped and reported, never refused: clients add some every
 //! week.
 
-use super::carrier::Carrier;
 use super::context::Context;
 use super::error::Refusal;
 use super::json::{Node, Object, Text, parse};
@@ -101,7 +100,7 @@ pub(crate) fn convert<'a>(
     let asked = body.word("model")?;
     let model = Model::find(&asked, &upstream.models)?;
     let thinking = Thinking::read(body)?;
-    let mut context = new_context(&asked, &model, upstream);
+    let mut context = Context::new(Protocol::Messages, &asked, &model, upstream);
     context.thinking = thinking.is_on() && model.reasoning;
     context.stream = body.flag("stream")?;
     context.speed_asked = matches!(body.word("speed")?.as_ref(), "fast" | "standard");
@@ -168,24 +167,6 @@ fn refuse_unsupported(body: &Record<'_, '_>) -> Result<(), Refusal> {
             "not supported by this gateway's upstream",
         )),
         None => Ok(()),
-    }
-}
-
-/// A context in which nothing is asked for.
-fn new_context(asked: &str, model: &Model<'_>, upstream: &UpstreamBridge) -> Context {
-    Context {
-        protocol: Protocol::Messages,
-        requested_model: asked.to_owned(),
-        upstream_model: model.name.clone(),
-        stream: false,
-        thinking: false,
-        search: false,
-        speed_asked: false,
-        usage_chunk: false,
-        legacy_functions: false,
-        stops: Vec::new(),
-        names: ToolNames::default(),
-        carrier: Carrier::new(&upstream.name, &model.name),
     }
 }
 

@@ -11,3 +11,8 @@ pub mod json;
 pub mod service_tier;
 pub mod sse;
 pub mod websocket;
+
+/// At most `limit` bytes of the beginning of a text, and no part of a character.
+pub fn cut(text: &str, limit: usize) -> &str {
+    &text[..text.floor_char_boundary(limit)]
+}

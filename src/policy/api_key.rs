@@ -107,6 +107,13 @@ impl CredentialHeader {
     }
 }
 
+/// The first 8 hexadecimal digits of a key's digest, in ASCII: enough to find a key again, and nothing to guess it by.
+pub fn key_id(digest: &[u8; 32]) -> [u8; 8] {
+    let mut id = [0; 8];
+    hex::encode_to_slice(&digest[..4], &mut id).expect("two digits for each byte");
+    id
+}
+
 impl Credential {
     /// The key that decides over a request: its only one, or of several that differ the one that is listed. A header without a
     /// key (another scheme, an empty value) counts as not there.
@@ -155,11 +162,6 @@ impl Credential {
             }
         }
         chosen.ok_or(NoKey::Unlisted)
-    }
-
-    /// The first 8 hexadecimal digits of the key's digest: enough to find a key again, and nothing to guess it by.
-    pub fn key_id(&self) -> String {
-        hex::encode(&self.digest[..4])
     }
 
     /// The headers that are removed, and the one value that takes the place of all lines of its header, so that no other key

@@ -349,6 +349,7 @@ mod tests {
     use crate::codec::service_tier::{Edit, Facts, Observer, Tier};
     use crate::config::Config;
     use crate::config::pattern::Pattern;
+    use crate::policy::api_key::key_id;
     use http::HeaderValue;
     use proptest::prelude::*;
 
@@ -885,7 +886,10 @@ keys:
         for policy in [parse(POLICY).unwrap(), default_group] {
             let cause = |headers: &[(&'static str, &str)]| {
                 let denied = decide(&policy, "/", headers).unwrap_err();
-                let id = denied.credential.map(|credential| credential.key_id());
+                let id = denied
+                    .credential
+                    .map(|credential| key_id(&credential.digest));
+                let id = id.map(|id| String::from_utf8(id.to_vec()).unwrap());
                 (denied.cause.code(), id)
             };
             let id = |key: &[u8]| Some(hash_key(key)[7..15].to_owned());

@@ -12,11 +12,10 @@ use pingora_core::{Error, ErrorType};
 use uuid::Uuid;
 
 use crate::accounting::access_log::Transport;
-use crate::accounting::record::{
-    RequestInfo, RequestRecord, Termination, cut, header_text, set_tier,
-};
+use crate::accounting::record::{RequestInfo, RequestRecord, Termination, header_text, set_tier};
 use crate::accounting::usage::{ResponseObserver, is_observed};
 use crate::codec::chat_usage_chunk::UsageChunkFilter;
+use crate::codec::cut;
 use crate::codec::error::{Answer, Cause, Refusal};
 use crate::codec::service_tier::{Edit, Edits, Rewriter};
 use crate::config::{ChatStreamUsage, OnClientAbort};

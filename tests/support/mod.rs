@@ -12,6 +12,7 @@ pub mod proxy;
 pub mod record;
 pub mod tls;
 pub mod upstream;
+pub mod websocket;
 
 use std::time::{Duration, Instant};
 

@@ -524,6 +524,15 @@ mod tests {
         assert_eq!(text.lines().map(number_of).collect::<Vec<_>>(), [0, 1, 2]);
     }
 
+    /// Somebody who has the pipe open to read it: for both, so that opening it waits for nobody.
+    fn reader(path: &Path) -> File {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .unwrap()
+    }
+
     #[test]
     fn a_fifo_gets_its_lines_once_somebody_reads_it() {
         let folder = tempfile::tempdir().unwrap();
@@ -544,12 +553,7 @@ mod tests {
         const LINES: u64 = 20_000;
         let folder = tempfile::tempdir().unwrap();
         let path = fifo(folder.path());
-        // For both, so that opening it waits for nobody.
-        let reader = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&path)
-            .unwrap();
+        let reader = reader(&path);
         let log = open(&path);
         append(&log, 0..LINES);
         assert!(log.waiting_lines() > 0);
@@ -570,11 +574,7 @@ mod tests {
     fn what_a_pipe_holds_that_nobody_reads_is_told_of_at_the_end() {
         let folder = tempfile::tempdir().unwrap();
         let path = fifo(folder.path());
-        let reader = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&path)
-            .unwrap();
+        let reader = reader(&path);
         let log = open(&path);
         append(&log, 0..1);
         eventually("all written", || log.is_written());
@@ -588,11 +588,7 @@ mod tests {
     fn a_reader_that_comes_back_gets_what_its_predecessor_left() {
         let folder = tempfile::tempdir().unwrap();
         let path = fifo(folder.path());
-        let first = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&path)
-            .unwrap();
+        let first = reader(&path);
         let log = open(&path);
         append(&log, 0..1);
         eventually("all written", || log.is_written());

@@ -10,6 +10,8 @@ mod tally;
 
 pub use observer::{Event, EventObserver, ResponseObserver, is_observed, refuses_tier};
 
+use crate::codec::cut;
+
 /// How much of a coded response is looked at once it is decoded, in bytes: small data may decode to any amount.
 pub const DECODED_LIMIT: u64 = 256 << 20;
 
@@ -166,11 +168,6 @@ impl Usage {
             self
         }
     }
-}
-
-/// At most `limit` bytes of `text`, and no part of a character.
-fn cut(text: &str, limit: usize) -> &str {
-    &text[..text.floor_char_boundary(limit)]
 }
 
 /// A text that was told, cut; none where it is empty.

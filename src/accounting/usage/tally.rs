@@ -2,7 +2,8 @@
 
 use super::document::Document;
 use super::paths::{Facts, Shape};
-use super::{Observed, TIER_BYTES, Usage, UsageState, cut, text};
+use super::{Observed, TIER_BYTES, Usage, UsageState, text};
+use crate::codec::cut;
 use crate::policy::endpoint::Endpoint;
 
 /// Whose rules the documents follow.

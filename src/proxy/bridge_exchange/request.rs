@@ -7,8 +7,8 @@ use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 
 use super::conversion::{Conversion, Outgoing, outgoing};
-use crate::accounting::record::cut;
 use crate::bridge::{Context, Refusal as BridgeRefusal};
+use crate::codec::cut;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::Edits;
 use crate::policy::CredentialHeader;

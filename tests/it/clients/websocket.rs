@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::{FIXTURE_KEY, fixtures, split_tiers};
 use crate::support::PATIENCE;
 use crate::support::proxy;
+use crate::support::websocket::frame;
 
 const TEXT: u8 = 1;
 const CLOSE: u8 = 8;
@@ -216,24 +217,9 @@ fn read_frame(socket: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
 }
 
 fn write_frame(socket: &mut TcpStream, opcode: u8, mask: Option<[u8; 4]>, payload: &[u8]) {
-    let masked = u8::from(mask.is_some()) << 7;
-    let mut frame = vec![0x80 | opcode];
-    match payload.len() {
-        length @ 0..126 => frame.push(masked | length as u8),
-        length @ 126..0x1_0000 => {
-            frame.push(masked | 126);
-            frame.extend((length as u16).to_be_bytes());
-        }
-        length => {
-            frame.push(masked | 127);
-            frame.extend((length as u64).to_be_bytes());
-        }
-    }
-    frame.extend(mask.iter().flatten());
-    let start = frame.len();
-    frame.extend(payload);
-    apply(mask.unwrap_or_default(), &mut frame[start..]);
-    socket.write_all(&frame).unwrap();
+    socket
+        .write_all(&frame(0x80 | opcode, payload, mask))
+        .unwrap();
 }
 
 fn apply(mask: [u8; 4], payload: &mut [u8]) {

@@ -3,6 +3,7 @@
 
 use super::ends::{self, Heard, Socket};
 use crate::support::proxy;
+use crate::support::websocket::frame;
 
 const FIN: u8 = 0x80;
 const TEXT: u8 = 1;
@@ -17,32 +18,6 @@ type Case = (&'static str, Vec<u8>, Option<(&'static str, u16)>);
 
 const BREACH: Option<(&str, u16)> = Some(("invalid_http", 1002));
 const NOT_TEXT: Option<(&str, u16)> = Some(("invalid_utf8", 1008));
-
-/// A frame with the length in as few bytes as can be.
-fn frame(first: u8, payload: &[u8], mask: Option<[u8; 4]>) -> Vec<u8> {
-    let masked = if mask.is_some() { 0x80 } else { 0 };
-    let mut frame = vec![first];
-    match payload.len() {
-        length @ 0..126 => frame.push(masked | length as u8),
-        length @ 126..65_536 => {
-            frame.push(masked | 126);
-            frame.extend((length as u16).to_be_bytes());
-        }
-        length => {
-            frame.push(masked | 127);
-            frame.extend((length as u64).to_be_bytes());
-        }
-    }
-    frame.extend(mask.iter().flatten());
-    let mask = mask.unwrap_or_default();
-    frame.extend(
-        payload
-            .iter()
-            .zip(mask.iter().cycle())
-            .map(|(byte, mask)| byte ^ mask),
-    );
-    frame
-}
 
 fn from_client(first: u8, payload: &[u8]) -> Vec<u8> {
     frame(first, payload, Some(MASK))
