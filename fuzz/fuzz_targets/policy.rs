@@ -28,6 +28,8 @@ struct AsWritten {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+// All of them are named, so that others are refused.
+#[allow(dead_code)]
 struct GroupAsWritten {
     platform: String,
     upstream: String,

@@ -295,15 +295,7 @@ impl WebSocketSession {
             return None;
         }
         self.over = true;
-        for open in self.turns.open.drain(..) {
-            open.record.log(
-                &self.state.ledger(),
-                request_info,
-                self.upstream.as_deref().map(|upstream| &*upstream.config),
-                Termination::Timeout,
-                &Observed::default(),
-            );
-        }
+        self.end_turns(Termination::Timeout, request_info);
         // In the middle of a message the client would take anything for a part of it.
         self.server.at_message_boundary().then(|| {
             let late = Refusal::from(Cause::UpstreamTimeout);
@@ -332,18 +324,21 @@ impl WebSocketSession {
             other => other,
         };
         let cut_in_turn = !self.turns.open.is_empty();
-        for open in self.turns.open.drain(..) {
-            open.record.log(
-                &self.state.ledger(),
-                request_info,
-                self.upstream.as_deref().map(|upstream| &*upstream.config),
-                cut,
-                &Observed::default(),
-            );
-        }
+        self.end_turns(cut, request_info);
         match ending {
             Termination::Whole if cut_in_turn => cut,
             other => other,
+        }
+    }
+
+    /// Accounts for every response that still runs.
+    fn end_turns(&mut self, ending: Termination, request_info: &RequestInfo) {
+        let upstream = self.upstream.as_deref();
+        let upstream = upstream.map(|upstream| &*upstream.config);
+        for open in self.turns.open.drain(..) {
+            let (ledger, observed) = (self.state.ledger(), Observed::default());
+            open.record
+                .log(&ledger, request_info, upstream, ending, &observed);
         }
     }
 

@@ -203,7 +203,7 @@ async fn serve(
         tokio::spawn(save_budgets(state.clone()));
     }
     let (shut, shutdown) = watch::channel(false);
-    let site = Arc::new(ServerContext {
+    let context = Arc::new(ServerContext {
         proxy: proxy_app::build(&state),
         head_limits: head_limits(&state.limits),
         state: state.clone(),
@@ -216,7 +216,7 @@ async fn serve(
     let (handover, address) = (offer_sockets(&state, &listeners), listeners.reachable_at());
     let accepting = CancellationToken::new();
     tokio::spawn(serve_admin(
-        listeners.accept(&site, &accepting),
+        listeners.accept(&context, &accepting),
         state.clone(),
         reloads,
     ));
@@ -229,7 +229,7 @@ async fn serve(
     // Cancelled when another process does it.
     let watching = CancellationToken::new();
     match address {
-        Ok(address) => feed_watchdog(&site, address, &watching),
+        Ok(address) => feed_watchdog(&context, address, &watching),
         Err(why) => log::error!("the watchdog cannot be fed: {why}"),
     }
     let succeeded = tokio::select! {
@@ -249,7 +249,7 @@ async fn serve(
     state.drain();
     // A closed channel would mean that no connection is left to tell.
     let _ = shut.send(true);
-    drain(&site).await
+    drain(&context).await
 }
 
 /// What runs, in one line.
@@ -289,19 +289,19 @@ fn start_line(state: &State) -> String {
     )
 }
 
-fn feed_watchdog(site: &Arc<ServerContext>, address: SocketAddr, stop: &CancellationToken) {
-    let site = site.clone();
-    let feeding = async move { systemd::feed_watchdog(&site, address).await };
+fn feed_watchdog(context: &Arc<ServerContext>, address: SocketAddr, stop: &CancellationToken) {
+    let context = context.clone();
+    let feeding = async move { systemd::feed_watchdog(&context, address).await };
     tokio::spawn(stop.clone().run_until_cancelled_owned(feeding));
 }
 
 /// Lets the requests that run come to their end, and cuts those that take longer than they may; so many are cut.
-async fn drain(site: &ServerContext) -> i64 {
-    let (state, limit) = (&site.state, site.state.config.server.drain);
+async fn drain(context: &ServerContext) -> i64 {
+    let (state, limit) = (&context.state, context.state.config.server.drain);
     log::info!("draining for at most {limit:?}");
-    site.tasks.close();
+    context.tasks.close();
     let over = state.drain_over();
-    let ending = async { over.run_until_cancelled(drained(site)).await };
+    let ending = async { over.run_until_cancelled(drained(context)).await };
     let ended = tokio::time::timeout(limit, ending).await;
     if ended != Ok(Some(())) {
         let cut = state.metrics.in_flight.get();
@@ -312,7 +312,7 @@ async fn drain(site: &ServerContext) -> i64 {
         }
         state.end_drain();
         // Those that are still to arrive whole can be answered. Others are dropped with the runtime, whatever they wait for.
-        let _ = tokio::time::timeout(FAREWELL_TIME, drained(site)).await;
+        let _ = tokio::time::timeout(FAREWELL_TIME, drained(context)).await;
         return cut;
     }
     0
@@ -320,9 +320,9 @@ async fn drain(site: &ServerContext) -> i64 {
 
 /// Connections have ended, and with them the requests; those of HTTP/2 run in tasks of their own. And every line is in the
 /// log: what waits for it would end with the process.
-async fn drained(site: &ServerContext) {
-    site.tasks.wait().await;
-    while site.state.metrics.in_flight.get() > 0 || !site.state.log.is_written() {
+async fn drained(context: &ServerContext) {
+    context.tasks.wait().await;
+    while context.state.metrics.in_flight.get() > 0 || !context.state.log.is_written() {
         tokio::time::sleep(DRAIN_LOOK).await;
     }
 }

@@ -50,7 +50,7 @@ pub fn stopping() {
 
 /// Feeds the watchdog, if there is one, for as long as new connections are accepted, or none are
 /// to be.
-pub async fn feed_watchdog(site: &ServerContext, address: std::net::SocketAddr) {
+pub async fn feed_watchdog(context: &ServerContext, address: std::net::SocketAddr) {
     let limit = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero());
     let Some(limit) = limit else {
         return;
@@ -58,9 +58,9 @@ pub async fn feed_watchdog(site: &ServerContext, address: std::net::SocketAddr) 
     let mut beat = tokio::time::interval(limit / 3);
     loop {
         beat.tick().await;
-        match tokio::time::timeout(ACCEPT_TIME, accepts(site, address)).await {
+        match tokio::time::timeout(ACCEPT_TIME, accepts(context, address)).await {
             Ok(Ok(())) => notify(&[NotifyState::Watchdog]),
-            _ if site.state.is_draining() || site.room.available_permits() == 0 => {
+            _ if context.state.is_draining() || context.room.available_permits() == 0 => {
                 notify(&[NotifyState::Watchdog]);
             }
             Ok(Err(why)) => {
@@ -72,10 +72,10 @@ pub async fn feed_watchdog(site: &ServerContext, address: std::net::SocketAddr) 
 }
 
 /// A connection reaches the accepting task, not only the kernel's queue.
-async fn accepts(site: &ServerContext, address: std::net::SocketAddr) -> io::Result<()> {
-    let before = site.accepted.load(Ordering::Relaxed);
+async fn accepts(context: &ServerContext, address: std::net::SocketAddr) -> io::Result<()> {
+    let before = context.accepted.load(Ordering::Relaxed);
     let _connection = TcpStream::connect(address).await?;
-    while site.accepted.load(Ordering::Relaxed) == before {
+    while context.accepted.load(Ordering::Relaxed) == before {
         tokio::time::sleep(ACCEPT_LOOK).await;
     }
     Ok(())
