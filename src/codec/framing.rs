@@ -33,20 +33,22 @@ pub fn is_unambiguous_answer(headers: &HeaderMap) -> bool {
     }))
 }
 
-/// Finds responses of HTTP/1.1 that say twice how long they are: by a length and by chunks. They are read by their chunks
-/// (RFC 9112 §6.3), and whoever wrote them may not know where they end. It sees the bytes of a connection as they come.
+/// What is to be known early of the head of a response of HTTP/1.1, from the bytes of a connection as they come: its status,
+/// and whether it says twice how long the body is, by a length and by chunks. Such a body is read by its chunks (RFC 9112
+/// §6.3), and whoever wrote it may not know where it ends.
 #[derive(Debug, Default)]
-pub struct TwoFramings {
+pub struct ResponseHeadScan {
     /// What has come of a head that is not whole.
     head: Vec<u8>,
     is_over: bool,
-    found: bool,
+    status: Option<u16>,
+    has_two_framings: bool,
 }
 
 /// The longest head that is looked at. Pingora reads none that is longer.
 const MOST_HEAD_BYTES: usize = 1 << 20;
 
-impl TwoFramings {
+impl ResponseHeadScan {
     /// Takes what came next, of heads and bodies.
     pub fn feed(&mut self, bytes: &[u8]) {
         if self.is_over {
@@ -67,8 +69,9 @@ impl TwoFramings {
     fn take_heads<'h>(&mut self, mut bytes: &'h [u8]) -> &'h [u8] {
         while let Some(end) = head_end(bytes) {
             let (head, rest) = bytes.split_at(end);
-            self.found = has_two_framings(head);
+            self.has_two_framings = has_two_framings(head);
             if !is_interim(head) {
+                self.status = status(head);
                 self.is_over = true;
                 return &[];
             }
@@ -77,9 +80,14 @@ impl TwoFramings {
         bytes
     }
 
-    /// Whether the response is one.
-    pub fn found(&self) -> bool {
-        self.found
+    /// The status of a head that is whole and no interim one (1xx).
+    pub fn status(&self) -> Option<u16> {
+        self.status
+    }
+
+    /// Whether that head says twice how long the body is.
+    pub fn has_two_framings(&self) -> bool {
+        self.has_two_framings
     }
 }
 
@@ -94,10 +102,15 @@ fn head_end(bytes: &[u8]) -> Option<usize> {
     })
 }
 
+/// The status in a head's first line.
+fn status(head: &[u8]) -> Option<u16> {
+    let digits = head.get(b"HTTP/1.1 ".len()..)?.get(..3)?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
 /// A status below 200 that is not the last.
 fn is_interim(head: &[u8]) -> bool {
-    head.get(b"HTTP/1.1 ".len()..)
-        .is_some_and(|status| status.first() == Some(&b'1') && !status.starts_with(b"101"))
+    status(head).is_some_and(|status| status < 200 && status != 101)
 }
 
 fn has_two_framings(head: &[u8]) -> bool {
@@ -314,11 +327,11 @@ mod tests {
         assert!(!map(&["12", "12"]) && !map(&["1", "2"]) && !map(&["+1"]));
     }
 
-    /// Whether responses that come in these pieces are found to have two framings.
-    fn found(pieces: &[&[u8]]) -> bool {
-        let mut framings = TwoFramings::default();
-        pieces.iter().for_each(|piece| framings.feed(piece));
-        framings.found()
+    /// The status of a response that comes in these pieces, and whether it has two framings.
+    fn scan(pieces: &[&[u8]]) -> (Option<u16>, bool) {
+        let mut scan = ResponseHeadScan::default();
+        pieces.iter().for_each(|piece| scan.feed(piece));
+        (scan.status(), scan.has_two_framings())
     }
 
     #[test]
@@ -329,7 +342,11 @@ mod tests {
         for whole in [both, &interim, &both.replace("\r\n", "\n")] {
             for cut in 0..whole.len() {
                 let (first, second) = whole.as_bytes().split_at(cut);
-                assert!(found(&[first, second]), "{cut} of {whole:?}");
+                assert_eq!(
+                    scan(&[first, second]),
+                    (Some(200), true),
+                    "{cut} of {whole:?}"
+                );
             }
         }
     }
@@ -343,8 +360,16 @@ mod tests {
         let upgrade =
             "HTTP/1.1 101 Up\r\nContent-Length: 9\r\n\r\nTransfer-Encoding: chunked\r\n\r\n";
         for whole in [length, interim, upgrade] {
-            assert!(!found(&[whole.as_bytes()]), "{whole:?}");
+            assert!(!scan(&[whole.as_bytes()]).1, "{whole:?}");
         }
+    }
+
+    #[test]
+    fn an_interim_head_is_not_the_response() {
+        let hints = b"HTTP/1.1 103 Hints\r\nx: y\r\n\r\n";
+        assert_eq!(scan(&[hints]).0, None);
+        assert_eq!(scan(&[hints, b"HTTP/1.1 429 Later\r\n"]).0, None);
+        assert_eq!(scan(&[hints, b"HTTP/1.1 429\r\n\r\n"]).0, Some(429));
     }
 
     #[test]

@@ -82,6 +82,29 @@ fn an_answer_that_a_close_follows_reaches_its_client() {
     assert_answered_early(|| reply(429).json(REFUSAL).before_body().close());
 }
 
+#[test]
+fn an_upstream_that_answers_before_it_reads_gets_its_request_whole() {
+    let moment = Duration::from_millis(200);
+    let answer = || {
+        let hint = Reply::default().send("HTTP/1.1 103 Early Hints\r\n\r\n");
+        let head = hint
+            .wait(moment)
+            .send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n");
+        head.wait(moment).read_body().send("{}")
+    };
+    for how in ["held", "streamed", "chunked"] {
+        for upstream in both(|| upstream::script([answer()])) {
+            let proxy = proxy::new().upstream(&upstream).run();
+            let mut connection = send_large(&proxy, how);
+            assert_eq!(connection.head().unwrap().status, 103, "{how}");
+            let answer = connection.answer();
+            assert_eq!((answer.status, answer.text()), (200, "{}"), "{how}");
+            assert!(upstream.request().body.len() >= LARGE_BYTES, "{how}");
+            assert_eq!(proxy.record()["outcome"], "ok", "{how}");
+        }
+    }
+}
+
 /// Answers the first request, and ends its connection at the second.
 fn ending(end: impl Fn() -> Reply) -> [Upstream; 2] {
     both(|| upstream::script([reply(200).json("{}"), end(), reply(200).json("{}")]))

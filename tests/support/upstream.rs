@@ -27,7 +27,8 @@ pub struct Received {
 /// What the upstream does about one request.
 #[derive(Clone, Debug, Default)]
 pub struct Reply {
-    before_body: bool,
+    /// How many of the steps come before the request's body is read.
+    before_body: usize,
     steps: Vec<Step>,
 }
 
@@ -145,9 +146,15 @@ impl Unsent {
 }
 
 impl Reply {
-    /// The reply begins as soon as the request's head is here.
+    /// All of the reply comes as soon as the request's head is here.
     pub fn before_body(mut self) -> Self {
-        self.before_body = true;
+        self.before_body = usize::MAX;
+        self
+    }
+
+    /// What came so far of the reply comes as soon as the request's head is here, the rest behind its body.
+    pub fn read_body(mut self) -> Self {
+        self.before_body = self.steps.len();
         self
     }
 
@@ -481,20 +488,23 @@ fn serve_request(wire: &mut Wire, connection: usize, shared: &Shared) -> bool {
         body: Vec::new(),
         whole: false,
     };
-    let ended = reply.before_body.then(|| play(wire, reply, shared));
+    let (early, late) = reply
+        .steps
+        .split_at(reply.before_body.min(reply.steps.len()));
+    let goes_on = play(wire, early, shared);
     let mut body = Vec::new();
-    if ended != Some(false) {
+    if goes_on {
         request.whole = wire.body(&request, &mut body);
     }
     request.body = body;
     let whole = request.whole;
     shared.received().push(request);
-    ended.unwrap_or_else(|| whole && play(wire, reply, shared)) && whole
+    whole && play(wire, late, shared)
 }
 
-/// False where the reply ends the connection.
-fn play(wire: &mut Wire, reply: &Reply, shared: &Shared) -> bool {
-    for step in &reply.steps {
+/// False where these steps end the connection.
+fn play(wire: &mut Wire, steps: &[Step], shared: &Shared) -> bool {
+    for step in steps {
         match step {
             Step::Send(bytes) => {
                 if wire.socket.write_all(bytes).is_err() {

@@ -17,8 +17,9 @@ use pingora_core::protocols::{
     Stream, TimingDigest, UniqueID,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
-use crate::codec::framing::TwoFramings;
+use crate::codec::framing::ResponseHeadScan;
 
 use super::control::{Phase, StreamControl, Watchdog};
 use super::error_look::{ErrorLook, Finding, may_be_client_error};
@@ -27,6 +28,8 @@ use super::error_look::{ErrorLook, Finding, may_be_client_error};
 const GATHERED_BYTES: usize = 16 * 1024;
 /// The most of an early response that is read while its request is still being written, in bytes.
 const EARLY_BYTES: usize = 16 * 1024;
+/// How long an upstream that has begun a good response may take nothing more of its request, before it gets no more of it.
+const STALL_TIME: Duration = Duration::from_secs(1);
 
 /// A connection that sends what was gathered when its response is next read, which Pingora does as soon as it has written a
 /// head.
@@ -42,12 +45,13 @@ pub(super) struct Http1Stream {
     /// What came of a response while its request was written, from `taken` on.
     early: Vec<u8>,
     taken: usize,
+    /// Runs while an upstream that has begun its response takes nothing of its request.
+    stall: Option<Pin<Box<Sleep>>>,
     /// The response came before its request was taken. No more of the request is sent, and the connection is not used
     /// again.
     answered_early: bool,
     look: ErrorLook,
-    /// Whether the response says twice how long it is; the connection is not used again then.
-    framings: TwoFramings,
+    head: ResponseHeadScan,
 }
 
 impl Http1Stream {
@@ -62,9 +66,10 @@ impl Http1Stream {
             unflushed: false,
             early: Vec::new(),
             taken: 0,
+            stall: None,
             answered_early: false,
             look: ErrorLook::default(),
-            framings: TwoFramings::default(),
+            head: ResponseHeadScan::default(),
         }
     }
 
@@ -80,6 +85,7 @@ impl Http1Stream {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 count => self.sent += count,
             }
+            self.stall = None;
             self.unflushed = true;
         }
         self.gathered.clear();
@@ -92,26 +98,79 @@ impl Http1Stream {
         Poll::Ready(Ok(()))
     }
 
-    /// Whether the response has begun although its request was not taken whole.
-    fn is_answered_early(&mut self, cx: &mut Context<'_>) -> bool {
+    /// Reads what has come of the response.
+    fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.io).poll_read(cx, buf);
+        let received = &buf.filled()[before..];
+        if !received.is_empty() {
+            if !self.control().has_received() {
+                self.head = ResponseHeadScan::default();
+            }
+            self.head.feed(received);
+            self.watchdog.progressed();
+        }
+        polled
+    }
+
+    /// The status of a response that has begun while its request is still being written.
+    fn early_status(&mut self, cx: &mut Context<'_>) -> Option<u16> {
         if !matches!(
             self.control().phase(),
-            Phase::RequestBody | Phase::ResponseHead
+            Phase::RequestBody | Phase::ResponseHead | Phase::ResponseBody
         ) {
-            return false;
+            return None;
         }
-        if self.early.is_empty() {
-            self.early.resize(EARLY_BYTES, 0);
-            let mut read = ReadBuf::new(&mut self.early);
-            let polled = Pin::new(&mut self.io).poll_read(cx, &mut read);
-            let count = match polled {
-                Poll::Ready(Ok(())) => read.filled().len(),
-                _ => 0,
-            };
-            self.early.truncate(count);
+        loop {
+            let status = self.head.status().filter(|_| self.control().has_received());
+            let room = EARLY_BYTES.saturating_sub(self.early.len());
+            if status.is_some() || room == 0 {
+                return status;
+            }
+            let mut early = std::mem::take(&mut self.early);
+            let before = early.len();
+            early.resize(EARLY_BYTES, 0);
+            let mut read = ReadBuf::new(&mut early[before..]);
+            // A failure shows when the response is read.
+            let _ = self.poll_receive(cx, &mut read);
+            let count = read.filled().len();
+            early.truncate(before + count);
+            self.early = early;
+            if count == 0 {
+                return None;
+            }
         }
-        self.answered_early = !self.early.is_empty();
-        self.answered_early
+    }
+
+    /// What becomes of a piece of the request that could not be written. Pingora reads nothing of a response while it waits
+    /// for a write. So an upstream that has refused the request gets no more of it, and for one that has begun a good
+    /// response (and may read on) the piece waits here, where the response can be read beside it.
+    fn poll_stuck(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+        stuck: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let Some(status) = self.early_status(cx) else {
+            return stuck;
+        };
+        let takes_no_more = stuck.is_ready() || status >= 300;
+        if !takes_no_more && self.gathered.is_empty() {
+            self.gathered.extend_from_slice(buf);
+            return Poll::Ready(Ok(buf.len()));
+        }
+        if !takes_no_more {
+            let stall = self
+                .stall
+                .get_or_insert_with(|| Box::pin(sleep(STALL_TIME)));
+            ready!(stall.as_mut().poll(cx));
+        }
+        self.answered_early = true;
+        Poll::Ready(Ok(buf.len()))
     }
 
     /// Reads the beginning of a response that may be an error with this text in it. Ready when it is known whether it is;
@@ -120,7 +179,7 @@ impl Http1Stream {
         loop {
             let mut room = [0; 4096];
             let mut read = ReadBuf::new(&mut room);
-            let polled = Pin::new(&mut self.io).poll_read(cx, &mut read);
+            let polled = self.poll_receive(cx, &mut read);
             let has_ended = match polled {
                 Poll::Pending if self.look.bytes.is_empty() => return Poll::Pending,
                 Poll::Pending => self.look.poll_over(cx).is_ready(),
@@ -141,7 +200,6 @@ impl Http1Stream {
             if finding != Finding::Open {
                 self.control().end_look(finding == Finding::Found);
                 self.early = std::mem::take(&mut self.look).bytes;
-                self.watchdog.progressed();
                 return Poll::Ready(Ok(()));
             }
         }
@@ -178,7 +236,8 @@ impl Http1Stream {
     /// Whether the connection is not to be used for another request.
     fn is_used_up(&self) -> bool {
         let is_idle = self.control().phase() == Phase::Idle;
-        let is_odd = self.answered_early || self.framings.found();
+        let is_odd =
+            self.answered_early || !self.gathered.is_empty() || self.head.has_two_framings();
         self.control().is_used_up() || (is_idle && is_odd)
     }
 
@@ -209,11 +268,7 @@ impl Http1Stream {
                 }
             }
         }
-        let before = buf.filled().len();
-        if let Poll::Ready(read) = Pin::new(&mut self.io).poll_read(cx, buf) {
-            if buf.filled().len() > before {
-                self.watchdog.progressed();
-            }
+        if let Poll::Ready(read) = self.poll_receive(cx, buf) {
             return Poll::Ready(self.read_result(read));
         }
         match ready!(self.watchdog.poll_expired(cx)) {
@@ -233,13 +288,7 @@ impl AsyncRead for Http1Stream {
         if this.control().is_ended() || this.is_used_up() {
             return Poll::Ready(Ok(()));
         }
-        let before = buf.filled().len();
-        if !this.control().has_received() {
-            this.framings = TwoFramings::default();
-        }
-        let read = this.poll_response(cx, buf);
-        this.framings.feed(&buf.filled()[before..]);
-        read
+        this.poll_response(cx, buf)
     }
 }
 
@@ -267,9 +316,11 @@ impl AsyncWrite for Http1Stream {
             Poll::Pending => Poll::Pending,
         };
         match written {
-            Poll::Ready(Ok(count)) => Poll::Ready(Ok(count)),
-            _ if this.is_answered_early(cx) => Poll::Ready(Ok(buf.len())),
-            stuck => stuck,
+            Poll::Ready(Ok(count)) => {
+                this.stall = None;
+                Poll::Ready(Ok(count))
+            }
+            stuck => this.poll_stuck(cx, buf, stuck),
         }
     }
 
