@@ -21,9 +21,12 @@
 //!    Do after every call what its [`Output`] says: the head of a stream is written with the first bytes and not before,
 //!    and a failure that comes earlier, like the answer to a client that wants no stream, is an [`Output::Answer`] with
 //!    its own status. A session gives one end or answer and nothing after it.
-//! 6. Where [`Options::commit_after`] has passed and [`Session::has_begun`] is false, call [`Session::commit`]. From then
-//!    on, after [`Options::ping`] without a byte to the client, [`Session::ping`]. A client that wants no stream gets
-//!    neither.
+//! 6. Where [`BridgeOptions::commit_after`] has passed and [`Session::has_begun`] is false, call [`Session::commit`]. From
+//!    then on, after [`BridgeOptions::ping`] without a byte to the client, [`Session::ping`]. A client that wants no stream
+//!    gets neither.
+//!
+//!    [`BridgeOptions::commit_after`]: crate::config::bridge::BridgeOptions::commit_after
+//!    [`BridgeOptions::ping`]: crate::config::bridge::BridgeOptions::ping
 //! 7. When the client goes, stop writing. Whether to read on for the usage is for the exchange to decide; a session can
 //!    be fed further all the same.
 //!
