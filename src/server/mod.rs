@@ -151,6 +151,8 @@ impl Server {
         state.save_budgets();
         drop(reload_now);
         state.log.retry();
+        // What was held back as a repetition; "stopped" is the last word.
+        log::logger().flush();
         log::info!("stopped, {cut} requests cut");
     }
 }
