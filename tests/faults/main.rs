@@ -92,9 +92,13 @@ impl Run {
             .run_in(folder);
         let world = World::new(recipe, [proxy.address, proxy.tls_address], &books, pace);
         let operator = Operator::of(proxy, recipe, policies);
+        // It is ready a moment before it has begun to follow its files.
+        let descriptors = eventually("the files to be followed", || {
+            Some(descriptors(&operator)).filter(|all| all.iter().any(|one| one.contains("inotify")))
+        });
         Self {
             world,
-            descriptors: descriptors(&operator),
+            descriptors,
             operator,
             upstreams,
         }
