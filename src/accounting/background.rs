@@ -23,6 +23,8 @@ pub struct BackgroundCreate {
     pub time: Timestamp,
     /// The key's name.
     pub key: Option<String>,
+    /// SHA-256 of the key, whose budget is charged.
+    pub key_digest: Option<[u8; 32]>,
     pub key_id: Option<String>,
     pub group: Option<String>,
     pub platform: Option<String>,
@@ -165,6 +167,7 @@ mod tests {
             request_id: Uuid::nil(),
             time: Timestamp::from_second(at).unwrap(),
             key: Some("alice".to_owned()),
+            key_digest: Some([7; 32]),
             key_id: None,
             group: None,
             platform: None,

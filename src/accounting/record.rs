@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName};
 use jiff::Timestamp;
+use rust_decimal::Decimal;
 use uuid::Uuid;
 
 use crate::accounting::access_log::{AccessLog, AccessRecord, Millis, Transport};
@@ -183,6 +184,7 @@ struct Texts<'a> {
 /// Who is billed, and for what: the request itself, or the one that created what it fetched.
 struct Billed<'a> {
     key: Option<&'a str>,
+    key_digest: Option<[u8; 32]>,
     key_id: Option<&'a str>,
     group: Option<&'a str>,
     platform: Option<&'a str>,
@@ -296,9 +298,8 @@ impl RequestRecord {
                 let usage = priced_usage(request.endpoint, usage);
                 prices.cost(billed.time, priced_model?, tiers.billed, &usage)
             });
-        if let (Some(group), Some(key), Some(cost)) = (&self.group, &self.key_digest, cost) {
-            let now = Timestamp::now();
-            group.charge(key, tiers.billed, cost, ledger.budgets, now);
+        if let Some(cost) = cost {
+            self.charge(&billed, tiers.billed, cost, ledger);
         }
         let duration = self.began.elapsed();
         let record = AccessRecord {
@@ -350,12 +351,24 @@ impl RequestRecord {
             model_upstream: texts.model_upstream.as_deref(),
         };
         if usage_state == UsageState::Deferred {
-            remember(ledger, &record);
+            remember(ledger, &record, self.key_digest);
         }
         ledger.log.append(&record);
         ledger
             .metrics
             .observe(&record, duration, self.answer.time_to_first_byte);
+    }
+
+    /// Counts the cost for the budget of whoever is billed. Of a response that another group's request created, that is the
+    /// budget which the policy gives that group now, if any.
+    fn charge(&self, billed: &Billed<'_>, tier: Option<&str>, cost: Decimal, ledger: &Ledger<'_>) {
+        let group = match billed.of_request {
+            Some(_) => billed.group.and_then(|name| self.policy.group(name)),
+            None => self.group.as_ref(),
+        };
+        if let (Some(group), Some(key)) = (group, &billed.key_digest) {
+            group.charge(key, tier, cost, ledger.budgets, Timestamp::now());
+        }
     }
 
     /// Who created the response that was fetched, where its terminal status is told for the first time.
@@ -379,6 +392,7 @@ impl RequestRecord {
     ) -> Billed<'a> {
         Billed {
             key: self.key.as_deref(),
+            key_digest: self.key_digest,
             key_id,
             group: self.group.as_ref().map(|group| &*group.name),
             platform: self.group.as_ref().map(|group| group.platform.as_str()),
@@ -515,6 +529,7 @@ impl<'a> Billed<'a> {
     fn to(create: &'a BackgroundCreate) -> Self {
         Self {
             key: create.key.as_deref(),
+            key_digest: create.key_digest,
             key_id: create.key_id.as_deref(),
             group: create.group.as_deref(),
             platform: create.platform.as_deref(),
@@ -529,7 +544,7 @@ impl<'a> Billed<'a> {
 }
 
 /// The usage of this request comes with a later one.
-fn remember(ledger: &Ledger<'_>, record: &AccessRecord<'_>) {
+fn remember(ledger: &Ledger<'_>, record: &AccessRecord<'_>, key_digest: Option<[u8; 32]>) {
     let Some(id) = record.response_id else {
         return;
     };
@@ -538,6 +553,7 @@ fn remember(ledger: &Ledger<'_>, record: &AccessRecord<'_>) {
         request_id: record.request_id,
         time: record.time,
         key: owned(record.key),
+        key_digest,
         key_id: owned(record.key_id),
         group: owned(record.group),
         platform: owned(record.platform),

@@ -398,6 +398,7 @@ mod tests {
             request_id: uuid::Uuid::nil(),
             time: now,
             key: Some("alice".to_owned()),
+            key_digest: None,
             key_id: None,
             group: None,
             platform: None,

@@ -164,6 +164,11 @@ impl Policy {
         &self.groups
     }
 
+    /// The group of this name.
+    pub fn group(&self, name: &str) -> Option<&Arc<Group>> {
+        self.groups.iter().find(|group| &*group.name == name)
+    }
+
     /// Takes the keys that are not listed.
     pub fn default_group(&self) -> Option<&Arc<Group>> {
         self.default_group.as_ref()

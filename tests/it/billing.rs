@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tiergate::accounting::access_log::line::{FIELDS, OTEL_FIELDS};
 
+use crate::support::eventually;
 use crate::support::proxy::{self, Proxy};
 use crate::support::upstream::{self, Reply, reply};
 
@@ -182,6 +183,82 @@ fn a_key_has_the_same_id_in_every_line() {
         let record: Value = serde_json::from_str(&line).unwrap();
         assert_told(&record, &json!({"key_id": id}));
     }
+}
+
+const BUDGETS: &str = "\
+version: 1
+groups:
+  creators: {platform: openai, force_fast_mode: true, budget: {usd: 0.01, per: month, scope: SCOPE, then: refuse}}
+  fetchers: {platform: openai, force_fast_mode: true, budget: {usd: 0.01, per: month, scope: SCOPE, then: refuse}}
+keys:
+  sk-carla: {group: creators, name: carla}
+  sk-frank: {group: fetchers, name: frank}
+";
+
+/// An upstream that makes one response in the background, and is done with it when it is asked for.
+fn background_upstream() -> upstream::Upstream {
+    upstream::script([
+        reply(200).json(r#"{"id":"resp_1","status":"queued","background":true}"#),
+        reply(200).json(&made("big", "priority")),
+        reply(200).json(r#"{"id":"resp_2","status":"queued","background":true}"#),
+    ])
+    .run()
+}
+
+#[test]
+fn a_background_response_is_charged_to_the_budget_of_who_created_it_and_not_of_who_fetched_it() {
+    for scope in ["group", "key"] {
+        let upstream = background_upstream();
+        let proxy = proxy::new()
+            .upstream(&upstream)
+            .policy(&BUDGETS.replace("SCOPE", scope))
+            .setting("state: state.redb")
+            .prices(PRICES)
+            .run();
+        let (creator, fetcher) = (proxy.client("sk-carla"), proxy.client("sk-frank"));
+        let create = r#"{"model":"big","background":true}"#;
+        creator.post("/v1/responses", create);
+        proxy.access_log(1);
+        fetcher.get("/v1/responses/resp_1");
+        let told = json!({"key": "carla", "group": "creators", "cost_usd": "0.014"});
+        assert_told(&proxy.access_log(2)[1], &told);
+        let used = |group: &str| {
+            let label = format!(r#"group="{group}""#);
+            proxy.metric_of("tiergate_budget_used_ratio", &label)
+        };
+        assert_eq!((used("creators"), used("fetchers")), (1.4, 0.0), "{scope}");
+        let refused = creator.post("/v1/responses", create);
+        assert_eq!(refused.status, 429, "{scope}");
+        let served = fetcher.post("/v1/responses", create);
+        assert_eq!(served.status, 200, "{scope}");
+    }
+}
+
+#[test]
+fn a_background_response_of_a_group_that_is_gone_charges_no_budget() {
+    let upstream = background_upstream();
+    let policy = BUDGETS.replace("SCOPE", "group");
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .policy(&policy)
+        .prices(PRICES)
+        .run();
+    let create = r#"{"model":"big","background":true}"#;
+    proxy.client("sk-carla").post("/v1/responses", create);
+    proxy.access_log(1);
+    let without: Vec<&str> = policy
+        .lines()
+        .filter(|line| !line.contains("creators"))
+        .collect();
+    std::fs::write(proxy.path("policy.yaml"), without.join("\n")).unwrap();
+    eventually("the policy without the group", || {
+        let groups = &proxy.status()["policy"]["groups"];
+        (*groups == 1).then_some(())
+    });
+    proxy.client("sk-frank").get("/v1/responses/resp_1");
+    let told = json!({"key": "carla", "group": "creators", "cost_usd": "0.014"});
+    assert_told(&proxy.access_log(2)[1], &told);
+    assert_eq!(proxy.metric("tiergate_budget_used_ratio"), 0.0);
 }
 
 /// What an answer without usage counts.
