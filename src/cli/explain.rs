@@ -534,6 +534,8 @@ fn header_edit(
         }
         _ if secret => format!("{name}: the key that decides, and no other"),
         ("", new) => format!("{name}: {new}"),
+        // What was taken out of it is a key.
+        (_, new) if name == header::SEC_WEBSOCKET_PROTOCOL => format!("{name}: {new}"),
         (old, new) => format!("{name}: {new}  (was {})", request.shown(old)),
     }
 }

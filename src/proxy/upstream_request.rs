@@ -45,6 +45,14 @@ const ACCOUNT: [&str; 8] = [
     "x-goog-user-project",
 ];
 
+/// What members of `sec-websocket-protocol` begin with that name an account: browsers can set no other header on a WebSocket
+/// (<https://platform.openai.com/docs/guides/realtime-websocket>).
+const ACCOUNT_SUBPROTOCOLS: [&str; 3] = [
+    "openai-insecure-api-key.",
+    "openai-organization.",
+    "openai-project.",
+];
+
 /// What decides how a head is changed on its way to the upstream.
 pub struct HeadEdit<'a> {
     pub upstream: &'a Upstream,
@@ -131,6 +139,7 @@ impl HeadEdit<'_> {
         for name in ACCOUNT {
             head.remove_header(name);
         }
+        remove_account_subprotocols(head)?;
         head.insert_header(credential.header.name(), own)
     }
 
@@ -252,6 +261,24 @@ fn remove_all(head: &mut RequestHeader, is: impl Fn(&str) -> bool) {
     for name in &names {
         head.remove_header(name);
     }
+}
+
+/// The other members stay, in their order, so that the upstream chooses among what the client offered.
+fn remove_account_subprotocols(head: &mut RequestHeader) -> Result<()> {
+    let members = || list_members(&head.headers, &header::SEC_WEBSOCKET_PROTOCOL);
+    if !members().any(names_account) {
+        return Ok(());
+    }
+    let others: Vec<&[u8]> = members().filter(|member| !names_account(member)).collect();
+    let others = joined(&others, b", ")?;
+    set_or_remove(head, &header::SEC_WEBSOCKET_PROTOCOL, others)
+}
+
+fn names_account(subprotocol: &[u8]) -> bool {
+    ACCOUNT_SUBPROTOCOLS.iter().any(|beginning| {
+        let start = subprotocol.get(..beginning.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(beginning.as_bytes()))
+    })
 }
 
 fn set_or_remove(
@@ -401,6 +428,27 @@ mod tests {
                 "/v1/x?y\naccept-language: en\ncontent-length: 20\nx-keep: 2\nx-team: a"
             );
         }
+    }
+
+    #[test]
+    fn an_own_credential_keeps_the_accounts_among_the_subprotocols_back() {
+        let lines = "authorization: Bearer k\nsec-websocket-protocol: realtime, openai-insecure-api-key.k\n\
+            sec-websocket-protocol: OpenAI-Organization.o,openai-beta.realtime-v1 , openai-project.p";
+        let upstream = upstream("");
+        let kept = |upstream: &Upstream| {
+            let head = edited(lines, Endpoint::Other, upstream, false);
+            let lines = head.lines().map(str::to_owned);
+            let protocol = lines.filter(|line| line.starts_with("sec-websocket-protocol"));
+            protocol.collect::<Vec<_>>()
+        };
+        assert_eq!(kept(&upstream).len(), 2);
+        upstream
+            .load_credential(Ok(b"own".to_vec().into()))
+            .unwrap();
+        assert_eq!(
+            kept(&upstream),
+            ["sec-websocket-protocol: realtime, openai-beta.realtime-v1"]
+        );
     }
 
     #[test]

@@ -314,6 +314,39 @@ fn an_upgrade_shows_no_cookie_of_the_operators_account() {
 }
 
 #[test]
+fn the_subprotocols_of_a_browser_tell_the_clients_account_to_nobody_but_its_own_upstream() {
+    const OFFER: &str = "realtime, openai-insecure-api-key.k, openai-organization.o, \
+        openai-project.p, openai-beta.realtime-v1";
+    const AGREED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+        Sec-WebSocket-Accept: x\r\nSec-WebSocket-Protocol: realtime\r\n\r\n";
+    for (settings, offered) in [
+        ("", OFFER),
+        (
+            "credential_file: up.key",
+            "realtime, openai-beta.realtime-v1",
+        ),
+    ] {
+        let upstream = script([upstream::Reply::default().send(AGREED).hold()]).run();
+        let proxy = own_key(proxy::new().upstream_with("main", &upstream, settings)).run();
+        let client = proxy
+            .client("sk-fast")
+            .header("Connection", "Upgrade")
+            .header("Upgrade", "websocket")
+            .header("Sec-WebSocket-Version", "13")
+            .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
+            .header("Sec-WebSocket-Protocol", OFFER);
+        let mut connection = client.connect();
+        connection.send(client.head("GET", "/v1/realtime?model=m"));
+        let answer = connection.head().unwrap();
+        assert_eq!(answer.status, 101);
+        assert_eq!(answer.header("sec-websocket-protocol"), Some("realtime"));
+        drop(connection);
+        let request = upstream.requests(1).remove(0);
+        assert_eq!(request.header("sec-websocket-protocol"), [offered]);
+    }
+}
+
+#[test]
 fn a_key_that_does_not_decide_stays_here() {
     let upstream = upstream::json("{}").run();
     let proxy = proxy::new()
