@@ -118,7 +118,7 @@ fn read_server(pieces: &[&[u8]]) -> Session {
     let mut open: Option<Seen> = None;
     for piece in pieces {
         reader.feed(piece, |event| match event {
-            ServerEvent::MessageStart(opcode) => {
+            ServerEvent::MessageStart { opcode, .. } => {
                 let payload = Vec::new();
                 assert!(open.replace(Seen { opcode, payload }).is_none());
             }

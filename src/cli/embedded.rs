@@ -192,7 +192,7 @@ async fn listen(session: &mut HttpSession, is_last: fn(&[u8]) -> bool) -> io::Re
             }
             ServerEvent::Control(frame) => done |= frame.opcode == Opcode::Close,
             ServerEvent::Stopped(_) => done = true,
-            ServerEvent::MessageStart(_) => {}
+            ServerEvent::MessageStart { .. } => {}
         });
     }
     Ok(())

@@ -161,8 +161,13 @@ pub struct ServerReader {
 /// What [`ServerReader`] saw, in the order of the bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServerEvent<'a> {
-    /// A message begins; `Text` or `Binary`.
-    MessageStart(Opcode),
+    /// A message begins.
+    MessageStart {
+        /// `Text` or `Binary`.
+        opcode: Opcode,
+        /// Bytes of this call before the message; `None` where it began in an earlier one.
+        begin: Option<usize>,
+    },
     /// The next bytes of its payload, never empty.
     Payload(&'a [u8]),
     /// The message is complete. Its last byte is the last of the first `offset` bytes fed in this
@@ -622,10 +627,22 @@ impl ServerReader {
         self.at_frame_boundary() && !self.parser.in_message
     }
 
+    /// Bytes that were fed of a header which is not whole, where it may begin a message: not between two fragments.
+    pub fn begun_header(&self) -> usize {
+        match self.ended || self.parser.in_message {
+            true => 0,
+            false => self.parser.header_read,
+        }
+    }
+
     fn show(&mut self, step: Step, taken: &[u8], sink: &mut impl FnMut(ServerEvent<'_>)) {
         match step {
             Step::Header(frame) if matches!(frame.opcode, Opcode::Text | Opcode::Binary) => {
-                sink(ServerEvent::MessageStart(frame.opcode))
+                let header = self.parser.announced_header_length();
+                sink(ServerEvent::MessageStart {
+                    opcode: frame.opcode,
+                    begin: taken.len().checked_sub(header),
+                })
             }
             Step::Payload(run) => {
                 let bytes = &taken[taken.len() - run.length..];
@@ -718,6 +735,11 @@ impl FrameParser {
         if self.header_read < 2 {
             return 2;
         }
+        self.announced_header_length()
+    }
+
+    /// The same by its first two bytes; of the newest header where none is being read.
+    fn announced_header_length(&self) -> usize {
         let length_bytes = match self.header[1] & 0x7f {
             126 => 2,
             127 => 8,

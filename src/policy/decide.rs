@@ -6,7 +6,7 @@ use crate::codec::service_tier::{Edit, Edits, Facts, PRIORITY, Tier, has_no_tier
 use crate::config::MessagesMode;
 use crate::config::pattern::Pattern;
 use crate::policy::endpoint::Endpoint;
-use crate::policy::group::{FastModeSignal, ForcedTier, ModelRule};
+use crate::policy::group::{FastModeSignal, ForcedTier, ModelRule, OnTierRefused};
 use crate::policy::{Group, Platform};
 
 /// What is done to the tier of a request.
@@ -181,6 +181,11 @@ impl Group {
         })
     }
 
+    /// Whether a request that this was done to is sent once more without a tier, should its upstream refuse the tier.
+    pub fn retries_without_tier(&self, action: TierAction) -> bool {
+        self.on_tier_refused == OnTierRefused::RetryWithout && action.sets_tier()
+    }
+
     /// The action on a request whose whole body said this. None: the request goes as it came, as if nothing had been decided.
     pub fn settle(&self, action: TierAction, facts: &Facts) -> Option<TierAction> {
         let settled = TierAction {
@@ -217,6 +222,20 @@ impl TierAction {
     /// Whether it asks for the fast tier, which budgets are about.
     pub fn asks_for_priority(&self) -> bool {
         self.body == Edit::Set(Tier::Priority) || self.beta_header == BetaHeader::Set
+    }
+
+    /// Whether it makes the request ask for a tier, which an upstream may refuse.
+    pub fn sets_tier(&self) -> bool {
+        matches!(self.body, Edit::Set(_)) || self.beta_header == BetaHeader::Set
+    }
+
+    /// What is done to the request instead where its upstream has refused the tier: it asks for none.
+    pub fn without_tier(self) -> TierAction {
+        TierAction {
+            body: Edit::Remove,
+            beta_header: BetaHeader::Remove,
+            ..self
+        }
     }
 
     /// What is done to the body; `request_usage` where a chat stream is to tell its usage.

@@ -20,8 +20,7 @@ use crate::codec::error::{Answer, Cause, Refusal};
 use crate::codec::service_tier::{Edit, Edits, Rewriter};
 use crate::config::{ChatStreamUsage, OnClientAbort};
 use crate::policy::endpoint::{Endpoint, Protocol};
-use crate::policy::group::OnTierRefused;
-use crate::policy::{BetaHeader, Condition, Credential, Decision, Denied, Head, TierAction};
+use crate::policy::{Condition, Credential, Decision, Denied, Head, TierAction};
 use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::error_mapping::{Situation, TIER_REFUSED, is_stale_connection, is_unprocessed};
 use crate::proxy::request_body::{BufferedBody, StreamedBody};
@@ -206,6 +205,10 @@ impl RequestContext {
             self.usage_requested = ready.usage_requested;
             self.body = Body::Ready(ready.bytes);
             if let Some(stream) = &self.stream {
+                // The attempt began before its body was here.
+                if self.retries_without_tier() {
+                    stream.look_for(SERVICE_TIER);
+                }
                 stream.release_request();
             }
         }
@@ -461,11 +464,11 @@ impl RequestContext {
 
     /// Whether a refusal of the tier is answered by another attempt without it: of a body that can be sent again, once.
     fn retries_without_tier(&self) -> bool {
-        let group = self.record.group.as_ref();
-        let is_wanted =
-            group.is_some_and(|group| group.on_tier_refused == OnTierRefused::RetryWithout);
-        let sets_tier = self.record.action.is_some_and(|action| action.changes());
-        is_wanted && sets_tier && !self.without_tier && matches!(self.body, Body::Ready(_))
+        let (Some(group), Some(action)) = (&self.record.group, self.record.action) else {
+            return false;
+        };
+        let is_first = !self.without_tier && matches!(self.body, Body::Ready(_));
+        is_first && group.retries_without_tier(action)
     }
 
     /// The upstream has refused the tier of this attempt. True where another one is to be made without it, for which the
@@ -491,11 +494,7 @@ impl RequestContext {
         self.body = Body::Ready(buffer.split_off(start).into());
         self.without_tier = true;
         self.record.tier_refused = true;
-        self.record.action = self.record.action.map(|action| TierAction {
-            body: Edit::Remove,
-            beta_header: BetaHeader::Remove,
-            ..action
-        });
+        self.record.action = self.record.action.map(TierAction::without_tier);
         true
     }
 

@@ -11,7 +11,9 @@ mod replies;
 pub(crate) mod request_body;
 pub(crate) mod upstream_request;
 mod websocket_exchange;
+mod websocket_relay;
 pub mod websocket_session;
+mod websocket_turns;
 
 use std::os::fd::RawFd;
 use std::sync::Arc;

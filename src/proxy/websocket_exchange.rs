@@ -11,7 +11,7 @@ use pingora_proxy::Session;
 use crate::policy::endpoint::Endpoint;
 use crate::proxy::context::RequestContext;
 use crate::proxy::error_mapping::REFUSED;
-use crate::proxy::websocket_session::Awaited;
+use crate::proxy::websocket_session::{Awaited, Relayed};
 use crate::upstream::connector::control::Phase;
 
 /// The upstream has agreed to a WebSocket.
@@ -91,7 +91,8 @@ pub(super) async fn from_client(
     Ok(())
 }
 
-/// What the upstream sends on an upgraded connection goes on as it is, until the proxy has something to say itself.
+/// What the upstream sends on an upgraded connection goes on as it is, until the proxy has something to say itself or a message
+/// is to be sent once more.
 pub(super) fn from_upstream(
     body: &mut Option<Bytes>,
     end_of_stream: bool,
@@ -101,17 +102,25 @@ pub(super) fn from_upstream(
     let Some(websocket) = &mut context.websocket else {
         return;
     };
-    let last = match body {
+    let relayed = match body {
         Some(bytes) if !bytes.is_empty() => {
             websocket.server_bytes(bytes, &context.request_info, &context.record)
         }
         _ if end_of_stream && is_late => websocket.server_is_late(&context.request_info),
         _ if end_of_stream => websocket.server_ended(),
-        _ => None,
+        _ => Relayed::default(),
     };
+    for message in relayed.to_upstream {
+        context.record.sent.bytes += message.len() as u64;
+        if let Some(stream) = &context.stream {
+            stream.send(message);
+        }
+    }
     await_message(context);
-    if let Some(frames) = last {
-        *body = Some(frames);
+    if let Some(bytes) = relayed.to_client {
+        *body = Some(bytes);
+    }
+    if relayed.ends {
         context.end_upstream();
     }
 }

@@ -4,12 +4,12 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::json;
 
 use crate::accounting::record::{Answered, RequestInfo, RequestRecord, Sent, Termination};
-use crate::accounting::usage::{Event, EventObserver, Observed};
+use crate::accounting::usage::{EventObserver, Observed};
 use crate::codec::body_budget::Lease;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::{BodyFault, Edits, Facts, Rewriter, Rewritten};
@@ -19,15 +19,15 @@ use crate::codec::websocket::{
 };
 use crate::config::UpstreamKind;
 use crate::policy::endpoint::Endpoint;
-use crate::policy::{Credential, Decision, Denied, Group, Policy, TierAction};
+use crate::policy::{Credential, Decision, Denied, Policy};
 use crate::proxy::request_body::refuse_json;
+use crate::proxy::websocket_relay::{Relay, join};
+use crate::proxy::websocket_turns::{OpenTurn, SentMessage, Step, Turns};
 use crate::state::State;
 use crate::upstream::Upstream;
 
 /// The message that begins a response (<https://platform.openai.com/docs/guides/websocket-mode>).
 const RESPONSE_CREATE: &str = "response.create";
-/// The event by which the server refuses a message, or ends a response.
-const ERROR: &str = "error";
 /// RFC 6455 §7.4.1, and the registry of close codes for the last two.
 const POLICY_VIOLATION: u16 = 1008;
 const INTERNAL_ERROR: u16 = 1011;
@@ -35,8 +35,6 @@ const SERVICE_RESTART: u16 = 1012;
 const TRY_AGAIN_LATER: u16 = 1013;
 /// The status that the API's own error event names for a message it refuses.
 const REFUSED_STATUS: u16 = 400;
-/// Responses that may run at once. The API allows 16; those beyond are judged and billed as well, up to here.
-const MOST_OPEN_TURNS: usize = 1024;
 
 /// What is awaited from the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +58,7 @@ pub struct WebSocketSession {
     message: Option<Rewriter>,
     fault: Option<BodyFault>,
     server: ServerReader,
+    relay: Relay,
     event: EventObserver,
     event_bytes: u64,
     turns: Turns,
@@ -76,46 +75,6 @@ pub struct WebSocketSession {
     awaited_at: Option<(u64, Awaited)>,
 }
 
-/// The responses of one connection.
-struct Turns {
-    /// Those that run, oldest first.
-    open: Vec<OpenTurn>,
-    /// Responses so far.
-    count: u64,
-    /// What a response that no message asked for inherits from the one before it.
-    last: Option<TurnTemplate>,
-}
-
-struct OpenTurn {
-    record: RequestRecord,
-    response_id: Option<String>,
-    stream_id: Option<String>,
-}
-
-/// The policy's say on a message, and what was sent for it.
-#[derive(Clone)]
-struct TurnTemplate {
-    policy: Arc<Policy>,
-    key: Option<Arc<str>>,
-    group: Option<Arc<Group>>,
-    action: Option<TierAction>,
-    sent: Sent,
-    facts: Facts,
-}
-
-impl TurnTemplate {
-    fn of(record: &RequestRecord) -> Self {
-        Self {
-            policy: record.policy.clone(),
-            key: record.key.clone(),
-            group: record.group.clone(),
-            action: record.action,
-            sent: record.sent.without_bytes(),
-            facts: record.facts.clone(),
-        }
-    }
-}
-
 /// What of a chunk goes on, and what the proxy itself has to say.
 #[derive(Default)]
 pub struct Passed {
@@ -125,6 +84,28 @@ pub struct Passed {
     pub to_client: Option<Bytes>,
     /// Why the client is told to go, where that is so.
     pub refusal: Option<Refusal>,
+}
+
+/// What becomes of a chunk of the server's.
+#[derive(Default)]
+pub struct Relayed {
+    /// Bytes for the client in place of the chunk; none where it goes on as it came.
+    pub to_client: Option<Bytes>,
+    /// Messages that are sent to the upstream once more.
+    pub to_upstream: Vec<Bytes>,
+    /// Both sides are to be closed.
+    pub ends: bool,
+}
+
+impl Relayed {
+    /// The proxy has the last word, if there is one.
+    fn last(word: Option<Bytes>) -> Self {
+        Self {
+            ends: word.is_some(),
+            to_client: word,
+            to_upstream: Vec::new(),
+        }
+    }
 }
 
 /// Why a client's bytes are not passed on.
@@ -149,13 +130,10 @@ impl WebSocketSession {
             message: None,
             fault: None,
             server: ServerReader::new(),
+            relay: Relay::default(),
             event: EventObserver::new(),
             event_bytes: 0,
-            turns: Turns {
-                open: Vec::new(),
-                count: 0,
-                last: None,
-            },
+            turns: Turns::default(),
             pending_close: None,
             over: false,
             client_closed: false,
@@ -211,20 +189,23 @@ impl WebSocketSession {
         }
     }
 
-    /// What came from the upstream: it goes on as it is. Returns the bytes for the client in its place where the proxy
-    /// has something to add, after which both sides are to be closed.
+    /// What came from the upstream. It goes on as it is, but for an event that refuses a tier without which the message is sent
+    /// once more; and the proxy may have something to add.
     pub fn server_bytes(
         &mut self,
         chunk: &Bytes,
         request_info: &RequestInfo,
         connection: &RequestRecord,
-    ) -> Option<Bytes> {
+    ) -> Relayed {
         if self.over {
-            return Some(Bytes::new());
+            return Relayed::last(Some(Bytes::new()));
         }
         let mut boundary = None;
+        let mut to_upstream = Vec::new();
+        let may_retry = self.pending_close.is_none() && !self.client_closed;
         let Self {
             server,
+            relay,
             event,
             event_bytes,
             turns,
@@ -235,23 +216,31 @@ impl WebSocketSession {
             activity,
             ..
         } = self;
+        let upstream = upstream.as_deref().map(|upstream| &*upstream.config);
+        let mut passage = relay.pass(chunk);
         server.feed(chunk, |part| match part {
-            ServerEvent::MessageStart(_) => *event_bytes = 0,
+            ServerEvent::MessageStart { begin, .. } => {
+                *event_bytes = 0;
+                if may_retry && boundary.is_none() && turns.may_be_refused() {
+                    passage.hold(begin);
+                }
+            }
             ServerEvent::Payload(piece) => {
                 *event_bytes += piece.len() as u64;
                 event.feed(piece);
             }
             ServerEvent::MessageEnd { offset } => {
                 *activity += 1;
-                let ended = turns.take_event(event.end(), *event_bytes, connection);
-                if let Some((record, observed)) = ended {
-                    record.log(
-                        &state.ledger(),
-                        request_info,
-                        upstream.as_deref().map(|upstream| &*upstream.config),
-                        Termination::Whole,
-                        &observed,
-                    );
+                let retries = (may_retry && passage.holds_to(offset)).then_some(&**state);
+                let step = turns.take_event(event.end(), *event_bytes, connection, retries);
+                passage.end_message(offset, !matches!(step, Some(Step::Retried(_))));
+                match step {
+                    Some(Step::Ended(record, observed)) => {
+                        let (ledger, whole) = (state.ledger(), Termination::Whole);
+                        record.log(&ledger, request_info, upstream, whole, &observed);
+                    }
+                    Some(Step::Retried(message)) => to_upstream.push(message),
+                    None => {}
                 }
                 let may_end =
                     pending_close.is_some() || (state.is_draining() && turns.open.is_empty());
@@ -259,7 +248,10 @@ impl WebSocketSession {
                     boundary = Some(offset);
                 }
             }
-            ServerEvent::Control(frame) => *server_closed |= frame.opcode == Opcode::Close,
+            ServerEvent::Control(frame) => {
+                passage.control(&frame);
+                *server_closed |= frame.opcode == Opcode::Close;
+            }
             ServerEvent::Stopped(why) => {
                 log::warn!(
                     "request {}: the upstream's frames cannot be read: {why}",
@@ -267,41 +259,54 @@ impl WebSocketSession {
                 );
             }
         });
-        let at = boundary?;
+        let Some(at) = boundary else {
+            let header = match may_retry && turns.may_be_refused() {
+                true => server.begun_header(),
+                false => 0,
+            };
+            return Relayed {
+                to_client: passage.finish(header, server.has_ended()),
+                to_upstream,
+                ends: false,
+            };
+        };
         self.over = true;
         let last = self.pending_close.take().unwrap_or_else(restart_frame);
-        Some(join(vec![chunk.slice(..at), last]))
+        Relayed::last(Some(passage.end_with(at, last)))
     }
 
-    /// The upstream's side has ended. Returns what the client is to be told, if that falls to the proxy.
-    pub fn server_ended(&mut self) -> Option<Bytes> {
+    /// The upstream's side has ended. What the client is to be told, if that falls to the proxy.
+    pub fn server_ended(&mut self) -> Relayed {
         if self.over || self.server_closed {
-            return None;
+            return Relayed::default();
         }
         self.over = true;
-        // In the middle of a message the client would take anything for a part of it.
-        if !self.server.at_message_boundary() {
-            return None;
+        if !self.is_client_between_messages() {
+            return Relayed::default();
         }
         let drained = self.state.is_draining() && self.turns.open.is_empty();
-        self.pending_close
-            .take()
-            .or_else(|| drained.then(restart_frame))
+        let last = self.pending_close.take();
+        Relayed::last(last.or_else(|| drained.then(restart_frame)))
     }
 
-    /// A response takes too long. Returns what the client is told.
-    pub fn server_is_late(&mut self, request_info: &RequestInfo) -> Option<Bytes> {
+    /// A response takes too long. What the client is told.
+    pub fn server_is_late(&mut self, request_info: &RequestInfo) -> Relayed {
         if self.over || self.server_closed {
-            return None;
+            return Relayed::default();
         }
         self.over = true;
         self.end_turns(Termination::Timeout, request_info);
-        // In the middle of a message the client would take anything for a part of it.
-        self.server.at_message_boundary().then(|| {
+        Relayed::last(self.is_client_between_messages().then(|| {
             let late = Refusal::from(Cause::UpstreamTimeout);
             let close = close_frame(INTERNAL_ERROR, late.cause.code(), None);
             Bytes::from([error_frame(&late), close].concat())
-        })
+        }))
+    }
+
+    /// Whether a message of the proxy's own may follow what the client has. In the middle of a message the client would take
+    /// anything for a part of it.
+    fn is_client_between_messages(&self) -> bool {
+        self.server.at_message_boundary() || self.relay.is_holding()
     }
 
     /// Whether the upstream has said that it closes; its client may then leave in any way.
@@ -477,7 +482,7 @@ impl WebSocketSession {
         message: Message,
         connection: &RequestRecord,
     ) -> Result<Bytes, Stop> {
-        if self.turns.open.len() >= MOST_OPEN_TURNS {
+        if !self.turns.has_room() {
             let refusal = Refusal::new(
                 Cause::BufferFull,
                 "too many responses run on this connection",
@@ -511,6 +516,7 @@ impl WebSocketSession {
         record.group = Some(decision.group.clone());
         record.action = decision.action;
         let action = decision.action.filter(|action| action.changes());
+        let mut sent_message = None;
         let goes_on = if let Some(action) = action {
             let (buffer, start, facts) = body.into_parts();
             let depth = self.state.limits.json_depth;
@@ -523,16 +529,22 @@ impl WebSocketSession {
                 self.open_refused(record, Some(facts), &message);
                 return Err(Stop::Refused(Cause::Internal.into()));
             };
+            let payload_length = buffer.len() - start;
             record.facts = facts;
-            record.sent_whole((buffer.len() - start) as u64, found);
-            encode_in_place(message.opcode, Some(message.mask), buffer, start)
+            record.sent_whole(payload_length as u64, found);
+            let frame = encode_in_place(message.opcode, Some(message.mask), buffer, start);
+            if decision.group.retries_without_tier(action) {
+                let (frame, memory) = (frame.clone(), &self.state.body_memory);
+                sent_message = SentMessage::keep(&message, frame, payload_length, memory);
+            }
+            frame
         } else {
             record.facts = body.facts;
             record.sent_whole(message.payload_length as u64, None);
             message.raw
         };
         self.activity += 1;
-        self.turns.begin(record);
+        self.turns.begin(record, sent_message);
         Ok(goes_on)
     }
 
@@ -572,11 +584,7 @@ impl WebSocketSession {
     fn open_refused(&mut self, mut record: RequestRecord, facts: Option<Facts>, message: &Message) {
         record.facts = facts.unwrap_or_default();
         record.request_bytes = message.payload_length as u64;
-        self.turns.open.push(OpenTurn {
-            record,
-            response_id: None,
-            stream_id: None,
-        });
+        self.turns.begin_refused(record);
     }
 
     /// Tells the client why, now or when the server's message under way has ended.
@@ -630,7 +638,7 @@ impl WebSocketSession {
 
     /// These frames, if it is the moment for them; nothing, if no moment will come; else they wait for theirs.
     fn last_word(&mut self, frames: Bytes) -> Option<Bytes> {
-        if self.server.at_message_boundary() {
+        if self.is_client_between_messages() {
             self.over = true;
             Some(frames)
         } else if self.server.has_ended() {
@@ -640,113 +648,6 @@ impl WebSocketSession {
             self.pending_close = Some(frames);
             None
         }
-    }
-}
-
-impl Turns {
-    /// A turn with what the connection knows of it.
-    fn next(&mut self, policy: Arc<Policy>, connection: &RequestRecord) -> RequestRecord {
-        self.count += 1;
-        let mut record = RequestRecord::new(self.count, policy);
-        record.answer.status = connection.answer.status;
-        record.answer.upstream_status = connection.answer.upstream_status;
-        record.answer.upstream_request_id = connection.answer.upstream_request_id.clone();
-        record.answer.transport = connection.answer.transport;
-        record.key_digest = connection.key_digest;
-        record.sent_key_digest = connection.sent_key_digest;
-        record
-    }
-
-    fn begin(&mut self, record: RequestRecord) {
-        let stream_id = record.facts.stream_id.clone();
-        self.last = Some(TurnTemplate::of(&record));
-        self.open.push(OpenTurn {
-            record,
-            response_id: None,
-            stream_id,
-        });
-    }
-
-    /// Takes note of a message of the server. Returns the turn that it ends, and what it came to.
-    fn take_event(
-        &mut self,
-        event: Event,
-        bytes: u64,
-        connection: &RequestRecord,
-    ) -> Option<(RequestRecord, Observed)> {
-        let at = self.turn_of(&event, connection)?;
-        let open = &mut self.open[at];
-        open.record.answer.bytes += bytes;
-        open.record
-            .answer
-            .time_to_first_byte
-            .get_or_insert(open.record.began.elapsed());
-        let observed = event.observed?;
-        Some((self.open.remove(at).record, observed))
-    }
-
-    /// Which turn a message of the server belongs to. One that names a response which nobody waits for begins a turn: a
-    /// steered response goes on in a successor that no message of the client created.
-    fn turn_of(&mut self, event: &Event, connection: &RequestRecord) -> Option<usize> {
-        let Some(id) = event.response_id.as_deref() else {
-            return self.turn_without_id(event);
-        };
-        if let Some(known) = self
-            .open
-            .iter()
-            .position(|open| open.response_id.as_deref() == Some(id))
-        {
-            return Some(known);
-        }
-        let waits = |open: &OpenTurn| open.response_id.is_none();
-        let in_lane = |open: &OpenTurn| waits(open) && open.stream_id == event.stream_id;
-        let at = match self
-            .open
-            .iter()
-            .position(in_lane)
-            .or_else(|| self.open.iter().position(waits))
-        {
-            Some(at) => at,
-            None => self.begin_successor(event, connection)?,
-        };
-        self.open[at].response_id = Some(id.to_owned());
-        Some(at)
-    }
-
-    /// A message that names no response belongs to the oldest turn of its lane, or else to the oldest. But an error ends a
-    /// turn only where the turn waits for its `response.created`: one that runs has an end of its own, and the error may be
-    /// about another message of the client.
-    fn turn_without_id(&self, event: &Event) -> Option<usize> {
-        let is_error = event.kind.as_deref() == Some(ERROR);
-        let in_lane =
-            |open: &OpenTurn| event.stream_id.is_some() && open.stream_id == event.stream_id;
-        let may_be = |open: &OpenTurn| !is_error || open.response_id.is_none();
-        let mut turns = self.open.iter();
-        turns
-            .position(in_lane)
-            .or_else(|| self.open.iter().position(may_be))
-    }
-
-    fn begin_successor(&mut self, event: &Event, connection: &RequestRecord) -> Option<usize> {
-        if self.open.len() >= MOST_OPEN_TURNS {
-            return None;
-        }
-        let last = self
-            .last
-            .clone()
-            .unwrap_or_else(|| TurnTemplate::of(connection));
-        let mut record = self.next(last.policy, connection);
-        record.key = last.key;
-        record.group = last.group;
-        record.action = last.action;
-        record.facts = last.facts;
-        record.sent = last.sent;
-        self.open.push(OpenTurn {
-            record,
-            response_id: None,
-            stream_id: event.stream_id.clone(),
-        });
-        Some(self.open.len() - 1)
     }
 }
 
@@ -767,19 +668,4 @@ fn error_frame(refusal: &Refusal) -> Vec<u8> {
 
 fn restart_frame() -> Bytes {
     Bytes::from(close_frame(SERVICE_RESTART, "the proxy restarts", None))
-}
-
-/// One chunk of several; most often there is only one, and it is not copied.
-fn join(mut pieces: Vec<Bytes>) -> Bytes {
-    match pieces.len() {
-        0 => Bytes::new(),
-        1 => pieces.remove(0),
-        _ => {
-            let mut joined = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
-            pieces
-                .iter()
-                .for_each(|piece| joined.extend_from_slice(piece));
-            joined.freeze()
-        }
-    }
 }

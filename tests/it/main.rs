@@ -32,6 +32,7 @@ mod report;
 mod secrets;
 mod service_tier;
 mod smuggling;
+mod tier_refused;
 mod upstream_http1;
 mod upstream_http2;
 mod upstreams;

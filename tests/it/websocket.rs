@@ -198,7 +198,7 @@ fn read_server(chunks: Vec<Bytes>) -> Vec<Seen> {
     for chunk in chunks {
         let mut end = 0;
         reader.feed(&chunk, |event| match event {
-            ServerEvent::MessageStart(opcode) => {
+            ServerEvent::MessageStart { opcode, .. } => {
                 assert!(open.replace((opcode, Vec::new())).is_none());
             }
             ServerEvent::Payload(bytes) => {

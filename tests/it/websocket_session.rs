@@ -28,9 +28,11 @@ const POLICY: &str = "\
 version: 1
 groups:
   fast: {platform: openai, force_fast_mode: true}
+  again: {platform: openai, force_fast_mode: true, on_tier_refused: retry_without}
   plain: {platform: openai}
 keys:
   sk-fast: fast
+  sk-again: again
   sk-plain: plain
 ";
 const MASK: Option<[u8; 4]> = Some([7, 77, 177, 27]);
@@ -158,8 +160,9 @@ fn run(key: &str, client: &[Bytes], server: &[Bytes]) -> Outcome {
         to_client.extend(passed.to_client.unwrap_or_default());
     }
     for chunk in server {
-        let replaced = conversation.server_bytes(chunk, &arrival, &connection);
-        to_client.extend(replaced.unwrap_or_else(|| chunk.clone()));
+        let relayed = conversation.server_bytes(chunk, &arrival, &connection);
+        to_client.extend(relayed.to_client.unwrap_or_else(|| chunk.clone()));
+        to_upstream.extend(relayed.to_upstream.concat());
     }
     conversation.finish(Termination::Whole, &arrival);
     let log = fs::read_to_string(folder.path().join("access.log")).unwrap();
@@ -227,6 +230,55 @@ proptest! {
     }
 }
 
+const REFUSED: &str =
+    r#"{"type":"error","status":400,"error":{"code":"bad","message":"no","param":"service_tier"}}"#;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    #[test]
+    fn a_refused_tier_is_taken_out_of_any_split_of_both_sides(
+        turns in vec((any::<bool>(), 1..4_usize, any::<bool>()), 1..5),
+        client_cuts in vec(any::<prop::sample::Index>(), 0..30),
+        server_cuts in vec(any::<prop::sample::Index>(), 0..60),
+    ) {
+        let (mut client, mut server, mut heard) = (Vec::new(), Vec::new(), Vec::new());
+        for (ping, fragments, delta) in &turns {
+            fragment(&mut client, CREATE.as_bytes(), 1, false, MASK);
+            fragment(&mut server, REFUSED.as_bytes(), *fragments, *ping, None);
+            if *ping {
+                heard.extend(encode(true, Opcode::Ping, None, b"now"));
+            }
+            if *delta {
+                let delta = encode(true, Opcode::Text, None, br#"{"type":"delta"}"#);
+                server.extend_from_slice(&delta);
+                heard.extend(delta);
+            }
+        }
+        let mut rest = Vec::new();
+        for (number, (ping, fragments, _)) in turns.iter().enumerate() {
+            let completed = COMPLETED.replace("r1", &format!("r{number}"));
+            fragment(&mut rest, completed.as_bytes(), *fragments, *ping, None);
+        }
+        server.extend_from_slice(&rest);
+        heard.extend(rest);
+        let whole = run(
+            "sk-again",
+            &[Bytes::from(client.clone())],
+            &[Bytes::from(server.clone())],
+        );
+        prop_assert_eq!(&whole.to_client, &heard);
+        prop_assert_eq!(whole.lines.len(), turns.len());
+        for line in &whole.lines {
+            prop_assert_eq!(&line["outcome"], "ok");
+            prop_assert_eq!(&line["service_tier"], &Value::Null);
+            prop_assert_eq!(&line["tier_refused"], true);
+        }
+        let cut = run("sk-again", &cut(&client, &client_cuts), &cut(&server, &server_cuts));
+        prop_assert_eq!(cut, whole);
+    }
+}
+
 const CREATE: &str = r#"{"type":"response.create","input":[]}"#;
 const CREATED: &str = r#"{"type":"response.created","response":{"id":"r1"}}"#;
 const COMPLETED: &str =
@@ -238,6 +290,20 @@ fn lines(creates: usize, said: &[&str]) -> Vec<Value> {
     let client = vec![frame(CREATE, MASK); creates];
     let server: Vec<Bytes> = said.iter().map(|text| frame(text, None)).collect();
     run("sk-fast", &client, &server).lines
+}
+
+#[test]
+fn a_refusal_that_is_too_long_to_be_kept_back_is_the_clients() {
+    let long = REFUSED.replace("no", &"no".repeat(9000));
+    let frame = |text: &str, mask| encode(true, Opcode::Text, mask, text.as_bytes());
+    let refusal = frame(&long, None);
+    for size in [1000, refusal.len()] {
+        let pieces: Vec<Bytes> = refusal.chunks(size).map(Bytes::copy_from_slice).collect();
+        let done = run("sk-again", &[frame(CREATE, MASK).into()], &pieces);
+        assert_eq!(done.to_client, refusal);
+        assert_eq!(done.lines.len(), 1);
+        assert_eq!(done.lines[0]["tier_refused"], true);
+    }
 }
 
 #[test]

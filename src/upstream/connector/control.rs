@@ -2,11 +2,13 @@
 //! leave yet, and when the connection is to read as ended. The request's context holds one end, the connection the other;
 //! Pingora carries it between them in the connection's digest.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use pingora_core::protocols::Digest;
 use pingora_core::protocols::raw_connect::ProxyDigest;
@@ -55,6 +57,8 @@ struct State {
     holds_request: bool,
     upgrades: bool,
     upgrade: UpgradeGate,
+    /// Messages of the proxy's own for an upgraded connection, oldest first.
+    messages: VecDeque<Bytes>,
     /// Until when the connection sleeps; a limit that ends before it wakes it.
     sleeps_until: Option<Instant>,
     waker: Option<Waker>,
@@ -110,6 +114,7 @@ impl StreamControl {
             holds_request: false,
             upgrades: false,
             upgrade: UpgradeGate::Open,
+            messages: VecDeque::new(),
             sleeps_until: None,
             waker: None,
         })))
@@ -136,6 +141,7 @@ impl StreamControl {
         state.drains = false;
         state.holds_request = holds_request;
         state.upgrades = upgrades;
+        state.messages.clear();
         state.upgrade = match upgrades {
             true => UpgradeGate::Closed,
             false => UpgradeGate::Open,
@@ -183,6 +189,13 @@ impl StreamControl {
             state.upgrade = UpgradeGate::Opening;
             state.wake();
         }
+    }
+
+    /// Whole frames that go to the upstream of an upgraded connection between those of the client.
+    pub fn send(&self, message: Bytes) {
+        let mut state = self.0.lock();
+        state.messages.push_back(message);
+        state.wake();
     }
 
     /// The connection is to read as ended.
@@ -252,6 +265,11 @@ impl StreamControl {
     pub(super) fn is_ended(&self) -> bool {
         let state = self.0.lock();
         state.is_ended || (state.drains && state.phase == Phase::UpgradedIdle)
+    }
+
+    /// The next message of the proxy's own, where there is one.
+    pub(super) fn next_message(&self) -> Option<Bytes> {
+        self.0.lock().messages.pop_front()
     }
 
     pub(super) fn holds_request(&self) -> bool {

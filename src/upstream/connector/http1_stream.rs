@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::{Buf, Bytes};
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::tls::{SslDigest, TlsRef};
 use pingora_core::protocols::{
@@ -41,6 +42,8 @@ pub(super) struct Http1Stream {
     /// Written by Pingora and not yet sent, from `sent` on.
     gathered: Vec<u8>,
     sent: usize,
+    /// What is left of a message of the proxy's own, which goes out behind what was gathered.
+    message: Bytes,
     unflushed: bool,
     /// What came of a response while its request was written, from `taken` on.
     early: Vec<u8>,
@@ -63,6 +66,7 @@ impl Http1Stream {
             io,
             gathered: Vec::new(),
             sent: 0,
+            message: Bytes::new(),
             unflushed: false,
             early: Vec::new(),
             taken: 0,
@@ -75,6 +79,18 @@ impl Http1Stream {
 
     fn control(&self) -> &StreamControl {
         &self.watchdog.control
+    }
+
+    /// Sends what was gathered and what the proxy itself has to say. Pingora reads only between two writes, so this is not in
+    /// the middle of the client's frames.
+    fn poll_send_all(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.poll_send(cx))?;
+            let Some(message) = self.control().next_message() else {
+                return Poll::Ready(Ok(()));
+            };
+            self.message = message;
+        }
     }
 
     /// Sends what was gathered.
@@ -91,6 +107,15 @@ impl Http1Stream {
         self.gathered.clear();
         self.gathered.shrink_to(GATHERED_BYTES);
         self.sent = 0;
+        while !self.message.is_empty() {
+            let written = Pin::new(&mut self.io).poll_write(cx, &self.message);
+            match ready!(written)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => self.message.advance(count),
+            }
+            self.unflushed = true;
+        }
+        self.message = Bytes::new();
         if self.unflushed {
             ready!(Pin::new(&mut self.io).poll_flush(cx))?;
             self.unflushed = false;
@@ -249,7 +274,7 @@ impl Http1Stream {
     ) -> Poll<io::Result<()>> {
         if !self.control().holds_request() && !self.answered_early {
             // A failure shows in the next write, or in what is read: a response may be there all the same.
-            let _ = self.poll_send(cx);
+            let _ = self.poll_send_all(cx);
         }
         if self.take_early(buf) {
             return Poll::Ready(Ok(()));
@@ -303,7 +328,8 @@ impl AsyncWrite for Http1Stream {
             return Poll::Ready(Ok(buf.len()));
         }
         let holds = this.control().holds_request();
-        if holds || this.gathered.len() + buf.len() <= GATHERED_BYTES {
+        let has_room = this.gathered.len() + buf.len() <= GATHERED_BYTES;
+        if holds || (has_room && this.message.is_empty()) {
             this.gathered.extend_from_slice(buf);
             return Poll::Ready(Ok(buf.len()));
         }

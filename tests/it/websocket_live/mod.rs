@@ -4,6 +4,6 @@
 // A record of 45 fields in one `json!`.
 mod conformance;
 mod connections;
-mod ends;
+pub mod ends;
 mod records;
 mod refusals;

@@ -1,0 +1,289 @@
+//! The responses on one WebSocket: which of them a message of the server belongs to, what is known of each, and which of the
+//! client's messages is sent once more because its tier was refused.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::accounting::record::{RequestRecord, Sent};
+use crate::accounting::usage::{Event, Observed};
+use crate::codec::body_budget::{Budget, Lease};
+use crate::codec::service_tier::{Edit, Edits, Facts, Rewriter};
+use crate::codec::websocket::{Message, Opcode, apply_mask, encode_in_place};
+use crate::config::Limits;
+use crate::policy::{Group, Policy, TierAction};
+use crate::proxy::request_body::waiting_piece;
+use crate::state::State;
+
+/// The event by which the server refuses a message, or ends a response.
+const ERROR: &str = "error";
+/// Responses that may run at once. The API allows 16; those beyond are judged and billed as well, up to here.
+const MOST_OPEN_TURNS: usize = 1024;
+
+/// The responses of one connection.
+#[derive(Default)]
+pub struct Turns {
+    /// Those that run, in the order in which their messages were sent.
+    pub open: Vec<OpenTurn>,
+    /// Responses so far.
+    count: u64,
+    /// What a response that no message asked for inherits from the one before it.
+    last: Option<TurnTemplate>,
+}
+
+/// A response that runs, or is awaited.
+pub struct OpenTurn {
+    pub record: RequestRecord,
+    response_id: Option<String>,
+    stream_id: Option<String>,
+    /// The message that began it, until the upstream has begun a response or refused it, where it may be sent once more.
+    message: Option<SentMessage>,
+}
+
+/// A message as it went to the upstream, with a tier that may be refused.
+pub struct SentMessage {
+    opcode: Opcode,
+    mask: [u8; 4],
+    /// The whole frame, whose last bytes are the payload.
+    frame: Bytes,
+    payload_length: usize,
+    _lease: Lease,
+}
+
+/// What an event of the server's means for its turn.
+pub enum Step {
+    /// The turn is over, and this is what it came to.
+    Ended(Box<RequestRecord>, Observed),
+    /// The upstream refuses the tier, and this message is sent without it. The client is not to see the event.
+    Retried(Bytes),
+}
+
+/// The policy's say on a message, and what was sent for it.
+#[derive(Clone)]
+struct TurnTemplate {
+    policy: Arc<Policy>,
+    key: Option<Arc<str>>,
+    group: Option<Arc<Group>>,
+    action: Option<TierAction>,
+    sent: Sent,
+    facts: Facts,
+}
+
+impl TurnTemplate {
+    fn of(record: &RequestRecord) -> Self {
+        Self {
+            policy: record.policy.clone(),
+            key: record.key.clone(),
+            group: record.group.clone(),
+            action: record.action,
+            sent: record.sent.without_bytes(),
+            facts: record.facts.clone(),
+        }
+    }
+}
+
+impl Turns {
+    /// A turn with what the connection knows of it.
+    pub fn next(&mut self, policy: Arc<Policy>, connection: &RequestRecord) -> RequestRecord {
+        self.count += 1;
+        let mut record = RequestRecord::new(self.count, policy);
+        record.answer.status = connection.answer.status;
+        record.answer.upstream_status = connection.answer.upstream_status;
+        record.answer.upstream_request_id = connection.answer.upstream_request_id.clone();
+        record.answer.transport = connection.answer.transport;
+        record.key_digest = connection.key_digest;
+        record.sent_key_digest = connection.sent_key_digest;
+        record
+    }
+
+    /// The message of a turn goes to the upstream. `message`: it may be sent once more.
+    pub fn begin(&mut self, record: RequestRecord, message: Option<SentMessage>) {
+        let stream_id = record.facts.stream_id.clone();
+        self.last = Some(TurnTemplate::of(&record));
+        self.open.push(OpenTurn {
+            record,
+            response_id: None,
+            stream_id,
+            message,
+        });
+    }
+
+    /// A turn of which nothing goes to the upstream; the refusal which follows will close it.
+    pub fn begin_refused(&mut self, record: RequestRecord) {
+        self.open.push(OpenTurn {
+            record,
+            response_id: None,
+            stream_id: None,
+            message: None,
+        });
+    }
+
+    /// Whether another turn may begin.
+    pub fn has_room(&self) -> bool {
+        self.open.len() < MOST_OPEN_TURNS
+    }
+
+    /// Whether the next message of the server may refuse a tier without which the client's message would be sent once more.
+    pub fn may_be_refused(&self) -> bool {
+        self.open.iter().any(|open| open.message.is_some())
+    }
+
+    /// Takes note of a message of the server. Returns what it means for a turn, where that is more than that it goes on.
+    /// `retries`: where there is memory for a message that is sent once more, if one may be.
+    pub fn take_event(
+        &mut self,
+        event: Event,
+        bytes: u64,
+        connection: &RequestRecord,
+        retries: Option<&State>,
+    ) -> Option<Step> {
+        let at = self.turn_of(&event, connection)?;
+        if event.response_id.is_some() || event.observed.is_some() {
+            // A response has begun, or will not begin.
+            let message = self.open[at].message.take();
+            if refuses_tier(&event)
+                && let (Some(message), Some(state)) = (message, retries)
+                && let Some(message) = self.retry(at, message, state)
+            {
+                return Some(Step::Retried(message));
+            }
+        }
+        let open = &mut self.open[at];
+        open.record.answer.bytes += bytes;
+        open.record
+            .answer
+            .time_to_first_byte
+            .get_or_insert(open.record.began.elapsed());
+        let observed = event.observed?;
+        let record = Box::new(self.open.remove(at).record);
+        Some(Step::Ended(record, observed))
+    }
+
+    /// The message of a turn as it is sent once more, without the tier that was refused; the turn is the newest then. None, and
+    /// the turn as it was, where it cannot be sent.
+    fn retry(&mut self, at: usize, message: SentMessage, state: &State) -> Option<Bytes> {
+        let action = self.open[at].record.action?.without_tier();
+        let (frame, payload_length, tier) = message.without_tier(action, &state.limits)?;
+        let frame = waiting_piece(frame, &state.body_memory).ok()?;
+        let mut open = self.open.remove(at);
+        open.response_id = None;
+        open.record.tier_refused = true;
+        open.record.action = Some(action);
+        open.record.sent_whole(payload_length as u64, tier);
+        self.last = Some(TurnTemplate::of(&open.record));
+        self.open.push(open);
+        Some(frame)
+    }
+
+    /// Which turn a message of the server belongs to. One that names a response which nobody waits for begins a turn: a
+    /// steered response goes on in a successor that no message of the client created.
+    fn turn_of(&mut self, event: &Event, connection: &RequestRecord) -> Option<usize> {
+        let Some(id) = event.response_id.as_deref() else {
+            return self.turn_without_id(event);
+        };
+        if let Some(known) = self
+            .open
+            .iter()
+            .position(|open| open.response_id.as_deref() == Some(id))
+        {
+            return Some(known);
+        }
+        let waits = |open: &OpenTurn| open.response_id.is_none();
+        let in_lane = |open: &OpenTurn| waits(open) && open.stream_id == event.stream_id;
+        let at = match self
+            .open
+            .iter()
+            .position(in_lane)
+            .or_else(|| self.open.iter().position(waits))
+        {
+            Some(at) => at,
+            None => self.begin_successor(event, connection)?,
+        };
+        self.open[at].response_id = Some(id.to_owned());
+        Some(at)
+    }
+
+    /// A message that names no response belongs to the oldest turn of its lane, or else to the oldest. But an error ends a
+    /// turn only where the turn waits for its `response.created`: one that runs has an end of its own, and the error may be
+    /// about another message of the client.
+    fn turn_without_id(&self, event: &Event) -> Option<usize> {
+        let is_error = event.kind.as_deref() == Some(ERROR);
+        let in_lane =
+            |open: &OpenTurn| event.stream_id.is_some() && open.stream_id == event.stream_id;
+        let may_be = |open: &OpenTurn| !is_error || open.response_id.is_none();
+        let mut turns = self.open.iter();
+        turns
+            .position(in_lane)
+            .or_else(|| self.open.iter().position(may_be))
+    }
+
+    fn begin_successor(&mut self, event: &Event, connection: &RequestRecord) -> Option<usize> {
+        if !self.has_room() {
+            return None;
+        }
+        let last = self
+            .last
+            .clone()
+            .unwrap_or_else(|| TurnTemplate::of(connection));
+        let mut record = self.next(last.policy, connection);
+        record.key = last.key;
+        record.group = last.group;
+        record.action = last.action;
+        record.facts = last.facts;
+        record.sent = last.sent;
+        self.open.push(OpenTurn {
+            record,
+            response_id: None,
+            stream_id: event.stream_id.clone(),
+            message: None,
+        });
+        Some(self.open.len() - 1)
+    }
+}
+
+impl SentMessage {
+    /// None where there is no memory to keep it: the client will then get the refusal.
+    pub fn keep(
+        message: &Message,
+        frame: Bytes,
+        payload_length: usize,
+        memory: &Arc<Budget>,
+    ) -> Option<Self> {
+        let lease = memory.lease(frame.len() as u64).ok()?;
+        Some(Self {
+            opcode: message.opcode,
+            mask: message.mask,
+            frame,
+            payload_length,
+            _lease: lease,
+        })
+    }
+
+    /// The message without a tier: its frame, the length of its payload, and the tier in its bytes.
+    fn without_tier(
+        self,
+        action: TierAction,
+        limits: &Limits,
+    ) -> Option<(Bytes, usize, Option<&'static str>)> {
+        let begin = self.frame.len() - self.payload_length;
+        let mut payload = self.frame[begin..].to_vec();
+        apply_mask(&mut payload, self.mask);
+        let mut rewriter = Rewriter::for_message(limits.json_depth);
+        rewriter.push(&payload).ok()?;
+        let rewritten = rewriter.finish(Edits::tier(Edit::Remove)).ok()?;
+        let (buffer, start, _) = rewritten.into_parts();
+        let tier = action.outgoing_tier(&buffer[start..], limits.json_depth, true);
+        let (tier, length) = (tier.ok()?, buffer.len() - start);
+        let frame = encode_in_place(self.opcode, Some(self.mask), buffer, start);
+        Some((frame, length, tier))
+    }
+}
+
+/// Whether an event says that a response fails for the tier that it was asked for with.
+fn refuses_tier(event: &Event) -> bool {
+    let is_clients = event
+        .status
+        .is_none_or(|status| (400..500).contains(&status));
+    let observed = event.observed.as_ref();
+    is_clients && observed.is_some_and(|observed| observed.failed && observed.error_names_tier)
+}
