@@ -36,7 +36,7 @@
 //!    the upstream's bytes by who reads it everywhere.
 //!
 //! `count_tokens` has the same first steps with [`Endpoint::CountTokens`], but no tier, and its answer is
-//! [`token_count_answer`].
+//! [`token_count_answer`]. A list of models needs no upstream: [`models_answer`].
 //!
 //! # Its files
 //!
@@ -69,6 +69,7 @@ mod messages_request;
 mod messages_response;
 mod messages_tools;
 mod messages_whole;
+mod model_list;
 mod models;
 mod names;
 mod options;
@@ -89,6 +90,7 @@ pub use context::Context;
 pub use error::{Answer, Refusal, RefusalCode};
 pub use failure::UpstreamError;
 pub use headers::{REPORT_HEADER, SESSION_HEADER, STREAM_HEADERS, is_kept_from_upstream};
+pub use model_list::{ModelsRequest, models_answer};
 pub use options::{UpstreamBridge, UpstreamKind};
 pub use session::{Delivery, Limits, Output, Session};
 pub use token_count::token_count_answer;

@@ -11,7 +11,7 @@ use pingora_http::RequestHeader;
 use serde::Serialize;
 
 use crate::accounting::record::{logged_model, own_tier, set_tier, tier_reason};
-use crate::bridge::{Converted, UpstreamBridge};
+use crate::bridge::{Answer, Converted, ModelsRequest, UpstreamBridge, models_answer};
 use crate::codec::body_budget::Budget;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::{Edits, Facts};
@@ -63,6 +63,8 @@ pub struct Explanation {
     upstream_url: Option<String>,
     /// Where the request goes to, whole.
     outgoing_url: Option<String>,
+    /// The upstream from whose model map it is answered, where it needs no upstream.
+    answered_from: Option<String>,
 }
 
 /// The fields of the access log that are known before a request is sent.
@@ -257,6 +259,7 @@ impl Explanation {
             config_path: config.path.clone(),
             upstream_url: None,
             outgoing_url: None,
+            answered_from: None,
         }
     }
 
@@ -297,6 +300,9 @@ impl Explanation {
         self.record.request_bytes = request.length();
         self.conversation =
             decision.endpoint == Endpoint::Responses && request.upgrades(decision.endpoint);
+        if let Some(answer) = answered_here(request, decision) {
+            return self.answer(decision, answer);
+        }
         let mut decision = decision.clone();
         let conversion = conversion_of(request, &decision);
         let carried = match &conversion {
@@ -311,6 +317,18 @@ impl Explanation {
         self.record.tier_reason = Some(tier_reason(decision.action, &facts.unwrap_or_default()));
         match carried.and_then(|carried| self.send(request, &decision, conversion, carried)) {
             Ok(()) => {}
+            Err(refusal) => self.refuse(refusal),
+        }
+    }
+
+    /// It needs no upstream.
+    fn answer(&mut self, decision: &Decision, answer: Result<Answer, Refusal>) {
+        self.record.tier_reason = Some(tier_reason(decision.action, &Facts::default()));
+        match answer {
+            Ok(answer) => {
+                self.record.status = Some(answer.status);
+                self.answered_from = Some(decision.group.upstream.name.clone());
+            }
             Err(refusal) => self.refuse(refusal),
         }
     }
@@ -415,6 +433,20 @@ fn carry(config: &Config, decision: &mut Decision, request: &Request) -> Result<
         facts: ready.facts,
         converted: None,
     })
+}
+
+/// The answer to a request that is answered from the model map.
+fn answered_here(request: &Request, decision: &Decision) -> Option<Result<Answer, Refusal>> {
+    let settings = &decision.group.upstream;
+    let path = logged_path(without_query(request.head.raw_path()));
+    let upstream = UpstreamBridge::of(settings)?;
+    let asked = ModelsRequest {
+        protocol: conversion::models_protocol(&request.head.headers),
+        name: conversion::asked_model(settings, &request.head.method, &path)?,
+        query: request.head.uri.query().unwrap_or_default(),
+    };
+    let answer = models_answer(&asked, &upstream.models);
+    Some(answer.map_err(|refusal| conversion::refusal_of(&refusal)))
 }
 
 /// What of the request is converted, if anything is.
@@ -623,6 +655,10 @@ impl Explanation {
                 refusal.cause.status(),
                 refusal.cause.code()
             ),
+            _ if self.answered_from.is_some() => {
+                let upstream = self.answered_from.as_deref().unwrap_or_default();
+                format!("{request} is answered here, from the `models` of `{upstream}`")
+            }
             (None, Some(upstream), Some(tier)) => {
                 format!("{request} is sent to `{upstream}` with service_tier `{tier}`")
             }
@@ -646,7 +682,7 @@ impl Explanation {
             rows.push(Row::new("client", format!("asked for `{tier}`"), None));
         }
         rows.extend(self.bridge_row());
-        if self.refusal.is_none() {
+        if self.refusal.is_none() && self.answered_from.is_none() {
             rows.extend(self.group.as_ref().map(|group| self.upstream_row(group)));
             let url = self.outgoing_url.as_deref();
             rows.extend(url.map(|url| Row::new("url", url, None)));

@@ -33,6 +33,8 @@ pub struct BridgeOptions {
     pub commit_after: Duration,
     /// Silence towards the client after which a ping is sent.
     pub ping: Duration,
+    /// Whether clients that ask for the list of models are answered from the model map.
+    pub list_models: bool,
 }
 
 /// How much of the reasoning's summary is asked for, as `reasoning.summary`.
@@ -165,6 +167,7 @@ impl BridgeOptions {
             path: path.to_owned(),
             commit_after: Duration::from_secs(10),
             ping: Duration::from_secs(15),
+            list_models: false,
         }
     }
 }

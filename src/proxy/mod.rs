@@ -370,6 +370,9 @@ impl TierProxy {
         if drains && self.state.is_drain_over() {
             return Err(Cause::Draining.into());
         }
+        if self.bridge.answer_models(session, context).await? {
+            return Ok(true);
+        }
         if let Some(conversion) = self.bridge.conversion(context) {
             let served = self.bridge.serve(session, context, &conversion);
             return Box::pin(served).await.map(|()| true);

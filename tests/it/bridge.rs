@@ -651,6 +651,102 @@ fn token_counts_come_from_the_upstream_or_not_at_all() {
     assert_eq!(answer.status, 404);
 }
 
+/// A proxy that answers for the models of its map.
+fn listing(upstream: &Upstream, list_models: bool) -> Proxy {
+    let models = "[{match: claude-opus-5-5, model: gpt-5.5}, {match: 'claude-*', model: gpt-5.5}, \
+        {match: gpt-5.5}, {match: 'o4*'}]";
+    let settings =
+        format!("messages: responses, models: {models}, bridge: {{list_models: {list_models}}}");
+    proxy::new()
+        .upstream_with("main", upstream, &settings)
+        .run()
+}
+
+#[test]
+fn a_list_of_models_has_the_names_of_the_map_in_the_shape_of_the_clients_api() {
+    let upstream = upstream::json("{}").run();
+    let proxy = listing(&upstream, true);
+    let answer = proxy.client("sk-fast").get("/v1/models");
+    let model = |name| json!({"id": name, "object": "model", "created": 0, "owned_by": "tiergate"});
+    assert_eq!(
+        answer.json(),
+        json!({"object": "list", "data": [model("claude-opus-5-5"), model("gpt-5.5")]})
+    );
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    assert_eq!(answer.header("x-tiergate-bridge"), None);
+
+    let claude = claude(&proxy, "sk-fast");
+    let model = |name| json!({"type": "model", "id": name, "display_name": name, "created_at": "1970-01-01T00:00:00Z"});
+    let page = claude.get("/v1/models?limit=1");
+    assert_eq!(
+        page.json(),
+        json!({"data": [model("claude-opus-5-5")], "has_more": true,
+            "first_id": "claude-opus-5-5", "last_id": "claude-opus-5-5"})
+    );
+    let next = claude.get("/v1/models?limit=1&after_id=claude-opus-5-5");
+    assert_eq!(
+        next.json(),
+        json!({"data": [model("gpt-5.5")], "has_more": false, "first_id": "gpt-5.5", "last_id": "gpt-5.5"})
+    );
+    // By a pattern, and with the suffix that clients append.
+    let single = claude.get("/v1/models/claude-haiku-5-5%5B1m%5D");
+    assert_eq!(single.json(), model("claude-haiku-5-5[1m]"));
+    for record in proxy.access_log(4) {
+        assert_eq!(
+            told(
+                &record,
+                &[
+                    "endpoint", "outcome", "status", "upstream", "bridge", "key", "error"
+                ]
+            ),
+            json!({"endpoint": "other", "outcome": "ok", "status": 200, "upstream": null,
+                "bridge": null, "key": "fiona", "error": null})
+        );
+    }
+    upstream.assert_untouched();
+}
+
+#[test]
+fn a_model_that_is_not_mapped_and_a_page_that_there_is_not_are_refused_in_the_clients_words() {
+    let upstream = upstream::json("{}").run();
+    let proxy = listing(&upstream, true);
+    let claude = claude(&proxy, "sk-plain");
+    let unknown = claude.get("/v1/models/gemini");
+    assert_eq!(
+        (unknown.status, &unknown.json()["type"]),
+        (404, &json!("error"))
+    );
+    assert_eq!(unknown.json()["error"]["type"], "not_found_error");
+    assert_eq!(claude.get("/v1/models?limit=0").status, 400);
+    let unknown = proxy.client("sk-plain").get("/v1/models/gemini");
+    assert_eq!(unknown.openai_code(), "model_not_mapped");
+    let records = proxy.access_log(3);
+    let errors = records.iter().map(|record| &record["error"]);
+    assert_eq!(
+        errors.collect::<Vec<_>>(),
+        [
+            "model_not_mapped",
+            "unsupported_by_bridge",
+            "model_not_mapped"
+        ]
+    );
+    assert_eq!(proxy.client("sk-nobody").get("/v1/models").status, 401);
+    upstream.assert_untouched();
+}
+
+#[test]
+fn models_are_the_upstreams_where_the_map_does_not_answer_for_them() {
+    let upstream = upstream::json("{}").run();
+    let proxy = listing(&upstream, false);
+    assert_eq!(proxy.client("sk-fast").get("/v1/models").text(), "{}");
+    let proxy = listing(&upstream, true);
+    for path in ["/v1/models-of-mine", "/v2/models"] {
+        assert_eq!(proxy.client("sk-fast").get(path).text(), "{}", "{path}");
+    }
+    let posted = proxy.client("sk-fast").post("/v1/models", "{}");
+    assert_eq!(posted.text(), "{}");
+}
+
 #[test]
 fn an_endpoint_that_is_not_converted_is_relayed_as_ever() {
     let upstream = upstream::json("{}").run();

@@ -439,6 +439,26 @@ fn explain_needs_no_secret_of_the_service() {
 }
 
 #[test]
+fn explain_says_what_is_answered_here() {
+    let site = Site::new(
+        "policy: policy.yaml\nupstreams:\n  a: {url: https://api.example, messages: responses, \
+         models: [{match: 'claude-*', model: m}], bridge: {list_models: true}}\n",
+    );
+    let asks = |path: &str| {
+        let text = stdout(&site.explain("sk-fast-1", &["--method", "GET", "--path", path], ""));
+        text.lines().next().unwrap().to_owned()
+    };
+    assert_eq!(
+        asks("/v1/models"),
+        "GET /v1/models is answered here, from the `models` of `a`"
+    );
+    assert_eq!(
+        asks("/v1/models/other"),
+        "GET /v1/models/other is refused: 404 model_not_mapped"
+    );
+}
+
+#[test]
 fn the_demo_shows_both_sides_and_leaves_nothing_behind() {
     let temporary = tempfile::tempdir().unwrap();
     let began = Instant::now();

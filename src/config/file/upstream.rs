@@ -149,6 +149,7 @@ struct BridgeSection {
     path: Field<String>,
     commit_after: Field<TimeSpan>,
     ping: Field<TimeSpan>,
+    list_models: Field<bool>,
 }
 
 impl Resolver<'_> {
@@ -556,6 +557,7 @@ impl Resolver<'_> {
             path: self.bridge_path(&given.path).unwrap_or(default.path),
             commit_after: self.timeout("commit_after", &given.commit_after, default.commit_after),
             ping: self.timeout("ping", &given.ping, default.ping),
+            list_models: given.list_models.or(default.list_models, diagnostics),
         }
     }
 

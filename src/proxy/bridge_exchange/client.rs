@@ -11,7 +11,7 @@ use pingora_proxy::Session;
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
-use super::conversion::{Conversion, refusal_of};
+use super::conversion::refusal_of;
 use super::{client_left, cut};
 use crate::accounting::record::Termination;
 use crate::bridge::{
@@ -291,13 +291,13 @@ impl Client {
 pub(super) async fn refuse(
     session: &mut Session,
     context: &mut RequestContext,
-    conversion: &Conversion,
+    protocol: Protocol,
     refusal: &BridgeRefusal,
 ) -> Result<(), Stop> {
     let cause = refusal_of(refusal).cause;
     context.refusal = Some(cause.into());
     let id = context.request_info.id.to_string();
-    let answer = refusal.answer(conversion.endpoint.protocol(), &id);
+    let answer = refusal.answer(protocol, &id);
     send(session, context, &answer, Termination::Refused(cause)).await
 }
 

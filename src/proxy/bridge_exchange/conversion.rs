@@ -29,6 +29,8 @@ const DEEPER: usize = 8;
 /// anew.
 const NOT_COPIED: [&str; 5] = ["accept", "content-length", "content-type", "expect", "host"];
 
+const ANTHROPIC_VERSION: &str = "anthropic-version";
+
 /// What a request is converted from, and for whom.
 #[derive(Clone)]
 pub struct Conversion {
@@ -65,6 +67,40 @@ fn is_count_tokens(path: &str) -> bool {
     let path = path.strip_suffix('/').unwrap_or(path).to_ascii_lowercase();
     path.strip_suffix("/messages/count_tokens")
         .is_some_and(|before| before.is_empty() || before.ends_with("/v1"))
+}
+
+/// The model that a request asks about, where such requests are answered here: empty for `/models`, `…/v1/models`, which ask
+/// for all.
+pub fn asked_model<'p>(
+    settings: &config::Upstream,
+    method: &Method,
+    path: &'p str,
+) -> Option<&'p str> {
+    const NAME: &str = "/models";
+    if !settings.bridge.list_models || *method != Method::GET {
+        return None;
+    }
+    let lower = path.to_ascii_lowercase();
+    let mut places = lower.match_indices(NAME).map(|(at, _)| at);
+    places.find_map(|at| {
+        let before = &lower[..at];
+        let behind = &path[at + NAME.len()..];
+        let is_ours = before.is_empty() || before.ends_with("/v1");
+        let model = match behind {
+            "" => Some(behind),
+            _ => behind.strip_prefix('/'),
+        };
+        let model = model.filter(|_| is_ours)?;
+        Some(model.strip_suffix('/').unwrap_or(model))
+    })
+}
+
+/// In whose words a client that asks for models is answered: Anthropic's SDKs name the version of their API.
+pub fn models_protocol(headers: &HeaderMap) -> bridge::Protocol {
+    match headers.contains_key(ANTHROPIC_VERSION) {
+        true => bridge::Protocol::Messages,
+        false => bridge::Protocol::Chat,
+    }
 }
 
 impl Conversion {

@@ -21,7 +21,9 @@ use pingora_proxy::Session;
 
 use crate::accounting::record::Termination;
 use crate::accounting::usage::ResponseObserver;
-use crate::bridge::{self, UpstreamBridge, UpstreamError, token_count_answer};
+use crate::bridge::{
+    self, ModelsRequest, UpstreamBridge, UpstreamError, models_answer, token_count_answer,
+};
 use crate::codec::service_tier::Edit;
 use crate::policy::endpoint::Endpoint;
 use crate::proxy::Stop;
@@ -73,6 +75,40 @@ impl Bridge {
         Some(Conversion { endpoint, upstream })
     }
 
+    /// Answers a request for the models of the map. False where it is none, or goes to the upstream.
+    pub(super) async fn answer_models(
+        &self,
+        session: &mut Session,
+        context: &mut RequestContext,
+    ) -> Result<bool, Stop> {
+        let Some(settings) = context.upstream.as_ref().map(|upstream| &upstream.config) else {
+            return Ok(false);
+        };
+        let info = &context.request_info;
+        let name = conversion::asked_model(settings, &info.method, &info.path);
+        let (Some(upstream), Some(name)) = (self.upstreams.get(&settings.name), name) else {
+            return Ok(false);
+        };
+        let head = session.req_header();
+        let protocol = conversion::models_protocol(&head.headers);
+        let query = head.uri.query().unwrap_or_default();
+        let request = ModelsRequest {
+            protocol,
+            name,
+            query,
+        };
+        let answer = models_answer(&request, &upstream.models);
+        if !session.is_body_done() {
+            // Nobody reads it.
+            session.set_keepalive(None);
+        }
+        match answer {
+            Ok(answer) => client::send(session, context, &answer, Termination::Whole).await?,
+            Err(refusal) => client::refuse(session, context, protocol, &refusal).await?,
+        }
+        Ok(true)
+    }
+
     /// Serves a request to the end.
     pub(super) async fn serve(
         &self,
@@ -85,7 +121,10 @@ impl Bridge {
         request::read(session, context).await?;
         let prepared = match request::prepare(session, context, conversion)? {
             Ok(prepared) => prepared,
-            Err(refusal) => return client::refuse(session, context, conversion, &refusal).await,
+            Err(refusal) => {
+                let protocol = conversion.endpoint.protocol();
+                return client::refuse(session, context, protocol, &refusal).await;
+            }
         };
         match conversion.endpoint {
             bridge::Endpoint::CountTokens => self.count(session, context, &prepared).await,
