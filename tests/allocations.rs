@@ -95,7 +95,7 @@ fn server(folder: &std::path::Path) -> Server {
     fs::write(folder.join("policy.yaml"), policy).unwrap();
     let (mut config, _) = Config::load(&folder.join("tiergate.yaml")).unwrap();
     let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    (config.listen[0].address, config.admin) = (free, free);
+    (config.listen[0].address, config.admin) = (free.into(), free.into());
     Server::new(config, false).unwrap_or_else(|_| panic!("the proxy does not start"))
 }
 

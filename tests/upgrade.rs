@@ -5,7 +5,7 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,6 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::Value;
+use support::client::Connection;
 use support::proxy::{self, Builder, Proxy};
 use support::upstream::{self, Upstream, reply};
 use support::{eventually, object_of};
@@ -284,6 +285,53 @@ fn a_new_program_that_does_not_start_leaves_the_old_one_serving() {
     assert_eq!(processes.len(), 2);
     kill(processes[1], Signal::SIGTERM).unwrap();
     await_end(processes[1]);
+}
+
+#[test]
+fn a_unix_socket_is_served_on_over_a_takeover_and_goes_with_the_last_process() {
+    let _alone = adopt_orphans();
+    let folder = folder_with_program();
+    let manager = Manager::listen(&folder.path().join("manager"));
+    let path = folder.path().join("front");
+    let held = reply(200)
+        .sse_begun(&[EVENT])
+        .hold()
+        .chunk(END)
+        .send("0\r\n\r\n");
+    let upstream = upstream::script([held]).run_unix(&folder.path().join("back"));
+    let mut proxy = upgradable(&folder, &upstream)
+        .listener(&format!("\"unix:{}\"", path.display()))
+        .environment(
+            "NOTIFY_SOCKET",
+            folder.path().join("manager").to_str().unwrap(),
+        )
+        .run_in(folder);
+    let message = proxy
+        .client("sk-fast")
+        .message("/v1/responses", b"{\"stream\":true}");
+    let mut running = Connection::open_unix(&path);
+    running.send(&message);
+    upstream.await_heads(1);
+    let inode = fs::metadata(&path).unwrap().ino();
+    proxy.signal(libc::SIGUSR2);
+    let new = manager.main_processes(2)[1];
+    let mut next = Connection::open_unix(&path);
+    next.send(&message);
+    upstream.await_heads(2);
+    upstream.release();
+    for mut connection in [running, next] {
+        let answer = connection.answer();
+        assert_eq!((answer.status, answer.whole), (200, true));
+    }
+    assert_eq!(proxy.wait().code(), Some(0));
+    assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
+    let mut after = Connection::open_unix(&path);
+    after.send(&message);
+    assert_eq!(after.answer().status, 200);
+    kill(new, Signal::SIGTERM).unwrap();
+    await_end(new);
+    assert!(!path.exists());
+    assert_eq!(proxy.log_lines().len(), 3);
 }
 
 #[test]

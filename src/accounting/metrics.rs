@@ -4,7 +4,6 @@
 mod quantiles;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -18,6 +17,7 @@ use prometheus::{
 use crate::accounting::access_log::{AccessRecord, Transport};
 use crate::accounting::process::{self, ProcessStats};
 use crate::accounting::usage::{Usage, UsageState};
+use crate::config::SocketAddress;
 
 pub use crate::accounting::metrics::quantiles::Quantiles;
 
@@ -432,7 +432,7 @@ impl Metrics {
     }
 
     /// When the certificate of a listener with TLS ends, in seconds since 1970; whoever loads it keeps it up to date.
-    pub fn certificate_expiry(&self, listener: SocketAddr) -> IntGauge {
+    pub fn certificate_expiry(&self, listener: &SocketAddress) -> IntGauge {
         self.certificate_expiry
             .with_label_values(&[&listener.to_string()])
     }

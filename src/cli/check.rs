@@ -3,7 +3,8 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,14 +12,17 @@ use crate::accounting::prices::Prices;
 use crate::config::diagnostic::{Diagnostic, Location};
 use crate::config::file::{DEFAULT_ACCESS_LOG, ParsedConfig, ReferencedFile};
 use crate::config::secret_file::FileBytes;
-use crate::config::{Config, LogTarget};
+use crate::config::{Config, LogTarget, SocketAddress};
 use crate::policy::Policy;
+use crate::server::socket::ListeningSocket;
 use crate::server::tls;
 use crate::upstream::Upstream;
 use crate::upstream::tls::UpstreamTlsConfig;
 
 /// How long another process has to say whether it is this program.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
+/// The unit's `RuntimeDirectory=`.
+const RUNTIME_FOLDER: &str = "/run/tiergate";
 /// More than `/status` of a thousand groups has.
 const MAX_STATUS_BYTES: u64 = 16 * 1024 * 1024;
 
@@ -133,11 +137,14 @@ fn appendable(file: &Path) -> io::Result<()> {
 /// Whether a start could listen: each address is free, or has a proxy that could hand it over or be replaced.
 fn check_addresses(parsed: &mut ParsedConfig) {
     let config = &parsed.config;
-    let listen = config.listen.iter().map(|listen| listen.address);
-    let faults = listen.chain([config.admin]).filter_map(|address| {
-        let why = TcpListener::bind(address).err()?;
+    let listen = config.listen.iter().map(|listen| &listen.address);
+    let faults = listen.chain([&config.admin]).filter_map(|address| {
+        if address.unix_path().is_some_and(is_left_to_systemd) {
+            return None;
+        }
+        let why = ListeningSocket::check(address).err()?;
         let is_fault = match why.kind() {
-            ErrorKind::AddrInUse => !is_ours(config.admin),
+            ErrorKind::AddrInUse => !is_ours(&config.admin),
             // The service may do what its operator may not.
             ErrorKind::PermissionDenied => false,
             _ => true,
@@ -149,8 +156,14 @@ fn check_addresses(parsed: &mut ParsedConfig) {
     parsed.diagnostics.extend(diagnostics);
 }
 
+/// Whether a socket is to be in the folder that systemd makes for the service and that goes with it.
+fn is_left_to_systemd(socket: &Path) -> bool {
+    let folder = Path::new(RUNTIME_FOLDER);
+    socket.starts_with(folder) && !folder.exists()
+}
+
 /// Whether a proxy of this program answers at the admin address.
-fn is_ours(admin: SocketAddr) -> bool {
+fn is_ours(admin: &SocketAddress) -> bool {
     status_of(admin).is_ok_and(|status| {
         let has = |word: &str| status.contains(word);
         has("\"version\"") && has("\"policy\"") && has("\"upstreams\"")
@@ -158,18 +171,32 @@ fn is_ours(admin: SocketAddr) -> bool {
 }
 
 /// What is answered at the admin address to `GET /status`, head and body.
-pub(super) fn status_of(admin: SocketAddr) -> io::Result<String> {
+pub(super) fn status_of(admin: &SocketAddress) -> io::Result<String> {
     answer_of(admin, "/status")
 }
 
 /// What is answered at the admin address, head and body.
-pub(super) fn answer_of(admin: SocketAddr, path: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&admin, ANSWER_TIME)?;
-    stream.set_read_timeout(Some(ANSWER_TIME))?;
-    stream.set_write_timeout(Some(ANSWER_TIME))?;
+pub(super) fn answer_of(admin: &SocketAddress, path: &str) -> io::Result<String> {
+    match admin {
+        SocketAddress::Tcp(address) => {
+            let stream = TcpStream::connect_timeout(address, ANSWER_TIME)?;
+            stream.set_read_timeout(Some(ANSWER_TIME))?;
+            stream.set_write_timeout(Some(ANSWER_TIME))?;
+            ask(stream, &address.to_string(), path)
+        }
+        SocketAddress::Unix(socket) => {
+            let stream = UnixStream::connect(socket)?;
+            stream.set_read_timeout(Some(ANSWER_TIME))?;
+            stream.set_write_timeout(Some(ANSWER_TIME))?;
+            ask(stream, "localhost", path)
+        }
+    }
+}
+
+fn ask(mut stream: impl Read + Write, host: &str, path: &str) -> io::Result<String> {
     write!(
         stream,
-        "GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"
     )?;
     let mut answer = Vec::new();
     stream.take(MAX_STATUS_BYTES).read_to_end(&mut answer)?;

@@ -18,7 +18,9 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::codec::websocket::{Opcode, ServerEvent, ServerReader, close_frame, text_frame};
-use crate::config::{Config, Listen, LogFormat, LogSettings, LogTarget, ServerOptions};
+use crate::config::{
+    Config, Listen, LogFormat, LogSettings, LogTarget, ServerOptions, SocketAddress,
+};
 use crate::server::Server;
 
 /// For the owner alone, whatever the umask is: the files tell what is asked.
@@ -42,8 +44,8 @@ pub(crate) fn temporary_folder() -> io::Result<TempDir> {
 
 /// Has a configuration touch nothing but this folder and loopback ports that are free.
 pub(crate) fn isolate(config: &mut Config, folder: &Path) {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    config.listen = vec![Listen::plain(address)];
+    let address = SocketAddress::from(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    config.listen = vec![Listen::plain(address.clone())];
     config.admin = address;
     config.policy = folder.join("policy.yaml");
     config.access_log = LogSettings {

@@ -360,10 +360,10 @@ impl Explanation {
         self.edits = header_edits(request, &outgoing);
         let target = String::from_utf8_lossy(outgoing.raw_path());
         // Which one is a matter of turns; the first stands for all.
-        self.outgoing_url = settings.urls.first().map(|url| {
-            let scheme = if url.tls { "https" } else { "http" };
-            format!("{scheme}://{}{}", url.authority(), request.shown(&target))
-        });
+        self.outgoing_url = settings
+            .urls
+            .first()
+            .map(|url| url.with_path(request.shown(&target)));
         self.upstream_url = Some(urls_of(&upstream));
         let most = match converted {
             Some(_) => CONVERTED_SHOWN,

@@ -255,7 +255,7 @@ fn tell_mistakes(arguments: &CheckArguments, streams: &mut Streams<'_>) -> Ended
 
 fn ask_health(arguments: &HealthArguments, streams: &mut Streams<'_>) -> Ended {
     let (config, _) = Config::load(&arguments.config.config).map_err(Failure::Diagnostics)?;
-    let admin = config.admin;
+    let admin = &config.admin;
     let answer = check::answer_of(admin, "/readyz")
         .map_err(|why| Failure::Other(format!("no proxy answers at {admin}: {why}")))?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
@@ -267,7 +267,7 @@ fn ask_health(arguments: &HealthArguments, streams: &mut Streams<'_>) -> Ended {
 fn run_reload(arguments: &ReloadArguments, streams: &mut Streams<'_>) -> Ended {
     let path = &arguments.config.config;
     let (config, _) = Config::load(path).map_err(Failure::Diagnostics)?;
-    let reload = reload::run(config.admin, arguments.pid).map_err(Failure::Other)?;
+    let reload = reload::run(&config.admin, arguments.pid).map_err(Failure::Other)?;
     let restart_needed = &reload.restart_needed;
     if !restart_needed.is_empty() {
         let file = path.display();

@@ -1,6 +1,5 @@
 //! `tiergate reload`: sends SIGHUP to the process that serves, and waits until it says on its admin listener how that went.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -8,6 +7,7 @@ use nix::unistd::Pid;
 use serde::Deserialize;
 
 use crate::cli::check::status_of;
+use crate::config::SocketAddress;
 
 /// How long the process may take. A policy of 100,000 keys takes about a second.
 const RELOAD_TIME: Duration = Duration::from_secs(30);
@@ -35,7 +35,7 @@ pub(super) struct Reload {
 ///
 /// # Errors
 /// Where there is none, it cannot be sent a signal, or does not say in time how the reload went.
-pub(super) fn run(admin: SocketAddr, pid: Option<u32>) -> Result<Reload, String> {
+pub(super) fn run(admin: &SocketAddress, pid: Option<u32>) -> Result<Reload, String> {
     let until = Instant::now() + RELOAD_TIME;
     let is_meant = |status: &Status| pid.map_or(!status.draining, |pid| pid == status.pid);
     let before = await_status(admin, until, is_meant)?;
@@ -49,7 +49,7 @@ pub(super) fn run(admin: SocketAddr, pid: Option<u32>) -> Result<Reload, String>
 
 /// Two processes may answer at one address, while the old one of an upgrade drains.
 fn await_status(
-    admin: SocketAddr,
+    admin: &SocketAddress,
     until: Instant,
     is_wanted: impl Fn(&Status) -> bool,
 ) -> Result<Status, String> {

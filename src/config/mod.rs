@@ -1,6 +1,7 @@
 //! The server configuration: read once at start, every setting resolved and checked. It opens no socket and reads none
 //! of the files that it names. How it is written stands in `file`.
 
+pub mod address;
 pub mod bridge;
 pub mod diagnostic;
 pub(crate) mod field;
@@ -16,13 +17,13 @@ pub mod url;
 pub mod watch;
 pub(crate) mod yaml;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use strum::{EnumString, IntoStaticStr, VariantNames};
 
+pub use crate::config::address::SocketAddress;
 pub use crate::config::bridge::{BridgeOptions, ModelEntry};
 pub use crate::config::diagnostic::{Diagnostic, Location};
 pub use crate::config::limits::Limits;
@@ -41,7 +42,7 @@ pub struct Config {
     /// At least one; no address twice.
     pub listen: Vec<Listen>,
     /// Address of the listener for health, status and metrics.
-    pub admin: SocketAddr,
+    pub admin: SocketAddress,
     /// The proxies in front whose word on a request's origin is taken.
     pub trusted_proxies: TrustedProxies,
     /// The policy file.
@@ -69,8 +70,8 @@ pub struct Config {
 /// A public listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// Address and port to listen on.
-    pub address: SocketAddr,
+    /// Address to listen on.
+    pub address: SocketAddress,
     /// Certificate and key of the listener; `None` for plain text.
     pub tls: Option<TlsFiles>,
     /// Each connection begins with the PROXY protocol's header.
@@ -201,7 +202,7 @@ impl Config {
 }
 
 impl Listen {
-    pub(crate) fn plain(address: SocketAddr) -> Self {
+    pub(crate) fn plain(address: SocketAddress) -> Self {
         Self {
             address,
             tls: None,

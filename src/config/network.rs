@@ -4,19 +4,31 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+/// What stands for the peers of UNIX sockets in a list of networks, as in nginx's `set_real_ip_from`.
+pub(crate) const UNIX_SOCKETS: &str = "unix:";
+
 /// The proxies whose word on a request's origin is taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TrustedProxies(Vec<IpNet>);
+pub struct TrustedProxies {
+    networks: Vec<IpNet>,
+    unix: bool,
+}
 
 impl TrustedProxies {
-    /// Trusts every address in these networks.
-    pub fn new(networks: Vec<IpNet>) -> Self {
-        Self(networks)
+    /// Trusts every address in these networks, and with `unix` whoever connects to a UNIX socket.
+    pub fn new(networks: Vec<IpNet>, unix: bool) -> Self {
+        Self { networks, unix }
     }
 
     /// Whether this address is one of a trusted proxy.
     pub fn contains(&self, address: IpAddr) -> bool {
-        self.0.iter().any(|network| network.contains(&address))
+        let mut networks = self.networks.iter();
+        networks.any(|network| network.contains(&address))
+    }
+
+    /// Whether the peer of a connection is a trusted proxy; one without an address is that of a UNIX socket.
+    pub fn contains_peer(&self, peer: Option<IpAddr>) -> bool {
+        peer.map_or(self.unix, |address| self.contains(address))
     }
 }
 
@@ -25,7 +37,7 @@ impl TrustedProxies {
 /// # Errors
 /// What is wrong with the text, for the configuration's mistakes.
 pub(crate) fn parse_network(text: &str) -> Result<IpNet, &'static str> {
-    const EXPECTED: &str = "expected a network like `10.0.0.0/8`, or an address";
+    const EXPECTED: &str = "expected a network like `10.0.0.0/8`, an address, or `unix:`";
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(address.into());
     }
@@ -51,13 +63,15 @@ mod tests {
             ("2001:db8::/33", "2001:db8:7fff::1", "2001:db8:8000::"),
             ("::1", "::1", "::"),
         ] {
-            let trusted = TrustedProxies::new(vec![parse_network(text).unwrap()]);
+            let trusted = TrustedProxies::new(vec![parse_network(text).unwrap()], false);
             assert!(trusted.contains(inside.parse().unwrap()), "{text} {inside}");
             assert!(
                 !trusted.contains(outside.parse().unwrap()),
                 "{text} {outside}"
             );
         }
+        assert!(!TrustedProxies::new(Vec::new(), false).contains_peer(None));
+        assert!(TrustedProxies::new(Vec::new(), true).contains_peer(None));
         for text in [
             "",
             "10",

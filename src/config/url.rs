@@ -2,24 +2,38 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
 
 use http::Uri;
 use http::uri::Scheme;
 
+use crate::config::address::{parse_unix_path, strip_unix};
 use crate::config::path;
 
-/// Where an upstream is: `http(s)://host[:port][/prefix]`.
+/// Where an upstream is: `http(s)://host[:port][/prefix]`, or `unix:/path[:/prefix]` as nginx writes it behind `http://`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Url {
     /// Then the host is a DNS name, or `tls.server_name` is one: TLS needs it for SNI, and without it nothing would be
-    /// verified.
+    /// verified. Never over a UNIX socket.
     pub tls: bool,
-    /// A DNS name in lower case, or an IP address, IPv6 without brackets.
-    pub host: String,
-    /// TCP port; 80 or 443 by the scheme where the URL names none.
-    pub port: u16,
+    /// What is connected to.
+    pub destination: Destination,
     /// Put before each request's path: empty, or a path without a trailing slash.
     pub prefix: String,
+}
+
+/// What is connected to for a URL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// A host by TCP.
+    Tcp {
+        /// A DNS name in lower case, or an IP address, IPv6 without brackets.
+        host: String,
+        /// TCP port; 80 or 443 by the scheme where the URL names none.
+        port: u16,
+    },
+    /// A UNIX socket by its absolute path, in UTF-8.
+    Unix(PathBuf),
 }
 
 impl Url {
@@ -28,7 +42,10 @@ impl Url {
     /// # Errors
     /// Why the text is no URL of an upstream.
     pub fn parse(text: &str) -> Result<Url, &'static str> {
-        const SCHEME: &str = "expected a URL that begins with `http://` or `https://`";
+        const SCHEME: &str = "expected a URL that begins with `http://`, `https://` or `unix:/`";
+        if let Some(rest) = strip_unix(text) {
+            return Url::parse_unix(rest);
+        }
         if !text.starts_with("http://") && !text.starts_with("https://") {
             return Err(SCHEME);
         }
@@ -50,35 +67,62 @@ impl Url {
             None if authority.as_str().len() > authority.host().len() => return Err(BAD_PORT),
             None => standard,
         };
-        let path = uri.path();
-        if path != "/" && !path::is_plain(path) {
-            return Err("the path of the URL has an empty or dot segment, or an escape");
-        }
         Ok(Url {
             tls,
-            host: parse_host(authority.host())?,
-            port,
-            prefix: path.strip_suffix('/').unwrap_or(path).to_owned(),
+            destination: Destination::Tcp {
+                host: parse_host(authority.host())?,
+                port,
+            },
+            prefix: parse_prefix(uri.path())?,
         })
     }
 
-    /// Whether its host is an address, and no name that could be verified.
-    pub fn is_address(&self) -> bool {
-        self.host.parse::<IpAddr>().is_ok()
+    /// What follows `unix:`. A colon ends the path of the socket.
+    fn parse_unix(rest: &str) -> Result<Url, &'static str> {
+        let (path, prefix) = rest.split_once(':').unwrap_or((rest, "/"));
+        Ok(Url {
+            tls: false,
+            destination: Destination::Unix(parse_unix_path(path)?),
+            prefix: parse_prefix(prefix)?,
+        })
     }
 
-    /// Host and port as in a `Host` header: the port only where it is not the scheme's own.
+    /// Whether it can be connected to without a name being resolved; then it has no name that could be verified either.
+    pub fn is_address(&self) -> bool {
+        match &self.destination {
+            Destination::Tcp { host, .. } => host.parse::<IpAddr>().is_ok(),
+            Destination::Unix(_) => true,
+        }
+    }
+
+    /// Host and port as in a `Host` header: the port only where it is not the scheme's own. A UNIX socket has neither, and
+    /// is `localhost`.
     pub fn authority(&self) -> String {
-        let standard = if self.tls { 443 } else { 80 };
-        let host = if self.host.contains(':') {
-            format!("[{}]", self.host)
-        } else {
-            self.host.clone()
+        let Destination::Tcp { host, port } = &self.destination else {
+            return "localhost".to_owned();
         };
-        if self.port == standard {
+        let standard = if self.tls { 443 } else { 80 };
+        let host = if host.contains(':') {
+            format!("[{host}]")
+        } else {
+            host.clone()
+        };
+        if *port == standard {
             host
         } else {
-            format!("{host}:{}", self.port)
+            format!("{host}:{port}")
+        }
+    }
+
+    /// The URL of a path there, which has the prefix already.
+    pub fn with_path(&self, path: &str) -> String {
+        match &self.destination {
+            Destination::Tcp { .. } => {
+                let scheme = if self.tls { "https" } else { "http" };
+                format!("{scheme}://{}{path}", self.authority())
+            }
+            Destination::Unix(socket) if path.is_empty() => format!("unix:{}", socket.display()),
+            Destination::Unix(socket) => format!("unix:{}:{path}", socket.display()),
         }
     }
 
@@ -86,8 +130,10 @@ impl Url {
     pub(crate) fn placeholder() -> Url {
         Url {
             tls: false,
-            host: "invalid".to_owned(),
-            port: 80,
+            destination: Destination::Tcp {
+                host: "invalid".to_owned(),
+                port: 80,
+            },
             prefix: String::new(),
         }
     }
@@ -95,8 +141,7 @@ impl Url {
 
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.tls { "https" } else { "http" };
-        write!(f, "{scheme}://{}{}", self.authority(), self.prefix)
+        f.write_str(&self.with_path(&self.prefix))
     }
 }
 
@@ -120,6 +165,14 @@ fn explain(text: &str) -> &'static str {
 /// A DNS name, or an IP address without brackets.
 pub(crate) fn is_host(host: &str) -> bool {
     host.parse::<IpAddr>().is_ok() || is_dns_name(host)
+}
+
+/// The path of a URL, to be put before each request's.
+fn parse_prefix(path: &str) -> Result<String, &'static str> {
+    if path != "/" && !path::is_plain(path) {
+        return Err("the path of the URL has an empty or dot segment, or an escape");
+    }
+    Ok(path.strip_suffix('/').unwrap_or(path).to_owned())
 }
 
 fn parse_host(host: &str) -> Result<String, &'static str> {
@@ -162,7 +215,10 @@ mod tests {
     use super::*;
 
     fn url(text: &str) -> Result<(bool, String, u16, String), &'static str> {
-        Url::parse(text).map(|url| (url.tls, url.host, url.port, url.prefix))
+        Url::parse(text).map(|url| match url.destination {
+            Destination::Tcp { host, port } => (url.tls, host, port, url.prefix),
+            Destination::Unix(path) => (url.tls, path.display().to_string(), 0, url.prefix),
+        })
     }
 
     #[test]
@@ -184,13 +240,19 @@ mod tests {
             url("https://new_api:3000/v1"),
             parts(true, "new_api", 3000, "/v1")
         );
+        assert_eq!(url("unix:/run/x.sock"), parts(false, "/run/x.sock", 0, ""));
+        assert_eq!(
+            url("unix:/run/x.sock:/base/"),
+            parts(false, "/run/x.sock", 0, "/base")
+        );
     }
 
     #[test]
     fn a_url_that_would_not_be_understood_is_refused() {
         for text in "https://127.1 https:// ftp://host host HTTPS://host http://a@host \
             http://host?q http://host#f http://host:x http://host: http://host:70000 http://-a.b http://a..b http://a. \
-            http://host/a//b http://host/../b http://[::1 http://::1 http://host/%61"
+            http://host/a//b http://host/../b http://[::1 http://::1 http://host/%61 \
+            unix: unix:x.sock unix:/ unix:/run/x.sock: unix:/run/x.sock:v1 unix:/run/x.sock:/../v1 unix://run/"
             .split_ascii_whitespace()
         {
             assert!(url(text).is_err(), "{text}");
@@ -204,6 +266,8 @@ mod tests {
             "http://127.0.0.1:8080/base",
             "http://[::1]:81",
             "http://[::1]",
+            "unix:/run/x.sock",
+            "unix:/run/x.sock:/base",
         ] {
             assert_eq!(Url::parse(text).unwrap().to_string(), text);
         }

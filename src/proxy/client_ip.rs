@@ -13,9 +13,9 @@ static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 impl TrustedProxies {
     /// The client of a request that came from `peer`: the peer itself where it is not trusted, else the right-most address
     /// in the header that is not. What stands left of that was written by nobody who is trusted. Where all are trusted,
-    /// it is the left-most.
-    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
-        if !self.contains(peer) {
+    /// it is the left-most. None: the peer of a UNIX socket has no address.
+    pub fn client(&self, peer: Option<IpAddr>, headers: &HeaderMap) -> Option<IpAddr> {
+        if !self.contains_peer(peer) {
             return peer;
         }
         // In the order of the way: each proxy adds the address it was called from at the end.
@@ -26,7 +26,7 @@ impl TrustedProxies {
             let Some(address) = address_of(hop) else {
                 break;
             };
-            client = address;
+            client = Some(address);
             if !self.contains(address) {
                 break;
             }
@@ -59,12 +59,29 @@ mod tests {
 
     fn client(trusted: &[&str], peer: &str, lines: &[&str]) -> String {
         let networks = trusted.iter().map(|text| parse_network(text).unwrap());
-        let trusted = TrustedProxies::new(networks.collect());
+        let trusted = TrustedProxies::new(networks.collect(), false);
+        let client = trusted.client(Some(ip(peer)), &headers(lines));
+        client.unwrap().to_string()
+    }
+
+    fn headers(lines: &[&str]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for line in lines {
             headers.append(&FORWARDED_FOR, HeaderValue::from_str(line).unwrap());
         }
-        trusted.client(ip(peer), &headers).to_string()
+        headers
+    }
+
+    #[test]
+    fn the_peer_of_a_unix_socket_has_no_address_and_may_be_believed() {
+        let networks = || vec![parse_network("10.0.0.0/8").unwrap()];
+        let client = |unix, lines: &[&str]| {
+            TrustedProxies::new(networks(), unix).client(None, &headers(lines))
+        };
+        assert_eq!(client(false, &["203.0.113.9"]), None);
+        assert_eq!(client(true, &[]), None);
+        let told = client(true, &["1.1.1.1, 203.0.113.9, 10.9.9.9"]);
+        assert_eq!(told, Some(ip("203.0.113.9")));
     }
 
     #[test]

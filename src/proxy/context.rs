@@ -138,13 +138,14 @@ impl RequestContext {
         }
     }
 
-    /// Takes from the request's head what the log tells of it. `peer` is who the connection is with.
+    /// Takes from the request's head what the log tells of it. `peer` is who the connection is with; none over a
+    /// UNIX socket.
     pub fn read_head(&mut self, head: &Head<'_>, peer: Option<IpAddr>) {
         let request_info = &mut self.request_info;
         request_info.method = head.method.clone();
         request_info.path = logged_path(head.path);
         let trusted = &self.state.config.trusted_proxies;
-        request_info.client = peer.map(|peer| trusted.client(peer, head.headers));
+        request_info.client = trusted.client(peer, head.headers);
         request_info.user_agent = header_text(head.headers, &header::USER_AGENT, USER_AGENT_BYTES);
     }
 

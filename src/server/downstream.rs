@@ -4,12 +4,11 @@
 
 use std::future::Future;
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::protocols::raw_connect::ProxyDigest;
@@ -19,7 +18,6 @@ use pingora::protocols::{
     TimingDigest, UniqueID,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::codec::http2_flood::Http2Flood;
@@ -32,28 +30,6 @@ const GATHERED_BYTES: usize = 16 * 1024;
 const KEPT_BYTES: usize = 4 * 1024;
 /// The preface of HTTP/2 (RFC 9113 §3.4).
 const PREFACE_BYTES: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
-
-/// An accepted connection in the shape that Pingora asks of a stream, without the buffers of Pingora's own.
-#[derive(Debug)]
-pub struct Socket {
-    io: TcpStream,
-    accepted: SystemTime,
-    digest: Arc<SocketDigest>,
-}
-
-impl Socket {
-    /// `peer` is who the connection is with, which a proxy in front may have told.
-    pub fn new(io: TcpStream, peer: SocketAddr) -> Self {
-        let digest = SocketDigest::from_raw_fd(io.as_raw_fd());
-        // The cell is new and empty.
-        let _ = digest.peer_addr.set(Some(peer.into()));
-        Self {
-            io,
-            accepted: SystemTime::now(),
-            digest: Arc::new(digest),
-        }
-    }
-}
 
 /// A connection over which requests come, plain or on top of TLS.
 #[derive(Debug)]
@@ -386,90 +362,5 @@ impl<S: IO> GetSocketDigest for Downstream<S> {
 
     fn set_socket_digest(&mut self, digest: SocketDigest) {
         self.io.set_socket_digest(digest);
-    }
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
-
-#[async_trait]
-impl Shutdown for Socket {
-    async fn shutdown(&mut self) {
-        // The client may have gone first; there is nobody left to tell.
-        let _ = AsyncWriteExt::shutdown(self).await;
-    }
-}
-
-impl UniqueID for Socket {
-    fn id(&self) -> RawFd {
-        self.io.as_raw_fd()
-    }
-}
-
-impl Ssl for Socket {}
-
-impl Peek for Socket {}
-
-impl GetTimingDigest for Socket {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        vec![Some(TimingDigest {
-            established_ts: self.accepted,
-            ..Default::default()
-        })]
-    }
-}
-
-impl GetProxyDigest for Socket {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        None
-    }
-
-    fn set_proxy_digest(&mut self, _digest: ProxyDigest) {}
-}
-
-impl GetSocketDigest for Socket {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        Some(self.digest.clone())
-    }
-
-    fn set_socket_digest(&mut self, digest: SocketDigest) {
-        self.digest = Arc::new(digest);
     }
 }

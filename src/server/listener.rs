@@ -8,47 +8,38 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use nix::sys::socket::{setsockopt, sockopt};
 use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::{ALPN, Ssl, Stream};
 use tokio::io::AsyncReadExt;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::config::SocketAddress;
 use crate::config::watch::FileWatcher;
 use crate::proxy::Proxy;
 use crate::proxy::client_connection::{ClientConnection, HeadLimits};
 use crate::server::connection_limit::{KeyedLimiter, Permit, subscriber};
-use crate::server::downstream::{Downstream, Socket};
+use crate::server::downstream::Downstream;
 use crate::server::proxy_protocol::{self, Header};
+use crate::server::socket::{ListeningSocket, Socket, SocketFile};
 use crate::server::socket_handover::InheritedSockets;
 use crate::server::tls::LiveAcceptor;
 use crate::state::{DRAIN_WAIT, StartError, State};
 
-/// Connections that wait to be accepted.
-const BACKLOG: u32 = 4096;
-/// A client that answers none of the probes is gone after two minutes.
-const KEEPALIVE_IDLE_SECONDS: u32 = 60;
-const KEEPALIVE_INTERVAL_SECONDS: u32 = 15;
-const KEEPALIVE_PROBES: u32 = 4;
-/// What may wait in the kernel unsent for a client, in bytes.
-#[cfg(target_os = "linux")]
-const UNSENT_BYTES: u32 = 128 * 1024;
 /// How long accepting rests after it failed, mostly for want of descriptors.
 pub const ACCEPT_REST: Duration = Duration::from_millis(100);
 
 /// The sockets of a process, each listening.
 pub struct Listeners {
     public: Vec<Listener>,
-    pub admin: TcpListener,
+    pub admin: ListeningSocket,
 }
 
 struct Listener {
-    socket: TcpListener,
+    socket: ListeningSocket,
     options: ListenerOptions,
 }
 
@@ -91,21 +82,23 @@ impl Listeners {
             let acceptor = match &listen.tls {
                 None => None,
                 Some(files) => {
-                    let (acceptor, follows) =
-                        LiveAcceptor::load(files, state.metrics.certificate_expiry(listen.address))
-                            .map_err(|why| StartError::Io("TLS".to_owned(), why))?;
+                    let (acceptor, follows) = LiveAcceptor::load(
+                        files,
+                        state.metrics.certificate_expiry(&listen.address),
+                    )
+                    .map_err(|why| StartError::Io("TLS".to_owned(), why))?;
                     followers.extend(follows);
                     Some(acceptor)
                 }
             };
-            let socket = bind(listen.address, taken.as_deref_mut())?;
+            let socket = bind(&listen.address, taken.as_deref_mut())?;
             let options = ListenerOptions {
                 proxy_protocol: listen.proxy_protocol,
                 acceptor,
             };
             public.push(Listener { socket, options });
         }
-        let admin = bind(state.config.admin, taken)?;
+        let admin = bind(&state.config.admin, taken)?;
         Ok(Self { public, admin })
     }
 
@@ -113,14 +106,19 @@ impl Listeners {
     ///
     /// # Errors
     /// Where no further descriptor is to be had.
-    pub fn handles(&self) -> io::Result<Vec<(SocketAddr, OwnedFd)>> {
+    pub fn handles(&self) -> io::Result<Vec<(SocketAddress, OwnedFd)>> {
         let public = self.public.iter().map(|listener| &listener.socket);
         public
             .chain([&self.admin])
-            .map(|socket| {
-                let handle = std::os::fd::AsFd::as_fd(socket).try_clone_to_owned()?;
-                Ok((socket.local_addr()?, handle))
-            })
+            .map(|socket| Ok((socket.address()?, socket.handle()?)))
+            .collect()
+    }
+
+    /// Files of the public listeners.
+    pub fn files(&self) -> Vec<SocketFile> {
+        let sockets = self.public.iter();
+        sockets
+            .filter_map(|listener| listener.socket.file())
             .collect()
     }
 
@@ -128,10 +126,12 @@ impl Listeners {
     ///
     /// # Errors
     /// Where the socket does not tell.
-    pub fn reachable_at(&self) -> io::Result<SocketAddr> {
+    pub fn reachable_at(&self) -> io::Result<SocketAddress> {
         let first = self.public.first().ok_or(io::ErrorKind::AddrNotAvailable)?;
-        let mut address = first.socket.local_addr()?;
-        if address.ip().is_unspecified() {
+        let mut address = first.socket.address()?;
+        if let SocketAddress::Tcp(address) = &mut address
+            && address.ip().is_unspecified()
+        {
             address.set_ip(match address {
                 SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
                 SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
@@ -141,7 +141,7 @@ impl Listeners {
     }
 
     /// Accepts on every public listener until `stop`; the admin listener is given back.
-    pub fn accept(self, context: &Arc<ServerContext>, stop: &CancellationToken) -> TcpListener {
+    pub fn accept(self, context: &Arc<ServerContext>, stop: &CancellationToken) -> ListeningSocket {
         for listener in self.public {
             let accepting = accept(listener, context.clone());
             tokio::spawn(stop.clone().run_until_cancelled_owned(accepting));
@@ -151,27 +151,14 @@ impl Listeners {
 }
 
 fn bind(
-    address: SocketAddr,
+    address: &SocketAddress,
     taken: Option<&mut InheritedSockets>,
-) -> Result<TcpListener, StartError> {
+) -> Result<ListeningSocket, StartError> {
     let bound = match taken.and_then(|taken| taken.socket(address)) {
-        Some(socket) => socket
-            .set_nonblocking(true)
-            .and_then(|()| TcpListener::from_std(socket)),
-        None => bind_new(address),
+        Some(socket) => ListeningSocket::inherit(address, socket),
+        None => ListeningSocket::bind(address),
     };
     bound.map_err(|why| StartError::Io(format!("cannot listen on {address}"), why))
-}
-
-fn bind_new(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
 }
 
 async fn accept(listener: Listener, context: Arc<ServerContext>) {
@@ -214,16 +201,13 @@ async fn await_room(context: &ServerContext) -> Option<OwnedSemaphorePermit> {
 }
 
 async fn serve(
-    client: TcpStream,
-    peer: SocketAddr,
+    client: Socket,
+    peer: Option<SocketAddr>,
     options: &ListenerOptions,
     context: &ServerContext,
 ) {
     let _open = Open::new(&context.state);
-    // Answers are written whole or flushed at once; Nagle's delay would only hold their last piece back.
-    let _ = client.set_nodelay(true);
-    keep_alive(&client);
-    limit_unsent(&client);
+    client.prepare();
     let head_until = Instant::now() + context.state.limits.header_timeout;
     let passing = options.pass(client, peer, head_until, context);
     let passed = tokio::select! {
@@ -233,7 +217,7 @@ async fn serve(
     match passed {
         Ok(entered) => entered.serve(context).await,
         // A scanner, a client that does not trust the certificate, or one too many.
-        Err(why) => log::debug!("a connection of {peer} is closed: {why}"),
+        Err(why) => log::debug!("a connection of {peer:?} is closed: {why}"),
     }
 }
 
@@ -297,24 +281,29 @@ impl ListenerOptions {
     /// A connection whose first head has to be whole at `head_until`.
     async fn pass(
         &self,
-        mut client: TcpStream,
-        peer: SocketAddr,
+        mut client: Socket,
+        peer: Option<SocketAddr>,
         head_until: Instant,
         context: &ServerContext,
     ) -> io::Result<AcceptedConnection> {
         let mut peer = peer;
         if self.proxy_protocol {
-            peer = read_proxy_header(&mut client).await?.unwrap_or(peer);
+            peer = read_proxy_header(&mut client).await?.or(peer);
         }
-        // One that came to a socket for both families is told like any other.
-        peer.set_ip(peer.ip().to_canonical());
-        let seat = take_seat(peer.ip(), context)?;
-        let socket = Socket::new(client, peer);
+        if let Some(peer) = &mut peer {
+            // One that came to a socket for both families is told like any other.
+            peer.set_ip(peer.ip().to_canonical());
+        }
+        let seat = match peer {
+            Some(peer) => take_seat(peer.ip(), context)?,
+            None => None,
+        };
+        client.tell_peer(peer);
         let connection = ClientConnection::new(context.head_limits, head_until);
         let stream: Stream = match &self.acceptor {
-            None => Box::new(Downstream::http1(socket, connection.clone())),
+            None => Box::new(Downstream::http1(client, connection.clone())),
             Some(acceptor) => {
-                let stream = acceptor.current().tls_handshake(socket).await;
+                let stream = acceptor.current().tls_handshake(client).await;
                 let stream = stream.map_err(io::Error::other)?;
                 if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
                     return Ok(AcceptedConnection {
@@ -335,7 +324,7 @@ impl ListenerOptions {
 }
 
 /// Whose connection a proxy in front says it is; none where it is the proxy's own.
-async fn read_proxy_header(client: &mut TcpStream) -> io::Result<Option<SocketAddr>> {
+async fn read_proxy_header(client: &mut Socket) -> io::Result<Option<SocketAddr>> {
     let mut header = Vec::new();
     loop {
         match proxy_protocol::parse(&header) {
@@ -367,36 +356,6 @@ fn take_seat(client: IpAddr, context: &ServerContext) -> io::Result<Option<Permi
     }
     let refused = || io::Error::other("`limits.connections_per_client` is reached");
     seat.map(Some).ok_or_else(refused)
-}
-
-/// Has the kernel take no more than a little beyond what it can send. It would take megabytes for a client that was fast, and
-/// then take nothing for so long that a client which has become slow looks like one that reads nothing.
-#[cfg(target_os = "linux")]
-fn limit_unsent(client: &TcpStream) {
-    let socket = socket2::SockRef::from(client);
-    if let Err(why) = socket.set_tcp_notsent_lowat(UNSENT_BYTES) {
-        log::debug!("no limit for what waits unsent for a client: {why}");
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn limit_unsent(_client: &TcpStream) {}
-
-/// Has the kernel find out that a client is gone which never says so: a WebSocket may be silent for as long as it likes.
-fn keep_alive(client: &TcpStream) {
-    let set = setsockopt(client, sockopt::KeepAlive, &true)
-        .and_then(|()| setsockopt(client, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE_SECONDS))
-        .and_then(|()| {
-            setsockopt(
-                client,
-                sockopt::TcpKeepInterval,
-                &KEEPALIVE_INTERVAL_SECONDS,
-            )
-        })
-        .and_then(|()| setsockopt(client, sockopt::TcpKeepCount, &KEEPALIVE_PROBES));
-    if let Err(why) = set {
-        log::debug!("no TCP keepalive for a client: {why}");
-    }
 }
 
 /// Counts a connection while it is open.

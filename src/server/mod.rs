@@ -9,6 +9,7 @@ pub mod logging;
 mod proxy_app;
 pub(crate) mod proxy_protocol;
 pub(crate) mod reload;
+pub(crate) mod socket;
 pub(crate) mod socket_handover;
 pub(crate) mod systemd;
 pub(crate) mod tls;
@@ -25,7 +26,6 @@ use parking_lot::Mutex;
 use pingora::apps::ServerApp;
 use pingora::apps::http_app::HttpServer;
 use pingora::protocols::Stream;
-use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -33,15 +33,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::watch::{self as files, Reloaded};
-use crate::config::{Config, Limits, LogTarget};
+use crate::config::{Config, Limits, LogTarget, SocketAddress};
 use crate::proxy::client_connection::HeadLimits;
 use crate::server::admin::Admin;
 use crate::server::admin::overview::keep_history;
 use crate::server::binary_upgrade::NewProcess;
 use crate::server::connection_limit::KeyedLimiter;
-use crate::server::downstream::Socket;
 use crate::server::listener::{ACCEPT_REST, Listeners, ServerContext};
 use crate::server::reload::Reloads;
+use crate::server::socket::{ListeningSocket, SocketFile};
 use crate::server::socket_handover::{InheritedSockets, SocketHandoff};
 use crate::state::{StartError, State};
 use crate::upstream::health_check;
@@ -109,9 +109,12 @@ impl Server {
     /// Where the first listener is reached from this machine, with the port that the system chose where none was given.
     ///
     /// # Errors
-    /// Where the socket does not tell.
+    /// Where the socket does not tell, or is no TCP socket.
     pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listeners.reachable_at()
+        match self.listeners.reachable_at()? {
+            SocketAddress::Tcp(address) => Ok(address),
+            SocketAddress::Unix(_) => Err(io::ErrorKind::AddrNotAvailable.into()),
+        }
     }
 
     /// Serves until SIGTERM or SIGINT, or until another process has taken over, then drains.
@@ -216,6 +219,7 @@ async fn serve(
         clients: KeyedLimiter::default(),
     });
     let (handover, address) = (offer_sockets(&state, &listeners), listeners.reachable_at());
+    let (files, admin_file) = (listeners.files(), listeners.admin.file());
     let accepting = CancellationToken::new();
     tokio::spawn(serve_admin(
         listeners.accept(&context, &accepting),
@@ -243,6 +247,8 @@ async fn serve(
         watching.cancel();
     } else {
         systemd::stopping();
+        // A successor would go on with these.
+        files.iter().for_each(SocketFile::remove);
     }
     accepting.cancel();
     if let Some(handover) = handover.filter(|_| !succeeded) {
@@ -251,7 +257,11 @@ async fn serve(
     state.drain();
     // A closed channel would mean that no connection is left to tell.
     let _ = shut.send(true);
-    drain(&context).await
+    let cut = drain(&context).await;
+    if let Some(file) = admin_file.filter(|_| !succeeded) {
+        file.remove();
+    }
+    cut
 }
 
 /// What runs, in one line.
@@ -291,9 +301,9 @@ fn start_line(state: &State) -> String {
     )
 }
 
-fn feed_watchdog(context: &Arc<ServerContext>, address: SocketAddr, stop: &CancellationToken) {
+fn feed_watchdog(context: &Arc<ServerContext>, address: SocketAddress, stop: &CancellationToken) {
     let context = context.clone();
-    let feeding = async move { systemd::feed_watchdog(&context, address).await };
+    let feeding = async move { systemd::feed_watchdog(&context, &address).await };
     tokio::spawn(stop.clone().run_until_cancelled_owned(feeding));
 }
 
@@ -377,7 +387,7 @@ fn head_limits(limits: &Limits) -> HeadLimits {
 }
 
 /// The admin listener goes on through the drain, so that its end can be watched.
-async fn serve_admin(listener: TcpListener, state: Arc<State>, reloads: Arc<Reloads>) {
+async fn serve_admin(listener: ListeningSocket, state: Arc<State>, reloads: Arc<Reloads>) {
     let history = Arc::new(Mutex::default());
     tokio::spawn(keep_history(state.clone(), history.clone()));
     let app = Arc::new(HttpServer::new_app(Admin {
@@ -394,7 +404,8 @@ async fn serve_admin(listener: TcpListener, state: Arc<State>, reloads: Arc<Relo
         };
         let (app, shutdown) = (app.clone(), shutdown.clone());
         tokio::spawn(async move {
-            let stream: Stream = Box::new(Socket::new(socket, peer));
+            socket.tell_peer(peer);
+            let stream: Stream = Box::new(socket);
             ServerApp::process_new(&app, stream, &shutdown).await;
         });
     }

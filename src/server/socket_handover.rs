@@ -10,7 +10,6 @@
 use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -23,10 +22,12 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
+use crate::config::SocketAddress;
+
 /// Listening sockets that one process may have; more do not fit one message.
 const MAX_SOCKETS: usize = 64;
-/// An IPv6 address with its port, and a line end.
-const ADDRESS_BYTES: usize = 64;
+/// `unix:` and the longest path, and a line end.
+const ADDRESS_BYTES: usize = 128;
 /// How long a new process may take from getting the sockets to serving on them.
 const START_TIME: Duration = Duration::from_secs(60);
 const SERVES: u8 = b'+';
@@ -36,12 +37,12 @@ const OWNER_ONLY: u32 = 0o600;
 pub struct SocketHandoff {
     path: PathBuf,
     listener: UnixListener,
-    sockets: Mutex<Vec<(SocketAddr, OwnedFd)>>,
+    sockets: Mutex<Vec<(SocketAddress, OwnedFd)>>,
 }
 
 /// The sockets of the old process, and the way to tell it that they are served.
 pub struct InheritedSockets {
-    sockets: HashMap<SocketAddr, TcpListener>,
+    sockets: HashMap<SocketAddress, OwnedFd>,
     old: UnixStream,
 }
 
@@ -50,7 +51,7 @@ impl SocketHandoff {
     ///
     /// # Errors
     /// Where the path cannot be listened on.
-    pub fn offer(path: &Path, sockets: Vec<(SocketAddr, OwnedFd)>) -> io::Result<Self> {
+    pub fn offer(path: &Path, sockets: Vec<(SocketAddress, OwnedFd)>) -> io::Result<Self> {
         match std::fs::remove_file(path) {
             Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
             _ => {}
@@ -156,21 +157,18 @@ impl InheritedSockets {
             std::str::from_utf8(&text[..received.bytes]).map_err(|_| io::ErrorKind::InvalidData)?;
         let addresses = text
             .lines()
-            .map(|line| line.parse().map_err(|_| io::ErrorKind::InvalidData));
-        let addresses: Vec<SocketAddr> = addresses.collect::<Result<_, _>>()?;
+            .map(|line| line.parse().map_err(|_: &str| io::ErrorKind::InvalidData));
+        let addresses: Vec<SocketAddress> = addresses.collect::<Result<_, _>>()?;
         if addresses.is_empty() || addresses.len() != descriptors.len() {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        let sockets = addresses
-            .into_iter()
-            .zip(descriptors.into_iter().map(TcpListener::from))
-            .collect();
+        let sockets = addresses.into_iter().zip(descriptors).collect();
         Ok(Self { sockets, old })
     }
 
     /// The socket that listens on this address, if the old process had one.
-    pub fn socket(&mut self, address: SocketAddr) -> Option<TcpListener> {
-        self.sockets.remove(&address)
+    pub fn socket(&mut self, address: &SocketAddress) -> Option<OwnedFd> {
+        self.sockets.remove(address)
     }
 
     /// Tells the old process that its sockets are served, so that it may end.
@@ -178,6 +176,11 @@ impl InheritedSockets {
     /// # Errors
     /// Where it has ended already.
     pub fn confirm(mut self) -> io::Result<()> {
-        self.old.write_all(&[SERVES])
+        self.old.write_all(&[SERVES])?;
+        // Nobody listens any more on those that were not taken.
+        for path in self.sockets.keys().filter_map(SocketAddress::unix_path) {
+            let _ = std::fs::remove_file(path);
+        }
+        Ok(())
     }
 }

@@ -7,7 +7,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -16,8 +16,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
+use crate::config::SocketAddress;
 use crate::server::listener::ServerContext;
 
 /// How long a connection to the proxy itself may take to be accepted.
@@ -50,7 +51,7 @@ pub fn stopping() {
 
 /// Feeds the watchdog, if there is one, for as long as new connections are accepted, or none are
 /// to be.
-pub async fn feed_watchdog(context: &ServerContext, address: std::net::SocketAddr) {
+pub async fn feed_watchdog(context: &ServerContext, address: &SocketAddress) {
     let limit = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero());
     let Some(limit) = limit else {
         return;
@@ -72,9 +73,14 @@ pub async fn feed_watchdog(context: &ServerContext, address: std::net::SocketAdd
 }
 
 /// A connection reaches the accepting task, not only the kernel's queue.
-async fn accepts(context: &ServerContext, address: std::net::SocketAddr) -> io::Result<()> {
+async fn accepts(context: &ServerContext, address: &SocketAddress) -> io::Result<()> {
     let before = context.accepted.load(Ordering::Relaxed);
-    let _connection = TcpStream::connect(address).await?;
+    let _connection = match address {
+        SocketAddress::Tcp(address) => {
+            OwnedFd::from(TcpStream::connect(address).await?.into_std()?)
+        }
+        SocketAddress::Unix(path) => OwnedFd::from(UnixStream::connect(path).await?.into_std()?),
+    };
     while context.accepted.load(Ordering::Relaxed) == before {
         tokio::time::sleep(ACCEPT_LOOK).await;
     }

@@ -60,7 +60,7 @@ fn take_result(
     failure: Option<&str>,
     settings: &HealthCheck,
 ) {
-    let (name, socket) = (&upstream.config.name, address.socket);
+    let (name, socket) = (&upstream.config.name, &address.socket);
     match address.health.checked(failure, settings) {
         Some(true) => log::info!("upstream `{name}`: {socket} passes its checks again"),
         Some(false) => log::warn!(

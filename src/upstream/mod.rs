@@ -7,7 +7,6 @@ pub(crate) mod outlier_detection;
 pub(crate) mod tls;
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,7 +20,8 @@ use pingora_core::{Error, ErrorType};
 use sha2::{Digest, Sha256};
 
 use crate::config::secret_file::FileBytes;
-use crate::config::{self, Url};
+use crate::config::url::Destination;
+use crate::config::{self, SocketAddress, Url};
 use crate::policy::CredentialHeader;
 use crate::upstream::connector::own_peer;
 use crate::upstream::outlier_detection::Health;
@@ -69,8 +69,8 @@ pub struct Origin {
 
 /// One address behind a URL, ready to be sent to.
 pub struct Address {
-    /// IP address and port to connect to.
-    pub socket: SocketAddr,
+    /// Where it is connected to.
+    pub socket: SocketAddress,
     /// The URL whose host resolved to it.
     pub origin: Arc<Origin>,
     /// Successes and failures of requests and checks to it.
@@ -99,7 +99,7 @@ pub struct Attempts {
 
 struct Parts {
     /// What each URL's host was last resolved to.
-    found: Vec<Vec<SocketAddr>>,
+    found: Vec<Vec<SocketAddress>>,
     tls: UpstreamTlsConfig,
 }
 
@@ -136,23 +136,27 @@ impl Upstream {
 
     /// Asks for the addresses behind the name of one URL. The last good ones stay where none come back.
     pub async fn resolve(&self, origin: usize) {
-        let url = &self.origins[origin].url;
-        match tokio::net::lookup_host((url.host.as_str(), url.port)).await {
+        let (host, port) = match &self.origins[origin].url.destination {
+            Destination::Tcp { host, port } => (host, *port),
+            Destination::Unix(path) => {
+                return self.take_sockets(origin, vec![SocketAddress::Unix(path.clone())]);
+            }
+        };
+        match tokio::net::lookup_host((host.as_str(), port)).await {
             Ok(found) => {
-                let mut found: Vec<SocketAddr> = found.collect();
+                let mut found: Vec<SocketAddress> = found.map(SocketAddress::from).collect();
                 found.sort_unstable();
                 found.dedup();
                 self.take_sockets(origin, found);
             }
             Err(why) => log::warn!(
-                "upstream `{}`: cannot resolve `{}`: {why}",
+                "upstream `{}`: cannot resolve `{host}`: {why}",
                 self.config.name,
-                url.host
             ),
         }
     }
 
-    fn take_sockets(&self, origin: usize, found: Vec<SocketAddr>) {
+    fn take_sockets(&self, origin: usize, found: Vec<SocketAddress>) {
         self.change(|parts| {
             let changed = !found.is_empty() && parts.found[origin] != found;
             if changed {
@@ -186,15 +190,15 @@ impl Upstream {
         }
         let old = self.addresses.load();
         let pairs = self.origins.iter().zip(&parts.found);
-        let pairs = pairs.flat_map(|(origin, found)| found.iter().map(move |at| (origin, *at)));
+        let pairs = pairs.flat_map(|(origin, found)| found.iter().map(move |at| (origin, at)));
         let new = pairs.take(MOST_ADDRESSES).map(|(origin, socket)| {
             let known = old
                 .iter()
-                .find(|known| known.socket == socket && Arc::ptr_eq(&known.origin, origin));
+                .find(|known| known.socket == *socket && Arc::ptr_eq(&known.origin, origin));
             let mut peer = self.config.peer(socket, &origin.url);
             parts.tls.apply(&mut peer);
             Arc::new(Address {
-                socket,
+                socket: socket.clone(),
                 origin: origin.clone(),
                 health: known.map(|known| known.health.clone()).unwrap_or_default(),
                 any_version: own_peer(&peer, false),
@@ -314,14 +318,18 @@ impl Address {
 }
 
 impl config::Upstream {
-    fn peer(&self, socket: SocketAddr, url: &Url) -> HttpPeer {
+    fn peer(&self, socket: &SocketAddress, url: &Url) -> HttpPeer {
         // The name is never empty for https (the configuration refuses it): without one, Pingora would not verify.
-        let name = match (&self.tls.server_name, url.tls) {
-            (_, false) => String::new(),
-            (Some(name), true) => name.clone(),
-            (None, true) => url.host.clone(),
+        let name = match (&self.tls.server_name, &url.destination) {
+            (Some(name), _) if url.tls => name.clone(),
+            (None, Destination::Tcp { host, .. }) if url.tls => host.clone(),
+            _ => String::new(),
         };
-        let mut peer = HttpPeer::new(socket, url.tls, name);
+        let mut peer = match socket {
+            SocketAddress::Tcp(socket) => HttpPeer::new(*socket, url.tls, name),
+            SocketAddress::Unix(path) => HttpPeer::new_uds(&path.to_string_lossy(), url.tls, name)
+                .expect("the configuration has seen to it that the path fits an address"),
+        };
         let options = &mut peer.options;
         options.connection_timeout = Some(self.connect_timeout);
         options.total_connection_timeout = Some(self.connect_timeout);
@@ -448,6 +456,7 @@ pub fn describe_error(error: &Error) -> String {
         ErrorType::ConnectRefused => return "connection refused".to_owned(),
         ErrorType::ConnectTimedout => return "no connection within the time for it".to_owned(),
         ErrorType::ConnectNoRoute => "no route",
+        ErrorType::ConnectError => "no connection",
         ErrorType::TLSHandshakeTimedout => return "no TLS within the time for it".to_owned(),
         ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert => TLS_FAILED,
         ErrorType::ReadTimedout => return "no answer within the time for it".to_owned(),
@@ -480,6 +489,8 @@ pub fn describe_error(error: &Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
     fn upstream(urls: &str) -> Upstream {
@@ -494,12 +505,12 @@ mod tests {
     }
 
     /// One address for each of these numbers.
-    fn sockets(numbers: impl IntoIterator<Item = u16>) -> Vec<SocketAddr> {
+    fn sockets(numbers: impl IntoIterator<Item = u16>) -> Vec<SocketAddress> {
         let hosts = numbers
             .into_iter()
             .map(|number| 0x0a00_0000 + u32::from(number));
         hosts
-            .map(|host| SocketAddr::from((std::net::Ipv4Addr::from(host), 80)))
+            .map(|host| SocketAddr::from((std::net::Ipv4Addr::from(host), 80)).into())
             .collect()
     }
 
@@ -511,9 +522,9 @@ mod tests {
     }
 
     fn number(route: &Attempts) -> u8 {
-        match route.address.as_ref().unwrap().socket.ip() {
-            std::net::IpAddr::V4(ip) => ip.octets()[3],
-            std::net::IpAddr::V6(_) => 0,
+        match &route.address.as_ref().unwrap().socket {
+            SocketAddress::Tcp(SocketAddr::V4(socket)) => socket.ip().octets()[3],
+            _ => 0,
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use super::PATIENCE;
 
@@ -12,9 +14,9 @@ pub struct Client {
     headers: Vec<(String, String)>,
 }
 
-/// An open connection.
-pub struct Connection {
-    reader: BufReader<TcpStream>,
+/// An open connection, mostly of TCP.
+pub struct Connection<S = TcpStream> {
+    reader: BufReader<S>,
 }
 
 #[derive(Debug)]
@@ -106,6 +108,25 @@ impl Connection {
         socket.set_nodelay(true).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.set_write_timeout(Some(PATIENCE)).unwrap();
+        Self::over(socket)
+    }
+
+    pub fn socket(&self) -> &TcpStream {
+        self.reader.get_ref()
+    }
+}
+
+impl Connection<UnixStream> {
+    pub fn open_unix(path: &Path) -> Self {
+        let socket = UnixStream::connect(path).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_write_timeout(Some(PATIENCE)).unwrap();
+        Self::over(socket)
+    }
+}
+
+impl<S: Read + Write> Connection<S> {
+    fn over(socket: S) -> Self {
         Self {
             reader: BufReader::new(socket),
         }
@@ -113,11 +134,7 @@ impl Connection {
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         // A proxy that has refused the request may close before it was sent whole; its answer is still to be read.
-        let _ = self.reader.get_ref().write_all(bytes.as_ref());
-    }
-
-    pub fn socket(&self) -> &TcpStream {
-        self.reader.get_ref()
+        let _ = self.reader.get_mut().write_all(bytes.as_ref());
     }
 
     pub fn answer(&mut self) -> Answer {

@@ -36,6 +36,8 @@ pub struct Builder {
     tls: bool,
     proxy_protocol: bool,
     trusting: bool,
+    listeners: Vec<String>,
+    admin: Option<String>,
     log: PathBuf,
     log_format: String,
     program: PathBuf,
@@ -62,6 +64,9 @@ impl Target for upstream::Upstream {
     fn url(&self) -> String {
         if self.tls {
             return format!("https://localhost:{}", self.address.port());
+        }
+        if let Some(path) = &self.path {
+            return format!("unix:{}", path.display());
         }
         format!("http://{}", self.address)
     }
@@ -96,6 +101,8 @@ pub fn new() -> Builder {
         tls: false,
         proxy_protocol: false,
         trusting: true,
+        listeners: Vec::new(),
+        admin: None,
         log: PathBuf::from("access.log"),
         log_format: "json".to_owned(),
         program: PathBuf::from(env!("CARGO_BIN_EXE_tiergate")),
@@ -163,6 +170,18 @@ impl Builder {
     /// Connections to all listeners begin with the PROXY protocol's header.
     pub fn proxy_protocol(mut self) -> Self {
         self.proxy_protocol = true;
+        self
+    }
+
+    /// One more listener, as it stands in the list.
+    pub fn listener(mut self, entry: &str) -> Self {
+        self.listeners.push(entry.to_owned());
+        self
+    }
+
+    /// The admin listener is elsewhere.
+    pub fn admin_at(mut self, address: &str) -> Self {
+        self.admin = Some(address.to_owned());
         self
     }
 
@@ -258,8 +277,14 @@ impl Builder {
         } else {
             String::new()
         };
+        let more: String = self
+            .listeners
+            .iter()
+            .map(|entry| format!(", {entry}"))
+            .collect();
+        let admin = self.admin.clone().unwrap_or_else(|| admin.to_string());
         let mut config = format!(
-            "listen: [{{address: \"{address}\", proxy_protocol: {proxied}}}{tls}]\nadmin: \"{admin}\"\npolicy: {}\n\
+            "listen: [{{address: \"{address}\", proxy_protocol: {proxied}}}{tls}{more}]\nadmin: \"{admin}\"\npolicy: {}\n\
              access_log: {{path: \"{}\", format: {}}}\nupstreams:\n{}{}",
             self.policy_file.as_deref().unwrap_or("policy.yaml"),
             self.log.display(),

@@ -1,7 +1,10 @@
 //! A scripted HTTP/1.1 upstream. It keeps what it was sent, byte for byte, and answers each request by its script.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
@@ -51,7 +54,10 @@ enum Step {
 pub struct Script(Vec<Reply>);
 
 pub struct Upstream {
+    /// Unspecified where it listens on a UNIX socket.
     pub address: SocketAddr,
+    /// Its UNIX socket.
+    pub path: Option<PathBuf>,
     /// Whether it speaks TLS.
     pub tls: bool,
     shared: Arc<Shared>,
@@ -217,24 +223,46 @@ impl Script {
         self.listen(any_port(), Some(tls))
     }
 
-    fn listen(self, listener: TcpListener, tls: Option<Arc<ServerConfig>>) -> Upstream {
-        let shared = Arc::new(Shared {
-            replies: self.0,
-            ..Shared::default()
+    /// On a UNIX socket.
+    pub fn run_unix(self, path: &Path) -> Upstream {
+        let listener = UnixListener::bind(path).unwrap();
+        let shared = self.shared();
+        let upstream = Upstream {
+            address: (Ipv4Addr::UNSPECIFIED, 0).into(),
+            path: Some(path.to_owned()),
+            tls: false,
+            shared: shared.clone(),
+        };
+        std::thread::spawn(move || {
+            for socket in listener.incoming().map_while(Result::ok) {
+                shared.serve_new(move || Box::new(socket));
+            }
         });
+        upstream
+    }
+
+    fn listen(self, listener: TcpListener, tls: Option<Arc<ServerConfig>>) -> Upstream {
+        let shared = self.shared();
         let upstream = Upstream {
             address: listener.local_addr().unwrap(),
+            path: None,
             tls: tls.is_some(),
             shared: shared.clone(),
         };
         std::thread::spawn(move || {
             for socket in listener.incoming().map_while(Result::ok) {
-                let (shared, tls) = (shared.clone(), tls.clone());
-                let number = shared.connections.fetch_add(1, Ordering::SeqCst);
-                std::thread::spawn(move || serve(open(socket, tls), number, &shared));
+                let tls = tls.clone();
+                shared.serve_new(move || open(socket, tls));
             }
         });
         upstream
+    }
+
+    fn shared(self) -> Arc<Shared> {
+        Arc::new(Shared {
+            replies: self.0,
+            ..Shared::default()
+        })
     }
 }
 
@@ -317,6 +345,13 @@ impl Received {
 }
 
 impl Shared {
+    /// Serves a connection in a thread of its own.
+    fn serve_new(self: &Arc<Self>, open: impl FnOnce() -> Box<dyn Socket> + Send + 'static) {
+        let shared = self.clone();
+        let number = shared.connections.fetch_add(1, Ordering::SeqCst);
+        std::thread::spawn(move || serve(open(), number, &shared));
+    }
+
     fn received(&self) -> MutexGuard<'_, Vec<Received>> {
         self.received.lock().unwrap()
     }
@@ -337,21 +372,41 @@ struct Wire {
 }
 
 trait Socket: Read + Write {
-    fn tcp(&self) -> &TcpStream;
+    fn descriptor(&self) -> BorrowedFd<'_>;
+
+    fn shutdown_write(&self) -> std::io::Result<()>;
 
     /// Announces the end, where there is a way to.
     fn say_close(&mut self) {}
 }
 
 impl Socket for TcpStream {
-    fn tcp(&self) -> &TcpStream {
-        self
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.as_fd()
+    }
+
+    fn shutdown_write(&self) -> std::io::Result<()> {
+        self.shutdown(Shutdown::Write)
+    }
+}
+
+impl Socket for UnixStream {
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.as_fd()
+    }
+
+    fn shutdown_write(&self) -> std::io::Result<()> {
+        self.shutdown(Shutdown::Write)
     }
 }
 
 impl Socket for StreamOwned<ServerConnection, TcpStream> {
-    fn tcp(&self) -> &TcpStream {
-        &self.sock
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.sock.as_fd()
+    }
+
+    fn shutdown_write(&self) -> std::io::Result<()> {
+        self.sock.shutdown(Shutdown::Write)
     }
 
     fn say_close(&mut self) {
@@ -526,11 +581,11 @@ fn play(wire: &mut Wire, steps: &[Step], shared: &Shared) -> bool {
             }
             Step::Close => {
                 wire.socket.say_close();
-                let _ = wire.socket.tcp().shutdown(Shutdown::Write);
+                let _ = wire.socket.shutdown_write();
                 return false;
             }
             Step::Vanish => {
-                let _ = wire.socket.tcp().shutdown(Shutdown::Write);
+                let _ = wire.socket.shutdown_write();
                 return false;
             }
             Step::Reset => {
@@ -539,7 +594,7 @@ fn play(wire: &mut Wire, steps: &[Step], shared: &Shared) -> bool {
                     l_onoff: 1,
                     l_linger: 0,
                 };
-                setsockopt(wire.socket.tcp(), sockopt::Linger, &linger).unwrap();
+                setsockopt(&wire.socket.descriptor(), sockopt::Linger, &linger).unwrap();
                 return false;
             }
         }

@@ -14,9 +14,10 @@ use std::time::Duration;
 use http::Uri;
 use serde::Deserialize;
 
+use crate::config::address::SocketAddress;
 use crate::config::diagnostic::{Diagnostic, Diagnostics, Location};
 use crate::config::field::{Field, List, Members, OneOrMany, Section, TextOr, Word};
-use crate::config::network::parse_network;
+use crate::config::network::{UNIX_SOCKETS, parse_network};
 use crate::config::units::{ByteSize, TimeSpan};
 use crate::config::upstream::UpstreamTls;
 use crate::config::url::is_host;
@@ -216,7 +217,9 @@ impl Resolver<'_> {
         let config = Config {
             path: self.path.to_owned(),
             listen: self.listen(&file.listen),
-            admin: self.address(&file.admin).unwrap_or(DEFAULT_ADMIN),
+            admin: self
+                .address(&file.admin)
+                .unwrap_or_else(|| DEFAULT_ADMIN.into()),
             trusted_proxies: self.trusted_proxies(&file.trusted_proxies),
             policy: policy
                 .and_then(|text| self.file_at(text, file.policy.location()))
@@ -239,7 +242,7 @@ impl Resolver<'_> {
 
     fn listen(&self, field: &Field<OneOrMany<TextOr<'_, ListenerSection>>>) -> Vec<Listen> {
         let items = match field.value(&self.diagnostics) {
-            None => return vec![Listen::plain(DEFAULT_LISTEN)],
+            None => return vec![Listen::plain(DEFAULT_LISTEN.into())],
             Some(OneOrMany::One(one)) => {
                 return self.listener(one, field.location()).into_iter().collect();
             }
@@ -306,11 +309,17 @@ impl Resolver<'_> {
         let Some(list) = field.value(&self.diagnostics) else {
             return TrustedProxies::default();
         };
-        TrustedProxies::new(self.texts(list, |text, location| {
+        let mut unix = false;
+        let networks = self.texts(list, |text, location| {
+            if text == UNIX_SOCKETS {
+                unix = true;
+                return None;
+            }
             parse_network(text)
                 .map_err(|reason| self.diagnostics.add(location, reason))
                 .ok()
-        }))
+        });
+        TrustedProxies::new(networks, unix)
     }
 
     fn upstreams(
@@ -542,25 +551,15 @@ impl Resolver<'_> {
         value
     }
 
-    fn address(&self, field: &Field<String>) -> Option<SocketAddr> {
+    fn address(&self, field: &Field<String>) -> Option<SocketAddress> {
         let text = field.value(&self.diagnostics)?;
         self.parse_address(text, field.location())
     }
 
-    fn parse_address(&self, text: &str, location: Location) -> Option<SocketAddr> {
-        let numeric = match text.strip_prefix("localhost:") {
-            Some(port) => format!("127.0.0.1:{port}"),
-            None => text.to_owned(),
-        };
-        let address = numeric.parse();
-        let address = address
+    fn parse_address(&self, text: &str, location: Location) -> Option<SocketAddress> {
+        text.parse()
+            .map_err(|reason| self.diagnostics.add(location, reason))
             .ok()
-            .filter(|address: &SocketAddr| address.port() != 0);
-        if address.is_none() {
-            let expected = "expected an address like `127.0.0.1:8080` or `[::]:8080`";
-            self.diagnostics.add(location, expected);
-        }
-        address
     }
 
     /// A path that is relative to the folder of the configuration.
@@ -603,6 +602,15 @@ impl Resolver<'_> {
             };
             let both = format!("`admin` and `listen` are both `{}`", config.admin);
             self.diagnostics.add(location, both);
+        }
+        let listen = config.listen.iter().map(|listen| &listen.address);
+        let mut paths = listen
+            .chain([&config.admin])
+            .filter_map(SocketAddress::unix_path);
+        let upgrade = config.server.upgrade_socket.as_deref();
+        if upgrade.is_some_and(|upgrade| paths.any(|path| path == upgrade)) {
+            let twice = "`upgrade_socket` is the socket of a listener too";
+            self.diagnostics.add(file.server.location(), twice);
         }
     }
 }

@@ -294,7 +294,7 @@ impl Resolver<'_> {
         if given.tls.is_given() && urls.first().is_some_and(|(_, url)| !url.tls) {
             self.diagnostics.add(
                 given.tls.location(),
-                "`tls` is for https, and the URL is http",
+                "`tls` is for https, and the URL is not",
             );
         }
     }

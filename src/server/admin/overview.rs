@@ -168,9 +168,9 @@ impl<'s> Overview<'s> {
         let listeners = self.state.config.listen.iter();
         let with_tls = listeners.filter(|listen| listen.tls.is_some());
         let told = with_tls.filter_map(|listen| {
-            let expiry = self.state.metrics.certificate_expiry(listen.address).get();
+            let expiry = self.state.metrics.certificate_expiry(&listen.address).get();
             let days = (expiry - now).div_euclid(SECONDS_OF_DAY);
-            let address = listen.address;
+            let address = &listen.address;
             match days {
                 ..0 => Some(critical(format!(
                     "the certificate of {address} has expired"

@@ -97,7 +97,7 @@ fn listeners(state: &State) -> Vec<Value> {
     let listeners = state.config.listen.iter();
     let told = listeners.map(|listen| {
         let expiry = listen.tls.as_ref().and_then(|_| {
-            let seconds = state.metrics.certificate_expiry(listen.address).get();
+            let seconds = state.metrics.certificate_expiry(&listen.address).get();
             jiff::Timestamp::from_second(seconds).ok()
         });
         json!({

@@ -69,7 +69,7 @@ impl UpstreamConnector {
 
     async fn connect(&self, peer: &HttpPeer) -> Result<Connection<Http2Session>> {
         let stream = if peer.options.alpn == ALPN::H1 {
-            self.transport.new_stream(peer).await?
+            self.transport.new_stream(peer).await.map_err(unconnected)?
         } else {
             match self.http2.new_http_session::<_, ()>(peer).await? {
                 HttpSession::H2(session) => {
@@ -106,6 +106,15 @@ fn transport_peer<P: Peer + 'static>(peer: &P) -> Result<(HttpPeer, bool)> {
     let mut peer = peer.clone();
     peer.options.alpn = if any_version { ALPN::H2H1 } else { ALPN::H1 };
     Ok((peer, any_version))
+}
+
+/// An error of a connection as one of the upstream's. What the operating system forbids, Pingora calls internal: a packet
+/// filter's, or a UNIX socket whose mode does not let the proxy in.
+fn unconnected(mut error: Box<Error>) -> Box<Error> {
+    if *error.root_etype() == ErrorType::InternalError {
+        error.etype = ErrorType::ConnectError;
+    }
+    error
 }
 
 fn not_ours() -> Box<Error> {

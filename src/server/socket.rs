@@ -1,0 +1,403 @@
+//! Sockets of TCP and UNIX alike: those that listen, and the connections that are accepted on them.
+
+use std::fs::{self, Metadata, Permissions};
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::{
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    TimingDigest, UniqueID,
+};
+use socket2::{Domain, SockAddr, Type};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+
+use crate::config::SocketAddress;
+
+/// Connections that wait to be accepted.
+const BACKLOG: u16 = 4096;
+/// Who may connect to a UNIX socket: the owner of the process and its group, which a web server in front is made a member of.
+const SOCKET_MODE: u32 = 0o660;
+/// A client that answers none of the probes is gone after two minutes.
+const KEEPALIVE_IDLE_SECONDS: u32 = 60;
+const KEEPALIVE_INTERVAL_SECONDS: u32 = 15;
+const KEEPALIVE_PROBES: u32 = 4;
+/// What may wait in the kernel unsent for a client, in bytes.
+#[cfg(target_os = "linux")]
+const UNSENT_BYTES: u32 = 128 * 1024;
+
+/// A socket that listens.
+#[derive(Debug)]
+pub enum ListeningSocket {
+    Tcp(TcpListener),
+    Unix(UnixListener, SocketFile),
+}
+
+/// The file by which clients find a UNIX socket.
+#[derive(Clone, Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    /// Device and number of the file; none where it was gone already.
+    inode: Option<(u64, u64)>,
+}
+
+/// An accepted connection in the shape that Pingora asks of a stream, without the buffers of Pingora's own.
+#[derive(Debug)]
+pub struct Socket {
+    io: Io,
+    accepted: SystemTime,
+    digest: Arc<SocketDigest>,
+}
+
+#[derive(Debug)]
+enum Io {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl ListeningSocket {
+    /// Listens on an address. The file of a UNIX socket that nobody listens on any more is replaced.
+    ///
+    /// # Errors
+    /// Where the address cannot be had.
+    pub fn bind(address: &SocketAddress) -> io::Result<Self> {
+        match address {
+            SocketAddress::Tcp(address) => bind_tcp(*address).map(Self::Tcp),
+            SocketAddress::Unix(path) => {
+                remove_stale(path)?;
+                Self::unix(bind_unix(path)?, path)
+            }
+        }
+    }
+
+    /// The listening socket of another process.
+    ///
+    /// # Errors
+    /// Where it is no socket of the address's kind.
+    pub fn inherit(address: &SocketAddress, socket: OwnedFd) -> io::Result<Self> {
+        match address {
+            SocketAddress::Tcp(_) => {
+                let socket = std::net::TcpListener::from(socket);
+                socket.set_nonblocking(true)?;
+                TcpListener::from_std(socket).map(Self::Tcp)
+            }
+            SocketAddress::Unix(path) => Self::unix(socket.into(), path),
+        }
+    }
+
+    fn unix(socket: std::os::unix::net::UnixListener, path: &Path) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let file = SocketFile {
+            path: path.to_owned(),
+            inode: path.symlink_metadata().ok().map(|found| inode(&found)),
+        };
+        UnixListener::from_std(socket).map(|socket| Self::Unix(socket, file))
+    }
+
+    /// Whether [`Self::bind`] could listen there. It leaves no file behind.
+    ///
+    /// # Errors
+    /// Why it could not.
+    pub fn check(address: &SocketAddress) -> io::Result<()> {
+        match address {
+            SocketAddress::Tcp(address) => std::net::TcpListener::bind(address).map(drop),
+            SocketAddress::Unix(path) => {
+                find_stale(path)?;
+                let folder = path.parent().unwrap_or(Path::new("/"));
+                tempfile::tempfile_in(folder).map(drop)
+            }
+        }
+    }
+
+    /// Where it listens, with the port that the system chose where none was given.
+    ///
+    /// # Errors
+    /// Where the socket does not tell.
+    pub fn address(&self) -> io::Result<SocketAddress> {
+        match self {
+            Self::Tcp(socket) => socket.local_addr().map(SocketAddress::Tcp),
+            Self::Unix(_, file) => Ok(SocketAddress::Unix(file.path.clone())),
+        }
+    }
+
+    /// A second handle on it.
+    ///
+    /// # Errors
+    /// Where no further descriptor is to be had.
+    pub fn handle(&self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Tcp(socket) => socket.as_fd(),
+            Self::Unix(socket, _) => socket.as_fd(),
+        }
+        .try_clone_to_owned()
+    }
+
+    /// Its file, where it has one.
+    pub fn file(&self) -> Option<SocketFile> {
+        match self {
+            Self::Tcp(_) => None,
+            Self::Unix(_, file) => Some(file.clone()),
+        }
+    }
+
+    /// The next connection, and who it is with: a peer of a UNIX socket has no address.
+    ///
+    /// # Errors
+    /// Mostly for want of descriptors.
+    pub async fn accept(&self) -> io::Result<(Socket, Option<SocketAddr>)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (socket, peer) = listener.accept().await?;
+                Ok((Socket::new(Io::Tcp(socket)), Some(peer)))
+            }
+            Self::Unix(listener, _) => {
+                let (socket, _) = listener.accept().await?;
+                Ok((Socket::new(Io::Unix(socket)), None))
+            }
+        }
+    }
+}
+
+impl SocketFile {
+    /// Removes it, unless another process has put its own in its place.
+    pub fn remove(&self) {
+        let found = self.path.symlink_metadata();
+        if self.inode.is_some() && found.ok().map(|found| inode(&found)) == self.inode {
+            // Where it cannot be removed, the next start finds that it is stale.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn inode(file: &Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
+}
+
+fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG.into())
+}
+
+/// Its mode is set before it listens: until then nobody can connect.
+fn bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE))?;
+    socket.listen(BACKLOG.into())?;
+    Ok(OwnedFd::from(socket).into())
+}
+
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match find_stale(path)? {
+        true => fs::remove_file(path),
+        false => Ok(()),
+    }
+}
+
+/// Whether there is a socket on which nobody listens.
+///
+/// # Errors
+/// Where somebody does, or the file is another one.
+fn find_stale(path: &Path) -> io::Result<bool> {
+    let found = match path.symlink_metadata() {
+        Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(false),
+        found => found?,
+    };
+    if !found.file_type().is_socket() {
+        let message = "there is a file, and it is no socket";
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
+    }
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    // A process with many connections to accept is not waited for.
+    socket.set_nonblocking(true)?;
+    match socket.connect(&SockAddr::unix(path)?) {
+        Err(why) if why.kind() == io::ErrorKind::ConnectionRefused => Ok(true),
+        Err(why) if why.kind() == io::ErrorKind::PermissionDenied => Err(why),
+        Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(false),
+        _ => Err(Errno::EADDRINUSE.into()),
+    }
+}
+
+impl Socket {
+    fn new(io: Io) -> Self {
+        let digest = SocketDigest::from_raw_fd(io.as_raw_fd());
+        Self {
+            io,
+            accepted: SystemTime::now(),
+            digest: Arc::new(digest),
+        }
+    }
+
+    /// Tells Pingora who the connection is with, which a proxy in front may have said. To be called once.
+    pub fn tell_peer(&self, peer: Option<SocketAddr>) {
+        // The cell is empty until then.
+        let _ = self.digest.peer_addr.set(peer.map(Into::into));
+    }
+
+    /// Sets what connections of clients over TCP need.
+    pub fn prepare(&self) {
+        let Io::Tcp(client) = &self.io else {
+            return;
+        };
+        // Answers are written whole or flushed at once; Nagle's delay would only hold their last piece back.
+        let _ = client.set_nodelay(true);
+        keep_alive(client);
+        limit_unsent(client);
+    }
+}
+
+/// Has the kernel take no more than a little beyond what it can send. It would take megabytes for a client that was fast, and
+/// then take nothing for so long that a client which has become slow looks like one that reads nothing.
+#[cfg(target_os = "linux")]
+fn limit_unsent(client: &TcpStream) {
+    let socket = socket2::SockRef::from(client);
+    if let Err(why) = socket.set_tcp_notsent_lowat(UNSENT_BYTES) {
+        log::debug!("no limit for what waits unsent for a client: {why}");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn limit_unsent(_client: &TcpStream) {}
+
+/// Has the kernel find out that a client is gone which never says so: a WebSocket may be silent for as long as it likes.
+fn keep_alive(client: &TcpStream) {
+    let set = setsockopt(client, sockopt::KeepAlive, &true)
+        .and_then(|()| setsockopt(client, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE_SECONDS))
+        .and_then(|()| {
+            setsockopt(
+                client,
+                sockopt::TcpKeepInterval,
+                &KEEPALIVE_INTERVAL_SECONDS,
+            )
+        })
+        .and_then(|()| setsockopt(client, sockopt::TcpKeepCount, &KEEPALIVE_PROBES));
+    if let Err(why) = set {
+        log::debug!("no TCP keepalive for a client: {why}");
+    }
+}
+
+impl AsRawFd for Io {
+    fn as_raw_fd(&self) -> RawFd {
+        match self {
+            Io::Tcp(io) => io.as_raw_fd(),
+            Io::Unix(io) => io.as_raw_fd(),
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tcp(io) => Pin::new(io).poll_read(cx, buf),
+            Io::Unix(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Tcp(io) => Pin::new(io).poll_write(cx, buf),
+            Io::Unix(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Tcp(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Io::Unix(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tcp(io) => Pin::new(io).poll_flush(cx),
+            Io::Unix(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tcp(io) => Pin::new(io).poll_shutdown(cx),
+            Io::Unix(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}
+
+#[async_trait]
+impl Shutdown for Socket {
+    async fn shutdown(&mut self) {
+        // The client may have gone first; there is nobody left to tell.
+        let _ = AsyncWriteExt::shutdown(self).await;
+    }
+}
+
+impl UniqueID for Socket {
+    fn id(&self) -> RawFd {
+        self.io.as_raw_fd()
+    }
+}
+
+impl Ssl for Socket {}
+
+impl Peek for Socket {}
+
+impl GetTimingDigest for Socket {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        vec![Some(TimingDigest {
+            established_ts: self.accepted,
+            ..Default::default()
+        })]
+    }
+}
+
+impl GetProxyDigest for Socket {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        None
+    }
+
+    fn set_proxy_digest(&mut self, _digest: ProxyDigest) {}
+}
+
+impl GetSocketDigest for Socket {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        Some(self.digest.clone())
+    }
+
+    fn set_socket_digest(&mut self, digest: SocketDigest) {
+        self.digest = Arc::new(digest);
+    }
+}
