@@ -17,6 +17,7 @@ use crate::accounting::metrics::{FileSnapshot, Metrics, Snapshot, UpstreamSnapsh
 use crate::accounting::prices::Prices;
 use crate::accounting::record::Ledger;
 use crate::accounting::store::StateFile;
+use crate::accounting::traces::Traces;
 use crate::codec::body_budget::Budget;
 use crate::config::secret_file::FileBytes;
 use crate::config::watch::{FileWatcher, HotReloaded, Review, WatchedFile};
@@ -49,6 +50,8 @@ pub struct State {
     pub body_memory: Arc<Budget>,
     /// What was spent on the fast tier.
     pub budgets: Budgets,
+    /// Where spans of requests go, if anywhere.
+    pub traces: Option<Traces>,
     store: Option<StateFile>,
     store_fault: Mutex<Option<String>>,
     /// Requests that run, and how many may.
@@ -93,6 +96,7 @@ impl State {
             background: BackgroundResponses::default(),
             body_memory: Budget::new(config.limits.buffered),
             budgets: Budgets::default(),
+            traces: config.traces.as_ref().map(Traces::new),
             store,
             store_fault: Mutex::default(),
             in_flight: InFlight::new(config.limits.requests_in_flight),
@@ -126,6 +130,7 @@ impl State {
             prices: self.prices.as_ref().map(|prices| prices.current()),
             background: &self.background,
             budgets: &self.budgets,
+            traces: self.traces.as_ref(),
         }
     }
 

@@ -205,6 +205,8 @@ catalogue! {
         "The limit of tiergate_buffered_bytes.";
     access_log_errors: IntCounter = "tiergate_access_log_errors_total" []
         "Failed writes to the access log; the lines wait and are tried again.";
+    trace_spans: IntCounterVec = "tiergate_trace_spans_total" ["outcome"]
+        "Spans of `traces`: `exported`, or `dropped` because the collector did not take them or took them too slowly.";
     certificate_expiry: IntGaugeVec = "tiergate_certificate_expiry_timestamp_seconds" ["listener"]
         "When the first certificate of the chain that a listener uses ends; 0 if that cannot be read.";
     address_healthy: IntGaugeVec = "tiergate_upstream_address_healthy" ["upstream" "address"]

@@ -10,4 +10,5 @@ pub mod process;
 pub mod record;
 pub(crate) mod redaction;
 pub(crate) mod store;
+pub mod traces;
 pub mod usage;

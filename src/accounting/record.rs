@@ -16,10 +16,12 @@ use crate::accounting::background::{BackgroundCreate, BackgroundResponses};
 use crate::accounting::metrics::Metrics;
 use crate::accounting::prices::Prices;
 use crate::accounting::redaction::redacted;
+use crate::accounting::traces::Traces;
 use crate::accounting::usage::{Observed, Usage, UsageState};
 use crate::codec::cut;
 use crate::codec::error::{Cause, Outcome};
 use crate::codec::service_tier::{Facts, PRIORITY};
+use crate::codec::trace_context::TraceContext;
 use crate::config::{ServedTier, Upstream};
 use crate::policy::api_key::key_id;
 use crate::policy::budget::Budgets;
@@ -54,6 +56,8 @@ pub struct RequestInfo {
     pub path: String,
     /// Kind of endpoint that the path names.
     pub endpoint: Endpoint,
+    /// Its span, where spans are sent anywhere.
+    pub trace: Option<TraceContext>,
 }
 
 /// All that is known of one request or one response on a WebSocket; its line in the access log is made of it.
@@ -152,6 +156,8 @@ pub struct Ledger<'a> {
     pub background: &'a BackgroundResponses,
     /// What has been spent of the groups' budgets.
     pub budgets: &'a Budgets,
+    /// Where spans go, if anywhere.
+    pub traces: Option<&'a Traces>,
 }
 
 /// The tiers of one turn, each as the log has it.
@@ -354,6 +360,10 @@ impl RequestRecord {
             remember(ledger, &record, self.key_digest);
         }
         ledger.log.append(&record);
+        if let (Some(traces), Some(trace)) = (ledger.traces, &request.trace) {
+            let kind = upstream.map(|upstream| upstream.kind);
+            traces.record(&record, trace, duration, kind, ledger.metrics);
+        }
         ledger
             .metrics
             .observe(&record, duration, self.answer.time_to_first_byte);

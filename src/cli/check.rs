@@ -12,6 +12,7 @@ use crate::accounting::prices::Prices;
 use crate::config::diagnostic::{Diagnostic, Location};
 use crate::config::file::{DEFAULT_ACCESS_LOG, ParsedConfig, ReferencedFile};
 use crate::config::secret_file::FileBytes;
+use crate::config::traces::parse_headers;
 use crate::config::{Config, LogTarget, SocketAddress};
 use crate::policy::Policy;
 use crate::server::socket::ListeningSocket;
@@ -77,6 +78,12 @@ fn read(path: &Path, secrets: Secrets) -> Result<ParsedConfig, Vec<Diagnostic>> 
                 .err()
                 .map(|why| why.to_string()),
             ReferencedFile::Credential(file) => credential_fault(file, &parsed.config),
+            ReferencedFile::TraceHeaders(file) => match FileBytes::read(file) {
+                Ok(bytes) => parse_headers(&bytes)
+                    .err()
+                    .map(|why| format!("{}: {why}", file.display())),
+                Err(why) => Some(told(file, &why)),
+            },
             ReferencedFile::RedisPassword(file) => {
                 FileBytes::read(file).err().map(|why| told(file, &why))
             }

@@ -496,6 +496,8 @@ fn bridged_head(
     let target = conversion.upstream.path(conversion.endpoint);
     let edit = HeadEdit {
         is_http2: false,
+        // Its ids are new for each request.
+        trace: None,
         upstream,
         // Which one is a matter of turns; the first stands for all.
         origin: &upstream.origins[0],
@@ -522,6 +524,8 @@ fn outgoing_head(
     let origin = &upstream.origins[0];
     let edit = HeadEdit {
         is_http2: false,
+        // Its ids are new for each request.
+        trace: None,
         upstream,
         origin,
         target: request.head.raw_path(),

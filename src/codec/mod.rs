@@ -10,6 +10,7 @@ pub(crate) mod http2_flood;
 pub mod json;
 pub mod service_tier;
 pub mod sse;
+pub mod trace_context;
 pub mod websocket;
 
 /// At most `limit` bytes of the beginning of a text, and no part of a character.

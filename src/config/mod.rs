@@ -11,6 +11,7 @@ pub(crate) mod network;
 pub(crate) mod path;
 pub(crate) mod pattern;
 pub(crate) mod secret_file;
+pub mod traces;
 pub(crate) mod units;
 pub mod upstream;
 pub mod url;
@@ -28,6 +29,7 @@ pub use crate::config::bridge::{BridgeOptions, ModelEntry};
 pub use crate::config::diagnostic::{Diagnostic, Location};
 pub use crate::config::limits::Limits;
 pub use crate::config::network::TrustedProxies;
+pub use crate::config::traces::Traces;
 pub use crate::config::upstream::{
     ChatCompletionsMode, ChatStreamUsage, Ejection, ForwardedHeaders, HeaderEdits, HealthCheck,
     Http2, MessagesMode, OnClientAbort, ServedTier, Upstream, UpstreamKind, UpstreamTls,
@@ -59,6 +61,8 @@ pub struct Config {
     pub health_path: Option<String>,
     /// Which browser pages may call the proxy; `None` for none.
     pub cors: Option<Cors>,
+    /// Where spans of requests are sent; `None` for nowhere, and then no header of traces is touched.
+    pub traces: Option<Traces>,
     /// Further paths whose JSON body takes a tier, in lower case and without a trailing slash.
     pub tier_paths: Vec<String>,
     /// Limits of sizes, times and numbers.
@@ -192,6 +196,7 @@ impl Config {
             ("state", self.state == other.state),
             ("health_path", self.health_path == other.health_path),
             ("cors", self.cors == other.cors),
+            ("traces", self.traces == other.traces),
             ("tier_paths", self.tier_paths == other.tier_paths),
             ("limits", self.limits == other.limits),
             ("server", self.server == other.server),

@@ -25,6 +25,41 @@ pub(crate) struct ByteSize(pub(crate) u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Amount(pub(crate) Decimal);
 
+/// A share of a whole, from 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Ratio(pub(crate) f64);
+
+impl<'de> Deserialize<'de> for Ratio {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(RatioVisitor)
+    }
+}
+
+struct RatioVisitor;
+
+impl Visitor<'_> for RatioVisitor {
+    type Value = Ratio;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number from 0 to 1, like `0.1`")
+    }
+
+    fn visit_f64<E: Error>(self, ratio: f64) -> Result<Ratio, E> {
+        match ratio {
+            0.0..=1.0 => Ok(Ratio(ratio)),
+            _ => Err(E::invalid_value(Unexpected::Float(ratio), &self)),
+        }
+    }
+
+    fn visit_u64<E: Error>(self, ratio: u64) -> Result<Ratio, E> {
+        self.visit_f64(ratio as f64)
+    }
+
+    fn visit_i64<E: Error>(self, ratio: i64) -> Result<Ratio, E> {
+        self.visit_f64(ratio as f64)
+    }
+}
+
 impl<'de> Deserialize<'de> for TimeSpan {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_str(TimeSpanVisitor)

@@ -24,7 +24,7 @@ use crate::policy::{Condition, Credential, Decision, Denied, Head, TierAction};
 use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::error_mapping::{Situation, TIER_REFUSED, is_stale_connection, is_unprocessed};
 use crate::proxy::request_body::{BufferedBody, StreamedBody};
-use crate::proxy::upstream_request::{HeadEdit, Length};
+use crate::proxy::upstream_request::{HeadEdit, Length, trace_parent};
 use crate::proxy::websocket_session::WebSocketSession;
 use crate::state::State;
 use crate::upstream::connector::control::{Phase, StreamControl};
@@ -111,6 +111,7 @@ impl RequestContext {
                 method: http::Method::GET,
                 path: String::new(),
                 endpoint: Endpoint::Other,
+                trace: None,
             },
             credential: None,
             record: RequestRecord::new(0, policy),
@@ -146,6 +147,11 @@ impl RequestContext {
         request_info.path = logged_path(head.path);
         let trusted = &self.state.config.trusted_proxies;
         request_info.client = trusted.client(peer, head.headers);
+        let traces = self.state.traces.as_ref();
+        request_info.trace = traces.map(|traces| {
+            let parent = trace_parent(head.headers);
+            traces.begin(request_info.id, parent)
+        });
         request_info.user_agent = header_text(head.headers, &header::USER_AGENT, USER_AGENT_BYTES);
     }
 
@@ -333,6 +339,7 @@ impl RequestContext {
             action: self.record.action,
             upgrade: self.upgrade,
             is_http2: self.is_http2_upstream(),
+            trace: self.request_info.trace,
             length: match &self.body {
                 Body::Ready(_) if self.is_original => Length::Same,
                 Body::Ready(bytes) => Length::Known(bytes.len()),

@@ -1,12 +1,13 @@
 //! The head of a request as its upstream is to get it. What is ordered was decided before; where it goes is known.
 
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderName, HeaderValue, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use pingora_core::{Error, ErrorType, OrErr, Result};
 use pingora_http::RequestHeader;
 
 use crate::codec::framing::{connection_headers, list_members};
 use crate::codec::service_tier::Edit;
+use crate::codec::trace_context::{TraceContext, TraceParent};
 use crate::config::ForwardedHeaders;
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{
@@ -15,6 +16,9 @@ use crate::policy::{
 };
 use crate::upstream::{Origin, Upstream};
 
+/// The headers of W3C Trace Context.
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 static ROUTING_HINT: HeaderName = HeaderName::from_static("x-codex-routing-hint");
 
 /// Headers that speak of one connection only (RFC 9110 §7.6.1, RFC 9113 §8.2.2). Pingora removes them where it speaks
@@ -66,6 +70,8 @@ pub struct HeadEdit<'a> {
     pub action: Option<TierAction>,
     pub upgrade: bool,
     pub is_http2: bool,
+    /// The request's span, where headers of traces are written.
+    pub trace: Option<TraceContext>,
     pub length: Length,
 }
 
@@ -108,6 +114,7 @@ impl HeadEdit<'_> {
             remove_all(head, is_forwarded);
         }
         self.set_length(head)?;
+        self.set_trace(head)?;
         if let Some(action) = self.action {
             set_tier_headers(head, action, self.endpoint)?;
         }
@@ -155,6 +162,17 @@ impl HeadEdit<'_> {
         Ok(())
     }
 
+    /// `tracestate` belongs to the trace that its `traceparent` names, and to no other.
+    fn set_trace(&self, head: &mut RequestHeader) -> Result<()> {
+        let Some(trace) = &self.trace else {
+            return Ok(());
+        };
+        if trace.parent.is_none() {
+            head.remove_header(&TRACESTATE);
+        }
+        head.insert_header(TRACEPARENT.clone(), trace.traceparent())
+    }
+
     fn set_length(&self, head: &mut RequestHeader) -> Result<()> {
         match self.length {
             Length::Same => Ok(()),
@@ -196,6 +214,13 @@ impl HeadEdit<'_> {
         head.set_version(http::Version::HTTP_2);
         Ok(())
     }
+}
+
+/// The trace that the client says its request belongs to; none where it says nothing that can be read.
+pub fn trace_parent(headers: &HeaderMap) -> Option<TraceParent> {
+    let mut lines = headers.get_all(&TRACEPARENT).iter();
+    let parent = TraceParent::parse(lines.next()?.as_bytes());
+    parent.filter(|_| lines.next().is_none())
 }
 
 /// The path of a target in origin form, or in absolute form (RFC 9112 §3.2).
@@ -354,6 +379,7 @@ mod tests {
             }),
             upgrade: false,
             is_http2,
+            trace: None,
             length: Length::Known(20),
         };
         edit.apply(&mut head).unwrap();

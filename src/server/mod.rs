@@ -13,6 +13,7 @@ pub(crate) mod socket;
 pub(crate) mod socket_handover;
 pub(crate) mod systemd;
 pub(crate) mod tls;
+mod trace_export;
 
 use std::io;
 use std::net::SocketAddr;
@@ -207,6 +208,9 @@ async fn serve(
     if state.config.state.is_some() {
         tokio::spawn(save_budgets(state.clone()));
     }
+    let export_ended = CancellationToken::new();
+    let exporting = trace_export::run(state.clone(), export_ended.clone());
+    let exporting = tokio::spawn(exporting);
     let (shut, shutdown) = watch::channel(false);
     let context = Arc::new(ServerContext {
         proxy: proxy_app::build(&state),
@@ -258,6 +262,9 @@ async fn serve(
     // A closed channel would mean that no connection is left to tell.
     let _ = shut.send(true);
     let cut = drain(&context).await;
+    export_ended.cancel();
+    // A collector that does not answer is not waited for.
+    let _ = tokio::time::timeout(trace_export::FLUSH_TIME, exporting).await;
     if let Some(file) = admin_file.filter(|_| !succeeded) {
         file.remove();
     }

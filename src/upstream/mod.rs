@@ -136,23 +136,9 @@ impl Upstream {
 
     /// Asks for the addresses behind the name of one URL. The last good ones stay where none come back.
     pub async fn resolve(&self, origin: usize) {
-        let (host, port) = match &self.origins[origin].url.destination {
-            Destination::Tcp { host, port } => (host, *port),
-            Destination::Unix(path) => {
-                return self.take_sockets(origin, vec![SocketAddress::Unix(path.clone())]);
-            }
-        };
-        match tokio::net::lookup_host((host.as_str(), port)).await {
-            Ok(found) => {
-                let mut found: Vec<SocketAddress> = found.map(SocketAddress::from).collect();
-                found.sort_unstable();
-                found.dedup();
-                self.take_sockets(origin, found);
-            }
-            Err(why) => log::warn!(
-                "upstream `{}`: cannot resolve `{host}`: {why}",
-                self.config.name,
-            ),
+        match lookup(&self.origins[origin].url.destination).await {
+            Ok(found) => self.take_sockets(origin, found),
+            Err(why) => log::warn!("upstream `{}`: {why}", self.config.name),
         }
     }
 
@@ -319,17 +305,7 @@ impl Address {
 
 impl config::Upstream {
     fn peer(&self, socket: &SocketAddress, url: &Url) -> HttpPeer {
-        // The name is never empty for https (the configuration refuses it): without one, Pingora would not verify.
-        let name = match (&self.tls.server_name, &url.destination) {
-            (Some(name), _) if url.tls => name.clone(),
-            (None, Destination::Tcp { host, .. }) if url.tls => host.clone(),
-            _ => String::new(),
-        };
-        let mut peer = match socket {
-            SocketAddress::Tcp(socket) => HttpPeer::new(*socket, url.tls, name),
-            SocketAddress::Unix(path) => HttpPeer::new_uds(&path.to_string_lossy(), url.tls, name)
-                .expect("the configuration has seen to it that the path fits an address"),
-        };
+        let mut peer = peer(socket, url, self.tls.server_name.as_deref());
         let options = &mut peer.options;
         options.connection_timeout = Some(self.connect_timeout);
         options.total_connection_timeout = Some(self.connect_timeout);
@@ -350,6 +326,40 @@ impl config::Upstream {
         let most = if url.tls && self.http2.enabled { 2 } else { 1 };
         options.set_http_version(most, 1);
         peer
+    }
+}
+
+/// The sockets behind a URL, in order and none twice. A name is resolved.
+///
+/// # Errors
+/// Where the name cannot be resolved.
+pub async fn lookup(destination: &Destination) -> io::Result<Vec<SocketAddress>> {
+    let (host, port) = match destination {
+        Destination::Tcp { host, port } => (host, *port),
+        Destination::Unix(path) => return Ok(vec![SocketAddress::Unix(path.clone())]),
+    };
+    let found = tokio::net::lookup_host((host.as_str(), port)).await;
+    let found = found
+        .map_err(|why| io::Error::new(why.kind(), format!("cannot resolve `{host}`: {why}")))?;
+    let mut found: Vec<SocketAddress> = found.map(SocketAddress::from).collect();
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
+}
+
+/// How a socket is reached by Pingora's connectors, with Pingora's own settings. `server_name` is verified in place of the
+/// URL's host.
+pub fn peer(socket: &SocketAddress, url: &Url, server_name: Option<&str>) -> HttpPeer {
+    // The name is never empty for https (the configuration refuses it): without one, Pingora would not verify.
+    let name = match (server_name, &url.destination) {
+        (Some(name), _) if url.tls => name.to_owned(),
+        (None, Destination::Tcp { host, .. }) if url.tls => host.clone(),
+        _ => String::new(),
+    };
+    match socket {
+        SocketAddress::Tcp(socket) => HttpPeer::new(*socket, url.tls, name),
+        SocketAddress::Unix(path) => HttpPeer::new_uds(&path.to_string_lossy(), url.tls, name)
+            .expect("the configuration has seen to it that the path fits an address"),
     }
 }
 

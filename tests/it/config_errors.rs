@@ -69,6 +69,7 @@ fn the_sample_configuration_shows_the_defaults() {
     assert_eq!(sample.state, least.state);
     assert_eq!(sample.health_path, least.health_path);
     assert_eq!(sample.cors, least.cors);
+    assert_eq!(sample.traces, least.traces);
     let least = tiergate::config::Upstream {
         location: sample.upstreams[0].location,
         ..(*least.upstreams[0]).clone()

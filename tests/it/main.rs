@@ -33,6 +33,7 @@ mod secrets;
 mod service_tier;
 mod smuggling;
 mod tier_refused;
+mod traces;
 mod unix_sockets;
 mod upstream_http1;
 mod upstream_http2;

@@ -145,6 +145,7 @@ fn run(key: &str, client: &[Bytes], server: &[Bytes]) -> Outcome {
         method: Method::GET,
         path: "/v1/responses".to_owned(),
         endpoint: Endpoint::Responses,
+        trace: None,
     };
     let mut connection = RequestRecord::new(0, policy);
     connection.answer.status = Some(101);

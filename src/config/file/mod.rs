@@ -18,12 +18,12 @@ use crate::config::address::SocketAddress;
 use crate::config::diagnostic::{Diagnostic, Diagnostics, Location};
 use crate::config::field::{Field, List, Members, OneOrMany, Section, TextOr, Word};
 use crate::config::network::{UNIX_SOCKETS, parse_network};
-use crate::config::units::{ByteSize, TimeSpan};
+use crate::config::units::{ByteSize, Ratio, TimeSpan};
 use crate::config::upstream::UpstreamTls;
-use crate::config::url::is_host;
+use crate::config::url::{Url, is_host};
 use crate::config::{
     AllowedOrigins, Config, Cors, Limits, Listen, LogFormat, LogSettings, LogTarget, Redis,
-    ServerOptions, StateStore, TlsFiles, TrustedProxies, path, yaml,
+    ServerOptions, StateStore, TlsFiles, Traces, TrustedProxies, path, yaml,
 };
 use upstream::UpstreamSection;
 
@@ -46,6 +46,7 @@ pub(crate) enum ReferencedFile {
     AccessLog,
     State(PathBuf),
     RedisPassword(PathBuf),
+    TraceHeaders(PathBuf),
 }
 
 /// Where the access log is unless the configuration says otherwise: in a folder that the package makes.
@@ -77,6 +78,7 @@ struct ConfigFile<'a> {
     state: Field<TextOr<'a, StateSection>>,
     health_path: Field<String>,
     cors: Field<Section<CorsSection>>,
+    traces: Field<Section<TracesSection>>,
     tier_paths: Field<List<String>>,
     limits: Field<Section<LimitsSection>>,
     server: Field<Section<ServerSection>>,
@@ -115,6 +117,14 @@ struct StateSection {
 #[serde(deny_unknown_fields, default)]
 struct CorsSection {
     allow_origins: Field<List<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct TracesSection {
+    endpoint: Field<String>,
+    headers_file: Field<String>,
+    sample_ratio: Field<Ratio>,
 }
 
 #[derive(Default, Deserialize)]
@@ -232,6 +242,7 @@ impl Resolver<'_> {
             state: self.state(&file.state),
             health_path: self.health_path(&file.health_path),
             cors: self.cors(&file.cors),
+            traces: self.traces(&file.traces),
             tier_paths: self.tier_paths(&file.tier_paths),
             limits: self.limits(&file.limits),
             server: self.server(&file.server),
@@ -427,6 +438,28 @@ impl Resolver<'_> {
             AllowedOrigins::Listed(origins)
         };
         Some(Cors { allow_origins })
+    }
+
+    fn traces(&self, field: &Field<Section<TracesSection>>) -> Option<Traces> {
+        let section = field.optional(&self.diagnostics)?;
+        let traces = section.read(&self.diagnostics);
+        let endpoint = &traces.endpoint;
+        let text = section.required("endpoint", endpoint, field.location(), &self.diagnostics);
+        let url = text.and_then(|text| {
+            let url = Url::parse(text).and_then(|url| match url.tls && url.is_address() {
+                true => Err("an https URL needs a host name: certificates are not verified for a bare IP address"),
+                false => Ok(url),
+            });
+            url.map_err(|reason| self.diagnostics.add(endpoint.location(), reason))
+                .ok()
+        });
+        let headers_file = self.referenced(&traces.headers_file, ReferencedFile::TraceHeaders);
+        let Ratio(sample_ratio) = traces.sample_ratio.or(Ratio(1.0), &self.diagnostics);
+        Some(Traces {
+            endpoint: url?,
+            headers_file,
+            sample_ratio,
+        })
     }
 
     fn tier_paths(&self, field: &Field<List<String>>) -> Vec<String> {

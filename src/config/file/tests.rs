@@ -207,6 +207,7 @@ fn the_schema_for_editors_has_every_setting() {
             words_of::<StateSection>(),
         ),
         ("/properties/cors".to_owned(), words_of::<CorsSection>()),
+        ("/properties/traces".to_owned(), words_of::<TracesSection>()),
         ("/properties/limits".to_owned(), words_of::<LimitsSection>()),
         ("/properties/server".to_owned(), words_of::<ServerSection>()),
     ];
