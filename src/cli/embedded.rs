@@ -47,6 +47,7 @@ pub(crate) fn isolate(config: &mut Config, folder: &Path) {
     let address = SocketAddress::from(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
     config.listen = vec![Listen::plain(address.clone())];
     config.admin = address;
+    config.traces = None;
     config.policy = folder.join("policy.yaml");
     config.access_log = LogSettings {
         target: LogTarget::File(folder.join("access.log")),

@@ -217,7 +217,10 @@ async fn serve(
     match passed {
         Ok(entered) => entered.serve(context).await,
         // A scanner, a client that does not trust the certificate, or one too many.
-        Err(why) => log::debug!("a connection of {peer:?} is closed: {why}"),
+        Err(why) => match peer {
+            Some(peer) => log::debug!("a connection of {peer} is closed: {why}"),
+            None => log::debug!("a connection to a UNIX socket is closed: {why}"),
+        },
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::accounting::traces::{Span, Traces, export_request};
+use crate::accounting::traces::{Span, export_request};
 use crate::config;
 use crate::config::secret_file::FileBytes;
 use crate::config::traces::parse_headers;
@@ -36,7 +36,7 @@ pub async fn run(state: Arc<State>, ended: CancellationToken) {
     let (Some(settings), Some(traces)) = (&state.config.traces, &state.traces) else {
         return;
     };
-    let Some(mut queue) = Traces::take_queue(traces) else {
+    let Some(mut queue) = traces.take_queue() else {
         return;
     };
     let connector = Connector::new(None);

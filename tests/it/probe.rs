@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
-use crate::support::proxy;
+use crate::support::proxy::{self, Target};
 use crate::support::upstream::{self, Reply, Upstream, reply};
 use serde_json::{Value, json};
 
@@ -17,10 +17,10 @@ fn probe(upstream: &Upstream, settings: &str, arguments: &[&str]) -> Output {
 
 fn probe_by(policy: &str, upstream: &Upstream, settings: &str, arguments: &[&str]) -> Output {
     let folder = tempfile::tempdir().unwrap();
-    let address = upstream.address;
+    let url = upstream.url();
     let config = format!(
         "listen: 127.0.0.1:1\npolicy: policy.yaml\naccess_log: {{path: live.log}}\n\
-         upstreams: {{u: {{url: \"http://{address}\"{settings}}}}}\n"
+         upstreams: {{u: {{url: \"{url}\"{settings}}}}}\n"
     );
     fs::write(folder.path().join("tiergate.yaml"), config).unwrap();
     fs::write(folder.path().join("policy.yaml"), policy).unwrap();
@@ -114,6 +114,13 @@ fn an_upstream_that_serves_the_tier_honours_it() {
         assert!(request.text().contains(r#""model":"m-1""#));
     }
     assert!(requests[4].request_line().starts_with("POST /v1/messages "));
+}
+
+#[test]
+fn an_upstream_on_a_unix_socket_is_asked_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let upstream = upstream::script(served("priority")).run_unix(&folder.path().join("back"));
+    assert_eq!(verdicts(&rows(&upstream, "")), ["honoured"; 4]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::support::client::{Answer, Connection};
 use crate::support::eventually;
-use crate::support::proxy::{self, Builder, Proxy};
+use crate::support::proxy::{self, Builder, Proxy, Target};
 use crate::support::upstream::{self, Upstream, reply};
 use crate::support::websocket::frame;
 
@@ -346,6 +346,26 @@ fn an_upstream_without_its_socket_is_unreachable_until_it_is_back() {
         (told()["check_passes"] == true).then_some(())
     });
     assert_eq!(proxy.client("sk-fast").post(PATH, "{}").status, 200);
+}
+
+#[test]
+fn a_socket_that_fails_is_ejected_and_others_take_its_requests() {
+    let sockets = Sockets::new();
+    let upstream = upstream::json("{}").run_unix(&sockets.path("back"));
+    let urls = [sockets.address("dead"), upstream.url()];
+    let proxy = proxy::new()
+        .upstream_at("main", &urls, "ejection: {consecutive_failures: 1}")
+        .run();
+    for _ in 0..4 {
+        assert_eq!(proxy.client("sk-fast").post(PATH, "{}").status, 200);
+    }
+    upstream.requests(4);
+    let told = &proxy.status()["upstreams"]["main"]["addresses"][0];
+    assert_eq!(
+        json!([told["healthy"], told["last_error"]["what"]]),
+        json!([false, "no connection: no such file or directory"])
+    );
+    assert_eq!(proxy.metric("tiergate_upstream_ejections_total"), 1.0);
 }
 
 #[test]
