@@ -16,7 +16,7 @@ use crate::accounting::background::BackgroundResponses;
 use crate::accounting::metrics::{FileSnapshot, Metrics, Snapshot, UpstreamSnapshot};
 use crate::accounting::prices::Prices;
 use crate::accounting::record::Ledger;
-use crate::accounting::store::StateFile;
+use crate::accounting::store::Store;
 use crate::accounting::traces::Traces;
 use crate::codec::body_budget::Budget;
 use crate::config::secret_file::FileBytes;
@@ -52,8 +52,8 @@ pub struct State {
     pub budgets: Budgets,
     /// Where spans of requests go, if anywhere.
     pub traces: Option<Traces>,
-    store: Option<StateFile>,
-    store_fault: Mutex<Option<String>>,
+    store: Option<Store>,
+    store_fault: Mutex<Option<StoreFault>>,
     /// Requests that run, and how many may.
     pub in_flight: InFlight,
     /// When the process started, on the monotonic clock.
@@ -63,6 +63,12 @@ pub struct State {
     draining: CancellationToken,
     /// Cancelled when those that run have had their time.
     drain_over: CancellationToken,
+}
+
+/// Why the store cannot be used, and for how many exchanges by now.
+struct StoreFault {
+    why: String,
+    failures: u64,
 }
 
 /// Why a process cannot start.
@@ -93,7 +99,10 @@ impl State {
             prices,
             log,
             metrics: Metrics::default(),
-            background: BackgroundResponses::default(),
+            background: match &store {
+                Some(_) => BackgroundResponses::with_store(),
+                None => BackgroundResponses::default(),
+            },
             body_memory: Budget::new(config.limits.buffered),
             budgets: Budgets::default(),
             traces: config.traces.as_ref().map(Traces::new),
@@ -131,6 +140,7 @@ impl State {
             background: &self.background,
             budgets: &self.budgets,
             traces: self.traces.as_ref(),
+            store: self.store.as_ref(),
         }
     }
 
@@ -170,32 +180,47 @@ impl State {
         let now = Timestamp::now();
         let of_group = |group: &Arc<Group>| {
             let rule = group.budget.as_ref()?;
-            let used = self.budgets.used_ratio(rule, &group.name, now);
-            Some((group.name.to_string(), used))
+            let fullest = self.budgets.fullest(rule, &group.name, now);
+            Some((group.name.to_string(), fullest.used_ratio()))
         };
         policy.groups().iter().filter_map(of_group).collect()
     }
 
-    /// Saves what was spent on the fast tier, and learns what other processes spent. It waits for the disk.
-    pub fn save_budgets(&self) {
+    /// Saves what was spent on the fast tier, and learns what other processes spent. It waits for the store.
+    pub fn exchange_with_store(&self) {
         let Some(store) = &self.store else { return };
-        let failed = match store.exchange(&self.budgets, &self.background, Timestamp::now()) {
-            Ok(()) => None,
-            Err(why) => Some(why.to_string()),
-        };
-        let before = std::mem::replace(&mut *self.store_fault.lock(), failed.clone());
-        match (before, failed) {
-            (None, Some(why)) => {
-                log::error!("`state` cannot be used, budgets go on in memory: {why}")
+        let exchanged = store.exchange(&self.budgets, &self.background, Timestamp::now());
+        let mut fault = self.store_fault.lock();
+        match exchanged {
+            Ok(()) => {
+                if let Some(StoreFault { failures, .. }) = fault.take() {
+                    log::info!("`state` is used again, after {failures} failed attempts");
+                }
             }
-            (Some(_), None) => log::info!("`state` is used again"),
-            _ => {}
+            Err(why) => {
+                self.metrics.state_errors.inc();
+                let why = why.to_string();
+                let failures = fault.as_ref().map_or(0, |fault| fault.failures) + 1;
+                if failures == 1 {
+                    log::error!("`state` cannot be used, the last known sums count on: {why}");
+                }
+                *fault = Some(StoreFault { why, failures });
+            }
+        }
+    }
+
+    /// Returns when it is time for the next exchange with the store; never without one.
+    pub async fn next_exchange(&self) {
+        match &self.store {
+            Some(store) => store.next_exchange(self.store_fault().is_some()).await,
+            None => std::future::pending().await,
         }
     }
 
     /// Why sums that are to outlive the process are kept in memory only, if they are.
     pub fn store_fault(&self) -> Option<String> {
-        self.store_fault.lock().clone()
+        let fault = self.store_fault.lock();
+        fault.as_ref().map(|fault| fault.why.clone())
     }
 
     /// From now on no further request is taken.
@@ -305,26 +330,19 @@ fn load_prices(
     Ok(Some(live))
 }
 
-/// The file in which sums outlive the process.
-fn open_store(config: &Config) -> Result<Option<StateFile>, StartError> {
-    let cannot = |what: String, why: io::Error| StartError::Io(what, why);
-    match &config.state {
-        None => Ok(None),
-        Some(StateStore::File(path)) => match StateFile::open(path) {
-            Ok(store) => Ok(Some(store)),
-            Err(why) => Err(cannot(
-                format!("state {}", path.display()),
-                io::Error::other(why),
-            )),
-        },
-        Some(StateStore::Redis(_)) => Err(cannot(
-            "state".to_owned(),
-            io::Error::new(
-                io::ErrorKind::Unsupported,
-                "this release keeps state in a file only",
-            ),
-        )),
-    }
+/// Where sums outlive the process.
+fn open_store(config: &Config) -> Result<Option<Store>, StartError> {
+    let Some(settings) = &config.state else {
+        return Ok(None);
+    };
+    let store = Store::open(settings).map_err(|why| {
+        let what = match settings {
+            StateStore::File(path) => format!("state {}", path.display()),
+            StateStore::Redis(_) => "state".to_owned(),
+        };
+        StartError::Io(what, io::Error::other(why))
+    });
+    store.map(Some)
 }
 
 type Upstreams = HashMap<String, Arc<Upstream>>;

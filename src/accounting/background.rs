@@ -54,7 +54,7 @@ struct Table {
     creates: HashMap<String, BackgroundCreate>,
     /// Ids in the order in which they came; of some of these the response is billed by now.
     order: VecDeque<(Timestamp, String)>,
-    /// Whether there is a store, for which changes are noted.
+    /// Whether changes are noted for a store.
     has_store: bool,
     /// Ids that the store does not have yet.
     unsaved: HashSet<String>,
@@ -63,6 +63,13 @@ struct Table {
 }
 
 impl BackgroundResponses {
+    /// None yet, and from now on what changes is noted for a store.
+    pub fn with_store() -> Self {
+        let responses = Self::default();
+        responses.table.lock().has_store = true;
+        responses
+    }
+
     /// A response is to be billed when it is fetched.
     pub fn remember(&self, response_id: &str, create: BackgroundCreate) {
         let mut table = self.table.lock();
@@ -86,16 +93,23 @@ impl BackgroundResponses {
         let mut table = self.table.lock();
         table.forget(now, MAX_RESPONSES);
         let create = table.creates.remove(response_id)?;
-        if table.has_store && !table.unsaved.remove(response_id) {
+        if table.has_store {
+            // Told even if the store may not have it: it may be on its way there.
+            table.unsaved.remove(response_id);
             table.settled.push(response_id.to_owned());
         }
         Some(create)
     }
 
-    /// What a store is to be told. From the first call on changes are noted for it.
-    pub fn changes(&self) -> BackgroundChanges {
+    /// The store may have lost what it had, and is to be told of all that are still to be billed.
+    pub fn save_anew(&self) {
         let mut table = self.table.lock();
-        table.has_store = true;
+        table.unsaved = table.creates.keys().cloned().collect();
+    }
+
+    /// What a store is to be told.
+    pub fn changes(&self) -> BackgroundChanges {
+        let table = self.table.lock();
         let created = table.unsaved.iter().filter_map(|id| {
             let create = table.creates.get(id)?.clone();
             Some((id.clone(), create))
@@ -106,20 +120,15 @@ impl BackgroundResponses {
         }
     }
 
-    /// The store has these changes now, and knows these responses: those of other processes are still to be billed here as
-    /// well, and what another process has billed is not.
-    pub fn learn(&self, changes: &BackgroundChanges, known: Vec<(String, BackgroundCreate)>) {
+    /// The store has these changes now, and says what is known there: responses of other processes that are still to be billed
+    /// here as well, and which of those that are known here another process has billed.
+    pub fn learn(
+        &self,
+        changes: &BackgroundChanges,
+        known: Vec<(String, BackgroundCreate)>,
+        is_gone: impl Fn(&str) -> bool,
+    ) {
         let mut table = self.table.lock();
-        for (id, _) in &changes.created {
-            table.unsaved.remove(id);
-        }
-        let told = changes.settled.len();
-        table.settled.drain(..told);
-        let ids: HashSet<&str> = known.iter().map(|(id, _)| id.as_str()).collect();
-        let Table {
-            creates, unsaved, ..
-        } = &mut *table;
-        creates.retain(|id, _| ids.contains(id.as_str()) || unsaved.contains(id));
         for (id, create) in known {
             if table.settled.contains(&id) || table.creates.contains_key(&id) {
                 continue;
@@ -127,6 +136,14 @@ impl BackgroundResponses {
             table.order.push_back((create.time, id.clone()));
             table.creates.insert(id, create);
         }
+        for (id, _) in &changes.created {
+            table.unsaved.remove(id);
+        }
+        table.settled.drain(..changes.settled.len());
+        let Table {
+            creates, unsaved, ..
+        } = &mut *table;
+        creates.retain(|id, _| unsaved.contains(id) || !is_gone(id));
     }
 
     /// How many are still to be billed.

@@ -167,6 +167,8 @@ catalogue! {
         "Responses below status 400, on endpoints that tell usage, whose usage did not come or not to its end.";
     budget_used: GaugeVec = "tiergate_budget_used_ratio" ["group"]
         "Share of the group's budget of the fast tier that is used in the current period; of the key that used most, where each has its own.";
+    state_errors: IntCounter = "tiergate_state_errors_total" []
+        "Failed exchanges with `state`; what was spent counts in memory and is tried again.";
     bridged: IntCounterVec = "tiergate_bridged_total" ["group" "endpoint" "outcome"]
         "Requests that were translated to another protocol.";
     bridge_dropped: IntCounterVec = "tiergate_bridge_dropped_total" ["what"]

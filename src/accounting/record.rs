@@ -16,6 +16,7 @@ use crate::accounting::background::{BackgroundCreate, BackgroundResponses};
 use crate::accounting::metrics::Metrics;
 use crate::accounting::prices::Prices;
 use crate::accounting::redaction::redacted;
+use crate::accounting::store::Store;
 use crate::accounting::traces::Traces;
 use crate::accounting::usage::{Observed, Usage, UsageState};
 use crate::codec::cut;
@@ -158,6 +159,8 @@ pub struct Ledger<'a> {
     pub budgets: &'a Budgets,
     /// Where spans go, if anywhere.
     pub traces: Option<&'a Traces>,
+    /// What both are kept in, if anything.
+    pub store: Option<&'a Store>,
 }
 
 /// The tiers of one turn, each as the log has it.
@@ -377,7 +380,10 @@ impl RequestRecord {
             None => self.group.as_ref(),
         };
         if let (Some(group), Some(key)) = (group, &billed.key_digest) {
-            group.charge(key, tier, cost, ledger.budgets, Timestamp::now());
+            let has_counted = group.charge(key, tier, cost, ledger.budgets, Timestamp::now());
+            if let Some(store) = ledger.store.filter(|_| has_counted) {
+                store.wake();
+            }
         }
     }
 
@@ -391,7 +397,10 @@ impl RequestRecord {
             return None;
         }
         let id = observed.response_id.as_deref()?;
-        ledger.background.settle(id, self.time)
+        match ledger.store {
+            Some(store) => store.settle(ledger.background, id, self.time),
+            None => ledger.background.settle(id, self.time),
+        }
     }
 
     fn billed<'a>(
@@ -572,7 +581,10 @@ fn remember(ledger: &Ledger<'_>, record: &AccessRecord<'_>, key_digest: Option<[
         service_tier_client: owned(record.service_tier_client),
         tier_reason: owned(record.tier_reason),
     };
-    ledger.background.remember(id, create);
+    match ledger.store {
+        Some(store) => store.remember(ledger.background, id, create),
+        None => ledger.background.remember(id, create),
+    }
 }
 
 fn is_trusted(upstream: Option<&Upstream>) -> bool {

@@ -68,6 +68,14 @@ pub(super) enum Command {
         Exit code: 1 where it is not ready or does not answer."
     )]
     Health(HealthArguments),
+    /// Show how much of each budget is used, and when it begins anew.
+    #[command(after_help = "Examples:\n  \
+        tiergate budget -c /etc/tiergate/tiergate.yaml\n  \
+        tiergate budget -c /etc/tiergate/tiergate.yaml --format csv > budgets.csv\n\n\
+        Sums are read from `state`. Without it they are in the memory of the running process, which is asked at its admin \
+        listener.\n\n\
+        Exit code: 1 where they cannot be read.")]
+    Budget(BudgetArguments),
     /// Say what would happen to a request, and which line of which file decides it. Uses no network.
     #[command(after_help = "Examples:\n  \
         tiergate explain -c tiergate.yaml --name alice\n  \
@@ -167,6 +175,15 @@ pub(super) struct CheckArguments {
 pub(super) struct HealthArguments {
     #[command(flatten)]
     pub(super) config: ConfigArgument,
+}
+
+#[derive(Args)]
+pub(super) struct BudgetArguments {
+    #[command(flatten)]
+    pub(super) config: ConfigArgument,
+    /// How the answer is written.
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) format: Format,
 }
 
 #[derive(Args)]

@@ -2,6 +2,7 @@
 //! said goes to [`Streams`], and the binary ends with the code.
 
 mod arguments;
+mod budget;
 pub(crate) mod check;
 pub(crate) mod demo;
 pub(crate) mod diff;
@@ -27,9 +28,9 @@ use log::LevelFilter;
 
 use crate::accounting::prices::Prices;
 use crate::cli::arguments::{
-    Arguments, CheckArguments, Command, DiffArguments, ExplainArguments, HealthArguments,
-    NewKeyArguments, ProbeArguments, ReconcileArguments, ReloadArguments, ReportArguments,
-    RunArguments,
+    Arguments, BudgetArguments, CheckArguments, Command, DiffArguments, ExplainArguments,
+    HealthArguments, NewKeyArguments, ProbeArguments, ReconcileArguments, ReloadArguments,
+    ReportArguments, RunArguments,
 };
 use crate::cli::check::{Secrets, check, check_config};
 use crate::cli::diff::Diff;
@@ -109,6 +110,7 @@ fn dispatch(command: Command, streams: &mut Streams<'_>) -> Ended {
         Command::Check(arguments) => tell_mistakes(&arguments, streams),
         Command::Health(arguments) => ask_health(&arguments, streams),
         Command::Reload(arguments) => run_reload(&arguments, streams),
+        Command::Budget(arguments) => tell_budgets(&arguments, streams),
         Command::Explain(arguments) => explain(&arguments, streams),
         Command::Diff(arguments) => diff(&arguments, streams),
         Command::NewKey(arguments) => new_key(&arguments, streams),
@@ -262,6 +264,25 @@ fn ask_health(arguments: &HealthArguments, streams: &mut Streams<'_>) -> Ended {
     streams.print(body)?;
     let is_ready = head.split(' ').nth(1) == Some("200");
     Ok(if is_ready { DONE } else { FAILED })
+}
+
+fn tell_budgets(arguments: &BudgetArguments, streams: &mut Streams<'_>) -> Ended {
+    let (config, policy, _) =
+        Policy::load_with_config(&arguments.config.config).map_err(Failure::Diagnostics)?;
+    let table = match &config.state {
+        Some(state) => budget::stored(state, &policy, Timestamp::now())
+            .map_err(|why| Failure::Other(why.to_string()))?,
+        None => {
+            writeln!(
+                streams.err,
+                "without `state` sums are in the memory of the running process, which is asked at {}; \
+                 of a budget by key the one that is used most is shown",
+                config.admin
+            )?;
+            budget::of_process(&config).map_err(Failure::Other)?
+        }
+    };
+    unless_closed(table.write(arguments.format, &mut streams.out))
 }
 
 fn run_reload(arguments: &ReloadArguments, streams: &mut Streams<'_>) -> Ended {

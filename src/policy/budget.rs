@@ -181,17 +181,40 @@ impl Budgets {
         }
     }
 
-    /// The part of the budget that this group has used; of a budget by key that of the key which used most.
-    pub fn used_ratio(&self, rule: &BudgetRule, group: &Arc<str>, now: Timestamp) -> f64 {
+    /// How much of the budget this group has used, or each of its keys that used something.
+    pub fn standings(
+        &self,
+        rule: &BudgetRule,
+        group: &str,
+        now: Timestamp,
+    ) -> Vec<(Account, Standing)> {
         let accounts: Vec<Account> = {
             let sums = self.sums.lock();
-            let of_group = sums.keys().filter(|account| account.group == *group);
-            of_group.cloned().collect()
+            // Others are of what the rule was before.
+            let is_of_rule = |account: &&Account| {
+                let is_of_key = account.key.is_some();
+                (&*account.group, account.per, is_of_key)
+                    == (group, rule.per, rule.scope == Scope::Key)
+            };
+            sums.keys().filter(is_of_rule).cloned().collect()
         };
-        let used = accounts
-            .iter()
-            .map(|account| self.standing(rule, account, now).used_ratio());
-        used.fold(0.0, f64::max)
+        let standings = accounts.into_iter().map(|account| {
+            let standing = self.standing(rule, &account, now);
+            (account, standing)
+        });
+        standings.collect()
+    }
+
+    /// How much of the budget this group has used; of a budget by key that of the key which used most.
+    pub fn fullest(&self, rule: &BudgetRule, group: &str, now: Timestamp) -> Standing {
+        let standings = self.standings(rule, group, now).into_iter();
+        let fullest = standings.map(|(_, standing)| standing);
+        let fullest = fullest.max_by_key(|standing| standing.spent);
+        fullest.unwrap_or_else(|| Standing {
+            spent: Decimal::ZERO,
+            limit: rule.usd,
+            window: rule.window(now),
+        })
     }
 
     /// Whether a request may have the fast tier now. Requests that run already may go beyond the limit.
@@ -280,7 +303,7 @@ impl Group {
         }
     }
 
-    /// Counts what a request by this key cost, if it was billed as priority and there is a budget.
+    /// Counts what a request by this key cost, if it was billed as priority and there is a budget, and says whether it did.
     pub fn charge(
         &self,
         key: &[u8; 32],
@@ -288,12 +311,13 @@ impl Group {
         usd: Decimal,
         budgets: &Budgets,
         now: Timestamp,
-    ) {
-        if let Some(rule) = &self.budget
-            && billed_tier == Some(PRIORITY)
-        {
-            budgets.charge(rule, &rule.account(&self.name, key), usd, now);
-        }
+    ) -> bool {
+        let rule = self.budget.as_ref();
+        let Some(rule) = rule.filter(|_| billed_tier == Some(PRIORITY)) else {
+            return false;
+        };
+        budgets.charge(rule, &rule.account(&self.name, key), usd, now);
+        true
     }
 }
 

@@ -54,8 +54,8 @@ const READ_BYTES: u64 = 64 * 1024;
 const FIRST_RESOLVE: Duration = Duration::from_secs(5);
 /// What waits for the access log is tried again this often.
 const LOG_RETRY: Duration = Duration::from_millis(200);
-/// How often what was spent is saved.
-const SAVE_EVERY: Duration = Duration::from_secs(1);
+/// How long a start waits for what was spent before, and elsewhere.
+const FIRST_EXCHANGE: Duration = Duration::from_secs(2);
 /// How often the end of the last request is looked for.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
 /// How long requests that have not reached an upstream by the end of the drain may take to be answered.
@@ -152,7 +152,7 @@ impl Server {
         let cut = runtime.block_on(serve(state.clone(), listeners, reloads, taken, stop));
         // Whatever still runs is dropped here, and writes its line as it goes.
         runtime.shutdown_timeout(ABORT_TIME);
-        state.save_budgets();
+        state.exchange_with_store();
         drop(reload_now);
         state.log.retry();
         // What was held back as a repetition; "stopped" is the last word.
@@ -202,11 +202,14 @@ async fn serve(
     stop: impl Future<Output = ()>,
 ) -> i64 {
     resolve_all(&state).await;
-    state.save_budgets();
+    let exchanging = state.clone();
+    let first = tokio::task::spawn_blocking(move || exchanging.exchange_with_store());
+    // A server that does not answer is tried on in the background.
+    let _ = tokio::time::timeout(FIRST_EXCHANGE, first).await;
     health_check::begin(state.upstreams(), &state.draining());
     tokio::spawn(retry_log(state.clone()));
     if state.config.state.is_some() {
-        tokio::spawn(save_budgets(state.clone()));
+        tokio::spawn(exchange_with_store(state.clone()));
     }
     let export_ended = CancellationToken::new();
     let exporting = trace_export::run(state.clone(), export_ended.clone());
@@ -443,13 +446,13 @@ async fn keep_resolving(upstream: Arc<Upstream>, origin: usize) {
     }
 }
 
-/// Saves what was spent, where it is to outlive the process.
-async fn save_budgets(state: Arc<State>) {
+/// Saves what was spent, where it is to outlive the process, and learns what others spent.
+async fn exchange_with_store(state: Arc<State>) {
     loop {
-        let saving = state.clone();
-        // An error would be that of a runtime which ends; the end saves once more.
-        let _ = tokio::task::spawn_blocking(move || saving.save_budgets()).await;
-        tokio::time::sleep(SAVE_EVERY).await;
+        let exchanging = state.clone();
+        // An error would be that of a runtime which ends; the end exchanges once more.
+        let _ = tokio::task::spawn_blocking(move || exchanging.exchange_with_store()).await;
+        state.next_exchange().await;
     }
 }
 

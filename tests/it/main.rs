@@ -32,6 +32,7 @@ mod report;
 mod secrets;
 mod service_tier;
 mod smuggling;
+mod state_redis;
 mod tier_refused;
 mod traces;
 mod unix_sockets;

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::accounting::history::{History, STEP, Totals};
+use crate::policy::Group;
 use crate::server::reload::LastReload;
 use crate::state::State;
 
@@ -100,6 +101,11 @@ impl<'s> Overview<'s> {
             problems.push(critical(format!(
                 "{unforced} forced requests were about to leave without their tier, and were not sent: a defect, please report it"
             )));
+        }
+        if state.store_fault().is_some() {
+            problems.push(warning(
+                "`state` cannot be used: budgets go by the last known sums",
+            ));
         }
         if state.is_draining() {
             problems.push(warning("draining: no further requests are taken"));
@@ -306,25 +312,22 @@ impl<'s> Overview<'s> {
 
     /// Each budget, and the share of it that is used; of the key that used most where each has its own.
     pub(super) fn budgets(&self) -> Value {
-        let policy = self.state.policy.current();
-        let told = self
-            .state
-            .snapshot()
-            .budgets
-            .into_iter()
-            .map(|(name, used)| {
-                let mut groups = policy.groups().iter();
-                let group = groups.find(|group| *group.name == *name);
-                let rule = group.and_then(|group| group.budget.as_ref());
-                json!({
-                    "group": name,
-                    "used_ratio": rounded(used, 1e4),
-                    "limit_usd": rule.map(|rule| rule.usd.to_string()),
-                    "per": rule.map(|rule| rule.per.as_str()),
-                    "ends_at": rule.map(|rule| rule.window(Timestamp::now()).ends.to_string()),
-                })
-            });
-        told.collect()
+        let (policy, now) = (self.state.policy.current(), Timestamp::now());
+        let of_group = |group: &Arc<Group>| {
+            let rule = group.budget.as_ref()?;
+            let fullest = self.state.budgets.fullest(rule, &group.name, now);
+            let scope: &str = rule.scope.into();
+            Some(json!({
+                "group": &*group.name,
+                "used_ratio": rounded(fullest.used_ratio(), 1e4),
+                "spent_usd": fullest.spent.to_string(),
+                "limit_usd": rule.usd.to_string(),
+                "per": rule.per.as_str(),
+                "scope": scope,
+                "ends_at": fullest.window.ends.to_string(),
+            }))
+        };
+        policy.groups().iter().filter_map(of_group).collect()
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use serde_json::{Value, json};
 
 use crate::accounting::history::History;
+use crate::config::StateStore;
 use crate::config::watch::LoadStatus;
 use crate::server::admin::overview::Overview;
 use crate::server::reload::LastReload;
@@ -17,10 +18,12 @@ pub(super) fn readiness(state: &State) -> String {
     let policy = state.policy.load_status().error();
     let prices = state.prices.as_ref();
     let prices = prices.and_then(|prices| prices.load_status().error());
-    let errors: Vec<String> = [("policy", policy), ("prices", prices)]
+    let mut errors: Vec<String> = [("policy", policy), ("prices", prices)]
         .into_iter()
         .filter_map(|(what, error)| Some(format!("ok, with the last good {what}:\n{}\n", error?)))
         .collect();
+    let fault = state.store_fault();
+    errors.extend(fault.map(|why| format!("ok, with the last known sums of budgets:\n{why}\n")));
     if errors.is_empty() {
         return "ok\n".to_owned();
     }
@@ -60,6 +63,18 @@ fn prices(state: &State) -> Value {
         told[name] = value;
     }
     told
+}
+
+/// Where sums outlive the process, and why they do not; null without such a place.
+fn store(state: &State) -> Value {
+    let Some(store) = &state.config.state else {
+        return Value::Null;
+    };
+    let kind = match store {
+        StateStore::File(_) => "file",
+        StateStore::Redis(_) => "redis",
+    };
+    json!({"kind": kind, "last_error": state.store_fault()})
 }
 
 /// How the last reload went that SIGHUP asked for. Files that were seen to change have their own members.
@@ -154,6 +169,7 @@ pub(super) fn status(state: &State, last: &LastReload, history: &History) -> Str
         "reload": reload(last),
         "groups": groups(state),
         "budgets": overview.budgets(),
+        "state": store(state),
         "spent_today": overview.spent_today(),
         "last_minute": overview.last_minute(),
         "history": overview.history(),

@@ -1,9 +1,7 @@
-//! What outlives a process: a redb file with the sums of budgets and with the responses that are still to be billed. Requests
-//! never wait for it, they are judged by what is in memory; every second or so that is brought together with the file.
-//!
-//! The file is open, and locked, for one exchange only, some milliseconds. So the two processes of a takeover share it: each
-//! adds what it spent itself to what stands there, and learns what the other spent.
+//! A redb file of this machine. It is open, and locked, for one exchange only, some milliseconds. So the two processes of a
+//! takeover share it: each adds what it spent itself to what stands there, and learns what the other spent.
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +17,7 @@ use rust_decimal::Decimal;
 use crate::accounting::background::{
     BackgroundChanges, BackgroundCreate, BackgroundResponses, MAX_AGE,
 };
+use crate::accounting::store::{KEPT_SECONDS, MAX_SUMS, StoreError};
 use crate::policy::budget::{Account, Budgets, Entry, Window};
 use crate::policy::group::Period;
 
@@ -31,24 +30,11 @@ type BudgetKey<'k> = (&'k str, &'k [u8], &'k str, i64, i64);
 /// How long another process may hold the file.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
 const LOCK_RETRY: Duration = Duration::from_millis(5);
-/// How long a sum is kept after its window, for whoever wants to look.
-const KEPT_SECONDS: i64 = 7 * 24 * 3600;
-/// The most sums that the file holds.
-const MAX_ENTRIES: usize = 100_000;
 
 /// A file in which sums are kept.
 #[derive(Debug)]
 pub struct StateFile {
     path: PathBuf,
-}
-
-/// Why an exchange with the file came to nothing. The sums in memory are as they were.
-#[derive(Debug)]
-pub enum StoreError {
-    /// Another process holds the file for longer than it should.
-    Locked,
-    /// The file cannot be read or written, or is none of redb's.
-    Broken(Box<redb::Error>),
 }
 
 impl StateFile {
@@ -98,7 +84,8 @@ impl StateFile {
             exchange_background(&mut table, &changes, now).map_err(broken)?
         };
         transaction.commit().map_err(broken)?;
-        background.learn(&changes, responses);
+        let ids: HashSet<String> = responses.iter().map(|(id, _)| id.clone()).collect();
+        background.learn(&changes, responses, |id| !ids.contains(id));
         // Only now are they in the file; what was spent in the meantime stays unsaved.
         budgets.saved(&unsaved);
         let is_current = |entry: &Entry| entry.window.ends > now;
@@ -117,7 +104,7 @@ impl StateFile {
                 Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < give_up => {
                     thread::sleep(LOCK_RETRY);
                 }
-                Err(DatabaseError::DatabaseAlreadyOpen) => return Err(StoreError::Locked),
+                Err(DatabaseError::DatabaseAlreadyOpen) => return Err(StoreError::FileLocked),
                 opened => return opened.map_err(broken),
             }
         }
@@ -173,7 +160,7 @@ fn add(
 ) -> Result<(), redb::StorageError> {
     let key = key_of(entry);
     let before = table.get(key)?.map(|sum| decimal(sum.value()));
-    if before.is_none() && redb::ReadableTableMetadata::len(table)? >= MAX_ENTRIES as u64 {
+    if before.is_none() && redb::ReadableTableMetadata::len(table)? >= MAX_SUMS as u64 {
         return Ok(());
     }
     let sum = before.unwrap_or_default().saturating_add(entry.usd);
@@ -226,46 +213,15 @@ fn decimal(text: &str) -> Decimal {
 }
 
 fn broken(error: impl Into<redb::Error>) -> StoreError {
-    StoreError::Broken(Box::new(error.into()))
+    StoreError::File(Box::new(error.into()))
 }
-
-impl std::fmt::Display for StoreError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            StoreError::Locked => f.write_str("another process holds the state file"),
-            StoreError::Broken(error) => write!(f, "the state file cannot be used: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for StoreError {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::group::{AtLimit, BudgetRule, Scope};
-    use jiff::tz::TimeZone;
+    use crate::accounting::store::test::{NOW, at, rule, usd};
+    use crate::policy::group::Scope;
     use std::os::unix::fs::PermissionsExt;
-
-    fn usd(text: &str) -> Decimal {
-        text.parse().unwrap()
-    }
-
-    fn at(text: &str) -> Timestamp {
-        text.parse().unwrap()
-    }
-
-    fn rule(per: Period, scope: Scope) -> BudgetRule {
-        BudgetRule {
-            usd: usd("10"),
-            per,
-            scope,
-            then: AtLimit::Standard,
-            time_zone: TimeZone::UTC,
-        }
-    }
-
-    const NOW: &str = "2026-11-30T03:00:00Z";
 
     #[test]
     fn sums_are_there_after_a_restart_by_group_and_by_key() {
@@ -365,7 +321,7 @@ mod tests {
         budgets.charge(&rule, &account, usd("1"), now);
         assert!(matches!(
             store.exchange(&budgets, &BackgroundResponses::default(), now),
-            Err(StoreError::Broken(_))
+            Err(StoreError::File(_))
         ));
         budgets.charge(&rule, &account, usd("1"), now);
         assert_eq!(budgets.standing(&rule, &account, now).spent, usd("2"));
@@ -385,7 +341,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.redb");
         std::fs::write(&path, "version: 1\n").unwrap();
-        assert!(matches!(StateFile::open(&path), Err(StoreError::Broken(_))));
+        assert!(matches!(StateFile::open(&path), Err(StoreError::File(_))));
         assert_eq!(std::fs::read(&path).unwrap(), b"version: 1\n");
     }
 
@@ -408,8 +364,8 @@ mod tests {
             tier_reason: None,
         };
         let (old, new) = (
-            BackgroundResponses::default(),
-            BackgroundResponses::default(),
+            BackgroundResponses::with_store(),
+            BackgroundResponses::with_store(),
         );
         let exchange = |with: &BackgroundResponses| store.exchange(&budgets, with, now).unwrap();
         exchange(&old);

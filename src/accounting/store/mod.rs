@@ -1,0 +1,156 @@
+//! What outlives a process and is shared with others: the sums of budgets, and the responses that are still to be billed.
+//! Requests are judged by what is in memory and never wait for the store, but for a moment where a background response is
+//! made or billed; [`Store::exchange`] brings both together.
+
+mod file;
+mod redis;
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::accounting::background::{BackgroundCreate, BackgroundResponses};
+use crate::accounting::store::file::StateFile;
+use crate::accounting::store::redis::RedisStore;
+use crate::config::StateStore;
+use crate::policy::budget::Budgets;
+
+/// How long a sum is kept after its window, for whoever wants to look.
+const KEPT_SECONDS: i64 = 7 * 24 * 3600;
+/// The most sums that are kept.
+const MAX_SUMS: usize = 100_000;
+/// Between two exchanges, unless there is a reason to be quicker.
+const EXCHANGE_EVERY: Duration = Duration::from_secs(1);
+
+/// Where state is kept.
+#[derive(Debug)]
+pub enum Store {
+    /// A file of this machine, for processes that follow each other.
+    File(StateFile),
+    /// A server, for processes of many machines.
+    Redis(RedisStore),
+}
+
+/// Why an exchange with the store came to nothing. The sums in memory are as they were.
+#[derive(Debug)]
+pub enum StoreError {
+    /// Another process holds the file for longer than it should.
+    FileLocked,
+    /// The file cannot be read or written, or is none of redb's.
+    File(Box<redb::Error>),
+    /// The server cannot be reached, does not answer in time, or refuses.
+    Server(String),
+}
+
+impl Store {
+    /// The store of this configuration. A file is opened to see that it can be; a server may come later.
+    ///
+    /// # Errors
+    /// Where the file cannot be used.
+    pub fn open(config: &StateStore) -> Result<Store, StoreError> {
+        Ok(match config {
+            StateStore::File(path) => Store::File(StateFile::open(path)?),
+            StateStore::Redis(server) => Store::Redis(RedisStore::new(server.clone())),
+        })
+    }
+
+    /// Adds to the store what was spent and made here, and learns what others did. It waits for the disk or the network: not
+    /// for a thread that serves requests.
+    ///
+    /// # Errors
+    /// Where the store cannot be used; what is in memory goes on without it.
+    pub fn exchange(
+        &self,
+        budgets: &Budgets,
+        background: &BackgroundResponses,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        match self {
+            Store::File(file) => file.exchange(budgets, background, now),
+            Store::Redis(server) => server.exchange(budgets, background, now),
+        }
+    }
+
+    /// Returns when the next exchange is due, which is soon after [`Store::wake`] where others wait for it.
+    pub async fn next_exchange(&self, has_failed: bool) {
+        match self {
+            Store::Redis(server) if !has_failed => server.next_exchange().await,
+            _ => tokio::time::sleep(EXCHANGE_EVERY).await,
+        }
+    }
+
+    /// Something was spent that others should know of.
+    pub fn wake(&self) {
+        if let Store::Redis(server) = self {
+            server.wake();
+        }
+    }
+
+    /// A response is to be billed when it is fetched, here or by another process.
+    pub fn remember(&self, background: &BackgroundResponses, id: &str, create: BackgroundCreate) {
+        match self {
+            Store::File(_) => background.remember(id, create),
+            Store::Redis(server) => server.remember(background, id, create),
+        }
+    }
+
+    /// The response's terminal status has come: who created it, for the first who asks. See [`BackgroundResponses::settle`].
+    pub fn settle(
+        &self,
+        background: &BackgroundResponses,
+        id: &str,
+        now: Timestamp,
+    ) -> Option<BackgroundCreate> {
+        match self {
+            Store::File(_) => background.settle(id, now),
+            Store::Redis(server) => server.settle(background, id, now),
+        }
+    }
+}
+
+/// Whether this is a file that no process has made yet.
+pub fn is_missing(config: &StateStore) -> bool {
+    matches!(config, StateStore::File(path) if !Path::exists(path))
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreError::FileLocked => f.write_str("another process holds the state file"),
+            StoreError::File(error) => write!(f, "the state file cannot be used: {error}"),
+            StoreError::Server(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::policy::group::{AtLimit, BudgetRule, Period, Scope};
+    use jiff::tz::TimeZone;
+    use rust_decimal::Decimal;
+
+    pub const NOW: &str = "2026-11-30T03:00:00Z";
+
+    pub fn usd(text: &str) -> Decimal {
+        text.parse().unwrap()
+    }
+
+    pub fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    pub fn rule(per: Period, scope: Scope) -> BudgetRule {
+        BudgetRule {
+            usd: usd("10"),
+            per,
+            scope,
+            then: AtLimit::Standard,
+            time_zone: TimeZone::UTC,
+        }
+    }
+}

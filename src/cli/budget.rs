@@ -1,0 +1,131 @@
+//! How much of each budget is used: read from where sums are kept, or asked of the running process that has them in memory.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use rust_decimal::Decimal;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
+
+use crate::accounting::background::BackgroundResponses;
+use crate::accounting::store::{self, Store, StoreError};
+use crate::cli::check;
+use crate::cli::report::table::{Cell, Table};
+use crate::config::{Config, StateStore};
+use crate::policy::budget::{Account, Budgets, Standing};
+use crate::policy::group::{BudgetRule, Scope};
+use crate::policy::{Group, Policy};
+
+const COLUMNS: [&str; 7] = [
+    "group",
+    "key",
+    "period",
+    "limit_usd",
+    "spent_usd",
+    "used",
+    "begins_anew",
+];
+
+/// A line of the table.
+#[derive(Deserialize)]
+struct Row {
+    group: String,
+    /// Name of the key, where each has its own budget.
+    key: Option<String>,
+    per: String,
+    #[serde(deserialize_with = "decimal")]
+    limit_usd: Decimal,
+    #[serde(deserialize_with = "decimal")]
+    spent_usd: Decimal,
+    ends_at: String,
+}
+
+/// The part of `/status` that is read.
+#[derive(Deserialize)]
+struct Status {
+    budgets: Vec<Row>,
+}
+
+/// All budgets of the policy, as the store knows them.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn stored(state: &StateStore, policy: &Policy, now: Timestamp) -> Result<Table, StoreError> {
+    let budgets = Budgets::default();
+    // A file that is missing is not made: it would be of whoever asks.
+    if !store::is_missing(state) {
+        Store::open(state)?.exchange(&budgets, &BackgroundResponses::default(), now)?;
+    }
+    let names: HashMap<_, _> = policy.keys().map(|key| (*key.id, key.name)).collect();
+    let name = |account: &Account| {
+        let digest = account.key?;
+        let listed = names.get(&digest).map(|name| name.to_string());
+        Some(listed.unwrap_or_else(|| format!("key-{}", hex::encode(&digest[..4]))))
+    };
+    let mut rows = Vec::new();
+    for group in policy.groups() {
+        let Some(rule) = &group.budget else { continue };
+        let mut standings = budgets.standings(rule, &group.name, now);
+        standings.sort_by(|(_, a), (_, b)| b.spent.cmp(&a.spent));
+        if standings.is_empty() {
+            rows.push(row(
+                group,
+                rule,
+                None,
+                &budgets.fullest(rule, &group.name, now),
+            ));
+        }
+        let told = standings.iter();
+        rows.extend(told.map(|(account, standing)| row(group, rule, name(account), standing)));
+    }
+    Ok(table(rows))
+}
+
+/// The same as the running process has it in memory; of a budget by key the one that is used most.
+///
+/// # Errors
+/// Where no process answers at the admin address, in words.
+pub fn of_process(config: &Config) -> Result<Table, String> {
+    let admin = config.admin;
+    let answer =
+        check::status_of(admin).map_err(|why| format!("no proxy answers at {admin}: {why}"))?;
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+    let status: Status = serde_json::from_str(body)
+        .map_err(|why| format!("what answers at {admin} is no proxy of this version: {why}"))?;
+    Ok(table(status.budgets))
+}
+
+fn row(group: &Group, rule: &BudgetRule, key: Option<String>, standing: &Standing) -> Row {
+    Row {
+        group: group.name.to_string(),
+        key: key.filter(|_| rule.scope == Scope::Key),
+        per: rule.per.as_str().to_owned(),
+        limit_usd: standing.limit,
+        spent_usd: standing.spent,
+        ends_at: standing.window.ends.to_string(),
+    }
+}
+
+fn decimal<'d, D: Deserializer<'d>>(text: D) -> Result<Decimal, D::Error> {
+    String::deserialize(text)?.parse().map_err(D::Error::custom)
+}
+
+fn table(rows: Vec<Row>) -> Table {
+    let cells = |row: Row| {
+        let used = row.spent_usd.checked_div(row.limit_usd);
+        vec![
+            Cell::Text(row.group),
+            row.key.map_or(Cell::Null, Cell::Text),
+            Cell::Text(row.per),
+            Cell::Money(row.limit_usd),
+            Cell::Money(row.spent_usd),
+            used.map_or(Cell::Null, Cell::Share),
+            Cell::Text(row.ends_at),
+        ]
+    };
+    Table {
+        columns: COLUMNS.map(str::to_owned).to_vec(),
+        rows: rows.into_iter().map(cells).collect(),
+        total: None,
+    }
+}
