@@ -86,7 +86,7 @@ pub fn stored(state: &StateStore, policy: &Policy, now: Timestamp) -> Result<Tab
 /// # Errors
 /// Where no process answers at the admin address, in words.
 pub fn of_process(config: &Config) -> Result<Table, String> {
-    let admin = config.admin;
+    let admin = &config.admin;
     let answer =
         check::status_of(admin).map_err(|why| format!("no proxy answers at {admin}: {why}"))?;
     let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_default();

@@ -55,7 +55,7 @@ pub struct Config {
     pub upstreams: Vec<Arc<Upstream>>,
     /// Where the access log goes, and in which format.
     pub access_log: LogSettings,
-    /// Where budgets and background responses are kept over restarts; `None`: in memory.
+    /// Where budgets and background responses are kept over restarts, and shared; `None`: in memory.
     pub state: Option<StateStore>,
     /// A path on the public listeners that answers as `/readyz` does, without a key and without a line in the log.
     pub health_path: Option<String>,

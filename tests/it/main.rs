@@ -9,6 +9,7 @@ mod support;
 mod admin_page;
 mod billing;
 mod bridge;
+mod budget;
 mod cli;
 mod client_address;
 mod clients;

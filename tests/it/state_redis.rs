@@ -67,7 +67,6 @@ fn redis_with(options: impl Fn(u16, &Path) -> String) -> Option<Redis> {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
-    let port = address.port().to_string();
     let options = options(address.port(), folder.path());
     let child = start(program, &options, address, folder.path());
     Some(Redis {
@@ -117,6 +116,15 @@ impl Redis {
             self.address,
             self.folder.path(),
         );
+    }
+
+    /// The server has refused this program nothing.
+    fn assert_no_denials(&self) {
+        let denials: Vec<redis::Value> = redis::cmd("ACL")
+            .arg("LOG")
+            .query(&mut self.client())
+            .unwrap();
+        assert!(denials.is_empty(), "{denials:?}");
     }
 
     #[allow(unsafe_code)]
@@ -427,6 +435,50 @@ fn a_server_with_tls_is_used_if_its_certificate_is_trusted() {
         distrusting.stderr()
     );
     assert_eq!(ask(&distrusting), 200);
+}
+
+#[test]
+fn a_user_with_the_documented_rights_is_enough() {
+    let manual = fs::read_to_string("docs/operations.md").unwrap();
+    let user = manual
+        .lines()
+        .find(|line| line.starts_with("user tiergate "));
+    let user = user.unwrap().replace("PASSWORD", PASSWORD);
+    let Some(redis) = redis_with(|port, _| format!("--port {port} --{user}")) else {
+        return;
+    };
+    let upstream = background();
+    let state = format!(
+        "{{url: \"redis://tiergate@{}/1\", password_file: password}}",
+        redis.address
+    );
+    let run = || {
+        member(&upstream, "5", &state)
+            .file("password", PASSWORD)
+            .run()
+    };
+    let proxies = [run(), run()];
+    for proxy in &proxies {
+        assert_eq!(readiness(proxy), "ok\n");
+    }
+    let client = |proxy: &Proxy| proxy.client("sk-fast");
+    client(&proxies[0]).post(PATH, r#"{"model":"big","background":true}"#);
+    proxies[0].access_log(1);
+    client(&proxies[1]).get("/v1/responses/resp_1");
+    client(&proxies[0]).get("/v1/responses/resp_1");
+    assert_eq!(billed(&proxies, [2, 1]), 1);
+    await_spent(&proxies[0], 1);
+    for proxy in &proxies {
+        assert_eq!(readiness(proxy), "ok\n");
+    }
+    let told = Command::new(env!("CARGO_BIN_EXE_tiergate"))
+        .args(["budget", "--config", "tiergate.yaml", "--format", "csv"])
+        .current_dir(proxies[0].path(""))
+        .output()
+        .unwrap();
+    let told = String::from_utf8(told.stdout).unwrap();
+    assert!(told.contains("fast,,month,5,0.014,0.0028,"), "{told}");
+    redis.assert_no_denials();
 }
 
 /// An upstream that makes a response in the background, which is done at once.

@@ -270,7 +270,9 @@ impl RedisStore {
         } else {
             ConnectionAddr::Tcp(host, port)
         };
-        let mut login = RedisConnectionInfo::default().set_db(self.server.database.into());
+        let mut login = RedisConnectionInfo::default()
+            .set_db(self.server.database.into())
+            .set_skip_set_lib_name();
         if let Some(user) = &self.server.user {
             login = login.set_username(user);
         }

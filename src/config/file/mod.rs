@@ -391,15 +391,20 @@ impl Resolver<'_> {
         location: Location,
         password_file: Option<PathBuf>,
     ) -> Option<StateStore> {
-        parse_redis(text)
-            .map(|redis| {
-                StateStore::Redis(Redis {
-                    password_file,
-                    ..redis
-                })
-            })
-            .map_err(|reason| self.diagnostics.add(location, reason))
-            .ok()
+        let parsed = parse_redis(text).map_err(|reason| self.diagnostics.add(location, reason));
+        let redis = Redis {
+            password_file,
+            ..parsed.ok()?
+        };
+        if redis.user.is_some() && redis.password_file.is_none() {
+            let message = "a user without `password_file` cannot log in";
+            self.warnings.add(location, message);
+        }
+        if redis.password_file.is_some() && !redis.tls && !is_loopback(&redis.host) {
+            let message = "the password crosses the network in the clear; `rediss://` encrypts it";
+            self.warnings.add(location, message);
+        }
+        Some(StateStore::Redis(redis))
     }
 
     fn health_path(&self, field: &Field<String>) -> Option<String> {
@@ -695,6 +700,11 @@ fn parse_redis(text: &str) -> Result<Redis, &'static str> {
         user: user.filter(|user| !user.is_empty()).map(str::to_owned),
         password_file: None,
     })
+}
+
+fn is_loopback(host: &str) -> bool {
+    let address = host.parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// An origin as browsers send it (RFC 6454 section 6.2).

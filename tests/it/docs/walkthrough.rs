@@ -35,7 +35,7 @@ fn write_companions(folder: &Path, first_upstream: &str) {
     );
     write("cert.pem", &certificates().certificate);
     write("key.pem", &certificates().key);
-    for key in ["openai.key", "codex.key"] {
+    for key in ["openai.key", "codex.key", "redis.key"] {
         write(key, "sk-of-the-upstream\n");
     }
 }

@@ -1,0 +1,117 @@
+//! What `tiergate budget` says of a proxy that keeps its sums in a file, and of one that has them in memory only.
+
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+use crate::support::eventually;
+use crate::support::proxy::{self, Proxy};
+use crate::support::upstream::{self, Upstream};
+
+const POLICY: &str = "\
+version: 1
+groups:
+  shared: {platform: openai, force_fast_mode: true, budget: {usd: 1, per: month}}
+  single: {platform: openai, force_fast_mode: true, budget: {usd: 2, per: week, scope: key}}
+  unused: {platform: openai, force_fast_mode: true, budget: {usd: 3, per: day, scope: key}}
+  free: {platform: openai, force_fast_mode: true}
+keys:
+  sk-1: {group: shared, name: anna}
+  sk-2: {group: single, name: bert}
+  sk-3: {group: single, name: carl}
+";
+const PRICES: &str = "\
+version: 1
+prices:
+  - models: [m]
+    tiers: {priority: {input: 250, output: 1}}
+";
+
+fn spending(settings: &str) -> (Proxy, Upstream) {
+    let answer = r#"{"id":"r","model":"m","status":"completed","service_tier":"priority","usage":{"input_tokens":1000,"output_tokens":0}}"#;
+    let upstream = upstream::json(answer).run();
+    let proxy = proxy::new()
+        .policy(POLICY)
+        .prices(PRICES)
+        .upstream(&upstream)
+        .setting(settings)
+        .run();
+    for key in ["sk-1", "sk-2", "sk-3", "sk-3"] {
+        proxy.client(key).post("/v1/responses", r#"{"model":"m"}"#);
+    }
+    proxy.access_log(4);
+    (proxy, upstream)
+}
+
+fn budget(proxy: &Proxy, options: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tiergate"))
+        .args(["budget", "--config", "tiergate.yaml"])
+        .args(options)
+        .current_dir(proxy.path(""))
+        .output()
+        .unwrap()
+}
+
+/// Without the moments at which budgets begin anew.
+fn rows(output: &Output) -> Value {
+    let mut rows: Value = serde_json::from_slice(&output.stdout).unwrap();
+    for row in rows.as_array_mut().unwrap() {
+        let begins = row.as_object_mut().unwrap().remove("begins_anew");
+        let begins = begins.unwrap();
+        assert!(begins.as_str().unwrap().ends_with("T00:00:00Z"), "{begins}");
+    }
+    rows
+}
+
+fn row(group: &str, key: Option<&str>, per: &str, limit: &str, spent: &str, used: f64) -> Value {
+    let used = serde_json::Number::from_f64(used).unwrap();
+    let used = if used.as_f64() == Some(0.0) {
+        json!(0)
+    } else {
+        json!(used)
+    };
+    json!({"group": group, "key": key, "period": per, "limit_usd": limit, "spent_usd": spent, "used": used})
+}
+
+#[test]
+fn the_sums_of_a_file_are_shown_by_group_and_key() {
+    let (proxy, _upstream) = spending("state: state.redb");
+    let expected = json!([
+        row("shared", None, "month", "1", "0.25", 0.25),
+        row("single", Some("carl"), "week", "2", "0.5", 0.25),
+        row("single", Some("bert"), "week", "2", "0.25", 0.125),
+        row("unused", None, "day", "3", "0", 0.0),
+    ]);
+    // They are in the file within a second.
+    eventually("the sums of the file", || {
+        let told = budget(&proxy, &["--format", "json"]);
+        (rows(&told) == expected).then_some(())
+    });
+    let told = budget(&proxy, &[]);
+    assert_eq!((told.status.code(), &*told.stderr), (Some(0), &b""[..]));
+    let told = String::from_utf8(told.stdout).unwrap();
+    let words: Vec<&str> = told.lines().nth(2).unwrap().split_whitespace().collect();
+    assert_eq!(
+        words[..6],
+        ["single", "carl", "week", "2.00", "0.5000", "25.0%"]
+    );
+}
+
+#[test]
+fn without_state_the_running_process_is_asked() {
+    let (mut proxy, _upstream) = spending("");
+    let told = budget(&proxy, &["--format", "json"]);
+    let note = String::from_utf8(told.stderr.clone()).unwrap();
+    assert!(note.starts_with("without `state` sums are in the memory of the running process"));
+    let expected = json!([
+        row("shared", None, "month", "1", "0.25", 0.25),
+        row("single", None, "week", "2", "0.5", 0.25),
+        row("unused", None, "day", "3", "0", 0.0),
+    ]);
+    assert_eq!(rows(&told), expected);
+    proxy.kill();
+    let told = budget(&proxy, &[]);
+    let note = String::from_utf8(told.stderr).unwrap();
+    assert!(note.contains("no proxy answers at 127.0.0.1:"), "{note}");
+    assert_eq!((told.status.code(), &*told.stdout), (Some(1), &b""[..]));
+}
