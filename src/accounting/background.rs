@@ -90,15 +90,26 @@ impl BackgroundResponses {
     /// Its terminal status has come at this time: who created it, for the first who asks. For all others, and of responses
     /// that were not made in the background or are forgotten, none.
     pub fn settle(&self, response_id: &str, now: Timestamp) -> Option<BackgroundCreate> {
+        let create = self.take(response_id, now)?;
+        self.note_settled(response_id);
+        Some(create)
+    }
+
+    /// The same where the store hears of it from whoever asks.
+    pub fn take(&self, response_id: &str, now: Timestamp) -> Option<BackgroundCreate> {
         let mut table = self.table.lock();
         table.forget(now, MAX_RESPONSES);
-        let create = table.creates.remove(response_id)?;
+        table.unsaved.remove(response_id);
+        table.creates.remove(response_id)
+    }
+
+    /// The store is to be told that this is billed. It is told even where it may not know of it: that may be on its way.
+    pub fn note_settled(&self, response_id: &str) {
+        let mut table = self.table.lock();
+        table.creates.remove(response_id);
         if table.has_store {
-            // Told even if the store may not have it: it may be on its way there.
-            table.unsaved.remove(response_id);
             table.settled.push(response_id.to_owned());
         }
-        Some(create)
     }
 
     /// The store may have lost what it had, and is to be told of all that are still to be billed.

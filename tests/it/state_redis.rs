@@ -2,9 +2,11 @@
 //! refuses. The server is the real one.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -330,6 +332,76 @@ fn a_server_that_dies_under_load_and_comes_back_empty_fails_no_request_and_gets_
 }
 
 #[test]
+fn a_server_that_is_emptied_gets_its_sums_back() {
+    let Some(redis) = redis() else { return };
+    let upstream = upstream::json(ANSWER).run();
+    let run = || member(&upstream, "5", &redis.url()).run();
+    let proxies = [run(), run()];
+    for proxy in &proxies {
+        ask(proxy);
+    }
+    proxies.iter().for_each(|proxy| await_spent(proxy, 2));
+    let mut client = redis.client();
+    let () = redis::cmd("FLUSHALL").query(&mut client).unwrap();
+    eventually("what the server has lost", || {
+        let keys: Vec<String> = client.keys("tiergate:budget:*").unwrap();
+        let spent: usize = client.hlen(keys.first()?).unwrap();
+        (spent == 2).then_some(())
+    });
+    await_spent(&run(), 2);
+}
+
+/// Passes everything on to the server, but for the answer to the first exchange that writes something once it is told to.
+fn losing_an_answer(server: SocketAddr, loses: &Arc<AtomicBool>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, loses) = (listener.local_addr().unwrap(), loses.clone());
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().map_while(Result::ok) {
+            let mut to = TcpStream::connect(server).unwrap();
+            let (mut from, mut back) = (to.try_clone().unwrap(), client.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut from, &mut back));
+            let loses = loses.clone();
+            std::thread::spawn(move || {
+                let mut piece = [0; 65_536];
+                while let Ok(length @ 1..) = client.read(&mut piece) {
+                    let text = String::from_utf8_lossy(&piece[..length]);
+                    if text.contains("EXPIREAT") && loses.swap(false, Ordering::SeqCst) {
+                        client.shutdown(Shutdown::Both).unwrap();
+                    }
+                    if to.write_all(&piece[..length]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn what_was_written_though_the_answer_was_lost_counts_once() {
+    let Some(redis) = redis() else { return };
+    let upstream = upstream::json(ANSWER).run();
+    let loses = Arc::new(AtomicBool::new(false));
+    let relay = losing_an_answer(redis.address, &loses);
+    let proxy = member(&upstream, "5", &format!("redis://{relay}")).run();
+    let other = member(&upstream, "5", &redis.url()).run();
+    for round in 1..=3 {
+        loses.store(true, Ordering::SeqCst);
+        ask(&proxy);
+        await_spent(&other, round);
+        assert!(!loses.load(Ordering::SeqCst));
+        eventually("the server is used again", || {
+            (proxy.stderr().matches("is used again").count() == round).then_some(())
+        });
+        await_spent(&proxy, round);
+    }
+    ask(&proxy);
+    await_spent(&proxy, 4);
+    await_spent(&other, 4);
+}
+
+#[test]
 fn a_server_that_does_not_answer_keeps_no_request_waiting() {
     let Some(redis) = redis() else { return };
     let upstream = upstream::json(ANSWER).run_plain();
@@ -342,6 +414,9 @@ fn a_server_that_does_not_answer_keeps_no_request_waiting() {
     while begun.elapsed() < Duration::from_secs(3) {
         let asked_at = Instant::now();
         assert_eq!(ask(&proxy), 200);
+        // The end of a response that may have been made in the background.
+        let fetched = proxy.client("sk-fast").get("/v1/responses/resp_1");
+        assert_eq!(fetched.status, 200);
         times.push(asked_at.elapsed());
         asked += 1;
     }
@@ -529,6 +604,7 @@ fn a_background_response_is_billed_though_the_server_is_gone() {
     ask(&proxies[0]);
     await_spent(&proxies[1], 1);
     redis.kill();
+    await_readiness(&proxies[1], "last known sums");
     let fetch = proxies[1].client("sk-fast");
     assert_eq!(fetch.get("/v1/responses/resp_1").status, 200);
     assert_eq!(billed(&proxies, [2, 1]), 1);

@@ -7,8 +7,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use redis::io::tcp::TcpSettings;
 use redis::{
-    Cmd, Connection, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline,
+    Cmd, Connection, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline, PubSub,
     RedisConnectionInfo, RedisError, RedisResult,
 };
 use rust_decimal::Decimal;
@@ -36,7 +36,7 @@ const ANSWER_WAIT: Duration = Duration::from_secs(1);
 /// How long a request may wait, in all.
 const REQUEST_WAIT: Duration = Duration::from_millis(20);
 /// Between two exchanges of a busy process.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
+const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 /// After so long everything is read again, and keys that have expired leave the index.
 const READ_ALL_EVERY: Duration = Duration::from_secs(3600);
 /// For so long after its window a sum may still grow by what was spent at its end.
@@ -68,10 +68,10 @@ macro_rules! numbered {
     };
 }
 
-/// Arguments: a process, what it has spent, when the sum expires, and what the field must hold for it, if that matters.
+/// Arguments: a process, what it has spent, and when the sum expires. A field never falls: what comes late changes nothing.
 const SAVE_SUM: &str = numbered!(
     "local was = redis.call('HGET', KEYS[1], ARGV[1])
-    if was == ARGV[2] or ARGV[4] and (was or '') ~= ARGV[4] then return was end
+    if was == ARGV[2] or was and tonumber(was) > tonumber(ARGV[2]) then return was end
     redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
     redis.call('EXPIREAT', KEYS[1], ARGV[3])
     "
@@ -198,15 +198,18 @@ impl RedisStore {
         now: Timestamp,
     ) -> Option<BackgroundCreate> {
         let deadline = Instant::now() + REQUEST_WAIT;
-        let known = background.settle(id, now).or_else(|| {
+        let create = background.take(id, now).or_else(|| {
             let held = self.ask(&command("GET", &[&response_key(id)]), deadline)?;
-            background.remember(id, created(&held?)?);
-            background.settle(id, now)
+            created(&held?)
         })?;
-        self.wake();
-        let held = self.ask(&bill_command(id), deadline).flatten();
-        let is_billed = held.is_some_and(|held| held.is_empty());
-        (!is_billed).then_some(known)
+        match self.ask(&bill_command(id), deadline) {
+            Some(Some(held)) if held.is_empty() => None,
+            Some(_) => Some(create),
+            None => {
+                background.note_settled(id);
+                Some(create)
+            }
+        }
     }
 
     /// What the server answers to a request's question; none where it does not in time.
@@ -244,12 +247,23 @@ impl RedisStore {
 
     fn link(&self) -> RedisResult<Link> {
         let connection = self.open()?;
-        let (told, ended) = (self.open()?, Arc::new(AtomicBool::new(false)));
+        let mut listening = self.open()?;
         let (process, changed) = (self.process.clone(), self.changed.clone());
-        let is_ended = ended.clone();
+        let ended = Arc::new(AtomicBool::new(false));
+        let (is_ended, (tell, told)) = (ended.clone(), mpsc::channel());
         let listener = thread::Builder::new()
             .name("state".to_owned())
-            .spawn(move || listen(told, &process, &changed, &is_ended))?;
+            .spawn(move || {
+                let mut subscription = listening.as_pubsub();
+                let subscribed = subscription.subscribe(CHANGED);
+                let has_subscribed = subscribed.is_ok();
+                let _ = tell.send(subscribed);
+                if has_subscribed {
+                    listen(&mut subscription, &process, &changed, &is_ended);
+                }
+            })?;
+        // The thread is alive until it has told.
+        told.recv().unwrap_or(Ok(()))?;
         Ok(Link {
             connection,
             listener,
@@ -317,10 +331,11 @@ impl RedisStore {
         let mut commands: Vec<Cmd> = Vec::new();
         if since.is_none() {
             background.save_anew();
-            commands.extend(lost(sums, &changed.sums));
+            let current = sums.iter().filter(|(_, sum)| sum.window.ends > now);
+            commands.extend(lost(current, &changed.sums));
         }
         for (key, spent) in &changed.sums {
-            merge(sums, key, spent);
+            merge(sums, key, spent, &self.process);
         }
         let own = self.own(sums, &unsaved);
         for (key, entry) in &own {
@@ -414,11 +429,7 @@ impl fmt::Debug for RedisStore {
 }
 
 /// Wakes this process whenever another has changed something, until the connection or the link ends.
-fn listen(mut connection: Connection, process: &str, changed: &Notify, ended: &AtomicBool) {
-    let mut subscription = connection.as_pubsub();
-    if subscription.subscribe(CHANGED).is_err() {
-        return;
-    }
+fn listen(subscription: &mut PubSub<'_>, process: &str, changed: &Notify, ended: &AtomicBool) {
     while !ended.load(Ordering::Relaxed) {
         match subscription.get_message() {
             Ok(message) if message.get_payload_bytes() == process.as_bytes() => {}
@@ -504,24 +515,26 @@ fn read(
 }
 
 /// Gives back what is known here and the server does not have, or has only in part: it came back without it, or with a copy of
-/// earlier. What another process writes in the meantime stays.
-fn lost(sums: &HashMap<String, Sum>, held: &HashMap<String, HashMap<String, String>>) -> Vec<Cmd> {
+/// earlier.
+fn lost<'s>(
+    sums: impl Iterator<Item = (&'s String, &'s Sum)>,
+    held: &HashMap<String, HashMap<String, String>>,
+) -> Vec<Cmd> {
     let mut commands = Vec::new();
     for (key, sum) in sums {
         for (process, usd) in &sum.spent {
             let held = held.get(key).and_then(|spent| spent.get(process));
             if held.is_none_or(|held| decimal(held) < *usd) {
-                let mut command = save_command(key, process, *usd, sum.window);
-                command.arg(held.map_or("", String::as_str));
-                commands.push(command);
+                commands.push(save_command(key, process, *usd, sum.window));
             }
         }
     }
     commands
 }
 
-/// Takes over what the server says that each process has spent; it is never taken for less than what is known here.
-fn merge(sums: &mut HashMap<String, Sum>, key: &str, held: &HashMap<String, String>) {
+/// Takes over what the server says that each other process has spent; it is never taken for less than what is known here. What
+/// this one has spent it knows itself: the server may have more of it than it has confirmed.
+fn merge(sums: &mut HashMap<String, Sum>, key: &str, held: &HashMap<String, String>, own: &str) {
     if sums.len() >= MAX_SUMS && !sums.contains_key(key) {
         return;
     }
@@ -533,7 +546,7 @@ fn merge(sums: &mut HashMap<String, Sum>, key: &str, held: &HashMap<String, Stri
         window,
         spent: HashMap::new(),
     });
-    for (process, usd) in held {
+    for (process, usd) in held.iter().filter(|(process, _)| *process != own) {
         let known = sum.spent.entry(process.clone()).or_default();
         *known = decimal(usd).max(*known);
     }
@@ -687,6 +700,7 @@ mod tests {
         let name = sum_key(&entry(Scope::Group, "0"));
         let mut sums = HashMap::new();
         for (spent, total) in [
+            (held(&[("own", "9")]), "0"),
             (
                 held(&[("a", "0.1"), ("b", "0.000000000000002")]),
                 "0.100000000000002",
@@ -698,7 +712,7 @@ mod tests {
                 "3.200000000000002",
             ),
         ] {
-            merge(&mut sums, &name, &spent);
+            merge(&mut sums, &name, &spent, "own");
             assert_eq!(sums[&name].total(), entry(Scope::Group, total));
         }
     }
@@ -711,10 +725,11 @@ mod tests {
             &mut sums,
             &name,
             &held(&[("a", "1"), ("b", "2"), ("c", "3")]),
+            "own",
         );
         let lost = |spent: Option<HashMap<String, String>>| {
             let held = spent.map(|spent| (name.clone(), spent));
-            lost(&sums, &held.into_iter().collect()).len()
+            lost(sums.iter(), &held.into_iter().collect()).len()
         };
         assert_eq!(lost(None), 3);
         assert_eq!(lost(Some(held(&[("a", "1.0"), ("b", "1"), ("c", "4")]))), 1);
