@@ -70,6 +70,8 @@ pub struct RequestContext {
     pub body_complete: bool,
     /// The end of its body was told to Pingora without a piece.
     pub trailers_seen: bool,
+    /// How deep the body that leaves may be nested: one that was converted is deeper than the client's.
+    pub json_depth: usize,
     /// The body goes on as it came, although it was held.
     is_original: bool,
     /// The upstream was asked for a usage chunk that the client did not ask for.
@@ -129,6 +131,7 @@ impl RequestContext {
             websocket: None,
             body_complete: false,
             trailers_seen: false,
+            json_depth: state.limits.json_depth,
             is_original: false,
             usage_requested: false,
             usage_filter: None,
@@ -297,7 +300,7 @@ impl RequestContext {
         };
         let bytes = bytes.clone();
         let found = match self.record.action {
-            Some(action) => action.outgoing_tier(&bytes, self.state.limits.json_depth, false),
+            Some(action) => action.outgoing_tier(&bytes, self.json_depth, false),
             None => Ok(None),
         };
         let Ok(found) = found else {
@@ -492,7 +495,7 @@ impl RequestContext {
         if !has_refused || !self.retries_without_tier() {
             return false;
         }
-        let mut rewriter = Rewriter::new(self.state.limits.json_depth, bytes.len());
+        let mut rewriter = Rewriter::new(self.json_depth, bytes.len());
         let edits = Edits::tier(Edit::Remove);
         let rewritten = rewriter.push(bytes).and_then(|()| rewriter.finish(edits));
         let Ok(rewritten) = rewritten else {

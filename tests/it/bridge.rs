@@ -819,3 +819,36 @@ fn a_bridged_body_takes_its_part_of_the_memory_for_bodies_and_gives_it_back() {
     assert!(client.post(MESSAGES, question(json!({}))).whole);
     assert_eq!(proxy.access_log(2)[0]["error"], "buffer_full");
 }
+
+const NO_TIER: &str = "\
+version: 1
+groups:
+  none: {platform: openai, force_tier: none, on_tier_refused: retry_without}
+  fast: {platform: openai, force_tier: priority, on_tier_refused: retry_without}
+keys:
+  sk-none: {group: none, name: nora}
+  sk-fast: {group: fast, name: fiona}
+";
+
+#[test]
+fn what_is_converted_of_a_body_that_is_nested_to_the_limit_may_be_deeper_whatever_is_done_to_its_tier()
+ {
+    let refusal = r#"{"error":{"code":"x","param":"service_tier","message":"no"}}"#;
+    for (key, refused) in [("sk-none", 0), ("sk-fast", 0), ("sk-fast", 1)] {
+        let replies = std::iter::repeat_n(reply(400).json(refusal), refused);
+        let answer = reply(200).sse(&[CREATED, TEXT, COMPLETED]);
+        let upstream = upstream::script(replies.chain([answer])).run();
+        let proxy = bridging(&upstream, "")
+            .policy(NO_TIER)
+            .setting("limits: {json_depth: 3}")
+            .run();
+        let answer = claude(&proxy, key).post(MESSAGES, question(json!({})));
+        assert!(answer.whole && answer.status == 200, "{key} {answer:?}");
+        assert_eq!(proxy.record()["outcome"], "ok");
+        assert_eq!(proxy.metric("tiergate_unforced_forwarded_total"), 0.0);
+        let deeper = question(json!({"metadata": {"a": [[]]}}));
+        let answer = claude(&proxy, key).post(MESSAGES, deeper);
+        assert_eq!(answer.status, 400);
+        assert_eq!(proxy.access_log(2)[1]["error"], "json_too_deep");
+    }
+}

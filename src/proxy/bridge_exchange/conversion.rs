@@ -38,10 +38,11 @@ pub struct Conversion {
     pub upstream: Arc<UpstreamBridge>,
 }
 
-/// The bytes that leave, and `service_tier` in them.
+/// The bytes that leave, `service_tier` in them, and how deep they may be nested.
 pub struct Outgoing {
     pub bytes: Bytes,
     pub tier: Option<String>,
+    pub json_depth: usize,
 }
 
 /// What of an endpoint is converted for an upstream, if anything is.
@@ -223,7 +224,11 @@ pub fn outgoing(
             .map(str::to_owned),
         None => facts.service_tier.map(|tier| tier.as_str().to_owned()),
     };
-    Ok(Outgoing { bytes, tier })
+    Ok(Outgoing {
+        bytes,
+        tier,
+        json_depth,
+    })
 }
 
 /// The bridge's refusal as one of the proxy's.

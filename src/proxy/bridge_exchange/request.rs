@@ -80,9 +80,13 @@ pub(super) fn prepare(
     context.record.action = conversion.decide(&group, headers, facts, &converted)?;
     context.spend_budget()?;
     let action = context.record.action;
-    let Outgoing { bytes, tier } =
-        outgoing(&mut converted, action, &state.limits, &state.body_memory)?;
+    let Outgoing {
+        bytes,
+        tier,
+        json_depth,
+    } = outgoing(&mut converted, action, &state.limits, &state.body_memory)?;
     context.body = Body::Ready(bytes);
+    context.json_depth = json_depth;
     Ok(Ok(Prepared {
         conversion: conversion.clone(),
         target: conversion.upstream.path(conversion.endpoint),
