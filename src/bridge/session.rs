@@ -217,6 +217,17 @@ impl Session {
         self.client.has_begun()
     }
 
+    /// Bytes that are held of the answer: of the upstream's body or its event under way, and of the text that is put together
+    /// for a client that wants no stream.
+    pub fn held(&self) -> usize {
+        let body = match &self.body {
+            Body::Unknown => 0,
+            Body::Events(decoder) => decoder.held(),
+            Body::Json(body) => body.len(),
+        };
+        body + self.client.whole_length()
+    }
+
     /// Whether the answer is over. The rest of the upstream's body says nothing more.
     pub fn is_over(&self) -> bool {
         self.ending.is_some()

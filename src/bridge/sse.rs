@@ -62,6 +62,11 @@ impl Decoder {
         Ok(events)
     }
 
+    /// Bytes of the event under way.
+    pub(crate) fn held(&self) -> usize {
+        self.line.len() + self.data.len()
+    }
+
     /// The stream has ended. A last event counts though the blank line behind it, or the end of its line, be missing;
     /// whether its data are whole is for their reader to tell.
     pub(crate) fn finish(&mut self) -> Option<Vec<u8>> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::client::{Answer, Client, Connection};
+use crate::support::eventually;
 use crate::support::h2::{self, Framing};
 use crate::support::proxy::{self, Builder, Proxy, Target};
 use crate::support::upstream::{self, Reply, Upstream, reply};
@@ -818,6 +819,40 @@ fn a_bridged_body_takes_its_part_of_the_memory_for_bodies_and_gives_it_back() {
     assert_eq!(proxy.metric("tiergate_buffered_bytes"), 0.0);
     assert!(client.post(MESSAGES, question(json!({}))).whole);
     assert_eq!(proxy.access_log(2)[0]["error"], "buffer_full");
+}
+
+#[test]
+fn an_answer_that_is_put_together_takes_its_part_of_the_memory_for_bodies_and_gives_it_back() {
+    let delta = |length: usize| TEXT.replace("hello", &"x".repeat(length));
+    let begun = |length: usize| reply(200).sse_begun(&[CREATED, &delta(length)]);
+    let upstream = upstream::script([
+        begun(200 * 1024).hold().chunk(COMPLETED).send("0\r\n\r\n"),
+        begun(400 * 1024),
+        begun(100 * 1024).chunk(COMPLETED).send("0\r\n\r\n"),
+    ])
+    .run();
+    let proxy = bridging(&upstream, "")
+        .setting("limits: {body: 100KiB, decoded_body: 1MiB, buffered: 300KiB}")
+        .run();
+    let body = question(json!({"stream": false}));
+    std::thread::scope(|scope| {
+        let asks = || claude(&proxy, "sk-fast").post(MESSAGES, &body);
+        let first = scope.spawn(asks);
+        eventually("the answer so far", || {
+            let held = proxy.metric("tiergate_buffered_bytes");
+            (held >= 200.0 * 1024.0).then_some(())
+        });
+        upstream.release();
+        assert_eq!(first.join().unwrap().status, 200);
+        let refused = asks();
+        assert_eq!(refused.status, 503, "{refused:?}");
+        assert_eq!(asks().status, 200);
+    });
+    assert_eq!(proxy.metric("tiergate_buffered_bytes"), 0.0);
+    let records = proxy.access_log(3);
+    let errors = records.iter().map(|record| &record["error"]);
+    let expected = [&Value::Null, &json!("buffer_full"), &Value::Null];
+    assert_eq!(errors.collect::<Vec<_>>(), expected);
 }
 
 const NO_TIER: &str = "\

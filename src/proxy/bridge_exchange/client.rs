@@ -18,7 +18,8 @@ use crate::bridge::{
     Answer, Delivery, Limits, Output, Protocol, REPORT_HEADER, Refusal as BridgeRefusal,
     STREAM_HEADERS, Session as Conversation, UpstreamError,
 };
-use crate::codec::error::Cause;
+use crate::codec::body_budget::Lease;
+use crate::codec::error::{Cause, Refusal};
 use crate::config::ServedTier;
 use crate::policy::endpoint::Endpoint;
 use crate::proxy::bridge_exchange::request::Prepared;
@@ -40,6 +41,8 @@ pub(super) struct Client {
     conversation: Conversation,
     /// When something has to be written, if nothing comes before.
     pulse: Option<Pulse>,
+    /// Memory for an answer that the client gets whole.
+    lease: Option<Lease>,
     /// The head was written.
     begun: bool,
     /// How it ended, once it has.
@@ -66,7 +69,10 @@ impl Client {
             ping: options.ping,
             since: None,
         });
+        // Nothing is held yet, for which there is always room.
+        let lease = context.state.body_memory.lease(0).ok();
         Self {
+            lease: lease.filter(|_| !answered.stream),
             conversation: Conversation::new(answered, delivery(context, prepared)),
             pulse,
             begun: false,
@@ -169,6 +175,7 @@ impl Client {
         context: &mut RequestContext,
         output: Output,
     ) -> Result<bool, Stop> {
+        self.account(&output)?;
         match output {
             Output::Nothing => Ok(false),
             Output::Write(bytes) => {
@@ -192,6 +199,21 @@ impl Client {
                 Ok(true)
             }
         }
+    }
+
+    /// Keeps what is held of an answer within the budget of the process. A client that gets it whole has seen nothing yet.
+    fn account(&mut self, output: &Output) -> Result<(), Refusal> {
+        let Some(lease) = &mut self.lease else {
+            return Ok(());
+        };
+        let answer = match output {
+            Output::Answer(answer) => answer.body.len(),
+            _ => 0,
+        };
+        let held = (self.conversation.held() + answer) as u64;
+        lease.grow_to(held)?;
+        lease.shrink_to(held);
+        Ok(())
     }
 
     /// Ends the message that the answer is in, in good order or so that the client can tell.
