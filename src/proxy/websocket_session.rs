@@ -534,6 +534,8 @@ impl WebSocketSession {
             record.sent_whole(payload_length as u64, found);
             let frame = encode_in_place(message.opcode, Some(message.mask), buffer, start);
             if decision.group.retries_without_tier(action) {
+                // What was counted for it so far is the frame by now.
+                self.lease.shrink_to(self.client.held_bytes() as u64);
                 let (frame, memory) = (frame.clone(), &self.state.body_memory);
                 sent_message = SentMessage::keep(&message, frame, payload_length, memory);
             }

@@ -253,6 +253,44 @@ fn a_message_that_may_be_sent_once_more_counts_as_held_until_its_response_begins
 }
 
 #[test]
+fn a_large_message_is_sent_once_more_in_one_piece_among_those_of_the_client() {
+    const STEER: &str = r#"{"type":"response.steer","n":1}"#;
+    let upstream = ends::upstream();
+    let proxy = proxy_to(&upstream);
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    // More than fits into the buffers of both sockets.
+    let input = "x".repeat(12 << 20);
+    let create = format!(r#"{{"type":"response.create","model":"m-1","input":"{input}"}}"#);
+    std::thread::scope(|scope| {
+        let Socket { client, server, .. } = &mut socket;
+        scope.spawn(move || {
+            client.say(create);
+            for _ in 0..500 {
+                client.say(STEER);
+            }
+        });
+        assert!(server.hear_text().contains("priority"));
+        server.say(REFUSED);
+        let mut again = 0;
+        for _ in 0..501 {
+            match server.hear_text() {
+                text if text == STEER => {}
+                text => {
+                    assert!(text.contains(&input) && !text.contains("service_tier"));
+                    again += 1;
+                }
+            }
+        }
+        assert_eq!(again, 1);
+    });
+    ends::answer(&mut socket, &[CREATED, COMPLETED]);
+    assert_told(
+        &proxy.record(),
+        &json!({"outcome": "ok", "tier_refused": true}),
+    );
+}
+
+#[test]
 fn a_drain_waits_for_a_message_that_was_sent_once_more() {
     let upstream = ends::upstream();
     let mut proxy = proxy_to(&upstream);
