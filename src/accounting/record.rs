@@ -21,7 +21,7 @@ use crate::accounting::traces::Traces;
 use crate::accounting::usage::{Observed, Usage, UsageState};
 use crate::codec::cut;
 use crate::codec::error::{Cause, Outcome};
-use crate::codec::service_tier::{Facts, PRIORITY};
+use crate::codec::service_tier::{Facts, PRIORITY, canonical};
 use crate::codec::trace_context::TraceContext;
 use crate::config::{ServedTier, Upstream};
 use crate::policy::api_key::key_id;
@@ -42,6 +42,8 @@ static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 /// A body that says `null` asks for nothing, like one without the member.
 const NULL: &str = "<null>";
+/// The tier that leaves the choice to the upstream.
+const AUTO: &str = "auto";
 
 /// Who asks, and for what: the same for every turn of a connection.
 pub struct RequestInfo {
@@ -298,7 +300,8 @@ impl RequestRecord {
         let model = billed.model.or(texts.model_served.as_deref());
         let priced_model = match texts.model_served.as_deref() {
             Some(served) if is_trusted(upstream) => Some(served),
-            _ => model,
+            // The upstream of a bridged request has never heard of the client's.
+            _ => texts.model_upstream.as_deref().or(model),
         };
         let prices = ledger.prices.as_deref();
         let cost = prices
@@ -433,12 +436,12 @@ impl RequestRecord {
         let clean = |text: &'a str| redacted(text, SEARCHED_BYTES, &is_known);
         // These are long, and only the client's own.
         let clean_words = |text: &'a str| redacted(text, 0, &is_known);
-        let own = own_tier(&self.facts);
-        let sent = match self.action {
+        let is_changed =
+            self.bridge.is_some() || self.action.is_some_and(|action| action.changes());
+        let sent = match is_changed {
             _ if !self.sent.reached => None,
-            Some(_) => self.sent.tier.as_deref(),
-            None if self.bridge.is_some() => self.sent.tier.as_deref(),
-            None => own,
+            true => self.sent.tier.as_deref(),
+            false => own_tier(&self.facts),
         };
         let has_failed = observed.failed
             || self
@@ -512,7 +515,8 @@ impl RequestRecord {
             client,
             sent,
             served,
-            billed: tier.map(canonical),
+            // Not to name a tier asks for the same.
+            billed: tier.filter(|tier| *tier != AUTO).map(canonical),
             billed_by: Some(if by_served { "served" } else { "sent" }),
             downgraded: by_served
                 && sent.map(canonical) == Some(PRIORITY)
@@ -652,12 +656,6 @@ fn error(ending: Termination) -> Option<&'static str> {
         Termination::Timeout => Some(Cause::UpstreamTimeout.code()),
         _ => None,
     }
-}
-
-/// `fast` is another name of `priority`, with which newer models answer
-/// (<https://platform.openai.com/docs/guides/priority-processing>).
-fn canonical(tier: &str) -> &str {
-    if tier == "fast" { PRIORITY } else { tier }
 }
 
 /// A header as text, cut to a number of bytes.

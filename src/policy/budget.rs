@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
 
-use crate::codec::service_tier::PRIORITY;
+use crate::codec::service_tier::{PRIORITY, canonical};
 use crate::policy::group::{AtLimit, BudgetRule, Period, Scope};
 use crate::policy::{Group, TierAction, TierReason};
 
@@ -282,25 +282,36 @@ impl Sum {
 
 impl Group {
     /// The action on a request by this key, as far as the budget allows it. Where the action depends on the body, it is to be
-    /// settled first.
+    /// settled first. `own`: the tier that the client asks for itself, which a budget cannot take out of a request, but can
+    /// have it refused for.
     ///
     /// # Errors
     /// Where the request is to be refused (`budget_exhausted`): the seconds after which the budget begins anew.
     pub fn within_budget(
         &self,
-        action: TierAction,
+        action: Option<TierAction>,
+        own: Option<&str>,
         key: &[u8; 32],
         budgets: &Budgets,
         now: Timestamp,
-    ) -> Result<TierAction, u64> {
-        let Some(rule) = self.budget.as_ref().filter(|_| action.asks_for_priority()) else {
+    ) -> Result<Option<TierAction>, u64> {
+        let is_changed = action.is_some_and(|action| action.changes());
+        let is_set = action.is_some_and(|action| action.asks_for_priority());
+        let is_fast = is_set || (!is_changed && own.map(canonical) == Some(PRIORITY));
+        let Some(rule) = self.budget.as_ref().filter(|_| is_fast) else {
             return Ok(action);
         };
         match budgets.verdict(rule, &rule.account(&self.name, key), now) {
-            Verdict::Within => Ok(action),
-            Verdict::Standard => Ok(TierAction::none(TierReason::BudgetExhausted)),
+            Verdict::Standard if is_set => Ok(Some(TierAction::none(TierReason::BudgetExhausted))),
+            Verdict::Within | Verdict::Standard => Ok(action),
             Verdict::Refuse { retry_after } => Err(retry_after),
         }
+    }
+
+    /// Whether a body has to be here before its request is sent, because the tier that it asks for may be over the budget.
+    pub fn holds_for_budget(&self) -> bool {
+        let rule = self.budget.as_ref();
+        rule.is_some_and(|rule| rule.then == AtLimit::Refuse)
     }
 
     /// Counts what a request by this key cost, if it was billed as priority and there is a budget, and says whether it did.

@@ -721,7 +721,7 @@ keys:
             let group = group("forced-both", |group| group.budget = Some(rule));
             let budgets = Budgets::default();
             let action = group.action(Endpoint::Responses, false).unwrap().unwrap();
-            let within = |action, key| group.within_budget(action, key, &budgets, now);
+            let within = |action, own, key| group.within_budget(action, own, key, &budgets, now);
             group.charge(&key, Some("default"), "9".parse().unwrap(), &budgets, now);
             group.charge(
                 &key,
@@ -730,7 +730,7 @@ keys:
                 &budgets,
                 now,
             );
-            assert_eq!(within(action, &key), Ok(action));
+            assert_eq!(within(Some(action), None, &key), Ok(Some(action)));
             group.charge(
                 &key,
                 Some("priority"),
@@ -738,13 +738,20 @@ keys:
                 &budgets,
                 now,
             );
-            assert_eq!(within(action, &key), expected);
-            assert_eq!(within(action, &[4; 32]), Ok(action));
+            assert_eq!(within(Some(action), None, &key), expected.map(Some));
+            assert_eq!(within(Some(action), None, &[4; 32]), Ok(Some(action)));
+            // What the client asks for itself is only refused, never changed.
+            let own = expected.map(|_| None);
+            for tier in ["priority", "fast"] {
+                assert_eq!(within(None, Some(tier), &key), own);
+                assert_eq!(within(None, Some(tier), &[4; 32]), Ok(None));
+            }
+            assert_eq!(within(None, Some("flex"), &key), Ok(None));
             let flex = TierAction {
                 body: Edit::Set(Tier::Flex),
                 ..action
             };
-            assert_eq!(within(flex, &key), Ok(flex));
+            assert_eq!(within(Some(flex), Some("priority"), &key), Ok(Some(flex)));
         }
     }
 

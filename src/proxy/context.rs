@@ -12,7 +12,9 @@ use pingora_core::{Error, ErrorType};
 use uuid::Uuid;
 
 use crate::accounting::access_log::Transport;
-use crate::accounting::record::{RequestInfo, RequestRecord, Termination, header_text, set_tier};
+use crate::accounting::record::{
+    RequestInfo, RequestRecord, Termination, header_text, own_tier, set_tier,
+};
 use crate::accounting::usage::{ResponseObserver, is_observed};
 use crate::codec::chat_usage_chunk::UsageChunkFilter;
 use crate::codec::cut;
@@ -20,7 +22,7 @@ use crate::codec::error::{Answer, Cause, Refusal};
 use crate::codec::service_tier::{Edit, Edits, Rewriter};
 use crate::config::{ChatStreamUsage, OnClientAbort};
 use crate::policy::endpoint::{Endpoint, Protocol};
-use crate::policy::{Condition, Credential, Decision, Denied, Head, TierAction};
+use crate::policy::{BetaHeader, Condition, Credential, Decision, Denied, Head, TierAction};
 use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::error_mapping::{Situation, TIER_REFUSED, is_stale_connection, is_unprocessed};
 use crate::proxy::request_body::{BufferedBody, StreamedBody};
@@ -230,29 +232,32 @@ impl RequestContext {
     /// # Errors
     /// Where the budget of the fast tier is used up and its requests are to be refused.
     fn resolve_action(&mut self) -> Result<(), Refusal> {
-        let (Some(action), Some(group)) = (self.record.action, self.record.group.clone()) else {
+        let Some(group) = &self.record.group else {
             return Ok(());
         };
-        self.record.action = group.settle(action, &self.record.facts);
+        let action = self.record.action;
+        self.record.action = action.and_then(|action| group.settle(action, &self.record.facts));
         self.spend_budget()
     }
 
-    /// Decides without a body: a body without a length is read when the head has left. What it says cannot take it out of
-    /// the force any more, and cannot ask for the fast tier.
+    /// Decides what has to be known before the body: of a body without a length the head is made before it is read. So what
+    /// the body says cannot change the head any more: it cannot ask for the fast tier, and can take the request out of the
+    /// force only where the head is the same in both cases. `is_coded`: the head tells a coding of the body.
     ///
     /// # Errors
     /// As above.
-    pub fn resolve_without_body(&mut self) -> Result<(), Refusal> {
-        let action = self
-            .record
-            .action
-            .and_then(|action| match action.condition {
+    pub fn resolve_without_body(&mut self, is_coded: bool) -> Result<(), Refusal> {
+        let action = self.record.action.and_then(|action| {
+            let has_one_head = action.beta_header == BetaHeader::Keep && !is_coded;
+            match action.condition {
                 Condition::FastSpeed => None,
+                Condition::ModelRule if has_one_head => Some(action),
                 Condition::Always | Condition::ModelRule => Some(TierAction {
                     condition: Condition::Always,
                     ..action
                 }),
-            });
+            }
+        });
         self.record.action = action;
         self.spend_budget()
     }
@@ -262,16 +267,21 @@ impl RequestContext {
     /// # Errors
     /// Where such requests are to be refused.
     pub fn spend_budget(&mut self) -> Result<(), Refusal> {
-        let (Some(action), Some(group), Some(credential)) =
-            (self.record.action, &self.record.group, &self.credential)
-        else {
+        let (Some(group), Some(credential)) = (&self.record.group, &self.credential) else {
             return Ok(());
         };
-        let budgets = &self.state.budgets;
-        let allowed = group.within_budget(action, &credential.digest, budgets, Timestamp::now());
-        let action = allowed.map_err(Refusal::over_budget)?;
-        self.record.action = Some(action);
+        let (action, own) = (self.record.action, own_tier(&self.record.facts));
+        let (budgets, now) = (&self.state.budgets, Timestamp::now());
+        let allowed = group.within_budget(action, own, &credential.digest, budgets, now);
+        self.record.action = allowed.map_err(Refusal::over_budget)?;
         Ok(())
+    }
+
+    /// Whether its body has to be here before it is known whether its budget lets it through.
+    pub fn holds_for_budget(&self) -> bool {
+        let group = self.record.group.as_ref();
+        self.request_info.endpoint.takes_tier()
+            && group.is_some_and(|group| group.holds_for_budget())
     }
 
     /// Whether a budget may change what is done to the request.

@@ -415,10 +415,12 @@ impl TierProxy {
         let headers = &session.req_header().headers;
         let mut action = order_for_body(context.record.action, method, empty);
         if length.is_none() && !empty {
-            context.resolve_without_body()?;
+            context.resolve_without_body(headers.contains_key(header::CONTENT_ENCODING))?;
             action = context.record.action;
         }
-        let is_held = action.is_some_and(|action| needs_body(&action)) || context.requests_usage();
+        let is_held = action.is_some_and(|action| needs_body(&action))
+            || context.requests_usage()
+            || (!empty && context.holds_for_budget());
         if !is_held {
             let body = StreamedBody::open(headers, length, limits, body_memory)?;
             context.body = Body::Streamed(Box::new(body));

@@ -115,15 +115,17 @@ impl HeadEdit<'_> {
         }
         self.set_length(head)?;
         self.set_trace(head)?;
-        if let Some(action) = self.action {
-            set_tier_headers(head, action, self.endpoint)?;
-        }
         if self.is_http2 {
             self.make_http2(head)?;
         } else {
             head.insert_header(header::HOST, self.origin.host.clone())?;
         }
-        self.edit_as_configured(head)
+        self.edit_as_configured(head)?;
+        // No setting takes a tier out of a request again.
+        match self.action {
+            Some(action) => set_tier_headers(head, action, self.endpoint),
+            None => Ok(()),
+        }
     }
 
     /// Puts the upstream's own key in the place of the client's, or takes out what came beside the client's.
@@ -150,7 +152,7 @@ impl HeadEdit<'_> {
         head.insert_header(credential.header.name(), own)
     }
 
-    /// `headers` of the upstream's settings, which has the last word. It names nothing that is set above.
+    /// `headers` of the upstream's settings. It names nothing that is set above.
     fn edit_as_configured(&self, head: &mut RequestHeader) -> Result<()> {
         let edits = &self.upstream.config.headers;
         for name in &edits.remove {

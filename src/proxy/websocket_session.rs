@@ -8,7 +8,9 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::json;
 
-use crate::accounting::record::{Answered, RequestInfo, RequestRecord, Sent, Termination};
+use crate::accounting::record::{
+    Answered, RequestInfo, RequestRecord, Sent, Termination, own_tier,
+};
 use crate::accounting::usage::{EventObserver, Observed};
 use crate::codec::body_budget::Lease;
 use crate::codec::error::{Cause, Refusal};
@@ -458,18 +460,13 @@ impl WebSocketSession {
 
     /// Decides what only the message itself tells, and what is left of the budget.
     fn resolve_action(&self, decision: &mut Decision, facts: &Facts) -> Result<(), Refusal> {
-        let Some(action) = decision.action else {
-            return Ok(());
-        };
-        decision.action = decision.group.settle(action, facts);
-        let Some(action) = decision.action else {
-            return Ok(());
-        };
+        let group = &decision.group;
+        let action = decision.action;
+        let settled = action.and_then(|action| group.settle(action, facts));
         let (key, budgets) = (&decision.credential.digest, &self.state.budgets);
-        let allowed = decision
-            .group
-            .within_budget(action, key, budgets, Timestamp::now());
-        decision.action = Some(allowed.map_err(Refusal::over_budget)?);
+        let (own, now) = (own_tier(facts), Timestamp::now());
+        let allowed = group.within_budget(settled, own, key, budgets, now);
+        decision.action = allowed.map_err(Refusal::over_budget)?;
         Ok(())
     }
 

@@ -17,6 +17,12 @@ use crate::codec::json::{Fault, Kernel, Scanner};
 /// The tier that is asked for where fast mode is.
 pub const PRIORITY: &str = Tier::Priority.as_str();
 
+/// The name that a tier is compared by: `fast` is another name of `priority`, with which newer models answer
+/// (<https://platform.openai.com/docs/guides/priority-processing>).
+pub fn canonical(tier: &str) -> &str {
+    if tier == "fast" { PRIORITY } else { tier }
+}
+
 /// What a body begins with that asks for usage and did not before.
 const STREAM_OPTIONS: &str = r#""stream_options":{"include_usage":true},"#;
 /// A member of `stream_options` that asks for usage.

@@ -344,3 +344,118 @@ fn coded(name: &str, text: &str) -> Vec<u8> {
 fn without_space(text: &str) -> String {
     text.split_ascii_whitespace().collect()
 }
+
+const RULES: &str = "\
+version: 1
+groups:
+  rules: {platform: openai, force_fast_mode: true, except_models: ['*-mini']}
+  spent: {platform: openai, force_fast_mode: true, budget: {usd: '0.5', per: month}}
+  own: {platform: openai, budget: {usd: '0.5', per: month, then: refuse}}
+keys:
+  sk-rules: {group: rules, name: rita}
+  sk-spent: {group: spent, name: saul}
+  sk-own: {group: own, name: olga}
+";
+const RULED_PRICES: &str = "\
+version: 1
+prices:
+  - models: ['*']
+    tiers: {default: {input: 500, output: 1}, priority: {input: 1000, output: 1}}
+";
+/// An answer that does not say which tier served.
+const UNNAMED: &str =
+    r#"{"id":"r","status":"completed","usage":{"input_tokens":1000,"output_tokens":0}}"#;
+
+#[test]
+fn a_tier_that_stays_because_the_force_is_set_aside_is_told_and_billed() {
+    let upstream = upstream::json(UNNAMED).run();
+    let proxy = proxy::new()
+        .policy(RULES)
+        .prices(RULED_PRICES)
+        .upstream(&upstream)
+        .run();
+    let own = r#"{"model":"m-mini","service_tier":"priority"}"#;
+    proxy.client("sk-rules").post("/v1/responses", own);
+    // This one spends the whole budget, and the next goes as it came.
+    proxy
+        .client("sk-spent")
+        .post("/v1/responses", r#"{"model":"m"}"#);
+    proxy.client("sk-spent").post("/v1/responses", own);
+    let told: Vec<_> = proxy
+        .access_log(3)
+        .iter()
+        .map(|line| {
+            let tier = line["service_tier"].as_str().unwrap().to_owned();
+            (
+                line["tier_reason"].as_str().unwrap().to_owned(),
+                tier,
+                line["cost_usd"].clone(),
+            )
+        })
+        .collect();
+    let expected = ["model_exempt", "group_force", "budget_exhausted"]
+        .map(|reason| (reason.to_owned(), "priority".to_owned(), "1".into()));
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn a_spent_budget_refuses_the_fast_tier_that_clients_ask_for_themselves() {
+    let upstream = upstream::json(UNNAMED).run();
+    let proxy = proxy::new()
+        .policy(RULES)
+        .prices(RULED_PRICES)
+        .upstream(&upstream)
+        .run();
+    let client = proxy.client("sk-own");
+    let chunked = proxy
+        .client("sk-own")
+        .header("Transfer-Encoding", "chunked");
+    let fast = r#"{"model":"m","service_tier":"priority"}"#;
+    assert_eq!(client.post("/v1/responses", fast).status, 200);
+    proxy.access_log(1);
+    assert_eq!(client.post("/v1/responses", fast).status, 429);
+    let mut connection = chunked.connect();
+    connection.send(chunked.head("POST", "/v1/responses"));
+    connection.send(crate::support::client::chunk(fast.as_bytes()));
+    connection.send(crate::support::client::chunk(b""));
+    assert_eq!(connection.answer().status, 429);
+    let slow = r#"{"model":"m","service_tier":"flex"}"#;
+    assert_eq!(client.post("/v1/responses", slow).status, 200);
+    assert_eq!(upstream.requests(2)[1].text(), slow);
+}
+
+#[test]
+fn a_model_rule_holds_for_bodies_without_a_length() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().policy(RULES).upstream(&upstream).run();
+    let client = proxy
+        .client("sk-rules")
+        .header("Transfer-Encoding", "chunked");
+    for (at, model, tier) in [(0, "m-mini", None), (1, "m", Some("priority"))] {
+        let body = format!(r#"{{"model":"{model}"}}"#);
+        let mut connection = client.connect();
+        connection.send(client.head("POST", "/v1/responses"));
+        connection.send(crate::support::client::chunk(body.as_bytes()));
+        connection.send(crate::support::client::chunk(b""));
+        assert_eq!(connection.answer().status, 200);
+        let sent = upstream.requests(at + 1)[at].text().to_owned();
+        let sent: serde_json::Value = serde_json::from_str(&sent).unwrap();
+        assert_eq!(
+            sent.get("service_tier").and_then(|tier| tier.as_str()),
+            tier
+        );
+        let record = &proxy.access_log(at + 1)[at];
+        assert_eq!(record["service_tier"].as_str(), tier);
+    }
+}
+
+#[test]
+fn no_header_of_the_settings_takes_a_forced_tier_away() {
+    for rule in ["set: {anthropic-beta: x-1}", "remove: [anthropic-beta]"] {
+        let settings = format!("messages: beta, headers: {{{rule}}}");
+        let request = on_messages("sk-fast", &settings, &["y-1"], r#"{"m":1}"#);
+        let betas = request.header("anthropic-beta").join(",");
+        assert!(betas.contains(BETA), "{rule}: {betas}");
+        assert!(!betas.contains("y-1"), "{rule}: {betas}");
+    }
+}
