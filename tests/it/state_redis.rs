@@ -351,6 +351,27 @@ fn a_server_that_is_emptied_gets_its_sums_back() {
     await_spent(&run(), 2);
 }
 
+#[test]
+fn what_is_over_or_gone_leaves_the_index() {
+    let Some(redis) = redis() else { return };
+    let over = "tiergate:budget:day:0:86400:-:fast";
+    let mut client = redis.client();
+    let () = client.hset(over, "another", "1").unwrap();
+    let () = client.zadd("tiergate:index", over, 1).unwrap();
+    let upstream = upstream::json(ANSWER).run();
+    let proxy = member(&upstream, "5", &redis.url()).run();
+    assert_eq!(readiness(&proxy), "ok\n");
+    let () = client
+        .zadd("tiergate:index", "tiergate:background:gone", 2)
+        .unwrap();
+    ask(&proxy);
+    eventually("an index of what there is", || {
+        let keys: Vec<String> = client.zrange("tiergate:index", 0, -1).unwrap();
+        (keys.len() == 1 && keys[0].starts_with("tiergate:budget:month:")).then_some(())
+    });
+    assert_eq!(readiness(&proxy), "ok\n");
+}
+
 /// Passes everything on to the server, but for the answer to the first exchange that writes something once it is told to.
 fn losing_an_answer(server: SocketAddr, loses: &Arc<AtomicBool>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
