@@ -1,5 +1,6 @@
 //! How much of each budget is used: read from where sums are kept, or asked of the running process that has them in memory.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use jiff::Timestamp;
@@ -66,7 +67,7 @@ pub fn stored(state: &StateStore, policy: &Policy, now: Timestamp) -> Result<Tab
     for group in policy.groups() {
         let Some(rule) = &group.budget else { continue };
         let mut standings = budgets.standings(rule, &group.name, now);
-        standings.sort_by(|(_, a), (_, b)| b.spent.cmp(&a.spent));
+        standings.sort_by_key(|(_, standing)| Reverse(standing.spent));
         if standings.is_empty() {
             rows.push(row(
                 group,

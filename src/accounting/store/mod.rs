@@ -30,7 +30,7 @@ pub enum Store {
     /// A file of this machine, for processes that follow each other.
     File(StateFile),
     /// A server, for processes of many machines.
-    Redis(RedisStore),
+    Redis(Box<RedisStore>),
 }
 
 /// Why an exchange with the store came to nothing. The sums in memory are as they were.
@@ -52,7 +52,7 @@ impl Store {
     pub fn open(config: &StateStore) -> Result<Store, StoreError> {
         Ok(match config {
             StateStore::File(path) => Store::File(StateFile::open(path)?),
-            StateStore::Redis(server) => Store::Redis(RedisStore::new(server.clone())),
+            StateStore::Redis(server) => Store::Redis(Box::new(RedisStore::new(server.clone()))),
         })
     }
 
