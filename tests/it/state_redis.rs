@@ -354,6 +354,9 @@ fn what_is_over_or_gone_leaves_the_index() {
     let upstream = upstream::json(ANSWER).run();
     let proxy = member(&upstream, "5", &redis.url()).run();
     assert_eq!(readiness(&proxy), "ok\n");
+    // Though nothing was written yet.
+    let left: i64 = client.ttl("tiergate:sequence").unwrap();
+    assert!(left > 0, "{left}");
     let () = client
         .zadd("tiergate:index", "tiergate:background:gone", 2)
         .unwrap();

@@ -19,7 +19,10 @@ pub(super) const SEQUENCE: &str = "tiergate:sequence";
 /// On this channel a process says its name when it has changed something.
 pub(super) const CHANGED: &str = "tiergate:changed";
 
-/// Gives the key the next number. What it is kept in lives for longer than a month and a week.
+/// How long the index and the sequence live without use: for longer than a month and a week. So it stands in the script.
+pub(super) const INDEX_SECONDS: &str = "3456000";
+
+/// Gives the key the next number.
 macro_rules! numbered {
     ($script:literal) => {
         concat!(
@@ -35,7 +38,7 @@ macro_rules! numbered {
 /// Arguments: a process, what it has spent, and when the sum expires. A field never falls: what comes late changes nothing.
 const SAVE_SUM: &str = numbered!(
     "local was = redis.call('HGET', KEYS[1], ARGV[1])
-    if was == ARGV[2] or was and tonumber(was) > tonumber(ARGV[2]) then return was end
+    if was == ARGV[2] or was and (tonumber(was) or 0) > tonumber(ARGV[2]) then return was end
     redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
     redis.call('EXPIREAT', KEYS[1], ARGV[3])
     "

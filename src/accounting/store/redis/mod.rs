@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 use crate::accounting::background::{BackgroundCreate, BackgroundResponses, MAX_AGE};
 use crate::accounting::store::redis::commands::{
-    CHANGED, INDEX, RESPONSE, SEQUENCE, command, response_key,
+    CHANGED, INDEX, INDEX_SECONDS, RESPONSE, SEQUENCE, command, response_key,
 };
 use crate::accounting::store::redis::counters::{Counters, Held};
 use crate::accounting::store::{EXCHANGE_EVERY, KEPT_SECONDS, StoreError};
@@ -362,6 +362,8 @@ fn changed_since(
     pipeline
         .atomic()
         .add_command(command("HSETNX", &[SEQUENCE, "epoch", &epoch]))
+        .ignore()
+        .add_command(command("EXPIRE", &[SEQUENCE, INDEX_SECONDS]))
         .ignore()
         .add_command(command("HGET", &[SEQUENCE, "epoch"]))
         .add_command(command(
