@@ -462,7 +462,12 @@ const TLS_FAILED: &str = "TLS failed";
 /// An error of Pingora in words for operators: what its type means, and the operating system's or the TLS library's word where
 /// that says more. Neither quotes what a peer has sent.
 pub fn describe_error(error: &Error) -> String {
-    let words = match error.root_etype() {
+    // A connection that failed is told as one, whatever its cause is called.
+    let kind = match error.etype() {
+        ErrorType::ConnectError => error.etype(),
+        _ => error.root_etype(),
+    };
+    let words = match kind {
         ErrorType::ConnectRefused => return "connection refused".to_owned(),
         ErrorType::ConnectTimedout => return "no connection within the time for it".to_owned(),
         ErrorType::ConnectNoRoute => "no route",

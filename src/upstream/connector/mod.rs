@@ -180,3 +180,20 @@ impl Connector for UpstreamConnector {
             .release_http_session(session.into_inner(), &peer, idle_timeout);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::upstream::describe_error;
+
+    #[test]
+    fn a_connection_that_is_forbidden_is_none_of_our_own_errors() {
+        let forbidden = io::Error::from(io::ErrorKind::PermissionDenied);
+        let error = Error::because(ErrorType::InternalError, "connect", forbidden);
+        let error = unconnected(error.more_context("a peer"));
+        assert_eq!(*error.etype(), ErrorType::ConnectError);
+        assert_eq!(describe_error(&error), "no connection: permission denied");
+    }
+}
