@@ -226,6 +226,11 @@ impl Sent {
         is_first
     }
 
+    /// Whether nothing of the body has left in the newest attempt.
+    pub fn is_outdated(&self) -> bool {
+        self.outdated
+    }
+
     /// This, as if nothing of a body had been in it.
     pub fn without_bytes(&self) -> Sent {
         Sent {

@@ -325,6 +325,12 @@ impl RequestContext {
         Ok(bytes)
     }
 
+    /// Whether the end of the client's body has been here, and nothing of it is left to send in the newest attempt.
+    pub fn is_sent(&self) -> bool {
+        let waits = matches!(self.body, Body::Ready(_)) && self.record.sent.is_outdated();
+        self.body_complete && !waits
+    }
+
     /// Whether the newest attempt runs over HTTP/2.
     pub fn is_http2_upstream(&self) -> bool {
         let stream = self.stream.as_ref();
@@ -464,6 +470,7 @@ impl RequestContext {
             .sent
             .begin(reached, in_header.map(str::to_owned));
         self.attempted = Instant::now();
+        self.trailers_seen = false;
         if let Some(stream) = &self.stream {
             stream.begin(!reached, self.upgrade);
             if self.retries_without_tier() {

@@ -200,7 +200,7 @@ impl ProxyHttp for TierProxy {
         if context.is_logged() {
             return drop_piece(session, body, ends, context);
         }
-        if ends && !end_of_stream && context.body_complete {
+        if ends && !end_of_stream && context.is_sent() {
             return end_by_trailers(context);
         }
         if let Err(refusal) = filter_body(body, ends, context) {

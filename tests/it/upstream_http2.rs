@@ -73,10 +73,12 @@ fn idle_time(proxy: &Proxy) -> Duration {
     proxy.cpu_time() - before
 }
 
-fn post_with_trailers(proxy: &Proxy, key: &str) -> Answer {
-    let key = format!("Bearer {key}");
-    let headers = [("authorization", key.as_str())];
-    h2::post(proxy.tls_address, &headers, PATH, BODY, Framing::Trailers)
+/// `length`: the body's length is announced as well.
+fn post_with_trailers(proxy: &Proxy, key: &str, length: bool) -> Answer {
+    let (key, bytes) = (format!("Bearer {key}"), BODY.len().to_string());
+    let headers = [("authorization", key.as_str()), ("content-length", &bytes)];
+    let headers = &headers[..if length { 2 } else { 1 }];
+    h2::post(proxy.tls_address, headers, PATH, BODY, Framing::Trailers)
 }
 
 #[test]
@@ -85,16 +87,25 @@ fn a_request_that_trailers_end_is_answered_and_spins_no_thread() {
     let over_http1 = http1::json("{}").run();
     let proxy = proxy::new().upstream(&over_http2).tls().run();
     let other = proxy::new().upstream(&over_http1).tls().run();
-    for (at, key) in KEYS.into_iter().enumerate() {
+    let kinds = KEYS.into_iter().flat_map(|key| [(key, false), (key, true)]);
+    for (at, (key, length)) in kinds.enumerate() {
         for proxy in [&proxy, &other] {
-            let answer = post_with_trailers(proxy, key);
+            let answer = post_with_trailers(proxy, key, length);
             assert_eq!(told(&answer), (200, true, "{}"), "{key}");
             assert_eq!(proxy.access_log(at + 1)[at]["outcome"], "ok");
         }
     }
-    let sent: Value = serde_json::from_slice(&over_http2.seen().bodies[0]).unwrap();
-    assert_eq!(sent, json!({"service_tier": "priority", "model": "m-1"}));
-    assert_eq!(over_http2.seen().bodies[1], BODY);
+    let bodies = &over_http2.seen().bodies;
+    let over_http1 = over_http1.requests(4);
+    for (at, body) in bodies.iter().enumerate() {
+        assert_eq!(body, &over_http1[at].body);
+        let sent: Value = serde_json::from_slice(body).unwrap();
+        let expected = match at < 2 {
+            true => json!({"service_tier": "priority", "model": "m-1"}),
+            false => json!({"model": "m-1"}),
+        };
+        assert_eq!(sent, expected);
+    }
     for proxy in [&proxy, &other] {
         let spent = idle_time(proxy);
         assert!(spent < Duration::from_millis(200), "{spent:?}");
@@ -110,7 +121,7 @@ fn a_request_that_trailers_end_waits_for_its_response_without_spinning() {
         .tls()
         .run();
     std::thread::scope(|scope| {
-        let waiting = KEYS.map(|key| scope.spawn(|| post_with_trailers(&proxy, key)));
+        let waiting = KEYS.map(|key| scope.spawn(|| post_with_trailers(&proxy, key, false)));
         upstream.await_heads(2);
         let spent = idle_time(&proxy);
         assert!(spent < Duration::from_millis(300), "{spent:?}");
