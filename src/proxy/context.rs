@@ -38,7 +38,7 @@ const PATH_BYTES: usize = 1024;
 const USER_AGENT_BYTES: usize = 512;
 /// Within this time after a request was sent on a pooled connection, the connection's end may have been on its way already.
 /// Later it is that of a server which may have worked on the request.
-const STALE_TIME: Duration = Duration::from_secs(1);
+const STALE_TIME: Duration = Duration::from_millis(200);
 /// What an error names that refuses a tier.
 const SERVICE_TIER: &[u8] = b"service_tier";
 

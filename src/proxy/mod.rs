@@ -26,7 +26,7 @@ use http::{HeaderName, Method, Version};
 use pingora_core::protocols::Digest;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_core::{Error, Result};
+use pingora_core::{Error, ErrorSource, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use tokio::time::{Instant, timeout_at};
@@ -58,6 +58,8 @@ const PINGORA_REPLAY_BYTES: u64 = 64 * 1024;
 /// from the client (RFC 9112 §9.6).
 const LINGERING_CLOSE_TIME: Duration = Duration::from_secs(2);
 const LINGERING_CLOSE_BYTES: usize = 1 << 20;
+/// How long what a client of HTTP/2 is still to get may take to leave, before its stream is reset.
+const FLUSH_TIME: Duration = Duration::from_millis(50);
 
 pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static("x-tiergate-request-id");
 
@@ -302,6 +304,9 @@ impl ProxyHttp for TierProxy {
             session.set_keepalive(None);
             // A client that cannot be written to has gone; its line says what it would have been told.
             let _ = answer_refusal(session, context).await;
+        } else if session.as_downstream().is_http2() && *error.esource() == ErrorSource::Upstream {
+            // Pingora resets the stream next, and the h2 crate then drops what it has not yet sent of the response.
+            tokio::time::sleep(FLUSH_TIME).await;
         }
         FailToProxy {
             error_code: context.record.answer.status.unwrap_or(0),

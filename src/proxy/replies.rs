@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use http::{HeaderName, Method, StatusCode, Version, header};
+use pingora_core::protocols::http::ServerSession;
 use pingora_core::{Error, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
@@ -177,6 +178,14 @@ async fn linger(session: &mut Session) {
 
 /// Tells a client that waits for it to go on. The upstream is not asked: it may not even be HTTP/1.
 pub(super) async fn continue_upload(session: &mut Session) -> Result<(), Stop> {
+    if session.req_header().version == Version::HTTP_10 {
+        // It knows no interim responses (RFC 9110 §15.2, §10.1.1).
+        if let ServerSession::H1(session) = session.as_downstream_mut() {
+            session.set_ignore_info_resp(true);
+        }
+        session.req_header_mut().remove_header(&header::EXPECT);
+        return Ok(());
+    }
     let expects = session.get_header(header::EXPECT);
     if expects.is_none_or(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return Ok(());

@@ -360,7 +360,8 @@ impl WebSocketSession {
                     pieces.push(self.judge_message(message, connection)?)
                 }
                 ClientEvent::Control { frame, raw } => {
-                    self.client_closed |= frame.opcode == Opcode::Close;
+                    // Behind the upstream's own it is an answer.
+                    self.client_closed |= frame.opcode == Opcode::Close && !self.server_closed;
                     pieces.push(raw);
                 }
             }

@@ -452,8 +452,9 @@ impl Attempts {
 
     /// Whether the upstream's settings allow for another attempt.
     pub fn may_go_on(&self, upstream: &Upstream) -> bool {
-        let counted = self.attempts - self.refused.min(MAX_REFUSALS);
-        counted <= upstream.config.retries
+        let retries = upstream.config.retries;
+        let refused = if retries == 0 { 0 } else { self.refused };
+        self.attempts - refused.min(MAX_REFUSALS) <= retries
     }
 }
 

@@ -78,6 +78,14 @@ fn an_answer_that_a_reset_follows_reaches_its_client() {
 }
 
 #[test]
+fn an_answer_after_which_the_upstream_wants_no_more_reaches_its_client_at_once() {
+    let head =
+        "HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\nConnection: close\r\n";
+    let answer = format!("{head}Content-Length: {}\r\n\r\n{REFUSAL}", REFUSAL.len());
+    assert_answered_early(|| Reply::default().send(answer.clone()).before_body().hold());
+}
+
+#[test]
 fn an_answer_that_a_close_follows_reaches_its_client() {
     assert_answered_early(|| reply(429).json(REFUSAL).before_body().close());
 }

@@ -357,7 +357,11 @@ impl AsyncWrite for Http1Stream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !this.control().holds_request() && !this.answered_early {
+        if this.answered_early {
+            // Nobody reads its end, for which TLS would wait.
+            return Poll::Ready(Ok(()));
+        }
+        if !this.control().holds_request() {
             ready!(this.poll_send(cx))?;
         }
         Pin::new(&mut this.io).poll_shutdown(cx)
@@ -367,7 +371,9 @@ impl AsyncWrite for Http1Stream {
 #[async_trait]
 impl Shutdown for Http1Stream {
     async fn shutdown(&mut self) {
-        self.io.shutdown().await;
+        if !self.answered_early {
+            self.io.shutdown().await;
+        }
     }
 }
 

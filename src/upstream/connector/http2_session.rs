@@ -45,6 +45,8 @@ pub struct Http2Session {
     is_head: bool,
     response: Response,
     look: ErrorLook,
+    /// The upstream has refused the stream unseen.
+    is_refused: bool,
 }
 
 /// How far the response has come.
@@ -74,6 +76,7 @@ impl Http2Session {
             is_head: false,
             response: Response::default(),
             look: ErrorLook::default(),
+            is_refused: false,
         }
     }
 
@@ -104,6 +107,11 @@ impl Http2Session {
     pub(super) fn is_overdue(&self) -> bool {
         let expired = self.watchdog.control.expired();
         matches!(expired, Some(Phase::ResponseHead | Phase::ResponseBody))
+    }
+
+    /// Whether the upstream takes no more streams on the connection for now.
+    pub(super) fn is_refused(&self) -> bool {
+        self.is_refused
     }
 
     pub(super) fn connection(&self) -> &ConnectionRef {
@@ -147,7 +155,10 @@ impl Http2Session {
         if self.held_head.is_none()
             && let Poll::Ready(read) = self.session.poll_read_response_header(cx)
         {
-            return Poll::Ready(read.map_err(|error| explain(error, "the head of a response")));
+            return Poll::Ready(read.map_err(|error| {
+                self.is_refused = is_refused(&error);
+                self.explain(error, "the head of a response")
+            }));
         }
         let error = ready!(self.poll_late(cx));
         Poll::Ready(Err(error))
@@ -164,7 +175,7 @@ impl Http2Session {
             }
             Poll::Ready(Some(Err(error))) if self.is_end(&error) => Poll::Ready(Ok(None)),
             Poll::Ready(Some(Err(error))) => {
-                Poll::Ready(Err(explain(error, "the body of a response")))
+                Poll::Ready(Err(self.explain(error, "the body of a response")))
             }
             Poll::Ready(None) => Poll::Ready(Ok(None)),
             Poll::Pending => {
@@ -219,6 +230,31 @@ impl Http2Session {
         in_good_order && self.body.is_refused() && !is_short
     }
 
+    /// An error of the h2 crate as an error of Pingora's, whose type says whether the request may be sent again.
+    fn explain(&self, error: h2::Error, what: &'static str) -> Box<Error> {
+        let etype = if error.is_remote() && error.reason() == Some(Reason::HTTP_1_1_REQUIRED) {
+            ErrorType::H2Downgrade
+        } else if self.is_above_goaway(&error) || is_refused(&error) {
+            NOT_PROCESSED
+        } else if error.is_io() {
+            ErrorType::ConnectionClosed
+        } else {
+            ErrorType::H2Error
+        };
+        Error::because(etype, what, error)
+    }
+
+    /// Whether the stream is above the last one that a GOAWAY names (RFC 9113 §6.8). Where the connection has ended as well,
+    /// the h2 crate gives the same error to the streams below, which may have been processed. Then the word of a server is
+    /// taken that goes away in good order or sheds load, for it answers those first.
+    fn is_above_goaway(&self, error: &h2::Error) -> bool {
+        let in_good_order = matches!(
+            error.reason(),
+            Some(Reason::NO_ERROR | Reason::ENHANCE_YOUR_CALM)
+        );
+        error.is_remote() && error.is_go_away() && (in_good_order || !self.session.conn.is_closed())
+    }
+
     fn take_head(&mut self) {
         let Some(head) = self.session.response_header() else {
             return;
@@ -244,20 +280,6 @@ impl Http2Session {
     }
 }
 
-/// An error of the h2 crate as an error of Pingora's, whose type says whether the request may be sent again.
-fn explain(error: h2::Error, what: &'static str) -> Box<Error> {
-    let etype = if error.is_remote() && error.reason() == Some(Reason::HTTP_1_1_REQUIRED) {
-        ErrorType::H2Downgrade
-    } else if is_unprocessed(&error) {
-        NOT_PROCESSED
-    } else if error.is_io() {
-        ErrorType::ConnectionClosed
-    } else {
-        ErrorType::H2Error
-    };
-    Error::because(etype, what, error)
-}
-
 /// The error of a request whose stream could not be opened. Where that is because its connection has ended, or is about to
 /// end, nothing of it was sent.
 fn explain_unsent(error: Box<Error>) -> Box<Error> {
@@ -269,10 +291,9 @@ fn explain_unsent(error: Box<Error>) -> Box<Error> {
     error
 }
 
-/// RFC 9113 §6.8, §8.7: streams above the last one that a GOAWAY names, and those refused.
-fn is_unprocessed(error: &h2::Error) -> bool {
-    let is_refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
-    error.is_remote() && (error.is_go_away() || is_refused)
+/// RFC 9113 §8.7.
+fn is_refused(error: &h2::Error) -> bool {
+    error.is_remote() && error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM)
 }
 
 #[async_trait]

@@ -169,8 +169,8 @@ impl Connector for UpstreamConnector {
             });
             return;
         }
-        if session.is_overdue() {
-            // Its other requests go on; the next one is not to wait for nothing as well.
+        if session.is_overdue() || session.is_refused() {
+            // Its other requests go on; the next one is not to wait for nothing, or to be refused, as well.
             session.connection().mark_shutdown();
         }
         if !session.is_complete() {

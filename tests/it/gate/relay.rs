@@ -77,6 +77,22 @@ fn hints_before_the_answer_reach_the_client() {
 }
 
 #[test]
+fn hints_do_not_reach_a_client_that_knows_none() {
+    let hints = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
+    let script = [Reply::default()
+        .send(hints)
+        .send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")];
+    let upstream = upstream::script(script).run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let client = proxy.client("sk-fast").header("Expect", "100-continue");
+    let message = String::from_utf8(client.message(PATH, b"{}")).unwrap();
+    let mut connection = client.connect();
+    connection.send(message.replace("HTTP/1.1", "HTTP/1.0").into_bytes());
+    let answer = connection.answer();
+    assert_eq!((answer.status, answer.text()), (200, "{}"));
+}
+
+#[test]
 fn an_answer_that_ends_with_its_connection_ends_properly() {
     let answer =
         "HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n{\"service_tier\":\"flex\"}";
