@@ -1,6 +1,7 @@
 //! The responses on one WebSocket: which of them a message of the server belongs to, what is known of each, and which of the
 //! client's messages is sent once more because its tier was refused.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,12 +20,16 @@ use crate::state::State;
 const ERROR: &str = "error";
 /// Responses that may run at once. The API allows 16; those beyond are judged and billed as well, up to here.
 const MOST_OPEN_TURNS: usize = 1024;
+/// Responses whose ends are remembered. Some upstreams tell an end twice: `response.completed` and then `response.done`.
+const MOST_ENDED: usize = 64;
 
 /// The responses of one connection.
 #[derive(Default)]
 pub struct Turns {
     /// Those that run, in the order in which their messages were sent.
     pub open: Vec<OpenTurn>,
+    /// Ids of responses that have ended, the newest last.
+    ended: VecDeque<String>,
     /// Responses so far.
     count: u64,
     /// What a response that no message asked for inherits from the one before it.
@@ -155,8 +160,14 @@ impl Turns {
             .time_to_first_byte
             .get_or_insert(open.record.began.elapsed());
         let observed = event.observed?;
-        let record = Box::new(self.open.remove(at).record);
-        Some(Step::Ended(record, observed))
+        let ended = self.open.remove(at);
+        if let Some(id) = ended.response_id {
+            if self.ended.len() == MOST_ENDED {
+                self.ended.pop_front();
+            }
+            self.ended.push_back(id);
+        }
+        Some(Step::Ended(Box::new(ended.record), observed))
     }
 
     /// The message of a turn as it is sent once more, without the tier that was refused; the turn is the newest then. None, and
@@ -181,6 +192,9 @@ impl Turns {
         let Some(id) = event.response_id.as_deref() else {
             return self.turn_without_id(event);
         };
+        if self.ended.iter().any(|ended| ended == id) {
+            return None;
+        }
         if let Some(known) = self
             .open
             .iter()

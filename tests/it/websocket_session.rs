@@ -361,6 +361,15 @@ fn an_error_of_a_lane_ends_the_response_of_that_lane() {
 }
 
 #[test]
+fn a_response_whose_end_is_told_twice_ends_once() {
+    let again = COMPLETED.replace("response.completed", "response.done");
+    let second = COMPLETED.replace("r1", "r2");
+    let told = lines(2, &[CREATED, COMPLETED, &again, &again, &second]);
+    let ids: Vec<_> = told.iter().map(|line| &line["response_id"]).collect();
+    assert_eq!(ids, [&json!("r1"), &json!("r2")]);
+}
+
+#[test]
 fn a_response_ends_by_done_or_cancelled_and_the_next_one_has_its_own_end() {
     for kind in ["response.done", "response.cancelled", "response.canceled"] {
         let first = COMPLETED.replace("response.completed", kind);

@@ -111,6 +111,7 @@ enum Object {
     MessagesUsage,
     Iteration,
     Media,
+    Groq,
     Error,
 }
 
@@ -486,6 +487,8 @@ impl Object {
                 b"usage" => Member::Inner(Object::ChatUsage),
                 _ => Member::Other,
             },
+            Object::Groq if key == b"usage" => Member::Inner(Object::ChatUsage),
+            Object::Groq => Member::Other,
             Object::Error => match key {
                 b"code" => Member::Fact(Fact::Error(ErrorPart::Code)),
                 b"type" => Member::Fact(Fact::Error(ErrorPart::Kind)),
@@ -510,6 +513,9 @@ impl Object {
             (Object::Chat, b"choices") => Member::Fact(Fact::Array),
             (Object::Media, b"type") => Member::Fact(Fact::Kind),
             (Object::Chat, b"usage") => Member::Inner(Object::ChatUsage),
+            // Groq tells the usage of a stream here that nobody asked for it
+            // (<https://console.groq.com/docs/api-reference#chat-create>).
+            (Object::Chat, b"x_groq") => Member::Inner(Object::Groq),
             (Object::Message, b"usage") => Member::Inner(Object::MessagesUsage),
             (_, b"usage") => Member::Inner(Object::ResponsesUsage),
             _ => Member::Other,
@@ -537,8 +543,16 @@ impl Object {
             (ResponsesUsage | ChatUsage, key) => foreign_member_of_usage(key),
             (InputDetails(spelling), b"cached_tokens") => count(spelling, CachedInput),
             (InputDetails(spelling), b"cache_write_tokens") => count(spelling, CacheWrite),
-            (InputDetails(_), b"cache_creation_tokens") => count(Foreign, CacheWrite),
-            (InputDetails(_), b"cache_write_tokens_details") => Member::Inner(Object::Lifetimes),
+            (
+                InputDetails(_),
+                b"cache_creation_tokens"
+                | b"cached_creation_tokens"
+                | b"cache_creation_input_tokens",
+            ) => count(Foreign, CacheWrite),
+            (
+                InputDetails(_),
+                b"cache_write_tokens_details" | b"cache_creation_token_details" | b"cache_creation",
+            ) => Member::Inner(Object::Lifetimes),
             (OutputDetails(spelling), b"reasoning_tokens" | b"thinking_tokens") => {
                 count(spelling, Reasoning)
             }
@@ -554,8 +568,8 @@ impl Object {
 }
 
 /// Spellings that are not those of the endpoint's own API: OpenAI's other API, DeepSeek (`prompt_cache_hit_tokens`),
-/// Moonshot (`cached_tokens`), Mistral (`num_cached_tokens`, `prompt_token_details`), and gateways that leave
-/// Anthropic's names as they are.
+/// Moonshot (`cached_tokens`), Mistral (`num_cached_tokens`, `prompt_token_details`), new-api (`claude_cache_creation_…`), and
+/// gateways that leave Anthropic's names as they are.
 fn foreign_member_of_usage(key: &[u8]) -> Member {
     use Class::{CacheWrite, CachedInput, Input, Output};
     let count = |class| Member::Fact(Fact::Count(Spelling::Foreign, class));
@@ -568,6 +582,8 @@ fn foreign_member_of_usage(key: &[u8]) -> Member {
         | b"cache_read_input_tokens" => count(CachedInput),
         b"cache_creation_input_tokens" => count(CacheWrite),
         b"cache_creation" => Member::Inner(Object::Lifetimes),
+        b"claude_cache_creation_5_m_tokens" => Member::Fact(Fact::Written { is_long: false }),
+        b"claude_cache_creation_1_h_tokens" => Member::Fact(Fact::Written { is_long: true }),
         b"input_tokens_details" | b"prompt_tokens_details" | b"prompt_token_details" => {
             Member::Inner(Object::InputDetails(Spelling::Foreign))
         }

@@ -95,9 +95,14 @@ impl Tally {
     pub fn add_responses_event(&mut self, document: &Document) {
         let facts = document.facts();
         let terminal = match facts.kind.as_str() {
-            "response.created" | "response.queued" | "response.in_progress" => {
+            kind @ ("response.created" | "response.queued" | "response.in_progress") => {
                 self.background |= facts.background;
-                return self.name(facts);
+                self.name(facts);
+                if kind == "response.in_progress" {
+                    // Some upstreams count as they go, and end with zeros.
+                    self.count(document);
+                }
+                return;
             }
             "response.completed" => "response.completed",
             "response.incomplete" => "response.incomplete",

@@ -779,6 +779,50 @@ fn chat_usage(usage: &str) -> Usage {
 }
 
 #[test]
+fn cache_writes_are_read_in_the_spellings_of_compatible_upstreams() {
+    for (upstream, usage, long) in [
+        (
+            "LiteLLM",
+            r#""prompt_tokens_details":{"cache_creation_tokens":60,"cache_creation_token_details":{"ephemeral_5m_input_tokens":20,"ephemeral_1h_input_tokens":40}}"#,
+            Some(40),
+        ),
+        (
+            "new-api",
+            r#""prompt_tokens_details":{"cached_creation_tokens":60},"claude_cache_creation_5_m_tokens":20,"claude_cache_creation_1_h_tokens":40"#,
+            Some(40),
+        ),
+        (
+            "Qwen",
+            r#""prompt_tokens_details":{"cache_creation_input_tokens":60,"cache_creation":{"ephemeral_5m_input_tokens":60}}"#,
+            None,
+        ),
+    ] {
+        let told = chat_usage(&format!(
+            r#"{{"prompt_tokens":100,"completion_tokens":7,"total_tokens":107,{usage}}}"#
+        ));
+        assert_eq!(told.cache_write_tokens, Some(60), "{upstream}");
+        let told_long = told.cache_write_long_tokens.filter(|count| *count > 0);
+        assert_eq!(told_long, long, "{upstream}");
+    }
+}
+
+#[test]
+fn groq_tells_the_usage_of_a_stream_beside_it() {
+    let last = r#"{"id":"c","choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"x_groq":{"id":"r","usage":{"prompt_tokens":10,"completion_tokens":3}}}"#;
+    let told = stream(ChatCompletions, &[last, "[DONE]"]);
+    assert_eq!(told.usage.input_tokens, Some(10));
+    assert_eq!(told.usage_state, UsageState::Final);
+}
+
+#[test]
+fn zeros_at_the_end_take_no_count_of_a_response_away() {
+    let under_way = r#"{"type":"response.in_progress","response":{"id":"r","usage":{"input_tokens":5,"output_tokens":1}}}"#;
+    let end = r#"{"type":"response.completed","response":{"id":"r","status":"completed","usage":{"input_tokens":0,"output_tokens":0}}}"#;
+    let told = stream(Responses, &[under_way, end]).usage;
+    assert_eq!((told.input_tokens, told.output_tokens), (Some(5), Some(1)));
+}
+
+#[test]
 fn cache_hits_are_read_in_the_spellings_of_compatible_upstreams() {
     for (upstream, usage) in [
         (
