@@ -21,7 +21,8 @@ const KEY_PREFIX: &str = "sk-";
 /// How many bytes behind `KEY_PREFIX` make a key, and no other word.
 const KEY_SHAPE_BYTES: usize = 16;
 
-/// A text without credentials. Found are: words of the shape of a key; words whose digest `is_known`; and of a text of at
+/// A text without credentials. Found are: words of the shape of a key; words, and what stands between their slashes, whose
+/// digest `is_known`; and of a text of at
 /// most `searched` bytes also parts of words, where they are made of no more than `MAX_RUNS` runs of letters and digits,
 /// and no letter or digit stands before or behind them.
 pub fn redacted<'a>(
@@ -54,6 +55,7 @@ fn credential_in(
         };
         let found = key_shape(text, &word).or_else(|| {
             let whole = is_credential(&word).then(|| word.clone());
+            let whole = whole.or_else(|| segments(text, &word).find(is_credential));
             whole.or_else(|| {
                 if parts {
                     known_part(text, &word, is_credential)
@@ -67,6 +69,18 @@ fn credential_in(
         }
     }
     None
+}
+
+/// What stands between the slashes of a word, as in a path; nothing where there are none.
+fn segments(text: &str, word: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let word_text = &text[word.clone()];
+    let mut begin = word.start;
+    let all = word_text.split('/').map(move |segment| {
+        let range = begin..begin + segment.len();
+        begin = range.end + 1;
+        range
+    });
+    all.filter(move |_| word_text.contains('/'))
 }
 
 /// A sign that a key may have (RFC 6750 §2.1: `b64token`).
@@ -183,10 +197,23 @@ mod tests {
     }
 
     #[test]
+    fn a_key_between_slashes_is_found_in_texts_that_are_not_searched() {
+        let digest: [u8; 32] = Sha256::digest(b"sk-bob-0001").into();
+        let clean = |text| redacted(text, 0, &|known| *known == digest).into_owned();
+        for (text, expected) in [
+            ("/v1/files/sk-bob-0001", "/v1/files/[redacted]"),
+            ("/v1/sk-bob-0001/x", "/v1/[redacted]/x"),
+            ("/v1/files/sk-bob-00012", "/v1/files/sk-bob-00012"),
+        ] {
+            assert_eq!(clean(text), expected);
+        }
+    }
+
+    #[test]
     fn a_long_text_is_searched_for_whole_words() {
-        let text = format!("{} team-secret x/team-secret", "é".repeat(100));
+        let text = format!("{} team-secret x-team-secret", "é".repeat(100));
         let found = without("team-secret", &text);
-        assert!(found.ends_with(" [redacted] x/team-secret"), "{found}");
+        assert!(found.ends_with(" [redacted] x-team-secret"), "{found}");
     }
 
     proptest! {
