@@ -203,6 +203,37 @@ fn the_start_line_says_what_runs() {
 }
 
 #[test]
+fn a_restart_waits_for_the_address_of_a_process_that_is_just_ending() {
+    let upstream = upstream::json("{}").run();
+    let ending = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = ending.local_addr().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let config = format!(
+        "listen: {address}\nadmin: 'unix:{}'\npolicy: policy.yaml\naccess_log: {{path: access.log}}\n\
+         upstreams: {{main: {{url: 'http://{}', credential_file: null}}}}\n",
+        folder.path().join("admin.sock").display(),
+        upstream.address,
+    );
+    fs::write(folder.path().join("tiergate.yaml"), config).unwrap();
+    fs::write(folder.path().join("policy.yaml"), POLICY).unwrap();
+    let mut program = Command::new(env!("CARGO_BIN_EXE_tiergate"))
+        .args(["run", "--config", "tiergate.yaml"])
+        .current_dir(folder.path())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    // It has found the address taken by now, or is about to.
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(program.try_wait().unwrap().is_none());
+    drop(ending);
+    eventually("the process to listen", || {
+        std::net::TcpStream::connect(address).ok()
+    });
+    program.kill().unwrap();
+    program.wait().unwrap();
+}
+
+#[test]
 fn an_upstream_that_is_down_is_one_line_and_its_ejection_another() {
     let nobody = upstream::nobody();
     let proxy = proxy::new()
