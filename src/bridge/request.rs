@@ -48,8 +48,11 @@ const COUNTED: [&str; 8] = [
 /// The least that Responses takes as `max_output_tokens`.
 const LEAST_OUTPUT: u64 = 16;
 
-/// Most stop sequences of a request: each is looked for in every piece of the answer.
+/// Most stop sequences of a request.
 const STOP_SEQUENCES: usize = 64;
+
+/// Most bytes of all stop sequences of a request: what looks for them, and what is held back of the answer, is as large.
+const STOP_BYTES: usize = 16 * 1024;
 
 /// Most names that are reported; further ones are dropped in silence.
 const DROPPED_NAMES: usize = 64;
@@ -206,6 +209,10 @@ impl<'a> Draft<'a> {
             .collect();
         if stops.len() > STOP_SEQUENCES {
             return Err(Refusal::invalid(name, format!("at most {STOP_SEQUENCES}")));
+        }
+        if stops.iter().map(String::len).sum::<usize>() > STOP_BYTES {
+            let most = format!("at most {STOP_BYTES} bytes in all");
+            return Err(Refusal::invalid(name, most));
         }
         match upstream.options.stop_sequences {
             _ if stops.is_empty() => Ok(stops),

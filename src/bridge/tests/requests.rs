@@ -280,3 +280,31 @@ fn reasoning_models_are_told_by_their_names() {
             .any(sampled)
     );
 }
+
+#[test]
+fn stop_sequences_are_bounded_in_number_and_in_all() {
+    let refused = |name: &str, stops: Value| {
+        let mut body = json!({"model": "gpt-5.5", "messages": [{"role": "user", "content": "q"}]});
+        body[name] = stops;
+        let body = body.to_string();
+        let endpoint = if name == "stop" {
+            Endpoint::Chat
+        } else {
+            Endpoint::Messages
+        };
+        convert(&request(endpoint, &body), &upstream())
+            .err()
+            .map(|refusal| refusal.message)
+    };
+    let half = "y".repeat(8 * 1024);
+    for name in ["stop", "stop_sequences"] {
+        assert_eq!(refused(name, json!([half, half])), None);
+        let most = format!("{name}: at most 16384 bytes in all");
+        assert_eq!(refused(name, json!([half, half, "z"])), Some(most));
+        assert_eq!(refused(name, json!(vec!["x"; 64])), None);
+        assert_eq!(
+            refused(name, json!(vec!["x"; 65])),
+            Some(format!("{name}: at most 64"))
+        );
+    }
+}

@@ -8,6 +8,7 @@ use http::{HeaderName, Version, header};
 use pingora_core::{Error, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
@@ -33,6 +34,9 @@ const ANSWER_BYTES: u64 = 32 << 20;
 /// tells when a frame has left.
 const EVENT_TIME: Duration = Duration::from_millis(50);
 
+/// How long an exchange works on what is there before it lets others run, and looks after its client.
+const TURN: Duration = Duration::from_millis(5);
+
 static BRIDGE_REPORT: HeaderName = HeaderName::from_static(REPORT_HEADER);
 static UPSTREAM_REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 
@@ -47,6 +51,8 @@ pub(super) struct Client {
     begun: bool,
     /// How it ended, once it has.
     whole: Option<bool>,
+    /// Since when it has not let others run.
+    turn: Instant,
 }
 
 /// What keeps a stream alive.
@@ -77,6 +83,7 @@ impl Client {
             pulse,
             begun: false,
             whole: None,
+            turn: Instant::now(),
         }
     }
 
@@ -108,12 +115,30 @@ impl Client {
             tokio::select! {
                 biased;
                 done = &mut work => return Ok(done),
-                left = session.as_downstream_mut().read_body_or_idle(true) => match left {
-                    Err(error) => return Err(client_left(context, error)),
-                    Ok(_) => return Err(Cause::InvalidHttp.into()),
-                },
+                left = session.as_downstream_mut().read_body_or_idle(true) => {
+                    return Err(gone(context, left));
+                }
                 () = until(due) => self.beat(session, context).await?,
             }
+        }
+    }
+
+    /// Between two pieces of an answer: where more of it is always there, nobody waits, so that neither other requests would
+    /// have their turn nor a client that leaves would be noticed.
+    pub async fn rest_of_turn(
+        &mut self,
+        session: &mut Session,
+        context: &mut RequestContext,
+    ) -> Result<(), Stop> {
+        if self.turn.elapsed() < TURN {
+            return Ok(());
+        }
+        yield_now().await;
+        self.turn = Instant::now();
+        tokio::select! {
+            biased;
+            left = session.as_downstream_mut().read_body_or_idle(true) => Err(gone(context, left)),
+            () = std::future::ready(()) => Ok(()),
         }
     }
 
@@ -306,6 +331,14 @@ impl Client {
             chunked.map_err(Stop::Downstream)?;
         }
         write_head(session, context, head).await
+    }
+}
+
+/// The client has left, or goes on though its request was whole.
+fn gone(context: &mut RequestContext, read: Result<Option<Bytes>>) -> Stop {
+    match read {
+        Err(error) => client_left(context, error),
+        Ok(_) => Cause::InvalidHttp.into(),
     }
 }
 

@@ -166,6 +166,9 @@ impl Bridge {
                 Err(error) => client.broken(context, &error),
             };
             is_over = client.take(session, context, output).await?;
+            if !is_over {
+                client.rest_of_turn(session, context).await?;
+            }
         }
         context.enter(Phase::Idle, None);
         upstream.release();
