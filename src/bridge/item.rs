@@ -3,7 +3,7 @@
 
 use super::fact::{Call, Fact};
 use super::input::CallKind;
-use super::json::Node;
+use super::json::{Half, Node};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 
@@ -33,6 +33,17 @@ enum PartKind {
     Refusal,
 }
 
+/// A text of an item that comes in deltas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stream {
+    /// A content part.
+    Part(PartKind, u64),
+    /// The reasoning, or a part of its summary.
+    Thinking(u64),
+    /// A call's arguments.
+    Arguments,
+}
+
 /// The item under way.
 #[derive(Debug, Default)]
 pub(crate) struct Item {
@@ -50,6 +61,8 @@ pub(crate) struct Item {
     arguments: Sent,
     /// Arguments that came before the call's name.
     early: String,
+    /// The first half of a character whose second is to come in the next delta of that text.
+    half: Option<(Stream, Half)>,
 }
 
 impl Sent {
@@ -98,7 +111,8 @@ impl Item {
                 self.thinking(event, out)?
             }
             "response.function_call_arguments.delta" | "response.custom_tool_call_input.delta" => {
-                self.more_arguments(delta_of(event)?, out)?;
+                let delta = self.delta_of(Stream::Arguments, event, out)?;
+                self.more_arguments(delta, out)?;
             }
             "response.function_call_arguments.done" | "response.custom_tool_call_input.done" => {
                 self.arguments_done(&arguments_of(event), out)?;
@@ -116,18 +130,20 @@ impl Item {
             .or(self.kind.take());
         match kind.as_deref().unwrap_or("") {
             "message" => self.message_done(item, out)?,
-            "reasoning" => self.reasoning_done(item, out),
+            "reasoning" => self.reasoning_done(item, out)?,
             "function_call" => self.call_done(CallKind::Function, item, out)?,
             "custom_tool_call" => self.call_done(CallKind::Custom, item, out)?,
             "web_search_call" => out.push(search(item)),
             _ => {}
         }
+        self.give_half(out)?;
         out.push(Fact::ItemEnd);
         Ok(())
     }
 
     /// The stream has ended well without a last word about this item.
-    pub(crate) fn end(&self, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
+    pub(crate) fn end(&mut self, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
+        self.give_half(out)?;
         if !self.called && !self.early.is_empty() {
             return Err(Unreadable("a tool call without a name"));
         }
@@ -168,10 +184,64 @@ impl Item {
         event: &Node<'_>,
         out: &mut Vec<Fact>,
     ) -> Result<(), Unreadable> {
-        let delta = delta_of(event)?;
-        self.part(kind, index_of(event))?.push(&delta);
+        let index = index_of(event);
+        let delta = self.delta_of(Stream::Part(kind, index), event, out)?;
+        self.part(kind, index)?.push(&delta);
         say(kind, &delta, out);
         Ok(())
+    }
+
+    /// The text of a delta, but for the first half of a character at its end; one that is not there is empty.
+    fn delta_of(
+        &mut self,
+        stream: Stream,
+        event: &Node<'_>,
+        out: &mut Vec<Fact>,
+    ) -> Result<String, Unreadable> {
+        let text = match event.member("delta") {
+            None => return Ok(String::new()),
+            Some(Node::Text(text)) => text,
+            Some(_) => return Err(Unreadable("a delta that is no text")),
+        };
+        if self.half.as_ref().is_some_and(|(of, _)| *of != stream) {
+            self.give_half(out)?;
+        }
+        let half = self.half.take().map(|(_, half)| half);
+        let (plain, half) = text.plain_behind(half);
+        self.half = half.map(|half| (stream, half));
+        Ok(plain)
+    }
+
+    /// The second half of a character does not come.
+    fn give_half(&mut self, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
+        let lost = char::REPLACEMENT_CHARACTER.to_string();
+        match self.half.take().map(|(stream, _)| stream) {
+            None => {}
+            Some(Stream::Part(kind, index)) => {
+                self.part(kind, index)?.push(&lost);
+                say(kind, &lost, out);
+            }
+            Some(Stream::Thinking(_)) => {
+                self.thought = true;
+                out.push(Fact::Thinking(lost));
+            }
+            Some(Stream::Arguments) => self.more_arguments(lost, out)?,
+        }
+        Ok(())
+    }
+
+    /// The whole of a text has come, with both halves of all characters.
+    fn has_come(
+        &mut self,
+        stream: Stream,
+        whole: &str,
+        out: &mut Vec<Fact>,
+    ) -> Result<(), Unreadable> {
+        let is_whole = !whole.is_empty();
+        if is_whole && self.half.as_ref().is_some_and(|(of, _)| *of == stream) {
+            self.half = None;
+        }
+        self.give_half(out)
     }
 
     /// The whole of a text, of which the rest is to be shown.
@@ -188,6 +258,7 @@ impl Item {
             "refusal"
         };
         let whole = part.member_text(member).unwrap_or_default();
+        self.has_come(Stream::Part(kind, index), &whole, out)?;
         let rest = self.part(kind, index)?.rest(&whole);
         say(kind, rest, out);
         Ok(())
@@ -207,7 +278,7 @@ impl Item {
             .member("summary_index")
             .and_then(Node::as_number)
             .unwrap_or_else(|| index_of(event));
-        let mut text = delta_of(event)?;
+        let mut text = self.delta_of(Stream::Thinking(part), event, out)?;
         if part > self.summary_part {
             self.summary_part = part;
             text.insert_str(0, "\n\n");
@@ -238,6 +309,7 @@ impl Item {
 
     /// The whole arguments, of which the rest is to be shown.
     fn arguments_done(&mut self, whole: &str, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
+        self.has_come(Stream::Arguments, whole, out)?;
         if !self.called {
             if !whole.is_empty() {
                 self.early.clear();
@@ -264,7 +336,8 @@ impl Item {
     }
 
     /// The reasoning, if no delta brought it, and its encrypted form.
-    fn reasoning_done(&mut self, item: &Node<'_>, out: &mut Vec<Fact>) {
+    fn reasoning_done(&mut self, item: &Node<'_>, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
+        self.give_half(out)?;
         if !self.thought {
             let texts = [texts_of(item, "summary"), texts_of(item, "content")];
             if let Some(text) = texts.into_iter().find(|text| !text.is_empty()) {
@@ -277,6 +350,7 @@ impl Item {
         {
             out.push(Fact::Encrypted(encrypted.into_owned()));
         }
+        Ok(())
     }
 
     /// The call, if it was not made known, and the rest of its arguments.
@@ -293,15 +367,16 @@ impl Item {
             else {
                 return Err(Unreadable("a tool call without a name"));
             };
+            if whole.is_empty() {
+                self.give_half(out)?;
+                whole = std::mem::take(&mut self.early);
+            }
             self.called = true;
             out.push(Fact::Call(Call {
                 id: id.into_owned(),
                 name: name.into_owned(),
                 kind,
             }));
-            if whole.is_empty() {
-                whole = std::mem::take(&mut self.early);
-            }
         }
         self.arguments_done(&whole, out)
     }
@@ -324,15 +399,6 @@ fn index_of(event: &Node<'_>) -> u64 {
         .member("content_index")
         .and_then(Node::as_number)
         .unwrap_or(0)
-}
-
-/// The text of a delta; one that is not there is empty.
-fn delta_of(event: &Node<'_>) -> Result<String, Unreadable> {
-    match event.member("delta") {
-        None => Ok(String::new()),
-        Some(Node::Text(text)) => Ok(text.plain().into_owned()),
-        Some(_) => Err(Unreadable("a delta that is no text")),
-    }
 }
 
 /// The whole arguments of a function, or input of a custom tool.

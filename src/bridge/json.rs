@@ -38,6 +38,10 @@ pub(crate) enum Text<'a> {
     Joined(Vec<Text<'a>>),
 }
 
+/// The first half of a pair of surrogates, as it was spelled: JavaScript cuts texts between UTF-16 code units.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Half(String);
+
 /// The members of an object, in order. No two have one name.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Object<'a>(Vec<(Cow<'a, str>, Node<'a>)>);
@@ -79,6 +83,15 @@ impl<'a> Text<'a> {
             Text::Owned(raw) => raw.is_empty(),
             Text::Joined(parts) => parts.iter().all(Text::is_empty),
         }
+    }
+
+    /// The text without escapes behind `half`, the first half of a pair of surrogates by which another text has ended; and
+    /// the first half by which this ends, which is left out.
+    pub(crate) fn plain_behind(&self, half: Option<Half>) -> (String, Option<Half>) {
+        let mut raw = half.map(|Half(raw)| raw).unwrap_or_default();
+        writer::raw(self, &mut raw);
+        let half = reader::first_half(&raw).map(|at| Half(raw.split_off(at)));
+        (reader::unescape(&raw).into_owned(), half)
     }
 
     /// The text without escapes. A lone surrogate, which no Rust string can hold, is U+FFFD.

@@ -324,6 +324,16 @@ fn code_point(text: &str) -> (char, &str) {
     }
 }
 
+/// Where, in what stands between two quotes, the escape of a high surrogate begins by which it ends.
+pub(super) fn first_half(raw: &str) -> Option<usize> {
+    let at = raw.len().checked_sub(2 + CODE_UNIT)?;
+    let unit = code_unit(raw.get(at..)?.strip_prefix("\\u")?)?;
+    // Behind a backslash that is escaped itself there is plain text.
+    let slashes = raw.as_bytes()[..at].iter().rev();
+    let is_escape = slashes.take_while(|byte| **byte == b'\\').count() % 2 == 0;
+    ((0xd800..0xdc00).contains(&unit) && is_escape).then_some(at)
+}
+
 /// The code unit of four hex digits.
 fn code_unit(text: &str) -> Option<u32> {
     u32::from_str_radix(text.get(..CODE_UNIT)?, 16).ok()

@@ -64,7 +64,7 @@ fn escape_byte(byte: u8, out: &mut String) {
 }
 
 /// Writes what stands between the quotes.
-fn raw(text: &Text<'_>, out: &mut String) {
+pub(super) fn raw(text: &Text<'_>, out: &mut String) {
     match text {
         Text::Slice(raw) => out.push_str(raw),
         Text::Owned(raw) => out.push_str(raw),

@@ -304,3 +304,71 @@ fn tool_names_come_back_as_the_client_has_them() {
     .data();
     assert_eq!(data[1]["content_block"]["name"], json!(long));
 }
+
+/// Data of events, as they are spelled.
+fn raw_stream(events: &[&str]) -> Vec<u8> {
+    let event = |data: &&str| format!("data: {data}\n\n");
+    events.iter().map(event).collect::<String>().into_bytes()
+}
+
+const DONE: &str =
+    r#"{"type":"response.completed","response":{"id":"resp_1","status":"completed","output":[]}}"#;
+
+#[test]
+fn a_character_that_is_cut_into_two_deltas_is_one_for_the_client() {
+    let text = |delta: &str| {
+        format!(r#"{{"type":"response.output_text.delta","output_index":0,"delta":"{delta}"}}"#)
+    };
+    let whole = |text: &str| {
+        format!(r#"{{"type":"response.output_text.done","output_index":0,"text":"{text}"}}"#)
+    };
+    let refusal =
+        r#"{"type":"response.refusal.delta","output_index":0,"content_index":1,"delta":"no"}"#;
+    let cases: [(&[String], &str); 8] = [
+        (
+            &[text(r"a\ud83d"), text(r"\ude42b"), whole(r"a\ud83d\ude42b")],
+            "a🙂b",
+        ),
+        (&[text(r"\uD83D"), text(""), text(r"\uDE42")], "🙂"),
+        (&[text(r"\ud83d"), whole("🙂!")], "🙂!"),
+        (&[text(r"a\ud83d"), text("b")], "a\u{fffd}b"),
+        (&[text(r"a\ud83d"), whole(r"a\ud83d")], "a\u{fffd}"),
+        (&[text(r"a\ud83d")], "a\u{fffd}"),
+        (&[text(r"a\ud83d"), refusal.to_owned()], "a\u{fffd}no"),
+        (&[text(r"a\\ud83d"), text(r"\ude42")], "a\\ud83d\u{fffd}"),
+    ];
+    for (events, expected) in cases {
+        let mut events: Vec<&str> = events.iter().map(String::as_str).collect();
+        events.push(DONE);
+        let answer = play(
+            session(Endpoint::Messages, &json!({})),
+            &raw_stream(&events),
+            9,
+        );
+        let content = &parsed(&answer.answer.expect("an answer").body)["content"];
+        assert_eq!(content[0]["text"], expected, "{events:?}");
+    }
+}
+
+#[test]
+fn so_it_is_in_arguments_and_in_thinking() {
+    let call = r#"{"type":"response.output_item.added","output_index":0,"item":{"type":"function_call","id":"f","call_id":"c","name":"T"}}"#;
+    let unnamed = r#"{"type":"response.output_item.added","output_index":0,"item":{"type":"function_call","id":"f"}}"#;
+    let first = r#"{"type":"response.function_call_arguments.delta","output_index":0,"delta":"{\"a\":\"\ud83d"}"#;
+    let second =
+        r#"{"type":"response.function_call_arguments.delta","output_index":0,"delta":"\ude42\"}"}"#;
+    let done = r#"{"type":"response.output_item.done","output_index":0,"item":{"type":"function_call","id":"f","call_id":"c","name":"T"}}"#;
+    for added in [call, unnamed] {
+        let body = raw_stream(&[added, first, second, done, DONE]);
+        let answer = play(session(Endpoint::Messages, &json!({})), &body, 9).answer;
+        let message = parsed(&answer.expect("an answer").body);
+        assert_eq!(message["content"][0]["input"], json!({"a": "🙂"}));
+    }
+    let first = r#"{"type":"response.reasoning_summary_text.delta","output_index":0,"summary_index":0,"delta":"\ud83d"}"#;
+    let second = r#"{"type":"response.reasoning_summary_text.delta","output_index":0,"summary_index":0,"delta":"\ude42"}"#;
+    let body = raw_stream(&[first, second, DONE]);
+    let thinks = json!({"thinking": {"type": "adaptive"}});
+    let answer = play(session(Endpoint::Messages, &thinks), &body, 9).answer;
+    let message = parsed(&answer.expect("an answer").body);
+    assert_eq!(message["content"][0]["thinking"], "🙂");
+}
