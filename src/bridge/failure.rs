@@ -61,6 +61,7 @@ impl UpstreamError<'_> {
         let retry_after = self.retry_after.and_then(|value| seconds(value, self.now));
         let mut report = Report::in_body(body);
         report.status = Some(self.status);
+        report.untold = !body.is_some_and(Report::is_in);
         report.own_credential = self.own_credential;
         report.retry_after = retry_after.or(report.retry_after);
         report
@@ -118,6 +119,11 @@ impl Failure {
             Failure::Cut | Failure::Unreadable(_) => Some("upstream_reset"),
             Failure::TimedOut => Some("upstream_timeout"),
         }
+    }
+
+    /// Whether the upstream has reported it without an error that names it.
+    pub(crate) fn is_untold(&self) -> bool {
+        self.report().is_some_and(|report| report.untold)
     }
 
     /// The upstream's error, if it is one.

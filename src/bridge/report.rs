@@ -29,6 +29,8 @@ pub(crate) struct Report {
     pub(crate) retry_after: Option<u64>,
     /// The operator's credential was sent, not the client's.
     pub(crate) own_credential: bool,
+    /// No error object says that something failed: the status of an HTTP answer does, or that of a response.
+    pub(crate) untold: bool,
 }
 
 /// What a client of Messages is told.
@@ -112,7 +114,18 @@ impl Report {
             param: text("param"),
             retry_after: error.member("resets_in_seconds").and_then(seconds_of),
             own_credential: false,
+            untold: false,
         }
+    }
+
+    /// Whether a body has an error object that says something.
+    pub(crate) fn is_in(body: &Node<'_>) -> bool {
+        let Some(error) = body.member("error") else {
+            return false;
+        };
+        ["message", "type", "code"]
+            .iter()
+            .any(|name| error.member_text(name).is_some_and(|text| !text.is_empty()))
     }
 
     /// The error in the body of an HTTP answer: its `error`, else its `detail`, as the ChatGPT backend has it.

@@ -241,6 +241,12 @@ impl Session {
         }
     }
 
+    /// Whether the answer has failed though nothing in the upstream's bytes names a failure, so that who reads only these
+    /// cannot tell.
+    pub fn has_untold_failure(&self) -> bool {
+        matches!(&self.ending, Some(Ending::Failed(failure)) if failure.is_untold())
+    }
+
     /// The response's id at the upstream.
     pub fn response_id(&self) -> Option<&str> {
         self.reader.head.id.as_deref()

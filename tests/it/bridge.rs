@@ -510,6 +510,61 @@ fn an_error_that_comes_after_the_commit_is_told_in_the_stream() {
     assert_eq!(proxy.record()["outcome"], "upstream_error");
 }
 
+/// Asks, and has the beginning of a stream before the upstream has said anything.
+fn early(proxy: &Proxy, path: &str) -> Connection {
+    let client = claude(proxy, "sk-fast");
+    let mut connection = client.connect();
+    connection.send(client.message(path, &question(json!({}))));
+    assert_eq!(connection.head().unwrap().status, 200);
+    connection.chunk().expect("the beginning of the stream");
+    connection
+}
+
+/// What is left of a stream.
+fn rest_of(connection: &mut Connection) -> String {
+    let pieces = std::iter::from_fn(|| connection.chunk());
+    pieces
+        .map(|piece| String::from_utf8(piece).unwrap())
+        .collect()
+}
+
+#[test]
+fn an_answer_whose_head_comes_after_the_commit_has_the_status_that_the_client_was_sent() {
+    let nameless = reply(500).json("null");
+    let named = reply(429).json(r#"{"error":{"code":"rate_limit_exceeded","message":"m"}}"#);
+    let good = reply(200).sse(&[CREATED, TEXT, COMPLETED]);
+    let cases = [
+        (good, "ok", Value::Null, json!("final")),
+        (
+            named,
+            "upstream_error",
+            json!("rate_limit_exceeded"),
+            json!("none"),
+        ),
+        (nameless, "upstream_error", Value::Null, json!("none")),
+    ];
+    for (late, outcome, error, usage) in cases {
+        for path in [MESSAGES, CHAT] {
+            let upstream = upstream::script([upstream::silence().then_all(late.clone())]).run();
+            let proxy = bridging(&upstream, "bridge: {commit_after: 50ms}").run();
+            let mut connection = early(&proxy, path);
+            upstream.release();
+            let text = rest_of(&mut connection);
+            let whole = text.contains("message_stop") || text.contains("[DONE]");
+            assert_eq!(whole, outcome == "ok", "{text}");
+            let record = proxy.record();
+            assert_eq!(
+                told(
+                    &record,
+                    &["status", "outcome", "upstream_error", "usage_state"]
+                ),
+                json!({"status": 200, "outcome": outcome, "upstream_error": error, "usage_state": usage}),
+                "{record}"
+            );
+        }
+    }
+}
+
 #[test]
 fn an_address_that_cannot_be_reached_is_passed_over() {
     let upstream = upstream::sse(&[CREATED, TEXT, COMPLETED]).run_plain();

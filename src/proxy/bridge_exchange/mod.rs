@@ -271,9 +271,10 @@ impl Bridge {
 fn take_head(context: &mut RequestContext, upstream: &Connection) -> Result<(), Box<Error>> {
     let head = upstream.response_head()?;
     check_response(head, context).map_err(|error| error.into_up())?;
+    // The client was sent nothing of this head, but may have one of our own.
+    let told = context.record.answer.status;
     context.take_answer(head.status, &head.headers);
-    // The client was sent nothing of it.
-    context.record.answer.status = None;
+    context.record.answer.status = told;
     if context.request_info.endpoint.takes_tier() {
         // The first bytes tell whether it is a stream.
         context.observer = ResponseObserver::new(Endpoint::Responses, true, &head.headers);
