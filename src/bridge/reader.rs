@@ -1,4 +1,4 @@
-//! The reader of a Responses stream: the data of its events as one ordered stream of facts. One item at a time is shown;
+//! The reader of a Responses stream: its events as one ordered stream of facts. One item at a time is shown;
 //! events of the others wait, within a limit, because clients cannot read blocks that are mixed. It holds no text of the
 //! answer beyond that, and knows neither client protocol.
 
@@ -7,6 +7,8 @@ use super::failure::Failure;
 use super::item::{Item, Unreadable};
 use super::json::{Node, parse};
 use super::report::Report;
+use super::sse::Event;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// What an entry of one of the tables is taken to weigh besides its text, in bytes.
@@ -28,7 +30,7 @@ pub(crate) struct Reader {
     /// Indexes of items that are whole.
     closed: BTreeSet<u64>,
     /// Events of other items, by index.
-    waiting: BTreeMap<u64, Vec<Vec<u8>>>,
+    waiting: BTreeMap<u64, Vec<Event>>,
     /// Indexes of items by their ids.
     by_id: HashMap<String, u64>,
     /// Bytes in these tables.
@@ -53,12 +55,12 @@ impl Reader {
         }
     }
 
-    /// The facts in the data of the next event. After [`Fact::Done`] and [`Fact::Failed`] there are none.
-    pub(crate) fn feed(&mut self, data: &[u8]) -> Vec<Fact> {
+    /// The facts in the next event. After [`Fact::Done`] and [`Fact::Failed`] there are none.
+    pub(crate) fn feed(&mut self, event: &Event) -> Vec<Fact> {
         let mut out = Vec::new();
-        let data = data.trim_ascii();
+        let data = event.data.trim_ascii();
         if !self.over && !data.is_empty() && data != END_MARK {
-            let read = self.event(data, &mut out);
+            let read = self.event(event, &mut out);
             self.or_failed(read, &mut out);
         }
         out
@@ -84,9 +86,9 @@ impl Reader {
     }
 
     /// One event.
-    fn event(&mut self, data: &[u8], out: &mut Vec<Fact>) -> Result<(), Unreadable> {
-        let event = parse(data).map_err(|_| Unreadable("an event that is not JSON"))?;
-        let kind = event.member_text("type").unwrap_or_default();
+    fn event(&mut self, raw: &Event, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
+        let event = parse(&raw.data).map_err(|_| Unreadable("an event that is not JSON"))?;
+        let kind = kind_of(raw, &event);
         match kind.as_ref() {
             "response.created" | "response.in_progress" | "response.queued" => {
                 event
@@ -98,11 +100,13 @@ impl Reader {
             | "response.incomplete"
             | "response.failed"
             | "response.done"
+            | "response.cancelled"
+            | "response.canceled"
             | "error" => {
                 self.terminal(&kind, &event, out)?;
             }
             "" if event.member("error").is_some() => self.terminal("error", &event, out)?,
-            kind if kind.starts_with("response.") => self.item_event(kind, &event, data, out)?,
+            kind if kind.starts_with("response.") => self.item_event(kind, &event, raw, out)?,
             _ => {}
         }
         Ok(())
@@ -115,6 +119,7 @@ impl Reader {
         let kind = match status.as_ref() {
             "incomplete" => "response.incomplete",
             "failed" => "response.failed",
+            "cancelled" | "canceled" => "response.cancelled",
             "completed" | "" if is_response => "response.completed",
             _ if response
                 .member("error")
@@ -136,7 +141,7 @@ impl Reader {
         &mut self,
         kind: &str,
         event: &Node<'_>,
-        data: &[u8],
+        raw: &Event,
         out: &mut Vec<Fact>,
     ) -> Result<(), Unreadable> {
         let Some(index) = self.index_of(kind, event)? else {
@@ -146,8 +151,8 @@ impl Reader {
             return Ok(());
         }
         if index != *self.current.get_or_insert(index) {
-            self.hold(data.len())?;
-            self.waiting.entry(index).or_default().push(data.to_vec());
+            self.hold(raw.data.len() + raw.name.len())?;
+            self.waiting.entry(index).or_default().push(raw.clone());
             return Ok(());
         }
         self.show(index, kind, event, out)?;
@@ -214,10 +219,11 @@ impl Reader {
             && let Some((index, events)) = self.waiting.pop_first()
         {
             self.current = Some(index);
-            for data in events {
-                self.held = self.held.saturating_sub(data.len() + ENTRY_BYTES);
+            for raw in events {
+                let bytes = raw.data.len() + raw.name.len();
+                self.held = self.held.saturating_sub(bytes + ENTRY_BYTES);
                 if self.current == Some(index) {
-                    self.replay(index, &data, out)?;
+                    self.replay(index, &raw, out)?;
                 }
             }
         }
@@ -225,9 +231,9 @@ impl Reader {
     }
 
     /// Shows an event that has waited.
-    fn replay(&mut self, index: u64, data: &[u8], out: &mut Vec<Fact>) -> Result<(), Unreadable> {
-        let event = parse(data).map_err(|_| Unreadable("an event that is not JSON"))?;
-        let kind = event.member_text("type").unwrap_or_default();
+    fn replay(&mut self, index: u64, raw: &Event, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
+        let event = parse(&raw.data).map_err(|_| Unreadable("an event that is not JSON"))?;
+        let kind = kind_of(raw, &event);
         self.show(index, &kind, &event, out)
     }
 
@@ -252,15 +258,17 @@ impl Reader {
     ) -> Result<(), Unreadable> {
         self.head.note(response);
         let status = response.member_text("status").unwrap_or_default();
-        if matches!(kind, "error" | "response.failed")
-            || matches!(status.as_ref(), "failed" | "cancelled")
-        {
+        let error = response.member("error").or(event.member("error"));
+        let has_failed = matches!(kind, "error" | "response.failed") || status == "failed";
+        let is_cancelled = matches!(kind, "response.cancelled" | "response.canceled")
+            || matches!(status.as_ref(), "cancelled" | "canceled");
+        if has_failed || is_cancelled {
             self.over = true;
-            let error = response
-                .member("error")
-                .or(event.member("error"))
-                .unwrap_or(event);
-            out.push(Fact::Failed(Failure::Reported(Report::in_stream(error))));
+            let report = match has_failed {
+                true => Report::in_stream(error.unwrap_or(event)),
+                false => Report::cancelled(error),
+            };
+            out.push(Fact::Failed(Failure::Reported(report)));
             return Ok(()); // what waits is neither shown nor closed
         }
         self.show_rest(response.member_list("output"), out)?;
@@ -305,6 +313,19 @@ impl Reader {
             ));
         }
         Ok(())
+    }
+}
+
+/// What an event is: by its data, or where these do not tell, by its name.
+fn kind_of<'e>(raw: &'e Event, event: &'e Node<'_>) -> Cow<'e, str> {
+    let named = || {
+        let name = str::from_utf8(&raw.name).ok()?;
+        let is_ours = name == "error" || name.starts_with("response.");
+        is_ours.then_some(name)
+    };
+    match event.member_text("type") {
+        Some(kind) => kind,
+        None => named().unwrap_or_default().into(),
     }
 }
 

@@ -118,6 +118,13 @@ impl Report {
         }
     }
 
+    /// The report of a response that the upstream has cancelled.
+    pub(crate) fn cancelled(error: Option<&Node<'_>>) -> Self {
+        let mut report = error.map(Self::in_stream).unwrap_or_default();
+        report.untold = true;
+        report
+    }
+
     /// Whether a body has an error object that says something.
     pub(crate) fn is_in(body: &Node<'_>) -> bool {
         let Some(error) = body.member("error") else {

@@ -9,7 +9,7 @@ use super::fact::Fact;
 use super::failure::{Failure, UpstreamError};
 use super::json::parse;
 use super::reader::Reader;
-use super::sse::Decoder;
+use super::sse::{Decoder, Event};
 
 /// Limits of what is held of one answer, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,8 +155,10 @@ impl Session {
                 Body::Unknown => Vec::new(),
                 Body::Events(decoder) => {
                     // A last event without the blank line behind it counts if it is whole.
-                    let last = decoder.finish().filter(|data| parse(data).is_ok());
-                    last.map(|data| self.reader.feed(&data)).unwrap_or_default()
+                    let last = decoder.finish();
+                    let last = last.filter(|event| parse(&event.data).is_ok());
+                    last.map(|event| self.reader.feed(&event))
+                        .unwrap_or_default()
                 }
                 Body::Json(body) => self.reader.feed_whole(&std::mem::take(body)),
             };
@@ -278,7 +280,7 @@ impl Session {
         match &mut self.body {
             Body::Unknown => {} // white space
             Body::Events(decoder) => match decoder.feed(piece) {
-                Ok(events) => events.iter().for_each(|data| self.take_event(data)),
+                Ok(events) => events.iter().for_each(|event| self.take_event(event)),
                 Err(_) => self.fail(Failure::Unreadable("an event of too many bytes")),
             },
             Body::Json(body) if body.len() + piece.len() > self.delivery.limits.whole => {
@@ -288,9 +290,9 @@ impl Session {
         }
     }
 
-    /// Takes the data of one event.
-    fn take_event(&mut self, data: &[u8]) {
-        let facts = self.reader.feed(data);
+    /// Takes one event.
+    fn take_event(&mut self, event: &Event) {
+        let facts = self.reader.feed(event);
         self.take_all(facts);
     }
 

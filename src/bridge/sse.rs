@@ -1,5 +1,5 @@
 //! Server-sent events (WHATWG HTML §9.2) that arrive in pieces, cut anywhere: gives the data of each event that is
-//! whole. All other fields are left aside: what an event is, its data say.
+//! whole, and its name, by which some gateways alone say what it is. All other fields are left aside.
 
 /// What may open a stream, before its first line.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
@@ -15,10 +15,21 @@ pub(crate) struct Decoder {
     data: Vec<u8>,
     /// The event under way has a `data` field.
     has_data: bool,
+    /// The name of the event under way.
+    name: Vec<u8>,
     /// The last line was ended by CR: LF right behind it belongs to it.
     after_cr: bool,
     /// No line has ended yet, so that the first may begin with a byte order mark.
     at_start: bool,
+}
+
+/// An event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Event {
+    /// Its `event` field; empty where it has none.
+    pub(crate) name: Vec<u8>,
+    /// Its `data` fields.
+    pub(crate) data: Vec<u8>,
 }
 
 /// An event has more bytes than the limit.
@@ -33,13 +44,14 @@ impl Decoder {
             line: Vec::new(),
             data: Vec::new(),
             has_data: false,
+            name: Vec::new(),
             after_cr: false,
             at_start: true,
         }
     }
 
-    /// Reads the next piece; gives the data of the events that it ends.
-    pub(crate) fn feed(&mut self, mut piece: &[u8]) -> Result<Vec<Vec<u8>>, TooLarge> {
+    /// Reads the next piece; gives the events that it ends.
+    pub(crate) fn feed(&mut self, mut piece: &[u8]) -> Result<Vec<Event>, TooLarge> {
         let mut events = Vec::new();
         while let Some(&first) = piece.first() {
             if std::mem::take(&mut self.after_cr) && first == b'\n' {
@@ -48,7 +60,7 @@ impl Decoder {
             }
             let end = piece.iter().position(|byte| matches!(byte, b'\r' | b'\n'));
             let more = &piece[..end.unwrap_or(piece.len())];
-            if self.line.len() + self.data.len() + more.len() > self.limit {
+            if self.held() + more.len() > self.limit {
                 return Err(TooLarge);
             }
             self.line.extend_from_slice(more);
@@ -64,12 +76,12 @@ impl Decoder {
 
     /// Bytes of the event under way.
     pub(crate) fn held(&self) -> usize {
-        self.line.len() + self.data.len()
+        self.line.len() + self.data.len() + self.name.len()
     }
 
     /// The stream has ended. A last event counts though the blank line behind it, or the end of its line, be missing;
     /// whether its data are whole is for their reader to tell.
-    pub(crate) fn finish(&mut self) -> Option<Vec<u8>> {
+    pub(crate) fn finish(&mut self) -> Option<Event> {
         if !self.line.is_empty() {
             self.end_line();
         }
@@ -77,7 +89,7 @@ impl Decoder {
     }
 
     /// The line under way has ended.
-    fn end_line(&mut self) -> Option<Vec<u8>> {
+    fn end_line(&mut self) -> Option<Event> {
         let mut buffer = std::mem::take(&mut self.line);
         let event = self.take_line(&buffer);
         buffer.clear();
@@ -86,19 +98,18 @@ impl Decoder {
     }
 
     /// Takes a line; one that is empty ends the event.
-    fn take_line(&mut self, mut line: &[u8]) -> Option<Vec<u8>> {
+    fn take_line(&mut self, mut line: &[u8]) -> Option<Event> {
         if std::mem::take(&mut self.at_start) {
             line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
         }
         if line.is_empty() {
             return self.end_event();
         }
-        let value = match line.strip_prefix(b"data") {
-            Some([]) => Some(&[][..]),
-            Some([b':', value @ ..]) => Some(value.strip_prefix(b" ").unwrap_or(value)),
-            _ => None,
-        };
-        if let Some(value) = value {
+        if let Some(name) = value_of(line, b"event") {
+            self.name.clear();
+            self.name.extend_from_slice(name);
+        }
+        if let Some(value) = value_of(line, b"data") {
             if self.has_data {
                 self.data.push(b'\n');
             }
@@ -108,10 +119,22 @@ impl Decoder {
         None
     }
 
-    /// Gives the data of the event under way, if it has any.
-    fn end_event(&mut self) -> Option<Vec<u8>> {
-        let data = std::mem::take(&mut self.data);
-        std::mem::take(&mut self.has_data).then_some(data)
+    /// Gives the event under way, if it has any data.
+    fn end_event(&mut self) -> Option<Event> {
+        let event = Event {
+            name: std::mem::take(&mut self.name),
+            data: std::mem::take(&mut self.data),
+        };
+        std::mem::take(&mut self.has_data).then_some(event)
+    }
+}
+
+/// The value of a line, if it is of this field.
+fn value_of<'l>(line: &'l [u8], field: &[u8]) -> Option<&'l [u8]> {
+    match line.strip_prefix(field)? {
+        [] => Some(&[]),
+        [b':', value @ ..] => Some(value.strip_prefix(b" ").unwrap_or(value)),
+        _ => None,
     }
 }
 

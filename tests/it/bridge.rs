@@ -566,6 +566,29 @@ fn an_answer_whose_head_comes_after_the_commit_has_the_status_that_the_client_wa
 }
 
 #[test]
+fn a_response_that_was_cancelled_is_an_error_for_the_client_and_in_the_line() {
+    let cancelled = COMPLETED.replace("\"id\"", "\"status\":\"cancelled\",\"id\"");
+    for end in [cancelled.replace("completed", "cancelled"), cancelled] {
+        let upstream = upstream::sse(&[CREATED, TEXT, &end]).run();
+        let proxy = bridging(&upstream, "").run();
+        let answer = claude(&proxy, "sk-fast").post(MESSAGES, question(json!({})));
+        assert!(
+            !answer.whole && answer.text().contains("event: error"),
+            "{answer:?}"
+        );
+        let record = proxy.record();
+        assert_eq!(
+            told(
+                &record,
+                &["status", "outcome", "usage_state", "output_tokens"]
+            ),
+            json!({"status": 200, "outcome": "upstream_error", "usage_state": "final", "output_tokens": 7}),
+            "{record}"
+        );
+    }
+}
+
+#[test]
 fn an_address_that_cannot_be_reached_is_passed_over() {
     let upstream = upstream::sse(&[CREATED, TEXT, COMPLETED]).run_plain();
     let urls = [upstream::nobody().url(), upstream.url()];

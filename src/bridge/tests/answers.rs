@@ -372,3 +372,78 @@ fn so_it_is_in_arguments_and_in_thinking() {
     let message = parsed(&answer.expect("an answer").body);
     assert_eq!(message["content"][0]["thinking"], "🙂");
 }
+
+#[test]
+fn an_event_whose_data_do_not_say_what_it_is_is_what_its_name_says() {
+    let named = |line_end: &str| {
+        let events = [
+            (
+                "response.output_text.delta",
+                r#"{"output_index":1,"delta":"b"}"#,
+            ),
+            (
+                "response.output_item.done",
+                r#"{"output_index":1,"item":{"type":"message"}}"#,
+            ),
+            ("response.completed", r#"{"response":{"output":[]}}"#),
+        ];
+        let first =
+            r#"{"type":"response.output_item.added","output_index":0,"item":{"type":"reasoning"}}"#;
+        let mut body = format!("event: x{line_end}data: {first}{line_end}{line_end}");
+        for (name, data) in events {
+            body += &format!("data: {data}{line_end}event:{name}{line_end}{line_end}");
+        }
+        body
+    };
+    for line_end in ["\n", "\r\n"] {
+        let received = play(
+            session(Endpoint::Messages, &json!({})),
+            named(line_end).as_bytes(),
+            5,
+        );
+        let message = parsed(&received.answer.expect("an answer").body);
+        assert_eq!(message["content"], json!([{"type": "text", "text": "b"}]));
+    }
+    for (name, status) in [("error", 429), ("message", 429), ("response.failed", 429)] {
+        let error = r#"{"error":{"code":"rate_limit_exceeded","message":"m"}}"#;
+        let body = format!("event: {name}\ndata: {error}\n\n");
+        let received = play(session(Endpoint::Messages, &json!({})), body.as_bytes(), 5);
+        assert_eq!(
+            received.answer.map(|answer| answer.status),
+            Some(status),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn a_response_that_was_cancelled_is_a_failure_however_that_is_told() {
+    let text = r#"{"type":"response.output_text.delta","output_index":0,"delta":"a"}"#;
+    let ends = [
+        r#"{"type":"response.cancelled","response":{"status":"cancelled","output":[]}}"#,
+        r#"{"type":"response.canceled","response":{"status":"canceled","output":[]}}"#,
+        r#"{"type":"response.cancelled","response":{}}"#,
+        r#"{"type":"response.completed","response":{"status":"cancelled","output":[]}}"#,
+        r#"{"type":"response.done","response":{"status":"canceled","output":[]}}"#,
+    ];
+    for end in ends {
+        let mut session = session(Endpoint::Messages, &json!({"stream": true}));
+        let mut received = Received::default();
+        received.take(session.feed(&raw_stream(&[text, end])));
+        assert_eq!(received.whole, Some(false), "{end}");
+        assert!(session.has_untold_failure() && session.log_error().is_none());
+        let error = json!({"type": "api_error", "message": "upstream error"});
+        assert_eq!(received.data().last().unwrap()["error"], error);
+    }
+    let whole = r#"{"id":"r","status":"cancelled","output":[]}"#;
+    let answer = play(session(Endpoint::Chat, &json!({})), whole.as_bytes(), 9).answer;
+    assert_eq!(answer.map(|answer| answer.status), Some(500));
+    let done = r#"{"type":"response.done","response":{"status":"incomplete","output":[]}}"#;
+    let answer = play(
+        session(Endpoint::Messages, &json!({})),
+        &raw_stream(&[text, done]),
+        9,
+    )
+    .answer;
+    assert_eq!(parsed(&answer.unwrap().body)["stop_reason"], "max_tokens");
+}
