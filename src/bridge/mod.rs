@@ -17,7 +17,8 @@
 //!    `content-type: application/json`, and no header that [`is_kept_from_upstream`].
 //! 5. An answer of another status than 200 becomes [`UpstreamError::answer`]. For 200, make a [`Session`] and give it
 //!    the content type with [`Session::upstream_head`], each piece of the body with [`Session::feed`], and the end with
-//!    [`Session::finish`]; where the connection breaks, [`Session::cut`], and where time is up, [`Session::timed_out`].
+//!    [`Session::finish`]; where the connection breaks, [`Session::cut`], where time is up, [`Session::timed_out`], and
+//!    where the body cannot be decoded, [`Session::undecodable`].
 //!    Do after every call what its [`Output`] says: the head of a stream is written with the first bytes and not before,
 //!    and a failure that comes earlier, like the answer to a client that wants no stream, is an [`Output::Answer`] with
 //!    its own status. A session gives one end or answer and nothing after it.
@@ -31,7 +32,8 @@
 //!    be fed further all the same.
 //!
 //! 8. Log [`Protocol::log_word`], [`Converted::dropped`], [`Context::requested_model`] and [`Context::upstream_model`],
-//!    and as error [`Session::log_error`] or, where [`UpstreamError::credential_refused`], that. Client headers are
+//!    and as error [`Session::log_error`] or, where [`UpstreamError::credential_refused`], that. Where
+//!    [`Session::has_untold_failure`], an answer has failed which by its bytes is a good one. Client headers are
 //!    [`STREAM_HEADERS`] or those of the [`Answer`], and [`REPORT_HEADER`] with [`Protocol::report`]. Usage is read from
 //!    the upstream's bytes by who reads it everywhere.
 //!
@@ -179,7 +181,7 @@ pub fn convert(
     if request.endpoint == Endpoint::CountTokens && upstream.kind != UpstreamKind::OpenAi {
         return Err(Refusal::no_token_count());
     }
-    let node = json::parse(request.body).map_err(Refusal::not_json)?;
+    let node = json::parse_document(request.body).map_err(Refusal::not_json)?;
     let protocol = request.endpoint.protocol();
     let style = match protocol {
         Protocol::Messages => PathStyle::Dots,

@@ -139,7 +139,15 @@ impl Session {
         self.output()
     }
 
-    /// A piece of the upstream's body has come, of any length and cut anywhere.
+    /// The upstream's body has a content coding that is not known, or is not what its coding says.
+    pub fn undecodable(&mut self) -> Output {
+        self.fail(Failure::Unreadable(
+            "a content coding that cannot be decoded",
+        ));
+        self.output()
+    }
+
+    /// A piece of the upstream's body has come, decoded, of any length and cut anywhere.
     pub fn feed(&mut self, piece: &[u8]) -> Output {
         if self.ending.is_none() {
             self.decide(piece);

@@ -1,6 +1,7 @@
 //! Clients of Messages and of Chat Completions on an upstream that speaks only Responses: what the upstream gets, what the
 //! client gets, and what the line says.
 
+use std::io::Write;
 use std::net::Shutdown;
 use std::time::Duration;
 
@@ -585,6 +586,90 @@ fn a_response_that_was_cancelled_is_an_error_for_the_client_and_in_the_line() {
             json!({"status": 200, "outcome": "upstream_error", "usage_state": "final", "output_tokens": 7}),
             "{record}"
         );
+    }
+}
+
+fn gzip(plain: &str) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(plain.as_bytes()).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// An answer of coded bytes.
+fn coded(status: u16, kind: &str, coding: &str, body: &[u8]) -> Reply {
+    let head = format!(
+        "HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Encoding: {coding}\r\n\
+         Content-Length: {}\r\n\r\n",
+        body.len()
+    );
+    Reply::default().send([head.as_bytes(), body].concat())
+}
+
+#[test]
+fn an_answer_that_is_coded_though_none_was_asked_for_is_decoded() {
+    const STREAM: &str = "text/event-stream";
+    let stream = [CREATED, TEXT, COMPLETED].concat();
+    let response = r#"{"id":"r","status":"completed","output":[{"type":"message","content":[
+        {"type":"output_text","text":"hello"}]}],"usage":{"input_tokens":10,"output_tokens":7}}"#;
+    let zstd = zstd::encode_all(stream.as_bytes(), 3).unwrap();
+    let answers = [
+        coded(200, STREAM, "gzip", &gzip(&stream)),
+        coded(200, STREAM, "zstd", &zstd),
+        coded(200, "application/json", "gzip", &gzip(response)),
+    ];
+    let upstream = upstream::script(answers).run();
+    let proxy = bridging(&upstream, "").run();
+    for _ in 0..3 {
+        let answer = claude(&proxy, "sk-fast").post(MESSAGES, question(json!({})));
+        assert!(
+            answer.whole && answer.text().contains("hello"),
+            "{answer:?}"
+        );
+        assert!(answer.text().contains("message_stop"), "{answer:?}");
+    }
+    for record in proxy.access_log(3) {
+        assert_eq!(
+            told(
+                &record,
+                &["status", "outcome", "usage_state", "output_tokens"]
+            ),
+            json!({"status": 200, "outcome": "ok", "usage_state": "final", "output_tokens": 7})
+        );
+    }
+}
+
+#[test]
+fn an_error_that_is_coded_is_told_and_what_cannot_be_decoded_is_no_answer() {
+    const JSON: &str = "application/json";
+    let error = r#"{"error":{"code":"c","message":"zipped"}}"#;
+    let stream = gzip(&[CREATED, TEXT].concat());
+    let cases = [
+        (coded(400, JSON, "gzip", &gzip(error)), 400, "zipped"),
+        (coded(400, JSON, "compress", b"x"), 400, "upstream error"),
+        (
+            coded(200, JSON, "compress", b"{}"),
+            502,
+            "cannot be decoded",
+        ),
+        (coded(200, JSON, "br", b"{}"), 502, "cannot be decoded"),
+        (
+            coded(200, JSON, "gzip", &gzip("{}")[..15]),
+            502,
+            "cannot be decoded",
+        ),
+        (
+            coded(200, "text/event-stream", "gzip", &stream[..20]),
+            502,
+            "cannot be decoded",
+        ),
+    ];
+    for (reply, status, message) in cases {
+        let upstream = upstream::script([reply]).run();
+        let proxy = bridging(&upstream, "").run();
+        let answer = claude(&proxy, "sk-fast").post(MESSAGES, question(json!({})));
+        assert_eq!(answer.status, status, "{answer:?}");
+        assert!(answer.text().contains(message), "{answer:?}");
+        assert_eq!(proxy.record()["outcome"], "upstream_error");
     }
 }
 

@@ -159,6 +159,10 @@ impl Client {
         self.conversation.feed(piece)
     }
 
+    pub fn undecodable(&mut self) -> Output {
+        self.conversation.undecodable()
+    }
+
     pub fn finish(&mut self) -> Output {
         self.conversation.finish()
     }

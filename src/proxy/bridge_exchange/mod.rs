@@ -8,6 +8,7 @@
 
 mod client;
 pub mod conversion;
+mod decoding;
 mod request;
 mod upstream;
 
@@ -154,21 +155,8 @@ impl Bridge {
             let body = read_whole(session, context, &mut client, &mut upstream).await?;
             client.upstream_error(&upstream_error(context, &upstream, status, &body))
         };
-        let mut is_over = client.take(session, context, output).await?;
-        while !is_over {
-            let read = client.wait(session, context, upstream.read()).await?;
-            let output = match read {
-                Ok(Some(piece)) => {
-                    context.observe(&piece);
-                    client.feed(&piece)
-                }
-                Ok(None) => client.finish(),
-                Err(error) => client.broken(context, &error),
-            };
-            is_over = client.take(session, context, output).await?;
-            if !is_over {
-                client.rest_of_turn(session, context).await?;
-            }
+        if !client.take(session, context, output).await? {
+            relay(session, context, &mut client, &mut upstream).await?;
         }
         context.enter(Phase::Idle, None);
         upstream.release();
@@ -267,6 +255,46 @@ impl Bridge {
     }
 }
 
+/// Reads an answer and gives the client what becomes of it, but for its end.
+async fn relay(
+    session: &mut Session,
+    context: &mut RequestContext,
+    client: &mut Client,
+    upstream: &mut Connection,
+) -> Result<(), Stop> {
+    let Some(mut decoding) = upstream.decoding() else {
+        let output = client.undecodable();
+        client.take(session, context, output).await?;
+        return Ok(());
+    };
+    loop {
+        let read = client.wait(session, context, upstream.read()).await?;
+        let piece = match read {
+            Ok(Some(piece)) => piece,
+            ended => {
+                let output = match ended {
+                    Ok(_) if decoding.is_whole() => client.finish(),
+                    Ok(_) => client.undecodable(),
+                    Err(error) => client.broken(context, &error),
+                };
+                client.take(session, context, output).await?;
+                return Ok(());
+            }
+        };
+        context.observe(&piece);
+        for part in decoding.parts(&piece) {
+            let output = match decoding.decode(part) {
+                Ok(decoded) => client.feed(&decoded),
+                Err(_) => client.undecodable(),
+            };
+            if client.take(session, context, output).await? {
+                return Ok(());
+            }
+            client.rest_of_turn(session, context).await?;
+        }
+    }
+}
+
 /// The head of the upstream's answer: what the line tells of it, and who reads its usage.
 fn take_head(context: &mut RequestContext, upstream: &Connection) -> Result<(), Box<Error>> {
     let head = upstream.response_head()?;
@@ -284,7 +312,7 @@ fn take_head(context: &mut RequestContext, upstream: &Connection) -> Result<(), 
     Ok(())
 }
 
-/// The beginning of a short answer. One that breaks says what it said until then.
+/// The beginning of a short answer, decoded. One that breaks says what it said until then.
 async fn read_whole(
     session: &mut Session,
     context: &mut RequestContext,
@@ -292,12 +320,24 @@ async fn read_whole(
     upstream: &mut Connection,
 ) -> Result<Vec<u8>, Stop> {
     let mut body = Vec::new();
+    let mut decoding = upstream.decoding();
     while body.len() < ERROR_BYTES {
         let Ok(Some(piece)) = client.wait(session, context, upstream.read()).await? else {
             break;
         };
         context.observe(&piece);
-        body.extend_from_slice(&piece);
+        let Some(decoding) = &mut decoding else {
+            break; // it says nothing that can be read
+        };
+        for part in decoding.parts(&piece) {
+            let Ok(decoded) = decoding.decode(part) else {
+                return Ok(body);
+            };
+            body.extend_from_slice(&decoded);
+            if body.len() >= ERROR_BYTES {
+                break;
+            }
+        }
     }
     Ok(body)
 }

@@ -13,6 +13,7 @@ use pingora_core::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use tokio::time::timeout;
 
+use super::decoding::Decoding;
 use crate::upstream::connector::{Http2Session, UpstreamConnector};
 
 /// How long the end of a message may take whose last event is here, before its connection is given up.
@@ -77,6 +78,12 @@ impl Connection {
     pub fn response_head(&self) -> Result<&ResponseHeader> {
         let head = self.http.as_ref().and_then(|http| http.response_header());
         head.ok_or_else(|| Error::new_up(ErrorType::InternalError))
+    }
+
+    /// What decodes its body; none where nothing can.
+    pub fn decoding(&self) -> Option<Decoding> {
+        let head = self.http.as_ref()?.response_header()?;
+        Decoding::of(&head.headers)
     }
 
     pub fn content_type(&self) -> Option<&str> {
