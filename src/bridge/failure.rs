@@ -4,7 +4,7 @@
 
 use super::Protocol;
 use super::error::{Answer, ErrorWords};
-use super::json::{Node, parse};
+use super::json::{Node, parse_document, without_mark};
 use super::report::{Report, Verdict};
 use super::retry_after::seconds;
 
@@ -39,21 +39,22 @@ pub struct UpstreamError<'h> {
 impl UpstreamError<'_> {
     /// The answer to the client, in its protocol.
     pub fn answer(&self, protocol: Protocol, request_id: &str) -> Answer {
-        let body = parse(self.body).ok();
+        let body = parse_document(self.body).ok();
         let report = self.report(body.as_ref());
         let shaped = body.as_ref().is_some_and(|body| {
             body.member("error")
                 .is_some_and(|error| error.as_object().is_some())
         });
         if protocol == Protocol::Chat && shaped && !report.credential_refused() {
-            return Answer::json(self.status, self.body.to_vec()).retry_after(report.retry_after);
+            return Answer::json(self.status, without_mark(self.body).to_vec())
+                .retry_after(report.retry_after);
         }
         Failure::Reported(report).answer(protocol, request_id)
     }
 
     /// The same for an answer that has begun.
     pub(crate) fn failure(&self) -> Failure {
-        Failure::Reported(self.report(parse(self.body).ok().as_ref()))
+        Failure::Reported(self.report(parse_document(self.body).ok().as_ref()))
     }
 
     /// What its head and its body say.

@@ -5,7 +5,7 @@
 mod reader;
 mod writer;
 
-pub(crate) use reader::{JsonFault, parse};
+pub(crate) use reader::{BYTE_ORDER_MARK, JsonFault, parse, parse_document, without_mark};
 pub(crate) use writer::{escape, to_string, write};
 
 use std::borrow::Cow;

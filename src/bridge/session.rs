@@ -7,9 +7,10 @@ use super::context::Context;
 use super::error::Answer;
 use super::fact::Fact;
 use super::failure::{Failure, UpstreamError};
-use super::json::parse;
+use super::json::{BYTE_ORDER_MARK, parse};
 use super::reader::Reader;
 use super::sse::{Decoder, Event};
+use std::borrow::Cow;
 
 /// Limits of what is held of one answer, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,8 +84,8 @@ pub struct Session {
 /// How the upstream's body is read. Some gateways name a wrong type in their head: the first byte tells.
 #[derive(Debug)]
 enum Body {
-    /// Nothing but white space has come.
-    Unknown,
+    /// Nothing but white space and this beginning of a byte order mark has come.
+    Unknown(Vec<u8>),
     Events(Decoder),
     /// One response object, so far.
     Json(Vec<u8>),
@@ -103,7 +104,7 @@ impl Session {
     /// An answer to the request that left this context.
     pub fn new(context: Context, delivery: Delivery) -> Self {
         Session {
-            body: Body::Unknown,
+            body: Body::Unknown(Vec::new()),
             reader: Reader::new(delivery.limits.waiting),
             client: ClientSide::new(context, &delivery),
             delivery,
@@ -150,8 +151,8 @@ impl Session {
     /// A piece of the upstream's body has come, decoded, of any length and cut anywhere.
     pub fn feed(&mut self, piece: &[u8]) -> Output {
         if self.ending.is_none() {
-            self.decide(piece);
-            self.read(piece);
+            let piece = self.decide(piece);
+            self.read(&piece);
         }
         self.output()
     }
@@ -160,7 +161,7 @@ impl Session {
     pub fn finish(&mut self) -> Output {
         if self.ending.is_none() {
             let facts = match &mut self.body {
-                Body::Unknown => Vec::new(),
+                Body::Unknown(_) => Vec::new(),
                 Body::Events(decoder) => {
                     // A last event without the blank line behind it counts if it is whole.
                     let last = decoder.finish();
@@ -231,7 +232,7 @@ impl Session {
     /// for a client that wants no stream.
     pub fn held(&self) -> usize {
         let body = match &self.body {
-            Body::Unknown => 0,
+            Body::Unknown(start) => start.len(),
             Body::Events(decoder) => decoder.held(),
             Body::Json(body) => body.len(),
         };
@@ -272,21 +273,29 @@ impl Session {
         self.reader.head.tier.as_deref()
     }
 
-    /// Tells a stream from a response object by its first byte.
-    fn decide(&mut self, piece: &[u8]) {
-        let first = piece.iter().find(|byte| !byte.is_ascii_whitespace());
-        if let (Body::Unknown, Some(first)) = (&self.body, first) {
-            self.body = match first {
-                b'{' => Body::Json(Vec::new()),
-                _ => Body::Events(Decoder::new(self.delivery.limits.event)),
-            };
-        }
+    /// Tells a stream from a response object by its first byte; gives what is to be read.
+    fn decide<'p>(&mut self, piece: &'p [u8]) -> Cow<'p, [u8]> {
+        let Body::Unknown(start) = &mut self.body else {
+            return piece.into();
+        };
+        let mut body = std::mem::take(start);
+        body.extend_from_slice(piece);
+        let whole = body.trim_ascii_start();
+        let is_early = whole.len() < BYTE_ORDER_MARK.len() && BYTE_ORDER_MARK.starts_with(whole);
+        let rest = whole.strip_prefix(BYTE_ORDER_MARK).unwrap_or(whole);
+        self.body = match rest.trim_ascii_start().first() {
+            _ if is_early => Body::Unknown(whole.to_vec()),
+            None => Body::Unknown(BYTE_ORDER_MARK.to_vec()),
+            Some(b'{') => Body::Json(Vec::new()),
+            Some(_) => Body::Events(Decoder::new(self.delivery.limits.event)),
+        };
+        rest.to_vec().into()
     }
 
     /// Reads a piece of the body.
     fn read(&mut self, piece: &[u8]) {
         match &mut self.body {
-            Body::Unknown => {} // white space
+            Body::Unknown(_) => {} // it was kept
             Body::Events(decoder) => match decoder.feed(piece) {
                 Ok(events) => events.iter().for_each(|event| self.take_event(event)),
                 Err(_) => self.fail(Failure::Unreadable("an event of too many bytes")),

@@ -1,8 +1,7 @@
 //! Server-sent events (WHATWG HTML §9.2) that arrive in pieces, cut anywhere: gives the data of each event that is
 //! whole, and its name, by which some gateways alone say what it is. All other fields are left aside.
 
-/// What may open a stream, before its first line.
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+use super::json::without_mark;
 
 /// The reader of one stream.
 #[derive(Debug)]
@@ -100,7 +99,7 @@ impl Decoder {
     /// Takes a line; one that is empty ends the event.
     fn take_line(&mut self, mut line: &[u8]) -> Option<Event> {
         if std::mem::take(&mut self.at_start) {
-            line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
+            line = without_mark(line);
         }
         if line.is_empty() {
             return self.end_event();

@@ -3,11 +3,16 @@
 
 use super::Protocol;
 use super::error::{Answer, Refusal};
-use super::json::{Node, parse, to_string};
+use super::json::{Node, parse_document, to_string};
 
 /// The client's answer to what `/responses/input_tokens` has answered; without an upstream's answer, status 0 will do.
 pub fn token_count_answer(status: u16, body: &[u8], request_id: &str) -> Answer {
-    let counted = || parse(body).ok()?.member("input_tokens")?.as_number();
+    let counted = || {
+        parse_document(body)
+            .ok()?
+            .member("input_tokens")?
+            .as_number()
+    };
     match counted().filter(|_| status == 200) {
         Some(tokens) => {
             let body = Node::object([("input_tokens", Node::number(tokens))]);

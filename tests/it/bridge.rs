@@ -674,6 +674,20 @@ fn an_error_that_is_coded_is_told_and_what_cannot_be_decoded_is_no_answer() {
 }
 
 #[test]
+fn a_byte_order_mark_before_a_request_is_taken_off_as_everywhere() {
+    let upstream = streaming();
+    let proxy = bridging(&upstream, "").run();
+    for (path, key) in [(MESSAGES, "sk-fast"), (CHAT, "sk-plain")] {
+        let body = [b"\xef\xbb\xbf".as_slice(), &question(json!({}))].concat();
+        let answer = proxy.client(key).post(path, body);
+        assert_eq!((answer.status, answer.whole), (200, true), "{answer:?}");
+    }
+    for request in upstream.requests(2) {
+        assert_eq!(request.body[0], b'{');
+    }
+}
+
+#[test]
 fn an_address_that_cannot_be_reached_is_passed_over() {
     let upstream = upstream::sse(&[CREATED, TEXT, COMPLETED]).run_plain();
     let urls = [upstream::nobody().url(), upstream.url()];

@@ -14,6 +14,9 @@ const FEW_MEMBERS: usize = 12;
 /// Digits of `\u0041`.
 const CODE_UNIT: usize = 4;
 
+/// What some programs write before UTF-8.
+pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// Why a text is no JSON. Offsets are in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum JsonFault {
@@ -23,6 +26,16 @@ pub(crate) enum JsonFault {
     Utf8 { at: usize },
     /// More arrays and objects stand inside one another than `DEPTH`.
     TooDeep,
+}
+
+/// A body as it came: a byte order mark may stand before its text (RFC 8259 §8.1).
+pub(crate) fn parse_document(body: &[u8]) -> Result<Node<'_>, JsonFault> {
+    parse(without_mark(body))
+}
+
+/// A body without its byte order mark.
+pub(crate) fn without_mark(body: &[u8]) -> &[u8] {
+    body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body)
 }
 
 /// Reads a whole document.

@@ -447,3 +447,34 @@ fn a_response_that_was_cancelled_is_a_failure_however_that_is_told() {
     .answer;
     assert_eq!(parsed(&answer.unwrap().body)["stop_reason"], "max_tokens");
 }
+
+#[test]
+fn a_byte_order_mark_before_an_answer_is_taken_off_however_it_is_cut() {
+    let text = r#"{"type":"response.output_text.delta","output_index":0,"delta":"Hi"}"#;
+    let response = r#"{"status":"completed","output":[{"type":"message","content":[{"type":"output_text","text":"Hi"}]}]}"#;
+    let stream = raw_stream(&[text, DONE]);
+    for body in [response.as_bytes(), b" \n{}".as_slice(), &stream] {
+        for (mark, piece) in [
+            ("", 1),
+            ("\u{feff}", 1),
+            ("\u{feff}", 2),
+            ("\u{feff}", 3),
+            ("\u{feff}", 500),
+        ] {
+            let body = [mark.as_bytes(), body].concat();
+            let answer = play(session(Endpoint::Messages, &json!({})), &body, piece).answer;
+            let answer = answer.expect("an answer");
+            if body.ends_with(b" \n{}") {
+                let told = text_of(answer.body);
+                assert!(told.contains("no finished response"), "{told}");
+            } else {
+                let message = parsed(&answer.body);
+                assert_eq!(message["content"][0]["text"], "Hi", "{mark:?} {piece}");
+            }
+        }
+    }
+    for body in [b"\xef\xbb".as_slice(), b"\xef\xbb\xbf", b" \xef"] {
+        let answer = play(session(Endpoint::Messages, &json!({})), body, 1).answer;
+        assert_eq!(answer.map(|answer| answer.status), Some(502));
+    }
+}

@@ -257,3 +257,14 @@ fn tokens_are_counted_by_the_upstream_or_not_at_all() {
         );
     }
 }
+
+#[test]
+fn a_byte_order_mark_before_a_body_is_taken_off() {
+    let body = "\u{feff}{\"error\":{\"code\":\"c\",\"message\":\"m\"}}";
+    let answer = error(400, body.as_bytes()).answer(Protocol::Messages, "r");
+    assert_eq!(parsed(&answer.body)["error"]["message"], "m");
+    let answer = error(400, body.as_bytes()).answer(Protocol::Chat, "r");
+    assert_eq!(parsed(&answer.body)["error"]["code"], "c");
+    let counted = token_count_answer(200, "\u{feff}{\"input_tokens\":4}".as_bytes(), "r");
+    assert_eq!(counted.status, 200);
+}
