@@ -39,6 +39,9 @@ pub struct UpstreamError<'h> {
 impl UpstreamError<'_> {
     /// The answer to the client, in its protocol.
     pub fn answer(&self, protocol: Protocol, request_id: &str) -> Answer {
+        if self.is_no_error() {
+            return self.failure().answer(protocol, request_id);
+        }
         let body = parse_document(self.body).ok();
         let report = self.report(body.as_ref());
         let shaped = body.as_ref().is_some_and(|body| {
@@ -54,7 +57,15 @@ impl UpstreamError<'_> {
 
     /// The same for an answer that has begun.
     pub(crate) fn failure(&self) -> Failure {
+        if self.is_no_error() {
+            return Failure::Unreadable("a status that is neither 200 nor an error");
+        }
         Failure::Reported(self.report(parse_document(self.body).ok().as_ref()))
+    }
+
+    /// Whether it is another success, or sends elsewhere: neither means anything to a client that has not asked for it.
+    fn is_no_error(&self) -> bool {
+        self.status < 400
     }
 
     /// What its head and its body say.

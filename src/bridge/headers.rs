@@ -18,16 +18,31 @@ pub const STREAM_HEADERS: [(&str, &str); 3] = [
     ("x-accel-buffering", "no"),
 ];
 
-/// Beginnings of names that belong to the client's protocol.
-const OF_CLIENTS: [&str; 3] = ["anthropic-", "x-claude-code-", "x-stainless-"];
+/// Beginnings of names that belong to the client's protocol, or to its message: the upstream gets another body, and gives the
+/// whole of an answer that the client does not get.
+const OF_CLIENTS: [&str; 5] = [
+    "anthropic-",
+    "x-claude-code-",
+    "x-stainless-",
+    "content-",
+    "if-",
+];
 
-/// Names that belong to the client's protocol or its body, or are secrets.
-const KEPT: [&str; 5] = [
+/// Names that belong to the client's protocol or its message, or are secrets.
+const KEPT: [&str; 13] = [
     "x-app",
     "x-api-key",
     "cookie",
     "accept-encoding",
-    "content-encoding",
+    "digest",
+    "prefer",
+    "priority",
+    "range",
+    "repr-digest",
+    "signature",
+    "signature-input",
+    "want-content-digest",
+    "want-repr-digest",
 ];
 
 /// Whether a request header of the client, its name in lower case, is kept from the upstream. The credential goes as

@@ -688,6 +688,53 @@ fn a_byte_order_mark_before_a_request_is_taken_off_as_everywhere() {
 }
 
 #[test]
+fn what_speaks_of_the_clients_own_message_does_not_go_upstream() {
+    const OWN: [&str; 8] = [
+        "content-md5",
+        "content-digest",
+        "content-language",
+        "digest",
+        "range",
+        "if-none-match",
+        "priority",
+        "prefer",
+    ];
+    let upstream = streaming();
+    let proxy = bridging(&upstream, "").run();
+    let client = claude(&proxy, "sk-fast").header("traceparent", "00-1-2-01");
+    let client = OWN
+        .iter()
+        .fold(client, |client, name| client.header(name, "x"));
+    let client = client.header("x-custom", "y");
+    assert!(client.post(MESSAGES, question(json!({}))).whole);
+    let request = upstream.request();
+    for name in OWN {
+        assert!(request.header(name).is_empty(), "{request:?}");
+    }
+    assert_eq!(request.header("x-custom"), ["y"]);
+    assert_eq!(request.header("content-type"), ["application/json"]);
+}
+
+#[test]
+fn a_success_of_another_kind_is_no_answer() {
+    let replies = [206, 304].map(|status| match status {
+        304 => Reply::default().send("HTTP/1.1 304 X\r\n\r\n"),
+        _ => reply(status).sse(&[CREATED, TEXT, COMPLETED]),
+    });
+    let upstream = upstream::script(replies).run();
+    let proxy = bridging(&upstream, "").run();
+    for (number, path) in [MESSAGES, CHAT].into_iter().enumerate() {
+        let answer = proxy.client("sk-fast").post(path, question(json!({})));
+        assert_eq!((answer.status, answer.whole), (502, true), "{answer:?}");
+        let record = proxy.access_log(number + 1).remove(number);
+        assert_eq!(
+            told(&record, &["status", "outcome", "error"]),
+            json!({"status": 502, "outcome": "upstream_error", "error": "upstream_reset"})
+        );
+    }
+}
+
+#[test]
 fn an_address_that_cannot_be_reached_is_passed_over() {
     let upstream = upstream::sse(&[CREATED, TEXT, COMPLETED]).run_plain();
     let urls = [upstream::nobody().url(), upstream.url()];

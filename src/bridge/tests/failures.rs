@@ -42,6 +42,7 @@ fn each_rule_gives_its_status_type_and_text() {
     let overflow = "prompt is too long (capability_rejected: prompt_too_long): context window";
     let signature = "Invalid signature in thinking block (capability_rejected: thinking_signature)";
     let window = "maximum context length is 272000 tokens. However, you sent 300,123 tokens.";
+    let odd = "the upstream's answer cannot be read: a status that is neither 200 nor an error";
     let unverified = "The encrypted content gAAA could not be verified.";
     let cases = [
         (
@@ -132,12 +133,14 @@ fn each_rule_gives_its_status_type_and_text() {
             (502, "api_error", "upstream error"),
             false,
         ),
+        (302, Value::Null, (502, "api_error", odd), false),
         (
-            302,
-            Value::Null,
-            (500, "api_error", "upstream error"),
+            206,
+            json!({"error": {"message": "m"}}),
+            (502, "api_error", odd),
             false,
         ),
+        (304, json!("x"), (502, "api_error", odd), false),
     ];
     for (status, body, (expected, kind, message), no_retry) in cases {
         let headers = if no_retry { never.clone() } else { Vec::new() };

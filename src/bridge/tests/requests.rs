@@ -245,10 +245,28 @@ fn where_requests_go_and_which_headers_stay() {
         "x-stainless-lang",
         "x-api-key",
         "cookie",
+        "content-md5",
+        "content-digest",
+        "content-encoding",
+        "content-language",
+        "digest",
+        "if-none-match",
+        "if-range",
+        "prefer",
+        "priority",
+        "range",
+        "signature-input",
     ] {
         assert!(is_kept_from_upstream(kept), "{kept}");
     }
-    assert!(!is_kept_from_upstream("user-agent") && !is_kept_from_upstream("traceparent"));
+    for sent in [
+        "user-agent",
+        "traceparent",
+        "x-request-id",
+        "accept-language",
+    ] {
+        assert!(!is_kept_from_upstream(sent), "{sent}");
+    }
 }
 
 #[test]
