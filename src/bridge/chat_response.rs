@@ -19,6 +19,8 @@ pub(crate) struct ChatResponse {
     kind: CallKind,
     /// The last call is not shown: the legacy form has room for one.
     hidden: bool,
+    /// A call was not shown.
+    has_hidden: bool,
     stops: StopSequences,
 }
 
@@ -30,6 +32,7 @@ impl ChatResponse {
             calls: 0,
             kind: CallKind::Function,
             hidden: false,
+            has_hidden: false,
             stops: StopSequences::new(context.stops.clone()),
         }
     }
@@ -37,6 +40,11 @@ impl ChatResponse {
     /// Whether anything has been given.
     pub(crate) fn started(&self) -> bool {
         self.started
+    }
+
+    /// Whether a call had no room in the answer.
+    pub(crate) fn has_hidden(&self) -> bool {
+        self.has_hidden
     }
 
     /// The chunk that names the role, once.
@@ -93,6 +101,7 @@ impl ChatResponse {
         self.flush(out);
         self.hidden = context.legacy_functions && self.calls > 0;
         if self.hidden {
+            self.has_hidden = true;
             return;
         }
         self.start(out);

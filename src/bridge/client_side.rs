@@ -13,6 +13,9 @@ use super::messages_response::MessagesResponse;
 use super::messages_whole::WholeMessage;
 use super::session::Delivery;
 
+/// What a call is called that comes beside another one to a client of the legacy form.
+const FURTHER_CALL: &str = "function_call.further";
+
 /// Where facts become bytes.
 #[derive(Debug)]
 pub(crate) struct ClientSide {
@@ -91,6 +94,14 @@ impl ClientSide {
         started && self.context.stream
     }
 
+    /// What of the answer had no room in the client's protocol and is missed there.
+    pub(crate) fn dropped(&self) -> Option<&'static str> {
+        match &self.writer {
+            Writer::Chat { response, .. } if response.has_hidden() => Some(FURTHER_CALL),
+            _ => None,
+        }
+    }
+
     /// Takes a fact that is no failure.
     pub(crate) fn fact(&mut self, fact: Fact, head: &Head) {
         match &mut self.writer {
@@ -164,9 +175,7 @@ impl ClientSide {
                 whole, envelope, ..
             } => whole.take()?.into_json(&self.context, envelope),
         };
-        let json = json.ok_or(Failure::Unreadable(
-            "the input of a tool call is no JSON object",
-        ));
+        let json = json.ok_or(Failure::Cut);
         Some(json.map(String::into_bytes))
     }
 

@@ -8,6 +8,9 @@ use super::json::{Node, parse_document, without_mark};
 use super::report::{Report, Verdict};
 use super::retry_after::seconds;
 
+/// The `type` of an error of Chat that has none.
+pub(crate) const SERVER_ERROR: &str = "server_error";
+
 /// How an answer fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
@@ -118,7 +121,14 @@ impl Failure {
     pub(crate) fn error_object(&self, protocol: Protocol) -> Node<'static> {
         match protocol {
             Protocol::Messages => self.verdict().words().messages(),
-            Protocol::Chat => self.chat_words().words().chat(),
+            Protocol::Chat => {
+                let told = self.report().is_some_and(|report| report.kind.is_some());
+                let mut words = self.chat_words();
+                if !told {
+                    words.kind = SERVER_ERROR.to_owned(); // as in every stream: the status is gone
+                }
+                words.words().chat()
+            }
         }
     }
 
@@ -186,7 +196,7 @@ impl Failure {
                 code: report.code.clone(),
             },
             None => ChatWords {
-                kind: "server_error".to_owned(),
+                kind: SERVER_ERROR.to_owned(),
                 message: self.own_message(),
                 param: None,
                 code: self.log_word().map(str::to_owned),

@@ -54,21 +54,11 @@ impl WholeMessage {
         self.length
     }
 
-    /// The JSON text of the message; `None` where a tool's input is no JSON object though the answer is complete.
+    /// The JSON text of the message; `None` before its end.
     pub(crate) fn into_json(self, model: &str) -> Option<String> {
         let (ending, usage) = self.ending?;
-        let cut = matches!(
-            ending,
-            Ending::MaxTokens | Ending::Refusal | Ending::StopSequence(_)
-        );
-        let mut content = Vec::with_capacity(self.blocks.len());
-        for (block, text) in &self.blocks {
-            match block.whole(text) {
-                Some(node) => content.push(node),
-                None if cut => content.push(block.node()),
-                None => return None,
-            }
-        }
+        let blocks = self.blocks.iter();
+        let content = blocks.map(|(block, text)| block.whole(text)).collect();
         let mut message = empty_message(&self.id, model);
         if let Node::Object(message) = &mut message {
             message.set("content", Node::List(content));
@@ -92,36 +82,29 @@ impl WholeBlock {
 }
 
 impl Block {
-    /// The block with all its text. A tool's input that is no object cannot be in a message: `None`.
-    fn whole(&self, block: &WholeBlock) -> Option<Node<'static>> {
+    /// The block with all its text.
+    fn whole(&self, block: &WholeBlock) -> Node<'static> {
         match self {
-            Block::Text => Some(Node::object([
+            Block::Text => Node::object([
                 ("type", Node::word("text")),
                 ("text", Node::text(&block.text)),
-            ])),
-            Block::Thinking => Some(thinking_node(
-                Node::text(&block.text),
-                Node::text(&block.signature),
-            )),
-            Block::ToolUse { id, name } => {
-                Some(tool_node("tool_use", id, name, input(&block.text)?))
+            ]),
+            Block::Thinking => thinking_node(Node::text(&block.text), Node::text(&block.signature)),
+            Block::ToolUse { id, name } => tool_node("tool_use", id, name, input(&block.text)),
+            Block::WebSearch { id } => {
+                tool_node("server_tool_use", id, "web_search", input(&block.text))
             }
-            Block::WebSearch { id } => Some(tool_node(
-                "server_tool_use",
-                id,
-                "web_search",
-                input(&block.text)?,
-            )),
-            Block::SearchResult { .. } => Some(self.node()),
+            Block::SearchResult { .. } => self.node(),
         }
     }
 }
 
-/// A tool's input from its JSON text; of no text, no members.
-fn input(text: &str) -> Option<Node<'static>> {
-    if text.trim().is_empty() {
-        return Some(Node::Object(Object::default()));
+/// A tool's input from its JSON text. What is no object, as a model may write it, or a limit may have cut it, cannot be in a
+/// message; the client's own check of the tool's schema tells the model.
+fn input(text: &str) -> Node<'static> {
+    let node = parse(text.as_bytes()).ok();
+    match node.filter(|node| node.as_object().is_some()) {
+        Some(node) => node.into_owned(),
+        None => Node::Object(Object::default()),
     }
-    let node = parse(text.as_bytes()).ok()?;
-    node.as_object().is_some().then(|| node.into_owned())
 }

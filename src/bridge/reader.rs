@@ -14,6 +14,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 /// What an entry of one of the tables is taken to weigh besides its text, in bytes.
 const ENTRY_BYTES: usize = 64;
 
+/// The most that is kept of items to know them again, in bytes: ids and indexes.
+const KNOWN_BYTES: usize = 16 << 20;
+
 /// What some gateways end their streams with, after OpenAI's older API.
 const END_MARK: &[u8] = b"[DONE]";
 
@@ -33,9 +36,11 @@ pub(crate) struct Reader {
     waiting: BTreeMap<u64, Vec<Event>>,
     /// Indexes of items by their ids.
     by_id: HashMap<String, u64>,
-    /// Bytes in these tables.
+    /// Bytes that wait.
     held: usize,
-    /// The most that there may be.
+    /// Bytes in the other tables.
+    known: usize,
+    /// The most that may wait.
     limit: usize,
 }
 
@@ -51,6 +56,7 @@ impl Reader {
             waiting: BTreeMap::new(),
             by_id: HashMap::new(),
             held: 0,
+            known: 0,
             limit,
         }
     }
@@ -173,7 +179,7 @@ impl Reader {
         if let (Some(index), Some(id)) = (index, item_id)
             && !self.by_id.contains_key(id.as_ref())
         {
-            self.hold(id.len())?;
+            self.learn(id.len())?;
             self.by_id.insert(id.into_owned(), index);
         }
         Ok(index)
@@ -208,7 +214,7 @@ impl Reader {
     fn close(&mut self, index: u64) -> Result<(), Unreadable> {
         self.item = Item::default();
         self.current = None;
-        self.hold(0)?;
+        self.learn(0)?;
         self.closed.insert(index);
         Ok(())
     }
@@ -304,7 +310,16 @@ impl Reader {
         Ok(())
     }
 
-    /// Counts what is put into a table.
+    /// Counts what is kept of an item until the end.
+    fn learn(&mut self, bytes: usize) -> Result<(), Unreadable> {
+        self.known += bytes + ENTRY_BYTES;
+        if self.known > KNOWN_BYTES {
+            return Err(Unreadable("too many items"));
+        }
+        Ok(())
+    }
+
+    /// Counts what has to wait.
     fn hold(&mut self, bytes: usize) -> Result<(), Unreadable> {
         self.held += bytes + ENTRY_BYTES;
         if self.held > self.limit {

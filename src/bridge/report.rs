@@ -3,6 +3,7 @@
 //! made of it stands in [`super::failure`].
 
 use super::error::{ErrorWords, cut};
+use super::failure::SERVER_ERROR;
 use super::json::Node;
 use super::retry_after::seconds_of;
 
@@ -267,7 +268,7 @@ impl Report {
     pub(crate) fn chat_kind(&self) -> &str {
         let default = match self.status {
             Some(400..500) => "invalid_request_error",
-            _ => "server_error",
+            _ => SERVER_ERROR,
         };
         self.kind.as_deref().unwrap_or(default)
     }

@@ -2,6 +2,9 @@
 
 use super::json::{Node, to_string};
 
+/// The longest that is told, in seconds: a year. Of what is longer nobody has thought.
+const LONGEST: u64 = 366 * 24 * 3600;
+
 /// A number of seconds, rounded up.
 pub(crate) fn seconds_of(node: &Node<'_>) -> Option<u64> {
     whole_seconds(&match node {
@@ -13,12 +16,15 @@ pub(crate) fn seconds_of(node: &Node<'_>) -> Option<u64> {
 /// Seconds from their decimal spelling, rounded up.
 fn whole_seconds(spelled: &str) -> Option<u64> {
     let seconds: f64 = spelled.trim().parse().ok()?;
-    (seconds >= 0.0 && seconds.is_finite()).then_some(seconds.ceil() as u64)
+    (0.0..=LONGEST as f64)
+        .contains(&seconds)
+        .then_some(seconds.ceil() as u64)
 }
 
 /// `retry-after` in seconds: a number, or an HTTP date (RFC 9110 §5.6.7) in its preferred form.
 pub(crate) fn seconds(value: &str, now: u64) -> Option<u64> {
-    whole_seconds(value).or_else(|| Some(http_date(value)?.saturating_sub(now)))
+    let until = || Some(http_date(value)?.saturating_sub(now));
+    whole_seconds(value).or_else(|| until().filter(|seconds| *seconds <= LONGEST))
 }
 
 /// Seconds since 1970 of `Sun, 06 Nov 1994 08:49:37 GMT`.

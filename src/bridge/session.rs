@@ -258,6 +258,11 @@ impl Session {
         matches!(&self.ending, Some(Ending::Failed(failure)) if failure.is_untold())
     }
 
+    /// What of the answer the client does not get: one more name for the log's `bridge_dropped`.
+    pub fn dropped(&self) -> Option<&'static str> {
+        self.client.dropped()
+    }
+
     /// The response's id at the upstream.
     pub fn response_id(&self) -> Option<&str> {
         self.reader.head.id.as_deref()

@@ -735,6 +735,27 @@ fn a_success_of_another_kind_is_no_answer() {
 }
 
 #[test]
+fn a_call_that_the_legacy_form_has_no_room_for_is_named_where_what_is_dropped_is() {
+    let call = |index: u64| {
+        let item = json!({"type": "function_call", "call_id": format!("c{index}"), "name": "f", "arguments": "{}"});
+        let done =
+            json!({"type": "response.output_item.done", "output_index": index, "item": item});
+        format!("data: {done}\n\n")
+    };
+    let upstream = upstream::sse(&[CREATED, &call(0), &call(1), COMPLETED]).run();
+    let proxy = bridging(&upstream, "").run();
+    let functions = json!({"functions": [{"name": "f"}], "stream": false, "seed": 1});
+    let answer = proxy.client("sk-fast").post(CHAT, question(functions));
+    assert_eq!(
+        answer.header("x-tiergate-bridge"),
+        Some("chat>responses; dropped=seed,function_call.further"),
+        "{answer:?}"
+    );
+    let record = proxy.record();
+    assert_eq!(record["bridge_dropped"], "seed,function_call.further");
+}
+
+#[test]
 fn an_address_that_cannot_be_reached_is_passed_over() {
     let upstream = upstream::sse(&[CREATED, TEXT, COMPLETED]).run_plain();
     let urls = [upstream::nobody().url(), upstream.url()];

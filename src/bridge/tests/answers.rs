@@ -478,3 +478,40 @@ fn a_byte_order_mark_before_an_answer_is_taken_off_however_it_is_cut() {
         assert_eq!(answer.map(|answer| answer.status), Some(502));
     }
 }
+
+#[test]
+fn many_items_that_are_done_leave_room_for_what_waits() {
+    let mut events = Vec::new();
+    for index in 0..10_000 {
+        let id = format!("fc_{index}");
+        events.push(
+            json!({"type": "response.output_item.added", "output_index": index,
+            "item": {"type": "function_call", "id": id, "call_id": id, "name": "T"}}),
+        );
+        events.push(json!({"type": "response.output_item.done", "output_index": index,
+            "item": {"type": "function_call", "id": id, "call_id": id, "name": "T", "arguments": "{}"}}));
+    }
+    events.push(json!({"type": "response.completed", "response": {"output": []}}));
+    let answer = play(
+        session(Endpoint::Messages, &json!({})),
+        &stream_of(&events, "\n"),
+        1 << 16,
+    );
+    let message = parsed(&answer.answer.expect("an answer").body);
+    assert_eq!(message["content"].as_array().map(Vec::len), Some(10_000));
+}
+
+#[test]
+fn a_call_that_has_no_room_in_the_legacy_form_is_told() {
+    let call = |index: u64| {
+        json!({"type": "response.output_item.done", "output_index": index,
+            "item": {"type": "function_call", "id": format!("f{index}"), "call_id": format!("c{index}"), "name": "T", "arguments": "{}"}})
+    };
+    let functions = json!({"functions": [{"name": "T"}], "stream": true});
+    for (calls, dropped) in [(1, None), (2, Some("function_call.further"))] {
+        let mut session = session(Endpoint::Chat, &functions);
+        let calls: Vec<Value> = (0..calls).map(call).collect();
+        session.feed(&stream_of(&calls, "\n"));
+        assert_eq!(session.dropped(), dropped);
+    }
+}

@@ -191,6 +191,9 @@ fn when_to_come_again_is_told_in_whole_seconds() {
         "soon",
         "-1",
         "inf",
+        "1e400",
+        "99999999999999999999",
+        "Sun, 06 Nov 2094 08:49:37 GMT",
         "Sun, 99999999999999999999 Nov 1994 08:49:37 GMT",
         "Sun, 00 Nov 1994 08:49:37 GMT",
     ] {
@@ -270,4 +273,25 @@ fn a_byte_order_mark_before_a_body_is_taken_off() {
     assert_eq!(parsed(&answer.body)["error"]["code"], "c");
     let counted = token_count_answer(200, "\u{feff}{\"input_tokens\":4}".as_bytes(), "r");
     assert_eq!(counted.status, 200);
+}
+
+#[test]
+fn an_error_without_a_type_that_comes_in_a_stream_has_the_type_of_every_such_event() {
+    for (status, body, kind) in [
+        (429, r#"{"error":{"message":"m"}}"#, "server_error"),
+        (500, "<html>", "server_error"),
+        (
+            429,
+            r#"{"error":{"message":"m","type":"requests"}}"#,
+            "requests",
+        ),
+    ] {
+        let mut session = session(Endpoint::Chat, &json!({"stream": true}));
+        let mut received = Received::default();
+        received.take(session.commit());
+        received.take(session.upstream_error(&error(status, body.as_bytes())));
+        assert_eq!(received.data().last().unwrap()["error"]["type"], kind);
+    }
+    let html = error(429, b"<html>").answer(Protocol::Chat, "r");
+    assert_eq!(parsed(&html.body)["error"]["type"], "invalid_request_error");
 }

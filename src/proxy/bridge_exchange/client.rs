@@ -205,6 +205,14 @@ impl Client {
         output: Output,
     ) -> Result<bool, Stop> {
         self.account(&output)?;
+        if matches!(output, Output::End { .. } | Output::Answer(_))
+            && let Some(name) = self.conversation.dropped()
+            && let Some((_, dropped)) = &mut context.record.bridge
+        {
+            let separator = if dropped.is_empty() { "" } else { "," };
+            dropped.push_str(separator);
+            dropped.push_str(name);
+        }
         match output {
             Output::Nothing => Ok(false),
             Output::Write(bytes) => {
