@@ -400,7 +400,12 @@ fn diff(arguments: &DiffArguments, streams: &mut Streams<'_>) -> Ended {
     let mut read = Ok(());
     if !arguments.logs.is_empty() {
         let prices = load_prices(arguments.prices.as_deref())?;
-        read = diff.read_logs(&arguments.logs, prices.as_ref(), &mut streams.err);
+        read = diff.read_logs(
+            [&old, &new],
+            &arguments.logs,
+            prices.as_ref(),
+            &mut streams.err,
+        );
         if let Err(why @ (ReportError::Open { .. } | ReportError::Write(_))) = read {
             return Err(why.into());
         }

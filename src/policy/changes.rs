@@ -6,11 +6,15 @@ use std::fmt::Write;
 
 use crate::config::pattern::Pattern;
 use crate::config::watch::Review;
-use crate::policy::group::{ForcedTier, ModelRule};
+use crate::policy::group::{BudgetRule, ForcedTier, ModelRule};
 use crate::policy::{Group, Policy};
 
 /// From so many keys on, a policy that loses more than half of them is held.
 const HOLD_FROM_KEYS: usize = 10;
+/// One of the two [`settings`] that say which tier is forced.
+pub(crate) const FORCE_FAST_MODE: &str = "force_fast_mode";
+/// The other one.
+pub(crate) const FORCE_TIER: &str = "force_tier";
 /// Groups whose changes are told one by one.
 const MAX_TOLD_GROUPS: usize = 20;
 
@@ -125,8 +129,11 @@ fn groups(old: &Policy, new: &Policy) -> Vec<String> {
                 let (before, after) = (settings(&before), settings(group));
                 let pairs = before.into_iter().zip(after);
                 let differ = pairs.filter(|(before, after)| before != after);
+                let value = |value: Option<String>| value.unwrap_or_else(|| "null".to_owned());
                 let told: Vec<String> = differ
-                    .map(|((name, before), (_, after))| format!("{name} {before} → {after}"))
+                    .map(|((name, before), (_, after))| {
+                        format!("{name} {} → {}", value(before), value(after))
+                    })
                     .collect();
                 if !told.is_empty() {
                     changes.push(format!("group {}: {}", group.name, told.join("; ")));
@@ -138,12 +145,6 @@ fn groups(old: &Policy, new: &Policy) -> Vec<String> {
     let gone = gone.filter(|group| find(new, &group.name).is_none());
     changes.extend(gone.map(|group| format!("group {} is gone", group.name)));
     changes
-}
-
-/// The forced tier, where it is another than priority.
-fn other_tier(group: &Group) -> String {
-    let other = group.force.filter(|tier| *tier != ForcedTier::Priority);
-    other.map_or("null", ForcedTier::as_str).to_owned()
 }
 
 fn models(rule: &ModelRule) -> String {
@@ -158,33 +159,33 @@ fn models(rule: &ModelRule) -> String {
     }
 }
 
-fn budget(group: &Group) -> String {
-    let Some(budget) = &group.budget else {
-        return "null".to_owned();
-    };
+fn budget(rule: &BudgetRule) -> String {
     let (per, scope, then): (&str, &str, &str) =
-        (budget.per.into(), budget.scope.into(), budget.then.into());
-    format!("{} USD a {per} by {scope}, then {then}", budget.usd)
+        (rule.per.into(), rule.scope.into(), rule.then.into());
+    let zone = rule.time_zone.iana_name().unwrap_or("UTC");
+    format!("{} USD a {per} ({zone}) by {scope}, then {then}", rule.usd)
 }
 
-/// The settings of a group by their names in the file.
-fn settings(group: &Group) -> Vec<(&'static str, String)> {
-    let limit = |limit: Option<u64>| limit.map_or("null".to_owned(), |limit| limit.to_string());
-    let on_tier_refused: &str = group.on_tier_refused.into();
+/// The settings of a group by their names in the file, all that decide what becomes of its requests. None: not set.
+pub(crate) fn settings(group: &Group) -> Vec<(&'static str, Option<String>)> {
+    let limit = |limit: Option<u64>| limit.map(|limit| limit.to_string());
+    let text = |value: &str| Some(value.to_owned());
+    // Priority is told by the older name.
+    let other_tier = group.force.filter(|tier| *tier != ForcedTier::Priority);
     vec![
-        ("platform", group.platform.as_str().to_owned()),
-        ("upstream", group.upstream.name.clone()),
-        ("enabled", group.enabled.to_string()),
+        ("platform", text(group.platform.as_str())),
+        ("upstream", text(&group.upstream.name)),
+        ("enabled", Some(group.enabled.to_string())),
         (
-            "force_fast_mode",
-            (group.force == Some(ForcedTier::Priority)).to_string(),
+            FORCE_FAST_MODE,
+            Some((group.force == Some(ForcedTier::Priority)).to_string()),
         ),
-        ("force_tier", other_tier(group)),
-        ("models", models(&group.models)),
-        ("on_tier_refused", on_tier_refused.to_owned()),
-        ("fast_mode_beta", group.fast_mode_beta.as_str().to_owned()),
-        ("budget", budget(group)),
-        ("batches_allowed", group.batches_allowed.to_string()),
+        (FORCE_TIER, other_tier.and_then(|tier| text(tier.as_str()))),
+        ("models", Some(models(&group.models))),
+        ("on_tier_refused", text(group.on_tier_refused.into())),
+        ("fast_mode_beta", text(group.fast_mode_beta.as_str())),
+        ("budget", group.budget.as_ref().map(budget)),
+        ("batches", Some(group.batches_allowed.to_string())),
         ("max_in_flight", limit(group.max_in_flight)),
         ("max_in_flight_per_key", limit(group.max_in_flight_per_key)),
     ]

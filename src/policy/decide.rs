@@ -100,8 +100,13 @@ impl ForcedTier {
 impl ModelRule {
     /// Whether the force is not for the model of this body. It is for every body whose model cannot be told as one name.
     pub fn exempts(&self, facts: &Facts) -> bool {
+        self.exempts_model(facts.sole_model())
+    }
+
+    /// Whether the force is not for this model; it is where none can be told.
+    pub fn exempts_model(&self, model: Option<&str>) -> bool {
         let is_listed = |patterns: &[Pattern]| {
-            let model = facts.sole_model()?;
+            let model = model?;
             Some(patterns.iter().any(|pattern| pattern.matches(model)))
         };
         match self {

@@ -1,10 +1,12 @@
 //! Which endpoint a request path names, and whether every upstream would read the path as we do.
 //! It sees the path alone: bytes in, a value out, no allocation.
 
+use strum::{EnumIter, IntoEnumIterator};
+
 pub use crate::codec::error::Protocol;
 
 /// The endpoints that are told apart. `…` is any prefix, also none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter)]
 pub enum Endpoint {
     /// `…/responses`
     Responses,
@@ -51,6 +53,11 @@ impl Endpoint {
             Endpoint::ResponsesItem => "responses_item",
             Endpoint::Other => "other",
         }
+    }
+
+    /// The endpoint that the access log calls so.
+    pub fn logged_as(name: &str) -> Option<Endpoint> {
+        Endpoint::iter().find(|endpoint| endpoint.as_str() == name)
     }
 
     /// The protocol whose shape of error its callers expect.

@@ -293,3 +293,211 @@ fn many_keys_that_change_alike_are_told_in_one_line() {
         ~ 50 keys (key-10, key-11, key-12 and 47 more)  tier: client -> priority\n";
     assert_eq!(text, expected);
 }
+
+/// A policy of one group `g` with these settings, and its keys alice and bob.
+fn policy_of(settings: &str) -> String {
+    format!(
+        "version: 1\ngroups:\n  g: {{platform: openai{settings}}}\nkeys:\n  sk-alice: {{group: g, name: alice}}\n  \
+            sk-bob: {{group: g, name: bob}}\n"
+    )
+}
+
+#[test]
+fn every_setting_of_a_group_that_acts_on_its_requests_is_told() {
+    let folder = folder();
+    let write = |name: &str, settings: &str| {
+        fs::write(folder.path().join(name), policy_of(settings)).unwrap();
+    };
+    let budget = "{usd: \"1\", per: day";
+    for (old, new, told) in [
+        (
+            "",
+            ", force_tier: flex",
+            json!({"tier": ["client", "flex"]}),
+        ),
+        (
+            ", force_tier: default",
+            ", force_tier: none",
+            json!({"tier": ["default", "none"]}),
+        ),
+        (
+            ", force_fast_mode: true",
+            ", force_fast_mode: true, except_models: [\"*-mini\", o9]",
+            json!({"models": ["all", "all except *-mini, o9"]}),
+        ),
+        (
+            ", force_fast_mode: true, except_models: [a]",
+            ", force_fast_mode: true, only_models: [a]",
+            json!({"models": ["all except a", "only a"]}),
+        ),
+        (
+            "",
+            ", on_tier_refused: retry_without",
+            json!({"on_tier_refused": ["fail", "retry_without"]}),
+        ),
+        (
+            "",
+            &format!(", budget: {budget}}}"),
+            json!({"budget": ["none", "1 USD a day (UTC) by group, then standard"]}),
+        ),
+        (
+            &format!(", budget: {budget}}}"),
+            &format!(", budget: {budget}, time_zone: Europe/Berlin}}"),
+            json!({"budget": ["1 USD a day (UTC) by group, then standard",
+                "1 USD a day (Europe/Berlin) by group, then standard"]}),
+        ),
+    ] {
+        write("old.yaml", old);
+        write("new.yaml", new);
+        let compared = diff(
+            folder.path(),
+            &["old.yaml", "new.yaml", "--exit-code", "--json"],
+        );
+        assert_eq!(compared.status.code(), Some(1), "{new}");
+        let compared: Value = serde_json::from_slice(&compared.stdout).unwrap();
+        assert_eq!(compared["groups"][0]["changes"], told);
+        assert_eq!(compared["keys"][0]["changes"], told);
+        // The one setting is the short form of the other.
+        write("old.yaml", ", force_tier: priority");
+        write("new.yaml", ", force_fast_mode: true");
+        let same = diff(folder.path(), &["old.yaml", "new.yaml", "--exit-code"]);
+        assert_eq!(same.status.code(), Some(0));
+    }
+}
+
+/// A line as the proxy writes it, of one million input tokens and 100,000 output tokens; with further members.
+fn served_line(number: u64, key: &str, model: &str, tier: [&str; 2], more: &str) -> String {
+    let [sent, billed] = tier;
+    format!(
+        r#"{{"event_id":"e{number}#0","seq":{number},"instance":"i","time":"2026-11-01T00:00:{number:02}Z","key":"{key}","group":"g","endpoint":"responses","transport":"http","turn":0,"model":"{model}","service_tier":{sent},"service_tier_billed":{billed},"tier_billed_by":"served","input_tokens":1000000,"output_tokens":100000,"cost_usd":null{more}}}"#
+    )
+}
+
+/// The change of cost of group g, where these lines are in the log.
+fn cost_of(folder: &Path, old: &str, new: &str, lines: &[String]) -> Value {
+    let prices = "version: 1\nprices: [{models: [\"m*\"], tiers: {default: {input: 1, output: 10}, priority: {input: 3, output: 30},
+        flex: {input: 0.5, output: 5}}}]\n";
+    let write = |name: &str, text: &str| fs::write(folder.join(name), text).unwrap();
+    write("prices.yaml", prices);
+    write("old.yaml", &policy_of(old));
+    write("new.yaml", &policy_of(new));
+    write("log", &lines.join("\n"));
+    let arguments = "old.yaml new.yaml --log log --prices prices.yaml";
+    let arguments: Vec<&str> = arguments.split(' ').collect();
+    diff_json(folder, &arguments)["log"]["groups"]["g"].clone()
+}
+
+const DEFAULT: [&str; 2] = ["null", "\"default\""];
+const FAST: [&str; 2] = ["\"priority\"", "\"priority\""];
+
+#[track_caller]
+fn assert_cost(cost: &Value, requests: u64, before: &str, after: &str) {
+    let told = (
+        &cost["requests"],
+        &cost["before_usd"],
+        &cost["after_usd"],
+        &cost["unpriced"],
+    );
+    let expected = (&json!(requests), &json!(before), &json!(after), &json!(0));
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn the_cost_of_a_change_goes_by_its_tier_and_its_models() {
+    let folder = folder();
+    let folder = folder.path();
+    let both = [
+        served_line(0, "alice", "m", DEFAULT, ""),
+        served_line(1, "bob", "m-mini", DEFAULT, ""),
+    ];
+    assert_cost(
+        &cost_of(folder, "", ", force_tier: flex", &both),
+        2,
+        "4",
+        "2",
+    );
+    let except = ", force_fast_mode: true, except_models: [\"*-mini\"]";
+    assert_cost(&cost_of(folder, "", except, &both), 2, "4", "8");
+    // Taken out of the force, a request has the tier that its client asked for.
+    let forced = [
+        served_line(0, "alice", "m", FAST, ""),
+        served_line(1, "bob", "m-mini", FAST, r#","service_tier_client":"flex""#),
+    ];
+    let force = ", force_fast_mode: true";
+    assert_cost(&cost_of(folder, force, except, &forced), 2, "12", "7");
+    assert_cost(
+        &cost_of(folder, force, ", force_tier: none", &forced),
+        2,
+        "12",
+        "4",
+    );
+    // Sent as priority in both, and served on another tier: that stays.
+    let downgraded = [served_line(
+        0,
+        "alice",
+        "m",
+        ["\"priority\"", "\"default\""],
+        "",
+    )];
+    assert_cost(&cost_of(folder, force, except, &downgraded), 1, "2", "2");
+    // Asked for by the beta header, which no longer asks for anything.
+    let beta = [
+        served_line(0, "alice", "m", FAST, r#","tier_reason":"fast_mode_beta""#)
+            .replace("responses", "messages"),
+    ];
+    assert_cost(
+        &cost_of(folder, "", ", fast_mode_beta: false", &beta),
+        1,
+        "6",
+        "2",
+    );
+}
+
+#[test]
+fn the_cost_of_a_change_goes_by_its_budget() {
+    let folder = folder();
+    let folder = folder.path();
+    let force = ", force_fast_mode: true";
+    let budget =
+        |rest: &str| format!("{force}, budget: {{usd: \"11\", per: day, time_zone: UTC{rest}}}");
+    // Two of them spend it, whatever day the third line of the other key is of.
+    let mut lines: Vec<String> = (0..3)
+        .map(|number| served_line(number, "alice", "m", FAST, ""))
+        .collect();
+    lines.push(served_line(3, "bob", "m", FAST, ""));
+    lines.push(served_line(4, "bob", "m", FAST, "").replace("2026-11-01", "2026-11-02"));
+    let cost = |settings: String| cost_of(folder, force, &settings, &lines);
+    assert_cost(&cost(budget("")), 5, "30", "22");
+    assert_cost(&cost(budget(", then: refuse")), 5, "30", "18");
+    assert_cost(&cost(budget(", then: alarm")), 5, "30", "30");
+    assert_cost(&cost(budget(", scope: key")), 5, "30", "26");
+    // What a budget kept back is had without it.
+    let kept = [served_line(
+        0,
+        "alice",
+        "m",
+        DEFAULT,
+        r#","tier_reason":"budget_exhausted""#,
+    )];
+    assert_cost(&cost_of(folder, &budget(""), force, &kept), 1, "2", "6");
+}
+
+#[test]
+fn a_tier_that_was_refused_is_not_had_by_the_change_either() {
+    let folder = folder();
+    let folder = folder.path();
+    let lines = [served_line(
+        0,
+        "alice",
+        "m",
+        DEFAULT,
+        r#","tier_refused":true"#,
+    )];
+    let (fail, retry) = (
+        ", force_fast_mode: true",
+        ", force_fast_mode: true, on_tier_refused: retry_without",
+    );
+    assert_cost(&cost_of(folder, retry, fail, &lines), 1, "2", "0");
+    let kept = format!("{retry}, max_in_flight: 9");
+    assert_cost(&cost_of(folder, retry, &kept, &lines), 1, "2", "2");
+}

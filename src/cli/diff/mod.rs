@@ -1,7 +1,9 @@
 //! `tiergate diff`: what one policy does that another does not, for each group and each key, and what of a log that
 //! touches. It uses no network and takes no policy into force.
 
-use std::collections::{BTreeMap, HashMap};
+mod replay;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
@@ -11,19 +13,20 @@ use serde::{Serialize, Serializer};
 
 use crate::accounting::access_log::line::{Field, Line, Wanted};
 use crate::accounting::prices::Prices;
+use crate::cli::diff::replay::Replay;
 use crate::cli::report::{Lines, Reading, ReportError, check_readable, is_connection};
+use crate::policy::changes::{FORCE_FAST_MODE, FORCE_TIER, settings};
+use crate::policy::endpoint::Endpoint;
 use crate::policy::{Group, ListedKey, Policy};
 
 const COST_USD: Field = Field::named("cost_usd");
-const ENDPOINT: Field = Field::named("endpoint");
 const GROUP: Field = Field::named("group");
 const INPUT_TOKENS: Field = Field::named("input_tokens");
 const KEY: Field = Field::named("key");
 const OUTPUT_TOKENS: Field = Field::named("output_tokens");
 const SERVICE_TIER_BILLED: Field = Field::named("service_tier_billed");
-const SERVICE_TIER_CLIENT: Field = Field::named("service_tier_client");
 
-/// Of a [`Rule`]: touches only requests that can have a tier.
+/// Of a [`Rule`]: the tier that is forced, else [`CLIENT`].
 const TIER: &str = "tier";
 /// Of a [`Rule`]: touches nothing but the log.
 const NAME: &str = "name";
@@ -33,8 +36,14 @@ const ENABLED: &str = "enabled";
 const CLIENT: &str = "client";
 const NONE: &str = "none";
 
-/// Endpoints whose requests have a tier, so that a change of it touches them.
-const WITHOUT_TIER: [&str; 4] = ["other", "embeddings", "completions", "responses_item"];
+/// Of a [`Rule`]: what touches only requests that can have a tier.
+const OF_TIER: [&str; 5] = [
+    TIER,
+    "models",
+    "on_tier_refused",
+    "fast_mode_beta",
+    "budget",
+];
 
 /// So many keys that differ alike are told in one line.
 const MANY_KEYS: usize = 4;
@@ -88,7 +97,7 @@ pub struct LogImpact {
     pub groups: Option<BTreeMap<String, CostChange>>,
 }
 
-/// What affected requests of a group cost on the tiers of each policy, if every tier that is sent is served.
+/// What affected requests of a group cost, and would have cost under the new policy, if every tier that it sends is served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CostChange {
     pub requests: u64,
@@ -103,8 +112,8 @@ pub struct CostChange {
     pub unpriced: u64,
 }
 
-/// What a request of a group or of a key meets.
-type Rule = Vec<(&'static str, String)>;
+/// What a request of a group or of a key meets. What is not there is [`NONE`].
+type Rule = BTreeMap<&'static str, String>;
 
 impl Diff {
     pub fn between(old: &Policy, new: &Policy) -> Self {
@@ -116,19 +125,20 @@ impl Diff {
         }
     }
 
-    /// Counts what of these logs the difference touches. Lines that stand in several of them count once. What is to be said about
-    /// them goes to `notes`.
+    /// Counts what of these logs the difference between the two policies touches. Lines that stand in several of them count once.
+    /// What is to be said about them goes to `notes`.
     ///
     /// # Errors
     /// Where a log cannot be opened, or not all of it could be read; the latter is counted as far as it goes.
     pub fn read_logs(
         &mut self,
+        [old, new]: [&Policy; 2],
         logs: &[PathBuf],
         prices: Option<&Prices>,
         notes: &mut impl Write,
     ) -> Result<(), ReportError> {
         check_readable(logs)?;
-        let mut count = Count::new(self, prices);
+        let mut count = Count::new(self, Replay::new(old, new), prices);
         let mut lines = Lines::new(count.wanted());
         for path in logs {
             lines.read(path, notes, |line| {
@@ -151,10 +161,13 @@ impl Diff {
 impl Change {
     /// None where nothing differs.
     fn of(name: &str, kind: Kind, old: &Rule, new: &Rule) -> Option<Self> {
-        let pairs = old.iter().zip(new);
+        let names: BTreeSet<&'static str> = old.keys().chain(new.keys()).copied().collect();
+        let value = |rule: &Rule, name: &str| rule.get(name).map_or(NONE, |value| value).to_owned();
+        let pairs = names
+            .into_iter()
+            .map(|name| (name, [value(old, name), value(new, name)]));
         let changes: BTreeMap<_, _> = pairs
-            .filter(|(old, new)| old.1 != new.1)
-            .map(|(old, new)| (old.0, [old.1.clone(), new.1.clone()]))
+            .filter(|(_, [before, after])| before != after)
             .collect();
         (kind != Kind::Changed || !changes.is_empty()).then(|| Self {
             name: name.to_owned(),
@@ -164,17 +177,12 @@ impl Change {
     }
 
     /// Whether a request to this endpoint goes another way now.
-    fn touches(&self, endpoint: &str) -> bool {
+    fn touches(&self, endpoint: Option<Endpoint>) -> bool {
         self.changes.keys().any(|what| match *what {
-            TIER => !WITHOUT_TIER.contains(&endpoint),
             NAME => false,
+            what if OF_TIER.contains(&what) => endpoint.is_some_and(Endpoint::takes_tier),
             _ => true,
         })
-    }
-
-    /// What of a rule is the case afterwards, if it was not before.
-    fn after(&self, what: &str) -> Option<&str> {
-        self.changes.get(what).map(|[_, after]| &**after)
     }
 }
 
@@ -220,72 +228,56 @@ fn differing_keys(old: &Policy, new: &Policy) -> Vec<Change> {
 
 fn key_rule(key: &ListedKey<'_>) -> Rule {
     let mut rule = rule_of(key.group, key.enabled);
-    rule.push(("group", key.group.name.to_string()));
-    rule.push((NAME, key.name.to_string()));
+    rule.insert("group", key.group.name.to_string());
+    rule.insert(NAME, key.name.to_string());
     rule
 }
 
 fn unlisted(policy: &Policy) -> Rule {
     let group = policy.default_group();
     let mut rule = group.map_or_else(no_rule, |group| rule_of(group, true));
-    let name = group.map_or(NONE, |group| &group.name);
-    rule.push(("group", name.to_owned()));
-    rule.push((NAME, NONE.to_owned()));
+    rule.extend(group.map(|group| ("group", group.name.to_string())));
     rule
 }
 
 /// `enabled`: as far as it is for the key to say.
 fn rule_of(group: &Group, enabled: bool) -> Rule {
-    let tier = if group.is_forced() {
-        "priority"
-    } else {
-        CLIENT
-    };
-    let most = |limit: Option<u64>| limit.map_or(NONE.to_owned(), |most| most.to_string());
-    vec![
-        (ENABLED, (enabled && group.enabled).to_string()),
-        ("platform", group.platform.as_str().to_owned()),
-        (TIER, tier.to_owned()),
-        ("upstream", group.upstream.name.clone()),
-        ("fast_mode_beta", group.fast_mode_beta.as_str().to_owned()),
-        ("batches", group.batches_allowed.to_string()),
-        ("max_in_flight", most(group.max_in_flight)),
-        ("max_in_flight_per_key", most(group.max_in_flight_per_key)),
-    ]
+    // Both say one thing, and nothing on a platform that has no tiers.
+    let of_force = [FORCE_FAST_MODE, FORCE_TIER];
+    let settings = settings(group).into_iter();
+    let settings = settings.filter_map(|(name, value)| Some((name, value?)));
+    let mut rule: Rule = settings
+        .filter(|(name, _)| !of_force.contains(name))
+        .collect();
+    let forced = group.forced_tier();
+    rule.insert(TIER, forced.map_or(CLIENT, |tier| tier.as_str()).to_owned());
+    rule.insert(ENABLED, (enabled && group.enabled).to_string());
+    rule
 }
 
 /// A key that is not listed, where no group takes it, is refused.
 fn no_rule() -> Rule {
-    let none = |what| (what, NONE.to_owned());
-    let others = [
-        TIER,
-        "upstream",
-        "fast_mode_beta",
-        "batches",
-        "max_in_flight",
-        "max_in_flight_per_key",
-    ];
-    let mut rule = vec![(ENABLED, false.to_string()), none("platform")];
-    rule.extend(others.map(none));
-    rule
+    Rule::from([(ENABLED, false.to_string())])
 }
 
 /// Goes through logs with what is to be looked for.
 struct Count<'d> {
     keys: HashMap<&'d str, &'d Change>,
     unlisted: Option<&'d Change>,
+    replay: Replay<'d>,
     reading: Reading<'d>,
     prices: Option<&'d Prices>,
     impact: LogImpact,
 }
 
 impl<'d> Count<'d> {
-    fn new(diff: &'d Diff, prices: Option<&'d Prices>) -> Self {
+    fn new(diff: &'d Diff, replay: Replay<'d>, prices: Option<&'d Prices>) -> Self {
         let keys = diff.keys.iter();
         let keys = keys.filter(|change| change.kind != Kind::Added);
         Self {
             keys: keys.map(|change| (&*change.name, change)).collect(),
             unlisted: diff.unlisted.as_ref(),
+            replay,
             reading: Reading::new(prices, None),
             prices,
             impact: LogImpact {
@@ -296,17 +288,9 @@ impl<'d> Count<'d> {
     }
 
     fn wanted(&self) -> Wanted {
-        let own = [
-            COST_USD,
-            ENDPOINT,
-            GROUP,
-            INPUT_TOKENS,
-            KEY,
-            OUTPUT_TOKENS,
-            SERVICE_TIER_BILLED,
-            SERVICE_TIER_CLIENT,
-        ];
-        Wanted::new(own.into_iter().chain(self.reading.fields()))
+        let own = [COST_USD, GROUP, INPUT_TOKENS, KEY, OUTPUT_TOKENS];
+        let own = own.into_iter().chain(replay::FIELDS);
+        Wanted::new(own.chain(self.reading.fields()))
     }
 
     fn count(&mut self, line: &Line<'_>) {
@@ -315,15 +299,16 @@ impl<'d> Count<'d> {
             return;
         }
         self.impact.requests += 1;
-        let endpoint = line.text(ENDPOINT).unwrap_or_default();
         let change = match line.text(KEY) {
             Some(key) => self.keys.get(&*key).copied(),
             None => self.unlisted.filter(|_| line.text(GROUP).is_some()),
         };
-        if let Some(change) = change.filter(|change| change.touches(&endpoint)) {
+        let endpoint = replay::endpoint(line);
+        let is_affected = change.is_some_and(|change| change.touches(endpoint));
+        if is_affected {
             self.add(line);
-            self.add_cost(line, change);
         }
+        self.add_cost(line, is_affected);
     }
 
     fn add(&mut self, line: &Line<'_>) {
@@ -340,30 +325,26 @@ impl<'d> Count<'d> {
         }
     }
 
-    /// What the request cost, and what it would have cost.
-    fn add_cost(&mut self, line: &Line<'_>, change: &Change) {
+    /// What the request cost, and what it would have cost. One that goes its old way counts for its budget all the same.
+    fn add_cost(&mut self, line: &Line<'_>, is_affected: bool) {
         let (Some(prices), Some(groups)) = (self.prices, &mut self.impact.groups) else {
             return;
         };
+        let counts = self.reading.counts(line);
+        let price = |tier: Option<&str>| self.reading.price(prices, line, counts, tier);
+        let billed = line.text(SERVICE_TIER_BILLED);
+        let has_usage = counts.iter().any(Option::is_some);
+        let before = has_usage.then(|| price(billed.as_deref())).flatten();
+        if !is_affected {
+            return self.replay.keep(line, before);
+        }
         let group = line.text(GROUP).unwrap_or_default().into_owned();
         let sums = groups.entry(group).or_default();
         sums.requests += 1;
-        let counts = self.reading.counts(line);
-        if counts.iter().all(Option::is_none) {
+        if !has_usage {
             return;
         }
-        let price = |tier: Option<&str>| self.reading.price(prices, line, counts, tier);
-        let billed = line.text(SERVICE_TIER_BILLED);
-        let client = line.text(SERVICE_TIER_CLIENT);
-        let before = price(billed.as_deref());
-        let after = match (change.after(ENABLED), change.after(TIER)) {
-            (Some("false"), _) => Some(Decimal::ZERO),
-            (_, None) => before,
-            (_, Some(CLIENT)) => price(client.as_deref()),
-            (_, Some(NONE)) => price(None),
-            (_, Some(tier)) => price(Some(tier)),
-        };
-        match (before, after) {
+        match (before, self.replay.cost(line, before, price)) {
             (Some(before), Some(after)) => sums.add(before, after),
             _ => sums.unpriced += 1,
         }
