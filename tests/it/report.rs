@@ -530,6 +530,83 @@ fn prices_reprice_history_and_show_what_priority_cost_above_standard() {
     );
 }
 
+/// Two models, the second of which costs twice as much.
+const TWO_MODELS: &str = "
+version: 1
+prices:
+  - models: [model-a]
+    tiers: {default: {input: 1, cached_input: 0.5, output: 10}, priority: {input: 2, cached_input: 1, output: 20}}
+  - models: [model-b]
+    tiers: {default: {input: 2, cached_input: 1, output: 20}, priority: {input: 4, cached_input: 2, output: 40}}
+  - models: [embed]
+    tiers: {default: {input: 1000}}
+";
+
+/// The cost, the requests without a price and the premium of one line.
+#[track_caller]
+fn assert_repriced(changes: &str, expected: &str) {
+    let lines = [line(1, changes)];
+    let columns = "cost_usd,unpriced,priority_premium_usd";
+    let report = Report::of(&lines).prices(TWO_MODELS).by("model");
+    assert_eq!(report.columns(columns), [expected], "{changes}");
+    // With a line's own cost the premium is that above the same model's.
+    let own = Report::of(&lines).premium(TWO_MODELS).by("model");
+    let cost = expected.split(',').next().unwrap();
+    let told = changes.contains(&format!("\"cost_usd\":\"{cost}\""));
+    assert!(!told || own.columns(columns) == [expected], "{changes}");
+}
+
+#[test]
+fn a_line_is_priced_anew_by_the_model_that_it_was_priced_by() {
+    // 600 × 2 + 400 × 1 + 100 × 20 millionths, and twice as much.
+    let (asked, served) = ("0.0036,0,0.0018", "0.0072,0,0.0036");
+    let revision = prices(TWO_MODELS).revision().to_owned();
+    let b = r#""model_served":"model-b""#;
+    for (changes, expected) in [
+        (
+            format!(r#"{{{b},"tier_billed_by":"served","cost_usd":"0.0072"}}"#),
+            served,
+        ),
+        // Trusted, and it named no tier.
+        (
+            format!(
+                r#"{{{b},"tier_billed_by":"sent","service_tier_served":null,"cost_usd":"0.0072","prices":"{revision}"}}"#
+            ),
+            served,
+        ),
+        (
+            format!(r#"{{{b},"tier_billed_by":"sent","service_tier_served":null}}"#),
+            served,
+        ),
+        // Not trusted: it named a tier that was not taken, or the cost says so.
+        (
+            format!(r#"{{{b},"tier_billed_by":"sent","cost_usd":"0.0036"}}"#),
+            asked,
+        ),
+        (
+            format!(
+                r#"{{{b},"tier_billed_by":"sent","service_tier_served":null,"cost_usd":"0.0036","prices":"{revision}"}}"#
+            ),
+            asked,
+        ),
+        // Through the bridge the upstream was asked for another model than the client's.
+        (
+            r#"{"bridge":"messages>responses","model_upstream":"model-b","tier_billed_by":"sent","service_tier_served":null,"cost_usd":"0.0072"}"#.to_owned(),
+            served,
+        ),
+    ] {
+        assert_repriced(&changes, expected);
+    }
+}
+
+#[test]
+fn embeddings_have_no_output_that_would_have_to_be_priced() {
+    let changes = r#"{"endpoint":"embeddings","model":"embed","service_tier":null,"service_tier_served":null,
+        "service_tier_billed":null,"cached_input_tokens":null,"output_tokens":null,"reasoning_tokens":null,"cost_usd":"1"}"#;
+    let changes = changes.replace('\n', "");
+    assert_repriced(&changes, "1,0,");
+}
+
 #[test]
 fn the_premium_is_told_without_pricing_anew() {
     let report = Report::of(&some_lines()).premium(PRICES);

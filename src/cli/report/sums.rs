@@ -1,5 +1,7 @@
 //! What is summed over the requests of one row, and what one line adds to it.
 
+use std::borrow::Cow;
+
 use rust_decimal::Decimal;
 
 use crate::accounting::access_log::line::{Field, Line};
@@ -7,12 +9,18 @@ use crate::accounting::prices::Prices;
 use crate::accounting::usage::Usage;
 use crate::cli::report::group_by::began;
 
+const BRIDGE: Field = Field::named("bridge");
 pub(super) const COST_USD: Field = Field::named("cost_usd");
 pub(super) const DOWNGRADED: Field = Field::named("downgraded");
+const ENDPOINT: Field = Field::named("endpoint");
 pub(super) const MODEL: Field = Field::named("model");
+const MODEL_SERVED: Field = Field::named("model_served");
+const MODEL_UPSTREAM: Field = Field::named("model_upstream");
 pub(super) const OUTCOME: Field = Field::named("outcome");
+const PRICES: Field = Field::named("prices");
 pub(super) const SERVICE_TIER: Field = Field::named("service_tier");
 pub(super) const SERVICE_TIER_BILLED: Field = Field::named("service_tier_billed");
+const SERVICE_TIER_SERVED: Field = Field::named("service_tier_served");
 pub(super) const TIME: Field = Field::named("time");
 pub(super) const TIER_BILLED_BY: Field = Field::named("tier_billed_by");
 pub(super) const TRANSPORT: Field = Field::named("transport");
@@ -35,7 +43,6 @@ pub(crate) type Counts = [Option<u64>; TOKENS.len()];
 pub(crate) struct Reading<'o> {
     /// By [`TOKENS`]; none where the log has no such field.
     tokens: [Option<Field>; TOKENS.len()],
-    model_served: Option<Field>,
     /// Prices each request, in the place of the cost that its line holds.
     prices: Option<&'o Prices>,
     /// Has the price of the default tier, with which the cost of priority is compared.
@@ -72,7 +79,6 @@ impl<'o> Reading<'o> {
         let field = |name: &str| name.parse::<Field>().ok();
         Reading {
             tokens: TOKENS.map(field),
-            model_served: field("model_served"),
             prices,
             standard: premium.or(prices),
         }
@@ -81,19 +87,24 @@ impl<'o> Reading<'o> {
     /// The fields that it looks at.
     pub(crate) fn fields(&self) -> impl Iterator<Item = Field> {
         let fixed = [
+            BRIDGE,
             COST_USD,
             DOWNGRADED,
+            ENDPOINT,
             MODEL,
+            MODEL_SERVED,
+            MODEL_UPSTREAM,
             OUTCOME,
+            PRICES,
             SERVICE_TIER,
             SERVICE_TIER_BILLED,
+            SERVICE_TIER_SERVED,
             TIER_BILLED_BY,
             TIME,
             TRANSPORT,
             TURN,
         ];
-        let optional = self.tokens.into_iter().chain([self.model_served]);
-        fixed.into_iter().chain(optional.flatten())
+        fixed.into_iter().chain(self.tokens.into_iter().flatten())
     }
 
     pub(crate) fn counts(&self, line: &Line<'_>) -> Counts {
@@ -112,9 +123,7 @@ impl<'o> Reading<'o> {
         let cost = match self.prices {
             Some(prices) if has_usage => self.price(prices, line, counts, billed.as_deref()),
             Some(_) => None,
-            None => line
-                .text(COST_USD)
-                .and_then(|text| Decimal::from_str_exact(&text).ok()),
+            None => told_cost(line),
         };
         let on_priority = is_priority(line, SERVICE_TIER) && billed.is_some();
         Sums {
@@ -146,21 +155,47 @@ impl<'o> Reading<'o> {
         counts: Counts,
         tier: Option<&str>,
     ) -> Option<Decimal> {
-        prices.cost(
-            began(line)?,
-            &self.priced_model(line)?,
-            tier,
-            &usage(counts),
-        )
+        let model = self.priced_model(line, counts)?;
+        cost(prices, line, &model, counts, tier)
     }
 
-    /// The model that served, where the upstream's word decides what is billed; else the one that was asked for.
-    fn priced_model<'l>(&self, line: &Line<'l>) -> Option<std::borrow::Cow<'l, str>> {
-        let trusted = line.raw(TIER_BILLED_BY) == "\"served\"";
-        let served = self.model_served.filter(|_| trusted);
-        served
-            .and_then(|field| line.text(field))
-            .or_else(|| line.text(MODEL))
+    /// The model that the line was priced by: the one that served, where the upstream is trusted and named one, else the one
+    /// that the upstream was asked for.
+    fn priced_model<'l>(&self, line: &Line<'l>, counts: Counts) -> Option<Cow<'l, str>> {
+        let bridged = Some(MODEL_UPSTREAM).filter(|_| line.raw(BRIDGE) != "null");
+        let asked = bridged.and_then(|field| line.text(field));
+        let asked = asked.or_else(|| line.text(MODEL));
+        let served = line.text(MODEL_SERVED);
+        let is_trusted = match (line.raw(TIER_BILLED_BY), line.raw(SERVICE_TIER_SERVED)) {
+            ("\"served\"", _) => true,
+            // Told no tier, an upstream is billed by what was sent, trusted or not.
+            (_, "null") => !self.was_priced_by(line, asked.as_deref(), served.as_deref(), counts),
+            _ => false,
+        };
+        served.filter(|_| is_trusted).or(asked)
+    }
+
+    /// Whether the cost in the line shows that it is that of the first model and not of the other: by a file that is at hand.
+    fn was_priced_by(
+        &self,
+        line: &Line<'_>,
+        model: Option<&str>,
+        other: Option<&str>,
+        counts: Counts,
+    ) -> bool {
+        let (Some(model), Some(other)) = (model, other) else {
+            return false;
+        };
+        let revision = line.text(PRICES);
+        let mut files = self.prices.into_iter().chain(self.standard);
+        let file = files.find(|file| revision.as_deref() == Some(file.revision()));
+        let Some(prices) = file.filter(|_| model != other) else {
+            return false;
+        };
+        let told = told_cost(line);
+        let billed = line.text(SERVICE_TIER_BILLED);
+        let would_be = |model| cost(prices, line, model, counts, billed.as_deref());
+        told == would_be(model) && told != would_be(other)
     }
 }
 
@@ -196,8 +231,24 @@ fn sum(a: Option<Decimal>, b: Option<Decimal>) -> Result<Option<Decimal>, TooLar
     }
 }
 
+/// The cost that the line holds.
+fn told_cost(line: &Line<'_>) -> Option<Decimal> {
+    Decimal::from_str_exact(&line.text(COST_USD)?).ok()
+}
+
+/// What the tokens of the line cost by this model and tier.
+fn cost(
+    prices: &Prices,
+    line: &Line<'_>,
+    model: &str,
+    counts: Counts,
+    tier: Option<&str>,
+) -> Option<Decimal> {
+    prices.cost(began(line)?, model, tier, &usage(line, counts))
+}
+
 /// The counts of [`TOKENS`] that prices know.
-fn usage(counts: Counts) -> Usage {
+fn usage(line: &Line<'_>, counts: Counts) -> Usage {
     let mut usage = Usage::default();
     let fields = [
         &mut usage.input_tokens,
@@ -209,6 +260,10 @@ fn usage(counts: Counts) -> Usage {
     ];
     for (field, count) in fields.into_iter().zip(counts) {
         *field = count;
+    }
+    // Embeddings have no output, and none of it costs nothing.
+    if line.raw(ENDPOINT) == "\"embeddings\"" {
+        usage.output_tokens.get_or_insert(0);
     }
     usage
 }
