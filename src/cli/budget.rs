@@ -13,7 +13,7 @@ use crate::accounting::store::{self, Store, StoreError};
 use crate::cli::check;
 use crate::cli::report::table::{Cell, Table};
 use crate::config::{Config, StateStore};
-use crate::policy::budget::{Account, Budgets, Standing};
+use crate::policy::budget::{Account, Budgets, Entry, Standing};
 use crate::policy::group::{BudgetRule, Scope};
 use crate::policy::{Group, Policy};
 
@@ -52,11 +52,7 @@ struct Status {
 /// # Errors
 /// Where it cannot be read.
 pub fn stored(state: &StateStore, policy: &Policy, now: Timestamp) -> Result<Table, StoreError> {
-    let budgets = Budgets::default();
-    // A file that is missing is not made: it would be of whoever asks.
-    if !store::is_missing(state) {
-        Store::open(state)?.exchange(&budgets, &BackgroundResponses::default(), now)?;
-    }
+    let budgets = read(state, now)?;
     let names: HashMap<_, _> = policy.keys().map(|key| (*key.id, key.name)).collect();
     let name = |account: &Account| {
         let digest = account.key?;
@@ -87,13 +83,61 @@ pub fn stored(state: &StateStore, policy: &Policy, now: Timestamp) -> Result<Tab
 /// # Errors
 /// Where no process answers at the admin address, in words.
 pub fn of_process(config: &Config) -> Result<Table, String> {
+    Ok(table(ask(config)?))
+}
+
+/// The sum that a request of this group and key counts for, in the place of all others.
+///
+/// # Errors
+/// Where it is not known, in words.
+pub fn of_request(
+    config: &Config,
+    group: &Group,
+    rule: &BudgetRule,
+    key: &[u8; 32],
+    now: Timestamp,
+) -> Result<Budgets, String> {
+    if let Some(state) = &config.state {
+        return read(state, now).map_err(|why| why.to_string());
+    }
+    let rows = ask(config)?;
+    let row = rows.into_iter().find(|row| row.group == *group.name);
+    let row = row.ok_or("the running proxy has no budget of this group")?;
+    let budgets = Budgets::default();
+    if row.spent_usd.is_zero() {
+        return Ok(budgets);
+    }
+    if rule.scope == Scope::Key {
+        return Err(format!(
+            "the running proxy tells no more than that no key has spent more than {} USD",
+            row.spent_usd.normalize()
+        ));
+    }
+    budgets.learn(&[Entry {
+        account: rule.account(&group.name, key),
+        window: rule.window(now),
+        usd: row.spent_usd,
+    }]);
+    Ok(budgets)
+}
+
+fn read(state: &StateStore, now: Timestamp) -> Result<Budgets, StoreError> {
+    let budgets = Budgets::default();
+    // A file that is missing is not made: it would be of whoever asks.
+    if !store::is_missing(state) {
+        Store::open(state)?.exchange(&budgets, &BackgroundResponses::default(), now)?;
+    }
+    Ok(budgets)
+}
+
+fn ask(config: &Config) -> Result<Vec<Row>, String> {
     let admin = &config.admin;
     let answer =
         check::status_of(admin).map_err(|why| format!("no proxy answers at {admin}: {why}"))?;
     let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
     let status: Status = serde_json::from_str(body)
         .map_err(|why| format!("what answers at {admin} is no proxy of this version: {why}"))?;
-    Ok(table(status.budgets))
+    Ok(status.budgets)
 }
 
 fn row(group: &Group, rule: &BudgetRule, key: Option<String>, standing: &Standing) -> Row {

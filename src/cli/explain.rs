@@ -1,5 +1,5 @@
 //! `tiergate explain`: what would happen to a request, and which line of which file decides it. It asks the functions that
-//! decide and carry live requests, and uses no network. Nothing that it says holds the key.
+//! decide and carry live requests. It sends nothing of the request anywhere, and what it says does not hold the key.
 
 use std::fmt::{self, Write};
 use std::path::PathBuf;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use jiff::Timestamp;
 use pingora_http::RequestHeader;
 use serde::Serialize;
 
@@ -15,11 +16,16 @@ use crate::bridge::{Answer, Converted, ModelsRequest, UpstreamBridge, models_ans
 use crate::codec::body_budget::Budget;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::{Edits, Facts};
-use crate::config::Config;
 use crate::config::diagnostic::Location;
+use crate::config::{Config, UpstreamKind};
 use crate::policy::api_key::parse_digest;
+use crate::policy::budget::Budgets;
 use crate::policy::endpoint::Endpoint;
-use crate::policy::{CredentialHeader, Decision, Denied, Group, Head, Policy, TierReason};
+use crate::policy::file::CODEX_OVER_HTTP;
+use crate::policy::group::{BudgetRule, FastModeSignal, ForcedTier, ModelRule, Scope};
+use crate::policy::{
+    CredentialHeader, Decision, Denied, Group, Head, Policy, TierAction, TierReason,
+};
 use crate::proxy::bridge_exchange::conversion::{self, Conversion};
 use crate::proxy::context::{logged_path, without_query};
 use crate::proxy::request_body::{BufferedBody, StreamedBody};
@@ -47,6 +53,16 @@ pub struct Request {
     body: Bytes,
 }
 
+/// Tells the sums that a request of this group and key counts for, where the group has this budget; or why they are not known.
+pub type SpentOf<'a> = dyn Fn(&Group, &BudgetRule, &[u8; 32]) -> Result<Budgets, String> + 'a;
+
+/// What is left of the budget that a request counts for, as far as it is known.
+struct BudgetState {
+    key: [u8; 32],
+    now: Timestamp,
+    sums: Result<Budgets, String>,
+}
+
 /// What would become of a request.
 pub struct Explanation {
     pub record: Record,
@@ -65,6 +81,8 @@ pub struct Explanation {
     outgoing_url: Option<String>,
     /// The upstream from whose model map it is answered, where it needs no upstream.
     answered_from: Option<String>,
+    /// What is spent of the budget, in words.
+    budget: Option<String>,
 }
 
 /// The fields of the access log that are known before a request is sent.
@@ -204,8 +222,14 @@ fn default_body(method: &Method) -> &'static [u8] {
     if may_be_empty(method) { b"" } else { b"{}" }
 }
 
-/// What would happen to the request under these files.
-pub fn explain(config: &Config, policy: &Policy, request: &Request) -> Explanation {
+/// What would happen to the request under these files, at this moment.
+pub fn explain(
+    config: &Config,
+    policy: &Policy,
+    request: &Request,
+    spent: &SpentOf<'_>,
+    now: Timestamp,
+) -> Explanation {
     let asked = Head {
         method: &request.head.method,
         path: without_query(request.head.raw_path()),
@@ -217,10 +241,56 @@ pub fn explain(config: &Config, policy: &Policy, request: &Request) -> Explanati
         Caller::Digest(digest) => policy.decide_as(digest, &asked),
     };
     match decided {
-        Ok(decision) => explanation.admit(config, request, &decision),
+        Ok(decision) => {
+            let budget = BudgetState::of(&decision, spent, now);
+            explanation.admit(config, request, &decision, budget.as_ref());
+        }
         Err(denied) => explanation.deny(denied),
     }
     explanation
+}
+
+impl BudgetState {
+    /// None where no budget is about such requests.
+    fn of(decision: &Decision, spent: &SpentOf<'_>, now: Timestamp) -> Option<BudgetState> {
+        let group = &decision.group;
+        let rule = group.budget.as_ref();
+        let rule = rule.filter(|_| decision.endpoint.takes_tier())?;
+        let key = decision.credential.digest;
+        let sums = spent(group, rule, &key);
+        Some(BudgetState { key, now, sums })
+    }
+
+    fn allow(&self, group: &Group, action: TierAction) -> Result<TierAction, Refusal> {
+        let Ok(budgets) = &self.sums else {
+            return Ok(action);
+        };
+        let allowed = group.within_budget(action, &self.key, budgets, self.now);
+        allowed.map_err(Refusal::over_budget)
+    }
+
+    /// What is spent of it, in words.
+    fn text(&self, group: &Group) -> Option<String> {
+        let rule = group.budget.as_ref()?;
+        let (per, then): (&str, &str) = (rule.per.as_str(), rule.then.into());
+        let whose = match rule.scope {
+            Scope::Group => "the group",
+            Scope::Key => "the key",
+        };
+        let limit = format!("{} USD a {per} of {whose}, then {then}", rule.usd);
+        Some(match &self.sums {
+            Ok(budgets) => {
+                let account = rule.account(&group.name, &self.key);
+                let standing = budgets.standing(rule, &account, self.now);
+                format!(
+                    "{} of {limit}; begins anew {}",
+                    standing.spent.normalize(),
+                    standing.window.ends
+                )
+            }
+            Err(why) => format!("{limit}; what is spent is not known: {why}"),
+        })
+    }
 }
 
 impl Explanation {
@@ -260,6 +330,7 @@ impl Explanation {
             upstream_url: None,
             outgoing_url: None,
             answered_from: None,
+            budget: None,
         }
     }
 
@@ -290,13 +361,20 @@ impl Explanation {
         self.refusal = Some(refusal);
     }
 
-    fn admit(&mut self, config: &Config, request: &Request, decision: &Decision) {
+    fn admit(
+        &mut self,
+        config: &Config,
+        request: &Request,
+        decision: &Decision,
+        budget: Option<&BudgetState>,
+    ) {
         self.key_context(
             decision.key.clone(),
             decision.key_location,
             Some(decision.group.clone()),
             decision.endpoint.as_str(),
         );
+        self.budget = budget.and_then(|budget| budget.text(&decision.group));
         self.record.request_bytes = request.length();
         self.conversation =
             decision.endpoint == Endpoint::Responses && request.upgrades(decision.endpoint);
@@ -309,9 +387,9 @@ impl Explanation {
             Some(conversion) => {
                 self.record.bridge = Some(conversion.endpoint.protocol().log_word());
                 self.record.bridge_dropped = Some(String::new());
-                convert(config, &mut decision, request, conversion)
+                convert(config, &mut decision, request, budget, conversion)
             }
-            None => carry(config, &mut decision, request),
+            None => carry(config, &mut decision, request, budget),
         };
         let facts = carried.as_ref().map(|carried| carried.facts.clone());
         self.record.tier_reason = Some(tier_reason(decision.action, &facts.unwrap_or_default()));
@@ -357,7 +435,8 @@ impl Explanation {
             Some(conversion) => bridged_head(request, decision, &upstream, conversion, &rewritten)?,
             None => outgoing_head(request, decision, &upstream, rewritten.as_ref())?,
         };
-        self.edits = header_edits(request, &outgoing);
+        let is_replaced = settings.credential_file.is_some();
+        self.edits = header_edits(request, &outgoing, is_replaced);
         let target = String::from_utf8_lossy(outgoing.raw_path());
         // Which one is a matter of turns; the first stands for all.
         self.outgoing_url = settings
@@ -391,7 +470,12 @@ impl Explanation {
 }
 
 /// The body's way to the upstream, past every check on it; `decision` is settled by what the body says.
-fn carry(config: &Config, decision: &mut Decision, request: &Request) -> Result<Carried, Refusal> {
+fn carry(
+    config: &Config,
+    decision: &mut Decision,
+    request: &Request,
+    allowed_by: Option<&BudgetState>,
+) -> Result<Carried, Refusal> {
     let limits = Arc::new(config.limits.clone());
     let (head, body) = (&request.head, &request.body);
     let length = Some(request.length());
@@ -414,7 +498,8 @@ fn carry(config: &Config, decision: &mut Decision, request: &Request) -> Result<
     };
     let mut held = BufferedBody::open(&head.headers, length, true, &limits, &budget)?;
     held.push(body)?;
-    decision.action = decision.group.settle(action, held.facts());
+    let settled = decision.group.settle(action, held.facts());
+    decision.action = within(allowed_by, &decision.group, settled)?;
     let edits = decision
         .action
         .map_or(Edits::default(), |action| action.edits(false));
@@ -433,6 +518,18 @@ fn carry(config: &Config, decision: &mut Decision, request: &Request) -> Result<
         facts: ready.facts,
         converted: None,
     })
+}
+
+/// The action as far as the budget allows it.
+fn within(
+    budget: Option<&BudgetState>,
+    group: &Group,
+    action: Option<TierAction>,
+) -> Result<Option<TierAction>, Refusal> {
+    match (budget, action) {
+        (Some(budget), Some(action)) => budget.allow(group, action).map(Some),
+        _ => Ok(action),
+    }
 }
 
 /// The answer to a request that is answered from the model map.
@@ -464,6 +561,7 @@ fn convert(
     config: &Config,
     decision: &mut Decision,
     request: &Request,
+    allowed_by: Option<&BudgetState>,
     conversion: &Conversion,
 ) -> Result<Carried, Refusal> {
     let limits = Arc::new(config.limits.clone());
@@ -475,7 +573,8 @@ fn convert(
     let group = &decision.group;
     let converted = conversion.convert(group, headers, &ready.bytes);
     let mut converted = converted.map_err(|refusal| conversion::refusal_of(&refusal))?;
-    decision.action = conversion.decide(group, headers, &ready.facts, &converted)?;
+    let settled = conversion.decide(group, headers, &ready.facts, &converted)?;
+    decision.action = within(allowed_by, group, settled)?;
     let outgoing = conversion::outgoing(&mut converted, decision.action, &limits, &budget)?;
     Ok(Carried {
         facts: ready.facts,
@@ -540,16 +639,16 @@ fn outgoing_head(
     Ok(outgoing)
 }
 
-/// What becomes of the request's headers, a line each.
-fn header_edits(request: &Request, outgoing: &RequestHeader) -> Vec<String> {
+/// What becomes of the request's headers, a line each. `is_replaced`: the client's key, by that of the upstream.
+fn header_edits(request: &Request, outgoing: &RequestHeader, is_replaced: bool) -> Vec<String> {
     let (before, after) = (&request.head.headers, &outgoing.headers);
     let mut names: Vec<&HeaderName> = before.keys().chain(after.keys()).collect();
     names.sort_unstable_by_key(|name| name.as_str());
     names.dedup();
     let told = names.into_iter().filter_map(|name| {
-        let (old, new) = (lines(before, name), lines(after, name));
-        let is_own = after.get(name).is_some_and(HeaderValue::is_sensitive);
-        (old != new).then(|| header_edit(request, name, is_own, [&old, &new]))
+        let (old, new) = (before.get_all(name), after.get_all(name));
+        let (old_text, new_text) = (lines(before, name), lines(after, name));
+        (old != new).then(|| header_edit(request, name, is_replaced, [&old_text, &new_text]))
     });
     told.collect()
 }
@@ -557,7 +656,7 @@ fn header_edits(request: &Request, outgoing: &RequestHeader) -> Vec<String> {
 fn header_edit(
     request: &Request,
     name: &HeaderName,
-    is_own: bool,
+    is_replaced: bool,
     [old, new]: [&str; 2],
 ) -> String {
     let secret = CredentialHeader::ALL
@@ -565,7 +664,7 @@ fn header_edit(
         .any(|header| header.name() == name);
     match (old, new) {
         (_, "") => format!("{name}: removed"),
-        _ if secret && is_own => {
+        _ if secret && is_replaced => {
             format!("{name}: the key of `credential_file`, in place of the client's")
         }
         _ if secret => format!("{name}: the key that decides, and no other"),
@@ -685,9 +784,14 @@ impl Explanation {
         if let Some(tier) = &self.record.service_tier_client {
             rows.push(Row::new("client", format!("asked for `{tier}`"), None));
         }
+        let budget = self.budget.iter();
+        rows.extend(budget.map(|text| Row::new("budget", text, None)));
         rows.extend(self.bridge_row());
         if self.refusal.is_none() && self.answered_from.is_none() {
             rows.extend(self.group.as_ref().map(|group| self.upstream_row(group)));
+            let slow = self.group.as_ref();
+            let slow = slow.filter(|group| self.is_slow_on_codex(group));
+            rows.extend(slow.map(|_| Row::new("note", CODEX_OVER_HTTP, None)));
             let url = self.outgoing_url.as_deref();
             rows.extend(url.map(|url| Row::new("url", url, None)));
             let edits = self.edits.iter();
@@ -717,37 +821,79 @@ impl Explanation {
 
     fn tier_row(&self, group: &Group) -> Row {
         let force = group.force_place.map(|location| self.policy_at(location));
-        let tier = self.record.service_tier.as_deref().unwrap_or("none");
-        let forced = self.record.tier_reason == Some(TierReason::GroupForce.as_str());
-        match self.record.tier_reason {
-            _ if self.refusal.is_some() && group.is_forced() => {
-                Row::new("tier", "the group forces `priority`", force)
+        let reason = self.record.tier_reason;
+        let is_forced = reason == Some(TierReason::GroupForce.as_str());
+        let tier = self.record.service_tier.as_deref();
+        let text = match group.forced_tier() {
+            Some(forced) if self.refusal.is_some() => {
+                format!("the group forces `{}`", forced.as_str())
             }
-            _ if self.refusal.is_some() => Row::new("tier", "the group forces none", force),
-            Some(_) if forced && self.conversation => {
-                let text =
-                    "priority in each `response.create` of the WebSocket: the group forces it";
-                Row::new("tier", text, force)
+            None if self.refusal.is_some() => "the group forces none".to_owned(),
+            Some(forced) if is_forced => self.forced_text(group, forced),
+            _ if reason == Some(TierReason::ModelExempt.as_str()) => {
+                self.client_text("the force of the group is not for this model")
             }
-            Some(_) if forced && self.record.service_tier.is_none() => Row::new(
-                "tier",
-                "none: a request without a body carries no tier",
-                force,
+            _ if reason == Some(TierReason::BudgetExhausted.as_str()) => {
+                self.client_text("the budget of the fast tier is spent")
+            }
+            _ if reason == Some(TierReason::FastModeBeta.as_str()) => {
+                let sign = match group.fast_mode_beta {
+                    FastModeSignal::Speed => "`speed: \"fast\"`",
+                    FastModeSignal::Header | FastModeSignal::Off => "the fast-mode beta",
+                };
+                let tier = tier.unwrap_or("none");
+                return Row::new(
+                    "tier",
+                    format!("{tier}: the client asks for it by {sign}"),
+                    None,
+                );
+            }
+            _ if self.record.endpoint == Endpoint::Other.as_str() => {
+                return Row::new("tier", "not touched: this path takes none", None);
+            }
+            _ => match tier {
+                Some(tier) => format!("{tier}: the client names it, and the group forces none"),
+                None => "none: neither client nor group names one".to_owned(),
+            },
+        };
+        Row::new("tier", text, force)
+    }
+
+    fn forced_text(&self, group: &Group, forced: ForcedTier) -> String {
+        let by_model = match group.models {
+            ModelRule::All => "",
+            _ if !self.conversation => "",
+            ModelRule::Except(_) | ModelRule::Only(_) => ", where it is for the model",
+        };
+        let tier = forced.as_str();
+        match &self.record.service_tier {
+            _ if self.conversation => format!(
+                "{tier} in each `response.create` of the WebSocket: the group forces it{by_model}"
             ),
-            Some(_) if forced => Row::new("tier", "priority: the group forces it", force),
-            Some("fast_mode_beta") => {
-                let text = format!("{tier}: the client asks for it by the fast-mode beta");
-                Row::new("tier", text, None)
+            Some(tier) => format!("{tier}: the group forces it"),
+            None if self.record.request_bytes == 0 => {
+                "none: a request without a body carries no tier".to_owned()
             }
-            _ if self.record.endpoint == "other" => {
-                Row::new("tier", "not touched: this path takes none", None)
+            None if forced == ForcedTier::None => {
+                "none: the group forces it, and takes every tier away".to_owned()
             }
-            Some("client") => {
-                let text = format!("{tier}: the client names it, and the group forces none");
-                Row::new("tier", text, force)
-            }
-            _ => Row::new("tier", "none: neither client nor group names one", force),
+            None => format!("none: so the upstream is asked for `{tier}`, which the group forces"),
         }
+    }
+
+    /// Of a request that goes as it came in spite of the force.
+    fn client_text(&self, why: &str) -> String {
+        match &self.record.service_tier {
+            Some(tier) => format!("{tier}: the client names it, and {why}"),
+            None => format!("none: {why}"),
+        }
+    }
+
+    /// Whether the upstream is said to serve it at another speed than was asked for.
+    fn is_slow_on_codex(&self, group: &Group) -> bool {
+        group.upstream.kind == UpstreamKind::Codex
+            && !self.conversation
+            && self.record.service_tier.as_deref() == Some(ForcedTier::Priority.as_str())
     }
 
     fn bridge_row(&self) -> Option<Row> {

@@ -38,7 +38,8 @@ use crate::cli::report::ReportError;
 use crate::cli::report::filter::Window;
 use crate::cli::report::table::Format;
 use crate::config::{Config, Diagnostic};
-use crate::policy::Policy;
+use crate::policy::group::BudgetRule;
+use crate::policy::{Group, Policy};
 use crate::server::Server;
 use crate::state::StartError;
 
@@ -337,7 +338,11 @@ fn explain(arguments: &ExplainArguments, streams: &mut Streams<'_>) -> Ended {
         explain::Request::new(caller, &arguments.method, &arguments.path, headers, body)
     });
     let request = request.map_err(Failure::Usage)?;
-    let explanation = explain::explain(&config, &policy, &request);
+    let now = Timestamp::now();
+    let spent = |group: &Group, rule: &BudgetRule, key: &[u8; 32]| {
+        budget::of_request(&config, group, rule, key, now)
+    };
+    let explanation = explain::explain(&config, &policy, &request, &spent, now);
     streams.print(if arguments.json {
         json(&explanation.record)?
     } else {

@@ -74,6 +74,9 @@ struct KeySection<'a> {
     enabled: Field<bool>,
 }
 
+/// What is known of the ChatGPT backend, whose responses do not tell it.
+pub(crate) const CODEX_OVER_HTTP: &str = "Codex is reported to serve requests over HTTP at the standard tier, whatever they ask for; only WebSockets get its fast lane";
+
 /// The one word of `batches`.
 #[derive(Clone, Copy, PartialEq, Eq, strum::EnumString, strum::VariantNames)]
 #[strum(serialize_all = "snake_case")]
@@ -387,8 +390,7 @@ impl Resolver<'_> {
             self.warnings.add(group.location, message);
         }
         if sends_a_tier && group.upstream.kind == UpstreamKind::Codex {
-            let message = "Codex is reported to serve requests over HTTP at the standard tier, whatever they ask for; only WebSockets get its fast lane";
-            self.warnings.add(group.location, message);
+            self.warnings.add(group.location, CODEX_OVER_HTTP);
         }
         if group.force.is_none() {
             self.warn_of_no_force(group, given);

@@ -28,10 +28,14 @@ prices:
 ";
 
 fn spending(settings: &str) -> (Proxy, Upstream) {
+    spending_by(POLICY, settings)
+}
+
+fn spending_by(policy: &str, settings: &str) -> (Proxy, Upstream) {
     let answer = r#"{"id":"r","model":"m","status":"completed","service_tier":"priority","usage":{"input_tokens":1000,"output_tokens":0}}"#;
     let upstream = upstream::json(answer).run();
     let proxy = proxy::new()
-        .policy(POLICY)
+        .policy(policy)
         .prices(PRICES)
         .upstream(&upstream)
         .setting(settings)
@@ -114,4 +118,68 @@ fn without_state_the_running_process_is_asked() {
     let note = String::from_utf8(told.stderr).unwrap();
     assert!(note.contains("no proxy answers at 127.0.0.1:"), "{note}");
     assert_eq!((told.status.code(), &*told.stdout), (Some(1), &b""[..]));
+}
+
+/// The rows of `explain` that tell of the tier and the budget, and its code of refusal.
+fn explain(proxy: &Proxy, key: &str) -> (String, Value) {
+    let explain = |options: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_tiergate"))
+            .args(["explain", "--config", "tiergate.yaml", "--key", key])
+            .args(options)
+            .current_dir(proxy.path(""))
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let record: Value = serde_json::from_str(&explain(&["--json"])).unwrap();
+    (explain(&[]), record)
+}
+
+const SPENT: &str = "\
+version: 1
+groups:
+  calm: {platform: openai, force_fast_mode: true, budget: {usd: 0.25, per: month}}
+  shut: {platform: openai, force_fast_mode: true, budget: {usd: 0.25, per: month, then: refuse}}
+  single: {platform: openai, force_fast_mode: true, budget: {usd: 0.5, per: week, scope: key}}
+keys:
+  sk-1: {group: calm, name: anna}
+  sk-2: {group: shut, name: bert}
+  sk-3: {group: single, name: carl}
+  sk-4: {group: single, name: dora}
+";
+
+#[test]
+fn explain_says_what_is_spent_and_decides_by_it() {
+    for settings in ["state: state.redb", ""] {
+        let (proxy, _upstream) = spending_by(SPENT, settings);
+        // They are in the file within a second.
+        eventually("the spent budgets", || {
+            // Of a key's budget the process does not tell what this one has spent.
+            let is_spent = |key| !explain(&proxy, key).0.contains("budget    0 of");
+            (is_spent("sk-1") && is_spent("sk-2") && is_spent("sk-3")).then_some(())
+        });
+        let (text, record) = explain(&proxy, "sk-1");
+        assert_eq!(record["service_tier"], Value::Null);
+        assert!(
+            text.contains("none: the budget of the fast tier is spent")
+                && text.contains(
+                    "budget    0.25 of 0.25 USD a month of the group, then standard; begins anew 2"
+                ),
+            "{text}"
+        );
+        let (text, record) = explain(&proxy, "sk-2");
+        assert_eq!(record["denied"], "budget_exhausted", "{text}");
+        assert!(text.contains("the group forces `priority`"), "{text}");
+        let (text, record) = explain(&proxy, "sk-4");
+        assert_eq!(record["service_tier"], "priority");
+        let told = match settings {
+            "" => {
+                "budget    0.5 USD a week of the key, then standard; what is spent is not known: \
+                   the running proxy tells no more than that no key has spent more than 0.5 USD"
+            }
+            _ => "budget    0 of 0.5 USD a week of the key, then standard; begins anew 2",
+        };
+        assert!(text.contains(told), "{text}");
+    }
 }

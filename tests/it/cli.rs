@@ -438,6 +438,128 @@ fn explain_needs_no_secret_of_the_service() {
     );
 }
 
+/// What the row says of a request by alice to `/v1/responses`, whose group has these settings.
+fn row_of(about: &str, settings: &str, body: &str) -> String {
+    let site = Site::plain();
+    let policy = format!(
+        "version: 1\ngroups: {{g: {{platform: openai{settings}}}}}\nkeys: {{sk-fast-1: {{group: g, name: alice}}}}\n"
+    );
+    site.write("policy.yaml", &policy);
+    let text = stdout(&site.explain("sk-fast-1", &["--body", "-"], body));
+    let mut lines = text.lines();
+    let row = lines.find_map(|line| line.trim_start().strip_prefix(about));
+    let row = row.unwrap_or_else(|| panic!("{text}")).trim_start();
+    row.split("   ").next().unwrap().to_owned()
+}
+
+#[test]
+fn explain_names_the_tier_that_is_sent_and_why() {
+    let (asked, plain) = (
+        r#"{"model":"m-mini","service_tier":"priority"}"#,
+        r#"{"model":"m-mini"}"#,
+    );
+    for (settings, body, row) in [
+        (", force_tier: flex", asked, "flex: the group forces it"),
+        (
+            ", force_tier: default",
+            asked,
+            "default: the group forces it",
+        ),
+        (
+            ", force_tier: none",
+            asked,
+            "none: the group forces it, and takes every tier away",
+        ),
+        (
+            "",
+            asked,
+            "priority: the client names it, and the group forces none",
+        ),
+        ("", plain, "none: neither client nor group names one"),
+        (
+            ", force_tier: flex, only_models: [x]",
+            plain,
+            "none: the force of the group is not for this model",
+        ),
+        // Of a body that is refused for what it is.
+        (", force_tier: flex", "[]", "the group forces `flex`"),
+    ] {
+        assert_eq!(row_of("tier", settings, body), row, "{settings}");
+    }
+    let exempt = row_of(
+        "tier",
+        ", force_fast_mode: true, except_models: [\"*-mini\"]",
+        asked,
+    );
+    assert!(
+        exempt.ends_with("the force of the group is not for this model"),
+        "{exempt}"
+    );
+}
+
+#[test]
+fn explain_of_an_upgrade_names_the_tier_of_its_messages() {
+    let upgrade = [
+        "--method",
+        "GET",
+        "--header",
+        "connection: upgrade",
+        "--header",
+        "upgrade: websocket",
+    ];
+    let site = Site::plain();
+    for tier in ["flex", "none"] {
+        let force = format!("force_tier: {tier}");
+        site.write(
+            "policy.yaml",
+            &POLICY.replace("force_fast_mode: true", &force),
+        );
+        let text = stdout(&site.explain("sk-fast-1", &upgrade, ""));
+        let told =
+            format!("{tier} in each `response.create` of the WebSocket: the group forces it");
+        assert!(text.contains(&told), "{text}");
+    }
+}
+
+#[test]
+fn explain_says_what_codex_makes_of_the_fast_tier_over_http() {
+    let site = Site::new(
+        "policy: policy.yaml\nupstreams:\n  a: {url: https://api.example, kind: codex}\n",
+    );
+    let note = "Codex is reported to serve requests over HTTP at the standard tier";
+    let text = stdout(&site.explain("sk-fast-1", &[], ""));
+    assert!(text.contains(note), "{text}");
+    let upgrade = ["--method", "GET", "--header", "upgrade: websocket"];
+    for (key, arguments) in [("sk-calm-1", &[][..]), ("sk-fast-1", &upgrade)] {
+        let text = stdout(&site.explain(key, arguments, ""));
+        assert!(!text.contains(note), "{text}");
+    }
+}
+
+#[test]
+fn explain_of_a_bridged_request_says_whose_key_is_sent() {
+    for (credential, told) in [
+        ("null", None),
+        (
+            "nowhere",
+            Some("authorization: the key of `credential_file`"),
+        ),
+    ] {
+        let config = format!(
+            "policy: policy.yaml\nupstreams:\n  a: {{url: https://api.example, messages: responses, \
+             models: [{{match: '*', model: m}}], credential_file: {credential}}}\n"
+        );
+        let site = Site::new(&config);
+        let arguments = ["--path", "/v1/messages", "--body", "-"];
+        let body =
+            r#"{"model":"claude-x","max_tokens":9,"messages":[{"role":"user","content":"a"}]}"#;
+        let text = stdout(&site.explain("sk-fast-1", &arguments, body));
+        assert!(text.contains("messages>responses"), "{text}");
+        assert_eq!(text.contains("credential_file"), told.is_some(), "{text}");
+        assert!(told.is_none_or(|told| text.contains(told)), "{text}");
+    }
+}
+
 #[test]
 fn explain_says_what_is_answered_here() {
     let site = Site::new(
