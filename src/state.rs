@@ -410,7 +410,7 @@ fn follow_credential(upstream: &Arc<Upstream>, file: &Path) -> Result<FileWatche
             Err(why) => {
                 let name = &upstream.config.name;
                 let told = format!(
-                    "upstream `{name}`: credential_file {}: {why}",
+                    "upstream `{name}`: credential_file {}: {why}; the last good key stays",
                     file.display()
                 );
                 log::error!("{told}");

@@ -6,17 +6,11 @@ use std::io;
 use rustls::crypto::ring;
 
 use crate::policy::hash_key;
+use crate::policy::key_shape::check_key;
 
 /// Of a new key, in bytes: 256 bits, so that nobody guesses it, and no digest of it tells anything.
 const SECRET_LENGTH: usize = 32;
 const PREFIX: &str = "sk-tg-";
-/// The first bytes of digests and password hashes, which are no keys: hashing one again would list a key that nobody has.
-const HASHES: [&str; 8] = [
-    "sha256:", "sha512:", "sha1:", "md5:", "$2a$", "$2b$", "$2y$", "$argon2",
-];
-/// Hexadecimal digits of a SHA-256 digest.
-const DIGEST_LENGTH: usize = 64;
-
 /// A key that was just made. It is not shown by `Debug`.
 pub(super) struct NewKey(String);
 
@@ -84,33 +78,8 @@ pub(super) fn ask() -> io::Result<String> {
 /// # Errors
 /// Why it cannot be a key; the message quotes nothing of it.
 pub(super) fn hash(key: &[u8]) -> Result<String, &'static str> {
-    check(key).map(|()| hash_key(key))
-}
-
-fn check(key: &[u8]) -> Result<(), &'static str> {
-    let Ok(text) = std::str::from_utf8(key) else {
-        return Err("a key has ASCII characters only");
-    };
-    let lower = text.to_ascii_lowercase();
-    let is_digest =
-        text.len() == DIGEST_LENGTH && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if text.trim().is_empty() {
-        Err("no key on the line")
-    } else if lower.starts_with("bearer ") || lower.starts_with("authorization") {
-        Err("expected the key alone, without `Bearer` or the name of a header")
-    } else if is_digest || HASHES.iter().any(|hash| lower.starts_with(hash)) {
-        Err("this is a digest already, and no key")
-    } else if !text.is_ascii() {
-        Err("a key has ASCII characters only")
-    } else if text.bytes().any(|byte| byte.is_ascii_whitespace()) {
-        Err("a key has no spaces")
-    } else if text.contains(['"', '\'', '`']) {
-        Err("a key has no quotes")
-    } else if text.bytes().any(|byte| byte.is_ascii_control()) {
-        Err("a key has no control characters")
-    } else {
-        Ok(())
-    }
+    let text = std::str::from_utf8(key).map_err(|_| "a key has ASCII characters only")?;
+    check_key(text).map(|()| hash_key(key))
 }
 
 #[cfg(test)]
@@ -174,6 +143,11 @@ mod tests {
             "$2b$12$abcdefghijklmnopqrstuv",
             "“sk-1”",
             "sk-é",
+            "${TIERGATE_KEY}",
+            "OPENAI_API_KEY=sk-1",
+            &"0f".repeat(16),
+            &"0f".repeat(20),
+            &"0f".repeat(64),
         ] {
             assert!(hash(text.as_bytes()).is_err(), "{text}");
         }

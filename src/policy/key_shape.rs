@@ -22,16 +22,42 @@ const DIGEST_STARTS: [&str; 14] = [
     "sha256", "sha512", "sha384", "sha224", "sha1:", "md5:", "blake", "$2a$", "$2b$", "$2y$",
     "$argon2", "$5$", "$6$", "$scrypt$",
 ];
-/// Lengths of SHA-256, SHA-384 and SHA-512 as digits. Shorter ones are keys of Azure and others.
+/// Lengths of SHA-256, SHA-384 and SHA-512 as digits.
 const DIGEST_DIGITS: [usize; 3] = [64, 96, 128];
+/// The same of MD5, SHA-1 and SHA-224. Keys that some programs make look so as well.
+const SHORT_DIGEST_DIGITS: [usize; 3] = [32, 40, 56];
+const LOOKS_LIKE_DIGEST: &str = "this looks like a digest, not like an API key; digests are written `sha256:` and 64 hexadecimal digits, in lower case and without spaces";
+/// In the name of a variable that holds a key.
+const SECRET_WORDS: [&str; 3] = ["key", "token", "secret"];
 
 /// Whether a text can be an API key in clear.
 ///
 /// # Errors
 /// Why it cannot. The reason does not quote it.
 pub fn check_key(key: &str) -> Result<(), &'static str> {
+    check_credential(key)?;
+    let is_digits = key.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_digits && DIGEST_DIGITS.contains(&key.len()) {
+        return Err(LOOKS_LIKE_DIGEST);
+    }
+    if is_digits && SHORT_DIGEST_DIGITS.contains(&key.len()) {
+        return Err(
+            "this looks like an MD5 or SHA-1 digest; if it is an API key, list it as `sha256:` and what `sha256sum` makes of it",
+        );
+    }
+    Ok(())
+}
+
+/// Whether a text can be the key that an upstream asks for. Some of these are hexadecimal digits, as digests are.
+///
+/// # Errors
+/// Why it cannot. The reason does not quote it.
+pub fn check_credential(key: &str) -> Result<(), &'static str> {
     if key.is_empty() || key.trim() != key {
         return Err("an API key is not empty and does not begin or end with white space");
+    }
+    if key.starts_with('\u{feff}') {
+        return Err("an API key has no byte order mark before it");
     }
     let first = key.split([' ', '\t', ':', '=']).next().unwrap_or("");
     if first.len() < key.len()
@@ -50,6 +76,14 @@ pub fn check_key(key: &str) -> Result<(), &'static str> {
     if key.contains(is_quote) {
         return Err("an API key has no quotes in it");
     }
+    if is_assignment(key) {
+        return Err("an API key stands alone, without the name of a variable before it");
+    }
+    if is_reference(key) {
+        return Err(
+            "this is the name of a variable, not an API key; variables are not put in here",
+        );
+    }
     if key.contains(char::is_whitespace) {
         return Err("an API key has no white space in it");
     }
@@ -57,15 +91,46 @@ pub fn check_key(key: &str) -> Result<(), &'static str> {
         return Err("an API key has only printable ASCII characters in it");
     }
     let lower = key.to_ascii_lowercase();
-    let is_digits = key.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if DIGEST_STARTS.iter().any(|start| lower.starts_with(start))
-        || (is_digits && DIGEST_DIGITS.contains(&key.len()))
-    {
-        return Err(
-            "this looks like a digest, not like an API key; digests are written `sha256:` and 64 hexadecimal digits, in lower case and without spaces",
-        );
+    if DIGEST_STARTS.iter().any(|start| lower.starts_with(start)) {
+        return Err(LOOKS_LIKE_DIGEST);
     }
     Ok(())
+}
+
+/// `OPENAI_API_KEY=sk-…`, as in files of variables. Base64 has `=` at its end only.
+fn is_assignment(text: &str) -> bool {
+    let Some((name, value)) = text.split_once('=') else {
+        return false;
+    };
+    let name = name.strip_prefix("export ").unwrap_or(name).trim_end();
+    let lower = name.to_ascii_lowercase();
+    let is_upper = !name.bytes().any(|byte| byte.is_ascii_lowercase());
+    let is_of_key = SECRET_WORDS.iter().any(|word| lower.contains(word));
+    is_name(name) && (is_upper || is_of_key) && !value.trim_start_matches('=').is_empty()
+}
+
+/// `$NAME`, `${NAME}`, `$(…)`, `%NAME%`, `{{…}}` or `<…>`: what somebody or something was to put a key in for.
+fn is_reference(text: &str) -> bool {
+    let between = |start: &str, end: &str| {
+        let inner = text.strip_prefix(start)?.strip_suffix(end)?;
+        Some(inner)
+    };
+    let is_constant = |name: &str| is_name(name) && name.to_ascii_uppercase() == name;
+    text.strip_prefix('$').is_some_and(is_constant)
+        || between("%", "%").is_some_and(is_constant)
+        || [("${", "}"), ("$(", ")"), ("{{", "}}"), ("<", ">")]
+            .iter()
+            .any(|(start, end)| between(start, end).is_some())
+}
+
+/// Whether a text can be the name of a variable.
+fn is_name(text: &str) -> bool {
+    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    text.bytes().all(is_letter)
+        && text
+            .bytes()
+            .next()
+            .is_some_and(|first| !first.is_ascii_digit())
 }
 
 /// The digest of a key that is listed as `sha256:` and these digits, in any case.
@@ -92,7 +157,11 @@ mod tests {
             "sk-ant-api03-x",
             "xai-1",
             "0123",
-            "3f2504e04f8911d39a0c0305e82c3301",
+            "3f2504e04f8911d39a0c0305e82c33",
+            "QUJD=",
+            "QUJDRA==",
+            "$ecret",
+            "a=b",
             "AIzaSyA-1",
             "sk-or-v1-0123456789abcdef",
             "eyJhbGciOi.eyJzdWIi.c2ln",
@@ -128,8 +197,39 @@ mod tests {
             "sha512:00",
             "$2b$12$abcdefghijk",
             "$argon2id$v=19$x",
+            "\u{feff}sk-1",
+            "${TIERGATE_KEY}",
+            "$OPENAI_API_KEY",
+            "$(cat key)",
+            "%OPENAI_API_KEY%",
+            "{{ key }}",
+            "<your-key>",
+            "OPENAI_API_KEY=sk-1",
+            "export KEY=sk-1",
+            "api_key=sk-1",
+            "X=1",
         ] {
             assert!(check_key(key).is_err(), "{key}");
+        }
+        for digits in [DIGEST_DIGITS, SHORT_DIGEST_DIGITS].concat() {
+            assert!(check_key(&"0f".repeat(digits / 2)).is_err(), "{digits}");
+        }
+    }
+
+    #[test]
+    fn the_key_of_an_upstream_may_be_digits() {
+        let key = "3f2504e04f8911d39a0c0305e82c3301";
+        assert_eq!(check_credential(key), Ok(()));
+        assert_eq!(check_credential(&key.repeat(2)), Ok(()));
+        for text in [
+            "",
+            "Bearer sk-1",
+            "A_KEY=sk-1",
+            "\"sk-1\"",
+            "sk 1",
+            "sha256:00",
+        ] {
+            assert!(check_credential(text).is_err(), "{text}");
         }
     }
 

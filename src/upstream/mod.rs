@@ -23,6 +23,7 @@ use crate::config::secret_file::FileBytes;
 use crate::config::url::Destination;
 use crate::config::{self, SocketAddress, Url};
 use crate::policy::CredentialHeader;
+use crate::policy::key_shape::check_credential;
 use crate::upstream::connector::own_peer;
 use crate::upstream::outlier_detection::Health;
 use crate::upstream::tls::UpstreamTlsConfig;
@@ -233,28 +234,28 @@ impl Upstream {
         }
     }
 
-    /// Takes the key that is sent to this upstream in place of the client's: the first line of its file.
+    /// Takes the key that is sent to this upstream in place of the client's: the one line of its file.
     ///
     /// # Errors
-    /// Where the file could not be read or holds no key that can stand in a header; the last good key stays.
+    /// Where the file could not be read or holds something else than a key; the last good key stays.
     pub fn load_credential(&self, content: io::Result<FileBytes>) -> io::Result<()> {
         let content = content?;
-        let text = std::str::from_utf8(&content)
-            .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-        let key = text.lines().next().unwrap_or_default().trim();
+        let unusable = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why);
+        let text = std::str::from_utf8(&content).map_err(|_| unusable("the file is not text"))?;
+        let mut lines = text.lines();
+        let key = lines.next().unwrap_or_default().trim();
         if key.is_empty() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the file holds no key",
+            return Err(unusable("the file holds no key in its first line"));
+        }
+        if lines.any(|line| !line.trim().is_empty()) {
+            return Err(unusable(
+                "the file holds more than one line; the key stands there alone",
             ));
         }
+        check_credential(key).map_err(unusable)?;
         let header = |value: String| {
-            let mut value = HeaderValue::try_from(value).map_err(|_| {
-                io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "the key cannot stand in a header",
-                )
-            })?;
+            let mut value = HeaderValue::try_from(value)
+                .map_err(|_| unusable("the key cannot stand in a header"))?;
             value.set_sensitive(true);
             Ok::<_, io::Error>(value)
         };

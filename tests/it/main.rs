@@ -14,6 +14,7 @@ mod cli;
 mod client_address;
 mod clients;
 mod config_errors;
+mod credential_file;
 mod diff;
 mod docs;
 mod floods;
