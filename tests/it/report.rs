@@ -608,6 +608,26 @@ fn embeddings_have_no_output_that_would_have_to_be_priced() {
 }
 
 #[test]
+fn refused_requests_are_told_apart_and_are_requests() {
+    let refused = |seq, outcome: &str| {
+        line(
+            seq,
+            &format!(
+                r#"{{"outcome":"{outcome}","service_tier":null,"service_tier_billed":null,"cost_usd":null,"input_tokens":null,
+                    "cached_input_tokens":null,"output_tokens":null,"reasoning_tokens":null}}"#
+            )
+            .replace('\n', ""),
+        )
+    };
+    let lines = [line(1, "{}"), refused(2, "denied"), refused(3, "rejected")];
+    let report = || Report::of(&lines).by("group");
+    let columns = "requests,refused,cost_usd";
+    assert_eq!(report().columns(columns), ["3,2,0.0015"]);
+    let served = report().only("outcome=ok");
+    assert_eq!(served.columns(columns), ["1,0,0.0015"]);
+}
+
+#[test]
 fn the_premium_is_told_without_pricing_anew() {
     let report = Report::of(&some_lines()).premium(PRICES);
     let report = report.by("service_tier_billed");

@@ -39,7 +39,7 @@ pub enum Sum {
     DowngradeRate,
     /// What priority cost above the default tier, in USD.
     PriorityPremiumUsd,
-    /// Requests that were refused: they cost nothing and are not in `requests`.
+    /// Part of `requests`: those that were refused, which cost nothing.
     Refused,
     /// Requests whose `usage_state` is not `final`.
     WithoutUsage,
