@@ -261,11 +261,17 @@ impl BudgetState {
         Some(BudgetState { key, now, sums })
     }
 
-    fn allow(&self, group: &Group, action: TierAction) -> Result<TierAction, Refusal> {
+    /// What is done to a request whose client asks for the tier `own` itself.
+    fn allow(
+        &self,
+        group: &Group,
+        action: Option<TierAction>,
+        own: Option<&str>,
+    ) -> Result<Option<TierAction>, Refusal> {
         let Ok(budgets) = &self.sums else {
             return Ok(action);
         };
-        let allowed = group.within_budget(action, &self.key, budgets, self.now);
+        let allowed = group.within_budget(action, own, &self.key, budgets, self.now);
         allowed.map_err(Refusal::over_budget)
     }
 
@@ -485,6 +491,7 @@ fn carry(
         let mut streamed = StreamedBody::open(&head.headers, length, &limits, &budget)?;
         streamed.pass(body)?;
         let facts = streamed.finish();
+        decision.action = within(allowed_by, decision, decision.action, &facts)?;
         return Ok(Carried {
             tier: match decision.action {
                 Some(_) => set_tier(decision.action, None),
@@ -499,7 +506,7 @@ fn carry(
     let mut held = BufferedBody::open(&head.headers, length, true, &limits, &budget)?;
     held.push(body)?;
     let settled = decision.group.settle(action, held.facts());
-    decision.action = within(allowed_by, &decision.group, settled)?;
+    decision.action = within(allowed_by, decision, settled, held.facts())?;
     let edits = decision
         .action
         .map_or(Edits::default(), |action| action.edits(false));
@@ -523,12 +530,13 @@ fn carry(
 /// The action as far as the budget allows it.
 fn within(
     budget: Option<&BudgetState>,
-    group: &Group,
+    decision: &Decision,
     action: Option<TierAction>,
+    facts: &Facts,
 ) -> Result<Option<TierAction>, Refusal> {
-    match (budget, action) {
-        (Some(budget), Some(action)) => budget.allow(group, action).map(Some),
-        _ => Ok(action),
+    match budget {
+        Some(budget) => budget.allow(&decision.group, action, own_tier(facts)),
+        None => Ok(action),
     }
 }
 
@@ -574,7 +582,7 @@ fn convert(
     let converted = conversion.convert(group, headers, &ready.bytes);
     let mut converted = converted.map_err(|refusal| conversion::refusal_of(&refusal))?;
     let settled = conversion.decide(group, headers, &ready.facts, &converted)?;
-    decision.action = within(allowed_by, group, settled)?;
+    decision.action = within(allowed_by, decision, settled, &ready.facts)?;
     let outgoing = conversion::outgoing(&mut converted, decision.action, &limits, &budget)?;
     Ok(Carried {
         facts: ready.facts,

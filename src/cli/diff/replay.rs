@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use rust_decimal::Decimal;
 
 use crate::accounting::access_log::line::{Field, Line};
-use crate::codec::service_tier::{Edit, PRIORITY};
+use crate::codec::service_tier::{Edit, PRIORITY, canonical};
 use crate::policy::budget::Account;
 use crate::policy::endpoint::Endpoint;
 use crate::policy::group::{AtLimit, BudgetRule, OnTierRefused};
@@ -137,7 +137,13 @@ impl<'p> Replay<'p> {
         let client = line.text(SERVICE_TIER_CLIENT);
         let action = match action(line, group) {
             Ok(Some(action)) => action,
-            Ok(None) => return as_sent(line, client),
+            Ok(None) => {
+                let is_fast = client.as_deref().map(canonical) == Some(PRIORITY);
+                return match self.exhausted(line, caller) {
+                    Some(AtLimit::Refuse) if is_fast => Fate::Refused,
+                    _ => as_sent(line, client),
+                };
+            }
             Err(Refused) => return Fate::Refused,
         };
         let action = match self.exhausted(line, caller) {
