@@ -18,9 +18,11 @@ use crate::state::State;
 
 /// The event by which the server refuses a message, or ends a response.
 const ERROR: &str = "error";
+/// The event that some upstreams send behind the one that ended a response.
+const DONE: &str = "response.done";
 /// Responses that may run at once. The API allows 16; those beyond are judged and billed as well, up to here.
 const MOST_OPEN_TURNS: usize = 1024;
-/// Responses whose ends are remembered. Some upstreams tell an end twice: `response.completed` and then `response.done`.
+/// Responses whose ends are remembered, in case they are told again.
 const MOST_ENDED: usize = 64;
 
 /// The responses of one connection.
@@ -192,7 +194,7 @@ impl Turns {
         let Some(id) = event.response_id.as_deref() else {
             return self.turn_without_id(event);
         };
-        if self.ended.iter().any(|ended| ended == id) {
+        if self.has_ended(id, event) {
             return None;
         }
         if let Some(known) = self
@@ -215,6 +217,20 @@ impl Turns {
         };
         self.open[at].response_id = Some(id.to_owned());
         Some(at)
+    }
+
+    /// Whether the event is about a response that has ended. An id that comes again where a message waits for its response is
+    /// that response's, but for an end by another name.
+    fn has_ended(&mut self, id: &str, event: &Event) -> bool {
+        let Some(at) = self.ended.iter().position(|ended| ended == id) else {
+            return false;
+        };
+        let is_awaited = self.open.iter().any(|open| open.response_id.is_none())
+            && event.kind.as_deref() != Some(DONE);
+        if is_awaited {
+            self.ended.remove(at);
+        }
+        !is_awaited
     }
 
     /// A message that names no response belongs to the oldest turn of its lane, or else to the oldest. But an error ends a

@@ -387,7 +387,11 @@ fn a_proxy_that_drains() {
     proxy.signal(libc::SIGTERM);
     proxy.await_stderr("draining");
     assert_eq!(proxy.admin("/readyz").status, 503);
-    assert!(std::net::TcpStream::connect_timeout(&proxy.address, Duration::from_secs(1)).is_err());
+    eventually("the proxy to accept no more", || {
+        let second = Duration::from_secs(1);
+        let connected = std::net::TcpStream::connect_timeout(&proxy.address, second);
+        connected.is_err().then_some(())
+    });
     upstream.release();
     while running.chunk().is_some() {}
     running.assert_closed();
