@@ -71,7 +71,7 @@ impl Decoding {
     }
 
     /// Whether the body may end here.
-    pub fn is_whole(self) -> bool {
+    pub fn ends_here(self) -> bool {
         self.decoder.is_none_or(|decoder| decoder.finish().is_ok())
     }
 }
@@ -108,7 +108,7 @@ mod tests {
         for (coding, body) in [("identity", plain.clone()), ("x-gzip, ", gzip(&plain))] {
             let mut decoding = coded(coding).unwrap();
             assert_eq!(decoded(&mut decoding, &body).unwrap(), plain, "{coding}");
-            assert!(decoding.is_whole());
+            assert!(decoding.ends_here());
         }
         for unknown in ["compress", "gzip, br", "\u{e9}"] {
             assert!(coded(unknown).is_none(), "{unknown}");
@@ -120,7 +120,7 @@ mod tests {
         let body = gzip(b"data: {}\n\n");
         let mut decoding = coded("gzip").unwrap();
         decoded(&mut decoding, &body[..body.len() - 1]).unwrap();
-        assert!(!decoding.is_whole());
+        assert!(!decoding.ends_here());
         let plain = decoded(&mut coded("gzip").unwrap(), b"data: {}\n\n");
         assert_eq!(plain, Err(Cause::InvalidContentEncoding));
         let mut encoder = brotli::CompressorWriter::new(Vec::new(), 1 << 16, 5, 22);

@@ -273,7 +273,7 @@ async fn relay(
             Ok(Some(piece)) => piece,
             ended => {
                 let output = match ended {
-                    Ok(_) if decoding.is_whole() => client.finish(),
+                    Ok(_) if decoding.ends_here() => client.finish(),
                     Ok(_) => client.undecodable(),
                     Err(error) => client.broken(context, &error),
                 };
