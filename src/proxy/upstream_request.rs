@@ -278,7 +278,18 @@ fn set_tier_headers(
 /// provider behind the same CDN would take it for its own.
 fn is_forwarded(name: &str) -> bool {
     const PREFIXES: [&str; 2] = ["cf-", "x-forwarded-"];
-    const NAMES: [&str; 4] = ["cdn-loop", "forwarded", "true-client-ip", "x-real-ip"];
+    const NAMES: [&str; 10] = [
+        "cdn-loop",
+        "fastly-client-ip",
+        "fly-client-ip",
+        "forwarded",
+        "true-client-ip",
+        "via",
+        "x-azure-clientip",
+        "x-client-ip",
+        "x-original-forwarded-for",
+        "x-real-ip",
+    ];
     NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 

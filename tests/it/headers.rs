@@ -17,7 +17,7 @@ const FORCED: usize = BODY.len() + r#""service_tier":"priority","#.len();
 const KINDS: [&str; 5] = ["openai", "codex", "gateway", "codex_gateway", "anthropic"];
 
 /// What a client sends beside its key and a body: headers of every sort that is told apart.
-const REQUEST: [(&str, &str); 24] = [
+const REQUEST: [(&str, &str); 30] = [
     ("user-agent", "client/1"),
     ("content-type", "application/json"),
     ("x-custom", "a"),
@@ -36,6 +36,12 @@ const REQUEST: [(&str, &str); 24] = [
     ("forwarded", "for=198.51.100.1"),
     ("x-real-ip", "198.51.100.1"),
     ("true-client-ip", "198.51.100.1"),
+    ("x-client-ip", "198.51.100.1"),
+    ("x-original-forwarded-for", "198.51.100.1"),
+    ("x-azure-clientip", "198.51.100.1"),
+    ("fastly-client-ip", "198.51.100.1"),
+    ("fly-client-ip", "198.51.100.1"),
+    ("via", "1.1 front"),
     ("cf-ray", "1-FRA"),
     ("cf-connecting-ip", "198.51.100.1"),
     ("cdn-loop", "cloudflare"),
@@ -55,15 +61,21 @@ const ACCOUNT: [&str; 5] = [
     "x-goog-api-key: goog-client",
 ];
 
-const IN_FRONT: [&str; 9] = [
+const IN_FRONT: [&str; 15] = [
     "cdn-loop: cloudflare",
     "cf-connecting-ip: 198.51.100.1",
     "cf-ray: 1-FRA",
+    "fastly-client-ip: 198.51.100.1",
+    "fly-client-ip: 198.51.100.1",
     "forwarded: for=198.51.100.1",
     "true-client-ip: 198.51.100.1",
+    "via: 1.1 front",
+    "x-azure-clientip: 198.51.100.1",
+    "x-client-ip: 198.51.100.1",
     "x-forwarded-for: 198.51.100.1",
     "x-forwarded-host: front.test",
     "x-forwarded-proto: https",
+    "x-original-forwarded-for: 198.51.100.1",
     "x-real-ip: 198.51.100.1",
 ];
 
