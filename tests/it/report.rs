@@ -608,6 +608,21 @@ fn embeddings_have_no_output_that_would_have_to_be_priced() {
 }
 
 #[test]
+fn blank_lines_of_a_log_are_passed_over() {
+    let lines = [
+        String::new(),
+        line(1, "{}"),
+        " \t".to_owned(),
+        "\r".to_owned(),
+        line(2, "{}"),
+        String::new(),
+    ];
+    let report = Report::of(&lines).by("group");
+    assert_eq!(report.run().notes, "");
+    assert_eq!(report.columns("requests"), ["2"]);
+}
+
+#[test]
 fn refused_requests_are_told_apart_and_are_requests() {
     let refused = |seq, outcome: &str| {
         line(
@@ -812,7 +827,7 @@ fn what_is_no_log_is_named_before_anything_is_read() {
 
 #[test]
 fn a_file_that_is_no_log_is_named_and_fails() {
-    let report = Report::new().log("prices.yaml", PRICES.as_bytes());
+    let report = Report::new().log("prices.yaml", PRICES.trim_start().as_bytes());
     let said = report.run();
     assert!(
         said.notes

@@ -89,6 +89,8 @@ impl Lines {
                 Ok(Some(RawLine::TooLong)) => {
                     Err("too long for a line of the access log".to_owned())
                 }
+                // Somebody has put it there; it is no request that was lost.
+                Ok(Some(RawLine::Complete(line))) if line.trim_ascii().is_empty() => Ok(()),
                 Ok(Some(RawLine::Complete(line))) => self.take(line, &mut count),
             };
             number += 1;
