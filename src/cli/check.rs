@@ -5,16 +5,18 @@ use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::accounting::prices::Prices;
+use crate::accounting::store::{Store, StoreError};
 use crate::config::diagnostic::{Diagnostic, Location};
 use crate::config::file::{DEFAULT_ACCESS_LOG, ParsedConfig, ReferencedFile};
 use crate::config::secret_file::FileBytes;
 use crate::config::traces::parse_headers;
-use crate::config::{Config, LogTarget, SocketAddress};
+use crate::config::{Config, LogTarget, SocketAddress, StateStore};
 use crate::policy::Policy;
+use crate::policy::endpoint::{Endpoint, classify, normalise};
 use crate::server::socket::ListeningSocket;
 use crate::server::tls;
 use crate::upstream::Upstream;
@@ -45,6 +47,7 @@ pub fn check(
 ) -> Result<(Config, Policy, Vec<Diagnostic>), Vec<Diagnostic>> {
     let mut parsed = read(path, secrets)?;
     check_log(&mut parsed);
+    check_state(&mut parsed);
     check_addresses(&mut parsed);
     Policy::load_with_parsed(parsed)
 }
@@ -91,7 +94,81 @@ fn read(path: &Path, secrets: Secrets) -> Result<ParsedConfig, Vec<Diagnostic>> 
         let diagnostic = fault.map(|message| Diagnostic::new(path, *location, message));
         parsed.diagnostics.extend(diagnostic);
     }
+    check_written_files(&mut parsed);
+    check_health_path(&mut parsed);
     Ok(parsed)
+}
+
+/// The log and the state are written to: neither is a file that something is read from, nor the other one.
+fn check_written_files(parsed: &mut ParsedConfig) {
+    let config = &parsed.config;
+    let mut read = vec![
+        ("the configuration", config.path.clone()),
+        ("`policy`", config.policy.clone()),
+    ];
+    let mut written = Vec::new();
+    for (location, file) in &parsed.files {
+        let named: Vec<(&str, PathBuf)> = match file {
+            ReferencedFile::AccessLog => {
+                if let LogTarget::File(file) = &config.access_log.target {
+                    written.push((*location, "`access_log`", file.clone()));
+                }
+                continue;
+            }
+            ReferencedFile::State(file) => {
+                written.push((*location, "`state`", file.clone()));
+                continue;
+            }
+            ReferencedFile::Prices(file) => vec![("`prices`", file.clone())],
+            ReferencedFile::Credential(file) => vec![("`credential_file`", file.clone())],
+            ReferencedFile::RedisPassword(file) => vec![("`password_file`", file.clone())],
+            ReferencedFile::TraceHeaders(file) => vec![("`headers_file`", file.clone())],
+            ReferencedFile::Tls(files) => {
+                vec![("`cert`", files.cert.clone()), ("`key`", files.key.clone())]
+            }
+            ReferencedFile::UpstreamTls(settings) => {
+                let files = settings.files();
+                files.map(|file| ("`tls`", file.to_owned())).collect()
+            }
+        };
+        read.extend(named);
+    }
+    let mut faults = Vec::new();
+    for (at, (location, name, file)) in written.iter().enumerate() {
+        let others = written[..at].iter().map(|(_, name, file)| (*name, file));
+        let mut others = read.iter().map(|(name, file)| (*name, file)).chain(others);
+        if let Some((other, _)) = others.find(|(_, other)| is_same_file(file, other)) {
+            faults.push((*location, format!("{name} and {other} are the same file")));
+        }
+    }
+    for (location, message) in faults {
+        let diagnostic = Diagnostic::new(&parsed.config.path, location, message);
+        parsed.diagnostics.push(diagnostic);
+    }
+}
+
+/// By the names, and where both are there by what the names lead to.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let absolute = |path: &Path| std::path::absolute(path).ok();
+    let real = |path: &Path| path.canonicalize().ok();
+    let same = |one: Option<PathBuf>, other: Option<PathBuf>| one.is_some() && one == other;
+    same(absolute(one), absolute(other)) || same(real(one), real(other))
+}
+
+/// What is answered there without a key hides what an upstream serves.
+fn check_health_path(parsed: &mut ParsedConfig) {
+    let Some(path) = &parsed.config.health_path else {
+        return;
+    };
+    let tier_paths = parsed.config.tier_paths.iter();
+    let tier_paths: Vec<String> = tier_paths.filter_map(|path| normalise(path)).collect();
+    let named = classify(path.as_bytes(), &tier_paths);
+    let is_of_api = path.to_ascii_lowercase().starts_with("/v1/");
+    if named.endpoint != Endpoint::Other || named.batches || is_of_api {
+        let message = "requests to this path are for an upstream; expected a path like `/healthz`";
+        let diagnostic = Diagnostic::new(&parsed.config.path, parsed.health_path_at, message);
+        parsed.diagnostics.push(diagnostic);
+    }
 }
 
 fn told(file: &Path, why: &io::Error) -> String {
@@ -122,6 +199,29 @@ fn check_log(parsed: &mut ParsedConfig) {
         let message = format!("the access log cannot be written: {}", told(file, &why));
         let diagnostic = Diagnostic::new(&parsed.config.path, location, message);
         parsed.diagnostics.push(diagnostic);
+    }
+}
+
+/// Whether a start could use the state file. One that is not there yet, or is empty, is left for the start to make.
+fn check_state(parsed: &mut ParsedConfig) {
+    for (location, file) in &parsed.files {
+        let ReferencedFile::State(file) = file else {
+            continue;
+        };
+        let is_made = file
+            .metadata()
+            .is_ok_and(|found| found.is_file() && found.len() > 0);
+        if !is_made || appendable(file).is_err() {
+            continue;
+        }
+        // A process that runs may hold it for a moment.
+        if let Err(why @ (StoreError::File(_) | StoreError::Server(_))) =
+            Store::open(&StateStore::File(file.clone()))
+        {
+            let message = format!("{}: {why}", file.display());
+            let diagnostic = Diagnostic::new(&parsed.config.path, *location, message);
+            parsed.diagnostics.push(diagnostic);
+        }
     }
 }
 

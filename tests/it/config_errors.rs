@@ -268,6 +268,109 @@ fn an_address_that_a_running_proxy_uses_passes_the_check() {
     assert_eq!(code, Some(0), "{told}");
 }
 
+#[test]
+fn a_state_file_that_a_start_could_not_use_is_a_mistake_and_stays_as_it_is() {
+    let text = config("{url: https://h, credential_file: null}", "\"-\"");
+    let site = site(&format!("{text}state: state.redb\n"), POLICY);
+    let state = site.path().join("state.redb");
+    let code = || check(site.path(), &[]);
+    assert_eq!(code().0, Some(0));
+    assert!(!state.exists(), "check makes no file");
+    for content in ["not a database\n".to_owned(), "x".repeat(100_000)] {
+        fs::write(&state, &content).unwrap();
+        let (code, told) = code();
+        assert_eq!(code, Some(78), "{told}");
+        let place = "tiergate.yaml:";
+        let message = "state.redb: the state file cannot be used: ";
+        assert!(told.contains(place) && told.contains(message), "{told}");
+        assert_eq!(fs::read_to_string(&state).unwrap(), content);
+    }
+}
+
+#[test]
+fn a_file_that_is_written_to_is_not_one_that_is_read() {
+    for (settings, told) in [
+        (
+            "access_log: {path: policy.yaml}",
+            "`access_log` and `policy` are the same file",
+        ),
+        (
+            "access_log: {path: ./tiergate.yaml}",
+            "`access_log` and the configuration are the same file",
+        ),
+        (
+            "access_log: {path: link}",
+            "`access_log` and `policy` are the same file",
+        ),
+        (
+            "access_log: {path: prices.yaml}\nprices: prices.yaml",
+            "`access_log` and `prices` are the same file",
+        ),
+        (
+            "access_log: {path: own.key}",
+            "`access_log` and `credential_file` are the same file",
+        ),
+        (
+            "access_log: {path: log}\nstate: ./log",
+            "`state` and `access_log` are the same file",
+        ),
+        (
+            "access_log: {path: log}\nstate: policy.yaml",
+            "`state` and `policy` are the same file",
+        ),
+    ] {
+        let text = format!(
+            "policy: policy.yaml\nupstreams: {{a: {{url: https://h, credential_file: own.key}}}}\n{settings}\n"
+        );
+        let site = site(&text, POLICY);
+        fs::write(site.path().join("own.key"), "sk-1").unwrap();
+        fs::write(site.path().join("prices.yaml"), "version: 1\nprices: []\n").unwrap();
+        std::os::unix::fs::symlink("policy.yaml", site.path().join("link")).unwrap();
+        let (code, said) = check(site.path(), &[]);
+        assert_eq!(code, Some(78), "{said}");
+        assert!(said.contains(told), "{said}");
+        let policy = fs::read_to_string(site.path().join("policy.yaml")).unwrap();
+        assert_eq!(policy, POLICY);
+    }
+}
+
+#[test]
+fn the_path_of_health_is_none_that_an_upstream_serves() {
+    for (path, is_free) in [
+        ("/healthz", true),
+        ("/up", true),
+        ("/v1/responses", false),
+        ("/V1/Models", false),
+        ("/chat/completions", false),
+        ("/v1/messages", false),
+        ("/openai/batches", false),
+        ("/v1/agents", false),
+    ] {
+        let text = config("{url: https://h, credential_file: null}", "\"-\"");
+        let site = site(&format!("{text}health_path: {path}\n"), POLICY);
+        let (code, told) = check(site.path(), &[]);
+        assert_eq!(code == Some(0), is_free, "{path}: {told}");
+        let message = "requests to this path are for an upstream";
+        assert_eq!(told.contains(message), !is_free, "{told}");
+    }
+}
+
+#[test]
+fn the_header_of_a_key_can_be_neither_set_nor_removed() {
+    for name in ["authorization", "X-Api-Key", "api-key"] {
+        for edit in [
+            format!("set: {{{name}: x}}"),
+            format!("remove: [x-a, {name}]"),
+        ] {
+            let upstream =
+                format!("{{url: https://h, credential_file: null, headers: {{{edit}}}}}");
+            let site = site(&config(&upstream, "\"-\""), POLICY);
+            let (code, told) = check(site.path(), &[]);
+            assert_eq!(code, Some(78), "{edit}: {told}");
+        }
+    }
+}
+
 /// More than the budgets of a YAML reader are made for.
 #[test]
 fn a_policy_of_eighty_thousand_keys_loads() {

@@ -5,7 +5,7 @@
 mod tests;
 mod upstream;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,6 +35,8 @@ pub(crate) struct ParsedConfig {
     pub(crate) warnings: Vec<Diagnostic>,
     /// The files that serving needs besides the policy, each with the place of its setting.
     pub(crate) files: Vec<(Location, ReferencedFile)>,
+    /// The place of `health_path`.
+    pub(crate) health_path_at: Location,
 }
 
 /// A file that the configuration names.
@@ -175,6 +177,7 @@ impl ParsedConfig {
             diagnostics: Diagnostics::new(path),
             warnings: Diagnostics::warnings(path),
             files: RefCell::default(),
+            health_path_at: Cell::new(Location::START),
         };
         let root = yaml::parse::<Field<Section<ConfigFile<'_>>>>(&bytes, &resolver.diagnostics);
         let config = root.and_then(|root| resolver.config(&root));
@@ -184,6 +187,7 @@ impl ParsedConfig {
                 diagnostics: resolver.diagnostics.into_vec(),
                 warnings: resolver.warnings.into_vec(),
                 files: resolver.files.into_inner(),
+                health_path_at: resolver.health_path_at.get(),
             }),
             None => Err(resolver.diagnostics.into_vec()),
         }
@@ -208,6 +212,7 @@ struct Resolver<'m> {
     diagnostics: Diagnostics,
     warnings: Diagnostics,
     files: RefCell<Vec<(Location, ReferencedFile)>>,
+    health_path_at: Cell<Location>,
 }
 
 impl Resolver<'_> {
@@ -409,6 +414,7 @@ impl Resolver<'_> {
 
     fn health_path(&self, field: &Field<String>) -> Option<String> {
         let text = field.optional(&self.diagnostics)?;
+        self.health_path_at.set(field.location());
         let is_plain = path::is_plain(text) && !text.ends_with('/');
         if !is_plain {
             self.diagnostics

@@ -389,7 +389,9 @@ impl Resolver<'_> {
         let remove = remove.iter().flat_map(|list| list.iter());
         let remove = remove.filter_map(|item| {
             let text = item.value(&self.diagnostics)?;
-            self.header_name(text, item.location(), &[])
+            let message =
+                "the header of the key cannot be removed; it is written by the proxy itself";
+            self.header_name(text, item.location(), message)
         });
         HeaderEdits {
             set,
@@ -398,7 +400,8 @@ impl Resolver<'_> {
     }
 
     fn header(&self, member: &Member<'_, String>) -> Option<(HeaderName, HeaderValue)> {
-        let name = self.header_name(&member.key, member.location, &CREDENTIAL_HEADERS);
+        let message = "a key does not stand in the configuration; use `credential_file`";
+        let name = self.header_name(&member.key, member.location, message);
         let text = member.value.value(&self.diagnostics)?;
         let Ok(mut value) = HeaderValue::from_str(text) else {
             let message = "the value of a header has no control characters";
@@ -409,7 +412,8 @@ impl Resolver<'_> {
         Some((name?, value))
     }
 
-    fn header_name(&self, text: &str, location: Location, secret: &[&str]) -> Option<HeaderName> {
+    /// `of_key`: what is said of the name of a header that carries a key.
+    fn header_name(&self, text: &str, location: Location, of_key: &str) -> Option<HeaderName> {
         let Ok(name) = HeaderName::from_bytes(text.as_bytes()) else {
             self.diagnostics
                 .add(location, "expected the name of a header, like `x-team`");
@@ -420,9 +424,8 @@ impl Resolver<'_> {
                 .add(location, "this header is written by the proxy itself");
             return None;
         }
-        if secret.contains(&name.as_str()) {
-            let message = "a key does not stand in the configuration; use `credential_file`";
-            self.diagnostics.add(location, message);
+        if CREDENTIAL_HEADERS.contains(&name.as_str()) {
+            self.diagnostics.add(location, of_key);
             return None;
         }
         Some(name)
