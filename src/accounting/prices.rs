@@ -395,7 +395,6 @@ prices:
                 "prices.yaml:7:28: unknown key; expected one of `input`, `cached_input`, `cache_write`, `cache_write_long`, `output`, `long`"
                     .to_owned(),
                 "prices.yaml:8:5: unknown key `model`; did you mean `models`?".to_owned(),
-                "prices.yaml:10:7: tier `fast` is looked up as `priority`; give its prices there".to_owned(),
                 format!("prices.yaml:11:21: {most}"),
                 "prices.yaml:11:41: `long` never applies without `long_context_above`".to_owned(),
                 format!("prices.yaml:11:49: {most}"),

@@ -76,7 +76,7 @@ pub(super) enum Command {
         listener.\n\n\
         Exit code: 1 where they cannot be read.")]
     Budget(BudgetArguments),
-    /// Say what would happen to a request, and which line of which file decides it. Uses no network.
+    /// Say what would happen to a request, and which line of which file decides it. Nothing of it is sent.
     #[command(after_help = "Examples:\n  \
         tiergate explain -c tiergate.yaml --name alice\n  \
         tiergate explain -c tiergate.yaml --name alice --path https://gateway.example/v1/messages --body body.json\n  \
@@ -169,6 +169,9 @@ pub(super) struct CheckArguments {
     /// Take warnings for mistakes.
     #[arg(long)]
     pub(super) strict: bool,
+    /// An access log: warns of models in it that the price file has no price for. May be given several times.
+    #[arg(long = "log", value_name = "FILE")]
+    pub(super) logs: Vec<PathBuf>,
 }
 
 #[derive(Args)]

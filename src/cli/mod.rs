@@ -14,10 +14,11 @@ pub(crate) mod probe;
 pub(crate) mod reconcile;
 mod reload;
 pub mod report;
+mod unpriced;
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
@@ -37,6 +38,7 @@ use crate::cli::diff::Diff;
 use crate::cli::report::ReportError;
 use crate::cli::report::filter::Window;
 use crate::cli::report::table::Format;
+use crate::config::diagnostic::Location;
 use crate::config::{Config, Diagnostic};
 use crate::policy::group::BudgetRule;
 use crate::policy::{Group, Policy};
@@ -234,7 +236,8 @@ fn tell_mistakes(arguments: &CheckArguments, streams: &mut Streams<'_>) -> Ended
         lines.collect()
     };
     match check(path, secrets) {
-        Ok((config, policy, warnings)) => {
+        Ok((config, policy, mut warnings)) => {
+            warnings.extend(warnings_of_logs(&config, &arguments.logs, streams)?);
             streams.print(lines(&warnings))?;
             if arguments.strict && !warnings.is_empty() {
                 return Ok(BAD_CONFIGURATION);
@@ -254,6 +257,23 @@ fn tell_mistakes(arguments: &CheckArguments, streams: &mut Streams<'_>) -> Ended
             Ok(BAD_CONFIGURATION)
         }
     }
+}
+
+/// What the logs have that has no price.
+fn warnings_of_logs(
+    config: &Config,
+    logs: &[PathBuf],
+    streams: &mut Streams<'_>,
+) -> Result<Vec<Diagnostic>, Failure> {
+    let prices = load_prices(config.prices.as_deref())?;
+    Ok(match (&config.prices, prices) {
+        _ if logs.is_empty() => Vec::new(),
+        (Some(path), Some(prices)) => unpriced::warnings(&prices, path, logs, &mut streams.err)?,
+        _ => {
+            let message = "without `prices` nothing of the log has a price";
+            vec![Diagnostic::warning(&config.path, Location::START, message)]
+        }
+    })
 }
 
 fn ask_health(arguments: &HealthArguments, streams: &mut Streams<'_>) -> Ended {

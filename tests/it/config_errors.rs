@@ -371,6 +371,49 @@ fn the_header_of_a_key_can_be_neither_set_nor_removed() {
     }
 }
 
+#[test]
+fn models_of_a_log_that_have_no_price_are_warned_of() {
+    let upstream = "{url: https://h, credential_file: null}";
+    let text = config(upstream, "\"-\"");
+    let site = site(&format!("{text}prices: prices.yaml\n"), POLICY);
+    let write = |name: &str, text: &str| fs::write(site.path().join(name), text).unwrap();
+    write(
+        "prices.yaml",
+        "version: 1\nprices: [{models: [m], tiers: {default: {input: 1, output: 1}, fast: {input: 2}}}]\n",
+    );
+    let line = |seq: u64, model: &str, tier: &str, tokens: &str| {
+        format!(
+            r#"{{"event_id":"e{seq}#0","seq":{seq},"instance":"i","time":"2026-11-01T00:00:00Z","turn":0,"transport":"http","model":"{model}","service_tier_billed":{tier},"input_tokens":{tokens},"output_tokens":{tokens}}}"#
+        )
+    };
+    let lines = [
+        line(0, "m", "\"default\"", "5"),
+        line(1, "m", "\"priority\"", "5"),
+        line(2, "m", "\"priority\"", "5"),
+        line(3, "new", "null", "5"),
+        line(4, "other", "null", "null"),
+    ];
+    write("log", &lines.join("\n"));
+    let (code, told) = check(site.path(), &["--log", "log"]);
+    assert_eq!(code, Some(0), "{told}");
+    assert_eq!(
+        told,
+        "prices.yaml:1:1: warning: no price for model `m` on tier `priority`; requests of the log: 2\n\
+         prices.yaml:1:1: warning: no price for model `new` on tier `default`; requests of the log: 1\n"
+    );
+    let strict = check(site.path(), &["--log", "log", "--strict"]);
+    assert_eq!(strict.0, Some(78));
+    assert_eq!(check(site.path(), &[]), (Some(0), String::new()));
+    assert_eq!(check(site.path(), &["--log", "nowhere"]).0, Some(1));
+    write("log", "no line\n");
+    assert_eq!(check(site.path(), &["--log", "log"]).0, Some(1));
+    write("tiergate.yaml", &text);
+    write("log", &lines[0]);
+    let (_, told) = check(site.path(), &["--log", "log"]);
+    let message = "warning: without `prices` nothing of the log has a price";
+    assert!(told.contains(message), "{told}");
+}
+
 /// More than the budgets of a YAML reader are made for.
 #[test]
 fn a_policy_of_eighty_thousand_keys_loads() {

@@ -18,8 +18,8 @@ use crate::config::units::Amount;
 use crate::config::yaml;
 
 /// The tiers that upstreams are known to serve.
-const KNOWN_TIERS: [&str; 7] = [
-    "default", "standard", "priority", "flex", "scale", "batch", "auto",
+const KNOWN_TIERS: [&str; 8] = [
+    "default", "standard", "priority", "fast", "flex", "scale", "batch", "auto",
 ];
 
 #[derive(Default, Deserialize)]
@@ -212,10 +212,7 @@ impl Resolver {
     }
 
     fn check_tier(&self, name: &str, before: &[Tier], location: Location) {
-        if name == "fast" {
-            let message = "tier `fast` is looked up as `priority`; give its prices there";
-            self.diagnostics.add(location, message);
-        } else if !KNOWN_TIERS.contains(&name) {
+        if !KNOWN_TIERS.contains(&name) {
             let message = match nearest(name, KNOWN_TIERS.into_iter()) {
                 Some(near) => format!(
                     "no upstream is known to serve a tier of this name; did you mean `{near}`?"
@@ -308,6 +305,12 @@ mod tests {
                 "p:3:27: warning: no upstream is known to serve a tier of this name; did you mean `priority`?"
             ]
         );
+    }
+
+    #[test]
+    fn a_table_may_have_the_tier_fast_beside_priority() {
+        let told = warnings("  - {models: [a], tiers: {priority: {input: 1}, fast: {input: 2}}}\n");
+        assert_eq!(told, [""; 0]);
     }
 
     #[test]

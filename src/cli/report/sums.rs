@@ -161,7 +161,7 @@ impl<'o> Reading<'o> {
 
     /// The model that the line was priced by: the one that served, where the upstream is trusted and named one, else the one
     /// that the upstream was asked for.
-    fn priced_model<'l>(&self, line: &Line<'l>, counts: Counts) -> Option<Cow<'l, str>> {
+    pub(crate) fn priced_model<'l>(&self, line: &Line<'l>, counts: Counts) -> Option<Cow<'l, str>> {
         let bridged = Some(MODEL_UPSTREAM).filter(|_| line.raw(BRIDGE) != "null");
         let asked = bridged.and_then(|field| line.text(field));
         let asked = asked.or_else(|| line.text(MODEL));
