@@ -510,6 +510,9 @@ fn run_probe(arguments: &ProbeArguments, streams: &mut Streams<'_>) -> Ended {
         through: arguments.through.as_ref(),
     };
     let findings = probe::run(&config, &policy, &options)?;
+    for note in &findings.notes {
+        writeln!(streams.err, "{note}")?;
+    }
     unless_closed(findings.table.write(arguments.format, &mut streams.out))?;
     Ok(if findings.failed { FAILED } else { DONE })
 }

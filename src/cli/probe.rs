@@ -13,8 +13,9 @@ use serde_json::{Value, json};
 
 use crate::cli::embedded;
 use crate::cli::report::table::{Cell, Table};
-use crate::config::{self, Config, MessagesMode, ServedTier, Url};
+use crate::config::{self, Config, MessagesMode, ServedTier, UpstreamKind, Url};
 use crate::policy::api_key::digest;
+use crate::policy::file::CODEX_OVER_HTTP;
 use crate::policy::{Group, Platform, Policy, hash_key};
 use crate::server::Server;
 use crate::state::StartError;
@@ -67,6 +68,8 @@ pub struct Findings {
     pub table: Table,
     /// A tier was not honoured, or an upstream gave no answer, or none but errors.
     pub failed: bool,
+    /// What the answers do not tell.
+    pub notes: Vec<String>,
 }
 
 /// Asks the upstream of every group that can have a tier, or a running proxy. Each question costs what its tokens cost.
@@ -82,6 +85,11 @@ pub fn run(
         Some(_) => vec![group_of(policy, options.key)?],
         None => chosen(policy, options.group)?,
     };
+    let on_codex = groups
+        .iter()
+        .filter(|group| group.upstream.kind == UpstreamKind::Codex);
+    let notes = on_codex.map(|group| format!("group {}: {CODEX_OVER_HTTP}", group.name));
+    let notes = notes.collect();
     let (mut rows, mut failed) = (Vec::new(), false);
     for group in groups {
         let questions = questions(options, group);
@@ -103,7 +111,11 @@ pub fn run(
         rows,
         total: None,
     };
-    Ok(Findings { table, failed })
+    Ok(Findings {
+        table,
+        failed,
+        notes,
+    })
 }
 
 fn chosen<'p>(policy: &'p Policy, name: Option<&str>) -> Result<Vec<&'p Group>, StartError> {

@@ -174,6 +174,10 @@ fn an_upstream_whose_word_is_worth_nothing_leaves_it_open() {
         rows[0]["why"],
         "what this upstream says of the tier is not trusted"
     );
+    let said = probe(&upstream, ", kind: codex", &[]);
+    let notes = String::from_utf8(said.stderr).unwrap();
+    let note = "Codex is reported to serve requests over HTTP at the standard tier";
+    assert!(notes.contains(note), "{notes}");
 }
 
 #[test]
