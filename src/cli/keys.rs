@@ -145,14 +145,13 @@ mod tests {
             "sk-é",
             "${TIERGATE_KEY}",
             "OPENAI_API_KEY=sk-1",
-            &"0f".repeat(16),
             &"0f".repeat(20),
             &"0f".repeat(64),
         ] {
             assert!(hash(text.as_bytes()).is_err(), "{text}");
         }
         assert!(hash(b"sk-\xff").is_err());
-        for text in ["sk-1", "key_2.A+B/C=", "0123456789abcdef"] {
+        for text in ["sk-1", "key_2.A+B/C=", "0123456789abcdef", &"0f".repeat(16)] {
             assert!(hash(text.as_bytes()).is_ok(), "{text}");
         }
     }
