@@ -1,44 +1,39 @@
 //! One request on its way through Pingora's phases: where it is, and that its line is written exactly once, whatever
 //! happens to it.
 
+mod attempts;
+mod body;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use jiff::Timestamp;
 use pingora_core::{Error, ErrorType};
 use uuid::Uuid;
 
 use crate::accounting::access_log::Transport;
-use crate::accounting::record::{
-    RequestInfo, RequestRecord, Termination, header_text, own_tier, set_tier,
-};
+use crate::accounting::record::{RequestInfo, RequestRecord, Termination, header_text};
 use crate::accounting::usage::{ResponseObserver, is_observed};
 use crate::codec::chat_usage_chunk::UsageChunkFilter;
 use crate::codec::cut;
 use crate::codec::error::{Answer, Cause, Refusal};
-use crate::codec::service_tier::{Edit, Edits, Rewriter};
 use crate::config::{ChatStreamUsage, OnClientAbort};
 use crate::policy::endpoint::{Endpoint, Protocol};
-use crate::policy::{BetaHeader, Condition, Credential, Decision, Denied, Head, TierAction};
+use crate::policy::{Credential, Decision, Denied, Head};
 use crate::proxy::client_connection::ClientConnection;
-use crate::proxy::error_mapping::{Situation, TIER_REFUSED, is_stale_connection, is_unprocessed};
 use crate::proxy::request_body::{BufferedBody, StreamedBody};
 use crate::proxy::upstream_request::{HeadEdit, Length, trace_parent};
 use crate::proxy::websocket_session::WebSocketSession;
 use crate::state::State;
 use crate::upstream::connector::control::{Phase, StreamControl};
-use crate::upstream::{Address, Attempts, Upstream, describe_error};
+use crate::upstream::{Attempts, Upstream};
 
 /// The longest of each text that a client chooses, in bytes, so that a line stays below 16 KiB even where every byte of
 /// it takes six in JSON.
 const PATH_BYTES: usize = 1024;
 const USER_AGENT_BYTES: usize = 512;
-/// Within this time after a request was sent on a pooled connection, the connection's end may have been on its way already.
-/// Later it is that of a server which may have worked on the request.
-const STALE_TIME: Duration = Duration::from_millis(200);
 /// What an error names that refuses a tier.
 const SERVICE_TIER: &[u8] = b"service_tier";
 
@@ -195,142 +190,6 @@ impl RequestContext {
         Ok(())
     }
 
-    /// All of a held body is here.
-    ///
-    /// # Errors
-    /// Where it is not what can be sent.
-    pub fn finish_buffered(&mut self) -> Result<(), Refusal> {
-        if let Body::Buffered(held) = std::mem::replace(&mut self.body, Body::None) {
-            self.record.facts = held.facts().clone();
-            self.resolve_action()?;
-            let requests_usage = self.requests_usage();
-            let edits = match self.record.action {
-                Some(action) => action.edits(requests_usage),
-                None => Edits {
-                    request_usage: requests_usage,
-                    ..Edits::default()
-                },
-            };
-            let ready = held.finish(edits)?;
-            self.record.facts = ready.facts;
-            self.is_original = ready.is_original;
-            self.usage_requested = ready.usage_requested;
-            self.body = Body::Ready(ready.bytes);
-            if let Some(stream) = &self.stream {
-                // The attempt began before its body was here.
-                if self.retries_without_tier() {
-                    stream.look_for(SERVICE_TIER);
-                }
-                stream.release_request();
-            }
-        }
-        Ok(())
-    }
-
-    /// Decides what the head of the request left open, now that its body was read.
-    ///
-    /// # Errors
-    /// Where the budget of the fast tier is used up and its requests are to be refused.
-    fn resolve_action(&mut self) -> Result<(), Refusal> {
-        let Some(group) = &self.record.group else {
-            return Ok(());
-        };
-        let action = self.record.action;
-        self.record.action = action.and_then(|action| group.settle(action, &self.record.facts));
-        self.spend_budget()
-    }
-
-    /// Decides what has to be known before the body: of a body without a length the head is made before it is read. So what
-    /// the body says cannot change the head any more: it cannot ask for the fast tier, and can take the request out of the
-    /// force only where the head is the same in both cases. `is_coded`: the head tells a coding of the body.
-    ///
-    /// # Errors
-    /// As above.
-    pub fn resolve_without_body(&mut self, is_coded: bool) -> Result<(), Refusal> {
-        let action = self.record.action.and_then(|action| {
-            let has_one_head = action.beta_header == BetaHeader::Keep && !is_coded;
-            match action.condition {
-                Condition::FastSpeed => None,
-                Condition::ModelRule if has_one_head => Some(action),
-                Condition::Always | Condition::ModelRule => Some(TierAction {
-                    condition: Condition::Always,
-                    ..action
-                }),
-            }
-        });
-        self.record.action = action;
-        self.spend_budget()
-    }
-
-    /// Sets the action aside where the budget of the fast tier is used up.
-    ///
-    /// # Errors
-    /// Where such requests are to be refused.
-    pub fn spend_budget(&mut self) -> Result<(), Refusal> {
-        let (Some(group), Some(credential)) = (&self.record.group, &self.credential) else {
-            return Ok(());
-        };
-        let (action, own) = (self.record.action, own_tier(&self.record.facts));
-        let (budgets, now) = (&self.state.budgets, Timestamp::now());
-        let allowed = group.within_budget(action, own, &credential.digest, budgets, now);
-        self.record.action = allowed.map_err(Refusal::over_budget)?;
-        Ok(())
-    }
-
-    /// Whether its body has to be here before it is known whether its budget lets it through.
-    pub fn holds_for_budget(&self) -> bool {
-        let group = self.record.group.as_ref();
-        self.request_info.endpoint.takes_tier()
-            && group.is_some_and(|group| group.holds_for_budget())
-    }
-
-    /// Whether a budget may change what is done to the request.
-    pub fn has_budget(&self) -> bool {
-        let group = self.record.group.as_ref();
-        group.is_some_and(|group| group.budget.is_some())
-    }
-
-    /// Whether a chat stream is to be asked for its usage.
-    pub fn requests_usage(&self) -> bool {
-        let upstream = self.upstream.as_ref();
-        self.request_info.endpoint == Endpoint::ChatCompletions
-            && self.request_info.method == http::Method::POST
-            && upstream.is_some_and(|upstream| {
-                upstream.config.chat_stream_usage != ChatStreamUsage::Client
-            })
-    }
-
-    /// The bytes that now leave for the upstream: the last place to find that they are not what was ordered.
-    ///
-    /// # Errors
-    /// Where they are not.
-    pub fn send_ready(&mut self) -> Result<Bytes, Refusal> {
-        let Body::Ready(bytes) = &self.body else {
-            return Err(Cause::Internal.into());
-        };
-        let bytes = bytes.clone();
-        let found = match self.record.action {
-            Some(action) => action.outgoing_tier(&bytes, self.json_depth, false),
-            None => Ok(None),
-        };
-        let Ok(found) = found else {
-            self.state.metrics.unforced_forwarded.inc();
-            log::error!(
-                "request {}: the outgoing body does not carry the forced tier; it is not sent",
-                self.request_info.id
-            );
-            return Err(Cause::Internal.into());
-        };
-        self.record.sent_whole(bytes.len() as u64, found);
-        Ok(bytes)
-    }
-
-    /// Whether the end of the client's body has been here, and nothing of it is left to send in the newest attempt.
-    pub fn is_sent(&self) -> bool {
-        let waits = matches!(self.body, Body::Ready(_)) && self.record.sent.is_outdated();
-        self.body_complete && !waits
-    }
-
     /// Whether the newest attempt runs over HTTP/2.
     pub fn is_http2_upstream(&self) -> bool {
         let stream = self.stream.as_ref();
@@ -453,200 +312,6 @@ impl RequestContext {
         self.enter(Phase::Idle, None);
         // Nor is a client to have the end of what is not in the log; and it may ask again at once.
         self.finish(self.ending());
-    }
-
-    /// Where the next attempt goes; none while no address is known.
-    pub fn next_address(&mut self) -> Option<Arc<Address>> {
-        self.stream = None;
-        let upstream = self.upstream.as_ref()?;
-        self.attempts.next(upstream).cloned()
-    }
-
-    /// A head is about to go out.
-    pub fn begin_attempt(&mut self) {
-        let reached = !matches!(self.body, Body::Buffered(_));
-        let in_header = set_tier(self.record.action, None).filter(|_| reached);
-        self.record
-            .sent
-            .begin(reached, in_header.map(str::to_owned));
-        self.attempted = Instant::now();
-        self.trailers_seen = false;
-        if let Some(stream) = &self.stream {
-            stream.begin(!reached, self.upgrade);
-            if self.retries_without_tier() {
-                stream.look_for(SERVICE_TIER);
-            }
-        }
-        match self.body_complete || self.upgrade {
-            true => self.await_response(),
-            false => self.await_body(),
-        }
-    }
-
-    /// The upstream's side of a WebSocket is to end.
-    pub fn end_upstream(&self) {
-        if let Some(stream) = &self.stream {
-            stream.end();
-        }
-    }
-
-    /// Whether a refusal of the tier is answered by another attempt without it: of a body that can be sent again, once.
-    fn retries_without_tier(&self) -> bool {
-        let (Some(group), Some(action)) = (&self.record.group, self.record.action) else {
-            return false;
-        };
-        let is_first = !self.without_tier && matches!(self.body, Body::Ready(_));
-        is_first && group.retries_without_tier(action)
-    }
-
-    /// The upstream has refused the tier of this attempt. True where another one is to be made without it, for which the
-    /// body is changed.
-    pub fn drop_refused_tier(&mut self) -> bool {
-        let has_refused = self
-            .stream
-            .as_ref()
-            .is_some_and(|stream| stream.has_found());
-        let Body::Ready(bytes) = &self.body else {
-            return false;
-        };
-        if !has_refused || !self.retries_without_tier() {
-            return false;
-        }
-        let mut rewriter = Rewriter::new(self.json_depth, bytes.len());
-        let edits = Edits::tier(Edit::Remove);
-        let rewritten = rewriter.push(bytes).and_then(|()| rewriter.finish(edits));
-        let Ok(rewritten) = rewritten else {
-            return false;
-        };
-        let (mut buffer, start, _) = rewritten.into_parts();
-        self.body = Body::Ready(buffer.split_off(start).into());
-        self.without_tier = true;
-        self.record.tier_refused = true;
-        self.record.action = self.record.action.map(TierAction::without_tier);
-        true
-    }
-
-    /// Whether the newest error only asks for the attempt without the tier.
-    pub fn is_tier_refused(error: &Error) -> bool {
-        *error.etype() == TIER_REFUSED
-    }
-
-    /// What is awaited from here on, and for how long.
-    pub fn enter(&self, phase: Phase, limit: Option<Duration>) {
-        if let Some(stream) = &self.stream {
-            stream.enter(phase, limit);
-        }
-    }
-
-    /// Something of a body that passes as it comes is about to leave. In a new attempt it comes from its beginning.
-    pub fn begin_piece(&mut self) {
-        if let Body::Streamed(body) = &mut self.body
-            && self.record.sent.renew()
-        {
-            body.restart();
-            self.record.request_bytes = 0;
-        }
-    }
-
-    /// An attempt has failed after its connection was there. The error says whether there is to be another one: for what a
-    /// dead pooled connection swallowed, where that is safe. `replayable`: the same bytes can be sent again.
-    pub fn attempt_failed(
-        &mut self,
-        mut error: Box<Error>,
-        reused: bool,
-        replayable: bool,
-    ) -> Box<Error> {
-        if Self::is_tier_refused(&error) {
-            error.set_retry(replayable);
-            return error;
-        }
-        let is_refused = is_unprocessed(&error);
-        if is_refused {
-            self.attempts.is_refused();
-        }
-        let unprocessed = is_refused || (reused && self.is_stale(&error));
-        self.only_http1 |= *error.etype() == ErrorType::H2Downgrade;
-        error.set_retry(replayable && unprocessed && self.may_try_again());
-        if let Some(upstream) = &self.upstream
-            && !reused
-            && self.situation().is_reset(&error)
-        {
-            self.attempts.fails(upstream, &error);
-        }
-        error
-    }
-
-    /// Whether the error is the end of a pooled connection that had crossed the request. A connection of HTTP/2 that others
-    /// use does not end for being idle: what its server had taken it may have worked on (RFC 9113 §8.7).
-    fn is_stale(&self, error: &Error) -> bool {
-        let is_fresh = |stream: &Arc<StreamControl>| {
-            !stream.has_received() && stream.expired().is_none() && !stream.is_shared()
-        };
-        is_stale_connection(error)
-            && self.stream.as_ref().is_some_and(is_fresh)
-            && self.attempted.elapsed() < STALE_TIME
-    }
-
-    fn may_try_again(&self) -> bool {
-        self.record.answer.upstream_status.is_none()
-            && self.refusal.is_none()
-            && self
-                .upstream
-                .as_ref()
-                .is_some_and(|upstream| self.attempts.may_go_on(upstream))
-    }
-
-    /// What is known of it when an error ends it.
-    pub fn situation(&self) -> Situation {
-        Situation {
-            refusal: self.refusal.as_ref().map(|refusal| refusal.cause),
-            is_answered: self.record.answer.upstream_status.is_some(),
-            expired: self.stream.as_ref().and_then(|stream| stream.expired()),
-            is_drained: self
-                .client
-                .as_ref()
-                .is_some_and(|client| client.is_body_cut()),
-        }
-    }
-
-    /// No connection could be made for an attempt. The error says whether there is to be another one.
-    pub fn connect_failed(&mut self, mut error: Box<Error>) -> Box<Error> {
-        let again = match &self.upstream {
-            Some(upstream) => self.attempts.fails_to_connect(upstream, &error),
-            None => false,
-        };
-        error.set_retry(again);
-        error
-    }
-
-    /// No attempt is left. Whether the client is to be told, by `refusal`.
-    pub fn fails(&mut self, error: &Error) -> bool {
-        let Termination::Refused(cause) = self.situation().ending_of(error) else {
-            return false;
-        };
-        self.refusal.get_or_insert_with(|| cause.into());
-        if cause.status() >= 500 {
-            self.say_failure(cause, error);
-        }
-        true
-    }
-
-    /// Tells of the place that failed and not of the request, so that the requests that fail there are one line with a count.
-    /// The access log has each of them.
-    fn say_failure(&self, cause: Cause, error: &Error) {
-        let (id, code, why) = (self.request_info.id, cause.code(), describe_error(error));
-        log::debug!("request {id}: {code}: {why}");
-        match (&self.upstream, self.attempts.address()) {
-            (Some(upstream), Some(address)) => {
-                log::warn!(
-                    "upstream `{}` {}: {why}",
-                    upstream.config.name,
-                    address.socket
-                );
-            }
-            (Some(upstream), None) => log::warn!("upstream `{}`: {why}", upstream.config.name),
-            (None, _) => log::warn!("{code}: {why}"),
-        }
     }
 
     /// The proxy's own answer for `refusal`, which the client is now sent.

@@ -1,0 +1,215 @@
+//! The attempts of a request at its upstream: how each begins, and what its failure means.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pingora_core::{Error, ErrorType};
+
+use super::{Body, RequestContext, SERVICE_TIER};
+use crate::accounting::record::{Termination, set_tier};
+use crate::codec::error::Cause;
+use crate::codec::service_tier::{Edit, Edits, Rewriter};
+use crate::policy::TierAction;
+use crate::proxy::error_mapping::{Situation, TIER_REFUSED, is_stale_connection, is_unprocessed};
+use crate::upstream::connector::control::{Phase, StreamControl};
+use crate::upstream::{Address, describe_error};
+
+/// Within this time after a request was sent on a pooled connection, the connection's end may have been on its way already.
+/// Later it is that of a server which may have worked on the request.
+const STALE_TIME: Duration = Duration::from_millis(200);
+
+impl RequestContext {
+    /// Where the next attempt goes; none while no address is known.
+    pub fn next_address(&mut self) -> Option<Arc<Address>> {
+        self.stream = None;
+        let upstream = self.upstream.as_ref()?;
+        self.attempts.next(upstream).cloned()
+    }
+
+    /// A head is about to go out.
+    pub fn begin_attempt(&mut self) {
+        let reached = !matches!(self.body, Body::Buffered(_));
+        let in_header = set_tier(self.record.action, None).filter(|_| reached);
+        self.record
+            .sent
+            .begin(reached, in_header.map(str::to_owned));
+        self.attempted = Instant::now();
+        self.trailers_seen = false;
+        if let Some(stream) = &self.stream {
+            stream.begin(!reached, self.upgrade);
+            if self.retries_without_tier() {
+                stream.look_for(SERVICE_TIER);
+            }
+        }
+        match self.body_complete || self.upgrade {
+            true => self.await_response(),
+            false => self.await_body(),
+        }
+    }
+
+    /// The upstream's side of a WebSocket is to end.
+    pub fn end_upstream(&self) {
+        if let Some(stream) = &self.stream {
+            stream.end();
+        }
+    }
+
+    /// Whether a refusal of the tier is answered by another attempt without it: of a body that can be sent again, once.
+    pub(super) fn retries_without_tier(&self) -> bool {
+        let (Some(group), Some(action)) = (&self.record.group, self.record.action) else {
+            return false;
+        };
+        let is_first = !self.without_tier && matches!(self.body, Body::Ready(_));
+        is_first && group.retries_without_tier(action)
+    }
+
+    /// The upstream has refused the tier of this attempt. True where another one is to be made without it, for which the
+    /// body is changed.
+    pub fn drop_refused_tier(&mut self) -> bool {
+        let has_refused = self
+            .stream
+            .as_ref()
+            .is_some_and(|stream| stream.has_found());
+        let Body::Ready(bytes) = &self.body else {
+            return false;
+        };
+        if !has_refused || !self.retries_without_tier() {
+            return false;
+        }
+        let mut rewriter = Rewriter::new(self.json_depth, bytes.len());
+        let edits = Edits::tier(Edit::Remove);
+        let rewritten = rewriter.push(bytes).and_then(|()| rewriter.finish(edits));
+        let Ok(rewritten) = rewritten else {
+            return false;
+        };
+        let (mut buffer, start, _) = rewritten.into_parts();
+        self.body = Body::Ready(buffer.split_off(start).into());
+        self.without_tier = true;
+        self.record.tier_refused = true;
+        self.record.action = self.record.action.map(TierAction::without_tier);
+        true
+    }
+
+    /// Whether the newest error only asks for the attempt without the tier.
+    pub fn is_tier_refused(error: &Error) -> bool {
+        *error.etype() == TIER_REFUSED
+    }
+
+    /// What is awaited from here on, and for how long.
+    pub fn enter(&self, phase: Phase, limit: Option<Duration>) {
+        if let Some(stream) = &self.stream {
+            stream.enter(phase, limit);
+        }
+    }
+
+    /// Something of a body that passes as it comes is about to leave. In a new attempt it comes from its beginning.
+    pub fn begin_piece(&mut self) {
+        if let Body::Streamed(body) = &mut self.body
+            && self.record.sent.renew()
+        {
+            body.restart();
+            self.record.request_bytes = 0;
+        }
+    }
+
+    /// An attempt has failed after its connection was there. The error says whether there is to be another one: for what a
+    /// dead pooled connection swallowed, where that is safe. `replayable`: the same bytes can be sent again.
+    pub fn attempt_failed(
+        &mut self,
+        mut error: Box<Error>,
+        reused: bool,
+        replayable: bool,
+    ) -> Box<Error> {
+        if Self::is_tier_refused(&error) {
+            error.set_retry(replayable);
+            return error;
+        }
+        let is_refused = is_unprocessed(&error);
+        if is_refused {
+            self.attempts.is_refused();
+        }
+        let unprocessed = is_refused || (reused && self.is_stale(&error));
+        self.only_http1 |= *error.etype() == ErrorType::H2Downgrade;
+        error.set_retry(replayable && unprocessed && self.may_try_again());
+        if let Some(upstream) = &self.upstream
+            && !reused
+            && self.situation().is_reset(&error)
+        {
+            self.attempts.fails(upstream, &error);
+        }
+        error
+    }
+
+    /// Whether the error is the end of a pooled connection that had crossed the request. A connection of HTTP/2 that others
+    /// use does not end for being idle: what its server had taken it may have worked on (RFC 9113 §8.7).
+    fn is_stale(&self, error: &Error) -> bool {
+        let is_fresh = |stream: &Arc<StreamControl>| {
+            !stream.has_received() && stream.expired().is_none() && !stream.is_shared()
+        };
+        is_stale_connection(error)
+            && self.stream.as_ref().is_some_and(is_fresh)
+            && self.attempted.elapsed() < STALE_TIME
+    }
+
+    fn may_try_again(&self) -> bool {
+        self.record.answer.upstream_status.is_none()
+            && self.refusal.is_none()
+            && self
+                .upstream
+                .as_ref()
+                .is_some_and(|upstream| self.attempts.may_go_on(upstream))
+    }
+
+    /// What is known of it when an error ends it.
+    pub fn situation(&self) -> Situation {
+        Situation {
+            refusal: self.refusal.as_ref().map(|refusal| refusal.cause),
+            is_answered: self.record.answer.upstream_status.is_some(),
+            expired: self.stream.as_ref().and_then(|stream| stream.expired()),
+            is_drained: self
+                .client
+                .as_ref()
+                .is_some_and(|client| client.is_body_cut()),
+        }
+    }
+
+    /// No connection could be made for an attempt. The error says whether there is to be another one.
+    pub fn connect_failed(&mut self, mut error: Box<Error>) -> Box<Error> {
+        let again = match &self.upstream {
+            Some(upstream) => self.attempts.fails_to_connect(upstream, &error),
+            None => false,
+        };
+        error.set_retry(again);
+        error
+    }
+
+    /// No attempt is left. Whether the client is to be told, by `refusal`.
+    pub fn fails(&mut self, error: &Error) -> bool {
+        let Termination::Refused(cause) = self.situation().ending_of(error) else {
+            return false;
+        };
+        self.refusal.get_or_insert_with(|| cause.into());
+        if cause.status() >= 500 {
+            self.say_failure(cause, error);
+        }
+        true
+    }
+
+    /// Tells of the place that failed and not of the request, so that the requests that fail there are one line with a count.
+    /// The access log has each of them.
+    fn say_failure(&self, cause: Cause, error: &Error) {
+        let (id, code, why) = (self.request_info.id, cause.code(), describe_error(error));
+        log::debug!("request {id}: {code}: {why}");
+        match (&self.upstream, self.attempts.address()) {
+            (Some(upstream), Some(address)) => {
+                log::warn!(
+                    "upstream `{}` {}: {why}",
+                    upstream.config.name,
+                    address.socket
+                );
+            }
+            (Some(upstream), None) => log::warn!("upstream `{}`: {why}", upstream.config.name),
+            (None, _) => log::warn!("{code}: {why}"),
+        }
+    }
+}

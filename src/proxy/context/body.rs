@@ -1,0 +1,150 @@
+//! What becomes of a request's body once it is here: what is decided by it, and that nothing else leaves.
+
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use super::{Body, RequestContext, SERVICE_TIER};
+use crate::accounting::record::own_tier;
+use crate::codec::error::{Cause, Refusal};
+use crate::codec::service_tier::Edits;
+use crate::config::ChatStreamUsage;
+use crate::policy::endpoint::Endpoint;
+use crate::policy::{BetaHeader, Condition, TierAction};
+
+impl RequestContext {
+    /// All of a held body is here.
+    ///
+    /// # Errors
+    /// Where it is not what can be sent.
+    pub fn finish_buffered(&mut self) -> Result<(), Refusal> {
+        if let Body::Buffered(held) = std::mem::replace(&mut self.body, Body::None) {
+            self.record.facts = held.facts().clone();
+            self.resolve_action()?;
+            let requests_usage = self.requests_usage();
+            let edits = match self.record.action {
+                Some(action) => action.edits(requests_usage),
+                None => Edits {
+                    request_usage: requests_usage,
+                    ..Edits::default()
+                },
+            };
+            let ready = held.finish(edits)?;
+            self.record.facts = ready.facts;
+            self.is_original = ready.is_original;
+            self.usage_requested = ready.usage_requested;
+            self.body = Body::Ready(ready.bytes);
+            if let Some(stream) = &self.stream {
+                // The attempt began before its body was here.
+                if self.retries_without_tier() {
+                    stream.look_for(SERVICE_TIER);
+                }
+                stream.release_request();
+            }
+        }
+        Ok(())
+    }
+
+    /// Decides what the head of the request left open, now that its body was read.
+    ///
+    /// # Errors
+    /// Where the budget of the fast tier is used up and its requests are to be refused.
+    fn resolve_action(&mut self) -> Result<(), Refusal> {
+        let Some(group) = &self.record.group else {
+            return Ok(());
+        };
+        let action = self.record.action;
+        self.record.action = action.and_then(|action| group.settle(action, &self.record.facts));
+        self.spend_budget()
+    }
+
+    /// Decides what has to be known before the body: of a body without a length the head is made before it is read. So what
+    /// the body says cannot change the head any more: it cannot ask for the fast tier, and can take the request out of the
+    /// force only where the head is the same in both cases. `is_coded`: the head tells a coding of the body.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn resolve_without_body(&mut self, is_coded: bool) -> Result<(), Refusal> {
+        let action = self.record.action.and_then(|action| {
+            let has_one_head = action.beta_header == BetaHeader::Keep && !is_coded;
+            match action.condition {
+                Condition::FastSpeed => None,
+                Condition::ModelRule if has_one_head => Some(action),
+                Condition::Always | Condition::ModelRule => Some(TierAction {
+                    condition: Condition::Always,
+                    ..action
+                }),
+            }
+        });
+        self.record.action = action;
+        self.spend_budget()
+    }
+
+    /// Sets the action aside where the budget of the fast tier is used up.
+    ///
+    /// # Errors
+    /// Where such requests are to be refused.
+    pub fn spend_budget(&mut self) -> Result<(), Refusal> {
+        let (Some(group), Some(credential)) = (&self.record.group, &self.credential) else {
+            return Ok(());
+        };
+        let (action, own) = (self.record.action, own_tier(&self.record.facts));
+        let (budgets, now) = (&self.state.budgets, Timestamp::now());
+        let allowed = group.within_budget(action, own, &credential.digest, budgets, now);
+        self.record.action = allowed.map_err(Refusal::over_budget)?;
+        Ok(())
+    }
+
+    /// Whether its body has to be here before it is known whether its budget lets it through.
+    pub fn holds_for_budget(&self) -> bool {
+        let group = self.record.group.as_ref();
+        self.request_info.endpoint.takes_tier()
+            && group.is_some_and(|group| group.holds_for_budget())
+    }
+
+    /// Whether a budget may change what is done to the request.
+    pub fn has_budget(&self) -> bool {
+        let group = self.record.group.as_ref();
+        group.is_some_and(|group| group.budget.is_some())
+    }
+
+    /// Whether a chat stream is to be asked for its usage.
+    pub fn requests_usage(&self) -> bool {
+        let upstream = self.upstream.as_ref();
+        self.request_info.endpoint == Endpoint::ChatCompletions
+            && self.request_info.method == http::Method::POST
+            && upstream.is_some_and(|upstream| {
+                upstream.config.chat_stream_usage != ChatStreamUsage::Client
+            })
+    }
+
+    /// The bytes that now leave for the upstream: the last place to find that they are not what was ordered.
+    ///
+    /// # Errors
+    /// Where they are not.
+    pub fn send_ready(&mut self) -> Result<Bytes, Refusal> {
+        let Body::Ready(bytes) = &self.body else {
+            return Err(Cause::Internal.into());
+        };
+        let bytes = bytes.clone();
+        let found = match self.record.action {
+            Some(action) => action.outgoing_tier(&bytes, self.json_depth, false),
+            None => Ok(None),
+        };
+        let Ok(found) = found else {
+            self.state.metrics.unforced_forwarded.inc();
+            log::error!(
+                "request {}: the outgoing body does not carry the forced tier; it is not sent",
+                self.request_info.id
+            );
+            return Err(Cause::Internal.into());
+        };
+        self.record.sent_whole(bytes.len() as u64, found);
+        Ok(bytes)
+    }
+
+    /// Whether the end of the client's body has been here, and nothing of it is left to send in the newest attempt.
+    pub fn is_sent(&self) -> bool {
+        let waits = matches!(self.body, Body::Ready(_)) && self.record.sent.is_outdated();
+        self.body_complete && !waits
+    }
+}
