@@ -75,7 +75,7 @@ impl Prices {
     /// What a response cost in USD, without trailing zeros.
     ///
     /// `at` is when the request began, `tier` the tier that is billed: where the table has no tier of that name, `fast` is
-    /// priced as `priority` and `standard` as `default`, and where no tier was named, as `default`. `auto` is priced only by an entry that has a tier of that name: it does not say what was served.
+    /// priced as `priority` and `standard` as `default`, and where no tier was named, as `default`. `auto`, which asks for what no tier asks for, is priced like none.
     ///
     /// `None` where the table has no such model, tier or class of tokens, where input or output was not counted, and where
     /// the parts of the input exceed the whole.
@@ -107,14 +107,14 @@ impl Prices {
 
 impl Entry {
     /// The tier of that name, else the one that is the same under another name: Anthropic calls OpenAI's `default`
-    /// `standard`, and newer models answer `fast` where they were asked for `priority`.
+    /// `standard`, newer models answer `fast` where they were asked for `priority`, and to ask for `auto` is to name none.
     fn tier(&self, name: &str) -> Option<&Tier> {
         let named = |name: &str| {
             let mut tiers = self.tiers.iter();
             tiers.find(|tier| tier.name.eq_ignore_ascii_case(name))
         };
         let same = match name.to_ascii_lowercase().as_str() {
-            "standard" => "default",
+            "standard" | "auto" => "default",
             "fast" => "priority",
             _ => return named(name),
         };
@@ -273,7 +273,10 @@ prices:
         let (input, output) = (tokens(100, 0, 0, 0), tokens(0, 0, 0, 100));
         assert_eq!(cost("other-model", None, &input), None);
         assert_eq!(cost("long-a", Some("ultrafast"), &input), None);
-        assert_eq!(cost("long-a", Some("auto"), &input), None);
+        assert_eq!(
+            cost("long-a", Some("auto"), &input),
+            cost("long-a", None, &input)
+        );
         assert_eq!(cost("long-a", Some("flex"), &input), None);
         assert_eq!(cost("long-a", Some("flex"), &output), None);
         assert_eq!(

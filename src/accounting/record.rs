@@ -42,8 +42,6 @@ static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 /// A body that says `null` asks for nothing, like one without the member.
 const NULL: &str = "<null>";
-/// The tier that leaves the choice to the upstream.
-const AUTO: &str = "auto";
 
 /// Who asks, and for what: the same for every turn of a connection.
 pub struct RequestInfo {
@@ -520,8 +518,7 @@ impl RequestRecord {
             client,
             sent,
             served,
-            // Not to name a tier asks for the same.
-            billed: tier.filter(|tier| *tier != AUTO).map(canonical),
+            billed: tier.map(canonical),
             billed_by: Some(if by_served { "served" } else { "sent" }),
             downgraded: by_served
                 && sent.map(canonical) == Some(PRIORITY)

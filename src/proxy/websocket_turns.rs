@@ -18,6 +18,8 @@ use crate::state::State;
 
 /// The event by which the server refuses a message, or ends a response.
 const ERROR: &str = "error";
+/// The event that begins a response.
+const CREATED: &str = "response.created";
 /// The event that some upstreams send behind the one that ended a response.
 const DONE: &str = "response.done";
 /// Responses that may run at once. The API allows 16; those beyond are judged and billed as well, up to here.
@@ -219,18 +221,21 @@ impl Turns {
         Some(at)
     }
 
-    /// Whether the event is about a response that has ended. An id that comes again where a message waits for its response is
-    /// that response's, but for an end by another name.
+    /// Whether the event is about a response that has ended. An id is a new response's where it begins again, and where a
+    /// message waits for its response, but for an end by another name.
     fn has_ended(&mut self, id: &str, event: &Event) -> bool {
         let Some(at) = self.ended.iter().position(|ended| ended == id) else {
             return false;
         };
-        let is_awaited = self.open.iter().any(|open| open.response_id.is_none())
-            && event.kind.as_deref() != Some(DONE);
-        if is_awaited {
+        let is_new = match event.kind.as_deref() {
+            Some(CREATED) => true,
+            Some(DONE) => false,
+            _ => self.open.iter().any(|open| open.response_id.is_none()),
+        };
+        if is_new {
             self.ended.remove(at);
         }
-        !is_awaited
+        !is_new
     }
 
     /// A message that names no response belongs to the oldest turn of its lane, or else to the oldest. But an error ends a

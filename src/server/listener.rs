@@ -29,9 +29,6 @@ use crate::server::socket_handover::InheritedSockets;
 use crate::server::tls::LiveAcceptor;
 use crate::state::{DRAIN_WAIT, StartError, State};
 
-/// How long an address may be held by another process as this one starts.
-const ADDRESS_WAIT: Duration = Duration::from_secs(2);
-const ADDRESS_RETRY: Duration = Duration::from_millis(20);
 /// How long accepting rests after it failed, mostly for want of descriptors.
 pub const ACCEPT_REST: Duration = Duration::from_millis(100);
 
@@ -159,23 +156,9 @@ fn bind(
 ) -> Result<ListeningSocket, StartError> {
     let bound = match taken.and_then(|taken| taken.socket(address)) {
         Some(socket) => ListeningSocket::inherit(address, socket),
-        None => bind_when_free(address),
+        None => ListeningSocket::bind(address),
     };
     bound.map_err(|why| StartError::Io(format!("cannot listen on {address}"), why))
-}
-
-/// A process that is just ending, or was killed a moment ago, may hold the address a little longer: then a restart is not to
-/// fail for it.
-fn bind_when_free(address: &SocketAddress) -> io::Result<ListeningSocket> {
-    let give_up = Instant::now() + ADDRESS_WAIT;
-    loop {
-        match ListeningSocket::bind(address) {
-            Err(why) if why.kind() == io::ErrorKind::AddrInUse && Instant::now() < give_up => {
-                std::thread::sleep(ADDRESS_RETRY);
-            }
-            bound => return bound,
-        }
-    }
 }
 
 async fn accept(listener: Listener, context: Arc<ServerContext>) {

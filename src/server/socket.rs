@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use nix::errno::Errno;
@@ -66,6 +66,25 @@ enum Io {
     Unix(UnixStream),
 }
 
+/// How long another process may hold an address as this one starts: one that is just ending, or was killed a moment ago.
+const BIND_WAIT: Duration = Duration::from_secs(2);
+/// The same as an address is only tried, where the other may be trying it, too.
+const CHECK_WAIT: Duration = Duration::from_millis(300);
+const RETRY: Duration = Duration::from_millis(20);
+
+/// Tries again for a while where the address is in use.
+fn when_free<T>(wait: Duration, attempt: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let give_up = Instant::now() + wait;
+    loop {
+        match attempt() {
+            Err(why) if why.kind() == io::ErrorKind::AddrInUse && Instant::now() < give_up => {
+                std::thread::sleep(RETRY);
+            }
+            done => return done,
+        }
+    }
+}
+
 impl ListeningSocket {
     /// Listens on an address. The file of a UNIX socket that nobody listens on any more is replaced.
     ///
@@ -73,9 +92,12 @@ impl ListeningSocket {
     /// Where the address cannot be had.
     pub fn bind(address: &SocketAddress) -> io::Result<Self> {
         match address {
-            SocketAddress::Tcp(address) => bind_tcp(*address).map(Self::Tcp),
+            SocketAddress::Tcp(address) => {
+                let bound = when_free(BIND_WAIT, || bind_tcp(*address));
+                bound.map(Self::Tcp)
+            }
             SocketAddress::Unix(path) => {
-                remove_stale(path)?;
+                when_free(BIND_WAIT, || remove_stale(path))?;
                 Self::unix(bind_unix(path)?, path)
             }
         }
@@ -111,7 +133,9 @@ impl ListeningSocket {
     /// Why it could not.
     pub fn check(address: &SocketAddress) -> io::Result<()> {
         match address {
-            SocketAddress::Tcp(address) => std::net::TcpListener::bind(address).map(drop),
+            SocketAddress::Tcp(address) => {
+                when_free(CHECK_WAIT, || std::net::TcpListener::bind(address)).map(drop)
+            }
             SocketAddress::Unix(path) => {
                 find_stale(path)?;
                 let folder = path.parent().unwrap_or(Path::new("/"));

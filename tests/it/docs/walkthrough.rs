@@ -47,7 +47,11 @@ fn on_this_machine(block: &str) -> String {
         .replace("127.0.0.1:8080", &plain.to_string())
         .replace("0.0.0.0:8443", &tls.to_string())
         .replace("/var/log/tiergate/", "");
-    format!("admin: {admin}\n{block}")
+    let listen = match block.contains("listen:") {
+        true => String::new(),
+        false => format!("listen: {plain}\n"),
+    };
+    format!("admin: {admin}\n{listen}{block}")
 }
 
 #[test]
