@@ -15,6 +15,8 @@ use crate::upstream::connector::control::{StreamControl, carried, carrying};
 
 /// From the event that ends a stream to the end of its message, where the client has left.
 const MESSAGE_END: Duration = Duration::from_secs(1);
+/// How long an idle connection stays at a drain: a request that is on its way is answered, with the word that it is the last.
+const IDLE_TIME: Duration = Duration::from_millis(250);
 
 /// Limits for the heads of a connection's requests.
 #[derive(Clone, Copy, Debug)]
@@ -109,8 +111,12 @@ impl ClientConnection {
         state.abort_grace = None;
         state.grace_ends = None;
         state.awaits_body = false;
+        let time = match state.drains {
+            true => state.limits.keepalive.min(IDLE_TIME),
+            false => state.limits.keepalive,
+        };
         state.phase = Phase::Idle {
-            until: Instant::now() + state.limits.keepalive,
+            until: Instant::now() + time,
         };
     }
 
@@ -136,12 +142,14 @@ impl ClientConnection {
         left.is_some()
     }
 
-    /// The process is about to end. An idle connection ends now, a new one in `new_time`; what has begun goes on.
+    /// The process is about to end. An idle connection ends in a moment, a new one in `new_time`; what has begun goes on.
     pub fn drain(&self, new_time: Duration) {
         let mut state = self.0.lock();
         state.drains = true;
-        if let Phase::New { until } = &mut state.phase {
-            *until = (*until).min(Instant::now() + new_time);
+        match &mut state.phase {
+            Phase::New { until } => *until = (*until).min(Instant::now() + new_time),
+            Phase::Idle { until } => *until = (*until).min(Instant::now() + IDLE_TIME),
+            Phase::Head { .. } | Phase::Request => {}
         }
         if let Some(socket) = &state.socket {
             socket.drain();
@@ -183,7 +191,6 @@ impl ClientConnection {
             None => state.waker = Some(cx.waker().clone()),
         }
         let until = match state.phase {
-            Phase::Idle { .. } if state.drains => return Wait::Over,
             Phase::Request if state.drain_over && state.awaits_body => {
                 // Once: what the client sends while it is answered may be read.
                 state.awaits_body = false;

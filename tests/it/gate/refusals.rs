@@ -373,6 +373,20 @@ fn an_upstream_that_cannot_be_reached_or_gives_no_answer() {
 }
 
 #[test]
+fn a_request_that_a_drain_crosses_on_a_kept_connection_is_answered() {
+    let upstream = upstream::json("{}").run();
+    let proxy = builder().upstream(&upstream).run();
+    let client = proxy.client("sk-fast");
+    let mut connection = client.connect();
+    connection.send(client.message(OPENAI, b"{}"));
+    assert_eq!(connection.answer().status, 200);
+    proxy.signal(libc::SIGTERM);
+    connection.send(client.message(OPENAI, b"{}"));
+    assert_eq!(connection.answer().status, 200);
+    connection.assert_closed();
+}
+
+#[test]
 fn a_proxy_that_drains() {
     let script = [reply(200)
         .sse_begun(&["data: 1\n\n"])
