@@ -95,12 +95,7 @@ impl Besiegers {
     }
 
     fn sockets(&mut self, proxy: &Proxy) {
-        let client = proxy
-            .client("sk-socket")
-            .header("Connection", "Upgrade")
-            .header("Upgrade", "websocket")
-            .header("Sec-WebSocket-Version", "13")
-            .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
+        let client = proxy.client("sk-socket").upgrade();
         for _ in 0..SOCKETS {
             self.send(&client, &client.head("GET", PATH));
             let last = self.connections.last_mut().unwrap();

@@ -187,13 +187,12 @@ impl Table {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn create(at: i64) -> BackgroundCreate {
+impl BackgroundCreate {
+    /// One for tests.
+    pub(crate) fn sample(time: Timestamp) -> BackgroundCreate {
         BackgroundCreate {
             request_id: Uuid::nil(),
-            time: Timestamp::from_second(at).unwrap(),
+            time,
             key: Some("alice".to_owned()),
             key_digest: Some([7; 32]),
             key_id: None,
@@ -204,6 +203,15 @@ mod tests {
             service_tier_client: None,
             tier_reason: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn create(at: i64) -> BackgroundCreate {
+        BackgroundCreate::sample(Timestamp::from_second(at).unwrap())
     }
 
     fn at(second: i64) -> Timestamp {

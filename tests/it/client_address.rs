@@ -112,12 +112,7 @@ fn a_websocket_behind_the_header_is_the_clients_too() {
          Upgrade: websocket\r\nSec-WebSocket-Accept: x\r\n\r\n";
     let upstream = upstream::script([Reply::default().before_body().send(switch).close()]).run();
     let proxy = behind_proxy(&upstream);
-    let upgrade = proxy
-        .client("sk-fast")
-        .header("Connection", "Upgrade")
-        .header("Upgrade", "websocket")
-        .header("Sec-WebSocket-Version", "13")
-        .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
+    let upgrade = proxy.client("sk-fast").upgrade();
     let mut connection = upgrade.connect();
     connection.send([LINE, &upgrade.head("GET", PATH)].concat());
     assert_eq!(connection.head().unwrap().status, 101);

@@ -299,10 +299,7 @@ fn an_upgrade_shows_no_cookie_of_the_operators_account() {
         own_key(proxy::new().upstream_with("main", &upstream, "credential_file: up.key")).run();
     let client = proxy
         .client("sk-fast")
-        .header("Connection", "Upgrade")
-        .header("Upgrade", "websocket")
-        .header("Sec-WebSocket-Version", "13")
-        .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
+        .upgrade()
         .header("Cookie", "c=d")
         .header("OpenAI-Organization", "o");
     let mut connection = client.connect();
@@ -342,10 +339,7 @@ fn the_subprotocols_of_a_browser_tell_the_clients_account_to_nobody_but_its_own_
         let proxy = own_key(proxy::new().upstream_with("main", &upstream, settings)).run();
         let client = proxy
             .client("sk-fast")
-            .header("Connection", "Upgrade")
-            .header("Upgrade", "websocket")
-            .header("Sec-WebSocket-Version", "13")
-            .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
+            .upgrade()
             .header("Sec-WebSocket-Protocol", OFFER);
         let mut connection = client.connect();
         connection.send(client.head("GET", "/v1/realtime?model=m"));

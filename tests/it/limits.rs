@@ -244,12 +244,7 @@ fn a_response_on_a_websocket_is_a_request_in_flight_and_the_connection_is_none()
     let socket = upstream::script([socket, reply(200).json("{}")]).run();
     let proxy = proxy::new().upstream(&socket).policy(ONE).run();
     let client = proxy.client("sk-fast");
-    let upgrade = client
-        .clone()
-        .header("Connection", "Upgrade")
-        .header("Upgrade", "websocket")
-        .header("Sec-WebSocket-Version", "13")
-        .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
+    let upgrade = client.clone().upgrade();
     let mut connection = upgrade.connect();
     connection.send(upgrade.head("GET", PATH));
     assert_eq!(connection.head().unwrap().status, 101);

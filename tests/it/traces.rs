@@ -222,10 +222,7 @@ fn a_turn_of_a_websocket_is_a_span_within_that_of_its_connection() {
     let upgrade = proxy
         .client("sk-fast")
         .header("Traceparent", &traceparent("01"))
-        .header("Connection", "Upgrade")
-        .header("Upgrade", "websocket")
-        .header("Sec-WebSocket-Version", "13")
-        .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
+        .upgrade();
     let mut connection = upgrade.connect();
     connection.send(upgrade.head("GET", PATH));
     assert_eq!(connection.head().unwrap().status, 101);

@@ -152,12 +152,7 @@ fn a_websocket_goes_from_one_socket_to_the_other() {
     let event = r#"{"type":"response.completed","response":{}}"#;
     let upstream = upstream::script([upstream::websocket(event)]).run_unix(&sockets.path("back"));
     let proxy = sockets.proxy(&upstream).run();
-    let upgrade = proxy
-        .client("sk-fast")
-        .header("Connection", "Upgrade")
-        .header("Upgrade", "websocket")
-        .header("Sec-WebSocket-Version", "13")
-        .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
+    let upgrade = proxy.client("sk-fast").upgrade();
     let mut connection = sockets.connect();
     connection.send(upgrade.head("GET", PATH));
     assert_eq!(connection.head().unwrap().status, 101);

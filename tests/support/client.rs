@@ -37,6 +37,14 @@ impl Client {
         }
     }
 
+    /// Asks for a WebSocket.
+    pub fn upgrade(self) -> Self {
+        self.header("Connection", "Upgrade")
+            .header("Upgrade", "websocket")
+            .header("Sec-WebSocket-Version", "13")
+            .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
+    }
+
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self

@@ -350,19 +350,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = StateFile::open(&folder.path().join("state.redb")).unwrap();
         let (budgets, now) = (Budgets::default(), Timestamp::now());
-        let create = BackgroundCreate {
-            request_id: uuid::Uuid::nil(),
-            time: now,
-            key: Some("alice".to_owned()),
-            key_digest: None,
-            key_id: None,
-            group: None,
-            platform: None,
-            model: None,
-            service_tier: Some("priority".to_owned()),
-            service_tier_client: None,
-            tier_reason: None,
-        };
+        let create = BackgroundCreate::sample(now);
         let (old, new) = (
             BackgroundResponses::with_store(),
             BackgroundResponses::with_store(),

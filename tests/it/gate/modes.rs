@@ -407,18 +407,12 @@ fn a_spent_budget_refuses_the_fast_tier_that_clients_ask_for_themselves() {
         .upstream(&upstream)
         .run();
     let client = proxy.client("sk-own");
-    let chunked = proxy
-        .client("sk-own")
-        .header("Transfer-Encoding", "chunked");
     let fast = r#"{"model":"m","service_tier":"priority"}"#;
     assert_eq!(client.post("/v1/responses", fast).status, 200);
     proxy.access_log(1);
     assert_eq!(client.post("/v1/responses", fast).status, 429);
-    let mut connection = chunked.connect();
-    connection.send(chunked.head("POST", "/v1/responses"));
-    connection.send(crate::support::client::chunk(fast.as_bytes()));
-    connection.send(crate::support::client::chunk(b""));
-    assert_eq!(connection.answer().status, 429);
+    let chunked = client.post_chunked("/v1/responses", &[fast.as_bytes()]);
+    assert_eq!(chunked.status, 429);
     let slow = r#"{"model":"m","service_tier":"flex"}"#;
     assert_eq!(client.post("/v1/responses", slow).status, 200);
     assert_eq!(upstream.requests(2)[1].text(), slow);
@@ -428,16 +422,11 @@ fn a_spent_budget_refuses_the_fast_tier_that_clients_ask_for_themselves() {
 fn a_model_rule_holds_for_bodies_without_a_length() {
     let upstream = upstream::json("{}").run();
     let proxy = proxy::new().policy(RULES).upstream(&upstream).run();
-    let client = proxy
-        .client("sk-rules")
-        .header("Transfer-Encoding", "chunked");
+    let client = proxy.client("sk-rules");
     for (at, model, tier) in [(0, "m-mini", None), (1, "m", Some("priority"))] {
         let body = format!(r#"{{"model":"{model}"}}"#);
-        let mut connection = client.connect();
-        connection.send(client.head("POST", "/v1/responses"));
-        connection.send(crate::support::client::chunk(body.as_bytes()));
-        connection.send(crate::support::client::chunk(b""));
-        assert_eq!(connection.answer().status, 200);
+        let answer = client.post_chunked("/v1/responses", &[body.as_bytes()]);
+        assert_eq!(answer.status, 200);
         let sent = upstream.requests(at + 1)[at].text().to_owned();
         let sent: serde_json::Value = serde_json::from_str(&sent).unwrap();
         assert_eq!(

@@ -275,10 +275,7 @@ fn a_key_on_a_websocket_is_not_told() {
     let client = proxy
         .anonymous()
         .header("Authorization", &format!("Bearer {}", planted.key("fast")))
-        .header("Connection", "Upgrade")
-        .header("Upgrade", "websocket")
-        .header("Sec-WebSocket-Version", "13")
-        .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
+        .upgrade()
         .header("Sec-WebSocket-Protocol", &protocol);
     let mut connection = client.connect();
     connection.send(client.head("GET", PATH));

@@ -307,12 +307,7 @@ fn a_web_socket_goes_to_an_address_that_works() {
         .hold();
     let (dead, live) = (nobody(), upstream::script([switch]).run_plain());
     let proxy = proxy_to(&[url(dead), url(live.address)], FOR_GOOD);
-    let client = proxy
-        .client("sk-fast")
-        .header("Connection", "Upgrade")
-        .header("Upgrade", "websocket")
-        .header("Sec-WebSocket-Version", "13")
-        .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
+    let client = proxy.client("sk-fast").upgrade();
     let open: Vec<_> = (0..8)
         .map(|_| {
             let mut connection = client.connect();

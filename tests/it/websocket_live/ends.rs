@@ -356,13 +356,7 @@ pub fn replace_policy(proxy: &Proxy, policy: &str) -> String {
 
 /// The head with which this client asks for a WebSocket.
 pub fn handshake(client: &Client) -> Vec<u8> {
-    client
-        .clone()
-        .header("Connection", "Upgrade")
-        .header("Upgrade", "websocket")
-        .header("Sec-WebSocket-Version", "13")
-        .header("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
-        .head("GET", PATH)
+    client.clone().upgrade().head("GET", PATH)
 }
 
 /// A text message in one frame, as a client sends it.
