@@ -73,14 +73,13 @@ fn credential_in(
 
 /// What stands between the slashes of a word, as in a path; nothing where there are none.
 fn segments(text: &str, word: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    let word_text = &text[word.clone()];
     let mut begin = word.start;
-    let all = word_text.split('/').map(move |segment| {
+    let all = text[word.clone()].split('/').map(move |segment| {
         let range = begin..begin + segment.len();
         begin = range.end + 1;
         range
     });
-    all.filter(move |_| word_text.contains('/'))
+    all.filter(move |segment| segment != word)
 }
 
 /// A sign that a key may have (RFC 6750 §2.1: `b64token`).

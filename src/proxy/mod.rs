@@ -41,7 +41,7 @@ use crate::proxy::context::{Body, RequestContext, head_bytes, without_query};
 use crate::proxy::error_mapping::{REFUSED, TIER_REFUSED, no_address, refused};
 use crate::proxy::replies::{
     LocalAnswer, answer_locally, answer_refusal, check_response, continue_upload, edit_response,
-    local_answer,
+    local_answer, withhold_interim,
 };
 use crate::proxy::request_body::{BufferedBody, StreamedBody, waiting_piece};
 use crate::state::State;
@@ -367,6 +367,7 @@ impl TierProxy {
             session.set_keepalive(None);
         }
         check_framing(session)?;
+        withhold_interim(session);
         let answer = local_answer(&self.state, session).map_err(Stop::Downstream)?;
         if let Some(answer) = answer {
             return Err(Stop::Answered(Box::new(answer)));

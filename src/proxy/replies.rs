@@ -176,16 +176,19 @@ async fn linger(session: &mut Session) {
     let _ = timeout(LINGERING_CLOSE_TIME, read).await;
 }
 
+/// Keeps interim responses from a client of HTTP/1.0, which knows none (RFC 9110 §15.2, §10.1.1).
+pub(super) fn withhold_interim(session: &mut Session) {
+    if session.req_header().version != Version::HTTP_10 {
+        return;
+    }
+    if let ServerSession::H1(session) = session.as_downstream_mut() {
+        session.set_ignore_info_resp(true);
+    }
+    session.req_header_mut().remove_header(&header::EXPECT);
+}
+
 /// Tells a client that waits for it to go on. The upstream is not asked: it may not even be HTTP/1.
 pub(super) async fn continue_upload(session: &mut Session) -> Result<(), Stop> {
-    if session.req_header().version == Version::HTTP_10 {
-        // It knows no interim responses (RFC 9110 §15.2, §10.1.1).
-        if let ServerSession::H1(session) = session.as_downstream_mut() {
-            session.set_ignore_info_resp(true);
-        }
-        session.req_header_mut().remove_header(&header::EXPECT);
-        return Ok(());
-    }
     let expects = session.get_header(header::EXPECT);
     if expects.is_none_or(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return Ok(());
