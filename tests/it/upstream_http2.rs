@@ -709,6 +709,48 @@ fn an_upstream_that_takes_one_stream_at_a_time_never_has_two_on_a_connection() {
     assert_eq!(most.load(Ordering::SeqCst), 1);
 }
 
+/// The first request of a connection stays under way, behind what `allow` sends; all others are answered at once.
+fn assert_next_is_answered(settings: &[(u16, u32)], allow: fn(&mut Peer)) {
+    let upstream = upstream_with(settings, move |peer| {
+        let is_first = peer.number == 0;
+        peer.serve(|peer, stream| {
+            if !is_first {
+                return peer.json(stream, 200, "{}");
+            }
+            allow(peer);
+            peer.respond(stream, 200, &SSE);
+            peer.data(stream, CREATED.as_bytes());
+        });
+    });
+    let proxy = behind(&upstream);
+    let first = begun(&proxy, BODY);
+    let started = Instant::now();
+    for _ in 0..3 {
+        assert_eq!(told(&post(&proxy, "sk-fast", BODY)), (200, true, "{}"));
+    }
+    assert!(started.elapsed() < AT_ONCE);
+    drop(first);
+    let records = proxy.stop();
+    assert_eq!(outcomes(&records), ["ok", "ok", "ok", "client_closed"]);
+    assert_eq!(upstream.seen().heads, 4);
+}
+
+#[test]
+fn a_request_waits_for_no_stream_that_its_connection_never_had() {
+    assert_next_is_answered(&[(MAX_CONCURRENT_STREAMS, 1)], |_| {});
+}
+
+#[test]
+fn a_request_waits_for_no_stream_that_its_connection_has_no_more() {
+    assert_next_is_answered(&[], |peer| {
+        let payload = [
+            &MAX_CONCURRENT_STREAMS.to_be_bytes()[..],
+            &1_u32.to_be_bytes(),
+        ];
+        peer.send(frames::SETTINGS, 0, 0, &payload.concat());
+    });
+}
+
 #[test]
 fn many_clients_that_leave_cut_nobody_else_off() {
     const LEAVING: usize = 60;

@@ -22,6 +22,7 @@ use pingora_core::connectors::{ConnectorOptions, TransportConnector};
 use pingora_core::protocols::ALPN;
 use pingora_core::protocols::UniqueIDType;
 use pingora_core::protocols::http::client::HttpSession;
+use pingora_core::protocols::http::v2::client::Http2Session as PingoraSession;
 use pingora_core::protocols::tls::CustomALPN;
 use pingora_core::upstreams::peer::{HttpPeer, Peer};
 use pingora_core::{Error, ErrorType, Result};
@@ -96,6 +97,21 @@ impl UpstreamConnector {
     }
 }
 
+/// The stream, if it can begin at once. Pingora opens streams by its own limit only; above the server's, which may have come
+/// or changed since the connection was pooled (RFC 9113 §6.5.2), they would wait in the h2 crate until others end.
+async fn within_limit(session: PingoraSession) -> Option<PingoraSession> {
+    let connection = session.conn.clone();
+    if connection.free_stream_slots() > 0 {
+        return Some(session);
+    }
+    // Pingora counts no further than to the limit: this stream is the last that it allows, or above it.
+    drop(session);
+    match connection.can_accept_streams(1) {
+        true => connection.spawn_stream().await.ok()?,
+        false => None,
+    }
+}
+
 /// The peer as the transport is to see it, and whether HTTP/2 may be agreed on.
 fn transport_peer<P: Peer + 'static>(peer: &P) -> Result<(HttpPeer, bool)> {
     let Some(peer) = (peer as &dyn Any).downcast_ref::<HttpPeer>() else {
@@ -142,7 +158,12 @@ impl Connector for UpstreamConnector {
             return None;
         }
         // A connection that cannot take another stream is no reason to fail: the next one is a new one.
-        let session = self.http2.reused_http_session(any).await.ok()??;
+        let session = loop {
+            let session = self.http2.reused_http_session(any).await.ok()??;
+            if let Some(session) = within_limit(session).await {
+                break session;
+            }
+        };
         // Where the server allows fewer streams than we do, a connection seems shared that is not.
         let is_shared = session.conn.free_stream_slots() + 1 < any.options.max_h2_streams;
         let session = Http2Session::new(session);
