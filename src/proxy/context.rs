@@ -77,7 +77,8 @@ pub struct RequestContext {
     usage_filter: Option<UsageChunkFilter>,
     /// The upstream refused the tier, and the request is to be sent without it.
     without_tier: bool,
-    /// The upstream spoke HTTP/2 and asked for HTTP/1.1.
+    /// It cannot go over HTTP/2, whatever the upstream speaks: it is a WebSocket, its client knows no chunks, or the upstream
+    /// has asked for HTTP/1.1.
     pub only_http1: bool,
     /// More of the answer came after its client had left.
     outlived: bool,

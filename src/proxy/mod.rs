@@ -152,7 +152,8 @@ impl ProxyHttp for TierProxy {
     ) -> Result<Box<HttpPeer>> {
         // Pingora gives chunks to a client of HTTP/1.0 where the upstream speaks HTTP/2.
         let is_http10 = session.req_header().version == Version::HTTP_10;
-        let only_http1 = context.upgrade || context.only_http1 || is_http10;
+        context.only_http1 |= context.upgrade || is_http10;
+        let only_http1 = context.only_http1;
         let address = context.next_address().ok_or_else(no_address)?;
         Ok(Box::new(address.request_peer(only_http1).clone()))
     }

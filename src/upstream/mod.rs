@@ -415,12 +415,24 @@ impl Attempts {
     }
 
     /// No connection could be made for the newest attempt, so nothing was sent. Whether there is to be another one.
-    pub fn fails_to_connect(&mut self, upstream: &Upstream, error: &Error) -> bool {
+    /// `only_http1`: HTTP/2 was not offered.
+    pub fn fails_to_connect(
+        &mut self,
+        upstream: &Upstream,
+        error: &Error,
+        only_http1: bool,
+    ) -> bool {
         // An HTTP/2 connection of the pool has ended; the next attempt makes a new one.
         let was_stale = *error.etype() == ErrorType::H2Error;
         if !was_stale {
             self.unconnected += 1;
-            self.fails(upstream, error);
+            // An upstream that speaks only HTTP/2 ends such a handshake, and serves all other requests.
+            let lacks_http1 = only_http1
+                && upstream.config.http2.enabled
+                && *error.root_etype() == ErrorType::TLSHandshakeFailure;
+            if !lacks_http1 {
+                self.fails(upstream, error);
+            }
         }
         let others_left = self.unconnected < upstream.addresses.load().len();
         (was_stale || others_left) && self.may_go_on(upstream)
@@ -604,7 +616,7 @@ mod tests {
         }
         let mut route = Attempts::default();
         let mut tried = Vec::new();
-        while tried.is_empty() || route.fails_to_connect(&upstream, &refused()) {
+        while tried.is_empty() || route.fails_to_connect(&upstream, &refused(), false) {
             route.next(&upstream).unwrap();
             tried.push(number(&route));
         }
@@ -620,10 +632,10 @@ mod tests {
         let mut route = Attempts::default();
         route.next(&upstream).unwrap();
         let dead = Error::new(ErrorType::H2Error);
-        assert!(route.fails_to_connect(&upstream, &dead));
+        assert!(route.fails_to_connect(&upstream, &dead, false));
         assert!(upstream.addresses()[0].health.snapshot().healthy);
         route.next(&upstream).unwrap();
-        assert!(!route.fails_to_connect(&upstream, &refused()));
+        assert!(!route.fails_to_connect(&upstream, &refused(), false));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::support::frames;
 use crate::support::h2::{self, Framing};
 use crate::support::h2_script::{
     ENHANCE_YOUR_CALM, Event, HTTP_1_1_REQUIRED, INTERNAL_ERROR, MAX_CONCURRENT_STREAMS, NO_ERROR,
-    Peer, REFUSED_STREAM, Upstream, upstream, upstream_with,
+    Peer, REFUSED_STREAM, Upstream, upstream, upstream_with, upstream_without_http1,
 };
 use crate::support::proxy::{self, Proxy};
 use crate::support::{eventually, object_of, upstream as http1};
@@ -448,6 +448,22 @@ fn an_upstream_that_asks_for_http_1_is_spoken_to_in_it() {
         assert_eq!(outcomes(&proxy.stop()), ["ok"; 2]);
         assert_eq!(upstream.seen().http1, 2);
     }
+}
+
+#[test]
+fn an_upstream_that_speaks_only_http_2_is_not_blamed_for_requests_that_cannot_go_over_it() {
+    let upstream =
+        upstream_without_http1(|peer| peer.serve(|peer, stream| peer.json(stream, 200, "{}")));
+    let proxy = behind(&upstream);
+    for _ in 0..5 {
+        let client = proxy.client("sk-plain");
+        let message = String::from_utf8(client.message(PATH, BODY)).unwrap();
+        let mut connection = client.connect();
+        connection.send(message.replace("HTTP/1.1", "HTTP/1.0").into_bytes());
+        assert_eq!(connection.answer().status, 502);
+    }
+    assert_eq!(told(&post(&proxy, "sk-fast", BODY)), (200, true, "{}"));
+    assert_eq!(proxy.metric("tiergate_upstream_ejections_total"), 0.0);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rustls::{ServerConnection, StreamOwned};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use super::frames::{
     DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE,
@@ -86,11 +86,25 @@ pub fn upstream_with(
     settings: &[(u16, u32)],
     play: impl Fn(&mut Peer) + Send + Sync + 'static,
 ) -> Upstream {
+    listen(&[b"h2", b"http/1.1"], settings, play)
+}
+
+/// An upstream that agrees on nothing but HTTP/2.
+pub fn upstream_without_http1(play: impl Fn(&mut Peer) + Send + Sync + 'static) -> Upstream {
+    listen(&[b"h2"], &[], play)
+}
+
+fn listen(
+    protocols: &[&[u8]],
+    settings: &[(u16, u32)],
+    play: impl Fn(&mut Peer) + Send + Sync + 'static,
+) -> Upstream {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let upstream = Upstream {
         address: listener.local_addr().unwrap(),
         seen: Arc::default(),
     };
+    let config = tls::server_config(protocols);
     let (seen, play) = (upstream.seen.clone(), Arc::new(play));
     let settings: Vec<u8> = settings
         .iter()
@@ -98,9 +112,10 @@ pub fn upstream_with(
         .collect();
     std::thread::spawn(move || {
         for socket in listener.incoming().map_while(Result::ok) {
-            let (seen, play, settings) = (seen.clone(), play.clone(), settings.clone());
+            let (seen, play) = (seen.clone(), play.clone());
+            let (config, settings) = (config.clone(), settings.clone());
             std::thread::spawn(move || {
-                if let Some(mut peer) = Peer::accept(socket, seen, &settings) {
+                if let Some(mut peer) = Peer::accept(socket, config, seen, &settings) {
                     play(&mut peer);
                     peer.close();
                 }
@@ -124,11 +139,15 @@ impl Upstream {
 
 impl Peer {
     /// None where nothing was said. One that agrees to HTTP/1.1 answers one request and ends.
-    fn accept(socket: TcpStream, seen: Arc<Mutex<Seen>>, settings: &[u8]) -> Option<Self> {
+    fn accept(
+        socket: TcpStream,
+        config: Arc<ServerConfig>,
+        seen: Arc<Mutex<Seen>>,
+        settings: &[u8],
+    ) -> Option<Self> {
         socket.set_nodelay(true).ok()?;
         socket.set_read_timeout(Some(PATIENCE)).ok()?;
         socket.set_write_timeout(Some(PATIENCE)).ok()?;
-        let config = tls::server_config(&[b"h2", b"http/1.1"]);
         let mut stream = StreamOwned::new(ServerConnection::new(config).ok()?, socket);
         let mut start = [0; PREFACE_BYTES];
         stream.read_exact(&mut start).ok()?;

@@ -176,7 +176,9 @@ impl RequestContext {
     /// No connection could be made for an attempt. The error says whether there is to be another one.
     pub fn connect_failed(&mut self, mut error: Box<Error>) -> Box<Error> {
         let again = match &self.upstream {
-            Some(upstream) => self.attempts.fails_to_connect(upstream, &error),
+            Some(upstream) => self
+                .attempts
+                .fails_to_connect(upstream, &error, self.only_http1),
             None => false,
         };
         error.set_retry(again);
