@@ -11,7 +11,7 @@ use pingora_proxy::Session;
 use crate::policy::endpoint::Endpoint;
 use crate::proxy::context::RequestContext;
 use crate::proxy::error_mapping::REFUSED;
-use crate::proxy::websocket_session::{Awaited, Relayed};
+use crate::proxy::websocket_session::{Awaited, ServerOutput};
 use crate::upstream::connector::control::Phase;
 
 /// The upstream has agreed to a WebSocket.
@@ -71,14 +71,14 @@ pub(super) async fn from_client(
         websocket.client_ended();
         return Ok(());
     }
-    let passed = websocket.client_bytes(chunk, &context.request_info, &context.record);
-    context.record.sent.bytes += passed.to_upstream.len() as u64;
-    *body = Some(passed.to_upstream);
-    if let Some(refusal) = passed.refusal {
+    let output = websocket.client_bytes(chunk, &context.request_info, &context.record);
+    context.record.sent.bytes += output.to_upstream.len() as u64;
+    *body = Some(output.to_upstream);
+    if let Some(refusal) = output.refusal {
         context.refusal = Some(refusal);
     }
     await_message(context);
-    if let Some(frames) = passed.to_client {
+    if let Some(frames) = output.to_client {
         if !frames.is_empty() {
             let last = vec![HttpTask::UpgradedBody(Some(frames), false)];
             session
@@ -102,25 +102,25 @@ pub(super) fn from_upstream(
     let Some(websocket) = &mut context.websocket else {
         return;
     };
-    let relayed = match body {
+    let output = match body {
         Some(bytes) if !bytes.is_empty() => {
             websocket.server_bytes(bytes, &context.request_info, &context.record)
         }
         _ if end_of_stream && is_late => websocket.server_is_late(&context.request_info),
         _ if end_of_stream => websocket.server_ended(),
-        _ => Relayed::default(),
+        _ => ServerOutput::default(),
     };
-    for message in relayed.to_upstream {
+    for message in output.to_upstream {
         context.record.sent.bytes += message.len() as u64;
         if let Some(stream) = &context.stream {
             stream.send(message);
         }
     }
     await_message(context);
-    if let Some(bytes) = relayed.to_client {
+    if let Some(bytes) = output.to_client {
         *body = Some(bytes);
     }
-    if relayed.ends {
+    if output.ends {
         context.end_upstream();
     }
 }

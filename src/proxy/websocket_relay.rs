@@ -7,11 +7,11 @@ use bytes::Bytes;
 use crate::codec::websocket::{ControlFrame, encode};
 
 /// The longest message that is kept back, in bytes; a longer one goes on. The events that are looked for are short.
-const MOST_BYTES: usize = 16 * 1024;
+const MAX_HELD_BYTES: usize = 16 * 1024;
 
 /// What is kept back from one chunk to the next.
 #[derive(Default)]
-pub struct Relay {
+pub struct HeldMessage {
     /// Bytes of a message that is kept back, or of a header that may begin one.
     kept: Vec<u8>,
     /// Whether a message is being kept back.
@@ -21,8 +21,8 @@ pub struct Relay {
 }
 
 /// One chunk of the server's.
-pub struct Passage<'r> {
-    relay: &'r mut Relay,
+pub struct ChunkPass<'r> {
+    held: &'r mut HeldMessage,
     chunk: Bytes,
     /// What goes on of the bytes before `done`.
     out: Vec<Bytes>,
@@ -31,17 +31,17 @@ pub struct Passage<'r> {
     held_from: Option<usize>,
 }
 
-impl Relay {
+impl HeldMessage {
     /// Whether the last of what came has not gone on: the client has whole messages only.
     pub fn is_holding(&self) -> bool {
         !self.kept.is_empty()
     }
 
     /// The next chunk.
-    pub fn pass(&mut self, chunk: &Bytes) -> Passage<'_> {
-        Passage {
+    pub fn pass(&mut self, chunk: &Bytes) -> ChunkPass<'_> {
+        ChunkPass {
             held_from: self.in_message.then_some(0),
-            relay: self,
+            held: self,
             chunk: chunk.clone(),
             out: Vec::new(),
             done: 0,
@@ -49,7 +49,7 @@ impl Relay {
     }
 }
 
-impl Passage<'_> {
+impl ChunkPass<'_> {
     /// A message begins that is to be kept back, behind so many bytes of this chunk; `None` where it began in an earlier one.
     /// It goes on all the same where bytes of it have gone on.
     pub fn hold(&mut self, begin: Option<usize>) {
@@ -59,23 +59,23 @@ impl Passage<'_> {
                 self.release();
                 self.held_from = begin;
             }
-            None if self.relay.is_holding() => self.held_from = Some(0),
+            None if self.held.is_holding() => self.held_from = Some(0),
             None => {}
         }
     }
 
     /// Whether the message that ends behind so many bytes of this chunk was kept back, however it came.
     pub fn holds_to(&self, end: usize) -> bool {
-        let length = |from: usize| self.relay.kept.len() + end - from;
+        let length = |from: usize| self.held.kept.len() + end - from;
         self.held_from
-            .is_some_and(|from| length(from) <= MOST_BYTES)
+            .is_some_and(|from| length(from) <= MAX_HELD_BYTES)
     }
 
     /// A control frame of the server's.
     pub fn control(&mut self, frame: &ControlFrame) {
         if self.held_from.is_some() {
             let frame = encode(true, frame.opcode, None, &frame.payload);
-            self.relay.controls.extend(frame);
+            self.held.controls.extend(frame);
         }
     }
 
@@ -84,12 +84,12 @@ impl Passage<'_> {
         let Some(from) = self.held_from.take() else {
             return;
         };
-        let controls = std::mem::take(&mut self.relay.controls);
+        let controls = std::mem::take(&mut self.held.controls);
         if goes_on {
             self.release();
             return;
         }
-        self.relay.kept = Vec::new();
+        self.held.kept = Vec::new();
         self.push(from);
         self.out.push(controls.into());
         self.done = end;
@@ -113,14 +113,14 @@ impl Passage<'_> {
         let from = match self.held_from {
             Some(from) => from,
             None if header <= length => length - header,
-            None if self.relay.is_holding() => 0,
+            None if self.held.is_holding() => 0,
             // It began when nothing was to be kept back.
             None => length,
         };
-        let is_untouched = self.done == 0 && from == length && !self.relay.is_holding();
-        self.relay.in_message = self.held_from.is_some();
-        if !self.relay.in_message {
-            self.relay.controls.clear();
+        let is_untouched = self.done == 0 && from == length && !self.held.is_holding();
+        self.held.in_message = self.held_from.is_some();
+        if !self.held.in_message {
+            self.held.controls.clear();
         }
         if is_untouched && self.out.is_empty() {
             return None;
@@ -129,14 +129,14 @@ impl Passage<'_> {
             self.release();
         }
         self.push(from);
-        self.relay.kept.extend_from_slice(&self.chunk[from..]);
+        self.held.kept.extend_from_slice(&self.chunk[from..]);
         Some(join(self.out))
     }
 
     /// What was kept back of earlier chunks goes on.
     fn release(&mut self) {
-        if self.relay.is_holding() {
-            self.out.push(std::mem::take(&mut self.relay.kept).into());
+        if self.held.is_holding() {
+            self.out.push(std::mem::take(&mut self.held.kept).into());
         }
     }
 

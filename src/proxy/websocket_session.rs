@@ -21,9 +21,10 @@ use crate::codec::websocket::{
 };
 use crate::config::UpstreamKind;
 use crate::policy::endpoint::Endpoint;
-use crate::policy::{Credential, Decision, Denied, Policy};
-use crate::proxy::request_body::refuse_json;
-use crate::proxy::websocket_relay::{Relay, join};
+use crate::policy::in_flight::InFlightPermits;
+use crate::policy::{Credential, Decision, Denied, Group, Policy, TierAction};
+use crate::proxy::request_body::{refuse_json, refuse_unforced};
+use crate::proxy::websocket_relay::{HeldMessage, join};
 use crate::proxy::websocket_turns::{OpenTurn, SentMessage, Step, Turns};
 use crate::state::State;
 use crate::upstream::Upstream;
@@ -60,14 +61,14 @@ pub struct WebSocketSession {
     message: Option<Rewriter>,
     fault: Option<BodyFault>,
     server: ServerReader,
-    relay: Relay,
+    held: HeldMessage,
     event: EventObserver,
     event_bytes: u64,
     turns: Turns,
     /// What the client is still to be told, once the server's message under way has ended.
     pending_close: Option<Bytes>,
     /// Nothing more goes on in either direction.
-    over: bool,
+    closed: bool,
     /// Which side has said that it closes.
     client_closed: bool,
     server_closed: bool,
@@ -77,9 +78,19 @@ pub struct WebSocketSession {
     awaited_at: Option<(u64, Awaited)>,
 }
 
+/// A message that is whole, and the policy's say on it.
+struct JudgedMessage<'a> {
+    message: &'a Message,
+    connection: &'a RequestRecord,
+    policy: Arc<Policy>,
+    key: Option<Arc<str>>,
+    group: Option<Arc<Group>>,
+    action: Option<TierAction>,
+}
+
 /// What of a chunk goes on, and what the proxy itself has to say.
 #[derive(Default)]
-pub struct Passed {
+pub struct ClientOutput {
     /// Bytes for the upstream, maybe none.
     pub to_upstream: Bytes,
     /// Frames for the client, maybe none, after which both sides are to be closed.
@@ -90,7 +101,7 @@ pub struct Passed {
 
 /// What becomes of a chunk of the server's.
 #[derive(Default)]
-pub struct Relayed {
+pub struct ServerOutput {
     /// Bytes for the client in place of the chunk; none where it goes on as it came.
     pub to_client: Option<Bytes>,
     /// Messages that are sent to the upstream once more.
@@ -99,21 +110,77 @@ pub struct Relayed {
     pub ends: bool,
 }
 
-impl Relayed {
-    /// The proxy has the last word, if there is one.
-    fn last(word: Option<Bytes>) -> Self {
+impl ServerOutput {
+    /// Both sides are closed after these frames, if there are any.
+    fn closing(frames: Option<Bytes>) -> Self {
         Self {
-            ends: word.is_some(),
-            to_client: word,
+            ends: frames.is_some(),
+            to_client: frames,
             to_upstream: Vec::new(),
         }
     }
 }
 
-/// Why a client's bytes are not passed on.
-enum Stop {
+/// Why bytes of the client are not passed on.
+enum MessageError {
     Refused(Refusal),
     Protocol(ProtocolError),
+}
+
+impl<'a> JudgedMessage<'a> {
+    fn new(
+        message: &'a Message,
+        connection: &'a RequestRecord,
+        policy: Arc<Policy>,
+        decided: &Result<Decision, Denied>,
+    ) -> Self {
+        let (key, group, action) = match decided {
+            Ok(decision) => (&decision.key, Some(decision.group.clone()), decision.action),
+            Err(denied) => (&denied.key, denied.group.clone(), None),
+        };
+        Self {
+            message,
+            connection,
+            policy,
+            key: key.clone(),
+            group,
+            action,
+        }
+    }
+
+    /// The record of the turn that the message begins, or would have begun.
+    fn record(self, turns: &mut Turns, facts: Facts) -> RequestRecord {
+        let mut record = turns.next(self.policy, self.connection);
+        record.key = self.key;
+        record.group = self.group;
+        record.action = self.action;
+        record.facts = facts;
+        record.request_bytes = self.message.payload_length as u64;
+        record
+    }
+}
+
+impl MessageError {
+    /// What the client is told, and the code that closes its connection.
+    fn into_refusal(self) -> (Refusal, u16) {
+        match self {
+            MessageError::Refused(refusal) => {
+                let code = match refusal.cause {
+                    Cause::BufferFull | Cause::TooManyRequests => TRY_AGAIN_LATER,
+                    Cause::Internal => INTERNAL_ERROR,
+                    _ => POLICY_VIOLATION,
+                };
+                (refusal, code)
+            }
+            MessageError::Protocol(error) => {
+                let cause = match error {
+                    ProtocolError::MessageTooBig { .. } => Cause::BodyTooLarge,
+                    _ => Cause::InvalidHttp,
+                };
+                (Refusal::new(cause, error.to_string()), error.close_code())
+            }
+        }
+    }
 }
 
 impl WebSocketSession {
@@ -132,12 +199,12 @@ impl WebSocketSession {
             message: None,
             fault: None,
             server: ServerReader::new(),
-            relay: Relay::default(),
+            held: HeldMessage::default(),
             event: EventObserver::new(),
             event_bytes: 0,
             turns: Turns::default(),
             pending_close: None,
-            over: false,
+            closed: false,
             client_closed: false,
             server_closed: false,
             activity: 0,
@@ -171,22 +238,22 @@ impl WebSocketSession {
         chunk: Bytes,
         request_info: &RequestInfo,
         connection: &RequestRecord,
-    ) -> Passed {
-        if self.over || self.pending_close.is_some() {
-            return Passed::default();
+    ) -> ClientOutput {
+        if self.closed || self.pending_close.is_some() {
+            return ClientOutput::default();
         }
         let already_open = self.turns.open.len();
         self.client.feed(chunk);
         let mut pieces = Vec::new();
         match self.judge(&mut pieces, connection) {
-            Ok(()) => Passed {
+            Ok(()) => ClientOutput {
                 to_upstream: join(pieces),
-                ..Passed::default()
+                ..ClientOutput::default()
             },
-            Err(stop) => {
+            Err(error) => {
                 // What was judged good in this chunk is not sent either.
                 let unsent = self.turns.open.split_off(already_open);
-                self.refuse(stop, unsent, request_info)
+                self.refuse(error, unsent, request_info)
             }
         }
     }
@@ -198,33 +265,32 @@ impl WebSocketSession {
         chunk: &Bytes,
         request_info: &RequestInfo,
         connection: &RequestRecord,
-    ) -> Relayed {
-        if self.over {
-            return Relayed::last(Some(Bytes::new()));
+    ) -> ServerOutput {
+        if self.closed {
+            return ServerOutput::closing(Some(Bytes::new()));
         }
         let mut boundary = None;
         let mut to_upstream = Vec::new();
+        let mut ended = Vec::new();
         let may_retry = self.pending_close.is_none() && !self.client_closed;
         let Self {
             server,
-            relay,
+            held,
             event,
             event_bytes,
             turns,
             server_closed,
             state,
-            upstream,
             pending_close,
             activity,
             ..
         } = self;
-        let upstream = upstream.as_deref().map(|upstream| &*upstream.config);
-        let mut passage = relay.pass(chunk);
+        let mut pass = held.pass(chunk);
         server.feed(chunk, |part| match part {
             ServerEvent::MessageStart { begin, .. } => {
                 *event_bytes = 0;
                 if may_retry && boundary.is_none() && turns.may_be_refused() {
-                    passage.hold(begin);
+                    pass.hold(begin);
                 }
             }
             ServerEvent::Payload(piece) => {
@@ -233,25 +299,20 @@ impl WebSocketSession {
             }
             ServerEvent::MessageEnd { offset } => {
                 *activity += 1;
-                let retries = (may_retry && passage.holds_to(offset)).then_some(&**state);
+                let retries = (may_retry && pass.holds_to(offset)).then_some(&**state);
                 let step = turns.take_event(event.end(), *event_bytes, connection, retries);
-                passage.end_message(offset, !matches!(step, Some(Step::Retried(_))));
+                pass.end_message(offset, !matches!(step, Some(Step::Retried(_))));
                 match step {
-                    Some(Step::Ended(record, observed)) => {
-                        let (ledger, whole) = (state.ledger(), Termination::Whole);
-                        record.log(&ledger, request_info, upstream, whole, &observed);
-                    }
+                    Some(Step::Ended(record, observed)) => ended.push((record, observed)),
                     Some(Step::Retried(message)) => to_upstream.push(message),
                     None => {}
                 }
-                let may_end =
+                let may_close =
                     pending_close.is_some() || (state.is_draining() && turns.open.is_empty());
-                if may_end && boundary.is_none() {
-                    boundary = Some(offset);
-                }
+                boundary = boundary.or(may_close.then_some(offset));
             }
             ServerEvent::Control(frame) => {
-                passage.control(&frame);
+                pass.control(&frame);
                 *server_closed |= frame.opcode == Opcode::Close;
             }
             ServerEvent::Stopped(why) => {
@@ -261,44 +322,54 @@ impl WebSocketSession {
                 );
             }
         });
-        let Some(at) = boundary else {
-            let header = match may_retry && turns.may_be_refused() {
-                true => server.begun_header(),
-                false => 0,
-            };
-            return Relayed {
-                to_client: passage.finish(header, server.has_ended()),
-                to_upstream,
-                ends: false,
-            };
+        let output = match boundary {
+            Some(at) => {
+                self.closed = true;
+                let last = self.pending_close.take().unwrap_or_else(restart_frame);
+                ServerOutput::closing(Some(pass.end_with(at, last)))
+            }
+            None => {
+                let may_be_held = may_retry && turns.may_be_refused();
+                let header = if may_be_held {
+                    server.begun_header()
+                } else {
+                    0
+                };
+                ServerOutput {
+                    to_client: pass.finish(header, server.has_ended()),
+                    to_upstream,
+                    ends: false,
+                }
+            }
         };
-        self.over = true;
-        let last = self.pending_close.take().unwrap_or_else(restart_frame);
-        Relayed::last(Some(passage.end_with(at, last)))
+        for (record, observed) in ended {
+            self.log_turn(&record, request_info, Termination::Whole, &observed);
+        }
+        output
     }
 
     /// The upstream's side has ended. What the client is to be told, if that falls to the proxy.
-    pub fn server_ended(&mut self) -> Relayed {
-        if self.over || self.server_closed {
-            return Relayed::default();
+    pub fn server_ended(&mut self) -> ServerOutput {
+        if self.closed || self.server_closed {
+            return ServerOutput::default();
         }
-        self.over = true;
+        self.closed = true;
         if !self.is_client_between_messages() {
-            return Relayed::default();
+            return ServerOutput::default();
         }
         let drained = self.state.is_draining() && self.turns.open.is_empty();
         let last = self.pending_close.take();
-        Relayed::last(last.or_else(|| drained.then(restart_frame)))
+        ServerOutput::closing(last.or_else(|| drained.then(restart_frame)))
     }
 
     /// A response takes too long. What the client is told.
-    pub fn server_is_late(&mut self, request_info: &RequestInfo) -> Relayed {
-        if self.over || self.server_closed {
-            return Relayed::default();
+    pub fn server_is_late(&mut self, request_info: &RequestInfo) -> ServerOutput {
+        if self.closed || self.server_closed {
+            return ServerOutput::default();
         }
-        self.over = true;
+        self.closed = true;
         self.end_turns(Termination::Timeout, request_info);
-        Relayed::last(self.is_client_between_messages().then(|| {
+        ServerOutput::closing(self.is_client_between_messages().then(|| {
             let late = Refusal::from(Cause::UpstreamTimeout);
             let close = close_frame(INTERNAL_ERROR, late.cause.code(), None);
             Bytes::from([error_frame(&late), close].concat())
@@ -308,7 +379,7 @@ impl WebSocketSession {
     /// Whether a message of the proxy's own may follow what the client has. In the middle of a message the client would take
     /// anything for a part of it.
     fn is_client_between_messages(&self) -> bool {
-        self.server.at_message_boundary() || self.relay.is_holding()
+        self.server.at_message_boundary() || self.held.is_holding()
     }
 
     /// Whether the upstream has said that it closes; its client may then leave in any way.
@@ -340,19 +411,37 @@ impl WebSocketSession {
 
     /// Accounts for every response that still runs.
     fn end_turns(&mut self, ending: Termination, request_info: &RequestInfo) {
-        let upstream = self.upstream.as_deref();
-        let upstream = upstream.map(|upstream| &*upstream.config);
-        for open in self.turns.open.drain(..) {
-            let (ledger, observed) = (self.state.ledger(), Observed::default());
-            open.record
-                .log(&ledger, request_info, upstream, ending, &observed);
+        for open in std::mem::take(&mut self.turns.open) {
+            self.log_turn(&open.record, request_info, ending, &Observed::default());
         }
     }
 
+    fn log_turn(
+        &self,
+        record: &RequestRecord,
+        request_info: &RequestInfo,
+        ending: Termination,
+        observed: &Observed,
+    ) {
+        let upstream = self.upstream.as_deref();
+        let upstream = upstream.map(|upstream| &*upstream.config);
+        record.log(
+            &self.state.ledger(),
+            request_info,
+            upstream,
+            ending,
+            observed,
+        );
+    }
+
     /// Judges all messages that are whole, and gathers what goes on.
-    fn judge(&mut self, pieces: &mut Vec<Bytes>, connection: &RequestRecord) -> Result<(), Stop> {
+    fn judge(
+        &mut self,
+        pieces: &mut Vec<Bytes>,
+        connection: &RequestRecord,
+    ) -> Result<(), MessageError> {
         while let Some(event) = self.client.next_event() {
-            match event.map_err(Stop::Protocol)? {
+            match event.map_err(MessageError::Protocol)? {
                 ClientEvent::Payload(piece) => {
                     self.read_piece(|take| piece.for_each_unmasked(take))
                 }
@@ -384,9 +473,11 @@ impl WebSocketSession {
     }
 
     /// Keeps what is held within the budget of the process.
-    fn account(&mut self) -> Result<(), Stop> {
+    fn account(&mut self) -> Result<(), MessageError> {
         let held = self.client.held_bytes() + self.message.as_ref().map_or(0, Rewriter::capacity);
-        self.lease.grow_to(held as u64).map_err(Stop::Refused)?;
+        self.lease
+            .grow_to(held as u64)
+            .map_err(MessageError::Refused)?;
         self.lease.shrink_to(held as u64);
         Ok(())
     }
@@ -396,7 +487,7 @@ impl WebSocketSession {
         &mut self,
         message: Message,
         connection: &RequestRecord,
-    ) -> Result<Bytes, Stop> {
+    ) -> Result<Bytes, MessageError> {
         let depth = self.state.limits.json_depth;
         let rewriter = self
             .message
@@ -415,34 +506,29 @@ impl WebSocketSession {
             Some(fault) => Err(fault),
             None => rewriter.finish(edits),
         };
-        match (read, decided) {
-            (Ok(body), Ok(decision)) if over_budget.is_some() => {
-                let refusal = over_budget.unwrap_or_else(|| Cause::BudgetExhausted.into());
-                let facts = Some(body.facts);
-                Err(self.refuse_turn(refusal, policy, decision, facts, &message, connection))
-            }
+        let judged = JudgedMessage::new(&message, connection, policy, &decided);
+        let (body, decision) = match (read, decided) {
+            (Ok(body), _) if !is_create && !body.facts.several_types => return Ok(message.raw),
             // Whatever it is, it is nothing that a group without force would have changed.
-            (Err(_), Ok(decision)) if decision.action.is_none() => Ok(message.raw),
-            (Err(fault), Ok(decision)) => {
-                let refusal = refuse_json(&fault, depth);
-                Err(self.refuse_turn(refusal, policy, decision, None, &message, connection))
-            }
-            (Ok(body), Ok(decision)) if body.facts.several_types => {
-                let refusal = Refusal::new(
-                    Cause::InvalidJson,
-                    "the message has several members that may be its `type`",
-                );
-                let facts = Some(body.facts);
-                Err(self.refuse_turn(refusal, policy, decision, facts, &message, connection))
-            }
-            (Ok(body), _) if !is_create && !body.facts.several_types => Ok(message.raw),
-            (Ok(body), Ok(decision)) => {
-                self.begin_turn(policy, decision, body, message, connection)
+            (Err(_), Ok(decision)) if decision.action.is_none() => return Ok(message.raw),
+            (Err(fault), Ok(_)) => {
+                return Err(self.refuse_turn(judged, None, refuse_json(&fault, depth)));
             }
             (read, Err(denied)) => {
                 let facts = read.ok().map(|body| body.facts);
-                Err(self.deny_turn(denied, policy, facts, &message, connection))
+                return Err(self.refuse_turn(judged, facts, denied.cause.into()));
             }
+            (Ok(body), Ok(decision)) => (body, decision),
+        };
+        let ambiguous = body.facts.several_types.then(|| {
+            Refusal::new(
+                Cause::InvalidJson,
+                "the message has several members that may be its `type`",
+            )
+        });
+        match over_budget.or(ambiguous) {
+            Some(refusal) => Err(self.refuse_turn(judged, Some(body.facts), refusal)),
+            None => self.begin_turn(judged, &decision, body),
         }
     }
 
@@ -474,151 +560,111 @@ impl WebSocketSession {
     /// A `response.create` that may go on.
     fn begin_turn(
         &mut self,
-        policy: Arc<Policy>,
-        decision: Decision,
+        judged: JudgedMessage<'_>,
+        decision: &Decision,
         body: Rewritten,
-        message: Message,
-        connection: &RequestRecord,
-    ) -> Result<Bytes, Stop> {
+    ) -> Result<Bytes, MessageError> {
+        let permits = match self.acquire_permits(decision) {
+            Ok(permits) => permits,
+            Err(refusal) => return Err(self.refuse_turn(judged, Some(body.facts), refusal)),
+        };
+        let message = judged.message;
+        let mut record = judged.record(&mut self.turns, Facts::default());
+        record.permits = Some(permits);
+        let action = decision.action.filter(|action| action.changes());
+        let sent = match action {
+            Some(action) => self.rewritten_frame(&mut record, message, action, body),
+            None => {
+                record.facts = body.facts;
+                record.sent_whole(message.payload_length as u64, None);
+                Ok((message.raw.clone(), None))
+            }
+        };
+        match sent {
+            Ok((frame, kept)) => {
+                self.activity += 1;
+                self.turns.begin(record, kept);
+                Ok(frame)
+            }
+            Err(refusal) => {
+                self.turns.begin_refused(record);
+                Err(MessageError::Refused(refusal))
+            }
+        }
+    }
+
+    fn acquire_permits(&self, decision: &Decision) -> Result<InFlightPermits, Refusal> {
         if !self.turns.has_room() {
-            let refusal = Refusal::new(
+            return Err(Refusal::new(
                 Cause::BufferFull,
                 "too many responses run on this connection",
-            );
-            return Err(self.refuse_turn(
-                refusal,
-                policy,
-                decision,
-                Some(body.facts),
-                &message,
-                connection,
             ));
         }
-        let permits = match self
-            .state
-            .in_flight
-            .enter(&decision.group, &decision.credential.digest)
-        {
-            Ok(permits) => permits,
-            Err(refusal) => {
-                let facts = Some(body.facts);
-                return Err(
-                    self.refuse_turn(refusal, policy, decision, facts, &message, connection)
-                );
-            }
-        };
-        let mut record = self.turns.next(policy, connection);
-        record.permits = Some(permits);
-        record.request_bytes = message.payload_length as u64;
-        record.key = decision.key.clone();
-        record.group = Some(decision.group.clone());
-        record.action = decision.action;
-        let action = decision.action.filter(|action| action.changes());
-        let mut sent_message = None;
-        let goes_on = if let Some(action) = action {
-            let (buffer, start, facts) = body.into_parts();
-            let depth = self.state.limits.json_depth;
-            let Ok(found) = action.outgoing_tier(&buffer[start..], depth, true) else {
-                self.state.metrics.unforced_forwarded.inc();
-                log::error!(
-                    "turn {}: the outgoing message does not carry the forced tier; it is not sent",
-                    record.number
-                );
-                self.open_refused(record, Some(facts), &message);
-                return Err(Stop::Refused(Cause::Internal.into()));
-            };
-            let payload_length = buffer.len() - start;
-            record.facts = facts;
-            record.sent_whole(payload_length as u64, found);
-            let frame = encode_in_place(message.opcode, Some(message.mask), buffer, start);
-            if decision.group.retries_without_tier(action) {
-                // What was counted for it so far is the frame by now.
-                self.lease.shrink_to(self.client.held_bytes() as u64);
-                let (frame, memory) = (frame.clone(), &self.state.body_memory);
-                sent_message = SentMessage::keep(&message, frame, payload_length, memory);
-            }
-            frame
-        } else {
-            record.facts = body.facts;
-            record.sent_whole(message.payload_length as u64, None);
-            message.raw
-        };
-        self.activity += 1;
-        self.turns.begin(record, sent_message);
-        Ok(goes_on)
+        let in_flight = &self.state.in_flight;
+        in_flight.enter(&decision.group, &decision.credential.digest)
     }
 
-    fn deny_turn(
+    /// The message with the tier that was decided, and a copy of it where it may have to be sent without the tier.
+    fn rewritten_frame(
         &mut self,
-        denied: Denied,
-        policy: Arc<Policy>,
-        facts: Option<Facts>,
+        record: &mut RequestRecord,
         message: &Message,
-        connection: &RequestRecord,
-    ) -> Stop {
-        let mut record = self.turns.next(policy, connection);
-        record.key = denied.key;
-        record.group = denied.group;
-        self.open_refused(record, facts, message);
-        Stop::Refused(denied.cause.into())
+        action: TierAction,
+        body: Rewritten,
+    ) -> Result<(Bytes, Option<SentMessage>), Refusal> {
+        let (buffer, start, facts) = body.into_parts();
+        record.facts = facts;
+        let (depth, turn) = (self.state.limits.json_depth, record.number);
+        let tier = action
+            .outgoing_tier(&buffer[start..], depth, true)
+            .map_err(|_| refuse_unforced(&self.state, format_args!("turn {turn}")))?;
+        let payload_length = buffer.len() - start;
+        record.sent_whole(payload_length as u64, tier);
+        let frame = encode_in_place(message.opcode, Some(message.mask), buffer, start);
+        let group = record.group.as_ref();
+        if !group.is_some_and(|group| group.retries_without_tier(action)) {
+            return Ok((frame, None));
+        }
+        // What was counted for it so far is the frame by now.
+        self.lease.shrink_to(self.client.held_bytes() as u64);
+        let memory = &self.state.body_memory;
+        let kept = SentMessage::keep(message, frame.clone(), payload_length, memory);
+        Ok((frame, kept))
     }
 
+    /// A turn of which nothing goes to the upstream; the refusal which follows will close it.
     fn refuse_turn(
         &mut self,
-        refusal: Refusal,
-        policy: Arc<Policy>,
-        decision: Decision,
+        judged: JudgedMessage<'_>,
         facts: Option<Facts>,
-        message: &Message,
-        connection: &RequestRecord,
-    ) -> Stop {
-        let mut record = self.turns.next(policy, connection);
-        record.key = decision.key;
-        record.group = Some(decision.group);
-        record.action = decision.action;
-        self.open_refused(record, facts, message);
-        Stop::Refused(refusal)
-    }
-
-    /// A turn that the refusal which follows will close.
-    fn open_refused(&mut self, mut record: RequestRecord, facts: Option<Facts>, message: &Message) {
-        record.facts = facts.unwrap_or_default();
-        record.request_bytes = message.payload_length as u64;
+        refusal: Refusal,
+    ) -> MessageError {
+        let record = judged.record(&mut self.turns, facts.unwrap_or_default());
         self.turns.begin_refused(record);
+        MessageError::Refused(refusal)
     }
 
     /// Tells the client why, now or when the server's message under way has ended.
-    fn refuse(&mut self, stop: Stop, unsent: Vec<OpenTurn>, request_info: &RequestInfo) -> Passed {
-        let (refusal, code) = match stop {
-            Stop::Refused(refusal)
-                if matches!(refusal.cause, Cause::BufferFull | Cause::TooManyRequests) =>
-            {
-                (refusal, TRY_AGAIN_LATER)
-            }
-            Stop::Refused(refusal) if refusal.cause == Cause::Internal => (refusal, INTERNAL_ERROR),
-            Stop::Refused(refusal) => (refusal, POLICY_VIOLATION),
-            Stop::Protocol(why @ ProtocolError::MessageTooBig { .. }) => (
-                Refusal::new(Cause::BodyTooLarge, why.to_string()),
-                why.close_code(),
-            ),
-            Stop::Protocol(why) => (
-                Refusal::new(Cause::InvalidHttp, why.to_string()),
-                why.close_code(),
-            ),
-        };
+    fn refuse(
+        &mut self,
+        error: MessageError,
+        unsent: Vec<OpenTurn>,
+        request_info: &RequestInfo,
+    ) -> ClientOutput {
+        let (refusal, code) = error.into_refusal();
         for mut open in unsent {
             open.record.sent = Sent::default();
-            let transport = open.record.answer.transport;
             open.record.answer = Answered {
                 status: Some(REFUSED_STATUS),
-                transport,
+                transport: open.record.answer.transport,
                 ..Answered::default()
             };
+            let ending = Termination::Refused(refusal.cause);
             open.record.log(
                 &self.state.ledger(),
                 request_info,
                 None,
-                Termination::Refused(refusal.cause),
+                ending,
                 &Observed::default(),
             );
         }
@@ -629,20 +675,20 @@ impl WebSocketSession {
             ]
             .concat(),
         );
-        Passed {
+        ClientOutput {
             to_upstream: Bytes::new(),
-            to_client: self.last_word(frames),
+            to_client: self.close_client(frames),
             refusal: Some(refusal),
         }
     }
 
     /// These frames, if it is the moment for them; nothing, if no moment will come; else they wait for theirs.
-    fn last_word(&mut self, frames: Bytes) -> Option<Bytes> {
+    fn close_client(&mut self, frames: Bytes) -> Option<Bytes> {
         if self.is_client_between_messages() {
-            self.over = true;
+            self.closed = true;
             Some(frames)
         } else if self.server.has_ended() {
-            self.over = true;
+            self.closed = true;
             Some(Bytes::new())
         } else {
             self.pending_close = Some(frames);

@@ -23,9 +23,9 @@ const CREATED: &str = "response.created";
 /// The event that some upstreams send behind the one that ended a response.
 const DONE: &str = "response.done";
 /// Responses that may run at once. The API allows 16; those beyond are judged and billed as well, up to here.
-const MOST_OPEN_TURNS: usize = 1024;
+const MAX_OPEN_TURNS: usize = 1024;
 /// Responses whose ends are remembered, in case they are told again.
-const MOST_ENDED: usize = 64;
+const MAX_REMEMBERED: usize = 64;
 
 /// The responses of one connection.
 #[derive(Default)]
@@ -129,7 +129,7 @@ impl Turns {
 
     /// Whether another turn may begin.
     pub fn has_room(&self) -> bool {
-        self.open.len() < MOST_OPEN_TURNS
+        self.open.len() < MAX_OPEN_TURNS
     }
 
     /// Whether the next message of the server may refuse a tier without which the client's message would be sent once more.
@@ -166,7 +166,7 @@ impl Turns {
         let observed = event.observed?;
         let ended = self.open.remove(at);
         if let Some(id) = ended.response_id {
-            if self.ended.len() == MOST_ENDED {
+            if self.ended.len() == MAX_REMEMBERED {
                 self.ended.pop_front();
             }
             self.ended.push_back(id);

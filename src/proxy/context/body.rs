@@ -10,6 +10,7 @@ use crate::codec::service_tier::Edits;
 use crate::config::ChatStreamUsage;
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{BetaHeader, Condition, TierAction};
+use crate::proxy::request_body::refuse_unforced;
 
 impl RequestContext {
     /// All of a held body is here.
@@ -130,14 +131,9 @@ impl RequestContext {
             Some(action) => action.outgoing_tier(&bytes, self.json_depth, false),
             None => Ok(None),
         };
-        let Ok(found) = found else {
-            self.state.metrics.unforced_forwarded.inc();
-            log::error!(
-                "request {}: the outgoing body does not carry the forced tier; it is not sent",
-                self.request_info.id
-            );
-            return Err(Cause::Internal.into());
-        };
+        let id = self.request_info.id;
+        let found =
+            found.map_err(|_| refuse_unforced(&self.state, format_args!("request {id}")))?;
         self.record.sent_whole(bytes.len() as u64, found);
         Ok(bytes)
     }
