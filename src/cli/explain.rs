@@ -26,11 +26,12 @@ use crate::policy::group::{BudgetRule, FastModeSignal, ForcedTier, ModelRule, Sc
 use crate::policy::{
     CredentialHeader, Decision, Denied, Group, Head, Policy, TierAction, TierReason,
 };
+use crate::proxy::body_filter::{action_for_body, may_be_empty};
 use crate::proxy::bridge_exchange::conversion::{self, Conversion};
 use crate::proxy::context::{logged_path, without_query};
+use crate::proxy::may_upgrade;
 use crate::proxy::request_body::{BufferedBody, StreamedBody};
 use crate::proxy::upstream_request::{HeadEdit, Length};
-use crate::proxy::{may_be_empty, may_upgrade, order_for_body};
 use crate::upstream::Upstream;
 
 /// How much of a rewritten body is shown, in characters.
@@ -486,7 +487,7 @@ fn carry(
     let (head, body) = (&request.head, &request.body);
     let length = Some(request.length());
     let budget = Budget::new(limits.buffered);
-    let for_body = order_for_body(decision.action, &head.method, body.is_empty());
+    let for_body = action_for_body(decision.action, &head.method, body.is_empty());
     let Some(action) = for_body else {
         let mut streamed = StreamedBody::open(&head.headers, length, &limits, &budget)?;
         streamed.pass(body)?;

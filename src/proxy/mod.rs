@@ -1,6 +1,7 @@
 //! The way of a request through Pingora's phases, and the only one. Control flow stands here; what is decided, checked,
 //! rewritten and recorded stands in the modules that are called.
 
+pub(crate) mod body_filter;
 pub(crate) mod bridge_exchange;
 pub(crate) mod client_connection;
 mod client_ip;
@@ -22,46 +23,32 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header;
-use http::{HeaderName, Method, Version};
+use http::{Method, Version};
 use pingora_core::protocols::Digest;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, ProxyWarnLogContext, Session};
-use tokio::time::{Instant, timeout_at};
 
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::framing;
+use crate::policy::Head;
 use crate::policy::endpoint::Endpoint;
-use crate::policy::{Condition, Head, TierAction};
 use crate::proxy::bridge_exchange::Bridge;
 use crate::proxy::client_connection::ClientConnection;
-use crate::proxy::context::{Body, RequestContext, head_bytes, without_query};
-use crate::proxy::error_mapping::{REFUSED, TIER_REFUSED, no_address, refused};
+use crate::proxy::context::{RequestContext, head_bytes, without_query};
+use crate::proxy::error_mapping::{TIER_REFUSED, no_address, refused};
 use crate::proxy::replies::{
-    LocalAnswer, answer_locally, answer_refusal, check_response, continue_upload, edit_response,
-    local_answer, withhold_interim,
+    LINGERING_CLOSE_TIME, REQUEST_ID, Stop, answer_locally, answer_refusal, check_response,
+    edit_response, local_answer, withhold_interim,
 };
-use crate::proxy::request_body::{BufferedBody, StreamedBody, waiting_piece};
 use crate::state::State;
 use crate::upstream::connector::UpstreamConnector;
 use crate::upstream::connector::control::StreamControl;
 
-/// Bytes that an upstream of HTTP/2 takes before it has said more (RFC 9113 §6.9.2). So much of a body hardly ever waits, and is
-/// not counted.
-const INITIAL_WINDOW: u64 = 65_535;
-/// What Pingora keeps of a body for another attempt, in bytes. The rest of a body that is read before a peer is chosen has
-/// to fit, for Pingora sends such a body only by replaying what it kept.
-const PINGORA_REPLAY_BYTES: u64 = 64 * 1024;
-/// What is read of a request that was answered before it was here: a close with bytes unread would take the answer away
-/// from the client (RFC 9112 §9.6).
-const LINGERING_CLOSE_TIME: Duration = Duration::from_secs(2);
-const LINGERING_CLOSE_BYTES: usize = 1 << 20;
 /// How long what a client of HTTP/2 is still to get may take to leave, before its stream is reset.
 const FLUSH_TIME: Duration = Duration::from_millis(50);
-
-pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static("x-tiergate-request-id");
 
 /// Pingora's loop over our phases and our connections.
 pub type Proxy = HttpProxy<TierProxy, UpstreamConnector>;
@@ -72,21 +59,6 @@ pub struct TierProxy {
     pub state: Arc<State>,
     /// Serves requests whose upstream speaks another protocol.
     pub bridge: Bridge,
-}
-
-/// Why a request goes no further.
-enum Stop {
-    Refused(Refusal),
-    /// It is answered without an upstream.
-    Answered(Box<LocalAnswer>),
-    /// The client's connection failed.
-    Downstream(Box<Error>),
-}
-
-impl<R: Into<Refusal>> From<R> for Stop {
-    fn from(refusal: R) -> Self {
-        Stop::Refused(refusal.into())
-    }
 }
 
 #[async_trait]
@@ -185,7 +157,7 @@ impl ProxyHttp for TierProxy {
     }
 
     /// The one place that holds, checks and rewrites bodies. Pingora drives it for those that pass as they come and those
-    /// without a length; [`Self::read_body`] for those of known length.
+    /// without a length; [`body_filter::take_body`] for those of known length.
     async fn request_body_filter(
         &self,
         session: &mut Session,
@@ -201,12 +173,12 @@ impl ProxyHttp for TierProxy {
         }
         let ends = end_of_stream || body.is_none();
         if context.is_logged() {
-            return drop_piece(session, body, ends, context);
+            return body_filter::drop_piece(session, body, ends, context);
         }
         if ends && !end_of_stream && context.is_sent() {
-            return end_by_trailers(context);
+            return body_filter::end_by_trailers(context);
         }
-        if let Err(refusal) = filter_body(body, ends, context) {
+        if let Err(refusal) = body_filter::filter_piece(body, ends, context) {
             context.refusal = Some(refusal);
             // Over HTTP/2 Pingora would wait for the response all the same.
             context.end_upstream();
@@ -231,7 +203,7 @@ impl ProxyHttp for TierProxy {
         context: &mut Box<RequestContext>,
     ) -> Result<()> {
         check_response(response, context)?;
-        if is_replayable(session, context) && context.drop_refused_tier() {
+        if body_filter::is_replayable(session, context) && context.drop_refused_tier() {
             let error = Error::explain(TIER_REFUSED, "it is sent once more without a tier");
             return Err(error.into_up());
         }
@@ -281,7 +253,7 @@ impl ProxyHttp for TierProxy {
         context: &mut Box<RequestContext>,
         reused: bool,
     ) -> Box<Error> {
-        let replayable = is_replayable(session, context);
+        let replayable = body_filter::is_replayable(session, context);
         context.attempt_failed(error, reused, replayable)
     }
 
@@ -384,7 +356,9 @@ impl TierProxy {
             let served = self.bridge.serve(session, context, &conversion);
             return Box::pin(served).await.map(|()| true);
         }
-        self.take_body(session, context).await.map(|()| false)
+        body_filter::take_body(session, context)
+            .await
+            .map(|()| false)
     }
 
     /// Who asks, for what, and what is to be done about the tier.
@@ -401,186 +375,6 @@ impl TierProxy {
             return Err(Cause::InvalidHttp.into());
         }
         Ok(())
-    }
-
-    /// Reads a body that is to be rewritten, if its length is known; makes the others ready to be passed on.
-    async fn take_body(
-        &self,
-        session: &mut Session,
-        context: &mut RequestContext,
-    ) -> Result<(), Stop> {
-        let length = content_length(session.req_header())?;
-        let State {
-            limits,
-            body_memory,
-            ..
-        } = &*self.state;
-        let empty = expect_body(session, context);
-        let is_http2 = session.as_downstream().is_http2();
-        context.body_idle = is_http2.then_some(limits.body_idle_timeout);
-        let method = &context.request_info.method;
-        let headers = &session.req_header().headers;
-        let mut action = order_for_body(context.record.action, method, empty);
-        if length.is_none() && !empty {
-            context.resolve_without_body(headers.contains_key(header::CONTENT_ENCODING))?;
-            action = context.record.action;
-        }
-        let is_held = action.is_some_and(|action| needs_body(&action))
-            || context.requests_usage()
-            || (!empty && context.holds_for_budget());
-        if !is_held {
-            let body = StreamedBody::open(headers, length, limits, body_memory)?;
-            context.body = Body::Streamed(Box::new(body));
-            return continue_upload(session).await;
-        }
-        let may_stay = action.is_none_or(|action| action.condition != Condition::Always)
-            || context.has_budget();
-        let held = BufferedBody::open(headers, length, may_stay, limits, body_memory)?;
-        context.body = Body::Buffered(Box::new(held));
-        continue_upload(session).await?;
-        match length.or(empty.then_some(0)) {
-            Some(length) => self.read_body(session, context, length).await,
-            None => Ok(()),
-        }
-    }
-
-    /// Reads a whole body before a peer is chosen: the upstream then gets an exact length, and nothing of a bad one. Pingora
-    /// replays the last of its bytes, and the filter answers with all of it.
-    async fn read_body(
-        &self,
-        session: &mut Session,
-        context: &mut RequestContext,
-        length: u64,
-    ) -> Result<(), Stop> {
-        read_pieces(session, context, Some(length)).await?;
-        if length > 0 && session.get_retry_buffer().is_none() {
-            // Nothing would make Pingora send the body.
-            return Err(Cause::Internal.into());
-        }
-        context.finish_buffered()?;
-        context.complete_body();
-        Ok(())
-    }
-}
-
-/// Notes whether more of the request is to come than its head. True where it has no body.
-fn expect_body(session: &mut Session, context: &mut RequestContext) -> bool {
-    let empty = session.as_downstream_mut().is_body_empty();
-    context.body_complete = empty;
-    if let Some(client) = &context.client {
-        client.await_body(!empty);
-    }
-    empty
-}
-
-/// Reads a body that is held, to its end and within its limits. `replayed`: the length of one whose last bytes Pingora is to
-/// keep, so that it sends it.
-async fn read_pieces(
-    session: &mut Session,
-    context: &mut RequestContext,
-    replayed: Option<u64>,
-) -> Result<(), Stop> {
-    let limits = context.state.limits.clone();
-    let deadline = Instant::now() + limits.body_timeout;
-    let drain_over = context.state.drain_over();
-    while !session.is_body_done() {
-        let left = replayed.map(|length| length.saturating_sub(context.record.request_bytes));
-        if left.is_some_and(|left| left <= PINGORA_REPLAY_BYTES) {
-            session.enable_retry_buffering();
-        }
-        let until = deadline.min(Instant::now() + limits.body_idle_timeout);
-        let read = tokio::select! {
-            biased;
-            read = timeout_at(until, session.read_request_body()) => read,
-            () = drain_over.cancelled() => return Err(Cause::Draining.into()),
-        };
-        let read = read.map_err(|_| Cause::RequestTimeout)?;
-        let Some(chunk) = read.map_err(|error| Stop::Downstream(error.into_down()))? else {
-            break;
-        };
-        filter_body(&mut Some(chunk), false, context)?;
-    }
-    Ok(())
-}
-
-/// One piece of a request body on its way to the upstream. A held body comes out as one piece, at its end.
-fn filter_body(
-    body: &mut Option<Bytes>,
-    ends: bool,
-    context: &mut RequestContext,
-) -> Result<(), Refusal> {
-    if context.record.began.elapsed() > context.state.limits.body_timeout && !context.body_complete
-    {
-        return Err(Cause::RequestTimeout.into());
-    }
-    if ends {
-        context.complete_body();
-    }
-    let piece = body.clone().unwrap_or_default();
-    context.begin_piece();
-    match &mut context.body {
-        Body::Streamed(streamed) => {
-            context.record.request_bytes += piece.len() as u64;
-            streamed.pass(&piece)?;
-            context.record.sent.bytes += piece.len() as u64;
-            if ends && piece.is_empty() {
-                // Pingora would end a chunked message twice (cloudflare/pingora#935).
-                *body = None;
-            } else if context.is_http2_upstream()
-                && context.record.sent.bytes > INITIAL_WINDOW
-                && !piece.is_empty()
-            {
-                *body = Some(waiting_piece(piece, &context.state.body_memory)?);
-            }
-        }
-        Body::Buffered(held) => {
-            context.record.request_bytes += piece.len() as u64;
-            held.push(&piece)?;
-            // `None` would end the message here.
-            *body = Some(Bytes::new());
-            if ends {
-                context.finish_buffered()?;
-                *body = Some(context.send_ready()?);
-            }
-        }
-        Body::Ready(_) => {
-            *body = Some(match ends {
-                true => context.send_ready()?,
-                false => Bytes::new(),
-            });
-        }
-        Body::None => {}
-    }
-    Ok(())
-}
-
-/// A piece that nobody waits for: the upstream has answered without it, or it is behind the end. Its message stays as it
-/// is.
-fn drop_piece(
-    session: &Session,
-    body: &mut Option<Bytes>,
-    ends: bool,
-    context: &RequestContext,
-) -> Result<()> {
-    let is_over = session.body_bytes_read() > LINGERING_CLOSE_BYTES
-        || context
-            .logged_at()
-            .is_some_and(|since| since.elapsed() > LINGERING_CLOSE_TIME);
-    if ends || is_over {
-        let error = Error::explain(REFUSED, "the request goes on behind its response");
-        return Err(error.into_down());
-    }
-    // `None` would be an end.
-    *body = Some(Bytes::new());
-    Ok(())
-}
-
-/// The end of a body that trailers end, after its last piece. Over HTTP/2 Pingora goes on asking for more of it, for it
-/// takes END_STREAM in trailers for no end: the first time the request is to be ended, then its loop is to stop reading.
-fn end_by_trailers(context: &mut RequestContext) -> Result<()> {
-    match std::mem::replace(&mut context.trailers_seen, true) {
-        false => Ok(()),
-        true => Error::e_explain(REFUSED, "the request has ended by trailers"),
     }
 }
 
@@ -607,50 +401,6 @@ fn announces_body(head: &RequestHeader) -> bool {
     let length = head.headers.get(header::CONTENT_LENGTH);
     head.headers.contains_key(header::TRANSFER_ENCODING)
         || length.is_some_and(|length| length != "0")
-}
-
-/// Whether an action needs the whole body before anything is sent.
-fn needs_body(action: &TierAction) -> bool {
-    action.changes() || action.condition != Condition::Always
-}
-
-/// What is to be done to the body. A request of some methods may go without one, and then has none that could carry a
-/// tier.
-pub(crate) fn order_for_body(
-    action: Option<TierAction>,
-    method: &Method,
-    empty: bool,
-) -> Option<TierAction> {
-    action.filter(|_| !(empty && may_be_empty(method)))
-}
-
-pub(crate) fn may_be_empty(method: &Method) -> bool {
-    matches!(
-        *method,
-        Method::GET | Method::HEAD | Method::OPTIONS | Method::DELETE
-    )
-}
-
-fn content_length(head: &RequestHeader) -> Result<Option<u64>, Refusal> {
-    let Some(value) = head.headers.get(header::CONTENT_LENGTH) else {
-        return Ok(None);
-    };
-    let length = value.to_str().ok().and_then(|text| text.parse().ok());
-    length.map(Some).ok_or_else(|| Cause::InvalidHttp.into())
-}
-
-/// Whether the same bytes can be sent again.
-fn is_replayable(session: &mut Session, context: &RequestContext) -> bool {
-    match &context.body {
-        // Of a body without a length Pingora may have kept too little to begin again; it would wait for the rest forever.
-        Body::Ready(_) => {
-            session.get_retry_buffer().is_some() || session.as_downstream_mut().is_body_empty()
-        }
-        // Pingora keeps all of it up to its limit, and reads on from there.
-        Body::Streamed(_) => !session.retry_buffer_truncated(),
-        Body::Buffered(_) => false,
-        Body::None => session.as_downstream_mut().is_body_empty(),
-    }
 }
 
 fn asked(session: &Session) -> Head<'_> {

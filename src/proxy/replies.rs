@@ -1,5 +1,7 @@
 //! What the client is told: the proxy's own answers, and what of an upstream's head goes no further.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderName, Method, StatusCode, Version, header};
 use pingora_core::protocols::http::ServerSession;
@@ -8,7 +10,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 use tokio::time::timeout;
 
-use super::{LINGERING_CLOSE_BYTES, LINGERING_CLOSE_TIME, REQUEST_ID, Stop, cors};
+use super::cors;
 use crate::accounting::record::Termination;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::framing::{self, connection_headers};
@@ -16,6 +18,14 @@ use crate::proxy::context::{Body, RequestContext, without_query};
 use crate::proxy::error_mapping::REFUSED;
 use crate::state::State;
 use crate::upstream::Upstream;
+
+/// What is read of a request that was answered before it was here: a close with bytes unread would take the answer away
+/// from the client (RFC 9112 §9.6).
+pub(super) const LINGERING_CLOSE_TIME: Duration = Duration::from_secs(2);
+pub(super) const LINGERING_CLOSE_BYTES: usize = 1 << 20;
+
+/// The id of a request, told to its client.
+pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static("x-tiergate-request-id");
 
 /// Headers that speak of the upstream's connection (RFC 9110 §7.6.1, RFC 9113 §8.2.2).
 static HOP_BY_HOP: [HeaderName; 8] = [
@@ -39,6 +49,21 @@ static ACCOUNT: [HeaderName; 6] = [
     HeaderName::from_static("openai-project"),
     HeaderName::from_static("set-cookie2"),
 ];
+
+/// Why a request goes no further.
+pub(super) enum Stop {
+    Refused(Refusal),
+    /// It is answered without an upstream.
+    Answered(Box<LocalAnswer>),
+    /// The client's connection failed.
+    Downstream(Box<Error>),
+}
+
+impl<R: Into<Refusal>> From<R> for Stop {
+    fn from(refusal: R) -> Self {
+        Stop::Refused(refusal.into())
+    }
+}
 
 /// A response that needs no upstream.
 pub(super) struct LocalAnswer {

@@ -25,7 +25,8 @@ use crate::config::ServedTier;
 use crate::policy::endpoint::Endpoint;
 use crate::proxy::bridge_exchange::request::Prepared;
 use crate::proxy::context::RequestContext;
-use crate::proxy::{REQUEST_ID, Stop, cors};
+use crate::proxy::cors;
+use crate::proxy::replies::{REQUEST_ID, Stop};
 
 /// The most of an answer that is held to be sent whole, and of one event, in bytes.
 const ANSWER_BYTES: u64 = 32 << 20;

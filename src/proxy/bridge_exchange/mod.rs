@@ -27,14 +27,13 @@ use crate::bridge::{
 };
 use crate::codec::service_tier::Edit;
 use crate::policy::endpoint::Endpoint;
-use crate::proxy::Stop;
 use crate::proxy::bridge_exchange::client::Client;
 use crate::proxy::bridge_exchange::conversion::Conversion;
 use crate::proxy::bridge_exchange::request::Prepared;
 use crate::proxy::bridge_exchange::upstream::Connection;
 use crate::proxy::context::{Body, RequestContext};
 use crate::proxy::error_mapping::{TIER_REFUSED, no_address};
-use crate::proxy::replies::check_response;
+use crate::proxy::replies::{Stop, check_response};
 use crate::state::State;
 use crate::upstream::connector::UpstreamConnector;
 use crate::upstream::connector::control::{Phase, StreamControl};

@@ -12,10 +12,11 @@ use crate::codec::cut;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::Edits;
 use crate::policy::CredentialHeader;
+use crate::proxy::body_filter::{content_length, expect_body, read_pieces};
 use crate::proxy::context::{Body, RequestContext};
-use crate::proxy::replies::continue_upload;
+use crate::proxy::replies::{Stop, continue_upload};
 use crate::proxy::request_body::BufferedBody;
-use crate::proxy::{Stop, content_length, expect_body, read_pieces};
+
 use crate::upstream::Upstream;
 
 /// The longest `bridge_dropped`, in bytes: the names come from clients.
