@@ -46,7 +46,7 @@ impl Default for Http2Flood {
 
 impl Http2Flood {
     /// Takes what came from the client behind its preface. False where it is a flood.
-    pub fn has_read(&mut self, mut bytes: &[u8]) -> bool {
+    pub fn record_read(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
             let skipped = self.payload.min(bytes.len());
             self.payload -= skipped;
@@ -66,7 +66,7 @@ impl Http2Flood {
     }
 
     /// So many bytes went to the client.
-    pub fn has_written(&mut self, count: usize) {
+    pub fn record_written(&mut self, count: usize) {
         self.written += count as u64;
         let earned = self.written / BYTES_EARN;
         self.written %= BYTES_EARN;
@@ -104,8 +104,8 @@ mod tests {
         for piece in [1, 7, 9, 17, 1000, pings.len()] {
             let mut flood = Http2Flood::default();
             let (last, before) = (pings.len() - 17, &pings[..pings.len() - 17]);
-            assert!(before.chunks(piece).all(|piece| flood.has_read(piece)));
-            assert!(!flood.has_read(&pings[last..]));
+            assert!(before.chunks(piece).all(|piece| flood.record_read(piece)));
+            assert!(!flood.record_read(&pings[last..]));
         }
     }
 
@@ -114,8 +114,8 @@ mod tests {
         let mut flood = Http2Flood::default();
         let ping = frame(PING, &[7; 8]);
         let answered = (0..4 * ALLOWANCE).take_while(|_| {
-            flood.has_written(17);
-            flood.has_read(&ping)
+            flood.record_written(17);
+            flood.record_read(&ping)
         });
         assert!(answered.count() < 4 * ALLOWANCE as usize);
     }
@@ -125,8 +125,8 @@ mod tests {
         let mut flood = Http2Flood::default();
         let update = frame(WINDOW_UPDATE, &[0, 0, 0, 90]).repeat(2);
         for _ in 0..10 * ALLOWANCE {
-            flood.has_written(90);
-            assert!(flood.has_read(&update));
+            flood.record_written(90);
+            assert!(flood.record_read(&update));
         }
     }
 
@@ -139,7 +139,7 @@ mod tests {
             frame(DATA, b""),
         ];
         for _ in 0..10 * ALLOWANCE {
-            assert!(flood.has_read(&request.concat()));
+            assert!(flood.record_read(&request.concat()));
         }
     }
 }

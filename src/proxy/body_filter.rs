@@ -110,7 +110,7 @@ pub(super) fn expect_body(session: &mut Session, context: &mut RequestContext) -
     let is_empty = session.as_downstream_mut().is_body_empty();
     context.body_complete = is_empty;
     if let Some(client) = &context.client {
-        client.await_body(!is_empty);
+        client.set_awaits_body(!is_empty);
     }
     is_empty
 }

@@ -126,7 +126,7 @@ impl ClientConnection {
     }
 
     /// So many bytes came from the client. False where a head is too long to be read on.
-    pub fn has_read(&self, count: usize) -> bool {
+    pub fn record_read(&self, count: usize) -> bool {
         let mut state = self.0.lock();
         match state.phase {
             Phase::Request => return true,
@@ -164,8 +164,8 @@ impl ClientConnection {
         state.wake();
     }
 
-    /// Whether more of the request's body is to come.
-    pub fn await_body(&self, awaits: bool) {
+    /// Says whether more of the request's body is to come; the end of a drain interrupts the wait for it.
+    pub fn set_awaits_body(&self, awaits: bool) {
         self.0.lock().awaits_body = awaits;
     }
 
@@ -212,8 +212,8 @@ impl ClientConnection {
         self.0.lock().abort_grace = Some(grace);
     }
 
-    /// The client has left. Whether the request goes on without it.
-    pub fn client_leaves(&self) -> bool {
+    /// Takes note that the client has left. True where the request goes on without it, for a while.
+    pub fn client_aborted(&self) -> bool {
         let mut state = self.0.lock();
         let Some(grace) = state.abort_grace else {
             return false;
@@ -231,7 +231,7 @@ impl ClientConnection {
 
     /// The response has told all that it is read on for. Where the client has left, the rest is read only to use the
     /// upstream's connection again.
-    pub fn response_is_told(&self) {
+    pub fn response_complete(&self) {
         let mut state = self.0.lock();
         let Some(ends) = &mut state.grace_ends else {
             state.abort_grace = None;

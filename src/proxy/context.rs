@@ -285,7 +285,7 @@ impl RequestContext {
             && !had_all
             && observer.has_terminal_event()
         {
-            client.response_is_told();
+            client.response_complete();
         }
     }
 
@@ -306,7 +306,7 @@ impl RequestContext {
     }
 
     /// The answer has ended, and what is left is for the client to read.
-    pub fn end_answer(&mut self) {
+    pub fn end_response(&mut self) {
         if self.websocket.is_some() {
             return;
         }
@@ -326,7 +326,7 @@ impl RequestContext {
     }
 
     /// The head of an answer is here.
-    pub fn take_answer(&mut self, status: StatusCode, headers: &HeaderMap) {
+    pub fn record_response_head(&mut self, status: StatusCode, headers: &HeaderMap) {
         self.read_answer(status.as_u16(), headers);
         if let Some(upstream) = &self.upstream {
             self.attempts.is_answered(upstream, status.as_u16());
@@ -379,7 +379,7 @@ impl RequestContext {
 
     /// How it ended where nobody said: the answer was whole, or the proxy refused.
     pub fn ending(&self) -> Termination {
-        self.situation().ending()
+        self.failure_context().ending()
     }
 
     /// How it ended where the client had left before.
@@ -395,7 +395,7 @@ impl RequestContext {
     pub fn complete_body(&mut self) {
         self.body_complete = true;
         if let Some(client) = &self.client {
-            client.await_body(false);
+            client.set_awaits_body(false);
         }
     }
 

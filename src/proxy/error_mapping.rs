@@ -16,7 +16,7 @@ pub const TIER_REFUSED: ErrorType = ErrorType::new("the tier was refused");
 
 /// What is known of a request when an error ends it.
 #[derive(Clone, Copy, Debug)]
-pub struct Situation {
+pub struct FailureContext {
     /// Why the proxy itself answers, where it has decided to.
     pub refusal: Option<Cause>,
     /// The head of the upstream's response is here.
@@ -63,7 +63,7 @@ pub fn is_stale_connection(error: &Error) -> bool {
         )
 }
 
-impl Situation {
+impl FailureContext {
     /// Whether the upstream ended a connection before it began to answer. That it takes its time says nothing of an
     /// address, nor does that it refuses a stream.
     pub fn is_reset(&self, error: &Error) -> bool {

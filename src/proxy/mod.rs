@@ -40,8 +40,8 @@ use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::context::{RequestContext, head_bytes, without_query};
 use crate::proxy::error_mapping::{TIER_REFUSED, no_address, refused};
 use crate::proxy::replies::{
-    LINGERING_CLOSE_TIME, REQUEST_ID, Stop, answer_locally, answer_refusal, check_response,
-    edit_response, local_answer, withhold_interim,
+    LINGERING_CLOSE_TIME, REQUEST_ID, Stop, answer_refusal, check_response, edit_response,
+    local_response, respond_locally, withhold_interim,
 };
 use crate::state::State;
 use crate::upstream::connector::UpstreamConnector;
@@ -102,7 +102,7 @@ impl ProxyHttp for TierProxy {
         session: &mut Session,
         context: &mut Box<RequestContext>,
     ) -> Result<bool> {
-        match self.take_request(session, context).await {
+        match self.handle_head(session, context).await {
             Ok(answered) => Ok(answered),
             Err(Stop::Refused(refusal)) => {
                 context.refusal = Some(refusal);
@@ -110,7 +110,7 @@ impl ProxyHttp for TierProxy {
                 Ok(true)
             }
             Err(Stop::Answered(answer)) => {
-                answer_locally(session, context, *answer).await?;
+                respond_locally(session, context, *answer).await?;
                 Ok(true)
             }
             Err(Stop::Downstream(error)) => Err(error),
@@ -208,7 +208,7 @@ impl ProxyHttp for TierProxy {
             return Err(error.into_up());
         }
         edit_response(session, context, response)?;
-        context.take_answer(response.status, &response.headers);
+        context.record_response_head(response.status, &response.headers);
         response.insert_header(&REQUEST_ID, context.request_id())?;
         context.await_more();
         if response.status == http::StatusCode::SWITCHING_PROTOCOLS {
@@ -217,7 +217,7 @@ impl ProxyHttp for TierProxy {
             return websocket_exchange::begin(context);
         }
         if replies::is_empty(response) {
-            context.end_answer();
+            context.end_response();
         }
         Ok(())
     }
@@ -236,7 +236,7 @@ impl ProxyHttp for TierProxy {
         if context.websocket.is_some() {
             websocket_exchange::from_upstream(body, end_of_stream, context);
         } else if end_of_stream {
-            context.end_answer();
+            context.end_response();
             if !context.body_complete {
                 session.set_read_timeout(Some(LINGERING_CLOSE_TIME));
             }
@@ -273,7 +273,7 @@ impl ProxyHttp for TierProxy {
         error: &Error,
         context: &mut Box<RequestContext>,
     ) -> FailToProxy {
-        if context.fails(error) {
+        if context.conclude_failure(error) {
             session.set_keepalive(None);
             // A client that cannot be written to has gone; its line says what it would have been told.
             let _ = answer_refusal(session, context).await;
@@ -295,7 +295,7 @@ impl ProxyHttp for TierProxy {
         context: &mut Box<RequestContext>,
     ) {
         let ending = match error {
-            Some(error) => context.situation().ending_of(error),
+            Some(error) => context.failure_context().ending_of(error),
             None => context.ending(),
         };
         context.finish(ending);
@@ -328,20 +328,20 @@ impl ProxyHttp for TierProxy {
 
 impl TierProxy {
     /// True where the request is answered.
-    async fn take_request(
+    async fn handle_head(
         &self,
         session: &mut Session,
         context: &mut RequestContext,
     ) -> Result<bool, Stop> {
         let client = session.client_addr().and_then(|address| address.as_inet());
-        context.read_head(&asked(session), client.map(|address| address.ip()));
+        context.read_head(&policy_head(session), client.map(|address| address.ip()));
         let drains = self.state.is_draining();
         if drains {
             session.set_keepalive(None);
         }
         check_framing(session)?;
         withhold_interim(session);
-        let answer = local_answer(&self.state, session).map_err(Stop::Downstream)?;
+        let answer = local_response(&self.state, session).map_err(Stop::Downstream)?;
         if let Some(answer) = answer {
             return Err(Stop::Answered(Box::new(answer)));
         }
@@ -364,7 +364,7 @@ impl TierProxy {
     /// Who asks, for what, and what is to be done about the tier.
     fn admit(&self, session: &Session, context: &mut RequestContext) -> Result<(), Refusal> {
         let head = session.req_header();
-        let decision = context.record.policy.decide(&asked(session));
+        let decision = context.record.policy.decide(&policy_head(session));
         let decision = decision.map_err(|denied| context.deny(denied))?;
         context.admit(decision, head_bytes(head.raw_path(), &head.headers))?;
         let request_info = &context.request_info;
@@ -403,7 +403,7 @@ fn announces_body(head: &RequestHeader) -> bool {
         || length.is_some_and(|length| length != "0")
 }
 
-fn asked(session: &Session) -> Head<'_> {
+fn policy_head(session: &Session) -> Head<'_> {
     let head = session.req_header();
     Head {
         method: &head.method,

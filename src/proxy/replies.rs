@@ -54,7 +54,7 @@ static ACCOUNT: [HeaderName; 6] = [
 pub(super) enum Stop {
     Refused(Refusal),
     /// It is answered without an upstream.
-    Answered(Box<LocalAnswer>),
+    Answered(Box<LocalResponse>),
     /// The client's connection failed.
     Downstream(Box<Error>),
 }
@@ -66,7 +66,7 @@ impl<R: Into<Refusal>> From<R> for Stop {
 }
 
 /// A response that needs no upstream.
-pub(super) struct LocalAnswer {
+pub(super) struct LocalResponse {
     head: ResponseHeader,
     body: Bytes,
     /// Whether the request has a line in the log.
@@ -75,14 +75,14 @@ pub(super) struct LocalAnswer {
 
 /// The response to a request that is answered here without a key: a balancer's health check, a browser's preflight. None for
 /// all others.
-pub(super) fn local_answer(state: &State, session: &Session) -> Result<Option<LocalAnswer>> {
+pub(super) fn local_response(state: &State, session: &Session) -> Result<Option<LocalResponse>> {
     let request = session.req_header();
     if is_health_check(state, request) {
         return health(state).map(Some);
     }
     let cors = state.config.cors.as_ref();
     let preflight = cors::preflight(cors, &request.method, &request.headers)?;
-    Ok(preflight.map(|head| LocalAnswer {
+    Ok(preflight.map(|head| LocalResponse {
         head,
         body: Bytes::new(),
         is_logged: true,
@@ -96,7 +96,7 @@ fn is_health_check(state: &State, request: &RequestHeader) -> bool {
 }
 
 /// What `/readyz` says, without the mistakes in files, which are the operator's alone.
-fn health(state: &State) -> Result<LocalAnswer> {
+fn health(state: &State) -> Result<LocalResponse> {
     let (status, text) = match state.not_ready() {
         None => (StatusCode::OK, "ok"),
         Some(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
@@ -106,7 +106,7 @@ fn health(state: &State) -> Result<LocalAnswer> {
     head.insert_header(header::CONTENT_TYPE, "text/plain; charset=utf-8")?;
     head.insert_header(header::CONTENT_LENGTH, body.len())?;
     head.insert_header(header::CACHE_CONTROL, "no-store")?;
-    Ok(LocalAnswer {
+    Ok(LocalResponse {
         head,
         body,
         is_logged: false,
@@ -114,10 +114,10 @@ fn health(state: &State) -> Result<LocalAnswer> {
 }
 
 /// Sends a response that needs no upstream, and writes its line where it has one.
-pub(super) async fn answer_locally(
+pub(super) async fn respond_locally(
     session: &mut Session,
     context: &mut RequestContext,
-    answer: LocalAnswer,
+    answer: LocalResponse,
 ) -> Result<()> {
     let status = answer.head.status.as_u16();
     if !answer.is_logged {

@@ -98,7 +98,7 @@ pub(super) fn from_upstream(
     end_of_stream: bool,
     context: &mut RequestContext,
 ) {
-    let is_late = context.situation().expired.is_some();
+    let is_late = context.failure_context().expired.is_some();
     let Some(websocket) = &mut context.websocket else {
         return;
     };

@@ -106,9 +106,9 @@ impl<S: IO> Downstream<S> {
     }
 
     /// Whether the request goes on without its client, which has left.
-    fn client_leaves(&self) -> bool {
+    fn client_aborted(&self) -> bool {
         match &self.version {
-            Version::Http1 { connection, .. } => connection.client_leaves(),
+            Version::Http1 { connection, .. } => connection.client_aborted(),
             Version::Http2 { .. } => false,
         }
     }
@@ -129,7 +129,7 @@ impl<S: IO> Downstream<S> {
 
     /// These bytes came, in answer to a read of at most `room`. False where a head is too long to be read on, or the client
     /// floods.
-    fn has_read(&mut self, bytes: &[u8], room: usize) -> bool {
+    fn record_read(&mut self, bytes: &[u8], room: usize) -> bool {
         match &mut self.version {
             Version::Http1 {
                 connection,
@@ -139,12 +139,12 @@ impl<S: IO> Downstream<S> {
                 // Pingora looks for a client that goes away by reading one byte. If it finds the next request instead, it
                 // reads no more until this response has ended, so that no read would send what is gathered.
                 *gathers &= room > 1;
-                connection.has_read(bytes.len())
+                connection.record_read(bytes.len())
             }
             Version::Http2 { preface, flood, .. } => {
                 let (_, frames) = bytes.split_at(bytes.len().min(*preface));
                 *preface = preface.saturating_sub(bytes.len());
-                flood.has_read(frames)
+                flood.record_read(frames)
             }
         }
     }
@@ -209,9 +209,9 @@ impl<S: IO> Downstream<S> {
     /// What Pingora is to see of a write: none that could not be done, where the response is read on.
     fn written(&mut self, written: io::Result<usize>, length: usize) -> io::Result<usize> {
         if let (Ok(count), Version::Http2 { flood, .. }) = (&written, &mut self.version) {
-            flood.has_written(*count);
+            flood.record_written(*count);
         }
-        if written.is_err() && self.client_leaves() {
+        if written.is_err() && self.client_aborted() {
             self.broken = true;
             self.gathered = Vec::new();
             return Ok(length);
@@ -236,7 +236,7 @@ impl<S: IO> AsyncRead for Downstream<S> {
         let (before, room) = (buf.filled().len(), buf.remaining());
         let read = Pin::new(&mut this.io).poll_read(cx, buf);
         let count = buf.filled().len() - before;
-        if count > 0 && !this.has_read(&buf.filled()[before..], room) {
+        if count > 0 && !this.record_read(&buf.filled()[before..], room) {
             return this.refuse(cx);
         }
         let has_ended = match &read {
@@ -244,7 +244,7 @@ impl<S: IO> AsyncRead for Downstream<S> {
             Poll::Ready(Err(_)) => true,
             Poll::Pending => false,
         };
-        if read.is_ready() && !(has_ended && this.client_leaves()) {
+        if read.is_ready() && !(has_ended && this.client_aborted()) {
             return read;
         }
         ready!(this.poll_late(cx));

@@ -4,29 +4,25 @@ use std::future::Future;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::{HeaderName, Version, header};
+use http::{Version, header};
 use pingora_core::{Error, Result};
-use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
-use super::conversion::refusal_of;
 use super::{client_left, cut};
 use crate::accounting::record::Termination;
 use crate::bridge::{
-    Answer, Delivery, Limits, Output, Protocol, REPORT_HEADER, Refusal as BridgeRefusal,
-    STREAM_HEADERS, Session as Conversation, UpstreamError,
+    Delivery, Limits, Output, STREAM_HEADERS, Session as Conversation, UpstreamError,
 };
 use crate::codec::body_budget::Lease;
 use crate::codec::error::{Cause, Refusal};
 use crate::config::ServedTier;
-use crate::policy::endpoint::Endpoint;
 use crate::proxy::bridge_exchange::request::Prepared;
+use crate::proxy::bridge_exchange::write;
 use crate::proxy::context::RequestContext;
-use crate::proxy::cors;
-use crate::proxy::replies::{REQUEST_ID, Stop};
+use crate::proxy::replies::Stop;
 
 /// The most of an answer that is held to be sent whole, and of one event, in bytes.
 const ANSWER_BYTES: u64 = 32 << 20;
@@ -37,9 +33,6 @@ const EVENT_TIME: Duration = Duration::from_millis(50);
 
 /// How long an exchange works on what is there before it lets others run, and looks after its client.
 const TURN: Duration = Duration::from_millis(5);
-
-static BRIDGE_REPORT: HeaderName = HeaderName::from_static(REPORT_HEADER);
-static UPSTREAM_REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 
 /// An answer to a client.
 pub(super) struct Client {
@@ -170,7 +163,7 @@ impl Client {
 
     /// The upstream's answer has broken off.
     pub fn broken(&mut self, context: &RequestContext, error: &Error) -> Output {
-        match context.situation().ending_of(error) {
+        match context.failure_context().ending_of(error) {
             Termination::Timeout | Termination::Refused(Cause::UpstreamTimeout) => {
                 self.conversation.timed_out()
             }
@@ -190,7 +183,7 @@ impl Client {
             self.take(session, context, output).await?;
             return self.end(session).await;
         }
-        context.fails(error);
+        context.conclude_failure(error);
         let refusal = context.refusal.take();
         Err(Stop::Refused(
             refusal.unwrap_or_else(|| Cause::UpstreamReset.into()),
@@ -227,13 +220,13 @@ impl Client {
                 }
                 // Nor is a client to have the end of what is not in the log; and it may ask again at once.
                 context.finish(self.ending());
-                write_body(session, context, bytes, false).await?;
+                write::body(session, context, bytes, false).await?;
                 Ok(true)
             }
             Output::Answer(answer) => {
                 self.whole = Some(true);
                 let ending = self.ending();
-                send(session, context, &answer, ending).await?;
+                write::answer(session, context, &answer, ending).await?;
                 Ok(true)
             }
         }
@@ -322,7 +315,7 @@ impl Client {
         if !self.begun {
             self.begin(session, context).await?;
         }
-        write_body(session, context, bytes, false).await?;
+        write::body(session, context, bytes, false).await?;
         self.rest();
         Ok(())
     }
@@ -341,13 +334,13 @@ impl Client {
         context: &mut RequestContext,
     ) -> Result<(), Stop> {
         self.begun = true;
-        let mut head = head_of(context, 200, &STREAM_HEADERS).map_err(Stop::Downstream)?;
+        let mut head = write::head_of(context, 200, &STREAM_HEADERS).map_err(Stop::Downstream)?;
         let client = session.req_header().version;
         if client == Version::HTTP_11 {
             let chunked = head.insert_header(header::TRANSFER_ENCODING, "chunked");
             chunked.map_err(Stop::Downstream)?;
         }
-        write_head(session, context, head).await
+        write::head(session, context, head).await
     }
 }
 
@@ -357,106 +350,6 @@ fn gone(context: &mut RequestContext, read: Result<Option<Bytes>>) -> Stop {
         Err(error) => client_left(context, error),
         Ok(_) => Cause::InvalidHttp.into(),
     }
-}
-
-/// Answers with the bridge's own refusal.
-pub(super) async fn refuse(
-    session: &mut Session,
-    context: &mut RequestContext,
-    protocol: Protocol,
-    refusal: &BridgeRefusal,
-) -> Result<(), Stop> {
-    let cause = refusal_of(refusal).cause;
-    context.refusal = Some(cause.into());
-    let id = context.request_info.id.to_string();
-    let answer = refusal.answer(protocol, &id);
-    send(session, context, &answer, Termination::Refused(cause)).await
-}
-
-/// Sends a whole answer; its line is written before.
-pub(super) async fn send(
-    session: &mut Session,
-    context: &mut RequestContext,
-    answer: &Answer,
-    ending: Termination,
-) -> Result<(), Stop> {
-    let headers: Vec<(&str, &str)> = answer
-        .headers
-        .iter()
-        .map(|(name, value)| (*name, value.as_str()))
-        .collect();
-    let mut head = head_of(context, answer.status, &headers).map_err(Stop::Downstream)?;
-    head.insert_header(header::CONTENT_LENGTH, answer.body.len())
-        .map_err(Stop::Downstream)?;
-    tells(context, answer.status);
-    context.finish(ending);
-    write_head(session, context, head).await?;
-    write_body(session, context, answer.body.clone(), true).await
-}
-
-/// What a bridged answer's head says besides its own headers.
-fn head_of(
-    context: &RequestContext,
-    status: u16,
-    headers: &[(&'static str, &str)],
-) -> Result<ResponseHeader> {
-    let mut head = ResponseHeader::build(status, Some(headers.len() + 4))?;
-    for (name, value) in headers {
-        head.insert_header(*name, *value)?;
-    }
-    let own = context.request_id();
-    let upstreams = context.record.answer.upstream_request_id.as_deref();
-    match upstreams.and_then(|id| http::HeaderValue::from_str(id).ok()) {
-        Some(id) => head.insert_header(&UPSTREAM_REQUEST_ID, id)?,
-        None => head.insert_header(&UPSTREAM_REQUEST_ID, own.clone())?,
-    }
-    head.insert_header(&REQUEST_ID, own)?;
-    if let Some(report) = report(context) {
-        head.insert_header(&BRIDGE_REPORT, report)?;
-    }
-    Ok(head)
-}
-
-/// What the bridge has done, for the client.
-fn report(context: &RequestContext) -> Option<String> {
-    let (_, dropped) = context.record.bridge.as_ref()?;
-    let names = dropped.split(',').filter(|name| !name.is_empty());
-    let names: Vec<String> = names.map(str::to_owned).collect();
-    let protocol = match context.request_info.endpoint {
-        Endpoint::ChatCompletions => Protocol::Chat,
-        _ => Protocol::Messages,
-    };
-    Some(protocol.report(&names))
-}
-
-/// The client is sent this status, if it is still there.
-fn tells(context: &mut RequestContext, status: u16) {
-    let client = context.client.as_ref();
-    let has_left = client.is_some_and(|client| client.has_client_left());
-    context.record.answer.status = (!has_left).then_some(status);
-}
-
-async fn write_head(
-    session: &mut Session,
-    context: &mut RequestContext,
-    mut head: ResponseHeader,
-) -> Result<(), Stop> {
-    let state = context.state.clone();
-    let asked = &session.req_header().headers;
-    cors::allow(state.config.cors.as_ref(), asked, &mut head).map_err(Stop::Downstream)?;
-    tells(context, head.status.as_u16());
-    let written = session.write_response_header(Box::new(head), false).await;
-    written.map_err(|error| client_left(context, error))
-}
-
-async fn write_body(
-    session: &mut Session,
-    context: &mut RequestContext,
-    bytes: Vec<u8>,
-    ends: bool,
-) -> Result<(), Stop> {
-    let written = session.write_response_body(Some(Bytes::from(bytes)), ends);
-    written.await.map_err(|error| client_left(context, error))
 }
 
 fn delivery(context: &RequestContext, prepared: &Prepared) -> Delivery {

@@ -11,6 +11,7 @@ pub mod conversion;
 mod decoding;
 mod request;
 mod upstream;
+mod write;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -103,8 +104,8 @@ impl Bridge {
             session.set_keepalive(None);
         }
         match answer {
-            Ok(answer) => client::send(session, context, &answer, Termination::Whole).await?,
-            Err(refusal) => client::refuse(session, context, protocol, &refusal).await?,
+            Ok(answer) => write::answer(session, context, &answer, Termination::Whole).await?,
+            Err(refusal) => write::refuse(session, context, protocol, &refusal).await?,
         }
         Ok(true)
     }
@@ -123,7 +124,7 @@ impl Bridge {
             Ok(prepared) => prepared,
             Err(refusal) => {
                 let protocol = conversion.endpoint.protocol();
-                return client::refuse(session, context, protocol, &refusal).await;
+                return write::refuse(session, context, protocol, &refusal).await;
             }
         };
         match conversion.endpoint {
@@ -179,12 +180,12 @@ impl Bridge {
                 upstream.release();
                 let answer = token_count_answer(status, &body, &id);
                 let ending = context.ending();
-                client::send(session, context, &answer, ending).await
+                write::answer(session, context, &answer, ending).await
             }
             Err(error) => {
-                let ending = context.situation().ending_of(&error);
+                let ending = context.failure_context().ending_of(&error);
                 let answer = token_count_answer(0, b"", &id);
-                client::send(session, context, &answer, ending).await
+                write::answer(session, context, &answer, ending).await
             }
         }
     }
@@ -300,7 +301,7 @@ fn take_head(context: &mut RequestContext, upstream: &Connection) -> Result<(), 
     check_response(head, context).map_err(|error| error.into_up())?;
     // The client was sent nothing of this head, but may have one of our own.
     let told = context.record.answer.status;
-    context.take_answer(head.status, &head.headers);
+    context.record_response_head(head.status, &head.headers);
     context.record.answer.status = told;
     if context.request_info.endpoint.takes_tier() {
         // The first bytes tell whether it is a stream.

@@ -10,7 +10,9 @@ use crate::accounting::record::{Termination, set_tier};
 use crate::codec::error::Cause;
 use crate::codec::service_tier::{Edit, Edits, Rewriter};
 use crate::policy::TierAction;
-use crate::proxy::error_mapping::{Situation, TIER_REFUSED, is_stale_connection, is_unprocessed};
+use crate::proxy::error_mapping::{
+    FailureContext, TIER_REFUSED, is_stale_connection, is_unprocessed,
+};
 use crate::upstream::connector::control::{Phase, StreamControl};
 use crate::upstream::{Address, describe_error};
 
@@ -133,7 +135,7 @@ impl RequestContext {
         error.set_retry(replayable && unprocessed && self.may_try_again());
         if let Some(upstream) = &self.upstream
             && !reused
-            && self.situation().is_reset(&error)
+            && self.failure_context().is_reset(&error)
         {
             self.attempts.fails(upstream, &error);
         }
@@ -161,8 +163,8 @@ impl RequestContext {
     }
 
     /// What is known of it when an error ends it.
-    pub fn situation(&self) -> Situation {
-        Situation {
+    pub fn failure_context(&self) -> FailureContext {
+        FailureContext {
             refusal: self.refusal.as_ref().map(|refusal| refusal.cause),
             is_answered: self.record.answer.upstream_status.is_some(),
             expired: self.stream.as_ref().and_then(|stream| stream.expired()),
@@ -185,21 +187,21 @@ impl RequestContext {
         error
     }
 
-    /// No attempt is left. Whether the client is to be told, by `refusal`.
-    pub fn fails(&mut self, error: &Error) -> bool {
-        let Termination::Refused(cause) = self.situation().ending_of(error) else {
+    /// Takes note that no attempt is left. True where the client is to be told, by `refusal`.
+    pub fn conclude_failure(&mut self, error: &Error) -> bool {
+        let Termination::Refused(cause) = self.failure_context().ending_of(error) else {
             return false;
         };
         self.refusal.get_or_insert_with(|| cause.into());
         if cause.status() >= 500 {
-            self.say_failure(cause, error);
+            self.log_failure(cause, error);
         }
         true
     }
 
     /// Tells of the place that failed and not of the request, so that the requests that fail there are one line with a count.
     /// The access log has each of them.
-    fn say_failure(&self, cause: Cause, error: &Error) {
+    fn log_failure(&self, cause: Cause, error: &Error) {
         let (id, code, why) = (self.request_info.id, cause.code(), describe_error(error));
         log::debug!("request {id}: {code}: {why}");
         match (&self.upstream, self.attempts.address()) {
