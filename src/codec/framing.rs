@@ -125,6 +125,58 @@ fn has_two_framings(head: &[u8]) -> bool {
     has(CONTENT_LENGTH) && has(TRANSFER_ENCODING)
 }
 
+/// The body of a response of HTTP/1.1 as far as it is among these bytes, which begin with its head: without its framing, and
+/// whether it is whole. None before the head is. A body that only the end of the connection ends is never whole.
+pub fn response_body(mut bytes: &[u8]) -> Option<(Vec<u8>, bool)> {
+    let (head, body) = loop {
+        let (head, rest) = bytes.split_at(head_end(bytes)?);
+        if !is_interim(head) {
+            break (head, rest);
+        }
+        bytes = rest;
+    };
+    let lines = || Lines(Some(head)).filter_map(name_and_value);
+    let value = |wanted: &[u8]| {
+        let named = lines().find(|(name, _)| name.eq_ignore_ascii_case(wanted));
+        named.map(|(_, value)| value)
+    };
+    if value(TRANSFER_ENCODING).is_some() {
+        return Some(without_chunks(body));
+    }
+    let length = value(CONTENT_LENGTH).and_then(number);
+    Some(match length {
+        Some(length) if length <= body.len() => (body[..length].to_vec(), true),
+        _ => (body.to_vec(), false),
+    })
+}
+
+/// What these chunks hold (RFC 9112 §7.1), and whether the last of them is here.
+fn without_chunks(mut bytes: &[u8]) -> (Vec<u8>, bool) {
+    let mut body = Vec::new();
+    loop {
+        let (line, Some(rest)) = split_at_line_end(bytes) else {
+            return (body, false);
+        };
+        let digits = line.split(|byte| *byte == b';').next().unwrap_or_default();
+        let size = std::str::from_utf8(digits.trim_ascii())
+            .ok()
+            .and_then(|digits| usize::from_str_radix(digits, 16).ok());
+        match size {
+            Some(0) => return (body, true),
+            Some(size) => {
+                body.extend_from_slice(&rest[..size.min(rest.len())]);
+                let end = size.saturating_add(b"\r\n".len());
+                bytes = rest.get(end..).unwrap_or_default();
+            }
+            None => return (body, false),
+        }
+    }
+}
+
+fn number(digits: &[u8]) -> Option<usize> {
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
 /// The members of the comma lists in all lines of a header (RFC 9110 §5.6.1).
 pub fn list_members<'h>(
     headers: &'h HeaderMap,
@@ -370,6 +422,41 @@ mod tests {
         assert_eq!(scan(&[hints]).0, None);
         assert_eq!(scan(&[hints, b"HTTP/1.1 429 Later\r\n"]).0, None);
         assert_eq!(scan(&[hints, b"HTTP/1.1 429\r\n\r\n"]).0, Some(429));
+    }
+
+    #[test]
+    fn the_body_of_a_response_is_told_from_its_framing() {
+        let body = |head: &str, body: &str| {
+            let bytes = format!("HTTP/1.1 400 Bad\r\n{head}\r\n{body}");
+            let read = response_body(bytes.as_bytes());
+            read.map(|(body, whole)| (String::from_utf8(body).unwrap(), whole))
+        };
+        let text = |body: &str, whole| Some((body.to_owned(), whole));
+        let (length, chunks) = ("Content-Length: 4\r\n", "transfer-encoding: chunked\r\n");
+        assert_eq!(body(length, "abcd"), text("abcd", true));
+        assert_eq!(body(length, "abcdef"), text("abcd", true));
+        assert_eq!(body(length, "abc"), text("abc", false));
+        assert_eq!(body("", "abc"), text("abc", false));
+        assert_eq!(
+            body(chunks, "2;x=y\r\nab\r\n00A\r\n0123456789\r\n0\r\n\r\n"),
+            text("ab0123456789", true)
+        );
+        for (cut, whole) in [
+            ("2", ""),
+            ("2\r\na", "a"),
+            ("2\r\nab\r\n", "ab"),
+            ("2\r\nab\r\nff\r\nc", "abc"),
+            ("x\r\nab", ""),
+            ("ffffffffffffffff\r\nab", "ab"),
+        ] {
+            assert_eq!(body(chunks, cut), text(whole, false), "{cut:?}");
+        }
+        assert_eq!(
+            response_body(b"HTTP/1.1 400 Bad\r\nContent-Length: 4\r\n"),
+            None
+        );
+        let hints = b"HTTP/1.1 103 Hints\r\n\r\nHTTP/1.1 400 Bad\r\nContent-Length: 1\r\n\r\na";
+        assert_eq!(response_body(hints), Some((b"a".to_vec(), true)));
     }
 
     #[test]

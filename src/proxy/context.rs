@@ -34,8 +34,6 @@ use crate::upstream::{Attempts, Upstream};
 /// it takes six in JSON.
 const PATH_BYTES: usize = 1024;
 const USER_AGENT_BYTES: usize = 512;
-/// What an error names that refuses a tier.
-const SERVICE_TIER: &[u8] = b"service_tier";
 
 /// A request that is being served; Pingora's context for it.
 pub struct RequestContext {

@@ -203,7 +203,7 @@ impl ProxyHttp for TierProxy {
         context: &mut Box<RequestContext>,
     ) -> Result<()> {
         check_response(response, context)?;
-        if body_filter::is_replayable(session, context) && context.drop_refused_tier() {
+        if body_filter::is_replayable(session, context) && context.drop_refused_tier(response) {
             let error = Error::explain(TIER_REFUSED, "it is sent once more without a tier");
             return Err(error.into_up());
         }

@@ -1,11 +1,16 @@
 //! A tier that the upstream refuses, in a group whose requests are then sent once more without it: over HTTP with each framing
 //! of a body, and for messages of a WebSocket.
 
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+use flate2::Compression;
+use flate2::read::GzEncoder;
 use serde_json::{Value, json};
 
 use crate::support::h2::{self, Framing};
 use crate::support::proxy::{self, Proxy};
-use crate::support::upstream::{self, Upstream, reply};
+use crate::support::upstream::{self, Reply, Upstream, reply};
 use crate::support::{eventually, object_of};
 use crate::websocket_live::ends::{self, COMPLETED, CREATE, CREATED, DELTA, FORCED, Heard, Socket};
 
@@ -137,6 +142,105 @@ fn what_is_refused_a_second_time_goes_to_the_client() {
     assert_eq!(upstream.requests(2).len(), 2);
     let told = json!({"service_tier": null, "tier_refused": true, "outcome": "upstream_error"});
     assert_told(&proxy.record(), &told);
+}
+
+/// What the client gets for an error of these bytes, which come with a pause between them, and how often it was asked for.
+fn answer_to(pieces: &[Vec<u8>]) -> (u16, usize) {
+    let mut error = Reply::default();
+    for piece in pieces {
+        error = error.send(piece.clone()).wait(Duration::from_millis(20));
+    }
+    let upstream = upstream::script([error, reply(200).json(SERVED)]).run();
+    let proxy = proxy_to(&upstream);
+    let answer = proxy.client("sk-fast").post(PATH, BODY);
+    let refused = proxy.record()["tier_refused"] == true;
+    let count = upstream.received().len();
+    assert_eq!(refused, count == 2);
+    (answer.status, count)
+}
+
+fn error_head(lines: &str) -> Vec<u8> {
+    format!("HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n{lines}\r\n").into()
+}
+
+fn gzip(text: &str) -> Vec<u8> {
+    let mut coded = Vec::new();
+    let mut encoder = GzEncoder::new(text.as_bytes(), Compression::fast());
+    encoder.read_to_end(&mut coded).unwrap();
+    coded
+}
+
+#[test]
+fn a_refusal_is_known_however_it_comes() {
+    let length = |body: &[u8]| error_head(&format!("Content-Length: {}\r\n", body.len()));
+    let coded = gzip(REFUSAL);
+    let gzip_head = format!(
+        "Content-Encoding: gzip\r\nContent-Length: {}\r\n",
+        coded.len()
+    );
+    let padded = REFUSAL.replacen("no", &"x".repeat(30_000), 1);
+    let chunks: String = REFUSAL
+        .as_bytes()
+        .chunks(7)
+        .map(|piece| {
+            format!(
+                "{:x}\r\n{}\r\n",
+                piece.len(),
+                str::from_utf8(piece).unwrap()
+            )
+        })
+        .collect();
+    let in_pieces: Vec<Vec<u8>> = [length(REFUSAL.as_bytes())]
+        .into_iter()
+        .chain(REFUSAL.as_bytes().chunks(9).map(<[u8]>::to_vec))
+        .collect();
+    for (way, pieces) in [
+        ("in pieces", in_pieces),
+        (
+            "chunked",
+            vec![
+                error_head("Transfer-Encoding: chunked\r\n"),
+                format!("{chunks}0\r\n\r\n").into(),
+            ],
+        ),
+        ("coded", vec![error_head(&gzip_head), coded]),
+        ("long", vec![length(padded.as_bytes()), padded.into()]),
+    ] {
+        assert_eq!(answer_to(&pieces), (200, 2), "{way}");
+    }
+}
+
+#[test]
+fn an_error_that_only_mentions_a_tier_refuses_none() {
+    let echo = r#"{"error":{"message":"no","param":"input"},"body":{"service_tier":"priority"}}"#;
+    let other = r#"{"error":{"message":"no","param":"model"}}"#;
+    let length = |body: &str| format!("Content-Length: {}\r\n", body.len());
+    let mentions = format!("X-Service_Tier: service_tier\r\n{}", length(other));
+    for (way, head, body) in [
+        ("in its head", mentions, other),
+        ("in an echo", length(echo), echo),
+        (
+            "in a page",
+            length("<p>service_tier</p>"),
+            "<p>service_tier</p>",
+        ),
+    ] {
+        let pieces = [error_head(&head), body.into()];
+        assert_eq!(answer_to(&pieces), (400, 1), "{way}");
+    }
+}
+
+#[test]
+fn an_error_of_another_kind_is_not_waited_for() {
+    let body = r#"{"error":{"message":"no","param":"model"}}"#;
+    let upstream = upstream::script([reply(400).json(body)]).run();
+    let proxy = proxy_to(&upstream);
+    let client = proxy.client("sk-fast");
+    let started = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(client.post(PATH, BODY).status, 400);
+    }
+    assert!(started.elapsed() < Duration::from_secs(2));
 }
 
 // WebSockets.

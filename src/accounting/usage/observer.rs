@@ -80,11 +80,11 @@ pub fn is_observed(endpoint: Endpoint, method: &Method, path: &[u8]) -> bool {
     protocol(endpoint, method, path).is_some()
 }
 
-/// Whether an upstream's answer refuses the tier that it was sent: a 4xx whose error names `service_tier`. `body` is the
-/// whole body of the answer, decoded.
-pub fn refuses_tier(endpoint: Endpoint, status: u16, body: &[u8]) -> bool {
+/// Whether a response refuses the tier that its upstream was sent: a 4xx whose error names `service_tier`. `body` is the body
+/// as it came.
+pub fn refuses_tier(endpoint: Endpoint, status: u16, headers: &HeaderMap, body: &[u8]) -> bool {
     let observe = || {
-        let mut observer = ResponseObserver::new(endpoint, false, &HeaderMap::new())?;
+        let mut observer = ResponseObserver::new(endpoint, false, headers)?;
         observer.feed(body);
         Some(observer.finish().error_names_tier)
     };

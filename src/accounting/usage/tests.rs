@@ -750,11 +750,20 @@ fn a_refusal_of_the_tier_names_it() {
     ];
     for endpoint in [Responses, ChatCompletions, Messages] {
         for body in refusals {
-            assert!(refuses_tier(endpoint, 400, body.as_bytes()), "{body}");
-            assert!(!refuses_tier(endpoint, 500, body.as_bytes()), "{body}");
+            assert!(
+                refuses_tier(endpoint, 400, &HeaderMap::new(), body.as_bytes()),
+                "{body}"
+            );
+            assert!(
+                !refuses_tier(endpoint, 500, &HeaderMap::new(), body.as_bytes()),
+                "{body}"
+            );
         }
         for body in others {
-            assert!(!refuses_tier(endpoint, 400, body.as_bytes()), "{body}");
+            assert!(
+                !refuses_tier(endpoint, 400, &HeaderMap::new(), body.as_bytes()),
+                "{body}"
+            );
         }
     }
 }

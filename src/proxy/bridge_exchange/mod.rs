@@ -245,11 +245,14 @@ impl Bridge {
             .wait(session, context, upstream.send(head, body))
             .await?
         {
-            Ok(()) if context.drop_refused_tier() => {
-                client.without_tier();
-                Ok(Err(tier_refused()))
+            Ok(()) => {
+                let head = upstream.response_head();
+                if head.is_ok_and(|head| context.drop_refused_tier(head)) {
+                    client.without_tier();
+                    return Ok(Err(tier_refused()));
+                }
+                Ok(Ok(upstream))
             }
-            Ok(()) => Ok(Ok(upstream)),
             Err(error) => Ok(Err(context.attempt_failed(error.into_up(), reused, true))),
         }
     }

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pingora_core::{Error, ErrorType};
+use pingora_http::ResponseHeader;
 
-use super::{Body, RequestContext, SERVICE_TIER};
+use super::{Body, RequestContext};
 use crate::accounting::record::{Termination, set_tier};
+use crate::accounting::usage::refuses_tier;
 use crate::codec::error::Cause;
 use crate::codec::service_tier::{Edit, Edits, Rewriter};
 use crate::policy::TierAction;
@@ -40,7 +42,7 @@ impl RequestContext {
         if let Some(stream) = &self.stream {
             stream.begin(!reached, self.upgrade);
             if self.retries_without_tier() {
-                stream.look_for(SERVICE_TIER);
+                stream.keep_error();
             }
         }
         match self.body_complete || self.upgrade {
@@ -65,13 +67,14 @@ impl RequestContext {
         is_first && group.retries_without_tier(action)
     }
 
-    /// The upstream has refused the tier of this attempt. True where another one is to be made without it, for which the
-    /// body is changed.
-    pub fn drop_refused_tier(&mut self) -> bool {
-        let has_refused = self
-            .stream
-            .as_ref()
-            .is_some_and(|stream| stream.has_found());
+    /// Whether the response to this attempt refuses its tier, and another attempt is to be made without it, for which the body
+    /// is changed.
+    pub fn drop_refused_tier(&mut self, response: &ResponseHeader) -> bool {
+        let error = self.stream.as_ref().and_then(|stream| stream.kept_error());
+        let endpoint = self.request_info.endpoint;
+        let has_refused = error.is_some_and(|body| {
+            refuses_tier(endpoint, response.status.as_u16(), &response.headers, &body)
+        });
         let Body::Ready(bytes) = &self.body else {
             return false;
         };

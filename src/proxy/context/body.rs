@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::{Body, RequestContext, SERVICE_TIER};
+use super::{Body, RequestContext};
 use crate::accounting::record::own_tier;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::Edits;
@@ -37,7 +37,7 @@ impl RequestContext {
             if let Some(stream) = &self.stream {
                 // The attempt began before its body was here.
                 if self.retries_without_tier() {
-                    stream.look_for(SERVICE_TIER);
+                    stream.keep_error();
                 }
                 stream.release_request();
             }

@@ -50,8 +50,8 @@ struct State {
     is_http2: bool,
     /// Other requests run on the connection.
     is_shared: bool,
-    /// Whether an error response is looked at before Pingora has its head, and what was found.
-    look: ErrorLook,
+    /// Whether an error response is kept back before Pingora has its head.
+    error: KeptError,
     is_ended: bool,
     drains: bool,
     holds_request: bool,
@@ -64,12 +64,13 @@ struct State {
     waker: Option<Waker>,
 }
 
-/// Whether the beginning of an error response is looked at for a text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ErrorLook {
-    Off,
-    For(&'static [u8]),
-    Found,
+/// Whether an error response is kept back until it is whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum KeptError {
+    Unwanted,
+    Wanted,
+    /// Its body, or the beginning of one that is long.
+    Kept(Bytes),
 }
 
 /// Whether an upgraded connection may be read.
@@ -108,7 +109,7 @@ impl StreamControl {
             has_received: false,
             is_http2,
             is_shared: false,
-            look: ErrorLook::Off,
+            error: KeptError::Unwanted,
             is_ended: false,
             drains: false,
             holds_request: false,
@@ -136,7 +137,7 @@ impl StreamControl {
         let mut state = self.0.lock();
         state.expired = None;
         state.has_received = false;
-        state.look = ErrorLook::Off;
+        state.error = KeptError::Unwanted;
         state.is_ended = false;
         state.drains = false;
         state.holds_request = holds_request;
@@ -172,14 +173,17 @@ impl StreamControl {
         }
     }
 
-    /// An error response (4xx) to this attempt is to be looked at for this text before it goes on.
-    pub fn look_for(&self, text: &'static [u8]) {
-        self.0.lock().look = ErrorLook::For(text);
+    /// An error response (4xx) to this attempt is to be kept back until its body is here.
+    pub fn keep_error(&self) {
+        self.0.lock().error = KeptError::Wanted;
     }
 
-    /// Whether the response is an error that holds the text.
-    pub fn has_found(&self) -> bool {
-        self.0.lock().look == ErrorLook::Found
+    /// The body of the error response that was kept back, if there is one.
+    pub fn kept_error(&self) -> Option<Bytes> {
+        match &self.0.lock().error {
+            KeptError::Kept(body) => Some(body.clone()),
+            KeptError::Unwanted | KeptError::Wanted => None,
+        }
     }
 
     /// The end of a request that asks for an upgrade was queued for the upstream.
@@ -235,20 +239,14 @@ impl StreamControl {
         self.0.lock().is_http2
     }
 
-    /// The text to look for, where there is one and it was not found.
-    pub(super) fn looks_for(&self) -> Option<&'static [u8]> {
-        match self.0.lock().look {
-            ErrorLook::For(text) => Some(text),
-            ErrorLook::Off | ErrorLook::Found => None,
-        }
+    /// Whether an error response is to be kept back, and none was.
+    pub(super) fn wants_error(&self) -> bool {
+        self.0.lock().error == KeptError::Wanted
     }
 
-    /// It was found, or is not looked for any longer.
-    pub(super) fn end_look(&self, found: bool) {
-        self.0.lock().look = match found {
-            true => ErrorLook::Found,
-            false => ErrorLook::Off,
-        };
+    /// The error response is here, or the response is none.
+    pub(super) fn end_error(&self, body: Option<Bytes>) {
+        self.0.lock().error = body.map_or(KeptError::Unwanted, KeptError::Kept);
     }
 
     pub(super) fn phase(&self) -> Phase {

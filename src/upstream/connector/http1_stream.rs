@@ -20,10 +20,10 @@ use pingora_core::protocols::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-use crate::codec::framing::ResponseHeadScan;
+use crate::codec::framing::{ResponseHeadScan, response_body};
 
 use super::control::{Phase, StreamControl, Watchdog};
-use super::error_look::{ErrorLook, Finding, may_be_client_error};
+use super::error_prefix::{ErrorPrefix, may_be_client_error};
 
 /// Bytes that are written together with what follows them: a head and a small body are one segment.
 const GATHERED_BYTES: usize = 16 * 1024;
@@ -53,7 +53,7 @@ pub(super) struct Http1Stream {
     /// The response came before its request was taken. No more of the request is sent, and the connection is not used
     /// again.
     answered_early: bool,
-    look: ErrorLook,
+    error: ErrorPrefix,
     head: ResponseHeadScan,
 }
 
@@ -72,7 +72,7 @@ impl Http1Stream {
             taken: 0,
             stall: None,
             answered_early: false,
-            look: ErrorLook::default(),
+            error: ErrorPrefix::default(),
             head: ResponseHeadScan::default(),
         }
     }
@@ -198,34 +198,33 @@ impl Http1Stream {
         Poll::Ready(Ok(buf.len()))
     }
 
-    /// Reads the beginning of a response that may be an error with this text in it. Ready when it is known whether it is;
-    /// what was read is in `early` then.
-    fn poll_look(&mut self, cx: &mut Context<'_>, text: &'static [u8]) -> Poll<io::Result<()>> {
+    /// Reads a response that may be an error, until it is whole. Ready when it is, or is none; what was read is in `early`
+    /// then.
+    fn poll_error(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let mut room = [0; 4096];
             let mut read = ReadBuf::new(&mut room);
             let polled = self.poll_receive(cx, &mut read);
             let has_ended = match polled {
-                Poll::Pending if self.look.bytes.is_empty() => return Poll::Pending,
-                Poll::Pending => self.look.poll_over(cx).is_ready(),
+                Poll::Pending if self.error.bytes.is_empty() => return Poll::Pending,
+                Poll::Pending => self.error.poll_over(cx).is_ready(),
                 Poll::Ready(Ok(())) => read.filled().is_empty(),
-                Poll::Ready(Err(error)) if self.look.bytes.is_empty() => {
+                Poll::Ready(Err(error)) if self.error.bytes.is_empty() => {
                     return Poll::Ready(Err(error));
                 }
                 Poll::Ready(Err(_)) => true,
             };
-            self.look.bytes.extend_from_slice(read.filled());
-            let finding = match may_be_client_error(&self.look.bytes) {
-                true => self.look.judge(text, has_ended),
-                false => Finding::NotFound,
-            };
-            if finding == Finding::Open && polled.is_pending() {
-                return Poll::Pending;
-            }
-            if finding != Finding::Open {
-                self.control().end_look(finding == Finding::Found);
-                self.early = std::mem::take(&mut self.look).bytes;
+            self.error.bytes.extend_from_slice(read.filled());
+            let body = may_be_client_error(&self.error.bytes)
+                .then(|| response_body(&self.error.bytes).unwrap_or_default());
+            let is_open = body.as_ref().is_some_and(|(_, is_whole)| !is_whole);
+            if !is_open || has_ended || self.error.is_full() {
+                self.control().end_error(body.map(|(body, _)| body.into()));
+                self.early = std::mem::take(&mut self.error).bytes;
                 return Poll::Ready(Ok(()));
+            }
+            if polled.is_pending() {
+                return Poll::Pending;
             }
         }
     }
@@ -280,8 +279,8 @@ impl Http1Stream {
             return Poll::Ready(Ok(()));
         }
         ready!(self.control().poll_upgrade(cx));
-        if let Some(text) = self.control().looks_for() {
-            match self.poll_look(cx, text) {
+        if self.control().wants_error() {
+            match self.poll_error(cx) {
                 Poll::Ready(Ok(())) => {
                     self.take_early(buf);
                     return Poll::Ready(Ok(()));

@@ -26,7 +26,7 @@ use pingora_core::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 
 use super::control::{Phase, StreamControl, Watchdog};
-use super::error_look::{ErrorLook, Finding};
+use super::error_prefix::ErrorPrefix;
 use super::http2_body::{BodyWriter, OutgoingBody, unsent};
 
 /// The upstream has not looked at the request, and it can be sent again (RFC 9113 §8.7).
@@ -44,7 +44,7 @@ pub struct Http2Session {
     body: Arc<OutgoingBody>,
     is_head: bool,
     response: Response,
-    look: ErrorLook,
+    error: ErrorPrefix,
     /// The upstream has refused the stream unseen.
     is_refused: bool,
 }
@@ -75,7 +75,7 @@ impl Http2Session {
             body: Arc::default(),
             is_head: false,
             response: Response::default(),
-            look: ErrorLook::default(),
+            error: ErrorPrefix::default(),
             is_refused: false,
         }
     }
@@ -185,27 +185,27 @@ impl Http2Session {
         }
     }
 
-    /// Reads the beginning of an error response that may have this text in it. Ready when it is known whether it has.
-    fn poll_look(&mut self, cx: &mut Context<'_>, text: &'static [u8]) -> Poll<()> {
+    /// Reads the body of an error response until it is whole.
+    fn poll_error(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             let polled = self.session.poll_read_response_body(cx);
             let is_pending = polled.is_pending();
             let has_ended = match polled {
-                Poll::Pending => self.look.poll_over(cx).is_ready(),
+                Poll::Pending => self.error.poll_over(cx).is_ready(),
                 Poll::Ready(Some(Ok(piece))) => {
-                    self.look.bytes.extend_from_slice(&piece);
+                    self.error.bytes.extend_from_slice(&piece);
                     self.session.response_finished()
                 }
                 // An error shows when the body is read again.
                 Poll::Ready(_) => true,
             };
-            let finding = self.look.judge(text, has_ended);
-            if finding == Finding::Open && is_pending {
-                return Poll::Pending;
-            }
-            if finding != Finding::Open {
-                self.watchdog.control.end_look(finding == Finding::Found);
+            if has_ended || self.error.is_full() {
+                let body = Bytes::copy_from_slice(&self.error.bytes);
+                self.watchdog.control.end_error(Some(body));
                 return Poll::Ready(());
+            }
+            if is_pending {
+                return Poll::Pending;
             }
         }
     }
@@ -271,7 +271,7 @@ impl Http2Session {
         let Response {
             promised, received, ..
         } = self.response;
-        let is_read = self.look.bytes.is_empty();
+        let is_read = self.error.bytes.is_empty();
         self.response.is_ended |= is_read && self.session.response_finished();
         self.response.is_whole = self.response.is_ended || promised == Some(received);
         if self.response.is_whole {
@@ -329,9 +329,8 @@ impl Session for Http2Session {
         std::future::poll_fn(|cx| self.poll_response_head(cx)).await?;
         let head = self.session.response_header();
         let is_error = head.is_some_and(|head| head.status.is_client_error());
-        let text = self.watchdog.control.looks_for();
-        if let Some(text) = text.filter(|_| is_error && !self.is_head) {
-            std::future::poll_fn(|cx| self.poll_look(cx, text)).await;
+        if is_error && !self.is_head && self.watchdog.control.wants_error() {
+            std::future::poll_fn(|cx| self.poll_error(cx)).await;
         }
         self.take_head();
         Ok(())
@@ -343,8 +342,8 @@ impl Session for Http2Session {
         if self.response.is_whole {
             return Ok(None);
         }
-        if !self.look.bytes.is_empty() {
-            let piece = Bytes::from(std::mem::take(&mut self.look.bytes));
+        if !self.error.bytes.is_empty() {
+            let piece = Bytes::from(std::mem::take(&mut self.error.bytes));
             self.response.received += piece.len() as u64;
             self.note_end();
             return Ok(Some(piece));

@@ -4,7 +4,7 @@
 //! HTTP/2 streams to END_STREAM there.
 
 pub mod control;
-mod error_look;
+mod error_prefix;
 mod http1_stream;
 mod http2_body;
 mod http2_session;
