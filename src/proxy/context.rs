@@ -287,6 +287,11 @@ impl RequestContext {
         }
     }
 
+    /// Whether the client may get less of the response than the upstream sends.
+    pub fn hides_usage(&self) -> bool {
+        self.usage_filter.is_some()
+    }
+
     /// Takes out of a piece of the response what the client is not to see. `ends`: it is the last one.
     pub fn hide_usage(&mut self, body: &mut Option<Bytes>, ends: bool) {
         let Some(filter) = &mut self.usage_filter else {
@@ -345,7 +350,7 @@ impl RequestContext {
             upstream.config.chat_stream_usage == ChatStreamUsage::RequestAndHide
         });
         let is_plain = !headers.contains_key(header::CONTENT_ENCODING)
-            && !headers.contains_key(header::CONTENT_LENGTH);
+            && (transport == Transport::Sse || !headers.contains_key(header::CONTENT_LENGTH));
         if hides && self.usage_requested && is_plain && status < 300 {
             self.usage_filter = Some(UsageChunkFilter::new());
         }
@@ -359,6 +364,11 @@ impl RequestContext {
             } = &self.request_info;
             let request = (*endpoint, method, path.as_bytes());
             self.observer = ResponseObserver::for_request(request, event_stream, headers);
+            if let Some(observer) = &mut self.observer
+                && self.record.facts.background == Some(true)
+            {
+                observer.expect_background();
+            }
         }
     }
 

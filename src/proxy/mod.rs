@@ -40,8 +40,8 @@ use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::context::{RequestContext, head_bytes, without_query};
 use crate::proxy::error_mapping::{TIER_REFUSED, no_address, refused};
 use crate::proxy::replies::{
-    LINGERING_CLOSE_TIME, REQUEST_ID, Stop, answer_refusal, check_response, edit_response,
-    local_response, respond_locally, withhold_interim,
+    LINGERING_CLOSE_TIME, REQUEST_ID, Stop, answer_refusal, check_response, drop_length,
+    edit_response, local_response, respond_locally, withhold_interim,
 };
 use crate::state::State;
 use crate::upstream::connector::UpstreamConnector;
@@ -209,6 +209,9 @@ impl ProxyHttp for TierProxy {
         }
         edit_response(session, context, response)?;
         context.record_response_head(response.status, &response.headers);
+        if context.hides_usage() {
+            drop_length(session, response)?;
+        }
         response.insert_header(&REQUEST_ID, context.request_id())?;
         context.await_more();
         if response.status == http::StatusCode::SWITCHING_PROTOCOLS {

@@ -264,6 +264,21 @@ pub(super) fn edit_response(
     cors::allow(cors, &session.req_header().headers, response)
 }
 
+/// Frames a response whose length the upstream told, and of which something is to be taken out.
+pub(super) fn drop_length(session: &mut Session, response: &mut ResponseHeader) -> Result<()> {
+    if response.remove_header(&header::CONTENT_LENGTH).is_none() {
+        return Ok(());
+    }
+    match session.req_header().version {
+        Version::HTTP_11 => response.insert_header(header::TRANSFER_ENCODING, "chunked"),
+        Version::HTTP_10 => {
+            session.set_keepalive(None);
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Takes out what a client would take for its own connection, but for the words of an upgrade, and the framing, which is
 /// Pingora's by now.
 fn remove_hop_by_hop(response: &mut ResponseHeader) {

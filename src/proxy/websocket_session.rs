@@ -412,7 +412,7 @@ impl WebSocketSession {
     /// Accounts for every response that still runs.
     fn end_turns(&mut self, ending: Termination, request_info: &RequestInfo) {
         for open in std::mem::take(&mut self.turns.open) {
-            self.log_turn(&open.record, request_info, ending, &Observed::default());
+            self.log_turn(&open.record, request_info, ending, &open.observed());
         }
     }
 

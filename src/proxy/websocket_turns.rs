@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::accounting::record::{RequestRecord, Sent};
-use crate::accounting::usage::{Event, Observed};
+use crate::accounting::usage::{Event, EventTally, Observed};
 use crate::codec::body_budget::{Budget, Lease};
 use crate::codec::service_tier::{Edit, Edits, Facts, Rewriter};
 use crate::codec::websocket::{Message, Opcode, apply_mask, encode_in_place};
@@ -32,8 +32,10 @@ const MAX_REMEMBERED: usize = 64;
 pub struct Turns {
     /// Those that run, in the order in which their messages were sent.
     pub open: Vec<OpenTurn>,
-    /// Ids of responses that have ended, the newest last.
-    ended: VecDeque<String>,
+    /// Responses that have ended, the newest last.
+    ended: VecDeque<EndedResponse>,
+    /// The newest end may be told once more, as `response.done` without an id.
+    may_be_done_again: bool,
     /// Responses so far.
     count: u64,
     /// What a response that no message asked for inherits from the one before it.
@@ -43,10 +45,19 @@ pub struct Turns {
 /// A response that runs, or is awaited.
 pub struct OpenTurn {
     pub record: RequestRecord,
+    tally: EventTally,
+    /// The response was told of by another event than its end.
+    has_begun: bool,
     response_id: Option<String>,
     stream_id: Option<String>,
     /// The message that began it, until the upstream has begun a response or refused it, where it may be sent once more.
     message: Option<SentMessage>,
+}
+
+struct EndedResponse {
+    id: String,
+    /// It was told of before its end.
+    has_begun: bool,
 }
 
 /// A message as it went to the upstream, with a tier that may be refused.
@@ -91,6 +102,32 @@ impl TurnTemplate {
     }
 }
 
+impl OpenTurn {
+    fn new(record: RequestRecord) -> Self {
+        Self {
+            tally: Self::new_tally(&record),
+            record,
+            has_begun: false,
+            response_id: None,
+            stream_id: None,
+            message: None,
+        }
+    }
+
+    fn new_tally(record: &RequestRecord) -> EventTally {
+        let mut tally = EventTally::default();
+        if record.facts.background == Some(true) {
+            tally.expect_background();
+        }
+        tally
+    }
+
+    /// What its response has come to so far.
+    pub fn observed(&self) -> Observed {
+        self.tally.observed()
+    }
+}
+
 impl Turns {
     /// A turn with what the connection knows of it.
     pub fn next(&mut self, policy: Arc<Policy>, connection: &RequestRecord) -> RequestRecord {
@@ -110,21 +147,15 @@ impl Turns {
         let stream_id = record.facts.stream_id.clone();
         self.last = Some(TurnTemplate::of(&record));
         self.open.push(OpenTurn {
-            record,
-            response_id: None,
             stream_id,
             message,
+            ..OpenTurn::new(record)
         });
     }
 
     /// A turn of which nothing goes to the upstream; the refusal which follows will close it.
     pub fn begin_refused(&mut self, record: RequestRecord) {
-        self.open.push(OpenTurn {
-            record,
-            response_id: None,
-            stream_id: None,
-            message: None,
-        });
+        self.open.push(OpenTurn::new(record));
     }
 
     /// Whether another turn may begin.
@@ -163,13 +194,18 @@ impl Turns {
             .answer
             .time_to_first_byte
             .get_or_insert(open.record.began.elapsed());
-        let observed = event.observed?;
+        open.tally.add(&event);
+        open.has_begun |= event.observed.is_none();
+        event.observed?;
         let ended = self.open.remove(at);
+        let observed = ended.observed();
+        self.may_be_done_again = !matches!(event.kind.as_deref(), Some(DONE | ERROR));
         if let Some(id) = ended.response_id {
             if self.ended.len() == MAX_REMEMBERED {
                 self.ended.pop_front();
             }
-            self.ended.push_back(id);
+            let has_begun = ended.has_begun;
+            self.ended.push_back(EndedResponse { id, has_begun });
         }
         Some(Step::Ended(Box::new(ended.record), observed))
     }
@@ -182,6 +218,7 @@ impl Turns {
         let frame = waiting_piece(frame, &state.body_memory).ok()?;
         let mut open = self.open.remove(at);
         open.response_id = None;
+        open.tally = OpenTurn::new_tally(&open.record);
         open.record.tier_refused = true;
         open.record.action = Some(action);
         open.record.sent_whole(payload_length as u64, tier);
@@ -222,14 +259,16 @@ impl Turns {
     }
 
     /// Whether the event is about a response that has ended. An id is a new response's where it begins again, and where a
-    /// message waits for its response, but for an end by another name.
+    /// message waits for its response; but an end is another one of the same response where that would have begun first, or
+    /// ends by another name.
     fn has_ended(&mut self, id: &str, event: &Event) -> bool {
-        let Some(at) = self.ended.iter().position(|ended| ended == id) else {
+        let Some(at) = self.ended.iter().position(|ended| ended.id == id) else {
             return false;
         };
         let is_new = match event.kind.as_deref() {
             Some(CREATED) => true,
             Some(DONE) => false,
+            _ if event.observed.is_some() && self.ended[at].has_begun => false,
             _ => self.open.iter().any(|open| open.response_id.is_none()),
         };
         if is_new {
@@ -240,16 +279,19 @@ impl Turns {
 
     /// A message that names no response belongs to the oldest turn of its lane, or else to the oldest. But an error ends a
     /// turn only where the turn waits for its `response.created`: one that runs has an end of its own, and the error may be
-    /// about another message of the client.
-    fn turn_without_id(&self, event: &Event) -> Option<usize> {
-        let is_error = event.kind.as_deref() == Some(ERROR);
+    /// about another message of the client. And the end of a response may be told by two names.
+    fn turn_without_id(&mut self, event: &Event) -> Option<usize> {
+        let kind = event.kind.as_deref();
+        if kind == Some(DONE) && std::mem::take(&mut self.may_be_done_again) {
+            return None;
+        }
         let in_lane =
             |open: &OpenTurn| event.stream_id.is_some() && open.stream_id == event.stream_id;
-        let may_be = |open: &OpenTurn| !is_error || open.response_id.is_none();
-        let mut turns = self.open.iter();
-        turns
-            .position(in_lane)
-            .or_else(|| self.open.iter().position(may_be))
+        let has_lane = self.open.iter().any(in_lane);
+        let may_be = |open: &OpenTurn| {
+            (kind != Some(ERROR) || open.response_id.is_none()) && (!has_lane || in_lane(open))
+        };
+        self.open.iter().position(may_be)
     }
 
     fn begin_successor(&mut self, event: &Event, connection: &RequestRecord) -> Option<usize> {
@@ -267,10 +309,8 @@ impl Turns {
         record.facts = last.facts;
         record.sent = last.sent;
         self.open.push(OpenTurn {
-            record,
-            response_id: None,
             stream_id: event.stream_id.clone(),
-            message: None,
+            ..OpenTurn::new(record)
         });
         Some(self.open.len() - 1)
     }

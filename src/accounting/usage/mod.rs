@@ -8,7 +8,7 @@ mod observer;
 mod paths;
 mod tally;
 
-pub use observer::{Event, EventObserver, ResponseObserver, is_observed, refuses_tier};
+pub use observer::{Event, EventObserver, EventTally, ResponseObserver, is_observed, refuses_tier};
 
 use crate::codec::cut;
 
@@ -88,7 +88,7 @@ pub struct Observed {
     pub error: Option<String>,
     /// An error names the service tier in its code, parameter or message.
     pub error_names_tier: bool,
-    /// The response is over, whatever it came to: it is neither queued nor in progress.
+    /// A status was told that is the response's last: it is neither queued nor in progress.
     pub settled: bool,
     /// The stream ended with neither its terminal event nor an error.
     pub lacks_end: bool,
@@ -101,6 +101,13 @@ impl Usage {
     /// (<https://github.com/envoyproxy/ai-gateway/pull/1631>).
     fn update(&mut self, newer: Self) {
         self.join(newer, |old, new| if new > 0 { new } else { old });
+    }
+
+    /// Whether any count is more than zero.
+    fn has_counts(mut self) -> bool {
+        self.counts_mut()
+            .iter()
+            .any(|count| count.is_some_and(|count| count > 0))
     }
 
     /// The sums of both.

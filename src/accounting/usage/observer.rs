@@ -44,7 +44,12 @@ pub struct Event {
     /// What the response came to, where the event ends one: `response.completed`, `response.incomplete`,
     /// `response.failed`, `response.done`, `response.cancelled`, `response.canceled`, `error`.
     pub observed: Option<Observed>,
+    pub(super) tally: Tally,
 }
+
+/// What the events of one response on a WebSocket come to.
+#[derive(Debug, Default)]
+pub struct EventTally(Tally);
 
 /// A coded body, decoded on the side.
 pub(super) struct Decoding {
@@ -139,6 +144,11 @@ impl ResponseObserver {
         })
     }
 
+    /// The response was asked for in the background: unless its last status is told, its usage comes with a later request.
+    pub fn expect_background(&mut self) {
+        self.body.tally.background = true;
+    }
+
     /// Looks at the next piece of the body, as it came from the upstream.
     pub fn feed(&mut self, chunk: &[u8]) {
         if self.blind {
@@ -207,7 +217,25 @@ impl Event {
             stream_id: text(&facts.stream_id),
             status: facts.error_status.and_then(|status| status.try_into().ok()),
             observed: ends.then(|| tally.observed(Protocol::Responses)),
+            tally,
         }
+    }
+}
+
+impl EventTally {
+    /// The response was asked for in the background.
+    pub fn expect_background(&mut self) {
+        self.0.background = true;
+    }
+
+    /// Takes an event of the response.
+    pub fn add(&mut self, event: &Event) {
+        self.0.join(&event.tally);
+    }
+
+    /// What the response comes to, or has come to so far.
+    pub fn observed(&self) -> Observed {
+        self.0.observed(Protocol::Responses)
     }
 }
 

@@ -461,6 +461,8 @@ impl Object {
                 b"type" => Member::Fact(Fact::Kind),
                 b"response" => Member::Inner(Object::Response),
                 b"stream_id" => Member::Fact(Fact::StreamId),
+                // Of an `error` that is about one response among several.
+                b"response_id" => Member::Fact(Fact::Id),
                 b"status" => Member::Fact(Fact::ErrorStatus),
                 b"error" => Member::Inner(Object::Error),
                 _ => Member::Other,

@@ -20,8 +20,11 @@ pub(super) enum Protocol {
     Unknown,
 }
 
+/// The statuses with which a response is over (<https://platform.openai.com/docs/api-reference/responses/object>).
+const SETTLED: [&str; 5] = ["completed", "failed", "incomplete", "cancelled", "canceled"];
+
 /// What the documents so far come to.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tally {
     id: String,
     model: String,
@@ -36,8 +39,9 @@ pub(super) struct Tally {
     pub failed: bool,
     error: Option<String>,
     error_names_tier: bool,
-    /// The response is made in the background.
-    background: bool,
+    /// The response is made in the background, or was asked for so.
+    pub background: bool,
+    /// A status that is the response's last was told.
     settled: bool,
 }
 
@@ -189,18 +193,43 @@ impl Tally {
             self.failed = true;
         }
         self.tell_error(facts);
+        let counts = document.usage().has_counts();
         let waits = matches!(facts.status.as_str(), "queued" | "in_progress");
-        self.background = waits && document.usage() == Usage::default();
+        // Some leave the status of a whole answer as it was.
+        self.background = waits && (self.background || facts.background || !counts);
+        self.settled = match facts.status.as_str() {
+            "" => counts,
+            status => SETTLED.contains(&status),
+        };
         if !self.background {
             self.tell_tier(facts);
             self.ended = true;
-            self.settled = true;
         }
+    }
+
+    /// Takes over what a later document of the same response told.
+    pub fn join(&mut self, newer: &Tally) {
+        for (text, told) in [
+            (&mut self.id, &newer.id),
+            (&mut self.model, &newer.model),
+            (&mut self.tier, &newer.tier),
+            (&mut self.speed, &newer.speed),
+        ] {
+            set(text, told);
+        }
+        self.usage.update(newer.usage);
+        self.iterations.update(newer.iterations);
+        self.terminal = newer.terminal.or(self.terminal);
+        self.ended |= newer.ended;
+        self.failed |= newer.failed;
+        self.error = self.error.take().or_else(|| newer.error.clone());
+        self.error_names_tier |= newer.error_names_tier;
+        self.background |= newer.background;
+        self.settled |= newer.settled;
     }
 
     fn fail(&mut self, facts: &Facts) {
         self.failed = true;
-        self.settled = true;
         self.tell_error(facts);
     }
 
@@ -251,12 +280,17 @@ impl Tally {
         if protocol == Protocol::Messages {
             usage = usage.with_cache_in_input();
         }
+        // What it counts so far is not what it will come to.
+        let waits = self.background && !self.settled && !self.id.is_empty();
+        if waits {
+            usage = Usage::default();
+        }
         Observed {
             usage,
             usage_state: match self.ended {
+                _ if waits => UsageState::Deferred,
                 true if usage != Usage::default() => UsageState::Final,
                 false if usage != Usage::default() => UsageState::Partial,
-                false if self.background && !self.failed => UsageState::Deferred,
                 _ => UsageState::None,
             },
             // Fast mode runs on any tier, and is what is billed

@@ -1,5 +1,5 @@
 use super::observer::{Body, Decoding};
-use super::tally::Protocol;
+use super::tally::{Protocol, Tally};
 use super::*;
 use crate::codec::content_coding::Coding;
 use crate::policy::endpoint::Endpoint;
@@ -490,10 +490,14 @@ fn codings_that_are_not_understood_are_not_observed() {
     assert!(ResponseObserver::new(Responses, true, &coded("identity")).is_some());
 }
 
+/// An event by what it says alone, and not by what it adds to its response.
 fn message_of(observer: &mut EventObserver, text: &str, step: usize) -> Event {
     let pieces = text.as_bytes().chunks(step);
     pieces.for_each(|piece| observer.feed(piece));
-    observer.end()
+    Event {
+        tally: Tally::default(),
+        ..observer.end()
+    }
 }
 
 #[test]
@@ -1164,6 +1168,97 @@ fn a_response_that_is_still_to_be_made_is_deferred() {
     );
     let foreground = created.replace("true", "false");
     assert!(stream(Responses, &[&foreground]).lacks_end);
+}
+
+#[test]
+fn counts_of_a_response_that_is_still_to_be_made_are_not_what_it_comes_to() {
+    let zeros = r#""usage":{"input_tokens":0,"output_tokens":0}"#;
+    let some = r#""usage":{"input_tokens":100,"output_tokens":3}"#;
+    for counts in [zeros, some] {
+        let body = format!(r#"{{"id":"r","status":"in_progress","background":true,{counts}}}"#);
+        let observed = observe(Responses, false, body.as_bytes(), 7);
+        assert_eq!(observed.usage_state, UsageState::Deferred);
+        assert_eq!(
+            (observed.usage, observed.settled),
+            (Usage::default(), false)
+        );
+        let begun = format!(r#"{{"type":"response.in_progress","response":{body}}}"#);
+        let observed = stream(Responses, &[&begun]);
+        assert_eq!(observed.usage_state, UsageState::Deferred);
+        assert_eq!(observed.usage, Usage::default());
+    }
+    let queued = format!(r#"{{"id":"r","status":"queued",{zeros}}}"#);
+    assert_eq!(plain(Responses, &queued).usage_state, UsageState::Deferred);
+    // Nobody says that it goes on in the background.
+    let odd = format!(r#"{{"id":"r","status":"in_progress",{some}}}"#);
+    let observed = plain(Responses, &odd);
+    assert_eq!(
+        (observed.usage_state, observed.settled),
+        (UsageState::Final, false)
+    );
+}
+
+#[test]
+fn an_error_is_no_last_status_of_a_response_in_the_background() {
+    let created =
+        r#"{"type":"response.created","response":{"id":"r","status":"queued","background":true}}"#;
+    let error = r#"{"type":"error","code":"rate_limit_exceeded","message":"later"}"#;
+    let observed = stream(Responses, &[created, error]);
+    assert!(observed.failed && !observed.settled);
+    assert_eq!(observed.usage_state, UsageState::Deferred);
+    let body = r#"{"id":"r","error":{"code":"server_error","message":"later"}}"#;
+    let observed = plain(Endpoint::ResponsesItem, body);
+    assert!(observed.failed && !observed.settled);
+}
+
+#[test]
+fn a_response_that_was_asked_for_in_the_background_is_deferred_without_an_echo() {
+    let expecting = |text: &str| {
+        let mut observer = ResponseObserver::new(Responses, true, &HeaderMap::new()).unwrap();
+        observer.expect_background();
+        observer.feed(text.as_bytes());
+        observer.finish()
+    };
+    let created = r#"{"type":"response.created","response":{"id":"r","status":"queued"}}"#;
+    let begun = format!("data: {created}\n\n");
+    assert_eq!(expecting(&begun).usage_state, UsageState::Deferred);
+    let ended = format!("{begun}data: {COMPLETED}\n\n");
+    assert_eq!(expecting(&ended).usage_state, UsageState::Final);
+    // Nobody could fetch it.
+    assert_eq!(expecting("data: {}\n\n").usage_state, UsageState::None);
+}
+
+#[test]
+fn the_events_of_a_websocket_add_up_as_those_of_a_stream() {
+    let counts = r#"{"type":"response.in_progress","response":{"id":"resp_1","usage":{"input_tokens":100,"output_tokens":10}}}"#;
+    let zeros = r#"{"type":"response.completed","response":{"id":"resp_1","usage":{"input_tokens":0,"output_tokens":0}}}"#;
+    let untold = r#"{"type":"response.completed","response":{"id":"resp_1","usage":null}}"#;
+    for events in [
+        &[counts, zeros][..],
+        &[counts, untold],
+        &[CREATED, COMPLETED],
+        &[counts],
+    ] {
+        let mut tally = EventTally::default();
+        let mut observer = EventObserver::new();
+        for event in events {
+            observer.feed(event.as_bytes());
+            tally.add(&observer.end());
+        }
+        let seen = Observed {
+            lacks_end: false,
+            event_stream: None,
+            ..stream(Responses, events)
+        };
+        let told = tally.observed();
+        assert_eq!(
+            Observed {
+                settled: seen.settled,
+                ..told
+            },
+            seen
+        );
+    }
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 use tungstenite::Message;
 
-use super::ends::{self, COMPLETED, CREATE, CREATED, DELTA, FORCED, Heard, answer, replace_policy};
+use super::ends::{
+    self, COMPLETED, CREATE, CREATED, DELTA, FORCED, Heard, Socket, answer, replace_policy,
+};
 use crate::support::proxy::{self, Proxy};
 use crate::support::record::with;
 use crate::support::upstream;
@@ -440,6 +442,117 @@ fn a_response_that_nobody_asked_for_inherits_from_the_last() {
     assert_eq!(proxy.access_log(2)[1], with(forced_turn(), line));
 }
 
+/// A socket on which two messages were sent.
+fn with_two_turns(upstream: &ends::Upstream, proxy: &Proxy) -> Socket {
+    let mut socket = upstream.open(proxy, "sk-fast");
+    for _ in 0..2 {
+        socket.client.say(CREATE);
+        socket.server.hear_text();
+    }
+    socket
+}
+
+fn completed(id: &str, output: u64) -> String {
+    let usage = json!({"input_tokens": 1, "output_tokens": output});
+    json!({"type": "response.completed", "response": {"id": id, "usage": usage}}).to_string()
+}
+
+/// Turn, response and output tokens of each line.
+fn billed(proxy: &Proxy, count: usize) -> Vec<(u64, String, Option<u64>)> {
+    let lines = proxy.access_log(count);
+    let told = lines.iter().map(|line| {
+        let id = line["response_id"].as_str().unwrap_or_default();
+        let turn = line["turn"].as_u64().unwrap();
+        (turn, id.to_owned(), line["output_tokens"].as_u64())
+    });
+    told.collect()
+}
+
+#[test]
+fn an_end_that_is_told_again_ends_no_turn_that_waits() {
+    for again in [
+        completed("r1", 10),
+        completed("r1", 10).replace("completed", "done"),
+        json!({"type": "response.done", "response": {}}).to_string(),
+    ] {
+        let upstream = ends::upstream();
+        let proxy = proxy_to(&upstream);
+        let mut socket = with_two_turns(&upstream, &proxy);
+        answer(
+            &mut socket,
+            &[
+                &event("response.created", "r1"),
+                &completed("r1", 10),
+                &again,
+            ],
+        );
+        answer(
+            &mut socket,
+            &[&event("response.created", "r2"), &completed("r2", 50)],
+        );
+        let expected = [
+            (1, "r1".to_owned(), Some(10)),
+            (2, "r2".to_owned(), Some(50)),
+        ];
+        assert_eq!(billed(&proxy, 2), expected, "{again}");
+    }
+}
+
+#[test]
+fn an_error_that_names_a_response_ends_that_one() {
+    let upstream = ends::upstream();
+    let proxy = proxy_to(&upstream);
+    let mut socket = with_two_turns(&upstream, &proxy);
+    let error = r#"{"type":"error","response_id":"r2","error":{"code":"server_error"}}"#;
+    for id in ["r1", "r2"] {
+        answer(&mut socket, &[&event("response.created", id)]);
+    }
+    answer(&mut socket, &[error, &completed("r1", 10)]);
+    let expected = [(2, "r2".to_owned(), None), (1, "r1".to_owned(), Some(10))];
+    assert_eq!(billed(&proxy, 2), expected);
+    assert_eq!(proxy.access_log(2)[0]["upstream_error"], "server_error");
+}
+
+#[test]
+fn an_error_of_a_lane_ends_no_turn_of_it_that_runs() {
+    let upstream = ends::upstream();
+    let proxy = proxy_to(&upstream);
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    let create = json!({"type": "response.create", "stream_id": "a", "model": "m-1"});
+    socket.client.say(create.to_string());
+    socket.server.hear_text();
+    let error = r#"{"type":"error","stream_id":"a","error":{"code":"bad_message"}}"#;
+    answer(
+        &mut socket,
+        &[
+            &event("response.created", "r1"),
+            error,
+            &completed("r1", 10),
+        ],
+    );
+    assert_eq!(billed(&proxy, 1), [(1, "r1".to_owned(), Some(10))]);
+}
+
+#[test]
+fn a_turn_that_goes_on_in_the_background_is_billed_when_it_is_fetched() {
+    let upstream = ends::upstream();
+    let proxy = proxy_to(&upstream);
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    socket
+        .client
+        .say(r#"{"type":"response.create","model":"m-1","background":true}"#);
+    socket.server.hear_text();
+    answer(&mut socket, &[&event("response.created", "r1")]);
+    socket.client.vanish();
+    socket.server.hear_end();
+    let lines = proxy.access_log(2);
+    let turn = lines.iter().find(|line| line["turn"] == 1).unwrap();
+    assert_eq!(
+        (&turn["usage_state"], &turn["response_id"]),
+        (&json!("deferred"), &json!("r1"))
+    );
+}
+
 #[test]
 fn a_failed_response_is_the_upstreams_error() {
     let upstream = ends::upstream();
@@ -492,7 +605,11 @@ fn a_turn_that_the_upstream_cuts() {
     answer(&mut socket, &[CREATED]);
     socket.server.vanish();
     assert_eq!(socket.client.hear(), Heard::Cut);
-    let turn = json!({"outcome": "upstream_cut", "response_bytes": CREATED.len()});
+    let turn = json!({
+        "outcome": "upstream_cut",
+        "response_id": "resp_1",
+        "response_bytes": CREATED.len(),
+    });
     let connection_line = json!({"seq": 1, "outcome": "upstream_cut"});
     assert_eq!(
         lines(&proxy, 2),
@@ -513,7 +630,11 @@ fn a_turn_whose_client_goes() {
     answer(&mut socket, &[CREATED]);
     socket.client.vanish();
     socket.server.hear_end();
-    let turn = json!({"outcome": "client_closed", "response_bytes": CREATED.len()});
+    let turn = json!({
+        "outcome": "client_closed",
+        "response_id": "resp_1",
+        "response_bytes": CREATED.len(),
+    });
     let connection_line = json!({"seq": 1, "outcome": "client_closed"});
     assert_eq!(
         lines(&proxy, 2),
