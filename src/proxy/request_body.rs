@@ -128,6 +128,12 @@ impl BufferedBody {
             .rewriter
             .finish(edits)
             .map_err(|fault| refuse_json(&fault, depth))?;
+        if edits.request_usage && rewritten.usage_is_unclear {
+            return Err(Refusal::new(
+                Cause::InvalidJson,
+                "the body has several members that may be its `stream`, `stream_options` or `include_usage`",
+            ));
+        }
         let usage_requested = rewritten.usage_requested;
         let is_original = edits.tier == Edit::Keep && !edits.remove_fast_speed && !usage_requested;
         let (buffer, start, facts) = rewritten.into_parts();

@@ -10,6 +10,7 @@ mod admin_page;
 mod billing;
 mod bridge;
 mod budget;
+mod chat_stream_usage;
 mod cli;
 mod client_address;
 mod clients;

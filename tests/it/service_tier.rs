@@ -677,6 +677,34 @@ fn a_body_that_asks_for_usage_or_streams_nothing_stays() {
 }
 
 #[test]
+fn a_body_with_two_readings_of_what_it_streams_is_known() {
+    let is_unclear = |body: &str| {
+        let mut rewriter = Rewriter::new(64, 0);
+        rewriter.push(body.as_bytes()).unwrap();
+        rewriter.finish(Edits::default()).unwrap().usage_is_unclear
+    };
+    for body in [
+        r#"{"stream":true,"Stream_Options":{}}"#,
+        r#"{"stream":true,"stream_options":{},"stream_options":{}}"#,
+        r#"{"stream":true,"stream_options":{"include_usage":true,"include_usage":false}}"#,
+        r#"{"stream":true,"stream_options":{"Include_Usage":true}}"#,
+        r#"{"stream":false,"stream":true}"#,
+        r#"{"stream":true,"Stream":false}"#,
+        r#"{"\u017ftream":true}"#,
+    ] {
+        assert!(is_unclear(body), "{body}");
+    }
+    for body in [
+        r#"{"stream":true,"stream_options":{"include_usage":false,"x":{"include_usage":1}}}"#,
+        r#"{"stream":true,"n":{"stream":false}}"#,
+        r#"{"Stream":false,"stream":null}"#,
+        r#"{"stream_options":{},"Stream_Options":{}}"#,
+    ] {
+        assert!(!is_unclear(body), "{body}");
+    }
+}
+
+#[test]
 fn fast_speed_goes_where_fast_mode_is_forbidden() {
     let edits = Edits {
         remove_fast_speed: true,

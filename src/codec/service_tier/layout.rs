@@ -55,13 +55,17 @@ pub(super) enum Removable {
 /// What there is to be edited so that a chat stream tells its usage.
 #[derive(Debug, Default)]
 pub(super) struct StreamOptions {
-    /// Members that may be read as `stream_options`.
+    /// Members that may be read as `stream_options`; one in a spelling that some readers do not know is as good as two.
     pub count: usize,
     pub value: Options,
-    /// Members that may be read as `stream`.
+    /// Members that may be read as `stream`, counted as above.
     pub streams: usize,
+    /// A member that may be read as `stream` says `true`.
+    is_asked: bool,
     /// Members of the object that may be read as `include_usage`.
     usages: usize,
+    /// An object has several of these, or one in a spelling that some readers do not know.
+    has_unclear_usage: bool,
 }
 
 /// The value of the one `stream_options`.
@@ -167,7 +171,9 @@ impl Surveyor<'_> {
                 layout.stream_options.begin(exact);
                 layout.inner = Cursor::default();
             }
-            Topic::Stream { .. } => layout.stream_options.streams += 1,
+            Topic::Stream { exact } => {
+                layout.stream_options.streams += if exact { 1 } else { 2 };
+            }
             _ => {}
         }
     }
@@ -186,6 +192,10 @@ impl Surveyor<'_> {
         let removable = match self.reader.topic {
             Topic::Tier { .. } => Some(Removable::Tier),
             Topic::Speed { .. } if says_fast(value) => Some(Removable::FastSpeed),
+            Topic::Stream { .. } => {
+                layout.stream_options.is_asked |= value.raw == b"true";
+                None
+            }
             Topic::StreamOptions { .. } => {
                 layout.stream_options.end(value.kind, end);
                 None
@@ -253,8 +263,12 @@ impl StreamOptions {
         }
     }
 
+    /// Whether some reader may take the body for one that asks for a stream, and another may find other options in it.
+    pub fn is_unclear(&self) -> bool {
+        self.is_asked && (self.streams > 1 || self.count > 1 || self.has_unclear_usage)
+    }
+
     fn begin(&mut self, exact: bool) {
-        // A spelling that some readers do not know is as good as a second member.
         self.count += if exact { 1 } else { 2 };
         (self.usages, self.value) = (0, Options::Missing);
     }
@@ -272,6 +286,7 @@ impl StreamOptions {
 
     fn end_usage(&mut self, exact: bool, value: Value<'_>, end: usize) {
         self.usages += 1;
+        self.has_unclear_usage |= !exact || self.usages > 1;
         self.value = match value.kind {
             _ if !exact || self.usages > 1 => Options::Other,
             Kind::Bool if value.raw == b"true" => Options::On,

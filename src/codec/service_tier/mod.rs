@@ -115,6 +115,8 @@ pub struct Rewritten {
     pub facts: Facts,
     /// Whether the body asks for usage now and did not before: a chunk will come for which the client did not ask.
     pub usage_requested: bool,
+    /// Whether two readers may find different answers in it to whether a stream with its usage is asked for.
+    pub usage_is_unclear: bool,
 }
 
 /// Reads the facts off a body that passes unchanged. It stops at the first fault, and never fails.
@@ -272,6 +274,7 @@ impl Rewriter {
             start,
             facts: self.reader.facts,
             usage_requested: usage.is_some(),
+            usage_is_unclear: self.layout.stream_options.is_unclear(),
         })
     }
 

@@ -1,0 +1,102 @@
+//! Usage of chat streams that nobody asked for: the body is changed to ask for it, and the chunk that comes of it is hidden
+//! where it is to be.
+
+use serde_json::{Value, json};
+
+use crate::support::client::Answer;
+use crate::support::proxy::{self, Proxy};
+use crate::support::upstream::{self, Reply, Upstream, reply};
+
+const PATH: &str = "/v1/chat/completions";
+const BODY: &str = r#"{"model":"m-1","stream":true}"#;
+const TEXT: &str = "data: {\"id\":\"c1\",\"choices\":[{\"delta\":{\"content\":\"x\"},\"finish_reason\":\"stop\"}],\"usage\":null}\n\n";
+const USAGE: &str = "data: {\"id\":\"c1\",\"choices\":[],\"usage\":{\"prompt_tokens\":10,\"completion_tokens\":7}}\n\n";
+const DONE: &str = "data: [DONE]\n\n";
+
+fn proxy_to(upstream: &Upstream, setting: &str) -> Proxy {
+    let setting = format!("chat_stream_usage: {setting}");
+    proxy::new().upstream_with("main", upstream, &setting).run()
+}
+
+fn post(proxy: &Proxy, body: &str) -> Answer {
+    proxy.client("sk-plain").post(PATH, body)
+}
+
+/// What the body that the upstream got says of its stream.
+fn asked(upstream: &Upstream) -> Value {
+    let body: Value = serde_json::from_str(upstream.request().text()).unwrap();
+    body["stream_options"].clone()
+}
+
+fn assert_billed(proxy: &Proxy) {
+    let record = proxy.record();
+    assert_eq!(record["usage_state"], "final");
+    assert_eq!(
+        (&record["input_tokens"], &record["output_tokens"]),
+        (&json!(10), &json!(7))
+    );
+}
+
+/// The stream with a length, as some gateways send it.
+fn with_length() -> Reply {
+    let body = [TEXT, USAGE, DONE].concat();
+    Reply::default().send(format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    ))
+}
+
+#[test]
+fn a_chunk_that_the_client_did_not_ask_for_is_hidden_however_the_stream_is_framed() {
+    for stream in [reply(200).sse(&[TEXT, USAGE, DONE]), with_length()] {
+        let upstream = upstream::script([stream]).run();
+        let proxy = proxy_to(&upstream, "request_and_hide");
+        let answer = post(&proxy, BODY);
+        assert_eq!(
+            (answer.text(), answer.whole),
+            ([TEXT, DONE].concat().as_str(), true)
+        );
+        assert_eq!(asked(&upstream), json!({"include_usage": true}));
+        assert_billed(&proxy);
+    }
+}
+
+#[test]
+fn a_chunk_that_the_client_asked_for_stays() {
+    let body = r#"{"model":"m-1","stream":true,"stream_options":{"include_usage":true}}"#;
+    let upstream = upstream::script([with_length()]).run();
+    let proxy = proxy_to(&upstream, "request_and_hide");
+    let answer = post(&proxy, body);
+    assert_eq!(answer.text(), [TEXT, USAGE, DONE].concat());
+    assert_eq!(upstream.request().text(), body);
+    assert_billed(&proxy);
+}
+
+#[test]
+fn a_chunk_that_is_not_to_be_hidden_reaches_the_client() {
+    let upstream = upstream::sse(&[TEXT, USAGE, DONE]).run();
+    let proxy = proxy_to(&upstream, "request");
+    assert_eq!(post(&proxy, BODY).text(), [TEXT, USAGE, DONE].concat());
+    assert_eq!(asked(&upstream), json!({"include_usage": true}));
+    assert_billed(&proxy);
+}
+
+#[test]
+fn a_body_that_two_readers_may_take_for_different_streams_is_refused() {
+    let upstream = upstream::sse(&[TEXT, DONE]).run();
+    let proxy = proxy_to(&upstream, "request");
+    for body in [
+        r#"{"model":"m-1","stream":true,"stream_options":{"include_usage":true},"stream_options":{}}"#,
+        r#"{"model":"m-1","stream":true,"Stream_Options":{}}"#,
+        r#"{"model":"m-1","stream":false,"stream":true}"#,
+    ] {
+        let answer = post(&proxy, body);
+        assert_eq!(answer.status, 400, "{body}");
+        assert!(
+            answer.text().contains("stream_options"),
+            "{}",
+            answer.text()
+        );
+    }
+    upstream.assert_untouched();
+}
