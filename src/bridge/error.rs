@@ -4,28 +4,10 @@
 use super::Protocol;
 use super::json::{JsonFault, Node, to_string};
 use crate::codec;
+use crate::codec::error::Cause;
 
 /// Longest text of an upstream's error that is handed on, in bytes.
 const MESSAGE_BYTES: usize = 2048;
-
-/// What the access log and the error body call a refusal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RefusalCode {
-    /// Something in the request has no counterpart upstream, or is not of the type that the protocol names.
-    Unsupported,
-    /// No entry of the model map matches.
-    ModelNotMapped,
-}
-
-impl RefusalCode {
-    /// The word for the access log's `error`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            RefusalCode::Unsupported => "unsupported_by_bridge",
-            RefusalCode::ModelNotMapped => "model_not_mapped",
-        }
-    }
-}
 
 /// A request that is answered here and not sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,8 +20,8 @@ pub struct Refusal {
     pub message: String,
     /// Chat's `error.param`: the member at fault.
     pub param: Option<String>,
-    /// What the log calls it.
-    pub code: RefusalCode,
+    /// The cause that the access log and the error body name: [`Cause::UnsupportedByBridge`] or [`Cause::ModelNotMapped`].
+    pub cause: Cause,
 }
 
 impl Refusal {
@@ -51,7 +33,7 @@ impl Refusal {
             kind: "invalid_request_error",
             message: format!("{param}: {}", what.as_ref()),
             param: Some(param),
-            code: RefusalCode::Unsupported,
+            cause: Cause::UnsupportedByBridge,
         }
     }
 
@@ -62,7 +44,7 @@ impl Refusal {
             kind: "not_found_error",
             message: format!("model: {name}"),
             param: Some("model".to_owned()),
-            code: RefusalCode::ModelNotMapped,
+            cause: Cause::ModelNotMapped,
         }
     }
 
@@ -73,7 +55,7 @@ impl Refusal {
             kind: "not_found_error",
             message: "counting tokens is not available on this upstream".to_owned(),
             param: None,
-            code: RefusalCode::Unsupported,
+            cause: Cause::UnsupportedByBridge,
         }
     }
 
@@ -93,7 +75,7 @@ impl Refusal {
             kind: self.kind,
             message: &self.message,
             param: self.param.as_deref(),
-            code: Some(self.code.as_str()),
+            code: Some(self.cause.code()),
         };
         Answer::error(self.status, protocol, &words, request_id).never_retry()
     }

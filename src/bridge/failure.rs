@@ -7,6 +7,7 @@ use super::error::{Answer, ErrorWords};
 use super::json::{Node, parse_document, without_mark};
 use super::report::{Report, Verdict};
 use super::retry_after::seconds;
+use crate::codec::error::Cause;
 
 /// The `type` of an error of Chat that has none.
 pub(crate) const SERVER_ERROR: &str = "server_error";
@@ -132,14 +133,14 @@ impl Failure {
         }
     }
 
-    /// What the access log calls it; `None` where the upstream has reported it.
-    pub(crate) fn log_word(&self) -> Option<&'static str> {
+    /// The cause that the access log has for it; `None` where the upstream has reported it.
+    pub(crate) fn cause(&self) -> Option<Cause> {
         match self {
             Failure::Reported(report) => report
                 .credential_refused()
-                .then_some("upstream_credential_refused"),
-            Failure::Cut | Failure::Unreadable(_) => Some("upstream_reset"),
-            Failure::TimedOut => Some("upstream_timeout"),
+                .then_some(Cause::UpstreamCredentialRefused),
+            Failure::Cut | Failure::Unreadable(_) => Some(Cause::UpstreamReset),
+            Failure::TimedOut => Some(Cause::UpstreamTimeout),
         }
     }
 
@@ -199,7 +200,7 @@ impl Failure {
                 kind: SERVER_ERROR.to_owned(),
                 message: self.own_message(),
                 param: None,
-                code: self.log_word().map(str::to_owned),
+                code: self.cause().map(|cause| cause.code().to_owned()),
             },
         }
     }

@@ -7,7 +7,7 @@
 //!
 //! # How an exchange drives it
 //!
-//! 1. [`convert`] the body. A [`Refusal`] is answered with [`Refusal::answer`], and logged as [`RefusalCode::as_str`].
+//! 1. [`convert`] the body. A [`Refusal`] is answered with [`Refusal::answer`], and logged as its [`Refusal::cause`].
 //!    The same body gives the same bytes each time, and a longer history only adds to its `input`, so that the upstream's
 //!    prompt cache is met.
 //! 2. Decide the tier by the group, the client's headers and [`Converted::speed`].
@@ -89,7 +89,7 @@ mod tests;
 mod token_count;
 
 pub use context::Context;
-pub use error::{Answer, Refusal, RefusalCode};
+pub use error::{Answer, Refusal};
 pub use failure::UpstreamError;
 pub use headers::{REPORT_HEADER, SESSION_HEADER, STREAM_HEADERS, is_kept_from_upstream};
 pub use model_list::{ModelsRequest, models_answer};

@@ -10,6 +10,7 @@ use super::failure::{Failure, UpstreamError};
 use super::json::{BYTE_ORDER_MARK, parse};
 use super::reader::Reader;
 use super::sse::{Decoder, Event};
+use crate::codec::error::Cause;
 use std::borrow::Cow;
 
 /// Limits of what is held of one answer, in bytes.
@@ -244,10 +245,11 @@ impl Session {
         self.ending.is_some()
     }
 
-    /// What the access log calls the failure of this answer; `None` where it has not failed, or the upstream has told.
-    pub fn log_error(&self) -> Option<&'static str> {
+    /// The cause that the access log has for the failure of this answer; `None` where it has not failed, or the upstream has
+    /// told.
+    pub fn log_error(&self) -> Option<Cause> {
         match &self.ending {
-            Some(Ending::Failed(failure)) => failure.log_word(),
+            Some(Ending::Failed(failure)) => failure.cause(),
             _ => None,
         }
     }

@@ -1,6 +1,7 @@
 //! Failures: what clients are told when the upstream answers with an error.
 
 use super::*;
+use crate::codec::error::Cause;
 
 /// Status, type, message and headers but `content-type`, for a client of Messages.
 fn told(status: u16, body: &Value) -> (u16, String, String, Vec<(&'static str, String)>) {
@@ -234,7 +235,7 @@ fn refusals_have_the_shape_of_the_protocol() {
         json!({"type": "error", "error": error, "request_id": "r"})
     );
     let refusal = chat(r#"{"model":"llama","messages":[]}"#).unwrap_err();
-    assert_eq!(refusal.code.as_str(), "model_not_mapped");
+    assert_eq!(refusal.cause, Cause::ModelNotMapped);
     let answer = refusal.answer(Protocol::Chat, "r");
     let error = json!({"message": "model: llama", "type": "not_found_error", "param": "model", "code": "model_not_mapped"});
     assert_eq!(

@@ -266,15 +266,14 @@ impl Client {
 
     /// How it ends, in the words of the line.
     fn ending(&self) -> Termination {
-        let Some(word) = self.conversation.log_error() else {
+        let Some(cause) = self.conversation.log_error() else {
             // What is billed by are the upstream's bytes and the client's status, neither of which may tell.
             return match self.begun && self.conversation.has_untold_failure() {
                 true => Termination::Refused(Cause::UpstreamReset),
                 false => Termination::Whole,
             };
         };
-        let cause = Cause::ALL.into_iter().find(|cause| cause.code() == word);
-        match cause.unwrap_or(Cause::UpstreamReset) {
+        match cause {
             Cause::UpstreamTimeout if self.begun => Termination::Timeout,
             Cause::UpstreamReset if self.begun => Termination::UpstreamCut,
             cause => Termination::Refused(cause),

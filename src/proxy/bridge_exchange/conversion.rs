@@ -9,8 +9,7 @@ use pingora_core::Result;
 use pingora_http::RequestHeader;
 
 use crate::bridge::{
-    self, ClientRequest, Converted, RefusalCode, SESSION_HEADER, UpstreamBridge,
-    is_kept_from_upstream,
+    self, ClientRequest, Converted, SESSION_HEADER, UpstreamBridge, is_kept_from_upstream,
 };
 use crate::codec::body_budget::Budget;
 use crate::codec::error::{Cause, Refusal};
@@ -233,11 +232,7 @@ pub fn outgoing(
 
 /// The bridge's refusal as one of the proxy's.
 pub fn refusal_of(refusal: &bridge::Refusal) -> Refusal {
-    let cause = match refusal.code {
-        RefusalCode::Unsupported => Cause::UnsupportedByBridge,
-        RefusalCode::ModelNotMapped => Cause::ModelNotMapped,
-    };
-    Refusal::new(cause, refusal.message.clone())
+    Refusal::new(refusal.cause, refusal.message.clone())
 }
 
 /// The client's key, in the header that Responses servers read.
