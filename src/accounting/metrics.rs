@@ -17,6 +17,7 @@ use prometheus::{
 use crate::accounting::access_log::{AccessRecord, Transport};
 use crate::accounting::process::{self, ProcessStats};
 use crate::accounting::usage::{Usage, UsageState};
+use crate::codec::service_tier::KNOWN_TIERS;
 use crate::config::SocketAddress;
 
 pub use crate::accounting::metrics::quantiles::Quantiles;
@@ -24,18 +25,6 @@ pub use crate::accounting::metrics::quantiles::Quantiles;
 /// Seconds; a model's answer takes from some milliseconds (a refusal) to many minutes.
 const DURATION_BUCKETS: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
-];
-/// The tiers that stand as labels; any other one is `other`, none is `none`.
-const KNOWN_TIERS: [&str; 9] = [
-    "auto",
-    "default",
-    "flex",
-    "scale",
-    "priority",
-    "fast",
-    "ultrafast",
-    "standard",
-    "batch",
 ];
 
 /// Statuses that stand as labels; any other one is its class, as `4xx`.
@@ -524,7 +513,7 @@ fn is_usage_missing(record: &AccessRecord<'_>) -> bool {
     tells_usage && !is_connection && is_answered && is_missing
 }
 
-/// A tier as a label: no client can make new ones.
+/// A tier as a label: `none` for none, `other` for one that is not known, so that no client can make new ones.
 pub fn tier_label(tier: Option<&str>) -> &'static str {
     match tier {
         None => "none",

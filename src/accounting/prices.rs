@@ -40,7 +40,8 @@ struct Entry {
 
 #[derive(Debug)]
 struct Tier {
-    /// Lower case; never `fast`, which is called `priority` here.
+    /// As written, in lower case. Its other names lead here only where the entry has no tier of that name: see
+    /// [`Entry::tier`].
     name: String,
     short: Rates,
     long: Option<Rates>,

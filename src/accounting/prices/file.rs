@@ -11,16 +11,12 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::{Entry, MAX_PRICE, MAX_PRICE_DECIMALS, MAX_TOKENS, Prices, Rates, Tier};
+use crate::codec::service_tier::KNOWN_TIERS;
 use crate::config::diagnostic::{Diagnostic, Diagnostics, Location, nearest};
 use crate::config::field::{Field, List, Members, Section};
 use crate::config::pattern::Pattern;
 use crate::config::units::Amount;
 use crate::config::yaml;
-
-/// The tiers that upstreams are known to serve.
-const KNOWN_TIERS: [&str; 8] = [
-    "default", "standard", "priority", "fast", "flex", "scale", "batch", "auto",
-];
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -308,7 +304,13 @@ mod tests {
     }
 
     #[test]
-    fn a_table_may_have_the_tier_fast_beside_priority() {
+    fn a_table_may_have_every_tier_that_is_known() {
+        for tier in KNOWN_TIERS {
+            let told = warnings(&format!(
+                "  - {{models: [a], tiers: {{{tier}: {{input: 1}}}}}}\n"
+            ));
+            assert_eq!(told, [""; 0], "{tier}");
+        }
         let told = warnings("  - {models: [a], tiers: {priority: {input: 1}, fast: {input: 2}}}\n");
         assert_eq!(told, [""; 0]);
     }

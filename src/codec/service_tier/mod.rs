@@ -17,6 +17,19 @@ use crate::codec::json::{Fault, Kernel, Scanner};
 /// The tier that is asked for where fast mode is.
 pub const PRIORITY: &str = Tier::Priority.as_str();
 
+/// The tiers that upstreams are known to serve, or to be asked for.
+pub const KNOWN_TIERS: [&str; 9] = [
+    "auto",
+    "default",
+    "flex",
+    "scale",
+    "priority",
+    "fast",
+    "ultrafast",
+    "standard",
+    "batch",
+];
+
 /// The name that a tier is compared by: `fast` is another name of `priority`, with which newer models answer
 /// (<https://platform.openai.com/docs/guides/priority-processing>).
 pub fn canonical(tier: &str) -> &str {
