@@ -4,7 +4,6 @@
 mod quantiles;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus::core::Collector;
@@ -14,7 +13,7 @@ use prometheus::{
     IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::accounting::access_log::{AccessRecord, Transport};
+use crate::accounting::access_log::{AccessRecord, Millis, Transport};
 use crate::accounting::process::{self, ProcessStats};
 use crate::accounting::usage::{Usage, UsageState};
 use crate::codec::service_tier::KNOWN_TIERS;
@@ -282,54 +281,50 @@ pub struct GroupSums {
 
 impl Metrics {
     /// Counts what a line of the access log says.
-    pub fn observe(
-        &self,
-        record: &AccessRecord<'_>,
-        duration: Duration,
-        time_to_first_byte: Option<Duration>,
-    ) {
+    pub fn observe(&self, record: &AccessRecord<'_>) {
         let group = record.group.unwrap_or("");
-        let outcome = record.outcome.as_str();
-        self.requests
-            .with_label_values(&[
-                group,
-                record.endpoint,
-                tier_label(record.service_tier),
-                outcome,
-            ])
-            .inc();
-        if record.downgraded {
-            self.downgraded
-                .with_label_values(&[group, record.upstream.unwrap_or("")])
-                .inc();
-        }
         let upstream = record.upstream.unwrap_or("");
-        self.responses
-            .with_label_values(&[group, upstream, status_label(record.status)])
-            .inc();
-        let labels = [record.endpoint, upstream];
-        self.duration
-            .with_label_values(&labels)
-            .observe(duration.as_secs_f64());
-        if let Some(first) = time_to_first_byte {
-            self.time_to_first_byte
-                .with_label_values(&labels)
-                .observe(first.as_secs_f64());
-        }
-        if record.tier_refused {
-            self.tier_refused
-                .with_label_values(&[group, upstream])
-                .inc();
-        }
-        if is_usage_missing(record) {
-            let labels = [group, record.endpoint, record.transport.as_str()];
-            self.usage_missing.with_label_values(&labels).inc();
-        }
+        self.count_request(record, group, upstream);
+        self.observe_times(record, upstream);
+        self.count_tier(record, group, upstream);
         self.count_usage(record, group);
         self.count_bridge(record, group);
     }
 
+    fn count_request(&self, record: &AccessRecord<'_>, group: &str, upstream: &str) {
+        let tier = tier_label(record.service_tier);
+        let labels = [group, record.endpoint, tier, record.outcome.as_str()];
+        self.requests.with_label_values(&labels).inc();
+        let labels = [group, upstream, status_label(record.status)];
+        self.responses.with_label_values(&labels).inc();
+    }
+
+    fn observe_times(&self, record: &AccessRecord<'_>, upstream: &str) {
+        let labels = [record.endpoint, upstream];
+        let observe = |times: &HistogramVec, Millis(time): Millis| {
+            times.with_label_values(&labels).observe(time.as_secs_f64());
+        };
+        observe(&self.duration, record.duration_ms);
+        if let Some(first) = record.ttfb_ms {
+            observe(&self.time_to_first_byte, first);
+        }
+    }
+
+    fn count_tier(&self, record: &AccessRecord<'_>, group: &str, upstream: &str) {
+        let labels = [group, upstream];
+        if record.downgraded {
+            self.downgraded.with_label_values(&labels).inc();
+        }
+        if record.tier_refused {
+            self.tier_refused.with_label_values(&labels).inc();
+        }
+    }
+
     fn count_usage(&self, record: &AccessRecord<'_>, group: &str) {
+        if is_usage_missing(record) {
+            let labels = [group, record.endpoint, record.transport.as_str()];
+            self.usage_missing.with_label_values(&labels).inc();
+        }
         let billed = tier_label(record.service_tier_billed);
         let usage = &record.usage;
         let cost = record.cost_usd.as_deref();
@@ -477,9 +472,7 @@ impl Metrics {
             }
         }
     }
-}
 
-impl Metrics {
     fn take_process(&self, stats: &ProcessStats) {
         let more = stats.cpu_seconds - self.process_cpu.get();
         self.process_cpu.inc_by(more.max(0.0));

@@ -163,6 +163,28 @@ pub struct Ledger<'a> {
     pub store: Option<&'a Store>,
 }
 
+/// What is known of a turn at its end, besides its record.
+#[derive(Clone, Copy)]
+struct End<'a> {
+    request: &'a RequestInfo,
+    upstream: Option<&'a Upstream>,
+    termination: Termination,
+    observed: &'a Observed,
+}
+
+/// What one turn is billed.
+struct Bill<'a> {
+    to: Billed<'a>,
+    model: Option<&'a str>,
+    tiers: Tiers<'a>,
+    usage: Usage,
+    usage_state: UsageState,
+    /// In USD; none where nothing was used or there is no price.
+    cost: Option<Decimal>,
+    /// Revision of the price file.
+    prices: Option<&'a str>,
+}
+
 /// The tiers of one turn, each as the log has it.
 #[derive(Default)]
 struct Tiers<'a> {
@@ -283,43 +305,83 @@ impl RequestRecord {
         termination: Termination,
         observed: &Observed,
     ) {
-        let is_fetch = request.endpoint == Endpoint::ResponsesItem;
-        let create = is_fetch.then(|| self.settle(ledger, observed)).flatten();
-        let mut texts = self.texts(request, observed);
-        let (mut usage, mut usage_state) = (observed.usage, observed.usage_state);
-        if is_fetch && create.is_none() {
-            // It was billed before, or is still to be made.
-            (usage, usage_state) = (Usage::default(), UsageState::None);
-            texts.tier_served = None;
-        }
+        let end = End {
+            request,
+            upstream,
+            termination,
+            observed,
+        };
+        let create = self.settle(ledger, end);
+        let texts = self.texts(end);
         let key_id = self.key_digest.as_ref().map(key_id);
         let key_id = key_id.as_ref().and_then(|id| std::str::from_utf8(id).ok());
         let billed = match &create {
             Some(create) => Billed::to(create),
             None => self.billed(&texts, key_id, termination),
         };
-        let tiers = self.tiers(&billed, upstream, texts.tier_served.as_deref());
-        let outcome = self.outcome(termination, observed);
-        let model = billed.model.or(texts.model_served.as_deref());
-        let priced_model = match texts.model_served.as_deref() {
-            Some(served) if is_trusted(upstream) => Some(served),
+        let prices = ledger.prices.as_deref();
+        let bill = self.bill(billed, &texts, end, prices);
+        self.charge(&bill, ledger);
+        let line = self.line(&bill, &texts, end);
+        if line.usage_state == UsageState::Deferred {
+            remember(ledger, &line, self.key_digest);
+        }
+        ledger.log.append(&line);
+        if let (Some(traces), Some(trace)) = (ledger.traces, &request.trace) {
+            let kind = upstream.map(|upstream| upstream.kind);
+            traces.record(&line, trace, kind, ledger.metrics);
+        }
+        ledger.metrics.observe(&line);
+    }
+
+    /// What was used, by which tier it is billed, and what that costs.
+    fn bill<'a>(
+        &self,
+        to: Billed<'a>,
+        texts: &'a Texts<'a>,
+        end: End<'_>,
+        prices: Option<&'a Prices>,
+    ) -> Bill<'a> {
+        let observed = end.observed;
+        let served = texts.tier_served.as_deref();
+        let (usage, usage_state, served) = if end.is_fetch() && to.of_request.is_none() {
+            // It was billed before, or is still to be made.
+            (Usage::default(), UsageState::None, None)
+        } else {
+            (observed.usage, observed.usage_state, served)
+        };
+        let tiers = self.tiers(&to, end.upstream, served);
+        let model_served = texts.model_served.as_deref();
+        let model = to.model.or(model_served);
+        let priced_model = match model_served {
+            Some(served) if is_trusted(end.upstream) => Some(served),
             // The upstream of a bridged request has never heard of the client's.
             _ => texts.model_upstream.as_deref().or(model),
         };
-        let prices = ledger.prices.as_deref();
         let cost = prices
             .filter(|_| usage != Usage::default())
             .and_then(|prices| {
-                let usage = priced_usage(request.endpoint, usage);
-                prices.cost(billed.time, priced_model?, tiers.billed, &usage)
+                let usage = priced_usage(end.request.endpoint, usage);
+                prices.cost(to.time, priced_model?, tiers.billed, &usage)
             });
-        if let Some(cost) = cost {
-            self.charge(&billed, tiers.billed, cost, ledger);
+        Bill {
+            to,
+            model,
+            tiers,
+            usage,
+            usage_state,
+            cost,
+            prices: prices.map(Prices::revision),
         }
-        let duration = self.began.elapsed();
-        let record = AccessRecord {
+    }
+
+    /// Its line in the access log.
+    fn line<'a>(&'a self, bill: &Bill<'a>, texts: &'a Texts<'a>, end: End<'a>) -> AccessRecord<'a> {
+        let (request, observed) = (end.request, end.observed);
+        let (billed, tiers) = (&bill.to, &bill.tiers);
+        AccessRecord {
             time: self.time,
-            duration_ms: Millis(duration),
+            duration_ms: Millis(self.began.elapsed()),
             ttfb_ms: self.answer.time_to_first_byte.map(Millis),
             request_id: request.id,
             turn: self.number,
@@ -333,7 +395,7 @@ impl RequestRecord {
             path: &texts.path,
             endpoint: request.endpoint.as_str(),
             transport: self.transport(observed),
-            model,
+            model: bill.model,
             service_tier: tiers.sent,
             service_tier_client: tiers.client,
             service_tier_served: tiers.served,
@@ -341,17 +403,17 @@ impl RequestRecord {
             tier_reason: billed.tier_reason,
             tier_billed_by: tiers.billed_by,
             downgraded: tiers.downgraded,
-            upstream: upstream.map(|upstream| upstream.name.as_str()),
+            upstream: end.upstream.map(|upstream| upstream.name.as_str()),
             upstream_status: self.answer.upstream_status,
             upstream_request_id: texts.upstream_request_id.as_deref(),
             response_id: texts.response_id.as_deref(),
             status: self.answer.status,
-            outcome,
-            error: error(termination),
-            usage_state,
+            outcome: self.outcome(end.termination, observed),
+            error: error(end.termination),
+            usage_state: bill.usage_state,
             terminal_event: observed.terminal_event.as_deref(),
-            usage,
-            cost_usd: cost.map(|cost| cost.to_string()),
+            usage: bill.usage,
+            cost_usd: bill.cost.map(|cost| cost.to_string()),
             request_bytes: self.request_bytes,
             upstream_request_bytes: self.sent.bytes,
             response_bytes: self.answer.bytes,
@@ -362,30 +424,21 @@ impl RequestRecord {
             bridge: self.bridge.as_ref().map(|(between, _)| *between),
             bridge_dropped: texts.bridge_dropped.as_deref(),
             key_id: billed.key_id,
-            prices: prices.map(Prices::revision),
+            prices: bill.prices,
             model_upstream: texts.model_upstream.as_deref(),
-        };
-        if usage_state == UsageState::Deferred {
-            remember(ledger, &record, self.key_digest);
         }
-        ledger.log.append(&record);
-        if let (Some(traces), Some(trace)) = (ledger.traces, &request.trace) {
-            let kind = upstream.map(|upstream| upstream.kind);
-            traces.record(&record, trace, duration, kind, ledger.metrics);
-        }
-        ledger
-            .metrics
-            .observe(&record, duration, self.answer.time_to_first_byte);
     }
 
     /// Counts the cost for the budget of whoever is billed. Of a response that another group's request created, that is the
     /// budget which the policy gives that group now, if any.
-    fn charge(&self, billed: &Billed<'_>, tier: Option<&str>, cost: Decimal, ledger: &Ledger<'_>) {
-        let group = match billed.of_request {
-            Some(_) => billed.group.and_then(|name| self.policy.group(name)),
+    fn charge(&self, bill: &Bill<'_>, ledger: &Ledger<'_>) {
+        let to = &bill.to;
+        let group = match to.of_request {
+            Some(_) => to.group.and_then(|name| self.policy.group(name)),
             None => self.group.as_ref(),
         };
-        if let (Some(group), Some(key)) = (group, &billed.key_digest) {
+        if let (Some(cost), Some(group), Some(key)) = (bill.cost, group, &to.key_digest) {
+            let tier = bill.tiers.billed;
             let has_counted = group.charge(key, tier, cost, ledger.budgets, Timestamp::now());
             if let Some(store) = ledger.store.filter(|_| has_counted) {
                 store.wake();
@@ -394,15 +447,15 @@ impl RequestRecord {
     }
 
     /// Who created the response that was fetched, where its terminal status is told for the first time.
-    fn settle(&self, ledger: &Ledger<'_>, observed: &Observed) -> Option<BackgroundCreate> {
+    fn settle(&self, ledger: &Ledger<'_>, end: End<'_>) -> Option<BackgroundCreate> {
         let is_told = self
             .answer
             .upstream_status
             .is_some_and(|status| status < 400);
-        if !is_told || !observed.settled {
+        if !end.is_fetch() || !is_told || !end.observed.settled {
             return None;
         }
-        let id = observed.response_id.as_deref()?;
+        let id = end.observed.response_id.as_deref()?;
         match ledger.store {
             Some(store) => store.settle(ledger.background, id, self.time),
             None => ledger.background.settle(id, self.time),
@@ -431,7 +484,8 @@ impl RequestRecord {
     }
 
     /// Known credentials never stand in a line, whoever brought them.
-    fn texts<'a>(&'a self, request: &'a RequestInfo, observed: &'a Observed) -> Texts<'a> {
+    fn texts<'a>(&'a self, end: End<'a>) -> Texts<'a> {
+        let (request, observed) = (end.request, end.observed);
         let is_known = |digest: &[u8; 32]| {
             [self.key_digest, self.sent_key_digest].contains(&Some(*digest))
                 || self.policy.lists_key(digest)
@@ -546,6 +600,13 @@ impl RequestRecord {
             _ if observed.lacks_end => Outcome::UpstreamCut,
             _ => Outcome::Ok,
         }
+    }
+}
+
+impl End<'_> {
+    /// Whether it fetched a response that was created before.
+    fn is_fetch(&self) -> bool {
+        self.request.endpoint == Endpoint::ResponsesItem
     }
 }
 

@@ -7,7 +7,6 @@
 //! are written is said in <https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding>.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::{Serialize, Serializer};
@@ -109,7 +108,6 @@ impl Traces {
         &self,
         record: &AccessRecord<'_>,
         request: &TraceContext,
-        duration: Duration,
         kind: Option<UpstreamKind>,
         metrics: &Metrics,
     ) {
@@ -120,7 +118,7 @@ impl Traces {
             0 => *request,
             _ => request.child(Uuid::now_v7().into_bytes()),
         };
-        self.queue(span(record, &context, duration, kind), metrics);
+        self.queue(span(record, &context, kind), metrics);
     }
 
     fn queue(&self, span: Span, metrics: &Metrics) {
@@ -134,12 +132,7 @@ impl Traces {
     }
 }
 
-fn span(
-    record: &AccessRecord<'_>,
-    context: &TraceContext,
-    duration: Duration,
-    kind: Option<UpstreamKind>,
-) -> Span {
+fn span(record: &AccessRecord<'_>, context: &TraceContext, kind: Option<UpstreamKind>) -> Span {
     let operation = operation(record);
     let name = match (operation, record.model) {
         (Some(operation), Some(model)) => format!("{operation} {model}"),
@@ -147,7 +140,7 @@ fn span(
         (None, _) => format!("{} {}", record.method, record.endpoint),
     };
     let start = record.time.as_nanosecond();
-    let end = start + duration.as_nanos() as i128;
+    let end = start + record.duration_ms.0.as_nanos() as i128;
     let has_failed = !matches!(record.outcome, Outcome::Ok | Outcome::ClientClosed);
     let span = OtlpSpan {
         trace_id: hex::encode(context.trace),
