@@ -92,7 +92,8 @@ pub enum Cause {
 }
 
 /// How a request ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Outcome {
     /// Answered below 400 and ended properly.
     Ok,
@@ -258,15 +259,7 @@ impl Answer {
 impl Outcome {
     /// The word for it in the access log.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Outcome::Ok => "ok",
-            Outcome::Denied => "denied",
-            Outcome::Rejected => "rejected",
-            Outcome::ClientClosed => "client_closed",
-            Outcome::UpstreamError => "upstream_error",
-            Outcome::UpstreamCut => "upstream_cut",
-            Outcome::Timeout => "timeout",
-        }
+        self.into()
     }
 }
 

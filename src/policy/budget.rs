@@ -91,13 +91,9 @@ struct Sum {
 }
 
 impl Period {
-    /// As in the policy.
+    /// Its word in the policy.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Period::Day => "day",
-            Period::Week => "week",
-            Period::Month => "month",
-        }
+        self.into()
     }
 
     /// The period in which this moment lies. Beyond the years that the calendar has, it is empty.

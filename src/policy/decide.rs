@@ -48,7 +48,8 @@ pub enum Condition {
 }
 
 /// Why the tier is what it is, where the proxy has a say. That a client named a tier itself is not the policy's to tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum TierReason {
     /// The group forces a tier.
     GroupForce,
@@ -284,14 +285,9 @@ impl TierAction {
 }
 
 impl TierReason {
-    /// As in the access log.
+    /// The word for it in the access log.
     pub fn as_str(self) -> &'static str {
-        match self {
-            TierReason::GroupForce => "group_force",
-            TierReason::FastModeBeta => "fast_mode_beta",
-            TierReason::ModelExempt => "model_exempt",
-            TierReason::BudgetExhausted => "budget_exhausted",
-        }
+        self.into()
     }
 }
 

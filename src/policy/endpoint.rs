@@ -1,12 +1,11 @@
 //! Which endpoint a request path names, and whether every upstream would read the path as we do.
 //! It sees the path alone: bytes in, a value out, no allocation.
 
-use strum::{EnumIter, IntoEnumIterator};
-
 pub use crate::codec::error::Protocol;
 
 /// The endpoints that are told apart. `…` is any prefix, also none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EnumIter)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::EnumString, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Endpoint {
     /// `…/responses`
     Responses,
@@ -40,24 +39,14 @@ pub struct Path {
 }
 
 impl Endpoint {
-    /// As in the access log.
+    /// The word for it in the access log.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Endpoint::Responses => "responses",
-            Endpoint::ResponsesCompact => "responses_compact",
-            Endpoint::ChatCompletions => "chat_completions",
-            Endpoint::Messages => "messages",
-            Endpoint::Extra => "extra",
-            Endpoint::Embeddings => "embeddings",
-            Endpoint::Completions => "completions",
-            Endpoint::ResponsesItem => "responses_item",
-            Endpoint::Other => "other",
-        }
+        self.into()
     }
 
     /// The endpoint that the access log calls so.
     pub fn logged_as(name: &str) -> Option<Endpoint> {
-        Endpoint::iter().find(|endpoint| endpoint.as_str() == name)
+        name.parse().ok()
     }
 
     /// The protocol whose shape of error its callers expect.

@@ -277,7 +277,7 @@ impl fmt::Debug for Policy {
 }
 
 impl Platform {
-    /// As in the access log.
+    /// The word for it in the access log.
     pub fn as_str(self) -> &'static str {
         self.into()
     }

@@ -128,7 +128,8 @@ pub struct AccessRecord<'a> {
 }
 
 /// How a response was carried to the client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum Transport {
     /// An HTTP response in one piece.
     Http,
@@ -141,11 +142,7 @@ pub enum Transport {
 impl Transport {
     /// The word for it in the access log.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Transport::Http => "http",
-            Transport::Sse => "sse",
-            Transport::WebSocket => "websocket",
-        }
+        self.into()
     }
 }
 

@@ -42,7 +42,8 @@ pub struct Usage {
 }
 
 /// How much of the usage the response told before it ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum UsageState {
     /// The response was complete and reported its usage.
     Final,
@@ -58,12 +59,7 @@ pub enum UsageState {
 impl UsageState {
     /// The word for it in the access log.
     pub fn as_str(self) -> &'static str {
-        match self {
-            UsageState::Final => "final",
-            UsageState::Partial => "partial",
-            UsageState::None => "none",
-            UsageState::Deferred => "deferred",
-        }
+        self.into()
     }
 }
 
