@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::accounting::metrics::{Metrics, Quantiles};
+use crate::codec::error::Outcome;
 
 /// How often a sample is taken.
 pub const STEP: Duration = Duration::from_secs(10);
@@ -56,9 +57,11 @@ impl Totals {
             totals.downgraded += sums.downgraded;
             for (outcome, count) in sums.outcomes {
                 totals.requests += count;
-                match outcome.as_str() {
-                    "upstream_error" | "upstream_cut" | "timeout" => totals.failed += count,
-                    "denied" => totals.denied += count,
+                match outcome.parse() {
+                    Ok(Outcome::UpstreamError | Outcome::UpstreamCut | Outcome::Timeout) => {
+                        totals.failed += count;
+                    }
+                    Ok(Outcome::Denied) => totals.denied += count,
                     _ => {}
                 }
             }

@@ -46,15 +46,6 @@ const KNOWN_STATUSES: [(u16, &str); 17] = [
     (504, "504"),
     (529, "529"),
 ];
-/// Endpoints whose good answers tell what was used.
-const ENDPOINTS_WITH_USAGE: [&str; 6] = [
-    "responses",
-    "responses_compact",
-    "chat_completions",
-    "messages",
-    "embeddings",
-    "completions",
-];
 /// What a translation may leave out and stands as a label; all else is `other`.
 const KNOWN_DROPPED: [&str; 36] = [
     "assistant.reasoning_content",
@@ -293,14 +284,19 @@ impl Metrics {
 
     fn count_request(&self, record: &AccessRecord<'_>, group: &str, upstream: &str) {
         let tier = tier_label(record.service_tier);
-        let labels = [group, record.endpoint, tier, record.outcome.as_str()];
+        let labels = [
+            group,
+            record.endpoint.as_str(),
+            tier,
+            record.outcome.as_str(),
+        ];
         self.requests.with_label_values(&labels).inc();
         let labels = [group, upstream, status_label(record.status)];
         self.responses.with_label_values(&labels).inc();
     }
 
     fn observe_times(&self, record: &AccessRecord<'_>, upstream: &str) {
-        let labels = [record.endpoint, upstream];
+        let labels = [record.endpoint.as_str(), upstream];
         let observe = |times: &HistogramVec, Millis(time): Millis| {
             times.with_label_values(&labels).observe(time.as_secs_f64());
         };
@@ -322,7 +318,7 @@ impl Metrics {
 
     fn count_usage(&self, record: &AccessRecord<'_>, group: &str) {
         if is_usage_missing(record) {
-            let labels = [group, record.endpoint, record.transport.as_str()];
+            let labels = [group, record.endpoint.as_str(), record.transport.as_str()];
             self.usage_missing.with_label_values(&labels).inc();
         }
         let billed = tier_label(record.service_tier_billed);
@@ -357,7 +353,7 @@ impl Metrics {
         if record.bridge.is_none() {
             return;
         }
-        let labels = [group, record.endpoint, record.outcome.as_str()];
+        let labels = [group, record.endpoint.as_str(), record.outcome.as_str()];
         self.bridged.with_label_values(&labels).inc();
         let dropped = record.bridge_dropped.unwrap_or_default().split(',');
         for what in dropped.map(str::trim).filter(|what| !what.is_empty()) {
@@ -495,15 +491,21 @@ impl FileSnapshot {
     }
 }
 
-/// Whether this line should have usage, and has not all of it. A response that is made in the background tells it later, and
-/// the line of a WebSocket itself never has any.
+/// Whether this line should have usage, and has not all of it. A response that is made in the background tells it later, a
+/// request that reads or deletes makes nothing, and the line of a WebSocket itself never has any.
 fn is_usage_missing(record: &AccessRecord<'_>) -> bool {
-    let tells_usage = ENDPOINTS_WITH_USAGE.contains(&record.endpoint);
     let is_connection = record.transport == Transport::WebSocket && record.turn == 0;
+    // The turns of a WebSocket have the method of its handshake.
+    let makes_nothing =
+        record.turn == 0 && matches!(record.method, "GET" | "HEAD" | "OPTIONS" | "DELETE");
     let is_answered = record.upstream_status.is_some_and(|status| status < 400)
         && record.status.is_none_or(|status| status < 400);
     let is_missing = matches!(record.usage_state, UsageState::None | UsageState::Partial);
-    tells_usage && !is_connection && is_answered && is_missing
+    record.endpoint.must_tell_usage()
+        && !is_connection
+        && !makes_nothing
+        && is_answered
+        && is_missing
 }
 
 /// A tier as a label: `none` for none, `other` for one that is not known, so that no client can make new ones.

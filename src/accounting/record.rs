@@ -393,7 +393,7 @@ impl RequestRecord {
             policy: self.policy.revision(),
             method: cut(request.method.as_str(), METHOD_BYTES),
             path: &texts.path,
-            endpoint: request.endpoint.as_str(),
+            endpoint: request.endpoint,
             transport: self.transport(observed),
             model: bill.model,
             service_tier: tiers.sent,

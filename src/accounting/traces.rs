@@ -19,6 +19,7 @@ use crate::accounting::metrics::Metrics;
 use crate::codec::error::Outcome;
 use crate::codec::trace_context::{TraceContext, TraceParent};
 use crate::config::{self, LogFormat, UpstreamKind};
+use crate::policy::endpoint::Endpoint;
 
 /// Spans that wait to be sent. Further ones are dropped.
 const MAX_QUEUED: usize = 4096;
@@ -137,7 +138,7 @@ fn span(record: &AccessRecord<'_>, context: &TraceContext, kind: Option<Upstream
     let name = match (operation, record.model) {
         (Some(operation), Some(model)) => format!("{operation} {model}"),
         (Some(operation), None) => operation.to_owned(),
-        (None, _) => format!("{} {}", record.method, record.endpoint),
+        (None, _) => format!("{} {}", record.method, record.endpoint.as_str()),
     };
     let start = record.time.as_nanosecond();
     let end = start + record.duration_ms.0.as_nanos() as i128;
@@ -163,10 +164,13 @@ fn span(record: &AccessRecord<'_>, context: &TraceContext, kind: Option<Upstream
 fn operation(record: &AccessRecord<'_>) -> Option<&'static str> {
     match record.endpoint {
         _ if record.transport == Transport::WebSocket && record.turn == 0 => None,
-        "responses" | "responses_compact" | "chat_completions" | "messages" => Some("chat"),
-        "completions" => Some("text_completion"),
-        "embeddings" => Some("embeddings"),
-        _ => None,
+        Endpoint::Responses
+        | Endpoint::ResponsesCompact
+        | Endpoint::ChatCompletions
+        | Endpoint::Messages => Some("chat"),
+        Endpoint::Completions => Some("text_completion"),
+        Endpoint::Embeddings => Some("embeddings"),
+        Endpoint::Extra | Endpoint::ResponsesItem | Endpoint::Other => None,
     }
 }
 
@@ -226,7 +230,7 @@ fn attributes<'a>(
         text(field!("method"), Some(record.method)),
         text(field!("path"), Some(record.path)),
         count(field!("status"), status),
-        text(field!("endpoint"), Some(record.endpoint)),
+        text(field!("endpoint"), Some(record.endpoint.as_str())),
         text(field!("transport"), Some(record.transport.as_str())),
         text(field!("key"), record.key),
         text(field!("group"), record.group),

@@ -76,6 +76,19 @@ impl Endpoint {
     pub fn tells_usage(self) -> bool {
         self != Endpoint::Other
     }
+
+    /// Whether a good answer to a request that makes something always tells what was used.
+    pub fn must_tell_usage(self) -> bool {
+        match self {
+            Endpoint::Responses
+            | Endpoint::ResponsesCompact
+            | Endpoint::ChatCompletions
+            | Endpoint::Messages
+            | Endpoint::Embeddings
+            | Endpoint::Completions => true,
+            Endpoint::Extra | Endpoint::ResponsesItem | Endpoint::Other => false,
+        }
+    }
 }
 
 impl Path {

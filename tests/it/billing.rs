@@ -290,6 +290,18 @@ fn an_answer_without_usage_is_counted_and_one_with_it_or_an_error_is_not() {
 }
 
 #[test]
+fn a_request_that_reads_or_deletes_has_no_usage_to_miss() {
+    let upstream = upstream::json(r#"{"object":"list","data":[]}"#).run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let client = proxy.client("sk-fast");
+    client.get("/v1/chat/completions");
+    client.exchange(&client.head("DELETE", "/v1/chat/completions"));
+    client.post("/v1/chat/completions", "{}");
+    proxy.access_log(3);
+    assert_eq!(missing(&proxy), 1.0);
+}
+
+#[test]
 fn what_was_spent_is_a_metric() {
     let upstream = upstream::json(&made("big", "priority")).run();
     let proxy = proxy::new().upstream(&upstream).prices(PRICES).run();

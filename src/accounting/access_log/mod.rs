@@ -18,6 +18,7 @@ use crate::accounting::access_log::line::{Field, Line, Wanted};
 use crate::accounting::usage::{Usage, UsageState};
 use crate::codec::error::Outcome;
 use crate::config::LogFormat;
+use crate::policy::endpoint::Endpoint;
 
 pub use crate::accounting::access_log::writer::AccessLog;
 
@@ -59,8 +60,8 @@ pub struct AccessRecord<'a> {
     pub method: &'a str,
     /// Path of the request without its query, cut to 1024 bytes.
     pub path: &'a str,
-    /// Kind of endpoint that the path names, as [`crate::policy::endpoint::Endpoint::as_str`] spells it.
-    pub endpoint: &'static str,
+    /// Kind of endpoint that the path names.
+    pub endpoint: Endpoint,
     /// How the response was carried.
     pub transport: Transport,
     /// Model that the request names, else the one that the response names.
@@ -190,7 +191,7 @@ impl Members<'_> {
         self.text(quoted!("policy"), Some(record.policy));
         self.text(quoted!("method"), Some(record.method));
         self.text(quoted!("path"), Some(record.path));
-        self.text(quoted!("endpoint"), Some(record.endpoint));
+        self.text(quoted!("endpoint"), Some(record.endpoint.as_str()));
         self.text(quoted!("transport"), Some(record.transport.as_str()));
         self.text(quoted!("model"), record.model);
         self.text(quoted!("service_tier"), record.service_tier);

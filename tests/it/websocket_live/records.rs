@@ -570,6 +570,7 @@ fn a_failed_response_is_the_upstreams_error() {
     });
     let expected = with(with(forced_turn(), untold()), line);
     assert_eq!(proxy.record(), expected);
+    assert_eq!(proxy.metric("tiergate_usage_missing_total"), 1.0);
 }
 
 #[test]
