@@ -12,12 +12,11 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use redb::backends::FileBackend;
 use redb::{Database, DatabaseError, ReadableTable, Table, TableDefinition};
-use rust_decimal::Decimal;
 
 use crate::accounting::background::{
     BackgroundChanges, BackgroundCreate, BackgroundResponses, MAX_AGE,
 };
-use crate::accounting::store::{KEPT_SECONDS, MAX_SUMS, StoreError};
+use crate::accounting::store::{KEPT_SECONDS, MAX_SUMS, StoreError, decimal};
 use crate::policy::budget::{Account, Budgets, Entry, Window};
 use crate::policy::group::Period;
 
@@ -207,11 +206,6 @@ fn key_of(entry: &Entry) -> BudgetKey<'_> {
     )
 }
 
-/// What this program wrote; anything else is nothing.
-fn decimal(text: &str) -> Decimal {
-    text.parse().unwrap_or_default()
-}
-
 fn broken(error: impl Into<redb::Error>) -> StoreError {
     StoreError::File(Box::new(error.into()))
 }
@@ -221,6 +215,7 @@ mod tests {
     use super::*;
     use crate::accounting::store::test::{NOW, at, rule, usd};
     use crate::policy::group::Scope;
+    use rust_decimal::Decimal;
     use std::os::unix::fs::PermissionsExt;
 
     #[test]

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rust_decimal::Decimal;
 
 use crate::accounting::background::{BackgroundCreate, BackgroundResponses};
 use crate::accounting::store::file::StateFile;
@@ -115,6 +116,11 @@ pub fn is_missing(config: &StateStore) -> bool {
     matches!(config, StateStore::File(path) if !Path::exists(path))
 }
 
+/// An amount that this program wrote; anything else is nothing.
+fn decimal(text: &str) -> Decimal {
+    text.parse().unwrap_or_default()
+}
+
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -132,7 +138,6 @@ mod test {
     use super::*;
     use crate::policy::group::{AtLimit, BudgetRule, Period, Scope};
     use jiff::tz::TimeZone;
-    use rust_decimal::Decimal;
 
     pub const NOW: &str = "2026-11-30T03:00:00Z";
 

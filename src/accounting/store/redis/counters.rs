@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use redis::Cmd;
 use rust_decimal::Decimal;
 
-use crate::accounting::store::MAX_SUMS;
 use crate::accounting::store::redis::commands;
+use crate::accounting::store::{MAX_SUMS, decimal};
 use crate::policy::budget::{Account, Entry, Window};
 
 /// For so long after its window a sum may still grow by what was spent at its end.
@@ -133,11 +133,6 @@ impl Sum {
             usd: self.spent.values().fold(Decimal::ZERO, add),
         }
     }
-}
-
-/// What this program wrote; anything else is nothing.
-fn decimal(text: &str) -> Decimal {
-    text.parse().unwrap_or_default()
 }
 
 #[cfg(test)]

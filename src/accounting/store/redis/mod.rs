@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use redis::io::tcp::TcpSettings;
 use redis::{
     Cmd, Connection, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline, PubSub,
-    RedisConnectionInfo, RedisError, RedisResult,
+    RedisConnectionInfo, RedisError, RedisResult, Value,
 };
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -60,6 +60,11 @@ pub struct RedisStore {
 
 struct Session {
     link: Option<Link>,
+    known: Known,
+}
+
+/// What is known of what the server keeps.
+struct Known {
     counters: Counters,
     epoch: String,
     /// The highest number that was seen; none where everything is to be read.
@@ -78,6 +83,11 @@ struct Link {
 /// What the server says of keys that have changed.
 #[derive(Default)]
 struct Changed {
+    epoch: String,
+    /// The highest number of these keys, or of those that were seen before.
+    seen: Option<u64>,
+    /// These are all keys, whenever they changed.
+    is_all: bool,
     sums: HashMap<String, Held>,
     created: Vec<(String, BackgroundCreate)>,
     billed: HashSet<String>,
@@ -87,13 +97,13 @@ impl RedisStore {
     /// A server that is yet to be connected to.
     pub fn new(server: Redis) -> RedisStore {
         let process = Uuid::now_v7().simple().to_string();
-        let session = Session {
-            link: None,
+        let known = Known {
             counters: Counters::new(process.clone()),
             epoch: String::new(),
             seen: None,
             read_all_at: None,
         };
+        let session = Session { link: None, known };
         RedisStore {
             server,
             process,
@@ -186,7 +196,7 @@ impl RedisStore {
         if !is_linked {
             session.link = None;
             // It may have been started anew, without what it had.
-            session.seen = None;
+            session.known.seen = None;
             session.link = Some(self.link()?);
         }
         if self.requests.lock().is_none() {
@@ -266,28 +276,20 @@ impl RedisStore {
         let Some(link) = &mut session.link else {
             return Ok(());
         };
-        let (connection, counters) = (&mut link.connection, &mut session.counters);
-        counters.forget(now);
-        let read_all = session.read_all_at;
-        let is_due = read_all.is_none_or(|at| at.elapsed() > READ_ALL_EVERY);
-        let mut since = session.seen.filter(|_| !is_due);
-        let (epoch, mut names) = changed_since(connection, since, &self.process)?;
-        if since.is_some() && epoch != session.epoch {
-            since = None;
-            (_, names) = changed_since(connection, None, &self.process)?;
-        }
-        let changed = read(connection, &names, now)?;
+        let (connection, known) = (&mut link.connection, &mut session.known);
+        known.counters.forget(now);
+        let changed = known.collect_changes(connection, &self.process, now)?;
 
         let mut told: Vec<Cmd> = Vec::new();
-        if since.is_none() {
+        if changed.is_all {
             background.save_anew();
-            told.extend(counters.lost(&changed.sums, now));
+            told.extend(known.counters.lost(&changed.sums, now));
         }
         for (key, held) in &changed.sums {
-            counters.merge(key, held);
+            known.counters.merge(key, held);
         }
         let (unsaved, changes) = (budgets.unsaved(), background.changes());
-        let own = counters.with(&unsaved);
+        let own = known.counters.with(&unsaved);
         let raise =
             |(key, own): &(String, Entry)| commands::save(key, &self.process, own.usd, own.window);
         told.extend(own.iter().map(raise));
@@ -296,16 +298,8 @@ impl RedisStore {
 
         // Only now does the server have them; what was spent in the meantime stays unsaved.
         budgets.saved(&unsaved);
-        own.iter().for_each(|(key, own)| counters.confirm(key, own));
-        let own = own.iter().map(|(key, _)| key);
-        let touched: HashSet<&String> = changed.sums.keys().chain(own).collect();
-        budgets.learn(&counters.totals(touched, now));
+        budgets.learn(&known.adopt(&changed, &own, now));
         background.learn(&changes, changed.created, |id| changed.billed.contains(id));
-        if since.is_none() {
-            session.read_all_at = Some(Instant::now());
-        }
-        session.epoch = epoch;
-        session.seen = names.iter().map(|(_, number)| *number).max().or(since);
         Ok(())
     }
 
@@ -316,6 +310,65 @@ impl RedisStore {
         } else {
             format!("{server}: {why}")
         })
+    }
+}
+
+impl Known {
+    /// What has changed on the server since the last exchange: everything, where the sequence has begun anew or it is time.
+    fn collect_changes(
+        &self,
+        connection: &mut Connection,
+        process: &str,
+        now: Timestamp,
+    ) -> RedisResult<Changed> {
+        let read_all = self.read_all_at;
+        let is_due = read_all.is_none_or(|at| at.elapsed() > READ_ALL_EVERY);
+        let mut since = self.seen.filter(|_| !is_due);
+        let (epoch, mut names) = changed_since(connection, since, process)?;
+        if since.is_some() && epoch != self.epoch {
+            since = None;
+            (_, names) = changed_since(connection, None, process)?;
+        }
+        Ok(Changed {
+            epoch,
+            seen: names.iter().map(|(_, number)| *number).max().or(since),
+            is_all: since.is_none(),
+            ..read(connection, &names, now)?
+        })
+    }
+
+    /// The server has what this process has spent, and this knows what the server has. Gives the sums that this concerns.
+    fn adopt(&mut self, changed: &Changed, own: &[(String, Entry)], now: Timestamp) -> Vec<Entry> {
+        own.iter()
+            .for_each(|(key, own)| self.counters.confirm(key, own));
+        if changed.is_all {
+            self.read_all_at = Some(Instant::now());
+        }
+        self.epoch.clone_from(&changed.epoch);
+        self.seen = changed.seen;
+        let own = own.iter().map(|(key, _)| key);
+        let touched: HashSet<&String> = changed.sums.keys().chain(own).collect();
+        self.counters.totals(touched, now)
+    }
+}
+
+impl Changed {
+    /// Takes what a key holds. False where it holds nothing any more.
+    fn take(&mut self, name: &str, held: Value, now: Timestamp) -> RedisResult<bool> {
+        let Some(id) = name.strip_prefix(RESPONSE) else {
+            self.sums
+                .insert(name.to_owned(), redis::from_redis_value(held)?);
+            return Ok(true);
+        };
+        let text: Option<String> = redis::from_redis_value(held)?;
+        match text.as_deref().map(commands::created) {
+            Some(Some(create)) if now.duration_since(create.time) <= MAX_AGE => {
+                self.created.push((id.to_owned(), create));
+            }
+            Some(_) => drop(self.billed.insert(id.to_owned())),
+            None => return Ok(false),
+        }
+        Ok(true)
     }
 }
 
@@ -382,40 +435,11 @@ fn read(
     let mut changed = Changed::default();
     let mut expired: Vec<&str> = Vec::new();
     for names in names.chunks(BATCH) {
-        let mut pipeline = redis::pipe();
-        let mut asked: Vec<&str> = Vec::new();
-        for (name, _) in names {
-            let window = commands::parse_sum_key(name).map(|(_, window)| window);
-            let get = match window {
-                Some(window) if window.ends <= now => {
-                    if window.ends.as_second() < now.as_second() - KEPT_SECONDS {
-                        expired.push(name);
-                    }
-                    continue;
-                }
-                Some(_) => "HGETALL",
-                None => "GET",
-            };
-            pipeline.add_command(command(get, &[name]));
-            asked.push(name);
-        }
-        let held: Vec<redis::Value> = match asked.is_empty() {
-            true => Vec::new(),
-            false => pipeline.query(connection)?,
-        };
-        for (name, held) in asked.into_iter().zip(held) {
-            if let Some(id) = name.strip_prefix(RESPONSE) {
-                let text: Option<String> = redis::from_redis_value(held)?;
-                match text.as_deref().map(commands::created) {
-                    Some(Some(create)) if now.duration_since(create.time) <= MAX_AGE => {
-                        changed.created.push((id.to_owned(), create));
-                    }
-                    Some(_) => drop(changed.billed.insert(id.to_owned())),
-                    None => expired.push(name),
-                }
-            } else {
-                let spent = redis::from_redis_value(held)?;
-                changed.sums.insert(name.to_owned(), spent);
+        let asked = names_to_ask(names, now, &mut expired);
+        let answers = ask(connection, &asked)?;
+        for (name, held) in asked.into_iter().zip(answers) {
+            if !changed.take(name, held, now)? {
+                expired.push(name);
             }
         }
     }
@@ -426,6 +450,38 @@ fn read(
         .created
         .sort_unstable_by_key(|(_, create)| create.time);
     Ok(changed)
+}
+
+/// The keys that may hold what still counts. Sums that ended long ago have expired.
+fn names_to_ask<'n>(
+    names: &'n [(String, u64)],
+    now: Timestamp,
+    expired: &mut Vec<&'n str>,
+) -> Vec<&'n str> {
+    let mut asked: Vec<&str> = Vec::new();
+    for (name, _) in names {
+        let ends = commands::parse_sum_key(name).map(|(_, window)| window.ends);
+        match ends.filter(|ends| *ends <= now) {
+            None => asked.push(name),
+            Some(ends) if ends.as_second() < now.as_second() - KEPT_SECONDS => expired.push(name),
+            Some(_) => {}
+        }
+    }
+    asked
+}
+
+/// What each of these keys holds: a sum is a hash, a response a text.
+fn ask(connection: &mut Connection, names: &[&str]) -> RedisResult<Vec<Value>> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut pipeline = redis::pipe();
+    for name in names {
+        let is_response = name.starts_with(RESPONSE);
+        let get = if is_response { "GET" } else { "HGETALL" };
+        pipeline.add_command(command(get, &[name]));
+    }
+    pipeline.query(connection)
 }
 
 /// Writes all, and tells the others.
