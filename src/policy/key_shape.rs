@@ -29,6 +29,44 @@ const SHORT_DIGEST_DIGITS: [usize; 2] = [40, 56];
 const LOOKS_LIKE_DIGEST: &str = "this looks like a digest, not like an API key; digests are written `sha256:` and 64 hexadecimal digits, in lower case and without spaces";
 /// In the name of a variable that holds a key.
 const SECRET_WORDS: [&str; 3] = ["key", "token", "secret"];
+const QUOTES: [char; 10] = ['"', '\'', '`', '“', '”', '„', '‘', '’', '«', '»'];
+
+/// Tells whether a text has a fault.
+type IsFound = fn(&str) -> bool;
+
+/// What no key has, and what is said of it. The first that is found is told.
+const FAULTS: [(IsFound, &str); 9] = [
+    (
+        |key| key.is_empty() || key.trim() != key,
+        "an API key is not empty and does not begin or end with white space",
+    ),
+    (
+        |key| key.starts_with('\u{feff}'),
+        "an API key has no byte order mark before it",
+    ),
+    (
+        has_scheme,
+        "an API key stands alone, without the header's name or scheme before it",
+    ),
+    (|key| key.contains(QUOTES), "an API key has no quotes in it"),
+    (
+        is_assignment,
+        "an API key stands alone, without the name of a variable before it",
+    ),
+    (
+        is_reference,
+        "this is the name of a variable, not an API key; variables are not put in here",
+    ),
+    (
+        |key| key.contains(char::is_whitespace),
+        "an API key has no white space in it",
+    ),
+    (
+        |key| !key.bytes().all(|byte| byte.is_ascii_graphic()),
+        "an API key has only printable ASCII characters in it",
+    ),
+    (begins_as_digest, LOOKS_LIKE_DIGEST),
+];
 
 /// Whether a text can be an API key in clear.
 ///
@@ -53,48 +91,27 @@ pub fn check_key(key: &str) -> Result<(), &'static str> {
 /// # Errors
 /// Why it cannot. The reason does not quote it.
 pub fn check_credential(key: &str) -> Result<(), &'static str> {
-    if key.is_empty() || key.trim() != key {
-        return Err("an API key is not empty and does not begin or end with white space");
+    let mut faults = FAULTS.iter();
+    match faults.find(|(is_found, _)| is_found(key)) {
+        Some((_, why)) => Err(why),
+        None => Ok(()),
     }
-    if key.starts_with('\u{feff}') {
-        return Err("an API key has no byte order mark before it");
-    }
-    let first = key.split([' ', '\t', ':', '=']).next().unwrap_or("");
-    if first.len() < key.len()
-        && SCHEMES
-            .iter()
-            .any(|scheme| first.eq_ignore_ascii_case(scheme))
-    {
-        return Err("an API key stands alone, without the header's name or scheme before it");
-    }
-    let is_quote = |c: char| {
-        matches!(
-            c,
-            '"' | '\'' | '`' | '“' | '”' | '„' | '‘' | '’' | '«' | '»'
-        )
+}
+
+/// A word before the key, as in an `Authorization` header.
+fn has_scheme(text: &str) -> bool {
+    let Some((first, _)) = text.split_once([' ', '\t', ':', '=']) else {
+        return false;
     };
-    if key.contains(is_quote) {
-        return Err("an API key has no quotes in it");
-    }
-    if is_assignment(key) {
-        return Err("an API key stands alone, without the name of a variable before it");
-    }
-    if is_reference(key) {
-        return Err(
-            "this is the name of a variable, not an API key; variables are not put in here",
-        );
-    }
-    if key.contains(char::is_whitespace) {
-        return Err("an API key has no white space in it");
-    }
-    if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err("an API key has only printable ASCII characters in it");
-    }
-    let lower = key.to_ascii_lowercase();
-    if DIGEST_STARTS.iter().any(|start| lower.starts_with(start)) {
-        return Err(LOOKS_LIKE_DIGEST);
-    }
-    Ok(())
+    SCHEMES
+        .iter()
+        .any(|scheme| first.eq_ignore_ascii_case(scheme))
+}
+
+/// How other programs print a digest.
+fn begins_as_digest(text: &str) -> bool {
+    let lower = text.to_ascii_lowercase();
+    DIGEST_STARTS.iter().any(|start| lower.starts_with(start))
 }
 
 /// `OPENAI_API_KEY=sk-…`, as in files of variables. Base64 has `=` at its end only.
