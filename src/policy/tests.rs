@@ -654,13 +654,12 @@ fn a_further_turn_is_decided_by_the_policy_of_its_time() {
             .decide_turn(&first.credential, first.endpoint, false)
     };
     let forced =
-        again(&POLICY.replace("k-plain-tier: plain-tier", "k-plain-tier: forced-tier"))
-            .unwrap();
+        again(&POLICY.replace("k-plain-tier: plain-tier", "k-plain-tier: forced-tier")).unwrap();
     assert_eq!(forced.action.unwrap().reason, TierReason::GroupForce);
     let removed = again(&POLICY.replace("k-plain-tier:", "k-new:")).unwrap_err();
     assert_eq!(removed.cause, Cause::InvalidApiKey);
-    let disabled = again(&POLICY.replace("upstream: tier}", "upstream: tier, enabled: false}"))
-        .unwrap_err();
+    let disabled =
+        again(&POLICY.replace("upstream: tier}", "upstream: tier, enabled: false}")).unwrap_err();
     assert_eq!(disabled.cause, Cause::GroupDisabled);
 }
 
