@@ -3,9 +3,12 @@
 
 use brotli_decompressor::{BrotliDecompressStream, BrotliResult, BrotliState, StandardAlloc};
 use flate2::{Decompress, FlushDecompress, Status};
+use http::HeaderMap;
+use http::header::CONTENT_ENCODING;
 use zstd::zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer};
 
 use crate::codec::error::{Cause, Refusal};
+use crate::codec::framing::list_members;
 
 /// How much is decoded at a time, in bytes.
 const PIECE: usize = 32 * 1024;
@@ -29,6 +32,10 @@ pub enum Coding {
     Deflate,
 }
 
+/// A body has several codings, or one that is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnsupportedCoding;
+
 /// One coded body on its way through.
 pub struct Decoder {
     engine: Engine,
@@ -51,6 +58,26 @@ struct Step {
 }
 
 impl Coding {
+    /// The one coding of a body with these headers; none for a body that is as it is. `identity`, which changes nothing, does
+    /// not count.
+    ///
+    /// # Errors
+    /// Where there are several codings, or one that is not known.
+    pub fn sole(headers: &HeaderMap) -> Result<Option<Coding>, UnsupportedCoding> {
+        let mut sole = None;
+        for name in list_members(headers, &CONTENT_ENCODING) {
+            if name.is_empty() || name.eq_ignore_ascii_case(b"identity") {
+                continue;
+            }
+            let name = std::str::from_utf8(name).map_err(|_| UnsupportedCoding)?;
+            let coding = Coding::named(name).ok_or(UnsupportedCoding)?;
+            if sole.replace(coding).is_some() {
+                return Err(UnsupportedCoding);
+            }
+        }
+        Ok(sole)
+    }
+
     /// The coding of that name in `Content-Encoding`, any case.
     pub fn named(name: &str) -> Option<Self> {
         const NAMES: [(&str, Coding); 5] = [

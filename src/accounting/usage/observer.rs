@@ -8,7 +8,6 @@ use crate::codec::content_coding::{Coding, Decoder};
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::sse::{EventStream, Part};
 use crate::policy::endpoint::Endpoint;
-use http::header::CONTENT_ENCODING;
 use http::{HeaderMap, Method};
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
@@ -136,7 +135,7 @@ impl ResponseObserver {
     }
 
     fn with(protocol: Protocol, event_stream: bool, headers: &HeaderMap) -> Option<Self> {
-        let decoding = coding(headers)?.map(Decoding::new);
+        let decoding = Coding::sole(headers).ok()?.map(Decoding::new);
         Some(Self {
             decoding,
             body: Body::new(protocol, event_stream),
@@ -390,20 +389,4 @@ impl Opening {
             }
         }
     }
-}
-
-/// The one coding of the body, if any; `None` where there are several or one that is not understood.
-fn coding(headers: &HeaderMap) -> Option<Option<Coding>> {
-    let mut coding = None;
-    for line in headers.get_all(CONTENT_ENCODING) {
-        for name in line.to_str().ok()?.split(',').map(str::trim) {
-            if name.is_empty() || name.eq_ignore_ascii_case("identity") {
-                continue;
-            }
-            if coding.replace(Coding::named(name)?).is_some() {
-                return None;
-            }
-        }
-    }
-    Some(coding)
 }

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 
 use http::HeaderMap;
-use http::header::CONTENT_ENCODING;
 
 use crate::accounting::usage::DECODED_LIMIT;
 use crate::codec::content_coding::{Coding, Decoder};
@@ -26,15 +25,7 @@ pub(super) struct Decoding {
 impl Decoding {
     /// For an answer with these headers; `None` where its coding is not known, or there are several.
     pub fn of(headers: &HeaderMap) -> Option<Self> {
-        let mut coding = None;
-        for line in headers.get_all(CONTENT_ENCODING) {
-            for name in line.to_str().ok()?.split(',').map(str::trim) {
-                let is_none = name.is_empty() || name.eq_ignore_ascii_case("identity");
-                if !is_none && coding.replace(Coding::named(name)?).is_some() {
-                    return None;
-                }
-            }
-        }
+        let coding = Coding::sole(headers).ok()?;
         Some(Self {
             decoder: coding.map(Decoder::new),
             left: DECODED_LIMIT,
@@ -79,6 +70,7 @@ impl Decoding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::header::CONTENT_ENCODING;
 
     use std::io::Write;
 
