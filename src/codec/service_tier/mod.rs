@@ -252,6 +252,15 @@ impl Rewriter {
         &self.reader.facts
     }
 
+    /// A whole body without its tier: a buffer, and where in it the body begins (it ends with the buffer). `None` where it is
+    /// none that could have been rewritten.
+    pub fn without_tier(mut self, body: &[u8]) -> Option<(Vec<u8>, usize)> {
+        self.push(body).ok()?;
+        let rewritten = self.finish(Edits::tier(Edit::Remove)).ok()?;
+        let (buffer, start, _) = rewritten.into_parts();
+        Some((buffer, start))
+    }
+
     /// The edited body, if what was pushed is one whole JSON object. Without an edit it is the bytes that came.
     pub fn finish(mut self, edits: Edits) -> Result<Rewritten, BodyFault> {
         self.end()?;

@@ -10,7 +10,7 @@ use super::{Body, RequestContext};
 use crate::accounting::record::{Termination, set_tier};
 use crate::accounting::usage::refuses_tier;
 use crate::codec::error::Cause;
-use crate::codec::service_tier::{Edit, Edits, Rewriter};
+use crate::codec::service_tier::Rewriter;
 use crate::policy::TierAction;
 use crate::proxy::error_mapping::{
     FailureContext, TIER_REFUSED, is_stale_connection, is_unprocessed,
@@ -81,13 +81,10 @@ impl RequestContext {
         if !has_refused || !self.retries_without_tier() {
             return false;
         }
-        let mut rewriter = Rewriter::new(self.json_depth, bytes.len());
-        let edits = Edits::tier(Edit::Remove);
-        let rewritten = rewriter.push(bytes).and_then(|()| rewriter.finish(edits));
-        let Ok(rewritten) = rewritten else {
+        let rewriter = Rewriter::new(self.json_depth, bytes.len());
+        let Some((mut buffer, start)) = rewriter.without_tier(bytes) else {
             return false;
         };
-        let (mut buffer, start, _) = rewritten.into_parts();
         self.body = Body::Ready(buffer.split_off(start).into());
         self.without_tier = true;
         self.record.tier_refused = true;
