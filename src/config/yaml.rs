@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_yaml::budget::BudgetBreach;
 use serde_yaml::{DuplicateKeyPolicy, Error, MergeKeyPolicy, Options};
+use sha2::{Digest, Sha256};
 
 use crate::config::diagnostic::{Diagnostic, Diagnostics, Location};
 use crate::config::secret_file::{FileBytes, MOST_BYTES};
@@ -40,6 +41,11 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(
             diagnostics.add(location, message(&error));
         })
         .ok()
+}
+
+/// The revision of a file: `sha256:` and the first 12 hexadecimal digits of its digest.
+pub(crate) fn revision(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(&Sha256::digest(bytes)[..6]))
 }
 
 /// What a line says is to be read on that line: a policy in which one line changes another by reference is one in which

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use jiff::tz::TimeZone;
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
-use sha2::{Digest, Sha256};
 
 use crate::config::diagnostic::{Diagnostic, Diagnostics, Location, nearest, shown};
 use crate::config::field::{Field, List, Member, Members, Section, Text, TextOr, Word};
@@ -132,7 +131,7 @@ impl Policy {
             Some(rules) if resolver.diagnostics.is_empty() => Ok((
                 Policy {
                     path: path.to_owned(),
-                    revision: revision(bytes),
+                    revision: yaml::revision(bytes),
                     // Of rules without a mistake every group is there.
                     groups: rules.groups.into_iter().flatten().collect(),
                     default_group: rules.default_group,
@@ -187,12 +186,9 @@ struct Resolver<'m> {
 
 impl Resolver<'_> {
     fn rules(&self, root: &Field<Section<PolicyFile<'_>>>) -> Option<Rules> {
-        if root.is_null() {
-            self.diagnostics.add(Location::START, "the file is empty");
-        }
-        let section = root.optional(&self.diagnostics)?;
+        let section = root.whole_file(&self.diagnostics)?;
         let file = section.read(&self.diagnostics);
-        self.check_version(section, file);
+        section.check_version(&file.version, Location::START, &self.diagnostics);
         let groups = section.required("groups", &file.groups, root.location(), &self.diagnostics);
         let groups = groups
             .iter()
@@ -219,15 +215,6 @@ impl Resolver<'_> {
             default_group,
             keys: keys.map_or_else(KeyTable::default, |keys| self.keys(keys, &names)),
         })
-    }
-
-    fn check_version(&self, section: &Section<PolicyFile<'_>>, file: &PolicyFile<'_>) {
-        let version =
-            section.required("version", &file.version, Location::START, &self.diagnostics);
-        if version.is_some_and(|version| *version != 1) {
-            let message = "unknown version; this release reads version 1";
-            self.diagnostics.add(file.version.location(), message);
-        }
     }
 
     fn group(&self, member: &Member<'_, Section<GroupSection<'_>>>) -> Option<Group> {
@@ -552,16 +539,6 @@ impl Visitor<'_> for SignalVisitor {
             _ => Err(E::unknown_variant(text, &["true", "false", "speed"])),
         }
     }
-}
-
-/// `sha256:` and the first 12 hexadecimal digits of a file's digest.
-fn revision(bytes: &[u8]) -> String {
-    const PIECE_BYTES: usize = 4 * 1024;
-    let mut hasher = Sha256::new();
-    for piece in bytes.chunks(PIECE_BYTES) {
-        hasher.update(piece);
-    }
-    format!("sha256:{}", hex::encode(&hasher.finalize()[..6]))
 }
 
 fn unknown<'k>(what: &str, name: &str, known: impl Iterator<Item = &'k str>) -> String {

@@ -8,7 +8,6 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use rust_decimal::Decimal;
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 
 use super::{Entry, MAX_PRICE, MAX_PRICE_DECIMALS, MAX_TOKENS, Prices, Rates, Tier};
 use crate::codec::service_tier::KNOWN_TIERS;
@@ -97,8 +96,7 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<(Prices, Vec<Diagnostic>), Vec<Dia
     let entries = root.and_then(|root| resolver.file(&root));
     match entries {
         Some(entries) if resolver.diagnostics.is_empty() => {
-            let digest = Sha256::digest(bytes);
-            let revision = format!("sha256:{}", hex::encode(&digest[..6]));
+            let revision = yaml::revision(bytes);
             Ok((Prices { revision, entries }, resolver.warnings.into_vec()))
         }
         _ => Err(resolver.diagnostics.into_vec()),
@@ -113,17 +111,9 @@ struct Resolver {
 
 impl Resolver {
     fn file(&self, root: &Field<Section<PricesFile<'_>>>) -> Option<Vec<Entry>> {
-        if root.is_null() {
-            self.diagnostics.add(Location::START, "the file is empty");
-        }
-        let section = root.optional(&self.diagnostics)?;
+        let section = root.whole_file(&self.diagnostics)?;
         let file = section.read(&self.diagnostics);
-        let version =
-            section.required("version", &file.version, root.location(), &self.diagnostics);
-        if version.is_some_and(|version| *version != 1) {
-            let message = "unknown version; this release reads version 1";
-            self.diagnostics.add(file.version.location(), message);
-        }
+        section.check_version(&file.version, root.location(), &self.diagnostics);
         let prices =
             section.required("prices", &file.prices, root.location(), &self.diagnostics)?;
         let mut entries = Vec::new();

@@ -166,6 +166,30 @@ impl<T> Section<T> {
         }
         member.value(diagnostics)
     }
+
+    /// Checks the version that a file says it is of; `place` is where it is missed.
+    pub(crate) fn check_version(
+        &self,
+        version: &Field<i64>,
+        place: Location,
+        diagnostics: &Diagnostics,
+    ) {
+        let given = self.required("version", version, place, diagnostics);
+        if given.is_some_and(|given| *given != 1) {
+            let message = "unknown version; this release reads version 1";
+            diagnostics.add(version.location(), message);
+        }
+    }
+}
+
+impl<T> Field<Section<T>> {
+    /// The section that a whole file is. A file that holds nothing is a mistake.
+    pub(crate) fn whole_file(&self, diagnostics: &Diagnostics) -> Option<&Section<T>> {
+        if self.is_null() {
+            diagnostics.add(Location::START, "the file is empty");
+        }
+        self.optional(diagnostics)
+    }
 }
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Section<T> {

@@ -217,10 +217,7 @@ struct Resolver<'m> {
 
 impl Resolver<'_> {
     fn config(&self, root: &Field<Section<ConfigFile<'_>>>) -> Option<Config> {
-        if root.is_null() {
-            self.diagnostics.add(Location::START, "the file is empty");
-        }
-        let section = root.optional(&self.diagnostics)?;
+        let section = root.whole_file(&self.diagnostics)?;
         let file = section.read(&self.diagnostics);
         let policy = section.required("policy", &file.policy, root.location(), &self.diagnostics);
         let upstreams = section.required(
