@@ -26,7 +26,7 @@ use crate::policy::group::{BudgetRule, FastModeSignal, ForcedTier, ModelRule, Sc
 use crate::policy::{
     CredentialHeader, Decision, Denied, Group, Head, Policy, TierAction, TierReason,
 };
-use crate::proxy::body_filter::{action_for_body, may_be_empty};
+use crate::proxy::body_filter::{action_for_body, edits, is_held, may_be_empty, requests_usage};
 use crate::proxy::bridge_exchange::conversion::{self, Conversion};
 use crate::proxy::context::{logged_path, without_query};
 use crate::proxy::may_upgrade;
@@ -487,8 +487,11 @@ fn carry(
     let (head, body) = (&request.head, &request.body);
     let length = Some(request.length());
     let budget = Budget::new(limits.buffered);
-    let for_body = action_for_body(decision.action, &head.method, body.is_empty());
-    let Some(action) = for_body else {
+    let action = action_for_body(decision.action, &head.method, body.is_empty());
+    let upstream = &decision.group.upstream;
+    let requests_usage = requests_usage(upstream, decision.endpoint, &head.method);
+    let for_budget = !body.is_empty() && allowed_by.is_some() && decision.group.holds_for_budget();
+    if !is_held(action, requests_usage, for_budget) {
         let mut streamed = StreamedBody::open(&head.headers, length, &limits, &budget)?;
         streamed.pass(body)?;
         let facts = streamed.finish();
@@ -503,15 +506,12 @@ fn carry(
             rewritten: None,
             converted: None,
         });
-    };
+    }
     let mut held = BufferedBody::open(&head.headers, length, true, &limits, &budget)?;
     held.push(body)?;
-    let settled = decision.group.settle(action, held.facts());
+    let settled = action.and_then(|action| decision.group.settle(action, held.facts()));
     decision.action = within(allowed_by, decision, settled, held.facts())?;
-    let edits = decision
-        .action
-        .map_or(Edits::default(), |action| action.edits(false));
-    let ready = held.finish(edits)?;
+    let ready = held.finish(edits(decision.action, requests_usage))?;
     let changed = decision.action.filter(|action| action.changes());
     let tier = match changed {
         Some(action) => {
@@ -522,7 +522,7 @@ fn carry(
     };
     Ok(Carried {
         tier: tier.map(str::to_owned),
-        rewritten: changed.map(|_| ready.bytes),
+        rewritten: (!ready.is_original).then_some(ready.bytes),
         facts: ready.facts,
         converted: None,
     })

@@ -9,6 +9,9 @@ use pingora_proxy::Session;
 use tokio::time::{Instant, timeout_at};
 
 use crate::codec::error::{Cause, Refusal};
+use crate::codec::service_tier::Edits;
+use crate::config::{self, ChatStreamUsage};
+use crate::policy::endpoint::Endpoint;
 use crate::policy::{Condition, TierAction};
 use crate::proxy::context::{Body, RequestContext};
 use crate::proxy::error_mapping::REFUSED;
@@ -75,9 +78,8 @@ fn hold_of(
         context.resolve_without_body(is_coded)?;
         action = context.record.action;
     }
-    let is_held = action.is_some_and(|action| needs_body(&action))
-        || context.requests_usage()
-        || (!is_empty && context.holds_for_budget());
+    let for_budget = !is_empty && context.holds_for_budget();
+    let is_held = is_held(action, context.requests_usage(), for_budget);
     let may_stay =
         action.is_none_or(|action| action.condition != Condition::Always) || context.has_budget();
     let hold = if may_stay {
@@ -240,9 +242,33 @@ pub(super) fn end_by_trailers(context: &mut RequestContext) -> Result<()> {
     }
 }
 
-/// Whether an action needs the whole body before anything is sent.
-fn needs_body(action: &TierAction) -> bool {
-    action.changes() || action.condition != Condition::Always
+/// Whether the whole body has to be here before anything is sent: to be changed, or to be decided by.
+pub(crate) fn is_held(action: Option<TierAction>, requests_usage: bool, for_budget: bool) -> bool {
+    let for_tier =
+        action.is_some_and(|action| action.changes() || action.condition != Condition::Always);
+    for_tier || requests_usage || for_budget
+}
+
+/// What is done to a body that is held.
+pub(crate) fn edits(action: Option<TierAction>, requests_usage: bool) -> Edits {
+    match action {
+        Some(action) => action.edits(requests_usage),
+        None => Edits {
+            request_usage: requests_usage,
+            ..Edits::default()
+        },
+    }
+}
+
+/// Whether this upstream is to be asked for the usage of a chat stream.
+pub(crate) fn requests_usage(
+    upstream: &config::Upstream,
+    endpoint: Endpoint,
+    method: &Method,
+) -> bool {
+    endpoint == Endpoint::ChatCompletions
+        && method == Method::POST
+        && upstream.chat_stream_usage != ChatStreamUsage::Client
 }
 
 /// What is to be done to the body. A request of some methods may go without one, and then has none that could carry a

@@ -250,7 +250,7 @@ fn explain_says_what_the_log_of_live_traffic_says() {
     let (port, admin) = (free_port(), free_port());
     let site = Site::new(&format!(
         "listen: 127.0.0.1:{port}\nadmin: 127.0.0.1:{admin}\npolicy: policy.yaml\naccess_log: {{path: access.log}}\n\
-        upstreams:\n  here: {{url: \"http://127.0.0.1:{}\", kind: gateway}}\n",
+        upstreams:\n  here: {{url: \"http://127.0.0.1:{}\", kind: gateway, chat_stream_usage: request}}\n",
         upstream()
     ));
     let run = ["run", "--config", &site.config()].map(str::to_owned);
@@ -261,6 +261,7 @@ fn explain_says_what_the_log_of_live_traffic_says() {
     });
     let beta = "anthropic-beta: fast-mode-2026-02-01";
     let flex = r#"{"model":"m","service_tier":" Flex "}"#;
+    let chat_stream = r#"{"model":"m","stream":true}"#;
     for (number, (key, path, header, body)) in [
         ("sk-fast-1", "/v1/responses", "x: y", flex),
         ("sk-fast-1", "/V1/Chat/Completions/?q=1", "x: y", "{}"),
@@ -288,6 +289,9 @@ fn explain_says_what_the_log_of_live_traffic_says() {
             r#"{"service_tier":null}"#,
         ),
         ("sk-calm-1", "/v1/responses", "x: y", "no json"),
+        ("sk-calm-1", "/v1/chat/completions", "x: y", chat_stream),
+        ("sk-fast-1", "/v1/chat/completions", "x: y", chat_stream),
+        ("sk-calm-1", "/v1/chat/completions", "x: y", "no json"),
         ("sk-calm-1", "/v1/messages", beta, flex),
         ("sk-shut-1", "/v1/responses", "x: y", flex),
         ("sk-nobody", "/v1/responses", "x: y", flex),
@@ -356,6 +360,26 @@ fn explain_names_the_lines_that_decide_and_what_is_changed() {
         text.contains(r#"{"service_tier":"priority","model":"m"}"#),
         "{text}"
     );
+}
+
+#[test]
+fn explain_shows_that_a_chat_stream_is_asked_for_its_usage() {
+    let site = Site::new(
+        "policy: policy.yaml\nupstreams:\n  openai: {url: https://api.example, chat_stream_usage: request}\n",
+    );
+    let body = r#"{"model":"m","stream":true}"#;
+    let chat = ["--path", "/v1/chat/completions", "--body", "-"];
+    for key in ["sk-calm-1", "sk-fast-1"] {
+        let text = stdout(&site.explain(key, &chat, body));
+        assert!(text.contains("rewritten, 27 bytes"), "{text}");
+        assert!(text.contains(r#""include_usage":true"#), "{text}");
+    }
+    // It is held for that, and refused as live traffic is.
+    let refused = site.explain_json("sk-calm-1", &chat, "{");
+    assert_eq!(refused["denied"], "invalid_json");
+    let elsewhere = ["--path", "/v1/responses", "--body", "-"];
+    let text = stdout(&site.explain("sk-calm-1", &elsewhere, body));
+    assert!(text.contains("27 bytes, sent as they came"), "{text}");
 }
 
 #[test]

@@ -3,13 +3,11 @@
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::{Body, RequestContext};
+use super::{Body, RequestContext, RequestInfo};
 use crate::accounting::record::own_tier;
 use crate::codec::error::{Cause, Refusal};
-use crate::codec::service_tier::Edits;
-use crate::config::ChatStreamUsage;
-use crate::policy::endpoint::Endpoint;
 use crate::policy::{BetaHeader, Condition, TierAction};
+use crate::proxy::body_filter::{edits, requests_usage};
 use crate::proxy::request_body::refuse_unforced;
 
 impl RequestContext {
@@ -21,15 +19,7 @@ impl RequestContext {
         if let Body::Buffered(held) = std::mem::replace(&mut self.body, Body::None) {
             self.record.facts = held.facts().clone();
             self.resolve_action()?;
-            let requests_usage = self.requests_usage();
-            let edits = match self.record.action {
-                Some(action) => action.edits(requests_usage),
-                None => Edits {
-                    request_usage: requests_usage,
-                    ..Edits::default()
-                },
-            };
-            let ready = held.finish(edits)?;
+            let ready = held.finish(edits(self.record.action, self.requests_usage()))?;
             self.record.facts = ready.facts;
             self.is_original = ready.is_original;
             self.usage_requested = ready.usage_requested;
@@ -111,11 +101,10 @@ impl RequestContext {
     /// Whether a chat stream is to be asked for its usage.
     pub fn requests_usage(&self) -> bool {
         let upstream = self.upstream.as_ref();
-        self.request_info.endpoint == Endpoint::ChatCompletions
-            && self.request_info.method == http::Method::POST
-            && upstream.is_some_and(|upstream| {
-                upstream.config.chat_stream_usage != ChatStreamUsage::Client
-            })
+        let RequestInfo {
+            endpoint, method, ..
+        } = &self.request_info;
+        upstream.is_some_and(|upstream| requests_usage(&upstream.config, *endpoint, method))
     }
 
     /// The bytes that now leave for the upstream: the last place to find that they are not what was ordered.
