@@ -45,13 +45,11 @@ use crate::server::reload::Reloads;
 use crate::server::socket::{ListeningSocket, SocketFile};
 use crate::server::socket_handover::{InheritedSockets, SocketHandoff};
 use crate::state::{StartError, State};
-use crate::upstream::health_check;
-use crate::upstream::{RESOLVE_EVERY, Upstream};
+
+use crate::upstream::{health_check, resolver};
 
 /// The most that Pingora takes at one read of a connection.
 const READ_BYTES: u64 = 64 * 1024;
-/// How long a start waits for the upstreams' names. Those that do not resolve until then go on in the background.
-const FIRST_RESOLVE: Duration = Duration::from_secs(5);
 /// What waits for the access log is tried again this often.
 const LOG_RETRY: Duration = Duration::from_millis(200);
 /// How long a start waits for what was spent before, and elsewhere.
@@ -201,7 +199,7 @@ async fn serve(
     taken: Option<InheritedSockets>,
     stop: impl Future<Output = ()>,
 ) -> i64 {
-    resolve_all(&state).await;
+    resolver::begin(state.upstreams()).await;
     let exchanging = state.clone();
     let first = tokio::task::spawn_blocking(move || exchanging.exchange_with_store());
     // A server that does not answer is tried on in the background.
@@ -418,31 +416,6 @@ async fn serve_admin(listener: ListeningSocket, state: Arc<State>, reloads: Arc<
             let stream: Stream = Box::new(socket);
             ServerApp::process_new(&app, stream, &shutdown).await;
         });
-    }
-}
-
-async fn resolve_all(state: &Arc<State>) {
-    let first = TaskTracker::new();
-    for upstream in state.upstreams() {
-        for (origin, to) in upstream.origins.iter().enumerate() {
-            let (upstream, is_named) = (upstream.clone(), !to.url.is_address());
-            first.spawn(async move {
-                upstream.resolve(origin).await;
-                if is_named {
-                    tokio::spawn(keep_resolving(upstream, origin));
-                }
-            });
-        }
-    }
-    first.close();
-    // A name that takes longer is tried on in the background; its requests fail until then.
-    let _ = tokio::time::timeout(FIRST_RESOLVE, first.wait()).await;
-}
-
-async fn keep_resolving(upstream: Arc<Upstream>, origin: usize) {
-    loop {
-        tokio::time::sleep(RESOLVE_EVERY).await;
-        upstream.resolve(origin).await;
     }
 }
 

@@ -17,7 +17,9 @@ use crate::config;
 use crate::config::secret_file::FileBytes;
 use crate::config::traces::parse_headers;
 use crate::state::State;
-use crate::upstream::{describe_error, lookup, peer};
+use crate::upstream::error_text::describe_error;
+use crate::upstream::peer::peer;
+use crate::upstream::resolver::lookup;
 
 /// Spans in one request to the collector, at most.
 const BATCH: usize = 512;

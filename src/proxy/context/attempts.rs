@@ -15,8 +15,9 @@ use crate::policy::TierAction;
 use crate::proxy::error_mapping::{
     FailureContext, TIER_REFUSED, is_stale_connection, is_unprocessed,
 };
+use crate::upstream::Address;
 use crate::upstream::connector::control::{Phase, StreamControl};
-use crate::upstream::{Address, describe_error};
+use crate::upstream::error_text::describe_error;
 
 /// Within this time after a request was sent on a pooled connection, the connection's end may have been on its way already.
 /// Later it is that of a server which may have worked on the request.

@@ -207,7 +207,7 @@ mod tests {
     use std::io;
 
     use super::*;
-    use crate::upstream::describe_error;
+    use crate::upstream::error_text::describe_error;
 
     #[test]
     fn a_connection_that_is_forbidden_is_none_of_our_own_errors() {
