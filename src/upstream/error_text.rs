@@ -27,24 +27,54 @@ pub fn describe_error(error: &Error) -> String {
         ErrorType::InvalidHTTPHeader => return "an answer that is no HTTP".to_owned(),
         other => other.as_str(),
     };
-    let cause = error.root_cause();
-    let detail = match cause.downcast_ref::<io::Error>() {
+    let detail = match error.root_cause().downcast_ref::<io::Error>() {
         Some(why) => Some(why.to_string()),
-        // Where a handshake fails, Pingora has its library's words within its own.
-        None if words == TLS_FAILED => {
-            let text = error.to_string();
-            let told = text.split("TLS connect() failed: ").nth(1);
-            let told = told.and_then(|told| told.split(", SNI").next());
-            told.and_then(|told| told.rsplit("cause: ").next().map(str::to_owned))
-        }
+        None if words == TLS_FAILED => tls_library_words(error),
         None => None,
     };
-    let detail = detail.map(|detail| match detail.split_once(" (os error") {
-        Some((text, _)) => text.to_ascii_lowercase(),
-        None => detail,
-    });
     match detail {
-        Some(detail) => format!("{words}: {detail}"),
+        Some(detail) => format!("{words}: {}", without_number(detail)),
         None => words.to_owned(),
+    }
+}
+
+/// The words for an error of the operating system, without its number.
+fn without_number(words: String) -> String {
+    match words.split_once(" (os error") {
+        Some((words, _)) => words.to_ascii_lowercase(),
+        None => words,
+    }
+}
+
+/// What the TLS library says of a handshake that failed. Pingora has it within its own words only.
+fn tls_library_words(error: &Error) -> Option<String> {
+    let text = error.to_string();
+    let told = text.split("TLS connect() failed: ").nth(1)?;
+    let told = told.split(", SNI").next()?;
+    told.rsplit("cause: ").next().map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_told_by_what_is_behind_it() {
+        let refused = io::Error::from_raw_os_error(13);
+        let handshake = "TLS connect() failed: TLS error: cause: certificate expired, SNI: h";
+        for (error, text) in [
+            (Error::new(ErrorType::ConnectRefused), "connection refused"),
+            (
+                Error::because(ErrorType::ConnectError, "x", refused),
+                "no connection: permission denied",
+            ),
+            (
+                Error::explain(ErrorType::TLSHandshakeFailure, handshake),
+                "TLS failed: certificate expired",
+            ),
+            (Error::new(ErrorType::TLSHandshakeFailure), "TLS failed"),
+        ] {
+            assert_eq!(describe_error(&error), text);
+        }
     }
 }
