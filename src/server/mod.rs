@@ -9,8 +9,11 @@ pub mod logging;
 mod proxy_app;
 pub(crate) mod proxy_protocol;
 pub(crate) mod reload;
+mod shutdown;
+mod signals;
 pub(crate) mod socket;
 pub(crate) mod socket_handover;
+mod start_line;
 pub(crate) mod systemd;
 pub(crate) mod tls;
 mod trace_export;
@@ -22,19 +25,17 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
 
-use nix::sys::signal::Signal::SIGXFSZ;
 use parking_lot::Mutex;
 use pingora::apps::ServerApp;
 use pingora::apps::http_app::HttpServer;
 use pingora::protocols::Stream;
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::watch::{self as files, Reloaded};
-use crate::config::{Config, Limits, LogTarget, SocketAddress};
+use crate::config::{Config, Limits, SocketAddress};
 use crate::proxy::client_connection::HeadLimits;
 use crate::server::admin::Admin;
 use crate::server::admin::overview::keep_history;
@@ -42,8 +43,11 @@ use crate::server::binary_upgrade::NewProcess;
 use crate::server::connection_limit::KeyedLimiter;
 use crate::server::listener::{ACCEPT_REST, Listeners, ServerContext};
 use crate::server::reload::Reloads;
+use crate::server::shutdown::drain;
+use crate::server::signals::{Signals, end_when_interrupted};
 use crate::server::socket::{ListeningSocket, SocketFile};
 use crate::server::socket_handover::{InheritedSockets, SocketHandoff};
+use crate::server::start_line::start_line;
 use crate::state::{StartError, State};
 
 use crate::upstream::{health_check, resolver};
@@ -54,10 +58,6 @@ const READ_BYTES: u64 = 64 * 1024;
 const LOG_RETRY: Duration = Duration::from_millis(200);
 /// How long a start waits for what was spent before, and elsewhere.
 const FIRST_EXCHANGE: Duration = Duration::from_secs(2);
-/// How often the end of the last request is looked for.
-const DRAIN_LOOK: Duration = Duration::from_millis(10);
-/// How long requests that have not reached an upstream by the end of the drain may take to be answered.
-const FAREWELL_TIME: Duration = Duration::from_secs(1);
 /// How long the tasks may take to end once they are told to, after the drain.
 const ABORT_TIME: Duration = Duration::from_secs(2);
 
@@ -272,79 +272,10 @@ async fn serve(
     cut
 }
 
-/// What runs, in one line.
-fn start_line(state: &State) -> String {
-    let config = &state.config;
-    let listeners = config.listen.iter().map(|listen| match &listen.tls {
-        Some(_) => format!("{} (TLS)", listen.address),
-        None => listen.address.to_string(),
-    });
-    let upstreams = config.upstreams.iter().map(|upstream| {
-        let urls: Vec<String> = upstream.urls.iter().map(ToString::to_string).collect();
-        format!("{} {}", upstream.name, urls.join(" "))
-    });
-    let prices = match (&config.prices, &state.prices) {
-        (Some(path), Some(prices)) => {
-            format!("{} {}", path.display(), prices.current().revision())
-        }
-        _ => "none".to_owned(),
-    };
-    let access_log = match &config.access_log.target {
-        LogTarget::Stdout => "stdout".to_owned(),
-        LogTarget::File(path) => path.display().to_string(),
-    };
-    let policy = state.policy.current();
-    format!(
-        "tiergate {} serves on {}; admin {}; configuration {}; policy {} {}, {} groups, {} keys; upstreams {}; \
-         prices {prices}; access log {access_log}",
-        env!("CARGO_PKG_VERSION"),
-        listeners.collect::<Vec<_>>().join(", "),
-        config.admin,
-        config.path.display(),
-        config.policy.display(),
-        policy.revision(),
-        policy.groups().len(),
-        policy.key_count(),
-        upstreams.collect::<Vec<_>>().join(", "),
-    )
-}
-
 fn feed_watchdog(context: &Arc<ServerContext>, address: SocketAddress, stop: &CancellationToken) {
     let context = context.clone();
     let feeding = async move { systemd::feed_watchdog(&context, &address).await };
     tokio::spawn(stop.clone().run_until_cancelled_owned(feeding));
-}
-
-/// Lets the requests that run come to their end, and cuts those that take longer than they may; so many are cut.
-async fn drain(context: &ServerContext) -> i64 {
-    let (state, limit) = (&context.state, context.state.config.server.drain);
-    log::info!("draining for at most {limit:?}");
-    context.tasks.close();
-    let over = state.drain_over();
-    let ending = async { over.run_until_cancelled(drained(context)).await };
-    let ended = tokio::time::timeout(limit, ending).await;
-    if ended != Ok(Some(())) {
-        let cut = state.metrics.in_flight.get();
-        log::warn!("the drain is over, {cut} requests are cut");
-        if state.is_drain_over() {
-            // Somebody waits for the end at the terminal.
-            return cut;
-        }
-        state.end_drain();
-        // Those that are still to arrive whole can be answered. Others are dropped with the runtime, whatever they wait for.
-        let _ = tokio::time::timeout(FAREWELL_TIME, drained(context)).await;
-        return cut;
-    }
-    0
-}
-
-/// Connections have ended, and with them the requests; those of HTTP/2 run in tasks of their own. And every line is in the
-/// log: what waits for it would end with the process.
-async fn drained(context: &ServerContext) {
-    context.tasks.wait().await;
-    while context.state.metrics.in_flight.get() > 0 || !context.state.log.is_written() {
-        tokio::time::sleep(DRAIN_LOOK).await;
-    }
 }
 
 /// Offers the listening sockets to a process that comes after this one, where the configuration says how.
@@ -433,77 +364,6 @@ async fn retry_log(state: Arc<State>) {
     loop {
         tokio::time::sleep(LOG_RETRY).await;
         state.log.retry();
-    }
-}
-
-/// The signals that the process acts on.
-struct Signals {
-    hangup: Signal,
-    reopen: Signal,
-    upgrade: Signal,
-    terminate: Signal,
-    interrupt: Signal,
-    /// A file has reached the process's limit of sizes. By default that ends the process; here the write fails, as on a
-    /// full disk.
-    _file_too_large: Signal,
-}
-
-impl Signals {
-    fn register() -> io::Result<Self> {
-        Ok(Self {
-            hangup: signal(SignalKind::hangup())?,
-            reopen: signal(SignalKind::user_defined1())?,
-            upgrade: signal(SignalKind::user_defined2())?,
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            _file_too_large: signal(SignalKind::from_raw(SIGXFSZ as i32))?,
-        })
-    }
-
-    /// Acts on them until one asks for the end. SIGINT may come again.
-    async fn act(
-        mut self,
-        state: &State,
-        reloads: &Reloads,
-        reload_now: &Sender<Reloaded>,
-        mut successor: NewProcess,
-    ) -> Signal {
-        loop {
-            tokio::select! {
-                _ = self.hangup.recv() => reloads.reload(&state.config, reload_now).await,
-                _ = self.reopen.recv() => match state.log.reopen() {
-                    Ok(()) => log::info!("access log reopened"),
-                    Err(why) => log::error!("the access log cannot be reopened, the old file stays in use: {why}"),
-                },
-                _ = self.upgrade.recv() => upgrade(state, &mut successor),
-                ended = successor.failed() => match ended {
-                    Ok(status) => log::error!("the new process does not take over ({status}), this one goes on"),
-                    Err(why) => log::error!("the new process cannot be waited for: {why}"),
-                },
-                _ = self.terminate.recv() => return self.interrupt,
-                _ = self.interrupt.recv() => return self.interrupt,
-            }
-        }
-    }
-}
-
-/// Whoever interrupts a process that drains wants its end now.
-async fn end_when_interrupted(mut interrupt: Signal, state: Arc<State>) {
-    if interrupt.recv().await.is_some() {
-        log::warn!("interrupted again");
-        state.end_drain();
-    }
-}
-
-/// Starts the process that is to take over. This one goes on until it has.
-fn upgrade(state: &State, successor: &mut NewProcess) {
-    if state.config.server.upgrade_socket.is_none() {
-        log::error!("no upgrade: the configuration has no `server.upgrade_socket`");
-        return;
-    }
-    match successor.start() {
-        Ok(()) => log::info!("a new process is started to take over"),
-        Err(why) => log::error!("no upgrade, a new process cannot be started: {why}"),
     }
 }
 

@@ -1,0 +1,88 @@
+//! What each signal to the process does.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use nix::sys::signal::Signal::SIGXFSZ;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::config::watch::Reloaded;
+use crate::server::binary_upgrade::NewProcess;
+use crate::server::reload::Reloads;
+use crate::state::State;
+
+/// The signals that the process acts on.
+pub(super) struct Signals {
+    hangup: Signal,
+    reopen: Signal,
+    upgrade: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+    /// A file has reached the process's limit of sizes. By default that ends the process; here the write fails, as on a
+    /// full disk.
+    _file_too_large: Signal,
+}
+
+impl Signals {
+    /// From now on none of them ends the process by itself.
+    ///
+    /// # Errors
+    /// Where the system does not let it.
+    pub fn register() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            reopen: signal(SignalKind::user_defined1())?,
+            upgrade: signal(SignalKind::user_defined2())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            _file_too_large: signal(SignalKind::from_raw(SIGXFSZ as i32))?,
+        })
+    }
+
+    /// Acts on them until one asks for the end. SIGINT may come again.
+    pub async fn act(
+        mut self,
+        state: &State,
+        reloads: &Reloads,
+        reload_now: &Sender<Reloaded>,
+        mut successor: NewProcess,
+    ) -> Signal {
+        loop {
+            tokio::select! {
+                _ = self.hangup.recv() => reloads.reload(&state.config, reload_now).await,
+                _ = self.reopen.recv() => match state.log.reopen() {
+                    Ok(()) => log::info!("access log reopened"),
+                    Err(why) => log::error!("the access log cannot be reopened, the old file stays in use: {why}"),
+                },
+                _ = self.upgrade.recv() => upgrade(state, &mut successor),
+                ended = successor.failed() => match ended {
+                    Ok(status) => log::error!("the new process does not take over ({status}), this one goes on"),
+                    Err(why) => log::error!("the new process cannot be waited for: {why}"),
+                },
+                _ = self.terminate.recv() => return self.interrupt,
+                _ = self.interrupt.recv() => return self.interrupt,
+            }
+        }
+    }
+}
+
+/// Whoever interrupts a process that drains wants its end now.
+pub(super) async fn end_when_interrupted(mut interrupt: Signal, state: Arc<State>) {
+    if interrupt.recv().await.is_some() {
+        log::warn!("interrupted again");
+        state.end_drain();
+    }
+}
+
+/// Starts the process that is to take over. This one goes on until it has.
+fn upgrade(state: &State, successor: &mut NewProcess) {
+    if state.config.server.upgrade_socket.is_none() {
+        log::error!("no upgrade: the configuration has no `server.upgrade_socket`");
+        return;
+    }
+    match successor.start() {
+        Ok(()) => log::info!("a new process is started to take over"),
+        Err(why) => log::error!("no upgrade, a new process cannot be started: {why}"),
+    }
+}
