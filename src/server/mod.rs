@@ -199,6 +199,45 @@ async fn serve(
     taken: Option<InheritedSockets>,
     stop: impl Future<Output = ()>,
 ) -> i64 {
+    start_background_tasks(&state).await;
+    let export_ended = CancellationToken::new();
+    let exporting = trace_export::run(state.clone(), export_ended.clone());
+    let exporting = tokio::spawn(exporting);
+    let (shut, shutdown) = watch::channel(false);
+    let context = build_context(&state, shutdown);
+    let (handover, address) = (offer_sockets(&state, &listeners), listeners.reachable_at());
+    let (files, admin_file) = (listeners.files(), listeners.admin.file());
+    let accepting = CancellationToken::new();
+    tokio::spawn(serve_admin(
+        listeners.accept(&context, &accepting),
+        state.clone(),
+        reloads,
+    ));
+    announce_ready(&state, taken);
+    // Cancelled when another process does it.
+    let watching = CancellationToken::new();
+    match address {
+        Ok(address) => feed_watchdog(&context, address, &watching),
+        Err(why) => log::error!("the watchdog cannot be fed: {why}"),
+    }
+    let is_replaced = await_stop(stop, handover, &files, &watching).await;
+    accepting.cancel();
+    state.drain();
+    // A closed channel would mean that no connection is left to tell.
+    let _ = shut.send(true);
+    let cut = drain(&context).await;
+    export_ended.cancel();
+    // A collector that does not answer is not waited for.
+    let _ = tokio::time::timeout(trace_export::FLUSH_TIME, exporting).await;
+    if let Some(file) = admin_file.filter(|_| !is_replaced) {
+        file.remove();
+    }
+    cut
+}
+
+/// Begins what goes on beside requests. Returns when upstreams have addresses and it is known what was spent, or either
+/// has had its time.
+async fn start_background_tasks(state: &Arc<State>) {
     resolver::begin(state.upstreams()).await;
     let exchanging = state.clone();
     let first = tokio::task::spawn_blocking(move || exchanging.exchange_with_store());
@@ -209,12 +248,11 @@ async fn serve(
     if state.config.state.is_some() {
         tokio::spawn(exchange_with_store(state.clone()));
     }
-    let export_ended = CancellationToken::new();
-    let exporting = trace_export::run(state.clone(), export_ended.clone());
-    let exporting = tokio::spawn(exporting);
-    let (shut, shutdown) = watch::channel(false);
-    let context = Arc::new(ServerContext {
-        proxy: proxy_app::build(&state),
+}
+
+fn build_context(state: &Arc<State>, shutdown: watch::Receiver<bool>) -> Arc<ServerContext> {
+    Arc::new(ServerContext {
+        proxy: proxy_app::build(state),
         head_limits: head_limits(&state.limits),
         state: state.clone(),
         shutdown,
@@ -222,54 +260,43 @@ async fn serve(
         accepted: AtomicU64::new(0),
         room: Arc::new(Semaphore::new(state.limits.connections)),
         clients: KeyedLimiter::default(),
-    });
-    let (handover, address) = (offer_sockets(&state, &listeners), listeners.reachable_at());
-    let (files, admin_file) = (listeners.files(), listeners.admin.file());
-    let accepting = CancellationToken::new();
-    tokio::spawn(serve_admin(
-        listeners.accept(&context, &accepting),
-        state.clone(),
-        reloads,
-    ));
+    })
+}
+
+/// Tells systemd, the process before this one, and whoever reads the log, that this one serves.
+fn announce_ready(state: &State, taken: Option<InheritedSockets>) {
     // Before the old process may end: the service must have its new main process by then, or it counts as stopped.
     systemd::ready();
     if let Some(Err(why)) = taken.map(InheritedSockets::confirm) {
         log::warn!("the process whose sockets were taken over has ended: {why}");
     }
-    log::info!("{}", start_line(&state));
-    // Cancelled when another process does it.
-    let watching = CancellationToken::new();
-    match address {
-        Ok(address) => feed_watchdog(&context, address, &watching),
-        Err(why) => log::error!("the watchdog cannot be fed: {why}"),
-    }
-    let succeeded = tokio::select! {
+    log::info!("{}", start_line(state));
+}
+
+/// Returns when `stop` is ready, or another process serves on the sockets: true then. `watching` is the feeding of the
+/// watchdog.
+async fn await_stop(
+    stop: impl Future<Output = ()>,
+    handover: Option<Arc<SocketHandoff>>,
+    files: &[SocketFile],
+    watching: &CancellationToken,
+) -> bool {
+    let is_replaced = tokio::select! {
         () = stop => false,
         () = handed_over(handover.clone()) => true,
     };
-    if succeeded {
-        // The successor is the service's main process by now, and it is not stopping.
+    if is_replaced {
+        // The new process is the service's main process by now, and it is not stopping.
         watching.cancel();
-    } else {
-        systemd::stopping();
-        // A successor would go on with these.
-        files.iter().for_each(SocketFile::remove);
+        return true;
     }
-    accepting.cancel();
-    if let Some(handover) = handover.filter(|_| !succeeded) {
+    systemd::stopping();
+    // A new process would go on with these.
+    files.iter().for_each(SocketFile::remove);
+    if let Some(handover) = handover {
         handover.withdraw();
     }
-    state.drain();
-    // A closed channel would mean that no connection is left to tell.
-    let _ = shut.send(true);
-    let cut = drain(&context).await;
-    export_ended.cancel();
-    // A collector that does not answer is not waited for.
-    let _ = tokio::time::timeout(trace_export::FLUSH_TIME, exporting).await;
-    if let Some(file) = admin_file.filter(|_| !succeeded) {
-        file.remove();
-    }
-    cut
+    false
 }
 
 fn feed_watchdog(context: &Arc<ServerContext>, address: SocketAddress, stop: &CancellationToken) {
