@@ -26,11 +26,11 @@ use crate::server::downstream::Downstream;
 use crate::server::proxy_protocol::{self, Header};
 use crate::server::socket::{ListeningSocket, Socket, SocketFile};
 use crate::server::socket_handover::InheritedSockets;
-use crate::server::tls::LiveAcceptor;
+use crate::server::tls::HotReloadedAcceptor;
 use crate::state::{DRAIN_WAIT, StartError, State};
 
 /// How long accepting rests after it failed, mostly for want of descriptors.
-pub const ACCEPT_REST: Duration = Duration::from_millis(100);
+pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// The sockets of a process, each listening.
 pub struct Listeners {
@@ -47,7 +47,7 @@ struct Listener {
 #[derive(Clone)]
 struct ListenerOptions {
     proxy_protocol: bool,
-    acceptor: Option<Arc<LiveAcceptor>>,
+    acceptor: Option<Arc<HotReloadedAcceptor>>,
 }
 
 /// What all client connections share.
@@ -61,13 +61,13 @@ pub struct ServerContext {
     /// Connections accepted so far.
     pub accepted: AtomicU64,
     /// One for each connection that may be open.
-    pub room: Arc<Semaphore>,
+    pub connection_permits: Arc<Semaphore>,
     /// The open connections of each client, where there is a limit for these.
     pub clients: KeyedLimiter<IpAddr>,
 }
 
 impl Listeners {
-    /// Binds every address of the configuration that is not `taken` from an older process. Followers of certificates are
+    /// Binds every address of the configuration that is not `inherited` from an older process. Followers of certificates are
     /// added to `followers`.
     ///
     /// # Errors
@@ -75,14 +75,14 @@ impl Listeners {
     pub fn bind(
         state: &State,
         followers: &mut Vec<FileWatcher>,
-        mut taken: Option<&mut InheritedSockets>,
+        mut inherited: Option<&mut InheritedSockets>,
     ) -> Result<Self, StartError> {
         let mut public = Vec::new();
         for listen in &state.config.listen {
             let acceptor = match &listen.tls {
                 None => None,
                 Some(files) => {
-                    let (acceptor, follows) = LiveAcceptor::load(
+                    let (acceptor, follows) = HotReloadedAcceptor::load(
                         files,
                         state.metrics.certificate_expiry(&listen.address),
                     )
@@ -91,14 +91,14 @@ impl Listeners {
                     Some(acceptor)
                 }
             };
-            let socket = bind(&listen.address, taken.as_deref_mut())?;
+            let socket = bind(&listen.address, inherited.as_deref_mut())?;
             let options = ListenerOptions {
                 proxy_protocol: listen.proxy_protocol,
                 acceptor,
             };
             public.push(Listener { socket, options });
         }
-        let admin = bind(&state.config.admin, taken)?;
+        let admin = bind(&state.config.admin, inherited)?;
         Ok(Self { public, admin })
     }
 
@@ -152,9 +152,9 @@ impl Listeners {
 
 fn bind(
     address: &SocketAddress,
-    taken: Option<&mut InheritedSockets>,
+    inherited: Option<&mut InheritedSockets>,
 ) -> Result<ListeningSocket, StartError> {
-    let bound = match taken.and_then(|taken| taken.socket(address)) {
+    let bound = match inherited.and_then(|inherited| inherited.socket(address)) {
         Some(socket) => ListeningSocket::inherit(address, socket),
         None => ListeningSocket::bind(address),
     };
@@ -167,29 +167,29 @@ async fn accept(listener: Listener, context: Arc<ServerContext>) {
         match socket.accept().await {
             Ok((client, peer)) => {
                 context.accepted.fetch_add(1, Ordering::Relaxed);
-                let Some(room) = await_room(&context).await else {
+                let Some(permit) = acquire_connection_permit(&context).await else {
                     return;
                 };
                 let (context, options) = (context.clone(), options.clone());
                 let tasks = context.tasks.clone();
                 tasks.spawn(async move {
-                    let _room = room;
+                    let _permit = permit;
                     serve(client, peer, &options, &context).await;
                 });
             }
             Err(why) => {
                 log::error!("accepting a connection failed: {why}");
-                tokio::time::sleep(ACCEPT_REST).await;
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
             }
         }
     }
 }
 
-/// Room for one more connection. Until there is, those that come wait in the kernel's queue. None: never again.
-async fn await_room(context: &ServerContext) -> Option<OwnedSemaphorePermit> {
-    let room = context.room.clone();
-    if let Ok(room) = room.clone().try_acquire_owned() {
-        return Some(room);
+/// A permit for one more connection. Until there is one, those that come wait in the kernel's queue. None: never again.
+async fn acquire_connection_permit(context: &ServerContext) -> Option<OwnedSemaphorePermit> {
+    let permits = context.connection_permits.clone();
+    if let Ok(permit) = permits.clone().try_acquire_owned() {
+        return Some(permit);
     }
     let rests = &context.state.metrics.accept_rests;
     if rests.get() == 0 {
@@ -197,7 +197,7 @@ async fn await_room(context: &ServerContext) -> Option<OwnedSemaphorePermit> {
         log::warn!("`limits.connections` is reached, new ones wait");
     }
     rests.inc();
-    room.acquire_owned().await.ok()
+    permits.acquire_owned().await.ok()
 }
 
 async fn serve(
@@ -206,15 +206,15 @@ async fn serve(
     options: &ListenerOptions,
     context: &ServerContext,
 ) {
-    let _open = Open::new(&context.state);
+    let _open = OpenConnectionGauge::new(&context.state);
     client.prepare();
     let head_until = Instant::now() + context.state.limits.header_timeout;
-    let passing = options.pass(client, peer, head_until, context);
-    let passed = tokio::select! {
-        passed = timeout_at(head_until, passing) => passed.unwrap_or_else(|late| Err(late.into())),
+    let handshake = options.accept_handshake(client, peer, head_until, context);
+    let accepted = tokio::select! {
+        accepted = timeout_at(head_until, handshake) => accepted.unwrap_or_else(|late| Err(late.into())),
         () = context.state.drain_waits() => return,
     };
-    match passed {
+    match accepted {
         Ok(entered) => entered.serve(context).await,
         // A scanner, a client that does not trust the certificate, or one too many.
         Err(why) => match peer {
@@ -230,8 +230,8 @@ struct AcceptedConnection {
     stream: Stream,
     /// None over HTTP/2.
     connection: Option<Arc<ClientConnection>>,
-    /// Its place among those of its client.
-    _seat: Option<Permit<IpAddr>>,
+    /// Its slot among the connections of its client.
+    _client_slot: Option<Permit<IpAddr>>,
 }
 
 impl AcceptedConnection {
@@ -282,7 +282,7 @@ async fn serve_http1(stream: Stream, connection: &ClientConnection, context: &Se
 
 impl ListenerOptions {
     /// A connection whose first head has to be whole at `head_until`.
-    async fn pass(
+    async fn accept_handshake(
         &self,
         mut client: Socket,
         peer: Option<SocketAddr>,
@@ -297,8 +297,8 @@ impl ListenerOptions {
             // One that came to a socket for both families is told like any other.
             peer.set_ip(peer.ip().to_canonical());
         }
-        let seat = match peer {
-            Some(peer) => take_seat(peer.ip(), context)?,
+        let client_slot = match peer {
+            Some(peer) => acquire_client_slot(peer.ip(), context)?,
             None => None,
         };
         client.tell_peer(peer);
@@ -312,7 +312,7 @@ impl ListenerOptions {
                     return Ok(AcceptedConnection {
                         stream: Box::new(Downstream::http2(stream, head_until)),
                         connection: None,
-                        _seat: seat,
+                        _client_slot: client_slot,
                     });
                 }
                 Box::new(Downstream::http1(stream, connection.clone()))
@@ -321,7 +321,7 @@ impl ListenerOptions {
         Ok(AcceptedConnection {
             stream,
             connection: Some(connection),
-            _seat: seat,
+            _client_slot: client_slot,
         })
     }
 }
@@ -345,33 +345,36 @@ async fn read_proxy_header(client: &mut Socket) -> io::Result<Option<SocketAddr>
     }
 }
 
-/// A place among the connections of this client, where these are limited. Those of a trusted proxy have many clients.
-fn take_seat(client: IpAddr, context: &ServerContext) -> io::Result<Option<Permit<IpAddr>>> {
+/// A slot among the connections of this client, where these are limited. Those of a trusted proxy have many clients.
+fn acquire_client_slot(
+    client: IpAddr,
+    context: &ServerContext,
+) -> io::Result<Option<Permit<IpAddr>>> {
     let Some(most) = context.state.limits.connections_per_client else {
         return Ok(None);
     };
     if context.state.config.trusted_proxies.contains(client) {
         return Ok(None);
     }
-    let seat = context.clients.try_acquire(subscriber(client), most);
-    if seat.is_none() {
+    let client_slot = context.clients.try_acquire(subscriber(client), most);
+    if client_slot.is_none() {
         context.state.metrics.connections_refused.inc();
     }
     let refused = || io::Error::other("`limits.connections_per_client` is reached");
-    seat.map(Some).ok_or_else(refused)
+    client_slot.map(Some).ok_or_else(refused)
 }
 
 /// Counts a connection while it is open.
-struct Open<'a>(&'a State);
+struct OpenConnectionGauge<'a>(&'a State);
 
-impl<'a> Open<'a> {
+impl<'a> OpenConnectionGauge<'a> {
     fn new(state: &'a State) -> Self {
         state.metrics.connections.inc();
         Self(state)
     }
 }
 
-impl Drop for Open<'_> {
+impl Drop for OpenConnectionGauge<'_> {
     fn drop(&mut self) {
         self.0.metrics.connections.dec();
     }

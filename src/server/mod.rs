@@ -41,12 +41,12 @@ use crate::server::admin::Admin;
 use crate::server::admin::overview::keep_history;
 use crate::server::binary_upgrade::NewProcess;
 use crate::server::connection_limit::KeyedLimiter;
-use crate::server::listener::{ACCEPT_REST, Listeners, ServerContext};
+use crate::server::listener::{ACCEPT_BACKOFF, Listeners, ServerContext};
 use crate::server::reload::Reloads;
 use crate::server::shutdown::drain;
 use crate::server::signals::{Signals, end_when_interrupted};
 use crate::server::socket::{ListeningSocket, SocketFile};
-use crate::server::socket_handover::{InheritedSockets, SocketHandoff};
+use crate::server::socket_handover::{InheritedSockets, SocketHandover};
 use crate::server::start_line::start_line;
 use crate::state::{StartError, State};
 
@@ -69,7 +69,7 @@ pub struct Server {
     listeners: Listeners,
     reload_now: Sender<Reloaded>,
     reloads: Arc<Reloads>,
-    taken: Option<InheritedSockets>,
+    inherited: Option<InheritedSockets>,
 }
 
 impl Server {
@@ -81,14 +81,14 @@ impl Server {
     pub fn new(config: Config, takeover: bool) -> Result<Self, StartError> {
         let (state, mut followers) = State::load(config)?;
         let runtime = runtime(state.config.server.threads)?;
-        let mut taken = if takeover {
+        let mut inherited = if takeover {
             Some(take_over(&state)?)
         } else {
             None
         };
         let listeners = {
             let _context = runtime.enter();
-            Listeners::bind(&state, &mut followers, taken.as_mut())?
+            Listeners::bind(&state, &mut followers, inherited.as_mut())?
         };
         let (reload_now, asked) = mpsc::channel();
         std::thread::Builder::new()
@@ -101,7 +101,7 @@ impl Server {
             listeners,
             reload_now,
             reloads: Arc::default(),
-            taken,
+            inherited,
         })
     }
 
@@ -122,7 +122,7 @@ impl Server {
     /// Where signals cannot be received, the program does not know itself, or lines of the access log are lost because it
     /// could not be written up to the end.
     pub fn run(self) -> io::Result<()> {
-        let successor = NewProcess::of_this_process()?;
+        let new_process = NewProcess::of_this_process()?;
         let signals = {
             // Before anything is served: a signal that came sooner would end the process.
             let _context = self.runtime.enter();
@@ -131,7 +131,9 @@ impl Server {
         let (state, reload_now) = (self.state.clone(), self.reload_now.clone());
         let (acting, reloads) = (state.clone(), self.reloads.clone());
         self.run_until(async move {
-            let interrupt = signals.act(&acting, &reloads, &reload_now, successor).await;
+            let interrupt = signals
+                .act(&acting, &reloads, &reload_now, new_process)
+                .await;
             tokio::spawn(end_when_interrupted(interrupt, acting));
         });
         state.log.finish()
@@ -145,9 +147,9 @@ impl Server {
             listeners,
             reload_now,
             reloads,
-            taken,
+            inherited,
         } = self;
-        let cut = runtime.block_on(serve(state.clone(), listeners, reloads, taken, stop));
+        let cut = runtime.block_on(serve(state.clone(), listeners, reloads, inherited, stop));
         // Whatever still runs is dropped here, and writes its line as it goes.
         runtime.shutdown_timeout(ABORT_TIME);
         state.exchange_with_store();
@@ -196,7 +198,7 @@ async fn serve(
     state: Arc<State>,
     listeners: Listeners,
     reloads: Arc<Reloads>,
-    taken: Option<InheritedSockets>,
+    inherited: Option<InheritedSockets>,
     stop: impl Future<Output = ()>,
 ) -> i64 {
     start_background_tasks(&state).await;
@@ -213,7 +215,7 @@ async fn serve(
         state.clone(),
         reloads,
     ));
-    announce_ready(&state, taken);
+    announce_ready(&state, inherited);
     // Cancelled when another process does it.
     let watching = CancellationToken::new();
     match address {
@@ -258,16 +260,16 @@ fn build_context(state: &Arc<State>, shutdown: watch::Receiver<bool>) -> Arc<Ser
         shutdown,
         tasks: TaskTracker::new(),
         accepted: AtomicU64::new(0),
-        room: Arc::new(Semaphore::new(state.limits.connections)),
+        connection_permits: Arc::new(Semaphore::new(state.limits.connections)),
         clients: KeyedLimiter::default(),
     })
 }
 
 /// Tells systemd, the process before this one, and whoever reads the log, that this one serves.
-fn announce_ready(state: &State, taken: Option<InheritedSockets>) {
+fn announce_ready(state: &State, inherited: Option<InheritedSockets>) {
     // Before the old process may end: the service must have its new main process by then, or it counts as stopped.
     systemd::ready();
-    if let Some(Err(why)) = taken.map(InheritedSockets::confirm) {
+    if let Some(Err(why)) = inherited.map(InheritedSockets::confirm) {
         log::warn!("the process whose sockets were taken over has ended: {why}");
     }
     log::info!("{}", start_line(state));
@@ -277,7 +279,7 @@ fn announce_ready(state: &State, taken: Option<InheritedSockets>) {
 /// watchdog.
 async fn await_stop(
     stop: impl Future<Output = ()>,
-    handover: Option<Arc<SocketHandoff>>,
+    handover: Option<Arc<SocketHandover>>,
     files: &[SocketFile],
     watching: &CancellationToken,
 ) -> bool {
@@ -306,11 +308,11 @@ fn feed_watchdog(context: &Arc<ServerContext>, address: SocketAddress, stop: &Ca
 }
 
 /// Offers the listening sockets to a process that comes after this one, where the configuration says how.
-fn offer_sockets(state: &State, listeners: &Listeners) -> Option<Arc<SocketHandoff>> {
+fn offer_sockets(state: &State, listeners: &Listeners) -> Option<Arc<SocketHandover>> {
     let path = state.config.server.upgrade_socket.as_ref()?;
     match listeners
         .handles()
-        .and_then(|sockets| SocketHandoff::offer(path, sockets))
+        .and_then(|sockets| SocketHandover::offer(path, sockets))
     {
         Ok(handover) => Some(Arc::new(handover)),
         Err(why) => {
@@ -324,7 +326,7 @@ fn offer_sockets(state: &State, listeners: &Listeners) -> Option<Arc<SocketHando
 }
 
 /// Returns when another process serves on the sockets.
-async fn handed_over(handover: Option<Arc<SocketHandoff>>) {
+async fn handed_over(handover: Option<Arc<SocketHandover>>) {
     let Some(handover) = handover else {
         return std::future::pending().await;
     };
@@ -365,7 +367,7 @@ async fn serve_admin(listener: ListeningSocket, state: Arc<State>, reloads: Arc<
     let (_stop, shutdown) = watch::channel(false);
     loop {
         let Ok((socket, peer)) = listener.accept().await else {
-            tokio::time::sleep(ACCEPT_REST).await;
+            tokio::time::sleep(ACCEPT_BACKOFF).await;
             continue;
         };
         let (app, shutdown) = (app.clone(), shutdown.clone());

@@ -7,7 +7,7 @@ use crate::server::listener::ServerContext;
 /// How often the end of the last request is looked for.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
 /// How long requests that have not reached an upstream by the end of the drain may take to be answered.
-const FAREWELL_TIME: Duration = Duration::from_secs(1);
+const FINAL_RESPONSE_TIME: Duration = Duration::from_secs(1);
 
 /// Lets the requests that run come to their end, and cuts those that take longer than they may; so many are cut.
 pub(super) async fn drain(context: &ServerContext) -> i64 {
@@ -26,7 +26,7 @@ pub(super) async fn drain(context: &ServerContext) -> i64 {
         }
         state.end_drain();
         // Those that are still to arrive whole can be answered. Others are dropped with the runtime, whatever they wait for.
-        let _ = tokio::time::timeout(FAREWELL_TIME, drained(context)).await;
+        let _ = tokio::time::timeout(FINAL_RESPONSE_TIME, drained(context)).await;
         return cut;
     }
     0

@@ -46,7 +46,7 @@ impl Signals {
         state: &State,
         reloads: &Reloads,
         reload_now: &Sender<Reloaded>,
-        mut successor: NewProcess,
+        mut new_process: NewProcess,
     ) -> Signal {
         loop {
             tokio::select! {
@@ -55,8 +55,8 @@ impl Signals {
                     Ok(()) => log::info!("access log reopened"),
                     Err(why) => log::error!("the access log cannot be reopened, the old file stays in use: {why}"),
                 },
-                _ = self.upgrade.recv() => upgrade(state, &mut successor),
-                ended = successor.failed() => match ended {
+                _ = self.upgrade.recv() => upgrade(state, &mut new_process),
+                ended = new_process.failed() => match ended {
                     Ok(status) => log::error!("the new process does not take over ({status}), this one goes on"),
                     Err(why) => log::error!("the new process cannot be waited for: {why}"),
                 },
@@ -76,12 +76,12 @@ pub(super) async fn end_when_interrupted(mut interrupt: Signal, state: Arc<State
 }
 
 /// Starts the process that is to take over. This one goes on until it has.
-fn upgrade(state: &State, successor: &mut NewProcess) {
+fn upgrade(state: &State, new_process: &mut NewProcess) {
     if state.config.server.upgrade_socket.is_none() {
         log::error!("no upgrade: the configuration has no `server.upgrade_socket`");
         return;
     }
-    match successor.start() {
+    match new_process.start() {
         Ok(()) => log::info!("a new process is started to take over"),
         Err(why) => log::error!("no upgrade, a new process cannot be started: {why}"),
     }

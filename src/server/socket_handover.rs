@@ -34,7 +34,7 @@ const SERVES: u8 = b'+';
 const OWNER_ONLY: u32 = 0o600;
 
 /// What a process offers to the one that comes after it.
-pub struct SocketHandoff {
+pub struct SocketHandover {
     path: PathBuf,
     listener: UnixListener,
     sockets: Mutex<Vec<(SocketAddress, OwnedFd)>>,
@@ -46,7 +46,7 @@ pub struct InheritedSockets {
     old: UnixStream,
 }
 
-impl SocketHandoff {
+impl SocketHandover {
     /// Offers the sockets at `path`, in the place of any process that did so before.
     ///
     /// # Errors
@@ -84,7 +84,7 @@ impl SocketHandoff {
         }
     }
 
-    /// Takes the offer back. A drain without a successor has to: while a handle on a socket is open, clients connect.
+    /// Takes the offer back. A drain that no new process follows has to: while a handle on a socket is open, clients connect.
     pub fn withdraw(&self) {
         self.sockets.lock().clear();
         // It may be gone already; then nobody finds it either.

@@ -61,7 +61,9 @@ pub async fn feed_watchdog(context: &ServerContext, address: &SocketAddress) {
         beat.tick().await;
         match tokio::time::timeout(ACCEPT_TIME, accepts(context, address)).await {
             Ok(Ok(())) => notify(&[NotifyState::Watchdog]),
-            _ if context.state.is_draining() || context.room.available_permits() == 0 => {
+            _ if context.state.is_draining()
+                || context.connection_permits.available_permits() == 0 =>
+            {
                 notify(&[NotifyState::Watchdog]);
             }
             Ok(Err(why)) => {

@@ -20,7 +20,7 @@ use crate::config::watch::{FileWatcher, WatchedFile};
 
 /// What a listener hands its connections to. Handshakes that have begun keep the certificate they began with, and sessions
 /// can be resumed after it was exchanged.
-pub struct LiveAcceptor {
+pub struct HotReloadedAcceptor {
     acceptor: Arc<Acceptor>,
     certificate: Arc<HotCertificate>,
     /// As [`Loaded::expiry`].
@@ -44,7 +44,7 @@ impl ResolvesServerCert for HotCertificate {
     }
 }
 
-impl LiveAcceptor {
+impl HotReloadedAcceptor {
     /// The acceptor, and the watchers that keep it up to date. `expiry` is set to the end of the certificate in use.
     ///
     /// # Errors
@@ -93,7 +93,7 @@ impl LiveAcceptor {
 /// Whether a listener could be opened with these files.
 ///
 /// # Errors
-/// As of [`LiveAcceptor::load`].
+/// As of [`HotReloadedAcceptor::load`].
 pub fn check(files: &TlsFiles) -> io::Result<()> {
     load(files).map(drop)
 }
