@@ -23,7 +23,7 @@ use crate::state::StartError;
 /// For one answer; the requests ask for a few words only.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The least that the Responses API takes.
-const MOST_TOKENS: u64 = 16;
+const MAX_TOKENS: u64 = 16;
 const QUESTION: &str = "Say ok.";
 const COLUMNS: [&str; 8] = [
     "group", "upstream", "asked", "sent", "served", "status", "verdict", "why",
@@ -158,7 +158,7 @@ fn no_such_group(why: &'static str) -> StartError {
 fn questions(options: &Options<'_>, group: &Group) -> [Question; 4] {
     let model = options.model;
     let responses = |title, way, name: &str, value: Value| {
-        let mut body = json!({"model": model, "input": QUESTION, "max_output_tokens": MOST_TOKENS});
+        let mut body = json!({"model": model, "input": QUESTION, "max_output_tokens": MAX_TOKENS});
         body[name] = value;
         Question {
             title,
@@ -180,7 +180,7 @@ fn questions(options: &Options<'_>, group: &Group) -> [Question; 4] {
         Question {
             title: "messages",
             path: "/v1/messages",
-            body: json!({"model": model, "max_tokens": MOST_TOKENS, "messages": [message]}),
+            body: json!({"model": model, "max_tokens": MAX_TOKENS, "messages": [message]}),
             way: Way::Http,
         },
     ];

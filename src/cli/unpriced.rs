@@ -13,7 +13,7 @@ const SERVICE_TIER_BILLED: Field = Field::named("service_tier_billed");
 const DEFAULT: &str = "default";
 
 /// Models and tiers that are told one by one. Models are named by clients, who could name a new one each time.
-const MOST_TOLD: usize = 100;
+const MAX_TOLD: usize = 100;
 
 /// Requests of a log whose tokens have no price.
 #[derive(Default)]
@@ -65,7 +65,7 @@ impl Unpriced {
         let model = reading.priced_model(line, counts).unwrap_or_default();
         let tier = tier.as_deref().unwrap_or(DEFAULT).to_owned();
         let found = (model.into_owned(), tier);
-        if self.counts.len() < MOST_TOLD || self.counts.contains_key(&found) {
+        if self.counts.len() < MAX_TOLD || self.counts.contains_key(&found) {
             *self.counts.entry(found).or_default() += 1;
         } else {
             self.others += 1;

@@ -9,7 +9,7 @@ use std::path::Path;
 use zeroize::Zeroize;
 
 /// The largest file that is read: some ten million keys. Offsets into a file fit 32 bits.
-pub const MOST_BYTES: usize = 1 << 30;
+pub const MAX_BYTES: usize = 1 << 30;
 /// More than the standard library keeps free for its next read: with less it would read into a buffer of its own, which nobody
 /// wipes.
 const SPARE_BYTES: usize = 64;
@@ -19,16 +19,16 @@ pub struct FileBytes(Vec<u8>);
 
 impl FileBytes {
     /// # Errors
-    /// Those of reading it, and `FileTooLarge` beyond [`MOST_BYTES`].
+    /// Those of reading it, and `FileTooLarge` beyond [`MAX_BYTES`].
     pub fn read(path: &Path) -> io::Result<FileBytes> {
         let mut file = File::open(path)?;
         let length = file.metadata().map_or(0, |found| found.len());
-        let length = usize::try_from(length).unwrap_or(MOST_BYTES);
+        let length = usize::try_from(length).unwrap_or(MAX_BYTES);
         // At once: a buffer that grows leaves a copy behind.
-        let mut bytes = FileBytes(Vec::with_capacity(length.min(MOST_BYTES) + SPARE_BYTES));
-        let limit = MOST_BYTES as u64 + 1;
+        let mut bytes = FileBytes(Vec::with_capacity(length.min(MAX_BYTES) + SPARE_BYTES));
+        let limit = MAX_BYTES as u64 + 1;
         file.by_ref().take(limit).read_to_end(&mut bytes.0)?;
-        if bytes.0.len() > MOST_BYTES {
+        if bytes.0.len() > MAX_BYTES {
             return Err(io::Error::new(ErrorKind::FileTooLarge, "larger than 1 GiB"));
         }
         Ok(bytes)

@@ -10,7 +10,7 @@ use serde_yaml::{DuplicateKeyPolicy, Error, MergeKeyPolicy, Options};
 use sha2::{Digest, Sha256};
 
 use crate::config::diagnostic::{Diagnostic, Diagnostics, Location};
-use crate::config::secret_file::{FileBytes, MOST_BYTES};
+use crate::config::secret_file::{FileBytes, MAX_BYTES};
 
 /// The deepest of our files has five levels.
 const MAX_NESTING: usize = 32;
@@ -25,7 +25,7 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(
     bytes: &'a [u8],
     diagnostics: &Diagnostics,
 ) -> Option<T> {
-    if bytes.len() > MOST_BYTES {
+    if bytes.len() > MAX_BYTES {
         diagnostics.add(Location::START, "the file is larger than 1 GiB");
         return None;
     }
@@ -147,7 +147,7 @@ fn location_after(text: &[u8]) -> Location {
     let breaks = text.iter().filter(|byte| is_break(byte)).count();
     let pairs = text.windows(2).filter(|pair| pair == b"\r\n").count();
     let column = String::from_utf8_lossy(&text[line_start..]).chars().count() + 1;
-    // Lines and columns of a file below `MOST_BYTES` fit; saturation is for the types only.
+    // Lines and columns of a file below `MAX_BYTES` fit; saturation is for the types only.
     let narrow = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
     Location {
         line: narrow(breaks - pairs + 1),

@@ -332,7 +332,7 @@ impl RequestContext {
     pub fn record_response_head(&mut self, status: StatusCode, headers: &HeaderMap) {
         self.read_answer(status.as_u16(), headers);
         if let Some(upstream) = &self.upstream {
-            self.attempts.is_answered(upstream, status.as_u16());
+            self.attempts.record_response(upstream, status.as_u16());
         }
     }
 

@@ -21,7 +21,7 @@ pub struct Attempts {
     /// Attempts of which the upstream said that it had not looked at the request.
     refused: usize,
     /// Where among the addresses the first attempt began to look.
-    turn: usize,
+    start_index: usize,
     /// A bit for each place among the addresses that was tried.
     tried: u64,
     address: Option<Arc<Address>>,
@@ -44,7 +44,7 @@ impl Attempts {
         if self.attempts > 0 {
             upstream.retries.fetch_add(1, Ordering::Relaxed);
         } else if addresses.len() > 1 {
-            self.turn = upstream.turn.fetch_add(1, Ordering::Relaxed);
+            self.start_index = upstream.next_index.fetch_add(1, Ordering::Relaxed);
         }
         self.attempts += 1;
         let place = self.place(&addresses, upstream.config.connect_timeout)?;
@@ -58,9 +58,9 @@ impl Attempts {
         if count == 0 {
             return None;
         }
-        let first = self.turn % count;
+        let first = self.start_index % count;
         // What an address does not get goes to each of the others in turn, not all to the one behind it.
-        let next = first + 1 + self.turn / count % (count - 1).max(1);
+        let next = first + 1 + self.start_index / count % (count - 1).max(1);
         let others = (next..next + count).map(|place| place % count);
         let mut places = std::iter::once(first).chain(others);
         let is_new = |place: &usize| self.tried & (1 << place) == 0;
@@ -79,7 +79,7 @@ impl Attempts {
 
     /// No connection could be made for the newest attempt, so nothing was sent. Whether there is to be another one.
     /// `only_http1`: HTTP/2 was not offered.
-    pub fn fails_to_connect(
+    pub fn record_connect_failure(
         &mut self,
         upstream: &Upstream,
         error: &Error,
@@ -94,7 +94,7 @@ impl Attempts {
                 && upstream.config.http2.enabled
                 && *error.root_etype() == ErrorType::TLSHandshakeFailure;
             if !lacks_http1 {
-                self.fails(upstream, error);
+                self.record_failure(upstream, error);
             }
         }
         let others_left = self.unconnected < upstream.addresses.load().len();
@@ -102,14 +102,14 @@ impl Attempts {
     }
 
     /// The newest attempt failed, for a reason that lies with the address.
-    pub fn fails(&self, upstream: &Upstream, error: &Error) {
+    pub fn record_failure(&self, upstream: &Upstream, error: &Error) {
         if let Some(address) = &self.address {
             upstream.record_failure(address, &describe_error(error));
         }
     }
 
     /// The head of an answer is here.
-    pub fn is_answered(&self, upstream: &Upstream, status: u16) {
+    pub fn record_response(&self, upstream: &Upstream, status: u16) {
         let Some(address) = &self.address else {
             return;
         };
@@ -122,7 +122,7 @@ impl Attempts {
 
     /// The upstream has not looked at the newest attempt. It says so of its own accord, so that this is none of the retries
     /// that its settings allow.
-    pub fn is_refused(&mut self) {
+    pub fn record_refusal(&mut self) {
         self.refused += 1;
     }
 
@@ -140,7 +140,7 @@ mod tests {
 
     use super::*;
     use crate::config::SocketAddress;
-    use crate::upstream::MOST_ADDRESSES;
+    use crate::upstream::MAX_ADDRESSES;
     use crate::upstream::tests::{sockets, upstream};
 
     /// The last number of the address that a new request would go to.
@@ -175,12 +175,12 @@ mod tests {
         let upstream = upstream("[http://h, http://i]");
         upstream.take_sockets(0, sockets(0..100));
         upstream.take_sockets(1, sockets(100..200));
-        assert_eq!(upstream.addresses().len(), MOST_ADDRESSES);
+        assert_eq!(upstream.addresses().len(), MAX_ADDRESSES);
         let mut route = Attempts {
-            turn: 63,
+            start_index: 63,
             ..Attempts::default()
         };
-        for _ in 0..MOST_ADDRESSES + 1 {
+        for _ in 0..MAX_ADDRESSES + 1 {
             assert!(route.next(&upstream).is_some());
         }
     }
@@ -206,7 +206,7 @@ mod tests {
         }
         let mut route = Attempts::default();
         let mut tried = Vec::new();
-        while tried.is_empty() || route.fails_to_connect(&upstream, &refused(), false) {
+        while tried.is_empty() || route.record_connect_failure(&upstream, &refused(), false) {
             route.next(&upstream).unwrap();
             tried.push(number(&route));
         }
@@ -222,9 +222,9 @@ mod tests {
         let mut route = Attempts::default();
         route.next(&upstream).unwrap();
         let dead = Error::new(ErrorType::H2Error);
-        assert!(route.fails_to_connect(&upstream, &dead, false));
+        assert!(route.record_connect_failure(&upstream, &dead, false));
         assert!(upstream.addresses()[0].health.snapshot().healthy);
         route.next(&upstream).unwrap();
-        assert!(!route.fails_to_connect(&upstream, &refused(), false));
+        assert!(!route.record_connect_failure(&upstream, &refused(), false));
     }
 }

@@ -31,7 +31,7 @@ use crate::upstream::outlier_detection::Health;
 use crate::upstream::tls::UpstreamTlsConfig;
 
 /// Addresses of one upstream that are used; those beyond are not.
-const MOST_ADDRESSES: usize = 64;
+const MAX_ADDRESSES: usize = 64;
 
 /// An upstream with its addresses, their health, and the key that it is sent.
 pub struct Upstream {
@@ -42,7 +42,8 @@ pub struct Upstream {
     addresses: ArcSwap<Vec<Arc<Address>>>,
     /// What `addresses` are made of; held while they are made anew.
     parts: Mutex<Parts>,
-    turn: AtomicUsize,
+    /// Where the next request begins to look among the addresses, which is taken modulo their number.
+    next_index: AtomicUsize,
     /// Ejections of its addresses, and attempts after the first of a request, since the start.
     ejections: AtomicU64,
     retries: AtomicU64,
@@ -92,7 +93,7 @@ impl Upstream {
                 found: vec![Vec::new(); origins.len()],
                 tls: UpstreamTlsConfig::default(),
             }),
-            turn: AtomicUsize::new(0),
+            next_index: AtomicUsize::new(0),
             ejections: AtomicU64::new(0),
             retries: AtomicU64::new(0),
             credential: ArcSwapOption::empty(),
@@ -136,7 +137,7 @@ impl Upstream {
         let old = self.addresses.load();
         let pairs = self.origins.iter().zip(&parts.found);
         let pairs = pairs.flat_map(|(origin, found)| found.iter().map(move |at| (origin, at)));
-        let new = pairs.take(MOST_ADDRESSES).map(|(origin, socket)| {
+        let new = pairs.take(MAX_ADDRESSES).map(|(origin, socket)| {
             let known = old
                 .iter()
                 .find(|known| known.socket == *socket && Arc::ptr_eq(&known.origin, origin));

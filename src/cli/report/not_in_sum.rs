@@ -11,7 +11,7 @@ const ERROR: Field = Field::named("error");
 const USAGE_STATE: Field = Field::named("usage_state");
 
 /// Reasons that are counted one by one. Models are named by clients, who could name a new one each time.
-const MOST_REASONS: usize = 1000;
+const MAX_REASONS: usize = 1000;
 /// Reasons that are told one by one.
 const REASONS_TOLD: usize = 6;
 
@@ -60,7 +60,7 @@ impl NotInSum {
 
 impl Reasons {
     fn add(&mut self, reason: String) {
-        if self.counts.len() < MOST_REASONS || self.counts.contains_key(&reason) {
+        if self.counts.len() < MAX_REASONS || self.counts.contains_key(&reason) {
             *self.counts.entry(reason).or_default() += 1;
         } else {
             self.others += 1;

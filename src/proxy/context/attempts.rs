@@ -129,7 +129,7 @@ impl RequestContext {
         }
         let is_refused = is_unprocessed(&error);
         if is_refused {
-            self.attempts.is_refused();
+            self.attempts.record_refusal();
         }
         let unprocessed = is_refused || (reused && self.is_stale(&error));
         self.only_http1 |= *error.etype() == ErrorType::H2Downgrade;
@@ -138,7 +138,7 @@ impl RequestContext {
             && !reused
             && self.failure_context().is_reset(&error)
         {
-            self.attempts.fails(upstream, &error);
+            self.attempts.record_failure(upstream, &error);
         }
         error
     }
@@ -179,9 +179,10 @@ impl RequestContext {
     /// No connection could be made for an attempt. The error says whether there is to be another one.
     pub fn connect_failed(&mut self, mut error: Box<Error>) -> Box<Error> {
         let again = match &self.upstream {
-            Some(upstream) => self
-                .attempts
-                .fails_to_connect(upstream, &error, self.only_http1),
+            Some(upstream) => {
+                self.attempts
+                    .record_connect_failure(upstream, &error, self.only_http1)
+            }
             None => false,
         };
         error.set_retry(again);

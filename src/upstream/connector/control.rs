@@ -52,9 +52,13 @@ struct State {
     is_shared: bool,
     /// Whether an error response is kept back before Pingora has its head.
     error: KeptError,
+    /// The connection is to read as ended.
     is_ended: bool,
+    /// The process is about to end, and with it an upgraded connection on which nothing runs.
     drains: bool,
+    /// Nothing of the request is to leave yet.
     holds_request: bool,
+    /// The request asks for a WebSocket.
     upgrades: bool,
     upgrade: UpgradeGate,
     /// Messages of the proxy's own for an upgraded connection, oldest first.

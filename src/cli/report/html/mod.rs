@@ -26,7 +26,7 @@ const STYLE: &str = include_str!("style.css");
 /// Keys that the page shows.
 const TOP_KEYS: usize = 10;
 /// Days that the page shows one by one; more are put together into months.
-const MOST_DAYS: usize = 92;
+const MAX_DAYS: usize = 92;
 /// Length of `2026-11` in `2026-11-01`.
 const MONTH: usize = 7;
 
@@ -164,7 +164,7 @@ impl Charts {
 
     /// By day, or by month where there are too many of them; all between the first and the last.
     fn periods(&self) -> Vec<(String, Day)> {
-        let by_month = self.days.len() > MOST_DAYS;
+        let by_month = self.days.len() > MAX_DAYS;
         let mut periods: BTreeMap<String, Day> = BTreeMap::new();
         for day in self.all_days().filter(|_| !by_month) {
             periods.entry(day).or_default();
@@ -188,11 +188,8 @@ impl Charts {
         );
         let days = first.into_iter().flat_map(|first| first.series(1.day()));
         let days = days.take_while(move |day| Some(*day) <= last);
-        let days: Vec<String> = days
-            .take(MOST_DAYS + 1)
-            .map(|day| day.to_string())
-            .collect();
-        let few = days.len() <= MOST_DAYS;
+        let days: Vec<String> = days.take(MAX_DAYS + 1).map(|day| day.to_string()).collect();
+        let few = days.len() <= MAX_DAYS;
         days.into_iter().filter(move |_| few)
     }
 
