@@ -7,8 +7,8 @@ use std::path::Path;
 
 use crate::cli::keys::NewKey;
 
-const CONFIG: &str = include_str!("init/tiergate.yaml");
-const POLICY: &str = include_str!("init/policy.yaml");
+const CONFIG: &str = include_str!("tiergate.yaml");
+const POLICY: &str = include_str!("policy.yaml");
 /// In [`POLICY`], in the place of the line of the new key.
 const KEY_LINE: &str = "  # KEY\n";
 
