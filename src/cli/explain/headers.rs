@@ -1,0 +1,119 @@
+//! The head of a request as its upstream gets it, and what has become of the client's headers.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, header};
+use pingora_http::RequestHeader;
+
+use super::Request;
+use crate::codec::error::{Cause, Refusal};
+use crate::policy::{CredentialHeader, Decision};
+use crate::proxy::bridge_exchange::conversion::Conversion;
+use crate::proxy::upstream_request::{HeadEdit, Length};
+use crate::upstream::Upstream;
+
+/// The head of a converted request as the upstream gets it.
+pub(super) fn bridged_head(
+    request: &Request,
+    decision: &Decision,
+    upstream: &Upstream,
+    conversion: &Conversion,
+    body: &Option<Bytes>,
+) -> Result<RequestHeader, Refusal> {
+    let target = conversion.upstream.path(conversion.endpoint);
+    let edit = HeadEdit {
+        is_http2: false,
+        // Its ids are new for each request.
+        trace: None,
+        upstream,
+        // Which one is a matter of turns; the first stands for all.
+        origin: &upstream.origins[0],
+        target: target.as_bytes(),
+        credential: Some(decision.credential),
+        endpoint: decision.endpoint,
+        action: decision.action,
+        upgrade: false,
+        length: Length::Known(body.as_ref().map_or(0, Bytes::len)),
+    };
+    let headers = &request.head.headers;
+    let head = conversion.head(headers, Some(decision.credential), edit);
+    head.map(|head| *head).map_err(|_| Cause::Internal.into())
+}
+
+/// The head as the upstream gets it.
+pub(super) fn outgoing_head(
+    request: &Request,
+    decision: &Decision,
+    upstream: &Upstream,
+    rewritten: Option<&Bytes>,
+) -> Result<RequestHeader, Refusal> {
+    // Which one is a matter of turns; the first stands for all.
+    let origin = &upstream.origins[0];
+    let edit = HeadEdit {
+        is_http2: false,
+        // Its ids are new for each request.
+        trace: None,
+        upstream,
+        origin,
+        target: request.head.raw_path(),
+        credential: Some(decision.credential),
+        endpoint: decision.endpoint,
+        action: decision.action,
+        upgrade: request.upgrades(decision.endpoint),
+        length: rewritten.map_or(Length::Same, |bytes| Length::Known(bytes.len())),
+    };
+    let mut outgoing = request.head.clone();
+    edit.apply(&mut outgoing).map_err(|_| Cause::Internal)?;
+    Ok(outgoing)
+}
+
+/// What becomes of the request's headers, a line each. `is_replaced`: the client's key, by that of the upstream.
+pub(super) fn header_edits(
+    request: &Request,
+    outgoing: &RequestHeader,
+    is_replaced: bool,
+) -> Vec<String> {
+    let (before, after) = (&request.head.headers, &outgoing.headers);
+    let mut names: Vec<&HeaderName> = before.keys().chain(after.keys()).collect();
+    names.sort_unstable_by_key(|name| name.as_str());
+    names.dedup();
+    let told = names.into_iter().filter_map(|name| {
+        let (old, new) = (before.get_all(name), after.get_all(name));
+        let (old_text, new_text) = (lines(before, name), lines(after, name));
+        (old != new).then(|| header_edit(request, name, is_replaced, [&old_text, &new_text]))
+    });
+    told.collect()
+}
+
+fn header_edit(
+    request: &Request,
+    name: &HeaderName,
+    is_replaced: bool,
+    [old, new]: [&str; 2],
+) -> String {
+    let secret = CredentialHeader::ALL
+        .iter()
+        .any(|header| header.name() == name);
+    match (old, new) {
+        (_, "") => format!("{name}: removed"),
+        _ if secret && is_replaced => {
+            format!("{name}: the key of `credential_file`, in place of the client's")
+        }
+        _ if secret => format!("{name}: the key that decides, and no other"),
+        ("", new) => format!("{name}: {new}"),
+        // What was taken out of it is a key.
+        (_, new) if name == header::SEC_WEBSOCKET_PROTOCOL => format!("{name}: {new}"),
+        (old, new) => format!("{name}: {new}  (was {})", request.shown(old)),
+    }
+}
+
+/// The values of a header in one text.
+fn lines(headers: &HeaderMap, name: &HeaderName) -> String {
+    let values = headers.get_all(name).iter();
+    let texts: Vec<_> = values
+        .map(|value| match value.is_sensitive() {
+            true => "a value of the configuration".into(),
+            false => String::from_utf8_lossy(value.as_bytes()),
+        })
+        .collect();
+    texts.join(", ")
+}
