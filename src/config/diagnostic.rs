@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 const MAX_MISTAKES: usize = 1000;
 /// Edits between a word and the one that was meant.
 const MAX_DISTANCE: usize = 3;
+const MAX_NAME_BYTES: usize = 64;
 
 /// A line and a column, both counted from 1, the column in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -194,6 +195,17 @@ pub fn any_of(words: &[&str]) -> String {
 /// In edits. An API key is further than this from every word.
 fn bearable_distance(name: &str) -> usize {
     (name.chars().count() * 2 / 5).clamp(1, MAX_DISTANCE)
+}
+
+/// Names of upstreams, groups and keys go into log lines and metrics.
+pub(crate) fn check_name(name: &str, location: Location, diagnostics: &Diagnostics) {
+    if name.is_empty() {
+        diagnostics.add(location, "the name is empty");
+    } else if name.len() > MAX_NAME_BYTES {
+        diagnostics.add(location, "the name is longer than 64 bytes");
+    } else if name.chars().any(char::is_control) {
+        diagnostics.add(location, "the name has a control character");
+    }
 }
 
 #[cfg(test)]

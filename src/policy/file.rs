@@ -10,9 +10,9 @@ use jiff::tz::TimeZone;
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use crate::config::diagnostic::{Diagnostic, Diagnostics, Location, nearest, shown};
+use crate::config::diagnostic::{Diagnostic, Diagnostics, Location, check_name, nearest, shown};
 use crate::config::field::{Field, List, Member, Members, Section, Text, TextOr, Word};
-use crate::config::file::{MAX_IN_FLIGHT, ParsedConfig, check_name};
+use crate::config::file::{MAX_IN_FLIGHT, ParsedConfig};
 use crate::config::pattern::Pattern;
 use crate::config::units::Amount;
 use crate::config::{Config, MessagesMode, Upstream, UpstreamKind, yaml};

@@ -1,6 +1,9 @@
 //! The configuration as written: `tiergate.yaml` as structs of [`Field`]s, and what they resolve to, with every mistake and
 //! its place. It reads none of the files that are named, but lists them for whoever does.
 
+mod cors;
+mod limits;
+mod state;
 #[cfg(test)]
 mod tests;
 mod upstream;
@@ -11,20 +14,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Uri;
 use serde::Deserialize;
 
 use crate::config::address::SocketAddress;
 use crate::config::diagnostic::{Diagnostic, Diagnostics, Location};
 use crate::config::field::{Field, List, Members, OneOrMany, Section, TextOr, Word};
 use crate::config::network::{UNIX_SOCKETS, parse_network};
-use crate::config::units::{ByteSize, Ratio, TimeSpan};
+use crate::config::units::{Ratio, TimeSpan};
 use crate::config::upstream::UpstreamTls;
-use crate::config::url::{Url, is_host};
+use crate::config::url::Url;
 use crate::config::{
-    AllowedOrigins, Config, Cors, Limits, Listen, LogFormat, LogSettings, LogTarget, Redis,
-    ServerOptions, StateStore, TlsFiles, Traces, TrustedProxies, path, yaml,
+    Config, Listen, LogFormat, LogSettings, LogTarget, ServerOptions, TlsFiles, Traces,
+    TrustedProxies, path, yaml,
 };
+use cors::CorsSection;
+use limits::LimitsSection;
+pub(crate) use limits::MAX_IN_FLIGHT;
+use state::StateSection;
 use upstream::UpstreamSection;
 
 /// A configuration that has been read as far as it could be: settings with mistakes hold defaults, and only a file
@@ -57,15 +63,7 @@ const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOS
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
 const DEFAULT_TIER_PATHS: [&str; 2] = ["/v1/agents", "/v1/agents/sessions"];
 const DEFAULT_DRAIN: Duration = Duration::from_secs(60);
-/// The port that redis.io names for the scheme `redis`.
-const REDIS_PORT: u16 = 6379;
 const MAX_THREADS: u64 = 1024;
-const MAX_JSON_DEPTH: u64 = 65_536;
-const MAX_CONNECTIONS: u64 = 1_000_000;
-/// The most that `requests_in_flight`, and a group's `max_in_flight`, may be.
-pub(crate) const MAX_IN_FLIGHT: u64 = 1_000_000;
-const MAX_NAME_BYTES: usize = 64;
-
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct ConfigFile<'a> {
@@ -110,43 +108,10 @@ struct AccessLogSection {
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct StateSection {
-    url: Field<String>,
-    password_file: Field<String>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct CorsSection {
-    allow_origins: Field<List<String>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
 struct TracesSection {
     endpoint: Field<String>,
     headers_file: Field<String>,
     sample_ratio: Field<Ratio>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct LimitsSection {
-    header: Field<ByteSize>,
-    connections: Field<i64>,
-    connections_per_client: Field<i64>,
-    requests_in_flight: Field<i64>,
-    idle_upstream_connections: Field<i64>,
-    body: Field<ByteSize>,
-    decoded_body: Field<ByteSize>,
-    buffered: Field<ByteSize>,
-    websocket_message: Field<ByteSize>,
-    json_depth: Field<i64>,
-    header_timeout: Field<TimeSpan>,
-    body_idle_timeout: Field<TimeSpan>,
-    body_timeout: Field<TimeSpan>,
-    write_timeout: Field<TimeSpan>,
-    keepalive_timeout: Field<TimeSpan>,
 }
 
 #[derive(Default, Deserialize)]
@@ -370,45 +335,6 @@ impl Resolver<'_> {
         settings
     }
 
-    fn state(&self, field: &Field<TextOr<'_, StateSection>>) -> Option<StateStore> {
-        match field.optional(&self.diagnostics)? {
-            TextOr::Text(text) if text.contains("://") => self.redis(text, field.location(), None),
-            TextOr::Text(text) => {
-                let path = self.file_at(text, field.location())?;
-                self.refer(field.location(), ReferencedFile::State(path.clone()));
-                Some(StateStore::File(path))
-            }
-            TextOr::Section(section) => {
-                let state = section.read(&self.diagnostics);
-                let url = section.required("url", &state.url, field.location(), &self.diagnostics);
-                let password = self.referenced(&state.password_file, ReferencedFile::RedisPassword);
-                self.redis(url?, state.url.location(), password)
-            }
-        }
-    }
-
-    fn redis(
-        &self,
-        text: &str,
-        location: Location,
-        password_file: Option<PathBuf>,
-    ) -> Option<StateStore> {
-        let parsed = parse_redis(text).map_err(|reason| self.diagnostics.add(location, reason));
-        let redis = Redis {
-            password_file,
-            ..parsed.ok()?
-        };
-        if redis.user.is_some() && redis.password_file.is_none() {
-            let message = "a user without `password_file` cannot log in";
-            self.warnings.add(location, message);
-        }
-        if redis.password_file.is_some() && !redis.tls && !is_loopback(&redis.host) {
-            let message = "the password crosses the network in the clear; `rediss://` encrypts it";
-            self.warnings.add(location, message);
-        }
-        Some(StateStore::Redis(redis))
-    }
-
     fn health_path(&self, field: &Field<String>) -> Option<String> {
         let text = field.optional(&self.diagnostics)?;
         self.health_path_at.set(field.location());
@@ -418,34 +344,6 @@ impl Resolver<'_> {
                 .add(field.location(), "expected a plain path like `/healthz`");
         }
         is_plain.then(|| text.clone())
-    }
-
-    fn cors(&self, field: &Field<Section<CorsSection>>) -> Option<Cors> {
-        let section = field.optional(&self.diagnostics)?;
-        let cors = section.read(&self.diagnostics);
-        let origins = &cors.allow_origins;
-        let origins = section.required(
-            "allow_origins",
-            origins,
-            field.location(),
-            &self.diagnostics,
-        )?;
-        let mut any = false;
-        let origins = self.texts(origins, |text, location| {
-            any |= text == "*";
-            let origin = parse_origin(text);
-            if origin.is_none() && text != "*" {
-                let expected = "expected an origin like `https://app.example`, or `*`";
-                self.diagnostics.add(location, expected);
-            }
-            origin
-        });
-        let allow_origins = if any {
-            AllowedOrigins::Any
-        } else {
-            AllowedOrigins::Listed(origins)
-        };
-        Some(Cors { allow_origins })
     }
 
     fn traces(&self, field: &Field<Section<TracesSection>>) -> Option<Traces> {
@@ -494,73 +392,6 @@ impl Resolver<'_> {
             parse(text, item.location())
         });
         items.collect()
-    }
-
-    fn limits(&self, field: &Field<Section<LimitsSection>>) -> Limits {
-        let mut limits = Limits::default();
-        let Some(section) = field.optional(&self.diagnostics) else {
-            return limits;
-        };
-        let given = section.read(&self.diagnostics);
-        for (field, value) in [
-            (&given.header, &mut limits.header),
-            (&given.body, &mut limits.body),
-            (&given.decoded_body, &mut limits.decoded_body),
-            (&given.buffered, &mut limits.buffered),
-            (&given.websocket_message, &mut limits.websocket_message),
-        ] {
-            *value = field.or(ByteSize(*value), &self.diagnostics).0;
-        }
-        for (field, most, value) in [
-            (&given.json_depth, MAX_JSON_DEPTH, &mut limits.json_depth),
-            (&given.connections, MAX_CONNECTIONS, &mut limits.connections),
-            (
-                &given.idle_upstream_connections,
-                MAX_CONNECTIONS,
-                &mut limits.idle_upstream_connections,
-            ),
-        ] {
-            *value = field.count(1..=most, &self.diagnostics).unwrap_or(*value);
-        }
-        limits.connections_per_client = given
-            .connections_per_client
-            .integer(1..=MAX_CONNECTIONS, &self.diagnostics);
-        limits.requests_in_flight = given
-            .requests_in_flight
-            .integer(1..=MAX_IN_FLIGHT, &self.diagnostics);
-        for (name, field, value) in [
-            (
-                "header_timeout",
-                &given.header_timeout,
-                &mut limits.header_timeout,
-            ),
-            (
-                "body_idle_timeout",
-                &given.body_idle_timeout,
-                &mut limits.body_idle_timeout,
-            ),
-            (
-                "body_timeout",
-                &given.body_timeout,
-                &mut limits.body_timeout,
-            ),
-            (
-                "write_timeout",
-                &given.write_timeout,
-                &mut limits.write_timeout,
-            ),
-            (
-                "keepalive_timeout",
-                &given.keepalive_timeout,
-                &mut limits.keepalive_timeout,
-            ),
-        ] {
-            *value = self.timeout(name, field, *value);
-        }
-        if limits.body.max(limits.decoded_body) > limits.buffered {
-            self.warnings.add(field.location(), "`buffered` is less than `body` or `decoded_body`: the largest bodies are always refused");
-        }
-        limits
     }
 
     fn server(&self, field: &Field<Section<ServerSection>>) -> ServerOptions {
@@ -654,72 +485,4 @@ impl Resolver<'_> {
             self.diagnostics.add(file.server.location(), twice);
         }
     }
-}
-
-/// Names of upstreams, groups and keys go into log lines and metrics.
-pub(crate) fn check_name(name: &str, location: Location, diagnostics: &Diagnostics) {
-    if name.is_empty() {
-        diagnostics.add(location, "the name is empty");
-    } else if name.len() > MAX_NAME_BYTES {
-        diagnostics.add(location, "the name is longer than 64 bytes");
-    } else if name.chars().any(char::is_control) {
-        diagnostics.add(location, "the name has a control character");
-    }
-}
-
-/// A URL by the scheme that the Internet Assigned Numbers Authority lists for Redis. Reasons never quote the text: it may
-/// carry a password.
-fn parse_redis(text: &str) -> Result<Redis, &'static str> {
-    const EXPECTED: &str = "expected a URL like `redis://host:6379/0` or `rediss://host`";
-    let uri: Uri = text.parse().map_err(|_| EXPECTED)?;
-    let tls = match uri.scheme_str() {
-        Some("redis") => false,
-        Some("rediss") => true,
-        _ => return Err(EXPECTED),
-    };
-    let authority = uri.authority().ok_or(EXPECTED)?;
-    let user = authority.as_str().rsplit_once('@').map(|(user, _)| user);
-    if user.is_some_and(|user| user.contains(':')) {
-        return Err(
-            "a password does not stand in the configuration; use `state: {url: …, password_file: …}`",
-        );
-    }
-    let host = authority
-        .host()
-        .trim_matches(['[', ']'])
-        .to_ascii_lowercase();
-    if !is_host(&host) || uri.query().is_some() {
-        return Err(EXPECTED);
-    }
-    let database = match uri.path().trim_start_matches('/') {
-        "" => 0,
-        digits => digits.parse().map_err(|_| EXPECTED)?,
-    };
-    Ok(Redis {
-        tls,
-        host,
-        port: authority.port_u16().unwrap_or(REDIS_PORT),
-        database,
-        user: user.filter(|user| !user.is_empty()).map(str::to_owned),
-        password_file: None,
-    })
-}
-
-fn is_loopback(host: &str) -> bool {
-    let address = host.parse::<IpAddr>();
-    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
-}
-
-/// An origin as browsers send it (RFC 6454 section 6.2).
-fn parse_origin(text: &str) -> Option<String> {
-    let (scheme, rest) = text.split_once("://")?;
-    let is_scheme = !scheme.is_empty()
-        && scheme
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
-    let is_authority = !rest.is_empty()
-        && rest
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte));
-    (is_scheme && is_authority).then(|| text.to_ascii_lowercase())
 }

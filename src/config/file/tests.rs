@@ -11,7 +11,7 @@ use crate::config::field::schema::{assert_schema, words_of};
 use crate::config::upstream::{
     ChatStreamUsage, ForwardedHeaders, OnClientAbort, ServedTier, UpstreamKind,
 };
-use crate::config::{BridgeOptions, ChatCompletionsMode, MessagesMode};
+use crate::config::{BridgeOptions, ChatCompletionsMode, Limits, MessagesMode, Redis, StateStore};
 
 fn load(text: &str) -> Config {
     let folder = tempfile::tempdir().unwrap();

@@ -5,12 +5,12 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use serde::Deserialize;
 
-use super::{ReferencedFile, Resolver, check_name};
+use super::{ReferencedFile, Resolver};
 use crate::config::bridge::{
     BridgeOptions, CLAUDE_CODE_MODELS, Effort, ModelEntry, ReasoningSummary, StopSequences,
     SystemAs, ToolMedia,
 };
-use crate::config::diagnostic::Location;
+use crate::config::diagnostic::{Location, check_name};
 use crate::config::field::{Field, List, Member, Members, OneOrMany, Section, Word};
 use crate::config::units::TimeSpan;
 use crate::config::upstream::{
