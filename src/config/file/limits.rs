@@ -39,6 +39,16 @@ impl Resolver<'_> {
             return limits;
         };
         let given = section.read(&self.diagnostics);
+        self.sizes(given, &mut limits);
+        self.counts(given, &mut limits);
+        self.timeouts(given, &mut limits);
+        if limits.body.max(limits.decoded_body) > limits.buffered {
+            self.warnings.add(field.location(), "`buffered` is less than `body` or `decoded_body`: the largest bodies are always refused");
+        }
+        limits
+    }
+
+    fn sizes(&self, given: &LimitsSection, limits: &mut Limits) {
         for (field, value) in [
             (&given.header, &mut limits.header),
             (&given.body, &mut limits.body),
@@ -48,6 +58,9 @@ impl Resolver<'_> {
         ] {
             *value = field.or(ByteSize(*value), &self.diagnostics).0;
         }
+    }
+
+    fn counts(&self, given: &LimitsSection, limits: &mut Limits) {
         for (field, most, value) in [
             (&given.json_depth, MAX_JSON_DEPTH, &mut limits.json_depth),
             (&given.connections, MAX_CONNECTIONS, &mut limits.connections),
@@ -65,6 +78,9 @@ impl Resolver<'_> {
         limits.requests_in_flight = given
             .requests_in_flight
             .integer(1..=MAX_IN_FLIGHT, &self.diagnostics);
+    }
+
+    fn timeouts(&self, given: &LimitsSection, limits: &mut Limits) {
         for (name, field, value) in [
             (
                 "header_timeout",
@@ -94,9 +110,5 @@ impl Resolver<'_> {
         ] {
             *value = self.timeout(name, field, *value);
         }
-        if limits.body.max(limits.decoded_body) > limits.buffered {
-            self.warnings.add(field.location(), "`buffered` is less than `body` or `decoded_body`: the largest bodies are always refused");
-        }
-        limits
     }
 }
