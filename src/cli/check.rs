@@ -16,7 +16,7 @@ use crate::config::secret_file::FileBytes;
 use crate::config::traces::parse_headers;
 use crate::config::{Config, LogTarget, SocketAddress, StateStore};
 use crate::policy::Policy;
-use crate::policy::endpoint::{Endpoint, classify, normalise};
+use crate::policy::endpoint::{Endpoint, classify};
 use crate::server::socket::ListeningSocket;
 use crate::server::tls;
 use crate::upstream::Upstream;
@@ -160,9 +160,7 @@ fn check_health_path(parsed: &mut ParsedConfig) {
     let Some(path) = &parsed.config.health_path else {
         return;
     };
-    let tier_paths = parsed.config.tier_paths.iter();
-    let tier_paths: Vec<String> = tier_paths.filter_map(|path| normalise(path)).collect();
-    let named = classify(path.as_bytes(), &tier_paths);
+    let named = classify(path.as_bytes(), &parsed.config.tier_paths);
     let is_of_api = path.to_ascii_lowercase().starts_with("/v1/");
     if named.endpoint != Endpoint::Other || named.batches || is_of_api {
         let message = "requests to this path are for an upstream; expected a path like `/healthz`";

@@ -118,7 +118,7 @@ impl Path {
 }
 
 /// Classifies a raw path without its query: ASCII case does not matter, nor does one trailing slash. `tier_paths` are
-/// whole paths as [`normalise`] returns them.
+/// whole paths as the configuration has them, in lower case and without a slash at the end.
 pub fn classify(path: &[u8], tier_paths: &[String]) -> Path {
     let path_given = path;
     let path = path.strip_suffix(b"/").unwrap_or(path);
@@ -135,14 +135,6 @@ pub fn classify(path: &[u8], tier_paths: &[String]) -> Path {
         return Path::AMBIGUOUS;
     }
     plain
-}
-
-/// A path of the configuration's `tier_paths` as [`classify`] compares it; none if no request could match it.
-pub fn normalise(path: &str) -> Option<String> {
-    if path.contains('?') || classify(path.as_bytes(), &[]).ambiguous {
-        return None;
-    }
-    Some(path.strip_suffix('/').unwrap_or(path).to_ascii_lowercase())
 }
 
 /// What of a segment is compared.
@@ -292,10 +284,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn endpoint(path: &str) -> Endpoint {
-        let extra = [
-            normalise("/v1/agents").unwrap(),
-            normalise("/V1/Agents/Sessions/").unwrap(),
-        ];
+        let extra = ["/v1/agents".to_owned(), "/v1/agents/sessions".to_owned()];
         let seen = classify(path.as_bytes(), &extra);
         assert!(!seen.ambiguous, "{path} is ambiguous");
         seen.endpoint
@@ -372,7 +361,7 @@ mod tests {
 
     #[test]
     fn a_listed_path_takes_a_tier_whatever_it_is_called() {
-        let tier_paths = [normalise("/v1/embeddings").unwrap()];
+        let tier_paths = ["/v1/embeddings".to_owned()];
         let seen = classify(b"/v1/embeddings", &tier_paths);
         assert_eq!(seen.endpoint, Endpoint::Extra);
     }
@@ -460,7 +449,7 @@ mod tests {
 
     #[test]
     fn path_parameters_do_not_hide_a_tier_path() {
-        let tier_paths = [normalise("/v1/agents/sessions").unwrap()];
+        let tier_paths = ["/v1/agents/sessions".to_owned()];
         let is_ambiguous = |path: &str| classify(path.as_bytes(), &tier_paths).ambiguous;
         for path in [
             "/v1/agents/sessions;x",
@@ -471,19 +460,6 @@ mod tests {
         }
         for path in ["/v1/agents;x", "/v1/agents/sessions/s;x"] {
             assert!(!is_ambiguous(path), "{path}");
-        }
-    }
-
-    #[test]
-    fn a_tier_path_that_no_request_can_match_is_refused() {
-        for path in [
-            "",
-            "v1/agents",
-            "/v1//agents",
-            "/v1/agents?x",
-            "/v1/%61gents",
-        ] {
-            assert_eq!(normalise(path), None, "{path}");
         }
     }
 
