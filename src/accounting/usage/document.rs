@@ -45,7 +45,7 @@ enum Array {
 impl Document {
     pub fn new(shape: Shape) -> Self {
         Self {
-            scanner: Scanner::new(DEPTH_LIMIT),
+            scanner: Scanner::lenient(DEPTH_LIMIT),
             paths: Paths::new(shape),
             array: match shape {
                 Shape::Chat => Array::Choices(Box::new(Choice::new())),
@@ -120,7 +120,7 @@ impl Document {
 
     /// Makes it ready for the next document of the same shape.
     pub fn reset(&mut self) {
-        self.scanner = Scanner::new(DEPTH_LIMIT);
+        self.scanner = Scanner::lenient(DEPTH_LIMIT);
         self.paths.reset();
         match &mut self.array {
             Array::Choices(choice) => choice.reset(),

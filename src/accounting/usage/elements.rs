@@ -67,7 +67,7 @@ impl Choice {
     pub fn new() -> Self {
         Self {
             opening: Opening::Key,
-            scanner: Scanner::new(DEPTH_LIMIT),
+            scanner: Scanner::lenient(DEPTH_LIMIT),
             paths: Paths::new(Shape::Choice),
         }
     }
@@ -75,7 +75,7 @@ impl Choice {
     pub fn reset(&mut self) {
         if self.opening != Opening::Key {
             self.opening = Opening::Key;
-            self.scanner = Scanner::new(DEPTH_LIMIT);
+            self.scanner = Scanner::lenient(DEPTH_LIMIT);
             self.paths.reset();
         }
     }
@@ -100,7 +100,7 @@ impl Iterations {
     fn new() -> Self {
         Self {
             opening: Opening::Key,
-            scanner: Scanner::new(DEPTH_LIMIT),
+            scanner: Scanner::lenient(DEPTH_LIMIT),
             paths: Paths::new(Shape::Iteration),
             depth: 0,
             in_string: false,
@@ -185,7 +185,7 @@ impl Iterations {
     }
 
     fn restart(&mut self) {
-        self.scanner = Scanner::new(DEPTH_LIMIT);
+        self.scanner = Scanner::lenient(DEPTH_LIMIT);
         self.paths.reset();
     }
 }

@@ -1282,3 +1282,45 @@ fn what_is_fetched_is_observed_and_what_is_listed_is_not() {
     assert!(observed(Responses, Method::POST));
     assert!(!observed(Other, Method::POST));
 }
+
+// What is no JSON, and what clients read all the same.
+
+#[test]
+fn what_clients_pass_over_takes_no_counts_away() {
+    let usage = r#""usage":{"prompt_tokens":10,"completion_tokens":7}"#;
+    let odd: [&[u8]; 6] = [
+        b"\"ab\xe4\xb8\"",
+        b"\"a\tb\nc\"",
+        br#""\x \u12""#,
+        b"[NaN,-Infinity,Infinity]",
+        b"{\"logprob\":-Infinity}",
+        b"\"\xff\"",
+    ];
+    for value in odd {
+        let body = [br#"{"id":"c","text":"#, value, b",", usage.as_bytes(), b"}"].concat();
+        let event = [b"data: ", &body[..], b"\n\ndata: [DONE]\n\n"].concat();
+        for step in [1, 3, usize::MAX] {
+            let whole = observe(ChatCompletions, false, &body, step);
+            assert_eq!(
+                whole.usage.output_tokens,
+                Some(7),
+                "{}",
+                body.escape_ascii()
+            );
+            assert_eq!(whole.usage_state, UsageState::Final);
+            if !value.contains(&b'\n') {
+                let streamed = observe(ChatCompletions, true, &event, step);
+                assert_eq!(streamed.usage, whole.usage, "{}", body.escape_ascii());
+                assert_eq!(streamed.usage_state, UsageState::Final);
+            }
+        }
+    }
+    for broken in ["{\"a\":Nan,", "{\"a\":-I,", "{\"a\":Inf,", "{a:1,"] {
+        let body = format!("{broken}{usage}}}");
+        assert_eq!(
+            plain(ChatCompletions, &body).usage,
+            Usage::default(),
+            "{body}"
+        );
+    }
+}

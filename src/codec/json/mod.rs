@@ -140,6 +140,7 @@ pub struct Scanner {
     carry: Carry,
     /// Offset of the piece under way.
     offset: u64,
+    is_lenient: bool,
     fault: Option<Fault>,
 }
 
@@ -167,6 +168,15 @@ impl Scanner {
         Scanner::with_kernel(depth_limit, Kernel::detect())
     }
 
+    /// A scanner that also passes over what is no JSON and what many readers take all the same: bytes that are no UTF-8, control
+    /// characters and unknown escapes in strings, and the numbers `NaN`, `Infinity` and `-Infinity`, as Python writes them.
+    pub fn lenient(depth_limit: usize) -> Scanner {
+        Scanner {
+            is_lenient: true,
+            ..Scanner::new(depth_limit)
+        }
+    }
+
     #[doc(hidden)]
     pub fn with_kernel(depth_limit: usize, kernel: Kernel) -> Scanner {
         Scanner {
@@ -185,6 +195,7 @@ impl Scanner {
             unescaped: String::new(),
             carry: Carry::default(),
             offset: 0,
+            is_lenient: false,
             fault: None,
         }
     }
@@ -217,6 +228,9 @@ impl Scanner {
     /// told apart in the same way wherever the pieces were split. Like all that it calls, it gives `None` where it has
     /// put down a fault.
     fn feed_code_points<V: Visitor>(&mut self, mut piece: &[u8], visitor: &mut V) -> Option<()> {
+        if self.is_lenient {
+            return self.scan(piece, visitor);
+        }
         if !self.carry.is_empty() {
             match self.carry.complete(&mut piece) {
                 Completion::Whole { code_point, len } => self.scan(&code_point[..len], visitor)?,
@@ -439,12 +453,21 @@ impl Scanner {
         let first = bytes[start];
         if let Some(number) = Number::begin(first) {
             (self.state, self.number) = (State::Number, number);
-        } else if let Some(word) = Word::begin(first) {
+        } else if let Some(word) = Word::begin(first).or_else(|| self.odd_number(first)) {
             (self.state, self.word, self.seen) = (State::Word, word, 1);
         } else {
             return self.invalid(start);
         }
         Some(start + 1)
+    }
+
+    /// A number that JSON does not have, where it is passed over.
+    fn odd_number(&self, first: u8) -> Option<Word> {
+        match first {
+            b'N' if self.is_lenient => Some(Word::NotANumber),
+            b'I' if self.is_lenient => Some(Word::Infinity),
+            _ => None,
+        }
     }
 
     /// Leaves the rest of a string that began at `start`, from a stop on that is not its end, to the states.
@@ -592,6 +615,7 @@ impl Scanner {
         self.state = match bytes[at] {
             byte if is_escape_letter(byte) => State::String,
             b'u' => State::Hex,
+            _ if self.is_lenient => State::String,
             _ => return self.invalid(at),
         };
         self.seen = 0;
@@ -600,6 +624,10 @@ impl Scanner {
 
     fn hex(&mut self, bytes: &[u8], at: usize) -> Option<usize> {
         if !bytes[at].is_ascii_hexdigit() {
+            if self.is_lenient {
+                self.state = State::String;
+                return Some(at);
+            }
             return self.invalid(at);
         }
         self.seen += 1;
@@ -620,6 +648,12 @@ impl Scanner {
                 Some(next) => self.number = next,
                 None if self.number.may_end() => {
                     self.end_scalar(Kind::Number, bytes, at, at, visitor);
+                    break;
+                }
+                None if self.number == Number::Minus
+                    && let Some(word) = self.odd_number(byte) =>
+                {
+                    (self.state, self.word, self.seen) = (State::Word, word, 0);
                     break;
                 }
                 None => return self.invalid(at),

@@ -21,6 +21,9 @@ pub(super) enum Word {
     True,
     False,
     Null,
+    /// `NaN`
+    NotANumber,
+    Infinity,
 }
 
 impl Number {
@@ -70,6 +73,8 @@ impl Word {
             Word::True => (b"true", Kind::Bool),
             Word::False => (b"false", Kind::Bool),
             Word::Null => (b"null", Kind::Null),
+            Word::NotANumber => (b"NaN", Kind::Number),
+            Word::Infinity => (b"Infinity", Kind::Number),
         }
     }
 }
