@@ -1,8 +1,9 @@
 //! Tells a flood on a client's connection of HTTP/2: frames that bring nothing of a request, in numbers that nobody needs. The
 //! h2 crate bounds resets and the frames of a head, and answers as many PING and SETTINGS frames as come.
 //!
-//! It reads the nine bytes in front of each frame (RFC 9113 §4.1) and skips what the frame holds. What they mean is for the h2
-//! crate alone.
+//! What the frames mean is for the h2 crate alone.
+
+use crate::codec::http2_frames::{CONTINUATION, DATA, FrameScan, HEADERS, RST_STREAM};
 
 /// Frames beyond what the connection has earned by requests and responses. The most that a client was seen to send at its
 /// beginning is some tens.
@@ -13,20 +14,10 @@ const REQUEST_EARNS: i64 = 16;
 /// may be one, of some hundred bytes; the answer to a PING has 17.
 const BYTES_EARN: u64 = 40;
 
-const HEADER_BYTES: usize = 9;
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const CONTINUATION: u8 = 9;
-
 /// What a connection has sent, and what it may.
 #[derive(Debug)]
 pub struct Http2Flood {
-    /// Of the next frame's header, so many bytes.
-    header: [u8; HEADER_BYTES],
-    length: usize,
-    /// Bytes of the frame's payload that are still to come.
-    payload: usize,
+    frames: FrameScan,
     credit: i64,
     /// Bytes to the client that have not yet earned a frame.
     written: u64,
@@ -35,9 +26,7 @@ pub struct Http2Flood {
 impl Default for Http2Flood {
     fn default() -> Self {
         Self {
-            header: [0; HEADER_BYTES],
-            length: 0,
-            payload: 0,
+            frames: FrameScan::default(),
             credit: ALLOWANCE,
             written: 0,
         }
@@ -46,22 +35,14 @@ impl Default for Http2Flood {
 
 impl Http2Flood {
     /// Takes what came from the client behind its preface. False where it is a flood.
-    pub fn record_read(&mut self, mut bytes: &[u8]) -> bool {
-        while !bytes.is_empty() {
-            let skipped = self.payload.min(bytes.len());
-            self.payload -= skipped;
-            bytes = &bytes[skipped..];
-            let taken = bytes.len().min(HEADER_BYTES - self.length);
-            if self.payload > 0 || taken == 0 {
-                continue;
-            }
-            self.header[self.length..self.length + taken].copy_from_slice(&bytes[..taken]);
-            self.length += taken;
-            bytes = &bytes[taken..];
-            if self.length == HEADER_BYTES {
-                self.begin_frame();
-            }
-        }
+    pub fn record_read(&mut self, bytes: &[u8]) -> bool {
+        let credit = &mut self.credit;
+        self.frames.feed(bytes, |frame| match frame.kind {
+            DATA if frame.length > 0 => {}
+            RST_STREAM | CONTINUATION => {}
+            HEADERS => *credit = credit.saturating_add(REQUEST_EARNS),
+            _ => *credit -= 1,
+        });
         self.credit > 0
     }
 
@@ -71,18 +52,6 @@ impl Http2Flood {
         let earned = self.written / BYTES_EARN;
         self.written %= BYTES_EARN;
         self.credit = self.credit.saturating_add_unsigned(earned);
-    }
-
-    fn begin_frame(&mut self) {
-        let [high, middle, low, kind, ..] = self.header;
-        self.length = 0;
-        self.payload = u32::from_be_bytes([0, high, middle, low]) as usize;
-        match kind {
-            DATA if self.payload > 0 => {}
-            RST_STREAM | CONTINUATION => {}
-            HEADERS => self.credit = self.credit.saturating_add(REQUEST_EARNS),
-            _ => self.credit -= 1,
-        }
     }
 }
 

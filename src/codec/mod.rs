@@ -7,6 +7,7 @@ pub mod content_coding;
 pub mod error;
 pub(crate) mod framing;
 pub(crate) mod http2_flood;
+pub(crate) mod http2_frames;
 pub mod json;
 pub mod service_tier;
 pub mod sse;

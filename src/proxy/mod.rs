@@ -23,7 +23,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header;
-use http::{Method, Version};
+use http::{HeaderMap, Method, Version};
 use pingora_core::protocols::Digest;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::upstreams::peer::HttpPeer;
@@ -239,11 +239,19 @@ impl ProxyHttp for TierProxy {
         if context.websocket.is_some() {
             websocket_exchange::from_upstream(body, end_of_stream, context);
         } else if end_of_stream {
-            context.end_response();
-            if !context.body_complete {
-                session.set_read_timeout(Some(LINGERING_CLOSE_TIME));
-            }
+            end_response(session, context);
         }
+        Ok(None)
+    }
+
+    /// Trailers end a response as its last piece does.
+    async fn response_trailer_filter(
+        &self,
+        session: &mut Session,
+        _trailers: &mut HeaderMap,
+        context: &mut Box<RequestContext>,
+    ) -> Result<Option<Bytes>> {
+        end_response(session, context);
         Ok(None)
     }
 
@@ -378,6 +386,14 @@ impl TierProxy {
             return Err(Cause::InvalidHttp.into());
         }
         Ok(())
+    }
+}
+
+/// All of the response is here. Its request may still come, for a while.
+fn end_response(session: &mut Session, context: &mut RequestContext) {
+    context.end_response();
+    if !context.body_complete {
+        session.set_read_timeout(Some(LINGERING_CLOSE_TIME));
     }
 }
 

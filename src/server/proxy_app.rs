@@ -19,6 +19,9 @@ use crate::upstream::connector::UpstreamConnector;
 const MAX_HEADER_BYTES: u64 = 1 << 20;
 /// What HTTP/2 counts beyond the bytes of a head (RFC 9113 §6.5.2): 32 for each of 512 fields.
 const H2_HEADER_SLACK_BYTES: u32 = 16 * 1024;
+/// What a client of HTTP/2 may have sent of all its requests that nobody has read yet, in bytes: one whose upstream takes
+/// nothing holds 64 KiB, and the others go on. The h2 crate takes small frames in proportion to it.
+const H2_CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 
 pub fn build(state: &Arc<State>) -> Arc<Proxy> {
     let conf = ServerConf {
@@ -56,12 +59,13 @@ fn take(service: pingora::services::listening::Service<Proxy>) -> Proxy {
     unsafe { std::ptr::read(proxy) }
 }
 
-/// Pingora's, with our limit for heads.
+/// Pingora's, with our limit for heads and a larger window.
 fn h2_options(limits: &Limits) -> H2Options {
     let mut options = default_h2_options();
     // A head within the limit is counted here with what HTTP/2 adds, so that it is refused by us and has its line.
     let header = limits.header.min(MAX_HEADER_BYTES) as u32;
     options.max_header_list_size(header + H2_HEADER_SLACK_BYTES);
+    options.initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES);
     options
 }
 

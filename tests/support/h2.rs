@@ -77,6 +77,38 @@ pub fn post_behind(
     })
 }
 
+/// Sends a request beside another one on the same connection, of which as much is sent as is taken, and no end.
+pub fn post_beside_upload(
+    address: SocketAddr,
+    upload_headers: &[(&str, &str)],
+    headers: &[(&str, &str)],
+    path: &str,
+    body: &[u8],
+) -> Answer {
+    /// Nobody takes any more of an upload that waits for so long.
+    const STALLED: Duration = Duration::from_millis(500);
+    const PIECE: usize = 16 * 1024;
+    let exchange = async {
+        let (mut sender, _connection) = connect(address).await;
+        let begun = request(address, upload_headers, path).body(()).unwrap();
+        let (_answer, mut stream) = sender.send_request(begun, false).unwrap();
+        loop {
+            stream.reserve_capacity(PIECE);
+            let room = std::future::poll_fn(|cx| stream.poll_capacity(cx));
+            let Ok(room) = timeout(STALLED, room).await else {
+                break;
+            };
+            let room = room.unwrap().unwrap();
+            stream.send_data(vec![b' '; room].into(), false).unwrap();
+        }
+        exchange(sender, address, headers, path, body, Framing::Length).await
+    };
+    runtime().block_on(async {
+        let answer = timeout(PATIENCE, exchange).await;
+        answer.expect("an answer in time")
+    })
+}
+
 /// How a client leaves that has got the first piece of its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leaving {
@@ -164,7 +196,7 @@ async fn exchange(
         trailers.insert("x-checksum", http::HeaderValue::from_static("1"));
         let _ = stream.send_trailers(trailers);
     }
-    match answer.await {
+    let answer = match answer.await {
         Ok(answer) => read_answer(answer).await,
         Err(_) => Answer {
             status: 0,
@@ -172,7 +204,12 @@ async fn exchange(
             body: Vec::new(),
             whole: false,
         },
+    };
+    if matches!(framing, Framing::StalledLength | Framing::StalledNoLength) {
+        // Dropped, it would be reset.
+        std::mem::forget(stream);
     }
+    answer
 }
 
 async fn read_answer(answer: Response<RecvStream>) -> Answer {

@@ -24,10 +24,13 @@ const CLOSE_TIME: Duration = Duration::from_secs(5);
 
 /// Reasons of RFC 9113 §7.
 pub const NO_ERROR: u32 = 0;
+pub const PROTOCOL_ERROR: u32 = 1;
 pub const INTERNAL_ERROR: u32 = 2;
 pub const REFUSED_STREAM: u32 = 7;
 pub const ENHANCE_YOUR_CALM: u32 = 11;
 pub const HTTP_1_1_REQUIRED: u32 = 13;
+/// The last stream of a GOAWAY that only announces another (RFC 9113 §6.8).
+pub const ALL_STREAMS: u32 = 0x7fff_ffff;
 /// Settings of RFC 9113 §6.5.2.
 pub const MAX_CONCURRENT_STREAMS: u16 = 3;
 
@@ -59,6 +62,7 @@ pub struct Peer {
     stream: StreamOwned<ServerConnection, TcpStream>,
     open: HashMap<u32, Vec<u8>>,
     seen: Arc<Mutex<Seen>>,
+    resets: bool,
 }
 
 struct Frame {
@@ -168,6 +172,7 @@ impl Peer {
             stream,
             open: HashMap::new(),
             seen,
+            resets: false,
         })
     }
 
@@ -340,8 +345,18 @@ impl Peer {
         self.send(GOAWAY, 0, 0, &payload);
     }
 
+    /// The connection ends by a reset, once the play is over.
+    pub fn reset_connection(&mut self) {
+        self.resets = true;
+    }
+
     /// Ends the connection in good order.
     fn close(mut self) {
+        if self.resets {
+            let socket = socket2::SockRef::from(&self.stream.sock);
+            let _ = socket.set_linger(Some(Duration::ZERO));
+            return;
+        }
         self.stream.conn.send_close_notify();
         let _ = self.stream.flush();
         let _ = self.stream.sock.shutdown(Shutdown::Write);

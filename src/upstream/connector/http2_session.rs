@@ -7,6 +7,7 @@
 //!   that the h2 crate has forgotten, and at 1,024 of these it closes the connection with every request on it;
 //! * a request that the upstream says it has not looked at is told from one that failed (RFC 9113 §8.7).
 
+use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -25,9 +26,10 @@ use pingora_core::protocols::{Digest, UniqueIDType};
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 
-use super::control::{Phase, StreamControl, Watchdog};
+use super::control::{Phase, StreamControl, Watchdog, carried};
 use super::error_prefix::ErrorPrefix;
 use super::http2_body::{BodyWriter, OutgoingBody, unsent};
+use super::http2_stream::ServerNotes;
 
 /// The upstream has not looked at the request, and it can be sent again (RFC 9113 §8.7).
 pub const NOT_PROCESSED: ErrorType = ErrorType::new("the upstream did not process the request");
@@ -47,6 +49,9 @@ pub struct Http2Session {
     error: ErrorPrefix,
     /// The upstream has refused the stream unseen.
     is_refused: bool,
+    /// The stream's number, once its head was sent.
+    stream: Option<u32>,
+    notes: Option<Arc<ServerNotes>>,
 }
 
 /// How far the response has come.
@@ -65,6 +70,7 @@ struct Response {
 impl Http2Session {
     pub(super) fn new(session: PingoraSession) -> Self {
         let control = StreamControl::new(true);
+        let notes = carried(session.digest());
         let mut digest = session.digest().cloned().unwrap_or_default();
         digest.proxy_digest = control.digest();
         Self {
@@ -77,6 +83,8 @@ impl Http2Session {
             response: Response::default(),
             error: ErrorPrefix::default(),
             is_refused: false,
+            stream: None,
+            notes,
         }
     }
 
@@ -144,6 +152,7 @@ impl Http2Session {
         let sent = self.session.write_request_header(head, ends);
         sent.map_err(explain_unsent)?;
         let stream = self.session.take_request_body_writer();
+        self.stream = stream.as_ref().map(|stream| stream.stream_id().as_u32());
         self.body.begin(stream.filter(|_| !ends));
         Ok(())
     }
@@ -232,27 +241,18 @@ impl Http2Session {
 
     /// An error of the h2 crate as an error of Pingora's, whose type says whether the request may be sent again.
     fn explain(&self, error: h2::Error, what: &'static str) -> Box<Error> {
+        let last = self.notes.as_ref().and_then(|notes| notes.last_stream());
+        let is_above = self.stream.zip(last).is_some_and(|(own, last)| own > last);
         let etype = if error.is_remote() && error.reason() == Some(Reason::HTTP_1_1_REQUIRED) {
             ErrorType::H2Downgrade
-        } else if self.is_above_goaway(&error) || is_refused(&error) {
+        } else if is_above || is_refused(&error) {
             NOT_PROCESSED
-        } else if error.is_io() {
+        } else if last.is_none() && is_plain_end(&error) {
             ErrorType::ConnectionClosed
         } else {
             ErrorType::H2Error
         };
         Error::because(etype, what, error)
-    }
-
-    /// Whether the stream is above the last one that a GOAWAY names (RFC 9113 §6.8). Where the connection has ended as well,
-    /// the h2 crate gives the same error to the streams below, which may have been processed. Then the word of a server is
-    /// taken that goes away in good order or sheds load, for it answers those first.
-    fn is_above_goaway(&self, error: &h2::Error) -> bool {
-        let in_good_order = matches!(
-            error.reason(),
-            Some(Reason::NO_ERROR | Reason::ENHANCE_YOUR_CALM)
-        );
-        error.is_remote() && error.is_go_away() && (in_good_order || !self.session.conn.is_closed())
     }
 
     fn take_head(&mut self) {
@@ -289,6 +289,13 @@ fn explain_unsent(error: Box<Error>) -> Box<Error> {
         return Error::because(NOT_PROCESSED, "the request was not sent", error);
     }
     error
+}
+
+/// Whether the server has closed the connection, and not reset it.
+fn is_plain_end(error: &h2::Error) -> bool {
+    error
+        .get_io()
+        .is_some_and(|error| error.kind() != io::ErrorKind::ConnectionReset)
 }
 
 /// RFC 9113 §8.7.

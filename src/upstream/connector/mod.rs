@@ -8,6 +8,7 @@ mod error_prefix;
 mod http1_stream;
 mod http2_body;
 mod http2_session;
+mod http2_stream;
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -16,19 +17,20 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use pingora_core::connectors::ConnectorOptions;
 use pingora_core::connectors::http::custom::{Connection, Connector};
-use pingora_core::connectors::http::v2;
-use pingora_core::connectors::{ConnectorOptions, TransportConnector};
+use pingora_core::connectors::http::v2::{self, ConnectionRef, H2HandshakeSettings};
 use pingora_core::protocols::ALPN;
 use pingora_core::protocols::UniqueIDType;
-use pingora_core::protocols::http::client::HttpSession;
 use pingora_core::protocols::http::v2::client::Http2Session as PingoraSession;
 use pingora_core::protocols::tls::CustomALPN;
 use pingora_core::upstreams::peer::{HttpPeer, Peer};
 use pingora_core::{Error, ErrorType, Result};
 
+use control::carried;
 use http1_stream::Http1Stream;
 pub use http2_session::{Http2Session, NOT_PROCESSED};
+use http2_stream::{Http2Stream, ServerNotes};
 
 /// Streams that may be cancelled on a connection of HTTP/2 before it takes no further request.
 ///
@@ -42,7 +44,6 @@ const ONLY_HTTP1: &[u8] = b"tiergate-http1";
 
 /// Makes connections of both versions, and keeps those of HTTP/2. Pingora keeps those of HTTP/1.1.
 pub struct UpstreamConnector {
-    transport: TransportConnector,
     http2: Arc<v2::Connector>,
     /// How many streams were cancelled on each connection.
     cancelled: Mutex<HashMap<UniqueIDType, u32>>,
@@ -62,26 +63,39 @@ pub fn own_peer(peer: &HttpPeer, only_http1: bool) -> HttpPeer {
 impl UpstreamConnector {
     pub fn new(options: ConnectorOptions) -> Self {
         Self {
-            transport: TransportConnector::new(Some(options.clone())),
             http2: Arc::new(v2::Connector::new(Some(options))),
             cancelled: Mutex::default(),
         }
     }
 
     async fn connect(&self, peer: &HttpPeer) -> Result<Connection<Http2Session>> {
-        let stream = if peer.options.alpn == ALPN::H1 {
-            self.transport.new_stream(peer).await.map_err(unconnected)?
-        } else {
-            match self.http2.new_http_session::<_, ()>(peer).await? {
-                HttpSession::H2(session) => {
-                    self.cancelled.lock().remove(&session.conn.id());
-                    return Ok(Connection::Session(Http2Session::new(session)));
-                }
-                HttpSession::H1(session) => session.into_inner(),
-                HttpSession::Custom(()) => return Err(not_ours()),
-            }
-        };
+        let transport = self.http2.transport();
+        let stream = transport.new_stream(peer).await.map_err(unconnected)?;
+        if stream.selected_alpn_proto() == Some(ALPN::H2) {
+            let session = self.begin_http2(Http2Stream::new(stream), peer).await?;
+            return Ok(Connection::Session(Http2Session::new(session)));
+        }
         Ok(Connection::Stream(Box::new(Http1Stream::new(stream))))
+    }
+
+    /// The first stream of a connection, on which others may follow.
+    async fn begin_http2(&self, stream: Http2Stream, peer: &HttpPeer) -> Result<PingoraSession> {
+        let options = &peer.options;
+        let mut settings = H2HandshakeSettings::new();
+        settings.max_streams = options.max_h2_streams;
+        settings.ping_interval = options.h2_ping_interval;
+        settings.stream_window_size = options.h2_stream_window_size;
+        settings.connection_window_size = options.h2_connection_window_size;
+        let connection = v2::handshake(Box::new(stream), settings).await?;
+        self.cancelled.lock().remove(&connection.id());
+        let session = connection.spawn_stream().await?.ok_or_else(|| {
+            Error::explain(ErrorType::H2Error, "a new connection takes no stream")
+        })?;
+        if connection.more_streams_allowed() {
+            let pool = self.http2.in_use_pool();
+            pool.insert(peer.reuse_hash(), connection);
+        }
+        Ok(session)
     }
 
     /// A stream of this connection is cancelled.
@@ -97,10 +111,15 @@ impl UpstreamConnector {
     }
 }
 
-/// The stream, if it can begin at once. Pingora opens streams by its own limit only; above the server's, which may have come
+/// The stream, if it can begin at once on a connection that lasts. Pingora opens streams by its own limit only; above the server's, which may have come
 /// or changed since the connection was pooled (RFC 9113 §6.5.2), they would wait in the h2 crate until others end.
 async fn within_limit(session: PingoraSession) -> Option<PingoraSession> {
     let connection = session.conn.clone();
+    if notes_of(&connection).is_some_and(|notes| notes.is_worn()) {
+        // What runs on it may end.
+        connection.mark_shutdown();
+        return None;
+    }
     if connection.free_stream_slots() > 0 {
         return Some(session);
     }
@@ -110,6 +129,11 @@ async fn within_limit(session: PingoraSession) -> Option<PingoraSession> {
         true => connection.spawn_stream().await.ok()?,
         false => None,
     }
+}
+
+/// What the server has said of a connection.
+fn notes_of(connection: &ConnectionRef) -> Option<Arc<ServerNotes>> {
+    carried(Some(connection.digest()))
 }
 
 /// The peer as the transport is to see it, and whether HTTP/2 may be agreed on.

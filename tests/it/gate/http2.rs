@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::support::h2::{self, Framing, Reply};
 use crate::support::proxy::{self, Proxy};
-use crate::support::upstream::{self, Received, Upstream, reply};
+use crate::support::upstream::{self, Received, Reply as Http1Reply, Upstream, reply};
 use crate::support::{client::Answer, object_of};
 
 const PATH: &str = "/v1/responses";
@@ -262,6 +262,22 @@ fn a_client_of_http_2_whose_body_stops() {
             json!(["timeout", "request_timeout"])
         );
     }
+}
+
+#[test]
+fn an_upload_that_nobody_reads_holds_no_other_request_of_its_connection_up() {
+    let unread = Http1Reply::default().hold().before_body();
+    let upstream = upstream::script([unread, reply(200).json("{}")]).run();
+    let proxy = proxy::new().upstream(&upstream).tls().run();
+    let keys = [
+        [("authorization", "Bearer sk-plain")],
+        [("authorization", "Bearer sk-fast")],
+    ];
+    let body = object_of(16_384);
+    let begun = Instant::now();
+    let answer = h2::post_beside_upload(proxy.tls_address, &keys[0], &keys[1], PATH, &body);
+    assert_eq!((answer.status, answer.text()), (200, "{}"));
+    assert!(begun.elapsed() < Duration::from_secs(5));
 }
 
 fn assert_times_out(proxy: &Proxy) {

@@ -1,0 +1,127 @@
+//! The headers of the frames on a connection of HTTP/2, read along as bytes pass (RFC 9113 §4.1). What frames mean is for the
+//! h2 crate; what it tells nobody is read here.
+
+const HEADER_BYTES: usize = 9;
+/// The identifier that a GOAWAY begins with.
+const LAST_STREAM_BYTES: usize = 4;
+/// A stream's identifier has 31 bits.
+const STREAM_MASK: u32 = 0x7fff_ffff;
+
+/// Types of frames (RFC 9113 §6).
+pub const DATA: u8 = 0;
+pub const HEADERS: u8 = 1;
+pub const RST_STREAM: u8 = 3;
+pub const GOAWAY: u8 = 7;
+pub const CONTINUATION: u8 = 9;
+
+/// Of DATA and HEADERS: the last of its stream.
+const END_STREAM: u8 = 1;
+
+/// Where the bytes stand in their frames.
+#[derive(Debug, Default)]
+pub struct FrameScan {
+    /// The beginning of the frame under way: its header, and of a GOAWAY the last stream.
+    begin: [u8; HEADER_BYTES + LAST_STREAM_BYTES],
+    length: usize,
+    /// Bytes of its payload that are still to come and are passed over.
+    payload: usize,
+}
+
+/// A frame, when it has begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameHeader {
+    /// Type of the frame.
+    pub kind: u8,
+    /// Length of its payload in bytes.
+    pub length: usize,
+    /// Whether END_STREAM is among its flags.
+    pub ends_stream: bool,
+    /// Of a GOAWAY: the last stream that may have been processed.
+    pub last_stream: Option<u32>,
+}
+
+impl FrameScan {
+    /// Takes what came next, and shows each frame that begins in it.
+    pub fn feed(&mut self, mut bytes: &[u8], mut show: impl FnMut(FrameHeader)) {
+        while !bytes.is_empty() {
+            let skipped = self.payload.min(bytes.len());
+            self.payload -= skipped;
+            bytes = &bytes[skipped..];
+            let taken = bytes.len().min(self.wanted() - self.length);
+            self.begin[self.length..self.length + taken].copy_from_slice(&bytes[..taken]);
+            self.length += taken;
+            bytes = &bytes[taken..];
+            if self.length > 0 && self.length == self.wanted() {
+                show(self.header());
+                self.payload = self.payload_bytes() + HEADER_BYTES - self.length;
+                self.length = 0;
+            }
+        }
+    }
+
+    /// How much of a frame is read before it is shown.
+    fn wanted(&self) -> usize {
+        let is_goaway = self.length >= HEADER_BYTES && self.begin[3] == GOAWAY;
+        match is_goaway && self.payload_bytes() >= LAST_STREAM_BYTES {
+            true => HEADER_BYTES + LAST_STREAM_BYTES,
+            false => HEADER_BYTES,
+        }
+    }
+
+    fn payload_bytes(&self) -> usize {
+        let [high, middle, low, ..] = self.begin;
+        u32::from_be_bytes([0, high, middle, low]) as usize
+    }
+
+    fn header(&self) -> FrameHeader {
+        let [_, _, _, kind, flags, _, _, _, _, last @ ..] = self.begin;
+        let has_last = self.length > HEADER_BYTES;
+        FrameHeader {
+            kind,
+            length: self.payload_bytes(),
+            ends_stream: matches!(kind, DATA | HEADERS) && flags & END_STREAM != 0,
+            last_stream: has_last.then(|| u32::from_be_bytes(last) & STREAM_MASK),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u8::try_from(payload.len()).unwrap();
+        [&[0, 0, length, kind, flags, 0, 0, 0, 1][..], payload].concat()
+    }
+
+    #[test]
+    fn frames_are_shown_however_their_bytes_come() {
+        let bytes = [
+            frame(HEADERS, 5, b"head"),
+            frame(DATA, 0, b""),
+            frame(GOAWAY, 0, &[0x80, 0, 1, 3, 0, 0, 0, 0, b'x']),
+            frame(GOAWAY, 0, b"odd"),
+            frame(DATA, 1, &[7; 200]),
+        ]
+        .concat();
+        let shown = |kind, length, ends_stream, last_stream| FrameHeader {
+            kind,
+            length,
+            ends_stream,
+            last_stream,
+        };
+        let expected = [
+            shown(HEADERS, 4, true, None),
+            shown(DATA, 0, false, None),
+            shown(GOAWAY, 9, false, Some(259)),
+            shown(GOAWAY, 3, false, None),
+            shown(DATA, 200, true, None),
+        ];
+        for step in [1, 2, 5, 9, 13, bytes.len()] {
+            let (mut scan, mut seen) = (FrameScan::default(), Vec::new());
+            let pieces = bytes.chunks(step);
+            pieces.for_each(|piece| scan.feed(piece, |frame| seen.push(frame)));
+            assert_eq!(seen, expected, "{step}");
+        }
+    }
+}

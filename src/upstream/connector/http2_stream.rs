@@ -1,0 +1,186 @@
+//! A connection of HTTP/2 to an upstream, below the h2 crate, which reads along what the server says of the connection as a
+//! whole and the crate does not tell: the last stream of a GOAWAY, without which nobody knows what may be sent again
+//! (RFC 9113 §6.8), and how near the connection is to the crate's own limits.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora_core::protocols::raw_connect::ProxyDigest;
+use pingora_core::protocols::tls::{SslDigest, TlsRef};
+use pingora_core::protocols::{
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
+    Stream, TimingDigest, UniqueID,
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::control::carrying;
+use crate::codec::http2_frames::{DATA, FrameScan};
+
+/// Empty DATA frames after which a connection takes no further request. The h2 crate closes a connection at its 101st.
+const EMPTY_FRAMES: u32 = 50;
+/// No GOAWAY has come. Streams have smaller numbers.
+const NO_LAST_STREAM: u32 = u32::MAX;
+
+/// What the server has said of its connection.
+#[derive(Debug)]
+pub(super) struct ServerNotes {
+    last_stream: AtomicU32,
+    empty_frames: AtomicU32,
+}
+
+/// The connection.
+#[derive(Debug)]
+pub(super) struct Http2Stream {
+    io: Stream,
+    frames: FrameScan,
+    notes: Arc<ServerNotes>,
+    digest: Option<Arc<ProxyDigest>>,
+}
+
+impl ServerNotes {
+    /// The last stream that may have been processed, where the server has said that it goes away.
+    pub fn last_stream(&self) -> Option<u32> {
+        let last = self.last_stream.load(Ordering::Acquire);
+        (last != NO_LAST_STREAM).then_some(last)
+    }
+
+    /// Whether the connection is to take no further request.
+    pub fn is_worn(&self) -> bool {
+        self.last_stream().is_some() || self.empty_frames.load(Ordering::Relaxed) >= EMPTY_FRAMES
+    }
+}
+
+impl Http2Stream {
+    pub fn new(io: Stream) -> Self {
+        let notes = Arc::new(ServerNotes {
+            last_stream: AtomicU32::new(NO_LAST_STREAM),
+            empty_frames: AtomicU32::new(0),
+        });
+        Self {
+            io,
+            frames: FrameScan::default(),
+            digest: carrying(&notes),
+            notes,
+        }
+    }
+}
+
+impl AsyncRead for Http2Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut this.io).poll_read(cx, buf);
+        let notes = &this.notes;
+        this.frames.feed(&buf.filled()[before..], |frame| {
+            if let Some(last) = frame.last_stream {
+                // A server may name a smaller one later, and never a larger one.
+                notes.last_stream.fetch_min(last, Ordering::AcqRel);
+            }
+            if frame.kind == DATA && frame.length == 0 && !frame.ends_stream {
+                notes.empty_frames.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        polled
+    }
+}
+
+impl AsyncWrite for Http2Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}
+
+#[async_trait]
+impl Shutdown for Http2Stream {
+    async fn shutdown(&mut self) {
+        self.io.shutdown().await;
+    }
+}
+
+impl UniqueID for Http2Stream {
+    fn id(&self) -> RawFd {
+        self.io.id()
+    }
+}
+
+impl Ssl for Http2Stream {
+    fn get_ssl(&self) -> Option<&TlsRef> {
+        self.io.get_ssl()
+    }
+
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.io.get_ssl_digest()
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.io.selected_alpn_proto()
+    }
+}
+
+impl Peek for Http2Stream {}
+
+impl GetTimingDigest for Http2Stream {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        self.io.get_timing_digest()
+    }
+
+    fn get_read_pending_time(&self) -> Duration {
+        self.io.get_read_pending_time()
+    }
+
+    fn get_write_pending_time(&self) -> Duration {
+        self.io.get_write_pending_time()
+    }
+}
+
+impl GetProxyDigest for Http2Stream {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        self.digest.clone()
+    }
+
+    fn set_proxy_digest(&mut self, _digest: ProxyDigest) {}
+}
+
+impl GetSocketDigest for Http2Stream {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.io.get_socket_digest()
+    }
+
+    fn set_socket_digest(&mut self, digest: SocketDigest) {
+        self.io.set_socket_digest(digest);
+    }
+}
