@@ -179,10 +179,13 @@ fn when_to_come_again_is_told_in_whole_seconds() {
     };
     let limited = r#"{"error":{"type":"usage_limit_reached","resets_in_seconds":12.1}}"#;
     assert_eq!(told(Some("2.2"), "{}").as_deref(), Some("3"));
-    assert_eq!(
-        told(Some("Sun, 06 Nov 1994 08:49:37 GMT"), "{}").as_deref(),
-        Some("77")
-    );
+    for date in [
+        "Sun, 06 Nov 1994 08:49:37 GMT",
+        "Sunday, 06-Nov-94 08:49:37 GMT",
+        "Sun Nov  6 08:49:37 1994",
+    ] {
+        assert_eq!(told(Some(date), "{}").as_deref(), Some("77"), "{date}");
+    }
     assert_eq!(
         told(Some("Sun, 06 Nov 1983 08:49:37 GMT"), "{}").as_deref(),
         Some("0")
