@@ -2,8 +2,10 @@
 //! is known by its name, a key by its digest, so that a change of the policy does not begin to count anew.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+
+use parking_lot::RwLock;
 
 use crate::codec::error::{Cause, Refusal};
 use crate::policy::Group;
@@ -71,21 +73,21 @@ impl InFlight {
 
     /// Requests of the group of this name that run.
     pub fn of_group(&self, name: &str) -> u64 {
-        let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        let groups = self.groups.read();
         groups
             .get(name)
             .map_or(0, |running| running.load(Ordering::Relaxed))
     }
 
     fn counter(&self, group: &Arc<str>) -> Counter {
-        // Counters are whole at any time, whoever panics.
-        let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(counter) = groups.get(group) {
+        if let Some(counter) = self.groups.read().get(group) {
             return counter.clone();
         }
-        drop(groups);
-        let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
-        groups.entry(group.clone()).or_default().clone()
+        self.groups
+            .write()
+            .entry(group.clone())
+            .or_default()
+            .clone()
     }
 }
 
