@@ -13,6 +13,7 @@ use crate::accounting::store::{self, Store, StoreError};
 use crate::cli::check;
 use crate::cli::report::table::{Cell, Table};
 use crate::config::{Config, StateStore};
+use crate::policy::api_key::made_name;
 use crate::policy::budget::{Account, Budgets, Entry, Standing};
 use crate::policy::group::{BudgetRule, Scope};
 use crate::policy::{Group, Policy};
@@ -57,7 +58,7 @@ pub fn stored(state: &StateStore, policy: &Policy, now: Timestamp) -> Result<Tab
     let name = |account: &Account| {
         let digest = account.key?;
         let listed = names.get(&digest).map(|name| name.to_string());
-        Some(listed.unwrap_or_else(|| format!("key-{}", hex::encode(&digest[..4]))))
+        Some(listed.unwrap_or_else(|| made_name(&digest)))
     };
     let mut rows = Vec::new();
     for group in policy.groups() {

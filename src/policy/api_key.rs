@@ -114,6 +114,11 @@ pub fn key_id(digest: &[u8; 32]) -> [u8; 8] {
     id
 }
 
+/// The name of a key that is not listed, or has none: made of its digest as [`key_id`] is.
+pub fn made_name(digest: &[u8; 32]) -> String {
+    format!("key-{}", hex::encode(&digest[..4]))
+}
+
 impl Credential {
     /// The key that decides over a request: its only one, or of several that differ the one that is listed. A header without a
     /// key (another scheme, an empty value) counts as not there.
@@ -252,7 +257,7 @@ impl KeyTable {
 
     pub(crate) fn name(&self, key: &Key) -> Arc<str> {
         if key.name_len == 0 {
-            return format!("key-{}", hex::encode(&key.digest[..4])).into();
+            return made_name(&key.digest).into();
         }
         let start = key.name_start as usize;
         self.names[start..start + usize::from(key.name_len)].into()

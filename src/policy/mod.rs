@@ -198,7 +198,7 @@ impl Policy {
 
     /// Key first, then path, then tier: nobody without a key learns anything about the rest.
     pub fn decide(&self, request: &Head<'_>) -> Result<Decision, Denied> {
-        let is_listed = |digest: &[u8; 32]| self.keys.find(digest).is_some();
+        let is_listed = |digest: &[u8; 32]| self.lists_key(digest);
         let credential = Credential::of(request.headers, is_listed).map_err(|(none, first)| {
             let path = endpoint::classify(request.path, &self.tier_paths);
             Denied::unknown(none.into(), first, path.endpoint)
