@@ -240,11 +240,6 @@ impl Session {
         body + self.client.whole_length()
     }
 
-    /// Whether the answer is over. The rest of the upstream's body says nothing more.
-    pub fn is_over(&self) -> bool {
-        self.ending.is_some()
-    }
-
     /// The cause that the access log has for the failure of this answer; `None` where it has not failed, or the upstream has
     /// told.
     pub fn log_error(&self) -> Option<Cause> {
@@ -263,21 +258,6 @@ impl Session {
     /// What of the answer the client does not get: one more name for the log's `bridge_dropped`.
     pub fn dropped(&self) -> Option<&'static str> {
         self.client.dropped()
-    }
-
-    /// The response's id at the upstream.
-    pub fn response_id(&self) -> Option<&str> {
-        self.reader.head.id.as_deref()
-    }
-
-    /// The model that the upstream says it runs: the log's `model_served`.
-    pub fn served_model(&self) -> Option<&str> {
-        self.reader.head.model.as_deref()
-    }
-
-    /// The tier that the upstream says it runs on.
-    pub fn served_tier(&self) -> Option<&str> {
-        self.reader.head.tier.as_deref()
     }
 
     /// Tells a stream from a response object by its first byte; gives what is to be read.

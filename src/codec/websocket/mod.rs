@@ -13,7 +13,6 @@ mod server_reader;
 #[cfg(test)]
 mod tests;
 
-use std::borrow::Cow;
 use std::fmt;
 
 pub use client_reader::{ClientEvent, ClientReader, MaskedPayload, Message};
@@ -153,14 +152,6 @@ impl ControlFrame {
         match (self.opcode, &self.payload[..]) {
             (Opcode::Close, [high, low, ..]) => Some(u16::from_be_bytes([*high, *low])),
             _ => None,
-        }
-    }
-
-    /// The reason given with the status; empty where there is none.
-    pub fn close_reason(&self) -> Cow<'_, str> {
-        match self.close_code() {
-            Some(_) => String::from_utf8_lossy(&self.payload[2..]),
-            None => Cow::Borrowed(""),
         }
     }
 }
