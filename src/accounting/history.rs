@@ -43,6 +43,7 @@ pub struct History {
 }
 
 impl Totals {
+    /// What the counters say now.
     pub fn of(metrics: &Metrics) -> Self {
         let mut totals = Totals {
             cost: metrics.cost_by_group(),

@@ -172,8 +172,11 @@ impl Converted {
     }
 }
 
-/// Makes the request for the upstream. Errors are answers to the client: 400 for what cannot be carried over and for
-/// members of a wrong type, 404 for a model that is not mapped and for token counts of an upstream that has none.
+/// Makes the request for the upstream.
+///
+/// # Errors
+/// The answer to the client: 400 for what cannot be carried over and for members of a wrong type, 404 for a model that is not
+/// mapped and for token counts of an upstream that has none.
 pub fn convert(
     request: &ClientRequest<'_>,
     upstream: &UpstreamBridge,

@@ -36,7 +36,10 @@ struct Page {
     before: Option<String>,
 }
 
-/// The client's answer. Errors are answers as well: 404 for a model that is not mapped, 400 for a page that there is not.
+/// The client's answer.
+///
+/// # Errors
+/// Another answer: 404 for a model that is not mapped, 400 for a page that there is not.
 pub fn models_answer(
     request: &ModelsRequest<'_>,
     models: &[ModelEntry],

@@ -104,6 +104,8 @@ pub(crate) enum Content<'n, 'a> {
     Blocks(Vec<Record<'n, 'a>>),
 }
 
+/// The members of an object, each by its name and as the type that it must have. One that is `null` counts as absent; where one
+/// is absent, its reader gives `None` unless it says otherwise. Of another type it is a refusal, which names it.
 impl<'n, 'a> Record<'n, 'a> {
     /// The value at `path`, which must be an object.
     pub(crate) fn new(node: &'n Node<'a>, path: Path) -> Result<Self, Refusal> {
@@ -113,19 +115,19 @@ impl<'n, 'a> Record<'n, 'a> {
         Ok(Record { object, path })
     }
 
-    /// All its members.
+    /// All members.
     pub(crate) fn object(&self) -> &'n Object<'a> {
         self.object
     }
 
-    /// A member of any type.
+    /// The member of this name, whatever its type.
     pub(crate) fn node(&self, name: &str) -> Option<&'n Node<'a>> {
         self.object
             .get(name)
             .filter(|value| !matches!(value, Node::Null))
     }
 
-    /// A string.
+    /// The string of this name.
     pub(crate) fn text(&self, name: &'static str) -> Result<Option<&'n Text<'a>>, Refusal> {
         match self.node(name) {
             None => Ok(None),
@@ -134,27 +136,27 @@ impl<'n, 'a> Record<'n, 'a> {
         }
     }
 
-    /// A string that has to be there.
+    /// The string of this name, which must be there.
     pub(crate) fn need_text(&self, name: &'static str) -> Result<&'n Text<'a>, Refusal> {
         self.text(name)?.ok_or_else(|| self.missing(name))
     }
 
-    /// A string that is not empty.
+    /// The string of this name; `None` where it is empty, too.
     pub(crate) fn some_text(&self, name: &'static str) -> Result<Option<&'n Text<'a>>, Refusal> {
         Ok(self.text(name)?.filter(|text| !text.is_empty()))
     }
 
-    /// The plain text of a string; empty where it is not there.
+    /// The plain text of the string of this name; empty where it is absent.
     pub(crate) fn word(&self, name: &'static str) -> Result<Cow<'n, str>, Refusal> {
         Ok(self.text(name)?.map_or(Cow::Borrowed(""), Text::plain))
     }
 
-    /// A boolean; false where it is not there.
+    /// The boolean of this name; false where it is absent.
     pub(crate) fn flag(&self, name: &'static str) -> Result<bool, Refusal> {
         Ok(self.maybe_flag(name)?.unwrap_or(false))
     }
 
-    /// A boolean.
+    /// The boolean of this name.
     pub(crate) fn maybe_flag(&self, name: &'static str) -> Result<Option<bool>, Refusal> {
         match self.node(name) {
             None => Ok(None),
@@ -163,7 +165,7 @@ impl<'n, 'a> Record<'n, 'a> {
         }
     }
 
-    /// A number, as it was spelled.
+    /// The number of this name, as it was spelled.
     pub(crate) fn number(&self, name: &'static str) -> Result<Option<&'n Node<'a>>, Refusal> {
         match self.node(name) {
             number @ (None | Some(Node::Number(_))) => Ok(number),
@@ -171,19 +173,19 @@ impl<'n, 'a> Record<'n, 'a> {
         }
     }
 
-    /// An object.
+    /// The object of this name.
     pub(crate) fn record(&self, name: &'static str) -> Result<Option<Record<'n, 'a>>, Refusal> {
         self.node(name)
             .map(|node| Record::new(node, self.path.member(name)))
             .transpose()
     }
 
-    /// An object that has to be there.
+    /// The object of this name, which must be there.
     pub(crate) fn need_record(&self, name: &'static str) -> Result<Record<'n, 'a>, Refusal> {
         self.record(name)?.ok_or_else(|| self.missing(name))
     }
 
-    /// A list; empty where it is not there.
+    /// The list of this name; empty where it is absent.
     pub(crate) fn list(&self, name: &'static str) -> Result<&'n [Node<'a>], Refusal> {
         match self.node(name) {
             None => Ok(&[]),
@@ -192,7 +194,7 @@ impl<'n, 'a> Record<'n, 'a> {
         }
     }
 
-    /// A list of objects; empty where it is not there.
+    /// The list of this name, which must hold objects; empty where it is absent.
     pub(crate) fn records(&self, name: &'static str) -> Result<Vec<Record<'n, 'a>>, Refusal> {
         let path = self.path.member(name);
         let items = self.list(name)?.iter().enumerate();
@@ -201,7 +203,7 @@ impl<'n, 'a> Record<'n, 'a> {
             .collect()
     }
 
-    /// A list of strings; empty where it is not there.
+    /// The list of this name, which must hold strings; empty where it is absent.
     pub(crate) fn texts(&self, name: &'static str) -> Result<Vec<&'n Text<'a>>, Refusal> {
         let path = self.path.member(name);
         let text = |(index, node): (usize, &'n Node<'a>)| match node {
@@ -211,7 +213,7 @@ impl<'n, 'a> Record<'n, 'a> {
         self.list(name)?.iter().enumerate().map(text).collect()
     }
 
-    /// A string or a list of objects.
+    /// The string or the list of objects of this name; an empty list where it is absent.
     pub(crate) fn content(&self, name: &'static str) -> Result<Content<'n, 'a>, Refusal> {
         match self.node(name) {
             Some(Node::Text(text)) => Ok(Content::Text(text)),
@@ -220,7 +222,7 @@ impl<'n, 'a> Record<'n, 'a> {
         }
     }
 
-    /// Whether a member says anything: not absent, null, false, zero or empty.
+    /// Whether the member of this name says anything: it is not absent, null, false, zero or empty.
     pub(crate) fn says(&self, name: &str) -> bool {
         match self.node(name) {
             None | Some(Node::Null | Node::Bool(false)) => false,
@@ -232,12 +234,12 @@ impl<'n, 'a> Record<'n, 'a> {
         }
     }
 
-    /// A refusal for a member that has to be there.
+    /// The refusal for a member that must be there.
     pub(crate) fn missing(&self, name: &'static str) -> Refusal {
         self.path.member(name).refuse("Field required")
     }
 
-    /// A refusal for a member of another type.
+    /// The refusal for a member of another type.
     fn wrong(&self, name: &'static str, wanted: &str) -> Refusal {
         self.path.member(name).refuse(format!("must be {wanted}"))
     }

@@ -33,7 +33,10 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Leases so many bytes, or refuses with [`Cause::BufferFull`] where they are not free.
+    /// Leases so many bytes.
+    ///
+    /// # Errors
+    /// [`Cause::BufferFull`] where they are not free.
     pub fn lease(self: &Arc<Self>, bytes: u64) -> Result<Lease, Refusal> {
         let mut lease = Lease {
             budget: self.clone(),

@@ -222,14 +222,8 @@ impl Answer {
             .chain(should_retry)
     }
 
-    /// As HTTP/1.1 has it, for who speaks past Pingora. Where the request has an id, it is told; where the connection ends
-    /// behind it, that too.
-    pub fn message(
-        &self,
-        date: &HeaderValue,
-        id: Option<&HeaderValue>,
-        keeps_connection: bool,
-    ) -> Vec<u8> {
+    /// The whole response in HTTP/1.1 wire format, for a head that Pingora never read. The connection ends with it.
+    pub fn message(&self, date: &HeaderValue) -> Vec<u8> {
         let reason = StatusCode::from_u16(self.status)
             .ok()
             .and_then(|status| status.canonical_reason());
@@ -244,12 +238,7 @@ impl Answer {
             line(name, value.as_bytes());
         }
         line("date", date.as_bytes());
-        if let Some(id) = id {
-            line("x-tiergate-request-id", id.as_bytes());
-        }
-        if !keeps_connection {
-            line("connection", b"close");
-        }
+        line("connection", b"close");
         message.extend_from_slice(b"\r\n");
         message.extend_from_slice(&self.body);
         message

@@ -124,7 +124,7 @@ impl ForcedTier {
 }
 
 impl FastModeSignal {
-    /// As in the policy.
+    /// Its word in the policy.
     pub fn as_str(self) -> &'static str {
         match self {
             FastModeSignal::Header => "true",

@@ -65,17 +65,17 @@ pub struct Group {
     pub budget: Option<BudgetRule>,
     /// Whether files of requests may be handed in (`…/batches`) although a tier is forced, which they escape.
     pub batches_allowed: bool,
-    /// Requests of the group that may run at once.
+    /// Most concurrent requests of the group; `None`: no limit.
     pub max_in_flight: Option<u64>,
-    /// The same of each of its keys.
+    /// Most concurrent requests of one key; `None`: no limit.
     pub max_in_flight_per_key: Option<u64>,
     /// Whether its keys may be used; all are refused otherwise.
     pub enabled: bool,
     /// Where its requests go.
     pub upstream: Arc<Upstream>,
-    /// Of its name in the policy.
+    /// Where the policy file names the group.
     pub location: Location,
-    /// Of `force_tier` or `force_fast_mode`, where one is written.
+    /// Where `force_tier` or `force_fast_mode` is written, if one is.
     pub force_place: Option<Location>,
 }
 
@@ -197,6 +197,9 @@ impl Policy {
     }
 
     /// Key first, then path, then tier: nobody without a key learns anything about the rest.
+    ///
+    /// # Errors
+    /// Why the request may not go on.
     pub fn decide(&self, request: &Head<'_>) -> Result<Decision, Denied> {
         let is_listed = |digest: &[u8; 32]| self.lists_key(digest);
         let credential = Credential::of(request.headers, is_listed).map_err(|(none, first)| {
@@ -207,6 +210,9 @@ impl Policy {
     }
 
     /// [`Policy::decide`] for a key that is known by its digest alone, whatever key the request brings.
+    ///
+    /// # Errors
+    /// As [`Policy::decide`].
     pub fn decide_as(&self, digest: &[u8; 32], request: &Head<'_>) -> Result<Decision, Denied> {
         let credential = Credential {
             digest: *digest,
@@ -230,6 +236,9 @@ impl Policy {
 
     /// The decision on a further turn of a connection whose first request was decided by this policy or an earlier one.
     /// `beta_asked`: the connection's request [asked for fast mode](asks_for_fast_mode).
+    ///
+    /// # Errors
+    /// As [`Policy::decide`].
     pub fn decide_turn(
         &self,
         credential: &Credential,

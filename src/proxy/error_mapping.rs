@@ -30,7 +30,7 @@ pub struct FailureContext {
 /// What a client is told whose head is too long to be read: its request has no line, and its connection ends.
 pub fn head_too_large() -> Vec<u8> {
     let answer = Refusal::from(Cause::HeaderTooLarge).answer(Protocol::OpenAi, None);
-    answer.message(&get_cached_date(), None, false)
+    answer.message(&get_cached_date())
 }
 
 pub fn no_address() -> Box<Error> {

@@ -194,7 +194,10 @@ impl Wanted {
 }
 
 impl<'a> Line<'a> {
-    /// Reads one line, given without its line feed. The error says what is wrong and quotes nothing of the line.
+    /// Reads one line, given without its line feed.
+    ///
+    /// # Errors
+    /// Where it is not one JSON object. The error says what is wrong and quotes nothing of the line.
     pub fn parse(line: &'a [u8], wanted: &Wanted) -> Result<Line<'a>, serde_json::Error> {
         let mut json = serde_json::Deserializer::from_slice(line);
         let line = LineSeed(wanted).deserialize(&mut json)?;

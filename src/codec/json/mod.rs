@@ -200,8 +200,10 @@ impl Scanner {
         }
     }
 
-    /// Scans the next piece. The fault reported is the first in the document, however it was split; once there is one,
-    /// it is returned for every further piece.
+    /// Scans the next piece.
+    ///
+    /// # Errors
+    /// The first fault in the document, however it was split; once there is one, for every further piece.
     pub fn feed<V: Visitor>(&mut self, piece: &[u8], visitor: &mut V) -> Result<(), Fault> {
         if self.fault.is_none() {
             self.feed_code_points(piece, visitor);
@@ -209,7 +211,10 @@ impl Scanner {
         self.fault.map_or(Ok(()), Err)
     }
 
-    /// Whether what was fed is one whole document.
+    /// The document has ended.
+    ///
+    /// # Errors
+    /// Where what was fed is not one whole document.
     pub fn finish(&self) -> Result<(), Fault> {
         if let Some(fault) = self.fault {
             return Err(fault);

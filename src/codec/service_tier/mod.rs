@@ -207,8 +207,10 @@ impl Rewriter {
         }
     }
 
-    /// Takes the next bytes of the body. The first fault in the body is returned as soon as its byte has arrived, and
-    /// again from then on; nothing more is held after it.
+    /// Takes the next bytes of the body.
+    ///
+    /// # Errors
+    /// The first fault in the body, as soon as its byte has arrived, and again from then on; nothing more is held after it.
     pub fn push(&mut self, chunk: &[u8]) -> Result<(), BodyFault> {
         if let Some(fault) = self.fault {
             return Err(fault);
@@ -224,7 +226,10 @@ impl Rewriter {
         &mut self.buffer
     }
 
-    /// Checks what was put behind the bytes that were checked before, like [`Rewriter::push`].
+    /// Checks what was put behind the bytes that were checked before.
+    ///
+    /// # Errors
+    /// As [`Rewriter::push`].
     pub fn check(&mut self) -> Result<(), BodyFault> {
         if self.fault.is_none() {
             self.fault = self.scan().err();
@@ -261,7 +266,10 @@ impl Rewriter {
         Some((buffer, start))
     }
 
-    /// The edited body, if what was pushed is one whole JSON object. Without an edit it is the bytes that came.
+    /// The edited body. Without an edit it is the bytes that came.
+    ///
+    /// # Errors
+    /// Where what was pushed is not one whole JSON object.
     pub fn finish(mut self, edits: Edits) -> Result<Rewritten, BodyFault> {
         self.end()?;
         let usage = self.usage_edit(edits);
