@@ -270,9 +270,10 @@ impl Reader {
             || matches!(status.as_ref(), "cancelled" | "canceled");
         if has_failed || is_cancelled {
             self.over = true;
-            let report = match has_failed {
-                true => Report::in_stream(error.unwrap_or(event)),
-                false => Report::cancelled(error),
+            let report = if has_failed {
+                Report::in_stream(error.unwrap_or(event))
+            } else {
+                Report::cancelled(error)
             };
             out.push(Fact::Failed(Failure::Reported(report)));
             return Ok(()); // what waits is neither shown nor closed

@@ -141,9 +141,10 @@ impl Search {
 
     /// How many sequences end here.
     fn matches(&self) -> usize {
-        match self.automaton.is_match(self.state) {
-            true => self.automaton.match_len(self.state),
-            false => 0,
+        if self.automaton.is_match(self.state) {
+            self.automaton.match_len(self.state)
+        } else {
+            0
         }
     }
 

@@ -177,9 +177,10 @@ impl Refusal {
         };
         let request = request.map(|id| format!("request {id}"));
         let details: Vec<String> = known.into_iter().chain(request).collect();
-        let message = match details.is_empty() {
-            true => text,
-            false => format!("{text} ({})", details.join(", ")),
+        let message = if details.is_empty() {
+            text
+        } else {
+            format!("{text} ({})", details.join(", "))
         };
         let body = match protocol {
             Protocol::OpenAi => json!({"error": {

@@ -189,9 +189,10 @@ impl EventObserver {
 
     /// The message has ended.
     pub fn end(&mut self) -> Event {
-        let event = match self.document.is_whole() {
-            true => Event::of(&self.document),
-            false => Event::default(),
+        let event = if self.document.is_whole() {
+            Event::of(&self.document)
+        } else {
+            Event::default()
         };
         self.document.reset();
         event

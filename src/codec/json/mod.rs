@@ -495,9 +495,10 @@ impl Scanner {
 
     fn stop_string(&mut self, piece: &Piece<'_>, stop: usize) -> usize {
         // What no string can pass over is no second byte of an escape either, but for `u`.
-        self.state = match stop < piece.bytes.len() || piece.is_cut_in_escape() {
-            true => State::Escape,
-            false => State::String,
+        self.state = if stop < piece.bytes.len() || piece.is_cut_in_escape() {
+            State::Escape
+        } else {
+            State::String
         };
         stop
     }

@@ -247,9 +247,10 @@ impl Visitor for Surveyor<'_> {
     fn comma(&mut self, at: u64) {
         let at = self.index(at);
         let layout = &mut *self.layout;
-        match layout.in_member {
-            false => layout.top.comma(at, &mut layout.spans),
-            true => layout.inner.comma(at, &mut layout.inner_spans),
+        if layout.in_member {
+            layout.inner.comma(at, &mut layout.inner_spans)
+        } else {
+            layout.top.comma(at, &mut layout.spans)
         }
     }
 }

@@ -572,9 +572,10 @@ pub fn observed_tier(outgoing: &[u8]) -> Option<&'static str> {
 /// Whether no member that may be read as `service_tier` is in these bytes as they leave, at the top level or, in a message of a
 /// WebSocket, in a `response` object of it. It reads all of them once more, so it is for those few bodies that may have none.
 pub fn has_no_tier(outgoing: &[u8], json_depth: usize, is_message: bool) -> bool {
-    let mut observer = match is_message {
-        true => Observer::for_message(json_depth),
-        false => Observer::new(json_depth),
+    let mut observer = if is_message {
+        Observer::for_message(json_depth)
+    } else {
+        Observer::new(json_depth)
     };
     observer.feed(outgoing);
     let is_whole = observer.scanner.finish().is_ok();

@@ -81,9 +81,10 @@ impl ServerReader {
 
     /// Bytes that were fed of a header which is not whole, where it may begin a message: not between two fragments.
     pub fn begun_header(&self) -> usize {
-        match self.ended || self.parser.in_message {
-            true => 0,
-            false => self.parser.header_read,
+        if self.ended || self.parser.in_message {
+            0
+        } else {
+            self.parser.header_read
         }
     }
 
