@@ -18,7 +18,7 @@ use crate::accounting::prices::Prices;
 use crate::accounting::record::Ledger;
 use crate::accounting::store::Store;
 use crate::accounting::traces::Traces;
-use crate::codec::body_budget::Budget;
+use crate::codec::body_memory::BodyMemory;
 use crate::config::secret_file::FileBytes;
 use crate::config::watch::{FileWatcher, HotReloaded, Review, WatchedFile};
 use crate::config::{Config, Diagnostic, Limits, StateStore};
@@ -47,7 +47,7 @@ pub struct State {
     /// Responses that are made in the background and are still to be billed.
     pub background: BackgroundResponses,
     /// Memory for request bodies that are held, in bytes.
-    pub body_memory: Arc<Budget>,
+    pub body_memory: Arc<BodyMemory>,
     /// What was spent on the fast tier.
     pub budgets: Budgets,
     /// Where spans of requests go, if anywhere.
@@ -103,7 +103,7 @@ impl State {
                 Some(_) => BackgroundResponses::with_store(),
                 None => BackgroundResponses::default(),
             },
-            body_memory: Budget::new(config.limits.buffered),
+            body_memory: BodyMemory::new(config.limits.buffered),
             budgets: Budgets::default(),
             traces: config.traces.as_ref().map(Traces::new),
             store,

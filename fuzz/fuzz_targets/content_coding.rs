@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue};
 use libfuzzer_sys::fuzz_target;
-use tiergate_fuzz::codec::body_budget::Budget;
+use tiergate_fuzz::codec::body_memory::BodyMemory;
 use tiergate_fuzz::codec::content_coding::{Coding, Decoder};
 use tiergate_fuzz::codec::error::{Cause, Refusal};
 use tiergate_fuzz::codec::service_tier::{Edit, Edits, Rewriter, Tier};
@@ -139,10 +139,10 @@ fn check_held(name: &'static str, data: &[u8], seed: u16, decoded: Result<Vec<u8
         decoded_body: DECODED_LIMIT as u64,
         ..Limits::default()
     });
-    let budget = Budget::new(limits.buffered);
+    let memory = BodyMemory::new(limits.buffered);
     let mut headers = HeaderMap::new();
     headers.insert("content-encoding", HeaderValue::from_static(name));
-    let held = BufferedBody::open(&headers, None, false, &limits, &budget);
+    let held = BufferedBody::open(&headers, None, false, &limits, &memory);
     let outcome = held.and_then(|mut held| {
         for piece in pieces(data, seed) {
             held.push(piece)?;
@@ -155,13 +155,13 @@ fn check_held(name: &'static str, data: &[u8], seed: u16, decoded: Result<Vec<u8
                 Some(&ready.bytes[..]),
                 rewritten(&plain, &limits).as_deref()
             );
-            assert!(budget.used() + MEMBER_BYTES >= ready.bytes.len() as u64);
+            assert!(memory.used() + MEMBER_BYTES >= ready.bytes.len() as u64);
         }
         (Ok(_), Err(cause)) => panic!("it is {cause:?} and was taken"),
         (Err(_), Ok(plain)) => assert!(rewritten(&plain, &limits).is_none()),
         (Err(_), Err(_)) => {}
     }
-    assert_eq!(budget.used(), 0);
+    assert_eq!(memory.used(), 0);
 }
 
 fn rewritten(plain: &[u8], limits: &Limits) -> Option<Vec<u8>> {

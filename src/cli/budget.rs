@@ -14,7 +14,7 @@ use crate::cli::check;
 use crate::cli::report::table::{Cell, Table};
 use crate::config::{Config, StateStore};
 use crate::policy::api_key::made_name;
-use crate::policy::budget::{Account, Budgets, Entry, Standing};
+use crate::policy::budget::{Account, BudgetSum, Budgets, Standing};
 use crate::policy::group::{BudgetRule, Scope};
 use crate::policy::{Group, Policy};
 
@@ -114,7 +114,7 @@ pub fn of_request(
             row.spent_usd.normalize()
         ));
     }
-    budgets.learn(&[Entry {
+    budgets.learn(&[BudgetSum {
         account: rule.account(&group.name, key),
         window: rule.window(now),
         usd: row.spent_usd,

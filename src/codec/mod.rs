@@ -1,7 +1,7 @@
 //! Bytes in, values out: the formats that requests and responses are made of. Nothing here does I/O, reads a clock, or
 //! knows Pingora, so that all of it is fuzzed and property-tested without them.
 
-pub mod body_budget;
+pub mod body_memory;
 pub(crate) mod chat_usage_chunk;
 pub mod content_coding;
 pub mod error;

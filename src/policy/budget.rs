@@ -64,9 +64,9 @@ pub enum Verdict {
     },
 }
 
-/// What was spent and has to be saved, or is known to be saved.
+/// What an account spent in one period, as it is handed to a store or told by one.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Entry {
+pub struct BudgetSum {
     /// Group or key that spent it.
     pub account: Account,
     /// The period in which it was spent.
@@ -229,11 +229,11 @@ impl Budgets {
     }
 
     /// What was spent here and not saved yet.
-    pub fn unsaved(&self) -> Vec<Entry> {
+    pub fn unsaved(&self) -> Vec<BudgetSum> {
         let sums = self.sums.lock();
         let unsaved = sums.iter().filter(|(_, sum)| !sum.unsaved.is_zero());
         unsaved
-            .map(|(account, sum)| Entry {
+            .map(|(account, sum)| BudgetSum {
                 account: account.clone(),
                 window: sum.window,
                 usd: sum.unsaved,
@@ -242,7 +242,7 @@ impl Budgets {
     }
 
     /// These were added to the store.
-    pub fn saved(&self, entries: &[Entry]) {
+    pub fn saved(&self, entries: &[BudgetSum]) {
         let mut sums = self.sums.lock();
         for entry in entries {
             if let Some(sum) = sums.get_mut(&entry.account)
@@ -255,7 +255,7 @@ impl Budgets {
     }
 
     /// What the store says, with what others have spent. It is never taken for less than what is known here.
-    pub fn learn(&self, entries: &[Entry]) {
+    pub fn learn(&self, entries: &[BudgetSum]) {
         let mut sums = self.sums.lock();
         for entry in entries {
             if let Some(sum) = sum_of(&mut sums, &entry.account, entry.window) {
@@ -559,7 +559,7 @@ mod tests {
                         let unsaved = budgets.unsaved();
                         stored += unsaved.iter().map(|entry| entry.usd).sum::<Decimal>();
                         budgets.saved(&unsaved);
-                        budgets.learn(&[Entry { account: account.clone(), window: rule.window(now), usd: stored }]);
+                        budgets.learn(&[BudgetSum { account: account.clone(), window: rule.window(now), usd: stored }]);
                         prop_assert_eq!(budgets.standing(&rule, &account, now).spent, spent);
                     }
                 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 
-use crate::codec::body_budget::{Budget, Lease};
+use crate::codec::body_memory::{BodyMemory, Lease};
 use crate::codec::content_coding::{Coding, Decoder};
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::{BodyFault, Edit, Edits, Facts, Observer, Rewriter};
@@ -39,7 +39,7 @@ pub struct ReadyBody {
 /// A body that passes as it comes. Its bytes are not kept, only what they say at the top level.
 pub struct StreamedBody {
     limits: Arc<Limits>,
-    budget: Arc<Budget>,
+    memory: Arc<BodyMemory>,
     coding: Option<Coding>,
     received: u64,
     observer: Observer,
@@ -65,14 +65,14 @@ impl BufferedBody {
         length: Option<u64>,
         may_stay: bool,
         limits: &Arc<Limits>,
-        budget: &Arc<Budget>,
+        memory: &Arc<BodyMemory>,
     ) -> Result<Self, Refusal> {
         check_content_type(headers)?;
         let coding = content_coding(headers)?;
         if length.is_some_and(|length| length > limits.body) {
             return Err(Cause::BodyTooLarge.into());
         }
-        let lease = budget.lease(length.unwrap_or(0))?;
+        let lease = memory.lease(length.unwrap_or(0))?;
         Ok(Self {
             lease,
             limits: limits.clone(),
@@ -164,7 +164,7 @@ impl StreamedBody {
         headers: &HeaderMap,
         length: Option<u64>,
         limits: &Arc<Limits>,
-        budget: &Arc<Budget>,
+        memory: &Arc<BodyMemory>,
     ) -> Result<Self, Refusal> {
         if length.is_some_and(|length| length > limits.body) {
             return Err(Cause::BodyTooLarge.into());
@@ -175,9 +175,9 @@ impl StreamedBody {
             coding,
             received: 0,
             observer: Observer::new(limits.json_depth),
-            look: Inspection::at(coding, limits, budget),
+            look: Inspection::at(coding, limits, memory),
             limits: limits.clone(),
-            budget: budget.clone(),
+            memory: memory.clone(),
         })
     }
 
@@ -185,7 +185,7 @@ impl StreamedBody {
     pub fn restart(&mut self) {
         self.received = 0;
         self.observer = Observer::new(self.limits.json_depth);
-        self.look = Inspection::at(self.coding, &self.limits, &self.budget);
+        self.look = Inspection::at(self.coding, &self.limits, &self.memory);
     }
 
     /// # Errors
@@ -232,19 +232,19 @@ impl StreamedBody {
 }
 
 impl Inspection {
-    fn at(coding: Option<Coding>, limits: &Limits, budget: &Arc<Budget>) -> Self {
+    fn at(coding: Option<Coding>, limits: &Limits, memory: &Arc<BodyMemory>) -> Self {
         let Some(coding) = coding else {
             return Inspection::Plain;
         };
         let decoder = Box::new(Decoder::new(coding));
-        match budget.lease(decoder.memory()) {
+        match memory.lease(decoder.memory()) {
             Ok(lease) => Inspection::Decoded(decoder, limits.decoded_body, lease),
             Err(_) => Inspection::Stopped,
         }
     }
 }
 
-/// The bytes of a ready body. They count against the budget until the last of them has been sent.
+/// The bytes of a ready body. They count as held until the last of them has been sent.
 struct Leased {
     buffer: Vec<u8>,
     start: usize,
@@ -257,12 +257,12 @@ impl AsRef<[u8]> for Leased {
     }
 }
 
-/// A piece that passes, for an upstream that may take it later. Until then it counts against the budget.
+/// A piece that passes, for an upstream that may take it later. Until then it counts as held.
 ///
 /// # Errors
 /// Where all bodies together would take more than that.
-pub fn waiting_piece(piece: Bytes, budget: &Arc<Budget>) -> Result<Bytes, Refusal> {
-    let lease = budget.lease(piece.len() as u64)?;
+pub fn waiting_piece(piece: Bytes, memory: &Arc<BodyMemory>) -> Result<Bytes, Refusal> {
+    let lease = memory.lease(piece.len() as u64)?;
     Ok(Bytes::from_owner(WaitingPiece {
         piece,
         _lease: lease,

@@ -12,7 +12,7 @@ use crate::accounting::record::{
     Answered, RequestInfo, RequestRecord, Sent, Termination, own_tier,
 };
 use crate::accounting::usage::{EventObserver, Observed};
-use crate::codec::body_budget::Lease;
+use crate::codec::body_memory::Lease;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::{BodyFault, Edits, Facts, Rewriter, Rewritten};
 use crate::codec::websocket::{

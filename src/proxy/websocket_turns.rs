@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::accounting::record::{RequestRecord, Sent};
 use crate::accounting::usage::{Event, EventTally, Observed};
-use crate::codec::body_budget::{Budget, Lease};
+use crate::codec::body_memory::{BodyMemory, Lease};
 use crate::codec::service_tier::{Facts, Rewriter};
 use crate::codec::websocket::{Message, Opcode, apply_mask, encode_in_place};
 use crate::config::Limits;
@@ -322,7 +322,7 @@ impl SentMessage {
         message: &Message,
         frame: Bytes,
         payload_length: usize,
-        memory: &Arc<Budget>,
+        memory: &Arc<BodyMemory>,
     ) -> Option<Self> {
         let lease = memory.lease(frame.len() as u64).ok()?;
         Some(Self {

@@ -15,8 +15,8 @@ const MAX_PRICE: u64 = 1_000_000;
 const MAX_PRICE_DECIMALS: u32 = 9;
 const MAX_TOKENS: u64 = 1_000_000_000_000;
 
-/// Prices are for 10 to the power of this many tokens.
-const MILLION: u32 = 6;
+/// Prices are for ten to this power of tokens: a million.
+const PRICE_UNIT_EXPONENT: u32 = 6;
 
 /// A price table, as resolved from its file.
 #[derive(Debug)]
@@ -164,7 +164,7 @@ impl Rates {
             cost = cost.checked_add(price?.checked_mul(Decimal::from(tokens))?)?;
         }
         // Dividing by moving the decimal point loses nothing.
-        cost.set_scale(cost.scale() + MILLION).ok()?;
+        cost.set_scale(cost.scale() + PRICE_UNIT_EXPONENT).ok()?;
         Some(cost.normalize())
     }
 }

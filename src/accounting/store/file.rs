@@ -17,7 +17,7 @@ use crate::accounting::background::{
     BackgroundChanges, BackgroundCreate, BackgroundResponses, MAX_AGE,
 };
 use crate::accounting::store::{KEPT_SECONDS, MAX_SUMS, StoreError, decimal};
-use crate::policy::budget::{Account, Budgets, Entry, Window};
+use crate::policy::budget::{Account, BudgetSum, Budgets, Window};
 use crate::policy::group::Period;
 
 /// Name of the group, digest of the key or nothing, period, beginning and end of the window in seconds; USD as a decimal.
@@ -87,8 +87,8 @@ impl StateFile {
         background.learn(&changes, responses, |id| !ids.contains(id));
         // Only now are they in the file; what was spent in the meantime stays unsaved.
         budgets.saved(&unsaved);
-        let is_current = |entry: &Entry| entry.window.ends > now;
-        let current: Vec<Entry> = known.into_iter().filter(is_current).collect();
+        let is_current = |entry: &BudgetSum| entry.window.ends > now;
+        let current: Vec<BudgetSum> = known.into_iter().filter(is_current).collect();
         budgets.learn(&current);
         Ok(())
     }
@@ -155,7 +155,7 @@ fn exchange_background(
 /// Adds a sum; one too many is left out, and counts in memory only.
 fn add(
     table: &mut Table<'_, BudgetKey<'static>, &'static str>,
-    entry: &Entry,
+    entry: &BudgetSum,
 ) -> Result<(), redb::StorageError> {
     let key = key_of(entry);
     let before = table.get(key)?.map(|sum| decimal(sum.value()));
@@ -169,13 +169,13 @@ fn add(
 
 fn entries(
     table: &Table<'_, BudgetKey<'static>, &'static str>,
-) -> Result<Vec<Entry>, redb::StorageError> {
+) -> Result<Vec<BudgetSum>, redb::StorageError> {
     let read = |(key, sum): (
         redb::AccessGuard<'_, BudgetKey<'static>>,
         redb::AccessGuard<'_, &str>,
     )| {
         let (group, key, per, begins, ends) = key.value();
-        Some(Entry {
+        Some(BudgetSum {
             account: Account {
                 group: Arc::from(group),
                 key: key.try_into().ok(),
@@ -195,7 +195,7 @@ fn entries(
     Ok(entries)
 }
 
-fn key_of(entry: &Entry) -> BudgetKey<'_> {
+fn key_of(entry: &BudgetSum) -> BudgetKey<'_> {
     let key = entry.account.key.as_ref();
     (
         &entry.account.group,

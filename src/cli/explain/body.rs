@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{BudgetState, Request};
 use crate::accounting::record::{own_tier, set_tier};
 use crate::bridge::Converted;
-use crate::codec::body_budget::Budget;
+use crate::codec::body_memory::BodyMemory;
 use crate::codec::error::Refusal;
 use crate::codec::service_tier::{Edits, Facts};
 use crate::config::Config;
@@ -52,13 +52,13 @@ pub(super) fn carry(
     let limits = Arc::new(config.limits.clone());
     let (head, body) = (&request.head, &request.body);
     let length = Some(request.length());
-    let budget = Budget::new(limits.buffered);
+    let memory = BodyMemory::new(limits.buffered);
     let action = action_for_body(decision.action, &head.method, body.is_empty());
     let upstream = &decision.group.upstream;
     let requests_usage = requests_usage(upstream, decision.endpoint, &head.method);
     let for_budget = !body.is_empty() && allowed_by.is_some() && decision.group.holds_for_budget();
     if !is_held(action, requests_usage, for_budget) {
-        let mut streamed = StreamedBody::open(&head.headers, length, &limits, &budget)?;
+        let mut streamed = StreamedBody::open(&head.headers, length, &limits, &memory)?;
         streamed.pass(body)?;
         let facts = streamed.finish();
         decision.action = within(allowed_by, decision, decision.action, &facts)?;
@@ -73,7 +73,7 @@ pub(super) fn carry(
             converted: None,
         });
     }
-    let mut held = BufferedBody::open(&head.headers, length, true, &limits, &budget)?;
+    let mut held = BufferedBody::open(&head.headers, length, true, &limits, &memory)?;
     held.push(body)?;
     let settled = action.and_then(|action| decision.group.settle(action, held.facts()));
     decision.action = within(allowed_by, decision, settled, held.facts())?;
@@ -116,9 +116,9 @@ pub(super) fn convert(
     conversion: &Conversion,
 ) -> Result<OutgoingBody, Refusal> {
     let limits = Arc::new(config.limits.clone());
-    let budget = Budget::new(limits.buffered);
+    let memory = BodyMemory::new(limits.buffered);
     let headers = &request.head.headers;
-    let mut held = BufferedBody::open(headers, Some(request.length()), false, &limits, &budget)?;
+    let mut held = BufferedBody::open(headers, Some(request.length()), false, &limits, &memory)?;
     held.push(&request.body)?;
     let ready = held.finish(Edits::default())?;
     let group = &decision.group;
@@ -126,7 +126,7 @@ pub(super) fn convert(
     let mut converted = converted.map_err(|refusal| conversion::refusal_of(&refusal))?;
     let settled = conversion.decide(group, headers, &ready.facts, &converted)?;
     decision.action = within(allowed_by, decision, settled, &ready.facts)?;
-    let outgoing = conversion::outgoing(&mut converted, decision.action, &limits, &budget)?;
+    let outgoing = conversion::outgoing(&mut converted, decision.action, &limits, &memory)?;
     Ok(OutgoingBody {
         facts: ready.facts,
         tier: outgoing.tier,

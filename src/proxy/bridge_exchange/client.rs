@@ -16,7 +16,7 @@ use crate::accounting::record::Termination;
 use crate::bridge::{
     Delivery, Limits, Output, STREAM_HEADERS, Session as Conversation, UpstreamError,
 };
-use crate::codec::body_budget::Lease;
+use crate::codec::body_memory::Lease;
 use crate::codec::error::{Cause, Refusal};
 use crate::config::ServedTier;
 use crate::proxy::bridge_exchange::request::Prepared;

@@ -11,7 +11,7 @@ use pingora_http::RequestHeader;
 use crate::bridge::{
     self, ClientRequest, Converted, SESSION_HEADER, UpstreamBridge, is_kept_from_upstream,
 };
-use crate::codec::body_budget::Budget;
+use crate::codec::body_memory::BodyMemory;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::framing::connection_headers;
 use crate::codec::service_tier::{Edit, Edits, Facts};
@@ -197,7 +197,7 @@ pub fn outgoing(
     converted: &mut Converted,
     action: Option<TierAction>,
     limits: &Limits,
-    budget: &Arc<Budget>,
+    memory: &Arc<BodyMemory>,
 ) -> Result<Outgoing, Refusal> {
     let edit = action.map_or(Edit::Keep, |action| action.body);
     let body = match edit {
@@ -212,9 +212,9 @@ pub fn outgoing(
         json_depth,
         ..limits.clone()
     });
-    let _lease = budget.lease(body.len() as u64)?;
+    let _lease = memory.lease(body.len() as u64)?;
     let length = Some(body.len() as u64);
-    let mut held = BufferedBody::open(&HeaderMap::new(), length, false, &limits, budget)?;
+    let mut held = BufferedBody::open(&HeaderMap::new(), length, false, &limits, memory)?;
     held.push(&body)?;
     let ReadyBody { bytes, facts, .. } = held.finish(Edits::tier(edit))?;
     let tier = match action.filter(|_| edit != Edit::Keep) {

@@ -6,7 +6,7 @@ use rust_decimal::Decimal;
 
 use crate::accounting::background::{BackgroundChanges, BackgroundCreate, MAX_AGE};
 use crate::accounting::store::KEPT_SECONDS;
-use crate::policy::budget::{Account, Entry, Window};
+use crate::policy::budget::{Account, BudgetSum, Window};
 
 /// `tiergate:budget:PERIOD:BEGINS:ENDS:KEY:GROUP`, a hash of processes and what each has spent, in USD. KEY is the digest, or `-`.
 const SUM: &str = "tiergate:budget:";
@@ -117,8 +117,8 @@ pub(super) fn response_key(id: &str) -> String {
 }
 
 /// Name of the key of a sum.
-pub(super) fn sum_key(entry: &Entry) -> String {
-    let Entry {
+pub(super) fn sum_key(entry: &BudgetSum) -> String {
+    let BudgetSum {
         account, window, ..
     } = entry;
     let key = account.key.map_or("-".to_owned(), hex::encode);
@@ -166,7 +166,7 @@ mod tests {
     fn the_name_of_a_sum_tells_whose_it_is() {
         for scope in [Scope::Group, Scope::Key] {
             let rule = rule(Period::Month, scope);
-            let entry = Entry {
+            let entry = BudgetSum {
                 account: rule.account(&"a:group - with: all".into(), &[7; 32]),
                 window: rule.window(at(NOW)),
                 usd: usd("1"),

@@ -8,7 +8,7 @@ use rust_decimal::Decimal;
 
 use crate::accounting::store::redis::commands;
 use crate::accounting::store::{MAX_SUMS, decimal};
-use crate::policy::budget::{Account, Entry, Window};
+use crate::policy::budget::{Account, BudgetSum, Window};
 
 /// For so long after its window a sum may still grow by what was spent at its end.
 const ENDED_KEPT_SECONDS: i64 = 24 * 3600;
@@ -63,7 +63,7 @@ impl Counters {
     }
 
     /// All that this process has spent by now, of the sums to which this adds something.
-    pub(super) fn with(&self, unsaved: &[Entry]) -> Vec<(String, Entry)> {
+    pub(super) fn with(&self, unsaved: &[BudgetSum]) -> Vec<(String, BudgetSum)> {
         let with = unsaved.iter().map(|entry| {
             let key = commands::sum_key(entry);
             let sum = self.sums.get(&key);
@@ -72,7 +72,7 @@ impl Counters {
             let usd = entry.usd.saturating_add(before);
             (
                 key,
-                Entry {
+                BudgetSum {
                     usd,
                     ..entry.clone()
                 },
@@ -82,7 +82,7 @@ impl Counters {
     }
 
     /// The server has what [`Counters::with`] said.
-    pub(super) fn confirm(&mut self, key: &str, own: &Entry) {
+    pub(super) fn confirm(&mut self, key: &str, own: &BudgetSum) {
         let process = self.process.clone();
         let sum = self.sum(key, own.account.clone(), own.window);
         sum.spent.insert(process, own.usd);
@@ -93,7 +93,7 @@ impl Counters {
         &self,
         keys: impl IntoIterator<Item = &'k String>,
         now: Timestamp,
-    ) -> Vec<Entry> {
+    ) -> Vec<BudgetSum> {
         let sums = keys.into_iter().filter_map(|key| self.sums.get(key));
         let current = sums.filter(|sum| sum.window.ends > now);
         current.map(Sum::total).collect()
@@ -125,9 +125,9 @@ impl Counters {
 }
 
 impl Sum {
-    fn total(&self) -> Entry {
+    fn total(&self) -> BudgetSum {
         let add = |sum: Decimal, spent: &Decimal| sum.saturating_add(*spent);
-        Entry {
+        BudgetSum {
             account: self.account.clone(),
             window: self.window,
             usd: self.spent.values().fold(Decimal::ZERO, add),
@@ -141,9 +141,9 @@ mod tests {
     use crate::accounting::store::test::{NOW, at, rule, usd};
     use crate::policy::group::{Period, Scope};
 
-    fn entry(spent: &str) -> Entry {
+    fn entry(spent: &str) -> BudgetSum {
         let rule = rule(Period::Month, Scope::Group);
-        Entry {
+        BudgetSum {
             account: rule.account(&"fast".into(), &[7; 32]),
             window: rule.window(at(NOW)),
             usd: usd(spent),

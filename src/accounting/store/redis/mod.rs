@@ -33,7 +33,7 @@ use crate::accounting::store::redis::counters::{Counters, Held};
 use crate::accounting::store::{EXCHANGE_EVERY, KEPT_SECONDS, StoreError};
 use crate::config::Redis;
 use crate::config::secret_file::{FileBytes, unusable};
-use crate::policy::budget::{Budgets, Entry};
+use crate::policy::budget::{BudgetSum, Budgets};
 
 /// How long an exchange waits for a connection, and for each answer.
 const ANSWER_WAIT: Duration = Duration::from_secs(1);
@@ -290,8 +290,9 @@ impl RedisStore {
         }
         let (unsaved, changes) = (budgets.unsaved(), background.changes());
         let own = known.counters.with(&unsaved);
-        let raise =
-            |(key, own): &(String, Entry)| commands::save(key, &self.process, own.usd, own.window);
+        let raise = |(key, own): &(String, BudgetSum)| {
+            commands::save(key, &self.process, own.usd, own.window)
+        };
         told.extend(own.iter().map(raise));
         told.extend(commands::tell(&changes));
         write(connection, &told, &self.process)?;
@@ -338,7 +339,12 @@ impl Known {
     }
 
     /// The server has what this process has spent, and this knows what the server has. Gives the sums that this concerns.
-    fn adopt(&mut self, changed: &Changed, own: &[(String, Entry)], now: Timestamp) -> Vec<Entry> {
+    fn adopt(
+        &mut self,
+        changed: &Changed,
+        own: &[(String, BudgetSum)],
+        now: Timestamp,
+    ) -> Vec<BudgetSum> {
         own.iter()
             .for_each(|(key, own)| self.counters.confirm(key, own));
         if changed.is_all {

@@ -7,20 +7,20 @@ use crate::codec::error::{Cause, Refusal};
 
 /// The memory that all bodies held in the process and all decoders of bodies may take together (`limits.buffered`).
 #[derive(Debug)]
-pub struct Budget {
+pub struct BodyMemory {
     limit: u64,
     used: AtomicU64,
 }
 
-/// A share of the budget, given back when dropped.
+/// A share of the memory, given back when dropped.
 #[derive(Debug)]
 pub struct Lease {
-    budget: Arc<Budget>,
+    memory: Arc<BodyMemory>,
     bytes: u64,
 }
 
-impl Budget {
-    /// A budget of `limit` bytes, all of them free.
+impl BodyMemory {
+    /// Memory of `limit` bytes, all of it free.
     pub fn new(limit: u64) -> Arc<Self> {
         Arc::new(Self {
             limit,
@@ -39,7 +39,7 @@ impl Budget {
     /// [`Cause::BufferFull`] where they are not free.
     pub fn lease(self: &Arc<Self>, bytes: u64) -> Result<Lease, Refusal> {
         let mut lease = Lease {
-            budget: self.clone(),
+            memory: self.clone(),
             bytes: 0,
         };
         lease.grow_to(bytes)?;
@@ -49,17 +49,17 @@ impl Budget {
 
 impl Lease {
     /// # Errors
-    /// `buffer_full` where all bodies together would take more than the budget.
+    /// `buffer_full` where all bodies together would take more than there is.
     pub fn grow_to(&mut self, bytes: u64) -> Result<(), Refusal> {
         let Some(more) = bytes.checked_sub(self.bytes).filter(|more| *more > 0) else {
             return Ok(());
         };
         let fits = |used: u64| {
             used.checked_add(more)
-                .filter(|sum| *sum <= self.budget.limit)
+                .filter(|sum| *sum <= self.memory.limit)
         };
         match self
-            .budget
+            .memory
             .used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
         {
@@ -74,13 +74,13 @@ impl Lease {
     /// Gives back what is beyond this many bytes.
     pub fn shrink_to(&mut self, bytes: u64) {
         let less = self.bytes.saturating_sub(bytes);
-        self.budget.used.fetch_sub(less, Ordering::Relaxed);
+        self.memory.used.fetch_sub(less, Ordering::Relaxed);
         self.bytes -= less;
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.memory.used.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
