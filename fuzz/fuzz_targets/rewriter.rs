@@ -14,7 +14,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use tiergate_fuzz::codec::json::{CAPTURE_BYTES, Kernel};
 use tiergate_fuzz::codec::service_tier::{
-    BodyFault, Edit, Edits, Facts, Observer, Rewriter, Tier, has_no_tier, observed_tier,
+    BodyFault, Edit, Edits, RequestFields, Observer, Rewriter, Tier, has_no_tier, observed_tier,
 };
 use tiergate_fuzz::pieces;
 
@@ -22,7 +22,7 @@ use tiergate_fuzz::pieces;
 const DEPTH: usize = 20;
 
 /// The output, the facts, and whether usage is asked for that was not before.
-type Outcome = Result<(Vec<u8>, Facts, bool), BodyFault>;
+type Outcome = Result<(Vec<u8>, RequestFields, bool), BodyFault>;
 
 /// What is done to a body.
 #[derive(Clone, Copy, Debug)]
@@ -396,7 +396,7 @@ fn folded(key: &str) -> String {
 }
 
 /// What the top level says, read from the tree.
-fn check_facts(task: Task, facts: &Facts, members: &[Member<'_>]) {
+fn check_facts(task: Task, facts: &RequestFields, members: &[Member<'_>]) {
     let last = |name: &str| members.iter().rfind(|member| member.key == name);
     let text = |name: &str, limit| last(name).and_then(|member| string(member.value, limit));
     assert_eq!(facts.model, text("model", 256));

@@ -21,7 +21,7 @@ use crate::accounting::traces::Traces;
 use crate::accounting::usage::{Observed, Usage, UsageState};
 use crate::codec::cut;
 use crate::codec::error::{Cause, Outcome};
-use crate::codec::service_tier::{Facts, PRIORITY, canonical};
+use crate::codec::service_tier::{PRIORITY, RequestFields, canonical};
 use crate::codec::trace_context::TraceContext;
 use crate::config::{ServedTier, Upstream};
 use crate::policy::api_key::key_id;
@@ -78,7 +78,7 @@ pub struct RequestRecord {
     /// What is done to set the tier.
     pub action: Option<TierAction>,
     /// What the client's body says; of a body that passes as it is, also what the upstream gets.
-    pub facts: Facts,
+    pub facts: RequestFields,
     /// Bytes of the body that came from the client.
     pub request_bytes: u64,
     /// What the upstream was sent.
@@ -271,7 +271,7 @@ impl RequestRecord {
             sent_key_digest: None,
             group: None,
             action: None,
-            facts: Facts::default(),
+            facts: RequestFields::default(),
             request_bytes: 0,
             sent: Sent::default(),
             answer: Answered::default(),
@@ -689,7 +689,7 @@ impl Answered {
 }
 
 /// Why a body asks for the tier that it asks for.
-pub fn tier_reason(action: Option<TierAction>, facts: &Facts) -> &'static str {
+pub fn tier_reason(action: Option<TierAction>, facts: &RequestFields) -> &'static str {
     match action {
         Some(action) => action.reason.as_str(),
         None if own_tier(facts).is_some() => "client",
@@ -698,7 +698,7 @@ pub fn tier_reason(action: Option<TierAction>, facts: &Facts) -> &'static str {
 }
 
 /// The tier of a body that goes on as it came.
-pub fn own_tier(facts: &Facts) -> Option<&str> {
+pub fn own_tier(facts: &RequestFields) -> Option<&str> {
     let tier = facts.service_tier.as_ref()?.as_str();
     (tier != NULL).then_some(tier)
 }
@@ -709,7 +709,7 @@ pub fn set_tier(action: Option<TierAction>, in_bytes: Option<&str>) -> Option<&s
 }
 
 /// The model that a body names, as it is logged.
-pub fn logged_model(facts: &Facts) -> Option<&str> {
+pub fn logged_model(facts: &RequestFields) -> Option<&str> {
     Some(cut(facts.model.as_deref()?, MODEL_BYTES))
 }
 

@@ -2,7 +2,9 @@
 //! the body says.
 
 use crate::codec::error::Cause;
-use crate::codec::service_tier::{Edit, Edits, Facts, PRIORITY, Tier, has_no_tier, observed_tier};
+use crate::codec::service_tier::{
+    Edit, Edits, PRIORITY, RequestFields, Tier, has_no_tier, observed_tier,
+};
 use crate::config::MessagesMode;
 use crate::config::pattern::Pattern;
 use crate::policy::endpoint::Endpoint;
@@ -100,7 +102,7 @@ impl ForcedTier {
 
 impl ModelRule {
     /// Whether the force is not for the model of this body. It is for every body whose model cannot be told as one name.
-    pub fn exempts(&self, facts: &Facts) -> bool {
+    pub fn exempts(&self, facts: &RequestFields) -> bool {
         self.exempts_model(facts.sole_model())
     }
 
@@ -193,7 +195,7 @@ impl Group {
     }
 
     /// The action on a request whose whole body said this. None: the request goes as it came, as if nothing had been decided.
-    pub fn settle(&self, action: TierAction, facts: &Facts) -> Option<TierAction> {
+    pub fn settle(&self, action: TierAction, facts: &RequestFields) -> Option<TierAction> {
         let settled = TierAction {
             condition: Condition::Always,
             ..action
@@ -296,7 +298,7 @@ mod tests {
     use super::*;
     use crate::codec::service_tier::Observer;
 
-    fn facts(body: &str) -> Facts {
+    fn facts(body: &str) -> RequestFields {
         let mut observer = Observer::new(10);
         observer.feed(body.as_bytes());
         observer.finish()

@@ -1,7 +1,7 @@
 //! What the policy makes of requests, by its files.
 
 use super::*;
-use crate::codec::service_tier::{Edit, Facts, Observer, Tier};
+use crate::codec::service_tier::{Edit, Observer, RequestFields, Tier};
 use crate::config::Config;
 use crate::config::pattern::Pattern;
 use crate::policy::api_key::key_id;
@@ -405,7 +405,7 @@ fn past_its_budget_a_group_goes_as_it_came_or_is_refused_and_only_for_priority()
     }
 }
 
-fn read(body: &str) -> Facts {
+fn read(body: &str) -> RequestFields {
     let mut observer = Observer::new(10);
     observer.feed(body.as_bytes());
     observer.finish()

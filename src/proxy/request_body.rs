@@ -11,7 +11,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use crate::codec::body_memory::{BodyMemory, Lease};
 use crate::codec::content_coding::{Coding, Decoder};
 use crate::codec::error::{Cause, Refusal};
-use crate::codec::service_tier::{BodyFault, Edit, Edits, Facts, Observer, Rewriter};
+use crate::codec::service_tier::{BodyFault, Edit, Edits, Observer, RequestFields, Rewriter};
 use crate::config::Limits;
 use crate::state::State;
 
@@ -29,7 +29,7 @@ pub struct BufferedBody {
 /// A body that is good to be sent, with what its client said in it.
 pub struct ReadyBody {
     pub bytes: Bytes,
-    pub facts: Facts,
+    pub facts: RequestFields,
     /// They are those that came.
     pub is_original: bool,
     /// The body asks for usage now and did not before.
@@ -85,7 +85,7 @@ impl BufferedBody {
     }
 
     /// What the body says, as far as it was read.
-    pub fn facts(&self) -> &Facts {
+    pub fn facts(&self) -> &RequestFields {
         self.rewriter.facts()
     }
 
@@ -226,7 +226,7 @@ impl StreamedBody {
     }
 
     /// What the body said.
-    pub fn finish(self) -> Facts {
+    pub fn finish(self) -> RequestFields {
         self.observer.finish()
     }
 }

@@ -14,7 +14,7 @@ use crate::accounting::record::{
 use crate::accounting::usage::{EventObserver, Observed};
 use crate::codec::body_memory::Lease;
 use crate::codec::error::{Cause, Refusal};
-use crate::codec::service_tier::{BodyFault, Edits, Facts, Rewriter, Rewritten};
+use crate::codec::service_tier::{BodyFault, Edits, RequestFields, Rewriter, Rewritten};
 use crate::codec::websocket::{
     ClientEvent, ClientReader, Message, Opcode, ProtocolError, ServerEvent, ServerReader,
     close_frame, encode_in_place, text_frame,
@@ -149,7 +149,7 @@ impl<'a> JudgedMessage<'a> {
     }
 
     /// The record of the turn that the message begins, or would have begun.
-    fn record(self, turns: &mut Turns, facts: Facts) -> RequestRecord {
+    fn record(self, turns: &mut Turns, facts: RequestFields) -> RequestRecord {
         let mut record = turns.next(self.policy, self.connection);
         record.key = self.key;
         record.group = self.group;
@@ -534,7 +534,7 @@ impl WebSocketSession {
 
     /// Whether an upstream may begin a response for a message: one whose `type` says so, also in other spellings of it. Some
     /// gateways take a message without a type for one (Wei-Shaw/sub2api does).
-    fn may_create(&self, facts: &Facts) -> bool {
+    fn may_create(&self, facts: &RequestFields) -> bool {
         let is_gateway = || {
             let upstream = self.upstream.as_ref();
             upstream.is_some_and(|upstream| upstream.config.kind == UpstreamKind::Gateway)
@@ -546,7 +546,11 @@ impl WebSocketSession {
     }
 
     /// Decides what only the message itself tells, and what is left of the budget.
-    fn resolve_action(&self, decision: &mut Decision, facts: &Facts) -> Result<(), Refusal> {
+    fn resolve_action(
+        &self,
+        decision: &mut Decision,
+        facts: &RequestFields,
+    ) -> Result<(), Refusal> {
         let group = &decision.group;
         let action = decision.action;
         let settled = action.and_then(|action| group.settle(action, facts));
@@ -569,7 +573,7 @@ impl WebSocketSession {
             Err(refusal) => return Err(self.refuse_turn(judged, Some(body.facts), refusal)),
         };
         let message = judged.message;
-        let mut record = judged.record(&mut self.turns, Facts::default());
+        let mut record = judged.record(&mut self.turns, RequestFields::default());
         record.permits = Some(permits);
         let action = decision.action.filter(|action| action.changes());
         let sent = match action {
@@ -636,7 +640,7 @@ impl WebSocketSession {
     fn refuse_turn(
         &mut self,
         judged: JudgedMessage<'_>,
-        facts: Option<Facts>,
+        facts: Option<RequestFields>,
         refusal: Refusal,
     ) -> MessageError {
         let record = judged.record(&mut self.turns, facts.unwrap_or_default());

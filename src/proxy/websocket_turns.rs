@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::accounting::record::{RequestRecord, Sent};
 use crate::accounting::usage::{Event, EventTally, Observed};
 use crate::codec::body_memory::{BodyMemory, Lease};
-use crate::codec::service_tier::{Facts, Rewriter};
+use crate::codec::service_tier::{RequestFields, Rewriter};
 use crate::codec::websocket::{Message, Opcode, apply_mask, encode_in_place};
 use crate::config::Limits;
 use crate::policy::{Group, Policy, TierAction};
@@ -86,7 +86,7 @@ struct TurnTemplate {
     group: Option<Arc<Group>>,
     action: Option<TierAction>,
     sent: Sent,
-    facts: Facts,
+    facts: RequestFields,
 }
 
 impl TurnTemplate {

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use std::fmt;
 use tiergate::codec::json::Kernel;
 use tiergate::codec::service_tier::{
-    BodyFault, Edit, Edits, Facts, Observer, Rewriter, Tier, has_no_tier, observed_tier,
+    BodyFault, Edit, Edits, Observer, RequestFields, Rewriter, Tier, has_no_tier, observed_tier,
 };
 
 const DEPTH: usize = 100;
@@ -29,7 +29,7 @@ fn rewrite_chunks(
     edit: Edit,
     kernel: Kernel,
     chunks: &[&[u8]],
-) -> Result<(Vec<u8>, Facts), BodyFault> {
+) -> Result<(Vec<u8>, RequestFields), BodyFault> {
     let mut rewriter = Rewriter::with_kernel(DEPTH, 0, kernel);
     for chunk in chunks {
         rewriter.push(chunk)?;
@@ -38,7 +38,7 @@ fn rewrite_chunks(
     Ok((rewritten.as_bytes().to_vec(), rewritten.facts))
 }
 
-fn rewrite(edit: Edit, body: &[u8]) -> Result<(Vec<u8>, Facts), BodyFault> {
+fn rewrite(edit: Edit, body: &[u8]) -> Result<(Vec<u8>, RequestFields), BodyFault> {
     let [portable, detected] = kernels().map(|kernel| rewrite_chunks(edit, kernel, &[body]));
     assert_eq!(portable, detected);
     detected
@@ -88,7 +88,7 @@ fn fault(body: &[u8]) -> BodyFault {
     fault
 }
 
-fn facts(body: &str) -> Facts {
+fn facts(body: &str) -> RequestFields {
     rewrite(SET, body.as_bytes()).unwrap().1
 }
 

@@ -3,7 +3,7 @@
 
 use super::Usage;
 use super::elements::{Choice, Iterations};
-use super::paths::{Facts, Paths, Shape};
+use super::paths::{Paths, ResponseFields, Shape};
 use crate::codec::json::Scanner;
 use memchr::memchr;
 
@@ -78,7 +78,7 @@ impl Document {
     }
 
     /// The facts so far; nothing but the type of an event that is known to have none.
-    pub fn facts(&self) -> &Facts {
+    pub fn facts(&self) -> &ResponseFields {
         &self.paths.facts
     }
 

@@ -33,7 +33,7 @@ pub(super) enum Shape {
 
 /// The facts of one document. Texts are empty where they are not told, and at most `CAPTURE_BYTES` long.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Facts {
+pub(super) struct ResponseFields {
     /// The event's own `type`.
     pub kind: String,
     /// The lane of a WebSocket that the event belongs to.
@@ -50,15 +50,15 @@ pub(super) struct Facts {
     /// A message or a choice names the reason for which it stopped.
     pub stopped: bool,
     /// The `error` member.
-    pub error: ErrorFacts,
+    pub error: ErrorFields,
     /// What stands at the top of a document that is an error itself.
-    pub flat_error: ErrorFacts,
+    pub flat_error: ErrorFields,
     counts: Counts,
 }
 
 /// What an error says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct ErrorFacts {
+pub(super) struct ErrorFields {
     pub code: String,
     pub kind: String,
     pub has_message: bool,
@@ -86,7 +86,7 @@ pub(super) struct Paths {
     objects: [Object; DEEPEST],
     /// What the value under way tells. A value is complete before the next key is shown, unless it is entered.
     fact: Option<Fact>,
-    pub facts: Facts,
+    pub facts: ResponseFields,
     /// Where the key of the first array stands whose elements have facts: `choices` of a chat document, `iterations` of
     /// a message's usage.
     pub array_at: Option<u64>,
@@ -166,7 +166,7 @@ enum Member {
     Other,
 }
 
-impl Facts {
+impl ResponseFields {
     /// Forgets everything, and keeps the memory of the texts for the next document.
     fn clear(&mut self) {
         for text in [
@@ -202,7 +202,7 @@ impl Facts {
     }
 
     /// The error that the document tells of, if it does.
-    pub fn told_error(&self) -> Option<&ErrorFacts> {
+    pub fn told_error(&self) -> Option<&ErrorFields> {
         let flat = &self.flat_error;
         if self.error.is_one() {
             Some(&self.error)
@@ -233,7 +233,7 @@ impl Facts {
     }
 }
 
-impl ErrorFacts {
+impl ErrorFields {
     /// Relays add empty errors to good answers
     /// (<https://github.com/BerriAI/litellm/issues/18407>): one counts where it says something.
     pub fn is_one(&self) -> bool {
@@ -318,7 +318,7 @@ impl Paths {
             shape,
             objects: [shape.root(); DEEPEST],
             fact: None,
-            facts: Facts::default(),
+            facts: ResponseFields::default(),
             array_at: None,
         }
     }

@@ -1,7 +1,7 @@
 //! What the documents of one response come to.
 
 use super::document::Document;
-use super::paths::{Facts, Shape};
+use super::paths::{ResponseFields, Shape};
 use super::{Observed, TIER_BYTES, Usage, UsageState, text};
 use crate::codec::cut;
 use crate::policy::endpoint::Endpoint;
@@ -228,12 +228,12 @@ impl Tally {
         self.settled |= newer.settled;
     }
 
-    fn fail(&mut self, facts: &Facts) {
+    fn fail(&mut self, facts: &ResponseFields) {
         self.failed = true;
         self.tell_error(facts);
     }
 
-    fn tell_error(&mut self, facts: &Facts) {
+    fn tell_error(&mut self, facts: &ResponseFields) {
         let Some(error) = facts.told_error() else {
             return;
         };
@@ -246,12 +246,12 @@ impl Tally {
         self.error_names_tier |= error.names_tier;
     }
 
-    fn name(&mut self, facts: &Facts) {
+    fn name(&mut self, facts: &ResponseFields) {
         set(&mut self.id, &facts.id);
         set(&mut self.model, &facts.model);
     }
 
-    fn tell_tier(&mut self, facts: &Facts) {
+    fn tell_tier(&mut self, facts: &ResponseFields) {
         if !facts.tier.trim().eq_ignore_ascii_case("auto") {
             set(&mut self.tier, &facts.tier);
         }

@@ -9,7 +9,7 @@ use crate::accounting::record::{own_tier, set_tier};
 use crate::bridge::Converted;
 use crate::codec::body_memory::BodyMemory;
 use crate::codec::error::Refusal;
-use crate::codec::service_tier::{Edits, Facts};
+use crate::codec::service_tier::{Edits, RequestFields};
 use crate::config::Config;
 use crate::policy::{Decision, TierAction};
 use crate::proxy::body_filter::{action_for_body, edits, is_held, requests_usage};
@@ -23,7 +23,7 @@ const CONVERTED_SHOWN: usize = 16 * 1024;
 
 /// A body as it would go to the upstream, and what it says.
 pub(super) struct OutgoingBody {
-    pub facts: Facts,
+    pub facts: RequestFields,
     pub tier: Option<String>,
     /// None: the client's own bytes.
     pub rewritten: Option<Bytes>,
@@ -99,7 +99,7 @@ fn within(
     budget: Option<&BudgetState>,
     decision: &Decision,
     action: Option<TierAction>,
-    facts: &Facts,
+    facts: &RequestFields,
 ) -> Result<Option<TierAction>, Refusal> {
     match budget {
         Some(budget) => budget.allow(&decision.group, action, own_tier(facts)),

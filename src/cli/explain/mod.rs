@@ -16,7 +16,7 @@ use crate::accounting::record::{logged_model, tier_reason};
 use crate::bridge::{Answer, ModelsRequest, UpstreamBridge, models_answer};
 pub use crate::cli::explain::request::{Caller, Request};
 use crate::codec::error::{Cause, Refusal};
-use crate::codec::service_tier::Facts;
+use crate::codec::service_tier::RequestFields;
 use crate::config::diagnostic::Location;
 use crate::config::{self, Config};
 use crate::policy::budget::Budgets;
@@ -275,7 +275,7 @@ impl Explanation {
 
     /// It needs no upstream.
     fn answer(&mut self, decision: &Decision, answer: Result<Answer, Refusal>) {
-        self.record.tier_reason = Some(tier_reason(decision.action, &Facts::default()));
+        self.record.tier_reason = Some(tier_reason(decision.action, &RequestFields::default()));
         match answer {
             Ok(answer) => {
                 self.record.status = Some(answer.status);

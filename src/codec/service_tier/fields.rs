@@ -13,10 +13,10 @@ const STREAM_ID_BYTES: usize = 128;
 
 /// What the client's own top-level members say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
+pub struct RequestFields {
     /// The last `model`, if a string, cut to 256 bytes.
     pub model: Option<String>,
-    /// Whether [`Facts::model`] is all that any reader could take for the model; see [`Facts::sole_model`].
+    /// Whether [`RequestFields::model`] is all that any reader could take for the model; see [`RequestFields::sole_model`].
     pub(super) model_is_sole: bool,
     /// The tier the client named: of the last `service_tier`, else of the last member that a reader which ignores case
     /// would take for it.
@@ -44,7 +44,7 @@ pub struct ClientTier(String);
 /// Gathers the facts of one body, whichever way the body goes.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
-    pub facts: Facts,
+    pub facts: RequestFields,
     /// The member of the top level under way.
     pub topic: Topic,
     /// The member of an entered object under way.
@@ -229,7 +229,7 @@ impl Topic {
     }
 }
 
-impl Facts {
+impl RequestFields {
     /// The model, if every reader of the body finds the same one: a single member that may be read as `model`, spelled so, of
     /// at most 256 visible ASCII characters and nothing else. Whatever an upstream might trim, fold or replace in a name
     /// would let it serve another model than the one that was looked at here.

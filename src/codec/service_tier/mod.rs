@@ -9,7 +9,7 @@ use std::fmt;
 use std::ops::Range;
 
 use fields::Reader;
-pub use fields::{ClientTier, Facts, MEMBER};
+pub use fields::{ClientTier, MEMBER, RequestFields};
 use layout::{Layout, Options, Removable, Surveyor};
 
 use crate::codec::json::{Fault, Kernel, Scanner};
@@ -125,7 +125,7 @@ pub struct Rewritten {
     buffer: Vec<u8>,
     start: usize,
     /// What the body said as it came.
-    pub facts: Facts,
+    pub facts: RequestFields,
     /// Whether the body asks for usage now and did not before: a chunk will come for which the client did not ask.
     pub usage_requested: bool,
     /// Whether two readers may find different answers in it to whether a stream with its usage is asked for.
@@ -253,7 +253,7 @@ impl Rewriter {
     }
 
     /// What is known so far: for the decision on a whole body, and for the log line of one that is refused.
-    pub fn facts(&self) -> &Facts {
+    pub fn facts(&self) -> &RequestFields {
         &self.reader.facts
     }
 
@@ -513,7 +513,7 @@ impl Rewritten {
     }
 
     /// The buffer, where in it the body begins (it ends with the buffer), and the facts.
-    pub fn into_parts(self) -> (Vec<u8>, usize, Facts) {
+    pub fn into_parts(self) -> (Vec<u8>, usize, RequestFields) {
         (self.buffer, self.start, self.facts)
     }
 }
@@ -550,7 +550,7 @@ impl Observer {
     }
 
     /// What was seen.
-    pub fn finish(self) -> Facts {
+    pub fn finish(self) -> RequestFields {
         self.reader.facts
     }
 }

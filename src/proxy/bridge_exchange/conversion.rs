@@ -14,7 +14,7 @@ use crate::bridge::{
 use crate::codec::body_memory::BodyMemory;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::framing::connection_headers;
-use crate::codec::service_tier::{Edit, Edits, Facts};
+use crate::codec::service_tier::{Edit, Edits, RequestFields};
 use crate::config::{self, ChatCompletionsMode, Limits, MessagesMode};
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{Credential, CredentialHeader, Group, TierAction, asks_for_fast_mode};
@@ -133,7 +133,7 @@ impl Conversion {
         &self,
         group: &Group,
         headers: &HeaderMap,
-        facts: &Facts,
+        facts: &RequestFields,
         converted: &Converted,
     ) -> Result<Option<TierAction>, Cause> {
         let asked = match converted.speed.as_deref() {
