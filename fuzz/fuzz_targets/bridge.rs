@@ -10,7 +10,7 @@
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use tiergate_fuzz::bridge::{
-    Answer, ClientRequest, Delivery, Endpoint, Limits, Output, Session, UpstreamBridge,
+    Answer, ClientRequest, Delivery, Endpoint, Limits, Output, ResponseConverter, UpstreamBridge,
     UpstreamError, UpstreamKind, convert,
 };
 use tiergate_fuzz::config::{BridgeOptions, ModelEntry};
@@ -74,7 +74,7 @@ fn check_request(endpoint: Endpoint, body: &[u8]) {
     }
 }
 
-fn session(endpoint: Endpoint, body: &[u8]) -> Session {
+fn converter(endpoint: Endpoint, body: &[u8]) -> ResponseConverter {
     let converted = convert(&request(endpoint, body), &upstream()).expect("a good request");
     let limits = Limits {
         event: 4096,
@@ -89,7 +89,7 @@ fn session(endpoint: Endpoint, body: &[u8]) -> Session {
         tier_trusted: true,
         limits,
     };
-    Session::new(converted.context, delivery)
+    ResponseConverter::new(converted.context, delivery)
 }
 
 impl Received {
@@ -118,12 +118,15 @@ impl Received {
     }
 }
 
-fn play<'b>(mut session: Session, pieces: impl IntoIterator<Item = &'b [u8]>) -> Received {
+fn play<'b>(
+    mut converter: ResponseConverter,
+    pieces: impl IntoIterator<Item = &'b [u8]>,
+) -> Received {
     let mut received = Received::default();
     for piece in pieces {
-        received.take(session.feed(piece));
+        received.take(converter.feed(piece));
     }
-    received.take(session.finish());
+    received.take(converter.finish());
     received
 }
 
@@ -175,8 +178,8 @@ fn stream_of(lines: &[u8]) -> Vec<u8> {
 }
 
 fn check_stream(endpoint: Endpoint, asked: &[u8], stream: &[u8], seed: u16) {
-    let received = play(session(endpoint, asked), [stream]);
-    let in_pieces = play(session(endpoint, asked), pieces(stream, seed));
+    let received = play(converter(endpoint, asked), [stream]);
+    let in_pieces = play(converter(endpoint, asked), pieces(stream, seed));
     assert_eq!(received, in_pieces, "it depends on how it is cut");
     match (received.whole, endpoint) {
         (None, _) => assert!(received.answer.is_some() && received.stream.is_empty()),
@@ -184,7 +187,7 @@ fn check_stream(endpoint: Endpoint, asked: &[u8], stream: &[u8], seed: u16) {
         (Some(whole), _) => check_messages(&received.events(), whole),
     }
     // A connection that breaks, at any time.
-    let mut cut = session(endpoint, asked);
+    let mut cut = converter(endpoint, asked);
     let mut before = Received::default();
     before.take(cut.feed(&stream[..usize::from(seed).min(stream.len())]));
     before.take(cut.cut());

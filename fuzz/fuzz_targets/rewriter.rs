@@ -14,7 +14,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use tiergate_fuzz::codec::json::{CAPTURE_BYTES, Kernel};
 use tiergate_fuzz::codec::service_tier::{
-    BodyFault, Edit, Edits, RequestFields, Observer, Rewriter, Tier, has_no_tier, observed_tier,
+    BodyFault, Edit, Edits, Observer, RequestFields, Rewriter, Tier, has_no_tier, observed_tier,
 };
 use tiergate_fuzz::pieces;
 

@@ -1,10 +1,10 @@
 //! The chunks of a Chat answer, as JSON of a stream and as one completion. In which order they come is a matter of
 //! [`super::chat_response`].
 
-use super::context::Context;
 use super::fact::Usage;
 use super::input::CallKind;
 use super::json::{Node, Object, to_string};
+use super::response_context::ResponseContext;
 use super::sse::write_event;
 
 /// One chunk of the stream.
@@ -76,7 +76,7 @@ impl Finish {
 
 impl Chunk {
     /// Writes it into a stream.
-    pub(crate) fn write(&self, context: &Context, envelope: &Envelope, out: &mut Vec<u8>) {
+    pub(crate) fn write(&self, context: &ResponseContext, envelope: &Envelope, out: &mut Vec<u8>) {
         let legacy = context.legacy_functions;
         let (delta, finish) = match self {
             Chunk::Role => (
@@ -128,7 +128,7 @@ pub(crate) fn write_ping(out: &mut Vec<u8>) {
 }
 
 /// Writes the chunk of the usage, if it is asked for, and the end mark.
-fn write_end(usage: &Usage, context: &Context, envelope: &Envelope, out: &mut Vec<u8>) {
+fn write_end(usage: &Usage, context: &ResponseContext, envelope: &Envelope, out: &mut Vec<u8>) {
     if context.usage_chunk {
         write_chunk(Vec::new(), Some(usage_node(usage)), context, envelope, out);
     }
@@ -139,7 +139,7 @@ fn write_end(usage: &Usage, context: &Context, envelope: &Envelope, out: &mut Ve
 fn write_chunk(
     choices: Vec<Node<'static>>,
     usage: Option<Node<'static>>,
-    context: &Context,
+    context: &ResponseContext,
     envelope: &Envelope,
     out: &mut Vec<u8>,
 ) {
@@ -152,7 +152,11 @@ fn write_chunk(
 
 impl Envelope {
     /// The members that chunks and completions begin with.
-    pub(crate) fn members(&self, object: &'static str, context: &Context) -> Object<'static> {
+    pub(crate) fn members(
+        &self,
+        object: &'static str,
+        context: &ResponseContext,
+    ) -> Object<'static> {
         let mut members = Object::default();
         members.push("id", Node::text(&self.id));
         members.push("object", Node::word(object));

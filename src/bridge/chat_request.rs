@@ -4,7 +4,6 @@
 use super::Protocol;
 use super::chat_input::Conversation;
 use super::chat_tools::{choice, declared};
-use super::context::Context;
 use super::error::Refusal;
 use super::json::{Node, Object, Text};
 use super::models::Model;
@@ -12,6 +11,7 @@ use super::names::ToolNames;
 use super::options::{UpstreamBridge, UpstreamKind};
 use super::record::Record;
 use super::request::Draft;
+use super::response_context::ResponseContext;
 
 /// Members that mean something here. The others are reported as dropped.
 const KNOWN: [&str; 31] = [
@@ -61,11 +61,11 @@ const SCHEMA_MEMBERS: [&str; 3] = ["name", "description", "schema"];
 pub(crate) fn convert<'a>(
     body: &Record<'_, 'a>,
     upstream: &UpstreamBridge,
-) -> Result<(Draft<'a>, Context), Refusal> {
+) -> Result<(Draft<'a>, ResponseContext), Refusal> {
     let asked = body.word("model")?;
     let model = Model::find(&asked, &upstream.models)?;
     refuse_unsupported(body)?;
-    let mut context = Context::new(Protocol::Chat, &asked, &model, upstream);
+    let mut context = ResponseContext::new(Protocol::Chat, &asked, &model, upstream);
     context.stream = body.flag("stream")?;
     context.usage_chunk = wants_usage(body)?;
     context.legacy_functions = body.says("functions");

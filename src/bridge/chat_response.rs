@@ -2,10 +2,10 @@
 //! have no place in Chat.
 
 use super::chat_chunk::{Chunk, Finish};
-use super::context::Context;
 use super::fact::{Call, Fact, Final, Incomplete};
 use super::input::CallKind;
 use super::names::call_id;
+use super::response_context::ResponseContext;
 use super::stop_sequences::StopSequences;
 
 /// The writer of one answer.
@@ -26,7 +26,7 @@ pub(crate) struct ChatResponse {
 
 impl ChatResponse {
     /// Starts with nothing given.
-    pub(crate) fn new(context: &Context) -> Self {
+    pub(crate) fn new(context: &ResponseContext) -> Self {
         ChatResponse {
             started: false,
             calls: 0,
@@ -56,7 +56,7 @@ impl ChatResponse {
     }
 
     /// The chunks of a fact that is no failure.
-    pub(crate) fn fact(&mut self, fact: Fact, context: &Context, out: &mut Vec<Chunk>) {
+    pub(crate) fn fact(&mut self, fact: Fact, context: &ResponseContext, out: &mut Vec<Chunk>) {
         match fact {
             Fact::Done(last) => self.done(last, context, out),
             Fact::ItemEnd => self.flush(out),
@@ -97,7 +97,7 @@ impl ChatResponse {
     }
 
     /// Gives a call as it begins.
-    fn call(&mut self, call: Call, context: &Context, out: &mut Vec<Chunk>) {
+    fn call(&mut self, call: Call, context: &ResponseContext, out: &mut Vec<Chunk>) {
         self.flush(out);
         self.hidden = context.legacy_functions && self.calls > 0;
         if self.hidden {
@@ -118,7 +118,7 @@ impl ChatResponse {
     }
 
     /// Gives the end.
-    fn done(&mut self, last: Final, context: &Context, out: &mut Vec<Chunk>) {
+    fn done(&mut self, last: Final, context: &ResponseContext, out: &mut Vec<Chunk>) {
         self.start(out);
         self.flush(out);
         let finish = match last.incomplete {

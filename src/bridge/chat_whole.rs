@@ -1,10 +1,10 @@
 //! The completion that a client of Chat gets who wants no stream: the same chunks, put together.
 
 use super::chat_chunk::{Chunk, Envelope, Finish, call_members, usage_node};
-use super::context::Context;
 use super::fact::Usage;
 use super::input::CallKind;
 use super::json::{Node, Object, to_string};
+use super::response_context::ResponseContext;
 
 /// The completion that a client gets who wants no stream.
 #[derive(Debug)]
@@ -77,7 +77,11 @@ impl WholeCompletion {
     }
 
     /// The JSON text of the completion; `None` before its end.
-    pub(crate) fn into_json(self, context: &Context, envelope: &Envelope) -> Option<String> {
+    pub(crate) fn into_json(
+        self,
+        context: &ResponseContext,
+        envelope: &Envelope,
+    ) -> Option<String> {
         let finish = self.finish?;
         let choice = Node::object([
             ("index", Node::number(0)),
@@ -93,7 +97,7 @@ impl WholeCompletion {
     }
 
     /// The assistant's message.
-    fn message(&self, context: &Context) -> Node<'static> {
+    fn message(&self, context: &ResponseContext) -> Node<'static> {
         let mut message = Object::default();
         message.push("role", Node::word("assistant"));
         message.push("content", Node::text_or_null(self.content.as_deref()));

@@ -5,13 +5,13 @@ use super::Protocol;
 use super::chat_chunk::{self, Chunk, Envelope};
 use super::chat_response::ChatResponse;
 use super::chat_whole::WholeCompletion;
-use super::context::Context;
 use super::fact::{Fact, Head};
 use super::failure::Failure;
 use super::messages_event::{self, Event};
 use super::messages_response::MessagesResponse;
 use super::messages_whole::WholeMessage;
-use super::session::Delivery;
+use super::response_context::ResponseContext;
+use super::response_converter::Delivery;
 
 /// What a call is called that comes beside another one to a client of the legacy form.
 const FURTHER_CALL: &str = "function_call.further";
@@ -19,7 +19,7 @@ const FURTHER_CALL: &str = "function_call.further";
 /// Where facts become bytes.
 #[derive(Debug)]
 pub(crate) struct ClientSide {
-    context: Context,
+    context: ResponseContext,
     writer: Writer,
     /// Written and not yet taken.
     out: Vec<u8>,
@@ -43,7 +43,7 @@ enum Writer {
 
 impl ClientSide {
     /// Starts with nothing written.
-    pub(crate) fn new(context: Context, delivery: &Delivery) -> Self {
+    pub(crate) fn new(context: ResponseContext, delivery: &Delivery) -> Self {
         let writer = match context.protocol {
             Protocol::Messages => Writer::Messages {
                 response: MessagesResponse::new(

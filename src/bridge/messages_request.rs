@@ -2,7 +2,6 @@
 //! [`super::messages_tools`]. Members that are not known are dropped and reported, never refused: clients add some every
 //! week.
 
-use super::context::Context;
 use super::error::Refusal;
 use super::json::{Node, Object, Text, parse};
 use super::messages_input::Conversation;
@@ -12,6 +11,7 @@ use super::names::{ToolNames, prompt_cache_key};
 use super::options::{UpstreamBridge, UpstreamKind};
 use super::record::{Content, Record};
 use super::request::Draft;
+use super::response_context::ResponseContext;
 use super::schema::is_strict_safe;
 use super::{ClientRequest, Protocol};
 use crate::config::bridge::{Effort, SystemAs};
@@ -95,12 +95,12 @@ pub(crate) fn convert<'a>(
     body: &Record<'_, 'a>,
     request: &ClientRequest<'_>,
     upstream: &UpstreamBridge,
-) -> Result<(Draft<'a>, Context), Refusal> {
+) -> Result<(Draft<'a>, ResponseContext), Refusal> {
     refuse_unsupported(body)?;
     let asked = body.word("model")?;
     let model = Model::find(&asked, &upstream.models)?;
     let thinking = Thinking::read(body)?;
-    let mut context = Context::new(Protocol::Messages, &asked, &model, upstream);
+    let mut context = ResponseContext::new(Protocol::Messages, &asked, &model, upstream);
     context.thinking = thinking.is_on() && model.reasoning;
     context.stream = body.flag("stream")?;
     context.speed_asked = matches!(body.word("speed")?.as_ref(), "fast" | "standard");
@@ -238,7 +238,7 @@ fn set_thinking(
 }
 
 /// `include`: what the upstream has to add to its answer.
-fn set_include(draft: &mut Draft<'_>, context: &Context, upstream: &UpstreamBridge) {
+fn set_include(draft: &mut Draft<'_>, context: &ResponseContext, upstream: &UpstreamBridge) {
     let mut include = Vec::new();
     if context.thinking && upstream.options.reasoning_replay {
         include.push("reasoning.encrypted_content");

@@ -1,10 +1,10 @@
 //! Facts as the events of a Messages stream: blocks in order, never two open, and an end only for an answer that has
 //! one. How an event is written stands in [`super::messages_event`].
 
-use super::context::Context;
 use super::fact::{Call, Fact, Final, Head, Incomplete, Usage};
 use super::messages_event::{Block, Delta, Ending, Event, MessagesUsage};
 use super::names::call_id;
+use super::response_context::ResponseContext;
 use super::stop_sequences::StopSequences;
 
 /// What of the block under way has to be known.
@@ -48,7 +48,7 @@ impl MessagesResponse {
 
     /// Starts with nothing given.
     pub(crate) fn new(
-        context: &Context,
+        context: &ResponseContext,
         sent_tier: Option<String>,
         tier_trusted: bool,
         fallback_id: String,
@@ -85,7 +85,7 @@ impl MessagesResponse {
     pub(crate) fn fact(
         &mut self,
         fact: Fact,
-        context: &Context,
+        context: &ResponseContext,
         head: &Head,
         out: &mut Vec<Event>,
     ) {
@@ -151,7 +151,7 @@ impl MessagesResponse {
     }
 
     /// A call of a tool.
-    fn call(&mut self, call: &Call, context: &Context, head: &Head, out: &mut Vec<Event>) {
+    fn call(&mut self, call: &Call, context: &ResponseContext, head: &Head, out: &mut Vec<Event>) {
         self.close(head, out);
         self.calls += 1;
         let id = call_id(&call.id).into_owned();
@@ -176,7 +176,7 @@ impl MessagesResponse {
     }
 
     /// The end.
-    fn done(&mut self, last: &Final, context: &Context, head: &Head, out: &mut Vec<Event>) {
+    fn done(&mut self, last: &Final, context: &ResponseContext, head: &Head, out: &mut Vec<Event>) {
         self.start(head, out);
         self.close(head, out);
         let ending = self.ending(last.incomplete);
@@ -200,7 +200,7 @@ impl MessagesResponse {
 
     /// Tokens of the prompt are told apart by where they came from: with the cached ones counted twice, clients would
     /// shorten conversations too early.
-    fn usage(&self, usage: &Usage, context: &Context, head: &Head) -> MessagesUsage {
+    fn usage(&self, usage: &Usage, context: &ResponseContext, head: &Head) -> MessagesUsage {
         // `auto` is no tier that anything can run on: it says nothing.
         let served = head
             .tier

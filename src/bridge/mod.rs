@@ -15,27 +15,27 @@
 //!    [`Converted::with_client_tier`] instead, which has what the client asked for.
 //! 4. Send it as `POST` to the upstream's prefix and [`UpstreamBridge::path`], with `accept: text/event-stream`,
 //!    `content-type: application/json`, and no header that [`is_kept_from_upstream`].
-//! 5. An answer of another status than 200 becomes [`UpstreamError::answer`]. For 200, make a [`Session`] and give it
-//!    the content type with [`Session::upstream_head`], each piece of the body with [`Session::feed`], and the end with
-//!    [`Session::finish`]; where the connection breaks, [`Session::cut`], where time is up, [`Session::timed_out`], and
-//!    where the body cannot be decoded, [`Session::undecodable`].
+//! 5. An answer of another status than 200 becomes [`UpstreamError::answer`]. For 200, make a [`ResponseConverter`] and give
+//!    it the content type with [`ResponseConverter::upstream_head`], each piece of the body with [`ResponseConverter::feed`],
+//!    and the end with [`ResponseConverter::finish`]; where the connection breaks, [`ResponseConverter::cut`], where time is
+//!    up, [`ResponseConverter::timed_out`], and where the body cannot be decoded, [`ResponseConverter::undecodable`].
 //!    Do after every call what its [`Output`] says: the head of a stream is written with the first bytes and not before,
 //!    and a failure that comes earlier, like the answer to a client that wants no stream, is an [`Output::Answer`] with
-//!    its own status. A session gives one end or answer and nothing after it.
-//! 6. Where [`BridgeOptions::commit_after`] has passed and [`Session::has_begun`] is false, call [`Session::commit`]. From
-//!    then on, after [`BridgeOptions::ping`] without a byte to the client, [`Session::ping`]. A client that wants no stream
-//!    gets neither.
+//!    its own status. A converter gives one end or answer and nothing after it.
+//! 6. Where [`BridgeOptions::commit_after`] has passed and [`ResponseConverter::has_begun`] is false, call
+//!    [`ResponseConverter::commit`]. From then on, after [`BridgeOptions::ping`] without a byte to the client,
+//!    [`ResponseConverter::ping`]. A client that wants no stream gets neither.
 //!
 //!    [`BridgeOptions::commit_after`]: crate::config::bridge::BridgeOptions::commit_after
 //!    [`BridgeOptions::ping`]: crate::config::bridge::BridgeOptions::ping
-//! 7. When the client goes, stop writing. Whether to read on for the usage is for the exchange to decide; a session can
+//! 7. When the client goes, stop writing. Whether to read on for the usage is for the exchange to decide; a converter can
 //!    be fed further all the same.
 //!
-//! 8. Log [`Protocol::log_word`], [`Converted::dropped`], [`Context::requested_model`] and [`Context::upstream_model`],
-//!    and as error [`Session::log_error`] or, where [`UpstreamError::credential_refused`], that. Where
-//!    [`Session::has_untold_failure`], an answer has failed which by its bytes is a good one. Client headers are
-//!    [`STREAM_HEADERS`] or those of the [`Answer`], and [`REPORT_HEADER`] with [`Protocol::report`]. Usage is read from
-//!    the upstream's bytes by who reads it everywhere.
+//! 8. Log [`Protocol::log_word`], [`Converted::dropped`], [`ResponseContext::requested_model`] and
+//!    [`ResponseContext::upstream_model`], and as error [`ResponseConverter::log_error`] or, where
+//!    [`UpstreamError::credential_refused`], that. Where [`ResponseConverter::has_untold_failure`], an answer has failed
+//!    which by its bytes is a good one. Client headers are [`STREAM_HEADERS`] or those of the [`Answer`], and
+//!    [`REPORT_HEADER`] with [`Protocol::report`]. Usage is read from the upstream's bytes by who reads it everywhere.
 //!
 //! `count_tokens` has the same first steps with [`Endpoint::CountTokens`], but no tier, and its answer is
 //! [`token_count_answer`]. A list of models needs no upstream: [`models_answer`].
@@ -46,7 +46,7 @@
 //! (with `messages_input`, `messages_content`, `messages_tools`) and `chat_request` (with `chat_input`, `chat_tools`)
 //! what is theirs; `input`, `schema`, `names` and `carrier` are pieces of the Responses API. Answers: `sse` finds the
 //! events, `reader` and `item` make facts of them, `messages_response` and `chat_response` events and chunks of these,
-//! `session` drives. `error` and `failure` have what goes wrong; `json` and `record` read and write JSON.
+//! `response_converter` drives. `error` and `failure` have what goes wrong; `json` and `record` read and write JSON.
 
 mod carrier;
 mod chat_chunk;
@@ -56,7 +56,6 @@ mod chat_response;
 mod chat_tools;
 mod chat_whole;
 mod client_side;
-mod context;
 mod error;
 mod fact;
 mod failure;
@@ -79,22 +78,23 @@ mod reader;
 mod record;
 mod report;
 mod request;
+mod response_context;
+mod response_converter;
 mod retry_after;
 mod schema;
-mod session;
 mod sse;
 mod stop_sequences;
 #[cfg(test)]
 mod tests;
 mod token_count;
 
-pub use context::Context;
 pub use error::{Answer, Refusal};
 pub use failure::UpstreamError;
 pub use headers::{REPORT_HEADER, SESSION_HEADER, STREAM_HEADERS, is_kept_from_upstream};
 pub use model_list::{ModelsRequest, models_answer};
 pub use options::{UpstreamBridge, UpstreamKind};
-pub use session::{Delivery, Limits, Output, Session};
+pub use response_context::ResponseContext;
+pub use response_converter::{Delivery, Limits, Output, ResponseConverter};
 pub use token_count::token_count_answer;
 
 use record::{Path, PathStyle, Record};
@@ -147,8 +147,8 @@ pub struct ClientRequest<'r> {
 pub struct Converted {
     /// The JSON body. It has no `service_tier`.
     pub body: Vec<u8>,
-    /// What [`Session::new`] needs.
-    pub context: Context,
+    /// What [`ResponseConverter::new`] needs.
+    pub context: ResponseContext,
     /// The tier that the client itself asks for, in the upstream's words; `None` where it asks for none, or for one that
     /// the upstream does not have. Fast mode is not in here: it is the tier decision's.
     pub client_tier: Option<String>,

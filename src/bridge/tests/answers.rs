@@ -8,18 +8,18 @@ fn cases() -> Vec<Value> {
     serde_json::from_str(CASES).expect("fixtures")
 }
 
-fn session_of(case: &Value) -> Session {
+fn converter_of(case: &Value) -> ResponseConverter {
     let endpoint = if case["protocol"] == "chat" {
         Endpoint::Chat
     } else {
         Endpoint::Messages
     };
-    let mut session = session(endpoint, &case["request"]);
+    let mut converter = converter(endpoint, &case["request"]);
     assert_eq!(
-        session.upstream_head(Some("text/event-stream; charset=utf-8")),
+        converter.upstream_head(Some("text/event-stream; charset=utf-8")),
         Output::Nothing
     );
-    session
+    converter
 }
 
 fn events_of(case: &Value) -> &[Value] {
@@ -54,7 +54,7 @@ fn every_answer_of_the_fixtures_is_converted_as_they_say_however_it_is_cut() {
         for line_end in ["\n", "\r\n", "\r"] {
             let body = stream_of(events_of(case), line_end);
             for piece in [usize::MAX, 1, 2, 3, 7, 64] {
-                let received = play(session_of(case), &body, piece);
+                let received = play(converter_of(case), &body, piece);
                 check(case, &received, &format!("pieces of {piece}, {line_end:?}"));
             }
         }
@@ -70,7 +70,7 @@ fn a_body_that_breaks_off_at_any_byte_never_ends_well() {
             .rposition(|byte| *byte == b'}')
             .expect("an event");
         for end in (0..last).step_by(5) {
-            let received = play(session_of(case), &body[..end], usize::MAX);
+            let received = play(converter_of(case), &body[..end], usize::MAX);
             let status = received.answer.as_ref().map(|answer| answer.status);
             assert!(
                 received.whole != Some(true) && status != Some(200),
@@ -88,7 +88,7 @@ fn every_event_of_messages_has_its_name_and_one_line_of_data() {
         .filter(|case| case["protocol"] == "messages" && case["stream"].is_array())
     {
         let received = play(
-            session_of(case),
+            converter_of(case),
             &stream_of(events_of(case), "\n"),
             usize::MAX,
         );
@@ -115,9 +115,9 @@ fn a_body_of_one_response_object_is_read_whatever_its_head_says() {
         {"type": "message", "id": "m", "content": [{"type": "output_text", "text": "Hi"}]}],
         "usage": {"input_tokens": 3, "output_tokens": 1}});
     for content_type in [Some("application/json"), Some("text/event-stream"), None] {
-        let mut session = session(Endpoint::Messages, &json!({}));
-        assert_eq!(session.upstream_head(content_type), Output::Nothing);
-        let answer = play(session, response.to_string().as_bytes(), 5)
+        let mut converter = converter(Endpoint::Messages, &json!({}));
+        assert_eq!(converter.upstream_head(content_type), Output::Nothing);
+        let answer = play(converter, response.to_string().as_bytes(), 5)
             .answer
             .expect("an answer");
         assert_eq!(
@@ -141,7 +141,7 @@ fn a_body_that_is_no_finished_response_is_no_answer() {
     let running = json!({"status": "in_progress", "output": []}).to_string();
     for body in bodies.into_iter().chain([running.as_str()]) {
         let received = play(
-            session(Endpoint::Messages, &json!({"stream": true})),
+            converter(Endpoint::Messages, &json!({"stream": true})),
             body.as_bytes(),
             4,
         );
@@ -150,20 +150,20 @@ fn a_body_that_is_no_finished_response_is_no_answer() {
             "{body}"
         );
     }
-    let html = session(Endpoint::Chat, &json!({})).upstream_head(Some("text/html"));
+    let html = converter(Endpoint::Chat, &json!({})).upstream_head(Some("text/html"));
     assert!(matches!(html, Output::Answer(answer) if answer.status == 502));
 }
 
 #[test]
 fn a_stream_that_waits_long_begins_without_a_fact_and_is_kept_alive() {
-    let mut session = session(Endpoint::Messages, &json!({"stream": true}));
-    assert_eq!(session.ping(), Output::Nothing);
-    let Output::Write(start) = session.commit() else {
+    let mut converter = converter(Endpoint::Messages, &json!({"stream": true}));
+    assert_eq!(converter.ping(), Output::Nothing);
+    let Output::Write(start) = converter.commit() else {
         panic!("nothing was written")
     };
     assert!(text_of(start).contains("\"id\":\"msg_own\""));
     assert_eq!(
-        session.ping(),
+        converter.ping(),
         Output::Write(b"event: ping\ndata: {\"type\":\"ping\"}\n\n".to_vec())
     );
     let body = stream_of(
@@ -171,24 +171,24 @@ fn a_stream_that_waits_long_begins_without_a_fact_and_is_kept_alive() {
         "\n",
     );
     assert!(matches!(
-        session.feed(&body),
+        converter.feed(&body),
         Output::End { whole: false, .. }
     ));
     assert_eq!(
-        (session.ping(), session.finish()),
+        (converter.ping(), converter.finish()),
         (Output::Nothing, Output::Nothing)
     );
 }
 
 #[test]
 fn a_chat_stream_keeps_the_id_of_its_first_chunk() {
-    let mut session = session(Endpoint::Chat, &json!({"stream": true}));
+    let mut converter = converter(Endpoint::Chat, &json!({"stream": true}));
     let mut received = Received::default();
-    received.take(session.commit());
-    received.take(session.ping());
+    received.take(converter.commit());
+    received.take(converter.ping());
     let text = json!({"type": "response.output_text.delta", "output_index": 0, "delta": "x"});
     let created = json!({"type": "response.created", "response": {"id": "resp_9", "model": "m"}});
-    received.take(session.feed(&stream_of(&[created, text], "\n")));
+    received.take(converter.feed(&stream_of(&[created, text], "\n")));
     assert!(
         received
             .data()
@@ -200,14 +200,14 @@ fn a_chat_stream_keeps_the_id_of_its_first_chunk() {
 
 #[test]
 fn who_wants_no_stream_gets_nothing_before_the_end() {
-    let mut session = session(Endpoint::Messages, &json!({}));
+    let mut converter = converter(Endpoint::Messages, &json!({}));
     assert_eq!(
-        (session.commit(), session.ping()),
+        (converter.commit(), converter.ping()),
         (Output::Nothing, Output::Nothing)
     );
     let text = json!({"type": "response.output_text.delta", "output_index": 0, "delta": "x"});
-    assert_eq!(session.feed(&stream_of(&[text], "\n")), Output::Nothing);
-    assert!(matches!(session.timed_out(), Output::Answer(answer) if answer.status == 504));
+    assert_eq!(converter.feed(&stream_of(&[text], "\n")), Output::Nothing);
+    assert!(matches!(converter.timed_out(), Output::Answer(answer) if answer.status == 504));
 }
 
 #[test]
@@ -225,8 +225,8 @@ fn the_tier_that_is_told_is_the_served_if_it_is_trusted_else_the_sent() {
             tier_trusted: trusted,
             ..delivery()
         };
-        let session = Session::new(messages(body).unwrap().context, delivery);
-        let data = play(session, &stream_of(std::slice::from_ref(&done), "\n"), 9).data();
+        let converter = ResponseConverter::new(messages(body).unwrap().context, delivery);
+        let data = play(converter, &stream_of(std::slice::from_ref(&done), "\n"), 9).data();
         assert_eq!(data[1]["usage"]["service_tier"], told);
     }
 }
@@ -243,14 +243,14 @@ fn what_must_be_held_is_bounded() {
             r#"{{"model":"claude-a","stream":{stream},"messages":[{{"role":"user","content":"q"}}]}}"#
         );
         let context = messages(&body).unwrap().context;
-        let session = Session::new(
+        let converter = ResponseConverter::new(
             context,
             Delivery {
                 limits,
                 ..delivery()
             },
         );
-        play(session, &stream_of(&vec![event; times], "\n"), 50)
+        play(converter, &stream_of(&vec![event; times], "\n"), 50)
             .answer
             .map(|answer| text_of(answer.body))
     };
@@ -264,7 +264,7 @@ fn what_must_be_held_is_bounded() {
     told(fed(text(300), 1, true), "an event of too many bytes");
     told(fed(text(100), 4, false), "an answer of too many bytes");
     let body = r#"{"model":"claude-a","stream":true,"messages":[{"role":"user","content":"q"}]}"#;
-    let session = Session::new(
+    let converter = ResponseConverter::new(
         messages(body).unwrap().context,
         Delivery {
             limits,
@@ -276,7 +276,7 @@ fn what_must_be_held_is_bounded() {
     ];
     events.extend(vec![text(50); 20]);
     told(
-        play(session, &stream_of(&events, "\n"), 50)
+        play(converter, &stream_of(&events, "\n"), 50)
             .answer
             .map(|answer| text_of(answer.body)),
         "has to wait",
@@ -293,7 +293,7 @@ fn tool_names_come_back_as_the_client_has_them() {
     let item = json!({"type": "function_call", "id": "f", "call_id": "c", "name": name, "arguments": "{}"});
     let done = json!({"type": "response.output_item.done", "output_index": 0, "item": item});
     let data = play(
-        session(Endpoint::Messages, &tools),
+        converter(Endpoint::Messages, &tools),
         &stream_of(&[done], "\n"),
         9,
     )
@@ -337,7 +337,7 @@ fn a_character_that_is_cut_into_two_deltas_is_one_for_the_client() {
         let mut events: Vec<&str> = events.iter().map(String::as_str).collect();
         events.push(DONE);
         let answer = play(
-            session(Endpoint::Messages, &json!({})),
+            converter(Endpoint::Messages, &json!({})),
             &raw_stream(&events),
             9,
         );
@@ -356,7 +356,7 @@ fn so_it_is_in_arguments_and_in_thinking() {
     let done = r#"{"type":"response.output_item.done","output_index":0,"item":{"type":"function_call","id":"f","call_id":"c","name":"T"}}"#;
     for added in [call, unnamed] {
         let body = raw_stream(&[added, first, second, done, DONE]);
-        let answer = play(session(Endpoint::Messages, &json!({})), &body, 9).answer;
+        let answer = play(converter(Endpoint::Messages, &json!({})), &body, 9).answer;
         let message = parsed(&answer.expect("an answer").body);
         assert_eq!(message["content"][0]["input"], json!({"a": "🙂"}));
     }
@@ -364,7 +364,7 @@ fn so_it_is_in_arguments_and_in_thinking() {
     let second = r#"{"type":"response.reasoning_summary_text.delta","output_index":0,"summary_index":0,"delta":"\ude42"}"#;
     let body = raw_stream(&[first, second, DONE]);
     let thinks = json!({"thinking": {"type": "adaptive"}});
-    let answer = play(session(Endpoint::Messages, &thinks), &body, 9).answer;
+    let answer = play(converter(Endpoint::Messages, &thinks), &body, 9).answer;
     let message = parsed(&answer.expect("an answer").body);
     assert_eq!(message["content"][0]["thinking"], "🙂");
 }
@@ -393,7 +393,7 @@ fn an_event_whose_data_do_not_say_what_it_is_is_what_its_name_says() {
     };
     for line_end in ["\n", "\r\n"] {
         let received = play(
-            session(Endpoint::Messages, &json!({})),
+            converter(Endpoint::Messages, &json!({})),
             named(line_end).as_bytes(),
             5,
         );
@@ -403,7 +403,11 @@ fn an_event_whose_data_do_not_say_what_it_is_is_what_its_name_says() {
     for (name, status) in [("error", 429), ("message", 429), ("response.failed", 429)] {
         let error = r#"{"error":{"code":"rate_limit_exceeded","message":"m"}}"#;
         let body = format!("event: {name}\ndata: {error}\n\n");
-        let received = play(session(Endpoint::Messages, &json!({})), body.as_bytes(), 5);
+        let received = play(
+            converter(Endpoint::Messages, &json!({})),
+            body.as_bytes(),
+            5,
+        );
         assert_eq!(
             received.answer.map(|answer| answer.status),
             Some(status),
@@ -423,20 +427,20 @@ fn a_response_that_was_cancelled_is_a_failure_however_that_is_told() {
         r#"{"type":"response.done","response":{"status":"canceled","output":[]}}"#,
     ];
     for end in ends {
-        let mut session = session(Endpoint::Messages, &json!({"stream": true}));
+        let mut converter = converter(Endpoint::Messages, &json!({"stream": true}));
         let mut received = Received::default();
-        received.take(session.feed(&raw_stream(&[text, end])));
+        received.take(converter.feed(&raw_stream(&[text, end])));
         assert_eq!(received.whole, Some(false), "{end}");
-        assert!(session.has_untold_failure() && session.log_error().is_none());
+        assert!(converter.has_untold_failure() && converter.log_error().is_none());
         let error = json!({"type": "api_error", "message": "upstream error"});
         assert_eq!(received.data().last().unwrap()["error"], error);
     }
     let whole = r#"{"id":"r","status":"cancelled","output":[]}"#;
-    let answer = play(session(Endpoint::Chat, &json!({})), whole.as_bytes(), 9).answer;
+    let answer = play(converter(Endpoint::Chat, &json!({})), whole.as_bytes(), 9).answer;
     assert_eq!(answer.map(|answer| answer.status), Some(500));
     let done = r#"{"type":"response.done","response":{"status":"incomplete","output":[]}}"#;
     let answer = play(
-        session(Endpoint::Messages, &json!({})),
+        converter(Endpoint::Messages, &json!({})),
         &raw_stream(&[text, done]),
         9,
     )
@@ -458,7 +462,7 @@ fn a_byte_order_mark_before_an_answer_is_taken_off_however_it_is_cut() {
             ("\u{feff}", 500),
         ] {
             let body = [mark.as_bytes(), body].concat();
-            let answer = play(session(Endpoint::Messages, &json!({})), &body, piece).answer;
+            let answer = play(converter(Endpoint::Messages, &json!({})), &body, piece).answer;
             let answer = answer.expect("an answer");
             if body.ends_with(b" \n{}") {
                 let told = text_of(answer.body);
@@ -470,7 +474,7 @@ fn a_byte_order_mark_before_an_answer_is_taken_off_however_it_is_cut() {
         }
     }
     for body in [b"\xef\xbb".as_slice(), b"\xef\xbb\xbf", b" \xef"] {
-        let answer = play(session(Endpoint::Messages, &json!({})), body, 1).answer;
+        let answer = play(converter(Endpoint::Messages, &json!({})), body, 1).answer;
         assert_eq!(answer.map(|answer| answer.status), Some(502));
     }
 }
@@ -489,7 +493,7 @@ fn many_items_that_are_done_leave_room_for_what_waits() {
     }
     events.push(json!({"type": "response.completed", "response": {"output": []}}));
     let answer = play(
-        session(Endpoint::Messages, &json!({})),
+        converter(Endpoint::Messages, &json!({})),
         &stream_of(&events, "\n"),
         1 << 16,
     );
@@ -505,9 +509,9 @@ fn a_call_that_has_no_room_in_the_legacy_form_is_told() {
     };
     let functions = json!({"functions": [{"name": "T"}], "stream": true});
     for (calls, dropped) in [(1, None), (2, Some("function_call.further"))] {
-        let mut session = session(Endpoint::Chat, &functions);
+        let mut converter = converter(Endpoint::Chat, &functions);
         let calls: Vec<Value> = (0..calls).map(call).collect();
-        session.feed(&stream_of(&calls, "\n"));
-        assert_eq!(session.dropped(), dropped);
+        converter.feed(&stream_of(&calls, "\n"));
+        assert_eq!(converter.dropped(), dropped);
     }
 }

@@ -290,10 +290,10 @@ fn an_error_without_a_type_that_comes_in_a_stream_has_the_type_of_every_such_eve
             "requests",
         ),
     ] {
-        let mut session = session(Endpoint::Chat, &json!({"stream": true}));
+        let mut converter = converter(Endpoint::Chat, &json!({"stream": true}));
         let mut received = Received::default();
-        received.take(session.commit());
-        received.take(session.upstream_error(&error(status, body.as_bytes())));
+        received.take(converter.commit());
+        received.take(converter.upstream_error(&error(status, body.as_bytes())));
         assert_eq!(received.data().last().unwrap()["error"]["type"], kind);
     }
     let html = error(429, b"<html>").answer(Protocol::Chat, "r");

@@ -55,8 +55,8 @@ fn text_of(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).expect("what the bridge writes is UTF-8")
 }
 
-/// A session for a request with these members beside a question.
-fn session(endpoint: Endpoint, members: &Value) -> Session {
+/// A converter for a request with these members beside a question.
+fn converter(endpoint: Endpoint, members: &Value) -> ResponseConverter {
     let model = if endpoint == Endpoint::Chat {
         "gpt-5.5"
     } else {
@@ -69,7 +69,7 @@ fn session(endpoint: Endpoint, members: &Value) -> Session {
     let body = body.to_string();
     let converted =
         convert(&request(endpoint, &body), &upstream()).expect("a request that can be converted");
-    Session::new(converted.context, delivery())
+    ResponseConverter::new(converted.context, delivery())
 }
 
 fn delivery() -> Delivery {
@@ -124,12 +124,12 @@ impl Received {
 }
 
 /// Feeds a body in pieces of so many bytes.
-fn play(mut session: Session, body: &[u8], piece: usize) -> Received {
+fn play(mut converter: ResponseConverter, body: &[u8], piece: usize) -> Received {
     let mut received = Received::default();
     for piece in body.chunks(piece) {
-        received.take(session.feed(piece));
+        received.take(converter.feed(piece));
     }
-    received.take(session.finish());
+    received.take(converter.finish());
     received
 }
 

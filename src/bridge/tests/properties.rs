@@ -217,7 +217,7 @@ proptest! {
         let request = ClientRequest { endpoint: Endpoint::Messages, body: &bytes, session: None, group: "" };
         prop_assert!(convert(&request, &upstream()).is_err());
         for endpoint in [Endpoint::Messages, Endpoint::Chat] {
-            let received = play(session(endpoint, &json!({"stream": true})), &bytes, 7);
+            let received = play(converter(endpoint, &json!({"stream": true})), &bytes, 7);
             prop_assert!(received.answer.is_some_and(|answer| answer.status == 502));
         }
         UpstreamError { status: 500, retry_after: None, body: &bytes, own_credential: false, now: 0 }
@@ -235,8 +235,8 @@ proptest! {
             let stop = if endpoint == Endpoint::Chat { "stop" } else { "stop_sequences" };
             let sequences = if stops { json!(["a", "bc"]) } else { json!([]) };
             let asked = json!({"stream": true, "thinking": {"type": "adaptive"}, stop: sequences});
-            let received = play(session(endpoint, &asked), &body, piece);
-            prop_assert_eq!(&received, &play(session(endpoint, &asked), &body, usize::MAX));
+            let received = play(converter(endpoint, &asked), &body, piece);
+            prop_assert_eq!(&received, &play(converter(endpoint, &asked), &body, usize::MAX));
             match (received.whole, endpoint) {
                 (None, _) => prop_assert!(received.answer.is_some() && received.stream.is_empty()),
                 (Some(whole), Endpoint::Chat) => check_chat(&received.data(), whole),

@@ -13,9 +13,7 @@ use uuid::Uuid;
 
 use super::{client_left, cut};
 use crate::accounting::record::Termination;
-use crate::bridge::{
-    Delivery, Limits, Output, STREAM_HEADERS, Session as Conversation, UpstreamError,
-};
+use crate::bridge::{Delivery, Limits, Output, ResponseConverter, STREAM_HEADERS, UpstreamError};
 use crate::codec::body_memory::Lease;
 use crate::codec::error::{Cause, Refusal};
 use crate::config::ServedTier;
@@ -36,7 +34,7 @@ const TURN: Duration = Duration::from_millis(5);
 
 /// An answer to a client.
 pub(super) struct Client {
-    conversation: Conversation,
+    converter: ResponseConverter,
     /// When something has to be written, if nothing comes before.
     pulse: Option<Pulse>,
     /// Memory for an answer that the client gets whole.
@@ -73,7 +71,7 @@ impl Client {
         let lease = context.state.body_memory.lease(0).ok();
         Self {
             lease: lease.filter(|_| !answered.stream),
-            conversation: Conversation::new(answered, delivery(context, prepared)),
+            converter: ResponseConverter::new(answered, delivery(context, prepared)),
             pulse,
             begun: false,
             whole: None,
@@ -138,36 +136,36 @@ impl Client {
 
     /// The request is sent again, without the tier that the upstream refused.
     pub fn without_tier(&mut self) {
-        self.conversation.without_tier();
+        self.converter.without_tier();
     }
 
     pub fn upstream_head(&mut self, content_type: Option<&str>) -> Output {
-        self.conversation.upstream_head(content_type)
+        self.converter.upstream_head(content_type)
     }
 
     pub fn upstream_error(&mut self, error: &UpstreamError<'_>) -> Output {
-        self.conversation.upstream_error(error)
+        self.converter.upstream_error(error)
     }
 
     pub fn feed(&mut self, piece: &[u8]) -> Output {
-        self.conversation.feed(piece)
+        self.converter.feed(piece)
     }
 
     pub fn undecodable(&mut self) -> Output {
-        self.conversation.undecodable()
+        self.converter.undecodable()
     }
 
     pub fn finish(&mut self) -> Output {
-        self.conversation.finish()
+        self.converter.finish()
     }
 
     /// The upstream's answer has broken off.
     pub fn broken(&mut self, context: &RequestContext, error: &Error) -> Output {
         match context.failure_context().ending_of(error) {
             Termination::Timeout | Termination::Refused(Cause::UpstreamTimeout) => {
-                self.conversation.timed_out()
+                self.converter.timed_out()
             }
-            _ => self.conversation.cut(),
+            _ => self.converter.cut(),
         }
     }
 
@@ -200,7 +198,7 @@ impl Client {
     ) -> Result<bool, Stop> {
         self.account(&output)?;
         if matches!(output, Output::End { .. } | Output::Answer(_))
-            && let Some(name) = self.conversation.dropped()
+            && let Some(name) = self.converter.dropped()
             && let Some((_, dropped)) = &mut context.record.bridge
         {
             let separator = if dropped.is_empty() { "" } else { "," };
@@ -241,7 +239,7 @@ impl Client {
             Output::Answer(answer) => answer.body.len(),
             _ => 0,
         };
-        let held = (self.conversation.held() + answer) as u64;
+        let held = (self.converter.held() + answer) as u64;
         lease.grow_to(held)?;
         lease.shrink_to(held);
         Ok(())
@@ -266,9 +264,9 @@ impl Client {
 
     /// How it ends, in the words of the line.
     fn ending(&self) -> Termination {
-        let Some(cause) = self.conversation.log_error() else {
+        let Some(cause) = self.converter.log_error() else {
             // What is billed by are the upstream's bytes and the client's status, neither of which may tell.
-            return match self.begun && self.conversation.has_untold_failure() {
+            return match self.begun && self.converter.has_untold_failure() {
                 true => Termination::Refused(Cause::UpstreamReset),
                 false => Termination::Whole,
             };
@@ -296,9 +294,9 @@ impl Client {
         session: &mut Session,
         context: &mut RequestContext,
     ) -> Result<(), Stop> {
-        let output = match self.conversation.has_begun() {
-            true => self.conversation.ping(),
-            false => self.conversation.commit(),
+        let output = match self.converter.has_begun() {
+            true => self.converter.ping(),
+            false => self.converter.commit(),
         };
         self.rest();
         self.take(session, context, output).await?;

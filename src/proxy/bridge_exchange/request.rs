@@ -7,7 +7,7 @@ use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 
 use super::conversion::{Conversion, Outgoing, outgoing};
-use crate::bridge::{Context, Refusal as BridgeRefusal};
+use crate::bridge::{Refusal as BridgeRefusal, ResponseContext};
 use crate::codec::cut;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::Edits;
@@ -28,7 +28,7 @@ pub(super) struct Prepared {
     /// Where it goes, behind the upstream's own prefix.
     pub target: String,
     /// What its answer is made with.
-    pub context: Context,
+    pub context: ResponseContext,
     /// `service_tier` in its bytes.
     pub tier: Option<String>,
 }

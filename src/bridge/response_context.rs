@@ -8,7 +8,7 @@ use super::options::UpstreamBridge;
 
 /// What a request leaves behind for its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Context {
+pub struct ResponseContext {
     /// The client's protocol.
     pub protocol: Protocol,
     /// The model's name as the client wrote it: the log's `model`, and what the answer calls it.
@@ -35,7 +35,7 @@ pub struct Context {
     pub(crate) carrier: Carrier,
 }
 
-impl Context {
+impl ResponseContext {
     /// Of a request for the model `asked`, which runs on `model`, and in which nothing else is asked for.
     pub(crate) fn new(
         protocol: Protocol,
@@ -43,7 +43,7 @@ impl Context {
         model: &Model<'_>,
         upstream: &UpstreamBridge,
     ) -> Self {
-        Context {
+        ResponseContext {
             protocol,
             requested_model: asked.to_owned(),
             upstream_model: model.name.clone(),

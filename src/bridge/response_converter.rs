@@ -3,12 +3,12 @@
 //! it when something has come, or when time has passed.
 
 use super::client_side::ClientSide;
-use super::context::Context;
 use super::error::Answer;
 use super::fact::Fact;
 use super::failure::{Failure, UpstreamError};
 use super::json::{BYTE_ORDER_MARK, parse};
 use super::reader::Reader;
+use super::response_context::ResponseContext;
 use super::sse::{Decoder, Event};
 use crate::codec::error::Cause;
 use std::borrow::Cow;
@@ -70,9 +70,9 @@ pub enum Output {
     Answer(Answer),
 }
 
-/// One answer.
+/// One answer, converted as it comes.
 #[derive(Debug)]
-pub struct Session {
+pub struct ResponseConverter {
     delivery: Delivery,
     body: Body,
     reader: Reader,
@@ -101,10 +101,10 @@ enum Ending {
     Failed(Failure),
 }
 
-impl Session {
+impl ResponseConverter {
     /// An answer to the request that left this context.
-    pub fn new(context: Context, delivery: Delivery) -> Self {
-        Session {
+    pub fn new(context: ResponseContext, delivery: Delivery) -> Self {
+        ResponseConverter {
             body: Body::Unknown(Vec::new()),
             reader: Reader::new(delivery.limits.waiting),
             client: ClientSide::new(context, &delivery),
