@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::accounting::background::BackgroundResponses;
 use crate::accounting::store::{self, Store, StoreError};
-use crate::cli::check;
+use crate::cli::admin_client::status_of;
 use crate::cli::report::table::{Cell, Table};
 use crate::config::{Config, StateStore};
 use crate::policy::api_key::made_name;
@@ -133,10 +133,8 @@ fn read(state: &StateStore, now: Timestamp) -> Result<Budgets, StoreError> {
 
 fn ask(config: &Config) -> Result<Vec<Row>, String> {
     let admin = &config.admin;
-    let answer =
-        check::status_of(admin).map_err(|why| format!("no proxy answers at {admin}: {why}"))?;
-    let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
-    let status: Status = serde_json::from_str(body)
+    let answer = status_of(admin).map_err(|why| format!("no proxy answers at {admin}: {why}"))?;
+    let status: Status = serde_json::from_slice(&answer)
         .map_err(|why| format!("what answers at {admin} is no proxy of this version: {why}"))?;
     Ok(status.budgets)
 }

@@ -2,19 +2,17 @@
 //! opens it closes again; it leaves no file behind.
 
 use std::fs::OpenOptions;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use crate::accounting::prices::Prices;
 use crate::accounting::store::{Store, StoreError};
+use crate::cli::admin_client::status_of;
 use crate::config::diagnostic::{Diagnostic, Location};
 use crate::config::file::{DEFAULT_ACCESS_LOG, ParsedConfig, ReferencedFile};
 use crate::config::secret_file::FileBytes;
 use crate::config::traces::parse_headers;
-use crate::config::{Config, LogTarget, SocketAddress, StateStore};
+use crate::config::{Config, SocketAddress, StateStore};
 use crate::policy::Policy;
 use crate::policy::endpoint::{Endpoint, classify};
 use crate::server::socket::ListeningSocket;
@@ -22,13 +20,8 @@ use crate::server::tls;
 use crate::upstream::Upstream;
 use crate::upstream::tls::UpstreamTlsConfig;
 
-/// How long another process has to say whether it is this program.
-const ANSWER_TIME: Duration = Duration::from_secs(1);
 /// The unit's `RuntimeDirectory=`.
 const RUNTIME_FOLDER: &str = "/run/tiergate";
-/// More than `/status` of a thousand groups has.
-const MAX_STATUS_BYTES: u64 = 16 * 1024 * 1024;
-
 /// Whether keys and certificates are read. Credentials of systemd can be read by the service, and not by the command of its
 /// `ExecReload`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +67,7 @@ fn read(path: &Path, secrets: Secrets) -> Result<ParsedConfig, Vec<Diagnostic>> 
                 continue;
             }
             ReferencedFile::State(file) => appendable(file).err().map(|why| told(file, &why)),
-            ReferencedFile::AccessLog => None,
+            ReferencedFile::AccessLog(_) => None,
             _ if secrets == Secrets::Unread => None,
             ReferencedFile::Tls(files) => tls::check(files).err().map(|why| why.to_string()),
             ReferencedFile::UpstreamTls(settings) => UpstreamTlsConfig::load(settings)
@@ -103,40 +96,22 @@ fn read(path: &Path, secrets: Secrets) -> Result<ParsedConfig, Vec<Diagnostic>> 
 fn check_written_files(parsed: &mut ParsedConfig) {
     let config = &parsed.config;
     let mut read = vec![
-        ("the configuration", config.path.clone()),
-        ("`policy`", config.policy.clone()),
+        ("the configuration", config.path.as_path()),
+        ("`policy`", config.policy.as_path()),
     ];
     let mut written = Vec::new();
     for (location, file) in &parsed.files {
-        let named: Vec<(&str, PathBuf)> = match file {
-            ReferencedFile::AccessLog => {
-                if let LogTarget::File(file) = &config.access_log.target {
-                    written.push((*location, "`access_log`", file.clone()));
-                }
-                continue;
-            }
-            ReferencedFile::State(file) => {
-                written.push((*location, "`state`", file.clone()));
-                continue;
-            }
-            ReferencedFile::Prices(file) => vec![("`prices`", file.clone())],
-            ReferencedFile::Credential(file) => vec![("`credential_file`", file.clone())],
-            ReferencedFile::RedisPassword(file) => vec![("`password_file`", file.clone())],
-            ReferencedFile::TraceHeaders(file) => vec![("`headers_file`", file.clone())],
-            ReferencedFile::Tls(files) => {
-                vec![("`cert`", files.cert.clone()), ("`key`", files.key.clone())]
-            }
-            ReferencedFile::UpstreamTls(settings) => {
-                let files = settings.files();
-                files.map(|file| ("`tls`", file.to_owned())).collect()
-            }
-        };
-        read.extend(named);
+        if file.is_written() {
+            let named = file.paths().into_iter();
+            written.extend(named.map(|(name, file)| (*location, name, file)));
+        } else {
+            read.extend(file.paths());
+        }
     }
     let mut faults = Vec::new();
     for (at, (location, name, file)) in written.iter().enumerate() {
-        let others = written[..at].iter().map(|(_, name, file)| (*name, file));
-        let mut others = read.iter().map(|(name, file)| (*name, file)).chain(others);
+        let others = written[..at].iter().map(|(_, name, file)| (*name, *file));
+        let mut others = read.iter().copied().chain(others);
         if let Some((other, _)) = others.find(|(_, other)| is_same_file(file, other)) {
             faults.push((*location, format!("{name} and {other} are the same file")));
         }
@@ -184,19 +159,18 @@ fn credential_fault(file: &Path, config: &Config) -> Option<String> {
 
 /// Whether a start could open the access log. The folder of the default is left to the package and to systemd, which make it.
 fn check_log(parsed: &mut ParsedConfig) {
-    let LogTarget::File(file) = &parsed.config.access_log.target else {
-        return;
-    };
-    if file == Path::new(DEFAULT_ACCESS_LOG) && !file.parent().is_some_and(Path::exists) {
-        return;
-    }
-    if let Err(why) = appendable(file) {
-        let mut files = parsed.files.iter();
-        let found = files.find(|(_, file)| matches!(file, ReferencedFile::AccessLog));
-        let location = found.map_or(Location::START, |(location, _)| *location);
-        let message = format!("the access log cannot be written: {}", told(file, &why));
-        let diagnostic = Diagnostic::new(&parsed.config.path, location, message);
-        parsed.diagnostics.push(diagnostic);
+    for (location, file) in &parsed.files {
+        let ReferencedFile::AccessLog(file) = file else {
+            continue;
+        };
+        if file == Path::new(DEFAULT_ACCESS_LOG) && !file.parent().is_some_and(Path::exists) {
+            continue;
+        }
+        if let Err(why) = appendable(file) {
+            let message = format!("the access log cannot be written: {}", told(file, &why));
+            let diagnostic = Diagnostic::new(&parsed.config.path, *location, message);
+            parsed.diagnostics.push(diagnostic);
+        }
     }
 }
 
@@ -270,40 +244,8 @@ fn is_left_to_systemd(socket: &Path) -> bool {
 /// Whether a proxy of this program answers at the admin address.
 fn is_ours(admin: &SocketAddress) -> bool {
     status_of(admin).is_ok_and(|status| {
+        let status = String::from_utf8_lossy(&status);
         let has = |word: &str| status.contains(word);
         has("\"version\"") && has("\"policy\"") && has("\"upstreams\"")
     })
-}
-
-/// What is answered at the admin address to `GET /status`, head and body.
-pub(super) fn status_of(admin: &SocketAddress) -> io::Result<String> {
-    answer_of(admin, "/status")
-}
-
-/// What is answered at the admin address, head and body.
-pub(super) fn answer_of(admin: &SocketAddress, path: &str) -> io::Result<String> {
-    match admin {
-        SocketAddress::Tcp(address) => {
-            let stream = TcpStream::connect_timeout(address, ANSWER_TIME)?;
-            stream.set_read_timeout(Some(ANSWER_TIME))?;
-            stream.set_write_timeout(Some(ANSWER_TIME))?;
-            ask(stream, &address.to_string(), path)
-        }
-        SocketAddress::Unix(socket) => {
-            let stream = UnixStream::connect(socket)?;
-            stream.set_read_timeout(Some(ANSWER_TIME))?;
-            stream.set_write_timeout(Some(ANSWER_TIME))?;
-            ask(stream, "localhost", path)
-        }
-    }
-}
-
-fn ask(mut stream: impl Read + Write, host: &str, path: &str) -> io::Result<String> {
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"
-    )?;
-    let mut answer = Vec::new();
-    stream.take(MAX_STATUS_BYTES).read_to_end(&mut answer)?;
-    Ok(String::from_utf8_lossy(&answer).into_owned())
 }

@@ -1,6 +1,7 @@
 //! The command line: each command asks a function that answers, and says how it ends. Nothing here prints or exits: what is
 //! said goes to [`Streams`], and the binary ends with the code.
 
+mod admin_client;
 mod arguments;
 mod budget;
 pub(crate) mod check;
@@ -279,12 +280,10 @@ fn warnings_of_logs(
 fn ask_health(arguments: &HealthArguments, streams: &mut Streams<'_>) -> Ended {
     let (config, _) = Config::load(&arguments.config.config).map_err(Failure::Diagnostics)?;
     let admin = &config.admin;
-    let answer = check::answer_of(admin, "/readyz")
+    let answer = admin_client::get(admin, "/readyz")
         .map_err(|why| Failure::Other(format!("no proxy answers at {admin}: {why}")))?;
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    streams.print(body)?;
-    let is_ready = head.split(' ').nth(1) == Some("200");
-    Ok(if is_ready { DONE } else { FAILED })
+    streams.print(&answer.body)?;
+    Ok(if answer.status == 200 { DONE } else { FAILED })
 }
 
 fn tell_budgets(arguments: &BudgetArguments, streams: &mut Streams<'_>) -> Ended {

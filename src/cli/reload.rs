@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Deserialize;
 
-use crate::cli::check::status_of;
+use crate::cli::admin_client::status_of;
 use crate::config::SocketAddress;
 
 /// How long the process may take. A policy of 100,000 keys takes about a second.
@@ -55,8 +55,7 @@ fn await_status(
 ) -> Result<Status, String> {
     loop {
         let told = status_of(admin).map_err(|why| format!("no proxy answers at {admin}: {why}"))?;
-        let body = told.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-        let status: Status = serde_json::from_str(body).map_err(|_| {
+        let status: Status = serde_json::from_slice(&told).map_err(|_| {
             format!("what answers at {admin} is not this program, or another version")
         })?;
         if is_wanted(&status) {

@@ -51,7 +51,7 @@ pub(crate) enum ReferencedFile {
     Tls(TlsFiles),
     UpstreamTls(UpstreamTls),
     Credential(PathBuf),
-    AccessLog,
+    AccessLog(PathBuf),
     State(PathBuf),
     RedisPassword(PathBuf),
     TraceHeaders(PathBuf),
@@ -120,6 +120,35 @@ struct ServerSection {
     threads: Field<i64>,
     drain: Field<TimeSpan>,
     upgrade_socket: Field<String>,
+}
+
+impl ReferencedFile {
+    /// The files, each with the setting that names it.
+    pub(crate) fn paths(&self) -> Vec<(&'static str, &Path)> {
+        let (name, file) = match self {
+            ReferencedFile::Tls(files) => {
+                return vec![("`cert`", &files.cert), ("`key`", &files.key)];
+            }
+            ReferencedFile::UpstreamTls(settings) => {
+                return settings.files().map(|file| ("`tls`", file)).collect();
+            }
+            ReferencedFile::Prices(file) => ("`prices`", file),
+            ReferencedFile::Credential(file) => ("`credential_file`", file),
+            ReferencedFile::AccessLog(file) => ("`access_log`", file),
+            ReferencedFile::State(file) => ("`state`", file),
+            ReferencedFile::RedisPassword(file) => ("`password_file`", file),
+            ReferencedFile::TraceHeaders(file) => ("`headers_file`", file),
+        };
+        vec![(name, file)]
+    }
+
+    /// Whether it is written to, and not only read.
+    pub(crate) fn is_written(&self) -> bool {
+        matches!(
+            self,
+            ReferencedFile::AccessLog(_) | ReferencedFile::State(_)
+        )
+    }
 }
 
 impl Config {
@@ -331,7 +360,9 @@ impl Resolver<'_> {
             settings.target = target.unwrap_or(settings.target);
             settings.format = log.format.word(settings.format, &self.diagnostics);
         }
-        self.refer(field.location(), ReferencedFile::AccessLog);
+        if let LogTarget::File(file) = &settings.target {
+            self.refer(field.location(), ReferencedFile::AccessLog(file.clone()));
+        }
         settings
     }
 
