@@ -3,7 +3,7 @@
 //! connection (`server/downstream.rs`) the other; Pingora carries it between them in the connection's digest.
 
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -12,6 +12,7 @@ use pingora_core::protocols::raw_connect::ProxyDigest;
 use tokio::time::Instant;
 
 use crate::upstream::connector::control::{StreamControl, carried, carrying};
+use crate::upstream::waker_slot::WakerSlot;
 
 /// From the event that ends a stream to the end of its message, where the client has left.
 const MESSAGE_END: Duration = Duration::from_secs(1);
@@ -52,7 +53,7 @@ struct State {
     abort_grace: Option<Duration>,
     /// Until when, once the client has left.
     grace_ends: Option<Instant>,
-    waker: Option<Waker>,
+    waker: WakerSlot,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +91,7 @@ impl ClientConnection {
             socket: None,
             abort_grace: None,
             grace_ends: None,
-            waker: None,
+            waker: WakerSlot::default(),
         })))
     }
 
@@ -154,14 +155,14 @@ impl ClientConnection {
         if let Some(socket) = &state.socket {
             socket.drain();
         }
-        state.wake();
+        state.waker.wake();
     }
 
     /// The drain is over: a request whose body has not come is not waited for, so that it can be answered.
     pub fn end_drain(&self) {
         let mut state = self.0.lock();
         state.drain_over = true;
-        state.wake();
+        state.waker.wake();
     }
 
     /// Says whether more of the request's body is to come; the end of a drain interrupts the wait for it.
@@ -186,10 +187,7 @@ impl ClientConnection {
     /// How long to wait for the client's next bytes.
     pub fn wait(&self, cx: &Context<'_>) -> Wait {
         let mut state = self.0.lock();
-        match &mut state.waker {
-            Some(waker) => waker.clone_from(cx.waker()),
-            None => state.waker = Some(cx.waker().clone()),
-        }
+        state.waker.register(cx);
         let until = match state.phase {
             Phase::Request if state.drain_over && state.awaits_body => {
                 // Once: what the client sends while it is answered may be read.
@@ -238,15 +236,7 @@ impl ClientConnection {
             return;
         };
         *ends = (*ends).min(Instant::now() + MESSAGE_END);
-        state.wake();
-    }
-}
-
-impl State {
-    fn wake(&mut self) {
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
+        state.waker.wake();
     }
 }
 

@@ -10,6 +10,7 @@ pub(crate) mod outlier_detection;
 pub(crate) mod peer;
 pub(crate) mod resolver;
 pub(crate) mod tls;
+pub(crate) mod waker_slot;
 
 use std::io;
 use std::sync::Arc;

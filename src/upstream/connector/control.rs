@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +14,8 @@ use pingora_core::protocols::Digest;
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_http::ResponseHeader;
 use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::upstream::waker_slot::WakerSlot;
 
 /// What is awaited from the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +67,7 @@ struct State {
     messages: VecDeque<Bytes>,
     /// Until when the connection sleeps; a limit that ends before it wakes it.
     sleeps_until: Option<Instant>,
-    waker: Option<Waker>,
+    waker: WakerSlot,
 }
 
 /// Whether an error response is kept back until it is whole.
@@ -121,7 +123,7 @@ impl StreamControl {
             upgrade: UpgradeGate::Open,
             messages: VecDeque::new(),
             sleeps_until: None,
-            waker: None,
+            waker: WakerSlot::default(),
         })))
     }
 
@@ -160,12 +162,12 @@ impl StreamControl {
         state.limit = limit;
         state.epoch = state.epoch.wrapping_add(1);
         if state.drains {
-            state.wake();
+            state.waker.wake();
         }
         let Some(limit) = limit else { return };
         let due = Instant::now() + limit;
         if state.sleeps_until.is_none_or(|until| due < until) {
-            state.wake();
+            state.waker.wake();
         }
     }
 
@@ -173,7 +175,7 @@ impl StreamControl {
     pub fn release_request(&self) {
         let mut state = self.0.lock();
         if std::mem::take(&mut state.holds_request) {
-            state.wake();
+            state.waker.wake();
         }
     }
 
@@ -195,7 +197,7 @@ impl StreamControl {
         let mut state = self.0.lock();
         if state.upgrade == UpgradeGate::Closed {
             state.upgrade = UpgradeGate::Opening;
-            state.wake();
+            state.waker.wake();
         }
     }
 
@@ -203,21 +205,21 @@ impl StreamControl {
     pub fn send(&self, message: Bytes) {
         let mut state = self.0.lock();
         state.messages.push_back(message);
-        state.wake();
+        state.waker.wake();
     }
 
     /// The connection is to read as ended.
     pub fn end(&self) {
         let mut state = self.0.lock();
         state.is_ended = true;
-        state.wake();
+        state.waker.wake();
     }
 
     /// The process is about to end: an upgraded connection on which nothing runs is to read as ended.
     pub fn drain(&self) {
         let mut state = self.0.lock();
         state.drains = true;
-        state.wake();
+        state.waker.wake();
     }
 
     /// In which phase the upstream took too long, if it did.
@@ -287,24 +289,9 @@ impl StreamControl {
                 state.upgrade = UpgradeGate::Open;
                 cx.waker().wake_by_ref();
             }
-            UpgradeGate::Closed => state.remember(cx),
+            UpgradeGate::Closed => state.waker.register(cx),
         }
         Poll::Pending
-    }
-}
-
-impl State {
-    fn wake(&mut self) {
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
-    }
-
-    fn remember(&mut self, cx: &Context<'_>) {
-        match &mut self.waker {
-            Some(waker) => waker.clone_from(cx.waker()),
-            None => self.waker = Some(cx.waker().clone()),
-        }
     }
 }
 
@@ -340,7 +327,7 @@ impl Watchdog {
     /// Ready when what is awaited has taken too long.
     pub fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<Phase> {
         let mut state = self.control.0.lock();
-        state.remember(cx);
+        state.waker.register(cx);
         if self.epoch != state.epoch {
             self.epoch = state.epoch;
             self.since = None;

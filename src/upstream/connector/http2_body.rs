@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, ready};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -12,6 +12,8 @@ use h2::SendStream;
 use parking_lot::Mutex;
 use pingora_core::protocols::http::custom::BodyWrite;
 use pingora_core::{Error, ErrorType, Result};
+
+use crate::upstream::waker_slot::WakerSlot;
 
 /// The body of one request.
 #[derive(Default)]
@@ -27,7 +29,7 @@ struct State {
     is_done: bool,
     /// The stream was ended by the upstream before all of it was sent.
     is_refused: bool,
-    sender: Option<Waker>,
+    sender: WakerSlot,
 }
 
 impl OutgoingBody {
@@ -44,7 +46,7 @@ impl OutgoingBody {
         while !state.is_done {
             let waits = ready!(state.poll_piece(cx));
             if waits {
-                remember(&mut state.sender, cx);
+                state.sender.register(cx);
                 return Poll::Pending;
             }
         }
@@ -73,13 +75,13 @@ impl OutgoingBody {
             return;
         }
         state.pieces.push_back(piece);
-        wake(&mut state.sender);
+        state.sender.wake();
     }
 
     fn finish(&self) {
         let mut state = self.0.lock();
         state.is_finished = true;
-        wake(&mut state.sender);
+        state.sender.wake();
     }
 }
 
@@ -117,20 +119,7 @@ impl State {
     fn stop(&mut self) {
         self.is_done = true;
         self.pieces.clear();
-        wake(&mut self.sender);
-    }
-}
-
-fn remember(place: &mut Option<Waker>, cx: &Context<'_>) {
-    match place {
-        Some(waker) => waker.clone_from(cx.waker()),
-        None => *place = Some(cx.waker().clone()),
-    }
-}
-
-fn wake(place: &mut Option<Waker>) {
-    if let Some(waker) = place.take() {
-        waker.wake();
+        self.sender.wake();
     }
 }
 
