@@ -6,6 +6,7 @@ pub mod bridge;
 pub mod diagnostic;
 pub(crate) mod field;
 pub(crate) mod file;
+pub(crate) mod header_name;
 pub(crate) mod limits;
 pub(crate) mod network;
 pub(crate) mod path;

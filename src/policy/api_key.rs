@@ -8,11 +8,12 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use sha2::{Digest, Sha256};
 
 use crate::config::diagnostic::{Diagnostics, Location};
+use crate::config::header_name;
 
-/// The header in which Anthropic's clients send a key.
-pub static X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-/// The header in which Azure's clients send a key.
-pub static API_KEY: HeaderName = HeaderName::from_static("api-key");
+/// The header in which clients of Anthropic send a key.
+pub static X_API_KEY: HeaderName = HeaderName::from_static(header_name::X_API_KEY);
+/// The header in which clients of Azure OpenAI send a key.
+pub static API_KEY: HeaderName = HeaderName::from_static(header_name::API_KEY);
 
 /// The key that a request came with: of several, the one that decides.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -14,6 +14,7 @@ use super::cors;
 use crate::accounting::record::Termination;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::framing::{self, connection_headers};
+use crate::config::header_name;
 use crate::proxy::context::{Body, RequestContext, without_query};
 use crate::proxy::error_mapping::REFUSED;
 use crate::state::State;
@@ -25,7 +26,7 @@ pub(super) const LINGERING_CLOSE_TIME: Duration = Duration::from_secs(2);
 pub(super) const LINGERING_CLOSE_BYTES: usize = 1 << 20;
 
 /// The id of a request, told to its client.
-pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static("x-tiergate-request-id");
+pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static(header_name::REQUEST_ID);
 
 /// Headers that speak of the upstream's connection (RFC 9110 §7.6.1, RFC 9113 §8.2.2).
 static HOP_BY_HOP: [HeaderName; 8] = [

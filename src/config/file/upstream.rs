@@ -12,6 +12,7 @@ use crate::config::bridge::{
 };
 use crate::config::diagnostic::{Location, check_name};
 use crate::config::field::{Field, List, Member, Members, OneOrMany, Section, Word};
+use crate::config::header_name::{API_KEY, REQUEST_ID, X_API_KEY};
 use crate::config::units::TimeSpan;
 use crate::config::upstream::{
     ChatCompletionsMode, ChatStreamUsage, Ejection, ForwardedHeaders, HeaderEdits, HealthCheck,
@@ -48,10 +49,10 @@ const FRAMING_HEADERS: [&str; 13] = [
     "trailer",
     "transfer-encoding",
     "upgrade",
-    "x-tiergate-request-id",
+    REQUEST_ID,
 ];
 /// Headers that carry a key: it belongs into a file.
-const CREDENTIAL_HEADERS: [&str; 3] = ["authorization", "x-api-key", "api-key"];
+const CREDENTIAL_HEADERS: [&str; 3] = ["authorization", X_API_KEY, API_KEY];
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
