@@ -1,0 +1,150 @@
+//! What a start loads of the files that a configuration names, and what follows each of them.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::StartError;
+use crate::accounting::prices::Prices;
+use crate::accounting::store::Store;
+use crate::config::secret_file::FileBytes;
+use crate::config::watch::{FileWatcher, HotReloaded, Review, WatchedFile};
+use crate::config::{Config, Diagnostic, StateStore};
+use crate::policy::{Policy, changes};
+use crate::upstream::Upstream;
+
+pub(super) fn load_policy(
+    config: &Config,
+    followers: &mut Vec<FileWatcher>,
+) -> Result<Arc<HotReloaded<Policy>>, StartError> {
+    let watch = WatchedFile::new(&config.policy);
+    let (policy, warnings) =
+        Policy::load(&config.policy, config).map_err(StartError::Diagnostics)?;
+    warnings.iter().for_each(Diagnostic::log);
+    let live = HotReloaded::new(policy);
+    let (follows, config) = (live.clone(), config.clone());
+    followers.push(FileWatcher::new(watch, move |read| {
+        let parsed = match read.content {
+            Ok(bytes) => Policy::parse(&config.policy, &bytes, &config),
+            Err(why) => Err(vec![Diagnostic::unreadable(&config.policy, &why)]),
+        };
+        follows.publish("policy", parsed, read.requested, changes::review)
+    }));
+    Ok(live)
+}
+
+pub(super) fn load_prices(
+    config: &Config,
+    followers: &mut Vec<FileWatcher>,
+) -> Result<Option<Arc<HotReloaded<Prices>>>, StartError> {
+    let Some(path) = config.prices.clone() else {
+        return Ok(None);
+    };
+    let watch = WatchedFile::new(&path);
+    let live = HotReloaded::new(Prices::load(&path).map_err(StartError::Diagnostics)?);
+    let follows = live.clone();
+    followers.push(FileWatcher::new(watch, move |read| {
+        let parsed = match read.content {
+            Ok(bytes) => Prices::parse(&path, &bytes),
+            Err(why) => Err(vec![Diagnostic::unreadable(&path, &why)]),
+        };
+        let parsed = parsed.map(|prices| (prices, Vec::new()));
+        follows.publish("prices", parsed, read.requested, |_, _| Review {
+            held: None,
+            summary: path.display().to_string(),
+        })
+    }));
+    Ok(Some(live))
+}
+
+/// Where sums outlive the process.
+pub(super) fn open_store(config: &Config) -> Result<Option<Store>, StartError> {
+    let Some(settings) = &config.state else {
+        return Ok(None);
+    };
+    let store = Store::open(settings).map_err(|why| {
+        let what = match settings {
+            StateStore::File(path) => format!("state {}", path.display()),
+            StateStore::Redis(_) => "state".to_owned(),
+        };
+        StartError::Io(what, io::Error::other(why))
+    });
+    store.map(Some)
+}
+
+pub(super) type Upstreams = HashMap<String, Arc<Upstream>>;
+
+pub(super) fn load_upstreams(
+    config: &Config,
+    followers: &mut Vec<FileWatcher>,
+) -> Result<Upstreams, StartError> {
+    let mut upstreams = HashMap::new();
+    for settings in &config.upstreams {
+        let upstream = Upstream::new(settings.clone()).map_err(|why| {
+            StartError::Io(
+                format!("upstream `{}`", settings.name),
+                io::Error::new(io::ErrorKind::InvalidInput, why),
+            )
+        })?;
+        let upstream = Arc::new(upstream);
+        followers.extend(follow_tls(&upstream)?);
+        if let Some(file) = &settings.credential_file {
+            followers.push(follow_credential(&upstream, file)?);
+        }
+        upstreams.insert(settings.name.clone(), upstream);
+    }
+    Ok(upstreams)
+}
+
+/// The upstream's authorities and certificate, read now and whenever one of their files changes.
+fn follow_tls(upstream: &Arc<Upstream>) -> Result<Vec<FileWatcher>, StartError> {
+    let watches: Vec<WatchedFile> = upstream.config.tls.files().map(WatchedFile::new).collect();
+    let name = &upstream.config.name;
+    upstream
+        .load_tls()
+        .map_err(|why| StartError::Io(format!("tls of upstream `{name}`"), why))?;
+    let followers = watches.into_iter().map(|watch| {
+        let upstream = upstream.clone();
+        FileWatcher::new(watch, move |_| {
+            let name = &upstream.config.name;
+            match upstream.load_tls() {
+                Ok(()) => log::info!("upstream `{name}`: tls loaded"),
+                // Certificate and key are two files: between the first and the second they do not fit.
+                Err(why) => {
+                    let told = format!(
+                        "upstream `{name}`: tls not loaded, the last good one stays: {why}"
+                    );
+                    log::warn!("{told}");
+                    return Err(told);
+                }
+            }
+            Ok(())
+        })
+    });
+    Ok(followers.collect())
+}
+
+/// The upstream's key, read now and whenever its file changes.
+fn follow_credential(upstream: &Arc<Upstream>, file: &Path) -> Result<FileWatcher, StartError> {
+    let watch = WatchedFile::new(file);
+    upstream
+        .load_credential(FileBytes::read(file))
+        .map_err(|why| StartError::Io(format!("credential_file {}", file.display()), why))?;
+    let (upstream, file) = (upstream.clone(), file.to_owned());
+    Ok(FileWatcher::new(watch, move |read| {
+        match upstream.load_credential(read.content) {
+            Ok(()) => log::info!("upstream `{}`: key loaded", upstream.config.name),
+            Err(why) => {
+                let name = &upstream.config.name;
+                let told = format!(
+                    "upstream `{name}`: credential_file {}: {why}; the last good key stays",
+                    file.display()
+                );
+                log::error!("{told}");
+                return Err(told);
+            }
+        }
+        Ok(())
+    }))
+}
