@@ -35,6 +35,9 @@ const NORMAL_CLOSURE: u16 = 1000;
 const SWITCHING_PROTOCOLS: u16 = 101;
 
 /// A folder for the command's files, closed to other users, and removed when dropped.
+///
+/// # Errors
+/// Where it cannot be made.
 pub(crate) fn temporary_folder() -> io::Result<TempDir> {
     tempfile::Builder::new()
         .prefix("tiergate-")
@@ -61,6 +64,9 @@ pub(crate) fn isolate(config: &mut Config, folder: &Path) {
 }
 
 /// Serves until `play` has returned and the proxy has drained: every request then has its line.
+///
+/// # Errors
+/// Those of `play`, and a panic of the proxy.
 pub(crate) fn while_serving<T>(
     server: Server,
     play: impl FnOnce() -> io::Result<T>,
@@ -89,6 +95,9 @@ pub(crate) struct Answer {
 pub(crate) type Headers<'h> = &'h [(&'static str, &'h str)];
 
 /// Posts JSON on a connection of its own, and reads the answer to its end.
+///
+/// # Errors
+/// Where the proxy cannot be reached, or the answer is cut.
 pub(crate) async fn post(
     proxy: SocketAddr,
     path: &str,
@@ -127,6 +136,9 @@ pub(crate) async fn post(
 
 /// Sends one message over a WebSocket of its own, and listens until a message of the other side is the last one. It also
 /// returns where no WebSocket is opened, or it ends before.
+///
+/// # Errors
+/// Where the proxy cannot be reached, or the connection breaks.
 pub(crate) async fn websocket_request(
     proxy: SocketAddr,
     path: &str,

@@ -15,6 +15,8 @@ const PREFIX: &str = "sk-tg-";
 pub(super) struct NewKey(String);
 
 impl NewKey {
+    /// A key of random bytes.
+    ///
     /// # Errors
     /// Where the system has no random bytes.
     pub(super) fn generate() -> io::Result<NewKey> {
@@ -26,6 +28,7 @@ impl NewKey {
         Ok(NewKey(format!("{PREFIX}{}", hex::encode(bytes))))
     }
 
+    /// The key itself.
     pub(super) fn secret(&self) -> &str {
         &self.0
     }

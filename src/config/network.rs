@@ -1,4 +1,5 @@
-//! Networks of proxies whose word on where a request comes from is taken. How that word is read stands with the server.
+//! Networks of proxies whose word on where a request comes from is taken. How that word is read stands in
+//! `proxy/client_ip.rs`.
 
 use std::net::IpAddr;
 

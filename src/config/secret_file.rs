@@ -18,6 +18,8 @@ const SPARE_BYTES: usize = 64;
 pub struct FileBytes(Vec<u8>);
 
 impl FileBytes {
+    /// The content of a file.
+    ///
     /// # Errors
     /// Those of reading it, and `FileTooLarge` beyond [`MAX_BYTES`].
     pub fn read(path: &Path) -> io::Result<FileBytes> {

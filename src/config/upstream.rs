@@ -222,6 +222,7 @@ impl UpstreamKind {
         self.into()
     }
 
+    /// What settings of such an upstream are where the configuration does not say otherwise.
     pub(crate) fn presets(self) -> Presets {
         use ServedTier::{Ignored, Trusted};
         let (served_tier, messages) = match self {

@@ -1,4 +1,4 @@
-//! YAML files as values of Rust types, by serde. What the types are stands with each file: `config/file.rs`,
+//! YAML files as values of Rust types, by serde. What the types are stands with each file: `config/file`,
 //! `policy/file.rs`, `accounting/prices/file.rs`. Every error is told by its kind and place, never by the text of the
 //! library, which may quote an API key.
 
@@ -15,7 +15,10 @@ use crate::config::secret_file::{FileBytes, MAX_BYTES};
 /// The deepest of our files has five levels.
 const MAX_NESTING: usize = 32;
 
-/// The bytes of a file; one that cannot be read, or is beyond all sense large, is a mistake at its first line.
+/// The bytes of a file.
+///
+/// # Errors
+/// One that cannot be read, or is beyond all sense large, is a mistake at its first line.
 pub(crate) fn read(path: &Path) -> Result<FileBytes, Diagnostic> {
     FileBytes::read(path).map_err(|error| Diagnostic::unreadable(path, &error))
 }
@@ -66,7 +69,7 @@ fn options(length: usize) -> Options {
             max_nodes: most,
             max_total_scalar_bytes: most,
         },
-        // Every mapping is read by `field.rs`, which says where the first one stands; what it might let by is refused by
+        // Every mapping is read by `config/field`, which says where the first one stands; what it might let by is refused by
         // the derived types.
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
         merge_keys: MergeKeyPolicy::Error,

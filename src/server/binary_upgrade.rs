@@ -1,5 +1,6 @@
 //! The process that comes after this one: the program as it lies on the disk by then, started with the same arguments
-//! to take the sockets over. How they are handed to it is `upgrade.rs`'s.
+//! to take the sockets over. How they are handed to it is that of
+//! [`socket_handover`](super::socket_handover).
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -55,6 +56,9 @@ impl NewProcess {
     }
 
     /// Returns when a process that was started has ended, which it does only if it cannot take over.
+    ///
+    /// # Errors
+    /// Where it cannot be waited for.
     pub async fn failed(&mut self) -> io::Result<ExitStatus> {
         let Some(child) = &mut self.running else {
             return std::future::pending().await;

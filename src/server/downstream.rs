@@ -63,6 +63,7 @@ enum Version {
 }
 
 impl<S: IO> Downstream<S> {
+    /// A connection whose requests are those of `connection`.
     pub fn http1(io: S, connection: Arc<ClientConnection>) -> Self {
         let digest = connection.digest();
         Self::new(

@@ -161,13 +161,13 @@ impl Server {
     }
 }
 
-/// Tasks that are ready should have their turns in the order in which they became so, however many they are.
+/// Threads that give tasks their turns in the order in which they became ready, however many they are.
 ///
 /// With several threads, each has a queue of 256 and moves what is too much to one that all share, into which Tokio looks
 /// seldom as long as there is work in the first, and always first if told so: then those in the small one wait instead.
-/// A third of the turns for the shared one is even enough. One thread has a queue without such a limit. With 400 clients on
-/// a core that cannot keep up, of which each should wait for 10 ms, one of a hundred waited for 62 ms before and waits for
-/// 12 now; and a request takes a twentieth less, for nothing has to be safe from other threads.
+/// A third of the turns for the shared one is even enough. One thread has a queue without such a limit, and nothing in its
+/// runtime has to be safe from other threads, so that a request takes a twentieth less. With 400 clients on a core that
+/// cannot keep up, of which each should wait for 10 ms, one of a hundred waits for 12.
 fn runtime(threads: usize) -> Result<Runtime, StartError> {
     let mut builder = match threads {
         1 => Builder::new_current_thread(),

@@ -23,6 +23,7 @@ const H2_HEADER_SLACK_BYTES: u32 = 16 * 1024;
 /// nothing holds 64 KiB, and the others go on. The h2 crate takes small frames in proportion to it.
 const H2_CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 
+/// Pingora's proxy with this one's phases and connector.
 pub fn build(state: &Arc<State>) -> Arc<Proxy> {
     let conf = ServerConf {
         threads: state.config.server.threads,

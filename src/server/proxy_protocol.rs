@@ -25,6 +25,8 @@ pub enum Header {
     Whole(Option<SocketAddr>),
 }
 
+/// The header at the beginning of a connection, as far as it is here.
+///
 /// # Errors
 /// Why these bytes begin no header.
 pub fn parse(bytes: &[u8]) -> Result<Header, &'static str> {

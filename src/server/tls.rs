@@ -23,7 +23,7 @@ use crate::config::watch::{FileWatcher, WatchedFile};
 pub struct HotReloadedAcceptor {
     acceptor: Arc<Acceptor>,
     certificate: Arc<HotCertificate>,
-    /// As [`Loaded::expiry`].
+    /// Metric of the moment at which the certificate in use ends.
     expiry: IntGauge,
 }
 
@@ -68,6 +68,7 @@ impl HotReloadedAcceptor {
         Ok((live, watchers.into()))
     }
 
+    /// The acceptor for the next handshake.
     pub fn current(&self) -> Arc<Acceptor> {
         self.acceptor.clone()
     }
@@ -93,7 +94,7 @@ impl HotReloadedAcceptor {
 /// Whether a listener could be opened with these files.
 ///
 /// # Errors
-/// As of [`HotReloadedAcceptor::load`].
+/// Where the files cannot be read or do not belong together.
 pub fn check(files: &TlsFiles) -> io::Result<()> {
     load(files).map(drop)
 }

@@ -14,6 +14,7 @@ use crate::config::{Config, Diagnostic, StateStore};
 use crate::policy::{Policy, changes};
 use crate::upstream::Upstream;
 
+/// The policy, read now and whenever its file changes.
 pub(super) fn load_policy(
     config: &Config,
     followers: &mut Vec<FileWatcher>,
@@ -34,6 +35,7 @@ pub(super) fn load_policy(
     Ok(live)
 }
 
+/// The prices, read now and whenever their file changes; none where none are configured.
 pub(super) fn load_prices(
     config: &Config,
     followers: &mut Vec<FileWatcher>,
@@ -59,6 +61,9 @@ pub(super) fn load_prices(
 }
 
 /// Where sums outlive the process.
+///
+/// # Errors
+/// Where it cannot be opened.
 pub(super) fn open_store(config: &Config) -> Result<Option<Store>, StartError> {
     let Some(settings) = &config.state else {
         return Ok(None);
@@ -75,6 +80,7 @@ pub(super) fn open_store(config: &Config) -> Result<Option<Store>, StartError> {
 
 pub(super) type Upstreams = HashMap<String, Arc<Upstream>>;
 
+/// The upstreams by their names, with their keys and TLS files, which are read now and whenever they change.
 pub(super) fn load_upstreams(
     config: &Config,
     followers: &mut Vec<FileWatcher>,

@@ -1,5 +1,6 @@
 //! Asks the addresses of upstreams whether they work, where the configuration wants it: a connection, or a GET without
-//! credentials, apart from all requests. What follows from the answers is `health.rs`'s.
+//! credentials, apart from all requests. What follows from the answers is that of
+//! [`outlier_detection`](super::outlier_detection).
 
 use std::sync::Arc;
 

@@ -148,6 +148,7 @@ impl Health {
         (before.is_failing() != record.check.is_failing()).then(|| !record.check.is_failing())
     }
 
+    /// How the address fares now, for `/status` and the metrics.
     pub fn snapshot(&self) -> HealthSnapshot {
         let record = self.record.lock();
         let left = |until: u64| Duration::from_millis(until.saturating_sub(now()));

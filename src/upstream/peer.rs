@@ -19,6 +19,7 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive {
 };
 
 impl config::Upstream {
+    /// How one socket of this upstream is reached, with the limits of its settings.
     pub(super) fn peer(&self, socket: &SocketAddress, url: &Url) -> HttpPeer {
         let mut peer = peer(socket, url, self.tls.server_name.as_deref());
         let options = &mut peer.options;

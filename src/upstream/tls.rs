@@ -41,6 +41,8 @@ impl Default for UpstreamTlsConfig {
 }
 
 impl UpstreamTlsConfig {
+    /// Reads the files of an upstream's `tls`.
+    ///
     /// # Errors
     /// Where a file cannot be read, or is not what it should be.
     pub fn load(settings: &UpstreamTls) -> io::Result<Self> {

@@ -116,6 +116,7 @@ pub struct CostChange {
 type Rule = BTreeMap<&'static str, String>;
 
 impl Diff {
+    /// Which groups, keys and unlisted keys the two policies treat otherwise.
     pub fn between(old: &Policy, new: &Policy) -> Self {
         Self {
             groups: differing_groups(old, new),
@@ -153,6 +154,7 @@ impl Diff {
         lines.result()
     }
 
+    /// Whether both policies treat every key alike.
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty() && self.keys.is_empty() && self.unlisted.is_none()
     }

@@ -12,6 +12,9 @@ use crate::proxy::upstream_request::{HeadEdit, Length};
 use crate::upstream::Upstream;
 
 /// The head of a converted request as the upstream gets it.
+///
+/// # Errors
+/// Where a value cannot stand in a header.
 pub(super) fn bridged_head(
     request: &Request,
     decision: &Decision,
@@ -40,6 +43,9 @@ pub(super) fn bridged_head(
 }
 
 /// The head as the upstream gets it.
+///
+/// # Errors
+/// Where a value cannot stand in a header.
 pub(super) fn outgoing_head(
     request: &Request,
     decision: &Decision,

@@ -24,6 +24,8 @@ pub struct Request {
 }
 
 impl Caller {
+    /// The key of that name in the policy.
+    ///
     /// # Errors
     /// Where no key or more than one has the name.
     pub fn by_name(name: &str, policy: &Policy) -> Result<Caller, String> {
@@ -35,6 +37,8 @@ impl Caller {
         }
     }
 
+    /// The key whose SHA-256 is written so: `sha256:` and 64 hexadecimal digits.
+    ///
     /// # Errors
     /// Where the text is no digest.
     pub fn by_digest(text: &str) -> Result<Caller, String> {

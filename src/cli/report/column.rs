@@ -188,6 +188,8 @@ impl Columns<'_> {
         LEFT_OUT.into_iter().map(Column::Sum)
     }
 
+    /// The column of this name.
+    ///
     /// # Errors
     /// Where there is no column of that name; the message names those that there are.
     pub(super) fn find(&self, name: &str) -> Result<Column, String> {

@@ -27,6 +27,9 @@ pub(crate) struct Lines {
 }
 
 /// Looks at each log, so that a wrong name is told before hours of reading and not after.
+///
+/// # Errors
+/// The first log that cannot be read.
 pub(crate) fn check_readable(logs: &[PathBuf]) -> Result<(), ReportError> {
     for path in logs.iter().filter(|path| path.as_path() != Path::new("-")) {
         check_file(path).map_err(|error| ReportError::Open {
@@ -124,6 +127,9 @@ impl Lines {
     }
 
     /// Says what is to be known about the lines that were read.
+    ///
+    /// # Errors
+    /// Those of `notes`.
     pub(crate) fn tell(&self, notes: &mut impl Write) -> io::Result<()> {
         if self.unreadable > 0 {
             writeln!(notes, "unreadable lines, not counted: {}", self.unreadable)?;
@@ -135,6 +141,8 @@ impl Lines {
         gaps.try_for_each(|gaps| writeln!(notes, "{gaps}"))
     }
 
+    /// Whether all of every log was counted.
+    ///
     /// # Errors
     /// Where not all could be read.
     pub(crate) fn result(&self) -> Result<(), ReportError> {

@@ -54,6 +54,9 @@ pub enum RawLine<'a> {
 impl LogReader {
     /// Opens a file; `-` is the standard input. Its first bytes, not its name, tell whether it is compressed, so a rotated
     /// file may have any name.
+    ///
+    /// # Errors
+    /// Where the file cannot be read, or is compressed in another way.
     pub fn open(path: &Path) -> io::Result<LogReader> {
         let file: Box<dyn Read> = if path == Path::new("-") {
             Box::new(io::stdin())
@@ -64,6 +67,9 @@ impl LogReader {
     }
 
     /// As [`LogReader::open`], over any source.
+    ///
+    /// # Errors
+    /// As there.
     pub fn new(mut source: Box<dyn Read>) -> io::Result<LogReader> {
         let mut magic = Vec::with_capacity(MAGIC);
         source.by_ref().take(MAGIC as u64).read_to_end(&mut magic)?;
@@ -96,8 +102,10 @@ impl LogReader {
         })
     }
 
-    /// The next line, or `None` at the end. A last line without line feed counts as a line. After an error (damaged
-    /// compression, a disk that fails) the rest of the file cannot be read.
+    /// The next line, or `None` at the end. A last line without line feed counts as a line.
+    ///
+    /// # Errors
+    /// Damaged compression, or a disk that fails; the rest of the file cannot be read then.
     pub fn next_line(&mut self) -> io::Result<Option<RawLine<'_>>> {
         let mut searched = self.start;
         loop {

@@ -144,7 +144,10 @@ impl PartialOrd for Cell {
 }
 
 impl Table {
-    /// Writes the table in the given format. The error is that of `out`.
+    /// Writes the table in the given format.
+    ///
+    /// # Errors
+    /// Those of `out`.
     pub fn write(&self, format: Format, out: &mut impl Write) -> io::Result<()> {
         match format {
             Format::Table => self.write_for_people(out),

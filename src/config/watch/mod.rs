@@ -33,9 +33,8 @@ const POLL_OFTEN: Duration = Duration::from_millis(25);
 const SETTLED_AFTER: Duration = Duration::from_millis(100);
 /// A file that never settles is taken after this all the same.
 const MAX_SETTLE_TIME: Duration = Duration::from_secs(1);
-/// How much more willing than others the reload thread is to wait. With 100,000 keys exchanged on the one busy core that serves,
-/// requests waited no longer than where the reload gave way every 100 µs by itself (p99 11 against 23 ms), and it took half
-/// the time; 10 and 19 made the reload slower and requests no faster.
+/// How much more willing than others the reload thread is to wait. With 100,000 keys exchanged on the one busy core that
+/// serves, more makes the reload slower and requests no faster.
 const NICE: i32 = 5;
 /// A writer that has not closed the file for this long is told of.
 const LONG_WRITE: Duration = Duration::from_secs(10);

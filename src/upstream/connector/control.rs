@@ -237,10 +237,12 @@ impl StreamControl {
         self.0.lock().is_shared = true;
     }
 
+    /// Whether other requests run on the connection.
     pub fn is_shared(&self) -> bool {
         self.0.lock().is_shared
     }
 
+    /// Whether the connection is one of HTTP/2.
     pub fn is_http2(&self) -> bool {
         self.0.lock().is_http2
     }
@@ -255,6 +257,7 @@ impl StreamControl {
         self.0.lock().error = body.map_or(KeptError::Unwanted, KeptError::Kept);
     }
 
+    /// What is awaited now.
     pub(super) fn phase(&self) -> Phase {
         self.0.lock().phase
     }
@@ -266,6 +269,7 @@ impl StreamControl {
         state.upgrades && state.phase == Phase::Idle
     }
 
+    /// Whether the connection is to read as ended.
     pub(super) fn is_ended(&self) -> bool {
         let state = self.0.lock();
         state.is_ended || (state.drains && state.phase == Phase::UpgradedIdle)
@@ -276,6 +280,7 @@ impl StreamControl {
         self.0.lock().messages.pop_front()
     }
 
+    /// Whether nothing of the request is to leave yet.
     pub(super) fn holds_request(&self) -> bool {
         self.0.lock().holds_request
     }

@@ -107,6 +107,7 @@ impl Http2Session {
         self.session
     }
 
+    /// Whether the response is whole, and only the end of its stream is still to come.
     pub(super) fn ends_later(&self) -> bool {
         self.response.is_whole && !self.response.is_ended
     }
