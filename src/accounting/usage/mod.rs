@@ -167,6 +167,12 @@ impl Usage {
                 input_tokens: Some(input + rest),
                 ..self
             }
+        } else if rest == cache.saturating_add(reasoning) {
+            Self {
+                input_tokens: Some(input + cache),
+                output_tokens: Some(output + reasoning),
+                ..self
+            }
         } else {
             self
         }

@@ -73,9 +73,32 @@ struct Counts {
     native: Usage,
     /// In other spellings that compatible upstreams have.
     foreign: Usage,
-    /// Tokens that were written to a cache, summed over the lifetimes.
-    written: Option<u64>,
+    /// Tokens that were written to a cache, by their lifetimes, in each place that tells it.
+    written: [Written; WrittenIn::COUNT],
     total: Option<u64>,
+}
+
+/// Tokens that were written to a cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Written {
+    all: Option<u64>,
+    /// Those that live for an hour or longer.
+    long: u64,
+}
+
+/// Where cache writes are told by their lifetimes. Relays repeat them in their own spelling.
+#[derive(Clone, Copy, Debug)]
+enum WrittenIn {
+    /// An object within the usage.
+    Usage,
+    /// An object within the details of the input.
+    Details,
+    /// Members of the usage itself.
+    Members,
+}
+
+impl WrittenIn {
+    const COUNT: usize = 3;
 }
 
 /// Follows the paths that have facts.
@@ -104,7 +127,7 @@ enum Object {
     InputDetails(Spelling),
     OutputDetails(Spelling),
     /// Cache writes by how long they live.
-    Lifetimes,
+    Lifetimes(WrittenIn),
     Message,
     MessagesEvent,
     MessageDelta,
@@ -145,7 +168,7 @@ enum Fact {
     Array,
     Count(Spelling, Class),
     Total,
-    Written { is_long: bool },
+    Written { place: WrittenIn, is_long: bool },
     Error(ErrorPart),
     FlatError(ErrorPart),
 }
@@ -193,8 +216,12 @@ impl ResponseFields {
     pub fn usage(&self, shape: Shape) -> Usage {
         let counts = &self.counts;
         let mut usage = counts.foreign;
-        usage.cache_write_tokens = more_than_none(usage.cache_write_tokens, counts.written);
+        let written = counts.written();
+        usage.cache_write_tokens = more_than_none(usage.cache_write_tokens, written.all);
         usage.update(counts.native);
+        // No more than were written at all.
+        let all = usage.cache_write_tokens.unwrap_or(0);
+        usage.cache_write_long_tokens = written.all.map(|_| written.long.min(all));
         match (shape, counts.total) {
             (Shape::Chat | Shape::Choice, Some(total)) => usage.account_for(total),
             _ => usage,
@@ -226,7 +253,7 @@ impl ResponseFields {
             Fact::Array => {}
             Fact::Count(spelling, class) => self.counts.learn(spelling, class, value),
             Fact::Total => learn_count(&mut self.counts.total, value),
-            Fact::Written { is_long } => self.counts.learn_written(is_long, value),
+            Fact::Written { place, is_long } => self.counts.learn_written(place, is_long, value),
             Fact::Error(part) => self.error.learn(part, value),
             Fact::FlatError(part) => self.flat_error.learn(part, value),
         }
@@ -283,20 +310,29 @@ impl Counts {
         }
     }
 
-    fn learn_written(&mut self, is_long: bool, value: Value<'_>) {
+    fn learn_written(&mut self, place: WrittenIn, is_long: bool, value: Value<'_>) {
         let mut told = None;
         learn_count(&mut told, value);
         let Some(told) = told else {
             return;
         };
-        let add = |sum: &mut Option<u64>, more: u64| {
-            *sum = Some(sum.unwrap_or(0).saturating_add(more));
-        };
-        add(&mut self.written, told);
-        add(
-            &mut self.native.cache_write_long_tokens,
-            if is_long { told } else { 0 },
-        );
+        let written = &mut self.written[place as usize];
+        written.all = Some(written.all.unwrap_or(0).saturating_add(told));
+        if is_long {
+            written.long = written.long.saturating_add(told);
+        }
+    }
+
+    /// What the first place tells that tells anything.
+    fn written(&self) -> Written {
+        let told = |written: &&Written| written.all.is_some_and(|count| count > 0);
+        let any = |written: &&Written| written.all.is_some();
+        let mut places = self.written.iter();
+        let first = self.written.iter().find(told);
+        first
+            .or_else(|| places.find(any))
+            .copied()
+            .unwrap_or_default()
     }
 }
 
@@ -554,12 +590,13 @@ impl Object {
             (
                 InputDetails(_),
                 b"cache_write_tokens_details" | b"cache_creation_token_details" | b"cache_creation",
-            ) => Member::Inner(Object::Lifetimes),
+            ) => Member::Inner(Object::Lifetimes(WrittenIn::Details)),
             (OutputDetails(spelling), b"reasoning_tokens" | b"thinking_tokens") => {
                 count(spelling, Reasoning)
             }
-            (Object::Lifetimes, key) => match lifetime(key) {
+            (Object::Lifetimes(place), key) => match lifetime(key) {
                 Some(seconds) => Member::Fact(Fact::Written {
+                    place,
                     is_long: seconds >= LONG_LIFETIME,
                 }),
                 None => Member::Other,
@@ -583,9 +620,9 @@ fn foreign_member_of_usage(key: &[u8]) -> Member {
         | b"num_cached_tokens"
         | b"cache_read_input_tokens" => count(CachedInput),
         b"cache_creation_input_tokens" => count(CacheWrite),
-        b"cache_creation" => Member::Inner(Object::Lifetimes),
-        b"claude_cache_creation_5_m_tokens" => Member::Fact(Fact::Written { is_long: false }),
-        b"claude_cache_creation_1_h_tokens" => Member::Fact(Fact::Written { is_long: true }),
+        b"cache_creation" => Member::Inner(Object::Lifetimes(WrittenIn::Usage)),
+        b"claude_cache_creation_5_m_tokens" => written_member(false),
+        b"claude_cache_creation_1_h_tokens" => written_member(true),
         b"input_tokens_details" | b"prompt_tokens_details" | b"prompt_token_details" => {
             Member::Inner(Object::InputDetails(Spelling::Foreign))
         }
@@ -597,6 +634,13 @@ fn foreign_member_of_usage(key: &[u8]) -> Member {
     }
 }
 
+fn written_member(is_long: bool) -> Member {
+    Member::Fact(Fact::Written {
+        place: WrittenIn::Members,
+        is_long,
+    })
+}
+
 /// <https://platform.claude.com/docs/en/api/messages>: `usage`, and the like of an iteration.
 fn member_of_messages_usage(key: &[u8]) -> Member {
     let count = |class| Member::Fact(Fact::Count(Spelling::Native, class));
@@ -604,7 +648,14 @@ fn member_of_messages_usage(key: &[u8]) -> Member {
         b"input_tokens" => count(Class::Input),
         b"cache_read_input_tokens" => count(Class::CachedInput),
         b"cache_creation_input_tokens" => count(Class::CacheWrite),
-        b"cache_creation" => Member::Inner(Object::Lifetimes),
+        b"cache_creation" => Member::Inner(Object::Lifetimes(WrittenIn::Usage)),
+        b"claude_cache_creation_5_m_tokens" => written_member(false),
+        b"claude_cache_creation_1_h_tokens" => written_member(true),
+        // Moonshot fills this beside a zero of the API's own member, as DeepSeek does the other
+        // (<https://github.com/Wei-Shaw/sub2api/pull/497>).
+        b"cached_tokens" | b"prompt_cache_hit_tokens" => {
+            Member::Fact(Fact::Count(Spelling::Foreign, Class::CachedInput))
+        }
         b"output_tokens" => count(Class::Output),
         b"output_tokens_details" => Member::Inner(Object::OutputDetails(Spelling::Native)),
         b"service_tier" => Member::Fact(Fact::Tier),

@@ -145,6 +145,7 @@ impl Tally {
         match facts.kind.as_str() {
             "message_start" | "message_delta" => {
                 self.name(facts);
+                self.move_input_to_cache(document.usage());
                 self.count(document);
             }
             "message_stop" if whole => return self.end("message_stop"),
@@ -155,6 +156,15 @@ impl Tally {
         }
         if whole && facts.stopped {
             self.end("message_delta");
+        }
+    }
+
+    /// Some relays begin with the whole prompt as input, and tell later that all of it came from the cache: a zero that is one
+    /// (<https://github.com/maximhq/bifrost/pull/6598>).
+    fn move_input_to_cache(&mut self, newer: Usage) {
+        let cached = |usage: Usage| usage.cached_input_tokens.unwrap_or(0);
+        if newer.input_tokens == Some(0) && cached(newer) > 0 && cached(self.usage) == 0 {
+            self.usage.input_tokens = Some(0);
         }
     }
 

@@ -1324,3 +1324,86 @@ fn what_clients_pass_over_takes_no_counts_away() {
         );
     }
 }
+
+// What relays repeat.
+
+fn message_usage(usage: &str) -> Usage {
+    plain(
+        Messages,
+        &format!(r#"{{"type":"message","usage":{{{usage}}}}}"#),
+    )
+    .usage
+}
+
+#[test]
+fn lifetimes_that_are_told_in_two_places_count_once() {
+    let once =
+        r#""cache_creation":{"ephemeral_5m_input_tokens":100,"ephemeral_1h_input_tokens":200}"#;
+    let again = r#""claude_cache_creation_5_m_tokens":100,"claude_cache_creation_1_h_tokens":200"#;
+    let details = r#""prompt_tokens_details":{"cached_creation_tokens":300,"cache_creation_token_details":{"ephemeral_5m_input_tokens":100,"ephemeral_1h_input_tokens":200}}"#;
+    let written = |usage: Usage| (usage.cache_write_tokens, usage.cache_write_long_tokens);
+    let expected = (Some(300), Some(200));
+    for told in [
+        once,
+        again,
+        &format!("{once},{again}"),
+        &format!("{again},{once}"),
+    ] {
+        let usage = message_usage(&format!(r#""input_tokens":1,"output_tokens":2,{told}"#));
+        assert_eq!(written(usage), expected, "{told}");
+    }
+    for told in [
+        details,
+        &format!("{details},{again}"),
+        &format!("{details},{once}"),
+    ] {
+        let usage = chat_usage(&format!(
+            r#"{{"prompt_tokens":400,"completion_tokens":2,{told}}}"#
+        ));
+        assert_eq!(written(usage), expected, "{told}");
+    }
+    let more = r#""input_tokens":1,"cache_creation_input_tokens":30,"cache_creation":{"ephemeral_1h_input_tokens":40}"#;
+    assert_eq!(written(message_usage(more)), (Some(30), Some(30)));
+}
+
+#[test]
+fn a_cache_hit_of_messages_may_be_told_by_another_name() {
+    for name in ["cached_tokens", "prompt_cache_hit_tokens"] {
+        let told = format!(
+            r#""input_tokens":100,"cache_read_input_tokens":0,"{name}":40,"output_tokens":10"#
+        );
+        let usage = message_usage(&told);
+        assert_eq!(
+            (usage.cached_input_tokens, usage.input_tokens),
+            (Some(40), Some(140))
+        );
+    }
+}
+
+#[test]
+fn a_prompt_that_turns_out_to_be_cached_counts_once() {
+    let start = r#"{"type":"message_start","message":{"id":"m","usage":{"input_tokens":1000,"output_tokens":0}}}"#;
+    let delta = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"input_tokens":0,"cache_read_input_tokens":1000,"output_tokens":5}}"#;
+    let usage = stream(Messages, &[start, delta]).usage;
+    assert_eq!(
+        (usage.input_tokens, usage.cached_input_tokens),
+        (Some(1000), Some(1000))
+    );
+    let late_zero = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"input_tokens":0,"output_tokens":5}}"#;
+    let usage = stream(Messages, &[start, late_zero]).usage;
+    assert_eq!(
+        (usage.input_tokens, usage.output_tokens),
+        (Some(1000), Some(5))
+    );
+}
+
+#[test]
+fn cache_and_reasoning_that_both_stand_beside_the_counts_are_added() {
+    let usage = chat_usage(
+        r#"{"prompt_tokens":60,"completion_tokens":10,"total_tokens":160,"prompt_tokens_details":{"cached_tokens":40},"completion_tokens_details":{"reasoning_tokens":50}}"#,
+    );
+    assert_eq!(
+        (usage.input_tokens, usage.output_tokens),
+        (Some(100), Some(60))
+    );
+}
