@@ -2,6 +2,8 @@
 
 use std::process::{Command, Output};
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::support::eventually;
@@ -99,6 +101,23 @@ fn the_sums_of_a_file_are_shown_by_group_and_key() {
         words[..6],
         ["single", "carl", "week", "2.00", "0.5000", "25.0%"]
     );
+}
+
+#[test]
+fn what_was_spent_a_moment_ago_survives_a_kill() {
+    /// Far below the second between two exchanges of an idle process.
+    const MOMENT: Duration = Duration::from_millis(300);
+    for _ in 0..3 {
+        let (mut proxy, _upstream) = spending("state: state.redb");
+        std::thread::sleep(MOMENT);
+        proxy.kill();
+        let told = rows(&budget(&proxy, &["--format", "json"]));
+        assert_eq!(told[0], row("shared", None, "month", "1", "0.25", 0.25));
+        assert_eq!(
+            told[1],
+            row("single", Some("carl"), "week", "2", "0.5", 0.25)
+        );
+    }
 }
 
 #[test]

@@ -10,13 +10,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use redb::backends::FileBackend;
 use redb::{Database, DatabaseError, ReadableTable, Table, TableDefinition};
+use tokio::sync::Notify;
 
 use crate::accounting::background::{
     BackgroundChanges, BackgroundCreate, BackgroundResponses, MAX_AGE,
 };
-use crate::accounting::store::{KEPT_SECONDS, MAX_SUMS, StoreError, decimal};
+use crate::accounting::store::{EXCHANGE_EVERY, KEPT_SECONDS, MAX_SUMS, StoreError, decimal};
 use crate::policy::budget::{Account, BudgetSum, Budgets, Window};
 use crate::policy::group::Period;
 
@@ -29,11 +31,18 @@ type BudgetKey<'k> = (&'k str, &'k [u8], &'k str, i64, i64);
 /// How long another process may hold the file.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
 const LOCK_RETRY: Duration = Duration::from_millis(5);
+/// Between two exchanges of a busy process; and so many times as long as the one before took, which reads all that is kept.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+const PAUSE_FACTOR: u32 = 10;
 
 /// A file in which sums are kept.
 #[derive(Debug)]
 pub struct StateFile {
     path: PathBuf,
+    /// Told when there is something to exchange.
+    changed: Notify,
+    /// How long the newest exchange took.
+    took: Mutex<Duration>,
 }
 
 impl StateFile {
@@ -44,6 +53,8 @@ impl StateFile {
     pub fn open(path: &Path) -> Result<StateFile, StoreError> {
         let store = StateFile {
             path: path.to_owned(),
+            changed: Notify::new(),
+            took: Mutex::default(),
         };
         let database = store.database()?;
         let transaction = database.begin_write().map_err(broken)?;
@@ -64,6 +75,7 @@ impl StateFile {
         background: &BackgroundResponses,
         now: Timestamp,
     ) -> Result<(), StoreError> {
+        let began = Instant::now();
         let database = self.database()?;
         let (unsaved, changes) = (budgets.unsaved(), background.changes());
         let transaction = database.begin_write().map_err(broken)?;
@@ -90,7 +102,20 @@ impl StateFile {
         let is_current = |entry: &BudgetSum| entry.window.ends > now;
         let current: Vec<BudgetSum> = known.into_iter().filter(is_current).collect();
         budgets.learn(&current);
+        *self.took.lock() = began.elapsed();
         Ok(())
+    }
+
+    /// Returns when there is something to exchange, or another process may have something.
+    pub async fn next_exchange(&self) {
+        let pause = (*self.took.lock() * PAUSE_FACTOR).clamp(SHORTEST_PAUSE, EXCHANGE_EVERY);
+        tokio::time::sleep(pause).await;
+        let _ = tokio::time::timeout(EXCHANGE_EVERY, self.changed.notified()).await;
+    }
+
+    /// There is something to exchange.
+    pub fn wake(&self) {
+        self.changed.notify_one();
     }
 
     fn database(&self) -> Result<Database, StoreError> {

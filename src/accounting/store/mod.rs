@@ -74,25 +74,30 @@ impl Store {
         }
     }
 
-    /// Returns when the next exchange is due, which is soon after [`Store::wake`] where others wait for it.
+    /// Returns when the next exchange is due, which is soon after [`Store::wake`].
     pub async fn next_exchange(&self, has_failed: bool) {
         match self {
-            Store::Redis(server) if !has_failed => server.next_exchange().await,
-            _ => tokio::time::sleep(EXCHANGE_EVERY).await,
+            _ if has_failed => tokio::time::sleep(EXCHANGE_EVERY).await,
+            Store::File(file) => file.next_exchange().await,
+            Store::Redis(server) => server.next_exchange().await,
         }
     }
 
-    /// Something was spent that others should know of.
+    /// Something was spent that is to be kept.
     pub fn wake(&self) {
-        if let Store::Redis(server) = self {
-            server.wake();
+        match self {
+            Store::File(file) => file.wake(),
+            Store::Redis(server) => server.wake(),
         }
     }
 
     /// A response is to be billed when it is fetched, here or by another process.
     pub fn remember(&self, background: &BackgroundResponses, id: &str, create: BackgroundCreate) {
         match self {
-            Store::File(_) => background.remember(id, create),
+            Store::File(file) => {
+                background.remember(id, create);
+                file.wake();
+            }
             Store::Redis(server) => server.remember(background, id, create),
         }
     }
@@ -105,7 +110,11 @@ impl Store {
         now: Timestamp,
     ) -> Option<BackgroundCreate> {
         match self {
-            Store::File(_) => background.settle(id, now),
+            Store::File(file) => {
+                let create = background.settle(id, now);
+                file.wake();
+                create
+            }
             Store::Redis(server) => server.settle(background, id, now),
         }
     }
