@@ -136,7 +136,7 @@ pub enum Termination {
     /// The client closed the connection before the end.
     ClientClosed,
     /// The client left before the answer's end, which was read on without it.
-    Outlived,
+    CompletedAfterAbort,
     /// The upstream closed or reset the connection before the response's end.
     UpstreamCut,
     /// The request or the response took longer than a time limit allows.
@@ -592,7 +592,7 @@ impl RequestRecord {
             Termination::Refused(cause) => cause.outcome(),
             Termination::UpstreamCut => Outcome::UpstreamCut,
             Termination::Timeout => Outcome::Timeout,
-            Termination::Outlived => Outcome::ClientClosed,
+            Termination::CompletedAfterAbort => Outcome::ClientClosed,
             // Codex and OpenAI's Python SDK leave at the event that ends the stream, before the end of the message.
             Termination::ClientClosed if observed.terminal_event.is_none() => Outcome::ClientClosed,
             _ if self.answer.status.is_none_or(|status| status >= 400) => Outcome::UpstreamError,

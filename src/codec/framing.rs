@@ -46,7 +46,7 @@ pub struct ResponseHeadScan {
 }
 
 /// The longest head that is looked at. Pingora reads none that is longer.
-const MOST_HEAD_BYTES: usize = 1 << 20;
+const MAX_HEAD_BYTES: usize = 1 << 20;
 
 impl ResponseHeadScan {
     /// Takes what came next, of heads and bodies.
@@ -62,7 +62,7 @@ impl ResponseHeadScan {
             head.extend_from_slice(bytes);
             self.head = self.take_heads(&head).to_vec();
         }
-        self.is_over |= self.head.len() > MOST_HEAD_BYTES;
+        self.is_over |= self.head.len() > MAX_HEAD_BYTES;
     }
 
     /// Looks at the heads that are whole, and gives back the beginning of the next; nothing behind the last.

@@ -223,11 +223,11 @@ impl Resolver<'_> {
         let given = section.read(&self.diagnostics);
         let diagnostics = &self.diagnostics;
         let platform = section.required("platform", &given.platform, member.location, diagnostics);
-        let (force, force_place) = self.force(given);
+        let (force, force_location) = self.force(given);
         let most = |field: &Field<i64>| field.integer(1..=MAX_IN_FLIGHT, diagnostics);
         let group = Group {
             force,
-            force_place,
+            force_location,
             models: self.models(given),
             on_tier_refused: given.on_tier_refused.word(OnTierRefused::Fail, diagnostics),
             fast_mode_beta: given

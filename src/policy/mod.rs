@@ -76,7 +76,7 @@ pub struct Group {
     /// Where the policy file names the group.
     pub location: Location,
     /// Where `force_tier` or `force_fast_mode` is written, if one is.
-    pub force_place: Option<Location>,
+    pub force_location: Option<Location>,
 }
 
 /// A key as the policy lists it.

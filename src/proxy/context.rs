@@ -393,7 +393,7 @@ impl RequestContext {
     /// How it ended where the client had left before.
     fn ending_without_client(&self) -> Option<Termination> {
         match self.has_client_left() {
-            true if self.outlived => Some(Termination::Outlived),
+            true if self.outlived => Some(Termination::CompletedAfterAbort),
             true => Some(Termination::ClientClosed),
             false => None,
         }

@@ -8,7 +8,7 @@ use crate::codec::json::Scanner;
 /// The first element of a chat document's `choices`.
 #[derive(Debug)]
 pub(super) struct Choice {
-    opening: Opening,
+    opening: BeforeArray,
     scanner: Scanner,
     paths: Paths,
 }
@@ -17,7 +17,7 @@ pub(super) struct Choice {
 /// (<https://platform.claude.com/docs/en/build-with-claude/compaction>).
 #[derive(Debug)]
 pub(super) struct Iterations {
-    opening: Opening,
+    opening: BeforeArray,
     scanner: Scanner,
     paths: Paths,
     /// How many brackets are open within the array.
@@ -35,7 +35,7 @@ pub(super) struct Iterations {
 
 /// What stands between a key and the array that is its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Opening {
+enum BeforeArray {
     /// In the key, which has no colon. It may have begun in an earlier piece.
     Key,
     Bracket,
@@ -44,18 +44,18 @@ enum Opening {
     NoArray,
 }
 
-impl Opening {
+impl BeforeArray {
     /// What of these bytes is behind the bracket.
     fn skip<'a>(&mut self, mut bytes: &'a [u8]) -> &'a [u8] {
         while let [first, rest @ ..] = bytes {
             *self = match (*self, first) {
-                (Opening::Passed, _) => return bytes,
-                (Opening::NoArray, _) => return &[],
-                (Opening::Key, b':') => Opening::Bracket,
-                (Opening::Key, _) => Opening::Key,
-                (Opening::Bracket, b'[') => Opening::Passed,
-                (Opening::Bracket, b' ' | b'\t' | b'\n' | b'\r') => Opening::Bracket,
-                (Opening::Bracket, _) => Opening::NoArray,
+                (BeforeArray::Passed, _) => return bytes,
+                (BeforeArray::NoArray, _) => return &[],
+                (BeforeArray::Key, b':') => BeforeArray::Bracket,
+                (BeforeArray::Key, _) => BeforeArray::Key,
+                (BeforeArray::Bracket, b'[') => BeforeArray::Passed,
+                (BeforeArray::Bracket, b' ' | b'\t' | b'\n' | b'\r') => BeforeArray::Bracket,
+                (BeforeArray::Bracket, _) => BeforeArray::NoArray,
             };
             bytes = rest;
         }
@@ -66,15 +66,15 @@ impl Opening {
 impl Choice {
     pub fn new() -> Self {
         Self {
-            opening: Opening::Key,
+            opening: BeforeArray::Key,
             scanner: Scanner::lenient(DEPTH_LIMIT),
             paths: Paths::new(Shape::Choice),
         }
     }
 
     pub fn reset(&mut self) {
-        if self.opening != Opening::Key {
-            self.opening = Opening::Key;
+        if self.opening != BeforeArray::Key {
+            self.opening = BeforeArray::Key;
             self.scanner = Scanner::lenient(DEPTH_LIMIT);
             self.paths.reset();
         }
@@ -99,7 +99,7 @@ impl Choice {
 impl Iterations {
     fn new() -> Self {
         Self {
-            opening: Opening::Key,
+            opening: BeforeArray::Key,
             scanner: Scanner::lenient(DEPTH_LIMIT),
             paths: Paths::new(Shape::Iteration),
             depth: 0,

@@ -17,7 +17,7 @@ const OPENING_BYTES: usize = 6;
 
 /// Looks on at the body of one HTTP response.
 pub struct ResponseObserver {
-    decoding: Option<Decoding>,
+    decoder: Option<BodyDecoder>,
     body: Body,
     /// The body could not be decoded to its end: what was not seen proves nothing.
     blind: bool,
@@ -51,7 +51,7 @@ pub struct Event {
 pub struct EventTally(Tally);
 
 /// A coded body, decoded on the side.
-pub(super) struct Decoding {
+pub(super) struct BodyDecoder {
     decoder: Decoder,
     /// How many more decoded bytes are looked at.
     pub(super) left: u64,
@@ -135,9 +135,9 @@ impl ResponseObserver {
     }
 
     fn with(protocol: Protocol, event_stream: bool, headers: &HeaderMap) -> Option<Self> {
-        let decoding = Coding::sole(headers).ok()?.map(Decoding::new);
+        let decoder = Coding::sole(headers).ok()?.map(BodyDecoder::new);
         Some(Self {
-            decoding,
+            decoder,
             body: Body::new(protocol, event_stream),
             blind: false,
         })
@@ -153,8 +153,8 @@ impl ResponseObserver {
         if self.blind {
             return;
         }
-        match &mut self.decoding {
-            Some(decoding) => self.blind = decoding.push(chunk, &mut self.body).is_err(),
+        match &mut self.decoder {
+            Some(decoder) => self.blind = decoder.push(chunk, &mut self.body).is_err(),
             None => self.body.feed(chunk),
         }
     }
@@ -239,7 +239,7 @@ impl EventTally {
     }
 }
 
-impl Decoding {
+impl BodyDecoder {
     pub(super) fn new(coding: Coding) -> Self {
         Self {
             decoder: Decoder::new(coding),

@@ -1,4 +1,4 @@
-use super::observer::{Body, Decoding};
+use super::observer::{Body, BodyDecoder};
 use super::tally::{Protocol, Tally};
 use super::*;
 use crate::codec::content_coding::Coding;
@@ -473,13 +473,13 @@ fn what_was_seen_of_a_broken_coding_stands() {
 #[test]
 fn a_coded_body_is_looked_at_up_to_the_limit() {
     let zeros = gzip(&vec![b'\n'; 1 << 20]);
-    let mut decoding = Decoding::new(Coding::Gzip);
-    decoding.left = 1 << 20;
+    let mut decoder = BodyDecoder::new(Coding::Gzip);
+    decoder.left = 1 << 20;
     let mut body = Body::new(Protocol::Responses, true);
-    assert!(decoding.push(&zeros, &mut body).is_ok());
-    let mut decoding = Decoding::new(Coding::Gzip);
-    decoding.left = (1 << 20) - 1;
-    assert!(decoding.push(&zeros, &mut body).is_err());
+    assert!(decoder.push(&zeros, &mut body).is_ok());
+    let mut decoder = BodyDecoder::new(Coding::Gzip);
+    decoder.left = (1 << 20) - 1;
+    assert!(decoder.push(&zeros, &mut body).is_err());
 }
 
 #[test]

@@ -124,7 +124,9 @@ impl Explanation {
     }
 
     fn tier_row(&self, group: &Group) -> Row {
-        let force = group.force_place.map(|location| self.policy_at(location));
+        let force = group
+            .force_location
+            .map(|location| self.policy_at(location));
         let reason = self.record.tier_reason;
         let is_forced = reason == Some(TierReason::GroupForce.as_str());
         let tier = self.record.service_tier.as_deref();
