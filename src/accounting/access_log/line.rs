@@ -8,78 +8,8 @@ use std::str::FromStr;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use crate::accounting::access_log::fields::NAMES;
 use crate::config::LogFormat;
-
-/// The names of every field, in the order in which a line holds them: the log's own, and those of `format: otel`. The latter
-/// are OpenTelemetry's where its conventions have one that means the same
-/// (<https://opentelemetry.io/docs/specs/semconv/gen-ai/>).
-const NAMES: [[&str; 2]; 55] = [
-    ["schema", "tiergate.schema"],
-    ["seq", "tiergate.seq"],
-    ["instance", "tiergate.instance"],
-    ["event_id", "tiergate.event_id"],
-    ["time", "tiergate.time"],
-    ["duration_ms", "tiergate.duration_ms"],
-    ["ttfb_ms", "tiergate.ttfb_ms"],
-    ["request_id", "tiergate.request_id"],
-    ["turn", "tiergate.turn"],
-    ["client", "client.address"],
-    ["user_agent", "user_agent.original"],
-    ["key", "tiergate.key"],
-    ["group", "tiergate.group"],
-    ["platform", "tiergate.platform"],
-    ["policy", "tiergate.policy"],
-    ["method", "http.request.method"],
-    ["path", "url.path"],
-    ["endpoint", "tiergate.endpoint"],
-    ["transport", "tiergate.transport"],
-    ["model", "gen_ai.request.model"],
-    ["service_tier", "openai.request.service_tier"],
-    ["service_tier_client", "tiergate.service_tier_client"],
-    ["service_tier_served", "openai.response.service_tier"],
-    ["service_tier_billed", "tiergate.service_tier_billed"],
-    ["tier_reason", "tiergate.tier_reason"],
-    ["tier_billed_by", "tiergate.tier_billed_by"],
-    ["downgraded", "tiergate.downgraded"],
-    ["upstream", "tiergate.upstream"],
-    ["upstream_status", "tiergate.upstream_status"],
-    ["upstream_request_id", "tiergate.upstream_request_id"],
-    ["response_id", "gen_ai.response.id"],
-    ["status", "http.response.status_code"],
-    ["outcome", "tiergate.outcome"],
-    ["error", "tiergate.error"],
-    ["usage_state", "tiergate.usage_state"],
-    ["terminal_event", "tiergate.terminal_event"],
-    ["input_tokens", "gen_ai.usage.input_tokens"],
-    [
-        "cached_input_tokens",
-        "gen_ai.usage.cache_read.input_tokens",
-    ],
-    [
-        "cache_write_tokens",
-        "gen_ai.usage.cache_creation.input_tokens",
-    ],
-    ["output_tokens", "gen_ai.usage.output_tokens"],
-    ["reasoning_tokens", "gen_ai.usage.reasoning.output_tokens"],
-    ["cost_usd", "tiergate.cost_usd"],
-    ["request_bytes", "tiergate.request_bytes"],
-    ["upstream_request_bytes", "tiergate.upstream_request_bytes"],
-    ["response_bytes", "tiergate.response_bytes"],
-    // Added since the first release, at the end of a line, so that readers by place find what they know.
-    ["model_served", "gen_ai.response.model"],
-    ["tier_refused", "tiergate.tier_refused"],
-    ["upstream_error", "tiergate.upstream_error"],
-    [
-        "cache_write_long_tokens",
-        "tiergate.cache_write_long_tokens",
-    ],
-    ["of_request", "tiergate.of_request"],
-    ["bridge", "tiergate.bridge"],
-    ["bridge_dropped", "tiergate.bridge_dropped"],
-    ["key_id", "tiergate.key_id"],
-    ["prices", "tiergate.prices"],
-    ["model_upstream", "tiergate.model_upstream"],
-];
 
 /// Every field of the access log, in the order in which a line holds them.
 pub const FIELDS: [&str; NAMES.len()] = names(0);
@@ -361,7 +291,7 @@ mod tests {
 
     #[test]
     fn no_two_fields_have_a_name_in_common() {
-        let names: std::collections::HashSet<&str> = NAMES.into_iter().flatten().collect();
+        let names: std::collections::HashSet<&str> = NAMES.iter().flatten().copied().collect();
         assert_eq!(names.len(), 2 * NAMES.len());
     }
 
