@@ -5,10 +5,11 @@
 //!
 //! 1. A forced request is sent only through the rewriter, and `service_tier` in the log is read from the outgoing bytes.
 //! 2. Observation cannot change, delay or fail a response. Its memory is bounded.
-//! 3. One policy snapshot decides a request. A bad file never replaces a good one.
+//! 3. One policy snapshot decides a request (on a WebSocket: each turn). A bad file never replaces a good one.
 //! 4. One record per request, built in one place, written also when the client goes, the upstream dies, or the process
 //!    is told to stop.
-//! 5. Secrets exist as digests. No `Debug`, error or log carries one.
+//! 5. Clients' keys exist as digests, an upstream's own key as header values that are marked sensitive. No `Debug`, error
+//!    or log carries a secret.
 //! 6. No lock is held across an await; no buffer is without a limit; every limit has a name and a unit.
 //!
 //! In reading order, and in the order in which one may use the other, from left to right only: the command line ([`cli`]);
