@@ -14,10 +14,13 @@ use crate::support::client::Connection;
 use crate::support::h2::{self, Framing};
 use crate::support::proxy::{self, Proxy, lines_of};
 use crate::support::upstream::{self, Upstream, reply};
-use crate::support::{eventually, record};
+use crate::support::websocket::frame;
+use crate::support::{eventually, object_of, record};
 use serde_json::{Value, json};
 
 const PATH: &str = "/v1/responses";
+/// The first byte of a whole message of text.
+const TEXT: u8 = 0x81;
 
 fn post(proxy: &Proxy) {
     assert_eq!(proxy.client("sk-fast").post(PATH, "{}").status, 200);
@@ -416,28 +419,62 @@ fn an_idle_process_ends_at_once() {
 
 #[test]
 fn every_kind_of_end_is_numbered_without_a_gap() {
+    let event = r#"{"type":"response.completed","response":{}}"#;
     let script = [
         reply(200).json("{}"),
         upstream::Reply::default().reset(),
         reply(500).json("{}"),
         reply(200).sse(&["data: 1\n\n"]),
+        upstream::websocket(event),
+        upstream::silence(),
     ];
     let upstream = upstream::script(script).run();
-    let proxy = proxy::new().upstream(&upstream).run();
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, "response_timeout: 500ms")
+        .setting("limits: {body: 1KiB}")
+        .run();
     for expected in [200, 502, 500, 200] {
         assert_eq!(proxy.client("sk-fast").post(PATH, "{}").status, expected);
     }
-    for (key, body, expected) in [("sk-x", "{}", 401), ("sk-fast", "[", 400)] {
+    open_socket(&proxy, event);
+    let large = object_of(2000);
+    for (key, body, expected) in [
+        ("sk-fast", &b"{}"[..], 504),
+        ("sk-x", b"{}", 401),
+        ("sk-fast", b"[", 400),
+        ("sk-fast", &large, 413),
+    ] {
         assert_eq!(proxy.client(key).post(PATH, body).status, expected);
     }
     let client = proxy.client("sk-fast");
     let mut gone = client.connect();
     gone.send(client.head_of(PATH, 100));
     drop(gone);
-    proxy.access_log(7);
+    // The WebSocket has a line for its turn and one for itself.
+    let count = 4 + 2 + 4 + 1;
+    proxy.access_log(count);
     let records = proxy.stop();
-    assert_eq!(records.len(), 7);
+    assert_eq!(records.len(), count);
     assert_no_gap(&records);
+    upstream.release();
+}
+
+/// Opens a WebSocket, asks once, and leaves when the answer is here.
+fn open_socket(proxy: &Proxy, answer: &str) {
+    let client = proxy.client("sk-fast").upgrade();
+    let mut connection = client.connect();
+    connection.send(client.head("GET", PATH));
+    assert_eq!(connection.head().unwrap().status, 101);
+    connection.send(frame(TEXT, br#"{"type":"response.create"}"#, Some([1; 4])));
+    let mut heard = vec![0; answer.len() + 2];
+    let mut read = 0;
+    while read < heard.len() {
+        read += connection.read(&mut heard[read..]);
+    }
+    drop(connection);
+    eventually("the lines of the turn and of the socket", || {
+        (proxy.log_lines().len() == 6).then_some(())
+    });
 }
 
 /// Waits for a process that was told to end, and gives its log.

@@ -139,7 +139,7 @@ fn what_is_refused_a_second_time_goes_to_the_client() {
     let proxy = proxy_to(&upstream);
     let answer = proxy.client("sk-fast").post(PATH, BODY);
     assert_eq!((answer.status, answer.text()), (400, REFUSAL));
-    assert_eq!(upstream.requests(2).len(), 2);
+    upstream.requests(2);
     let told = json!({"service_tier": null, "tier_refused": true, "outcome": "upstream_error"});
     assert_told(&proxy.record(), &told);
 }
