@@ -1,11 +1,12 @@
 //! What `tiergate budget` says of a proxy that keeps its sums in a file, and of one that has them in memory only.
 
-use std::process::{Command, Output};
+use std::process::Output;
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::support::command::{run, stdout};
 use crate::support::eventually;
 use crate::support::proxy::{self, Proxy};
 use crate::support::upstream::{self, Upstream};
@@ -50,12 +51,8 @@ fn spending_by(policy: &str, settings: &str) -> (Proxy, Upstream) {
 }
 
 fn budget(proxy: &Proxy, options: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tiergate"))
-        .args(["budget", "--config", "tiergate.yaml"])
-        .args(options)
-        .current_dir(proxy.path(""))
-        .output()
-        .unwrap()
+    let fixed = ["budget", "--config", "tiergate.yaml"];
+    run(proxy.path(""), &[&fixed, options].concat())
 }
 
 /// Without the moments at which budgets begin anew.
@@ -142,14 +139,10 @@ fn without_state_the_running_process_is_asked() {
 /// The rows of `explain` that tell of the tier and the budget, and its code of refusal.
 fn explain(proxy: &Proxy, key: &str) -> (String, Value) {
     let explain = |options: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_tiergate"))
-            .args(["explain", "--config", "tiergate.yaml", "--key", key])
-            .args(options)
-            .current_dir(proxy.path(""))
-            .output()
-            .unwrap();
+        let fixed = ["explain", "--config", "tiergate.yaml", "--key", key];
+        let output = run(proxy.path(""), &[&fixed, options].concat());
         assert_eq!(output.status.code(), Some(0), "{output:?}");
-        String::from_utf8(output.stdout).unwrap()
+        stdout(&output)
     };
     let record: Value = serde_json::from_str(&explain(&["--json"])).unwrap();
     (explain(&[]), record)

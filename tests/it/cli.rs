@@ -1,16 +1,17 @@
 //! The command line as a user meets it: the binary, its output and its exit codes.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Output, Stdio};
+use std::time::Instant;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::support::command::{command, run_with_stdin, stderr, stdout};
+use crate::support::{PATIENCE, eventually, upstream};
 
 const POLICY: &str = "\
 version: 1
@@ -75,32 +76,8 @@ impl Site {
     }
 }
 
-fn command(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tiergate"));
-    command
-        .env_remove("TIERGATE_CONFIG")
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    command
-}
-
 fn tiergate(arguments: &[&str], stdin: &str) -> Output {
-    let mut child = command(arguments).spawn().unwrap();
-    let mut input = child.stdin.take().unwrap();
-    // A command that reads nothing may be gone by now.
-    let _ = input.write_all(stdin.as_bytes());
-    drop(input);
-    child.wait_with_output().unwrap()
-}
-
-fn stdout(done: &Output) -> String {
-    String::from_utf8(done.stdout.clone()).unwrap()
-}
-
-fn stderr(done: &Output) -> String {
-    String::from_utf8(done.stderr.clone()).unwrap()
+    run_with_stdin(command(".", arguments), stdin.as_bytes())
 }
 
 /// Ends the process with the test.
@@ -117,43 +94,6 @@ impl Drop for Running {
 fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
-}
-
-/// Answers every request with an empty object.
-fn upstream() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut reader = BufReader::new(stream.unwrap());
-            let mut length = 0;
-            loop {
-                let mut line = String::new();
-                reader.read_line(&mut line).unwrap();
-                if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
-                    length = value.trim().parse().unwrap();
-                }
-                if line.trim().is_empty() {
-                    break;
-                }
-            }
-            reader.read_exact(&mut vec![0; length]).unwrap();
-            let answer = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
-            reader.get_mut().write_all(answer.as_bytes()).unwrap();
-        }
-    });
-    port
-}
-
-fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = found() {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 #[test]
@@ -248,15 +188,16 @@ fn hash_key_prints_what_the_policy_takes() {
 #[test]
 fn explain_says_what_the_log_of_live_traffic_says() {
     let (port, admin) = (free_port(), free_port());
+    let upstream = upstream::json("{}").run_plain();
     let site = Site::new(&format!(
         "listen: 127.0.0.1:{port}\nadmin: 127.0.0.1:{admin}\npolicy: policy.yaml\naccess_log: {{path: access.log}}\n\
         upstreams:\n  here: {{url: \"http://127.0.0.1:{}\", kind: gateway, chat_stream_usage: request}}\n",
-        upstream()
+        upstream.address.port()
     ));
-    let run = ["run", "--config", &site.config()].map(str::to_owned);
-    let run: Vec<&str> = run.iter().map(String::as_str).collect();
-    let _running = Running(command(&run).stderr(Stdio::null()).spawn().unwrap());
-    until("the proxy does not listen", || {
+    let run = ["run", "--config", &site.config()];
+    let running = command(".", &run).stderr(Stdio::null()).spawn();
+    let _running = Running(running.unwrap());
+    eventually("the proxy listens", || {
         TcpStream::connect(("127.0.0.1", port)).ok()
     });
     let beta = "anthropic-beta: fast-mode-2026-02-01";
@@ -309,7 +250,7 @@ fn explain_says_what_the_log_of_live_traffic_says() {
         );
         stream.write_all(request.as_bytes()).unwrap();
         stream.read_to_end(&mut Vec::new()).unwrap();
-        let line = until("no line in the log", || {
+        let line = eventually("a line in the log", || {
             let log = fs::read_to_string(site.path("access.log")).unwrap();
             log.lines().nth(number).map(str::to_owned)
         });
@@ -608,7 +549,7 @@ fn explain_says_what_is_answered_here() {
 fn the_demo_shows_both_sides_and_leaves_nothing_behind() {
     let temporary = tempfile::tempdir().unwrap();
     let began = Instant::now();
-    let done = command(&["demo"])
+    let done = command(".", &["demo"])
         .env("TMPDIR", temporary.path())
         .output()
         .unwrap();
@@ -723,7 +664,12 @@ fn report_ends_with_78_for_bad_prices_and_with_1_for_no_log() {
 
 #[test]
 fn a_report_whose_reader_has_gone_ends_quietly() {
-    let mut child = command(&["report", "-"]).spawn().unwrap();
+    let mut child = command(".", &["report", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     drop(child.stdout.take());
     // The report is written when the log has ended, so its reader is gone by then.
     child
@@ -927,9 +873,8 @@ fn what_init_writes_passes_the_check_and_takes_its_key() {
 #[test]
 fn the_configuration_may_come_from_the_environment() {
     let site = Site::plain();
-    let done = command(&["check"])
+    let done = command(".", &["check"])
         .env("TIERGATE_CONFIG", site.config())
-        .stdin(Stdio::null())
         .output()
         .unwrap();
     assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));

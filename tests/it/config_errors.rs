@@ -4,11 +4,11 @@
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use tiergate::config::{Config, Diagnostic};
 use tiergate::policy::Policy;
 
+use crate::support::command::{run, stdout};
 use crate::support::{proxy, upstream};
 
 #[test]
@@ -173,13 +173,9 @@ fn the_samples_are_read_the_same_by_another_reader() {
 }
 
 fn check(folder: &Path, more: &[&str]) -> (Option<i32>, String) {
-    let done = Command::new(env!("CARGO_BIN_EXE_tiergate"))
-        .args(["check", "--config", "tiergate.yaml"])
-        .args(more)
-        .current_dir(folder)
-        .output()
-        .unwrap();
-    (done.status.code(), String::from_utf8(done.stdout).unwrap())
+    let fixed = ["check", "--config", "tiergate.yaml"];
+    let done = run(folder, &[&fixed, more].concat());
+    (done.status.code(), stdout(&done))
 }
 
 /// A folder with these two files.

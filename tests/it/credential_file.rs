@@ -1,10 +1,11 @@
 //! What an upstream's `credential_file` may hold, as `check`, a start and a running proxy take it.
 
 use std::fs;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use tempfile::TempDir;
 
+use crate::support::command::run;
 use crate::support::eventually;
 use crate::support::proxy;
 use crate::support::upstream::{self, reply};
@@ -25,11 +26,7 @@ const NO_KEYS: [&str; 11] = [
 ];
 
 fn tiergate(folder: &TempDir, command: &str) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tiergate"))
-        .args([command, "--config", "tiergate.yaml"])
-        .current_dir(folder.path())
-        .output()
-        .unwrap()
+    run(folder, &[command, "--config", "tiergate.yaml"])
 }
 
 #[test]

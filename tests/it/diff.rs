@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::support::command::run;
 
 const OLD: &str = "\
 version: 1
@@ -49,12 +51,8 @@ fn folder() -> TempDir {
 }
 
 fn diff(folder: &Path, arguments: &[&str]) -> Output {
-    let output = Command::new(env!("CARGO_BIN_EXE_tiergate"))
-        .args(["diff", "--config", "tiergate.yaml"])
-        .args(arguments)
-        .current_dir(folder)
-        .output()
-        .unwrap();
+    let fixed = ["diff", "--config", "tiergate.yaml"];
+    let output = run(folder, &[&fixed, arguments].concat());
     let told = [&output.stdout[..], &output.stderr].concat();
     assert!(
         !String::from_utf8_lossy(&told).contains("sk-"),

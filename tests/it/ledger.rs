@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::support::command::{run, stderr};
 use crate::support::proxy::{self, Proxy};
 use crate::support::{client::Client, eventually};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -483,13 +483,9 @@ fn run_all(proxy: &Proxy) {
 }
 
 fn report(proxy: &Proxy, by: &str) -> Vec<Value> {
-    let output = Command::new(env!("CARGO_BIN_EXE_tiergate"))
-        .arg("report")
-        .arg(proxy.log_path())
-        .args(["--by", by, "--format", "json"])
-        .output()
-        .unwrap();
-    let notes = String::from_utf8(output.stderr).unwrap();
+    let arguments = ["report", "access.log", "--by", by, "--format", "json"];
+    let output = run(proxy.path(""), &arguments);
+    let notes = stderr(&output);
     assert_eq!(output.status.code(), Some(0), "{notes}");
     // Besides, it would say so if a line were missing, repeated or unreadable.
     assert!(

@@ -1,9 +1,9 @@
 //! `tiergate probe` against upstreams that honour the tier, strip it, reject it, and say nothing, and through a running proxy.
 
 use std::fs;
-use std::io::Write;
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 
+use crate::support::command::{command, run_with_stdin};
 use crate::support::proxy::{self, Target};
 use crate::support::upstream::{self, Reply, Upstream, reply};
 use serde_json::{Value, json};
@@ -24,25 +24,12 @@ fn probe_by(policy: &str, upstream: &Upstream, settings: &str, arguments: &[&str
     );
     fs::write(folder.path().join("tiergate.yaml"), config).unwrap();
     fs::write(folder.path().join("policy.yaml"), policy).unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_tiergate"))
-        .args([
-            "probe",
-            "--config",
-            "tiergate.yaml",
-            "--key",
-            "-",
-            "--model",
-            "m-1",
-        ])
-        .args(arguments)
-        .current_dir(folder.path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(b"sk-real\n").unwrap();
-    let output = child.wait_with_output().unwrap();
+    let fixed = ["probe", "--config", "tiergate.yaml", "--key", "-"];
+    let command = command(
+        &folder,
+        &[&fixed[..], &["--model", "m-1"], arguments].concat(),
+    );
+    let output = run_with_stdin(command, b"sk-real\n");
     let told = [&output.stdout[..], &output.stderr].concat();
     assert!(
         !String::from_utf8_lossy(&told).contains("sk-"),

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 use tiergate::accounting::access_log::line::FIELDS;
+
+use crate::support::command::{run, stderr};
 
 /// 1 November 2026 in UTC.
 const FIRST_DAY: i64 = 1_793_491_200;
@@ -124,16 +126,8 @@ fn used(number: u64) -> Used {
 }
 
 fn reconcile(folder: &TempDir, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tiergate"))
-        .args(["reconcile", "access.log", "--usage", "usage.json"])
-        .args(arguments)
-        .current_dir(folder.path())
-        .output()
-        .unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
+    let fixed = ["reconcile", "access.log", "--usage", "usage.json"];
+    run(folder, &[&fixed, arguments].concat())
 }
 
 /// The rows that differ, by day, model and tier, with why and the lines that are named; and the exit code.

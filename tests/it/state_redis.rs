@@ -14,6 +14,7 @@ use redis::Commands;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::support::command::{self, stdout};
 use crate::support::proxy::{self, Builder, Proxy};
 use crate::support::upstream::{self, Upstream, reply};
 use crate::support::{eventually, tls};
@@ -563,12 +564,8 @@ fn a_user_with_the_documented_rights_is_enough() {
     for proxy in &proxies {
         assert_eq!(readiness(proxy), "ok\n");
     }
-    let told = Command::new(env!("CARGO_BIN_EXE_tiergate"))
-        .args(["budget", "--config", "tiergate.yaml", "--format", "csv"])
-        .current_dir(proxies[0].path(""))
-        .output()
-        .unwrap();
-    let told = String::from_utf8(told.stdout).unwrap();
+    let arguments = ["budget", "--config", "tiergate.yaml", "--format", "csv"];
+    let told = stdout(&command::run(proxies[0].path(""), &arguments));
     assert!(told.contains("fast,,month,5,0.014,0.0028,"), "{told}");
     redis.assert_no_denials();
 }

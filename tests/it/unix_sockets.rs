@@ -4,12 +4,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::client::{Answer, Connection};
+use crate::support::command::{run, stdout};
 use crate::support::eventually;
 use crate::support::proxy::{self, Builder, Proxy, Target};
 use crate::support::upstream::{self, Upstream, reply};
@@ -56,15 +57,7 @@ impl Sockets {
 }
 
 fn tiergate(folder: &Path, command: &str) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tiergate"))
-        .args([command, "--config", "tiergate.yaml"])
-        .current_dir(folder)
-        .output()
-        .unwrap()
-}
-
-fn stdout(done: &Output) -> String {
-    String::from_utf8(done.stdout.clone()).unwrap()
+    run(folder, &[command, "--config", "tiergate.yaml"])
 }
 
 /// A configuration that listens at these addresses, and its policy.
@@ -367,11 +360,8 @@ fn a_socket_that_fails_is_ejected_and_others_take_its_requests() {
 fn explain_shows_the_socket_and_the_path() {
     let folder = tempfile::tempdir().unwrap();
     configure(folder.path(), "127.0.0.1:1", "127.0.0.1:2");
-    let explained = Command::new(env!("CARGO_BIN_EXE_tiergate"))
-        .args(["explain", "--config", "tiergate.yaml", "--name", "fiona"])
-        .current_dir(folder.path())
-        .output()
-        .unwrap();
+    let arguments = ["explain", "--config", "tiergate.yaml", "--name", "fiona"];
+    let explained = run(folder.path(), &arguments);
     let told = stdout(&explained);
     assert!(told.contains("unix:/run/x:/base/v1/responses"), "{told}");
 }

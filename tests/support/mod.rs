@@ -5,6 +5,7 @@
 #![allow(dead_code)]
 
 pub mod client;
+pub mod command;
 pub mod frames;
 pub mod h2;
 pub mod h2_script;

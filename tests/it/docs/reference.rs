@@ -7,7 +7,8 @@ use tiergate::accounting::access_log::line::{FIELDS, OTEL_FIELDS};
 use tiergate::codec::error::Cause;
 
 use super::page::{blocks, headings, name, names, pages, quoted, table};
-use super::{assert_same, read, root, tiergate};
+use super::{assert_same, read, root};
+use crate::support::command::run;
 use crate::support::{proxy, upstream};
 
 const LOG: &str = "docs/access-log.md";
@@ -176,7 +177,7 @@ fn said_of(file: &str, path: &str) -> String {
     probe.put(path);
     files.insert(file, probe.value);
     files.iter().for_each(|(name, value)| write(name, value));
-    let said = tiergate(folder.path(), &["check", "--config", "tiergate.yaml"]);
+    let said = run(folder.path(), &["check", "--config", "tiergate.yaml"]);
     String::from_utf8(said.stdout).unwrap()
 }
 
@@ -339,7 +340,7 @@ fn the_presets_of_kinds_are_those_of_the_program() {
 
 #[test]
 fn the_commands_are_those_of_the_program() {
-    let help = tiergate(&root(), &["--help"]);
+    let help = run(root(), &["--help"]);
     let help = String::from_utf8(help.stdout).unwrap();
     let known: BTreeSet<String> = help
         .lines()
@@ -381,7 +382,7 @@ fn told_of(page: &str, command: &str) -> String {
 fn the_options_shown_are_those_of_the_commands() {
     for command in names("README.md", "command") {
         let command = command.trim_start_matches("tiergate ");
-        let help = tiergate(&root(), &[command, "--help"]);
+        let help = run(root(), &[command, "--help"]);
         let help = options_in(&String::from_utf8(help.stdout).unwrap());
         let mut shown = BTreeSet::new();
         for page in pages() {
@@ -468,7 +469,7 @@ fn the_columns_of_the_report_are_those_that_it_writes() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("access.log"), "").unwrap();
     let arguments = ["report", "access.log", "--by", "key", "--format", "csv"];
-    let written = tiergate(folder.path(), &arguments);
+    let written = run(folder.path(), &arguments);
     let written = String::from_utf8(written.stdout).unwrap();
     let known = written.lines().next().unwrap().split(',').skip(1);
     assert_same(

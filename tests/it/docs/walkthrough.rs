@@ -8,8 +8,9 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Map, Value};
 
 use super::page::{blocks, pages};
-use super::{read, root, tiergate};
+use super::{read, root};
 use crate::support::client::Client;
+use crate::support::command::{command, run};
 use crate::support::tls::certificates;
 use crate::support::upstream::Reply;
 use crate::support::{eventually, proxy, upstream};
@@ -76,7 +77,7 @@ fn every_yaml_block_passes_check() {
                 () if block.contains("tiers:") => write("prices.yaml", &block),
                 () => panic!("{page} has a block of no known file:\n{block}"),
             }
-            let said = tiergate(folder.path(), &["check", "--config", "tiergate.yaml"]);
+            let said = run(folder.path(), &["check", "--config", "tiergate.yaml"]);
             let text = String::from_utf8_lossy(&said.stdout);
             assert_eq!(said.status.code(), Some(0), "{page}: {text}\n{block}");
             checked += 1;
@@ -96,7 +97,7 @@ fn shown(page: &str, beginning: &str) -> Vec<String> {
 
 #[test]
 fn what_the_demo_is_shown_to_print_is_what_it_prints() {
-    let demo = tiergate(&root(), &["demo"]);
+    let demo = run(root(), &["demo"]);
     let printed = String::from_utf8(demo.stdout).unwrap();
     for line in shown("README.md", "1  alice") {
         let found = printed.lines().any(|printed| printed == line);
@@ -113,7 +114,7 @@ fn explain_says_of_the_policy_what_is_shown() {
     let config = "policy: policy.yaml\nupstreams: {openai: {url: \"https://api.openai.com\"}}\n";
     fs::write(folder.path().join("tiergate.yaml"), config).unwrap();
     let arguments = ["explain", "--config", "tiergate.yaml", "--key", "sk-demo-1"];
-    let explained = tiergate(folder.path(), &arguments);
+    let explained = run(folder.path(), &arguments);
     let explained = String::from_utf8(explained.stdout).unwrap();
     // Which column of the line decides may differ: that of the key, or of its value.
     let without_column = |line: &str| match line.rsplit_once(':') {
@@ -176,11 +177,9 @@ fn the_lines_of_troubleshooting_are_those_of_their_symptoms() {
 struct Running(Child);
 
 impl Running {
-    fn start(folder: &Path, command: &str, address: SocketAddr) -> Self {
-        let arguments = command.trim_end_matches(" &").split(' ').skip(1);
-        let child = Command::new(env!("CARGO_BIN_EXE_tiergate"))
-            .args(arguments)
-            .current_dir(folder)
+    fn start(folder: &Path, words: &str, address: SocketAddr) -> Self {
+        let arguments = words.trim_end_matches(" &").split(' ').skip(1);
+        let child = command(folder, &arguments.collect::<Vec<_>>())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
@@ -273,7 +272,7 @@ fn the_mistake_shown_is_what_check_says_of_it() {
     .unwrap();
     let misspelt = yaml[1].replace("group: fast", "group: fats");
     fs::write(folder.path().join("policy.yaml"), misspelt).unwrap();
-    let said = tiergate(folder.path(), &["check", "--config", "tiergate.yaml"]);
+    let said = run(folder.path(), &["check", "--config", "tiergate.yaml"]);
     assert_eq!(said.status.code(), Some(78));
     let said = String::from_utf8(said.stdout).unwrap();
     assert!(read("README.md").contains(said.trim()), "{said}");

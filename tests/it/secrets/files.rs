@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 
 use tiergate::policy::{Policy, hash_key};
 
 use super::canary::{Planted, talkative};
+use crate::support::command::{command, run_with_stdin};
 use crate::support::eventually;
 use crate::support::proxy;
 use crate::support::upstream::{self, reply};
@@ -70,19 +71,11 @@ const CONFIGS: [&str; 14] = [
 ];
 
 fn tiergate(folder: &Path, arguments: &[&str], stdin: &[u8]) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_tiergate"))
-        .args(arguments)
-        .current_dir(folder)
+    let mut command = command(folder, arguments);
+    command
         .env("RUST_LOG", "trace")
-        .env("RUST_BACKTRACE", "full")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // A command that reads nothing may be gone by now.
-    let _ = std::io::Write::write_all(&mut child.stdin.take().unwrap(), stdin);
-    child.wait_with_output().unwrap()
+        .env("RUST_BACKTRACE", "full");
+    run_with_stdin(command, stdin)
 }
 
 fn assert_not_in_output(planted: &Planted, done: &Output, what: &str) {

@@ -2,11 +2,11 @@
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::support::command::{run, stdout};
 use crate::support::proxy::{self, Proxy};
 use crate::support::upstream::{self, Reply, Upstream, nobody, reply};
 use crate::support::{eventually, object_of};
@@ -73,12 +73,8 @@ fn requests_go_to_all_addresses_in_turn_each_with_its_host_and_prefix() {
 #[test]
 fn explain_names_every_url() {
     let proxy = proxy_to(&["http://a.test/x".to_owned(), url("b.test:81")], "");
-    let told = Command::new(env!("CARGO_BIN_EXE_tiergate"))
-        .args(["explain", "--key", "sk-fast", "--config"])
-        .arg(proxy.path("tiergate.yaml"))
-        .output()
-        .unwrap();
-    let told = String::from_utf8(told.stdout).unwrap();
+    let arguments = ["explain", "--key", "sk-fast", "--config", "tiergate.yaml"];
+    let told = stdout(&run(proxy.path(""), &arguments));
     assert!(
         told.contains("main, http://a.test/x, http://b.test:81 "),
         "{told}"

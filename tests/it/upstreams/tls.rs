@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 
 use rustls::crypto::ring;
@@ -12,6 +11,7 @@ use rustls::server::{ResolvesServerCertUsingSni, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
 
+use crate::support::command::{run, stdout};
 use crate::support::eventually;
 use crate::support::proxy::{self, Proxy};
 use crate::support::tls::{Certificates, certificates};
@@ -242,12 +242,8 @@ fn checks_are_made_with_the_settings_too() {
 }
 
 fn check(folder: &Path) -> (Option<i32>, String) {
-    let done = Command::new(env!("CARGO_BIN_EXE_tiergate"))
-        .args(["check", "--config", "tiergate.yaml"])
-        .current_dir(folder)
-        .output()
-        .unwrap();
-    (done.status.code(), String::from_utf8(done.stdout).unwrap())
+    let done = run(folder, &["check", "--config", "tiergate.yaml"]);
+    (done.status.code(), stdout(&done))
 }
 
 #[test]

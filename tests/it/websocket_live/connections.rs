@@ -1,6 +1,6 @@
 //! How connections begin, stay and end.
 
-use std::process::{Child, Command};
+use std::process::Child;
 use std::time::Duration;
 
 use serde_json::json;
@@ -8,6 +8,7 @@ use tungstenite::Message;
 use tungstenite::protocol::frame::CloseFrame;
 
 use super::ends::{self, COMPLETED, CREATE, CREATED, DELTA, FORCED, Heard};
+use crate::support::command::command;
 use crate::support::proxy::{self, Proxy};
 use crate::support::{eventually, upstream};
 
@@ -227,10 +228,8 @@ impl Successor {
     /// Returns when it serves.
     fn of(proxy: &Proxy) -> Self {
         let stderr = proxy.path("stderr-of-successor");
-        let child = Command::new(env!("CARGO_BIN_EXE_tiergate"))
-            .args(["run", "--config", "tiergate.yaml", "--takeover"])
-            .current_dir(proxy.path(""))
-            .env_remove("RUST_LOG")
+        let arguments = ["run", "--config", "tiergate.yaml", "--takeover"];
+        let child = command(proxy.path(""), &arguments)
             .stderr(std::fs::File::create(&stderr).unwrap())
             .spawn()
             .unwrap();
