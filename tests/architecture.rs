@@ -1,5 +1,8 @@
 //! The rooms of the source: imports between them go one way, and nowhere in a circle. Read from the `crate::` paths of each
 //! file, without its comments and tests.
+//!
+//! Between a module and those below it imports may go both ways: such a folder is one thing in several files, whose `mod.rs`
+//! has the types that its parts work on and calls the parts. What lies beside it knows the folder as a whole.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -120,7 +123,6 @@ fn imports_between_rooms_go_from_left_to_right() {
 #[test]
 fn no_file_imports_itself_by_way_of_others() {
     let imports = imports();
-    // A module and those below it are one thing in several files.
     let is_below = |a: &str, b: &str| a.starts_with(&format!("{b}::"));
     let reaches = |from: &str, to: &str| {
         let (mut seen, mut next) = (BTreeSet::new(), vec![from.to_owned()]);

@@ -57,9 +57,10 @@ fn parse_line(bytes: &[u8]) -> Result<Header, &'static str> {
         [_, family, source, target, port, target_port] => {
             let (source, target) = (address(family, source)?, address(family, target)?);
             let (port, _) = (port_of(port)?, port_of(target_port)?);
-            match source.is_ipv4() == target.is_ipv4() {
-                true => Ok(Header::Whole(Some(SocketAddr::new(source, port)))),
-                false => Err("the addresses are of two families"),
+            if source.is_ipv4() == target.is_ipv4() {
+                Ok(Header::Whole(Some(SocketAddr::new(source, port))))
+            } else {
+                Err("the addresses are of two families")
             }
         }
         _ => Err("the line has not six words"),

@@ -229,10 +229,10 @@ fn bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
 }
 
 fn remove_stale(path: &Path) -> io::Result<()> {
-    match find_stale(path)? {
-        true => fs::remove_file(path),
-        false => Ok(()),
+    if find_stale(path)? {
+        fs::remove_file(path)?;
     }
+    Ok(())
 }
 
 /// Whether there is a socket on which nobody listens.

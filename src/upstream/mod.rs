@@ -234,9 +234,10 @@ impl Origin {
 impl Address {
     /// Where a request goes. `only_http1`: whatever the upstream could speak.
     pub fn request_peer(&self, only_http1: bool) -> &HttpPeer {
-        match only_http1 {
-            true => &self.only_http1,
-            false => &self.any_version,
+        if only_http1 {
+            &self.only_http1
+        } else {
+            &self.any_version
         }
     }
 }

@@ -116,9 +116,12 @@ fn header_edit(
 fn lines(headers: &HeaderMap, name: &HeaderName) -> String {
     let values = headers.get_all(name).iter();
     let texts: Vec<_> = values
-        .map(|value| match value.is_sensitive() {
-            true => "a value of the configuration".into(),
-            false => String::from_utf8_lossy(value.as_bytes()),
+        .map(|value| {
+            if value.is_sensitive() {
+                "a value of the configuration".into()
+            } else {
+                String::from_utf8_lossy(value.as_bytes())
+            }
         })
         .collect();
     texts.join(", ")

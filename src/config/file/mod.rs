@@ -383,9 +383,11 @@ impl Resolver<'_> {
         let endpoint = &traces.endpoint;
         let text = section.required("endpoint", endpoint, field.location(), &self.diagnostics);
         let url = text.and_then(|text| {
-            let url = Url::parse(text).and_then(|url| match url.tls && url.is_address() {
-                true => Err("an https URL needs a host name: certificates are not verified for a bare IP address"),
-                false => Ok(url),
+            let url = Url::parse(text).and_then(|url| {
+                if url.tls && url.is_address() {
+                    return Err("an https URL needs a host name: certificates are not verified for a bare IP address");
+                }
+                Ok(url)
             });
             url.map_err(|reason| self.diagnostics.add(endpoint.location(), reason))
                 .ok()

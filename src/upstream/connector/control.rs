@@ -149,9 +149,10 @@ impl StreamControl {
         state.holds_request = holds_request;
         state.upgrades = upgrades;
         state.messages.clear();
-        state.upgrade = match upgrades {
-            true => UpgradeGate::Closed,
-            false => UpgradeGate::Open,
+        state.upgrade = if upgrades {
+            UpgradeGate::Closed
+        } else {
+            UpgradeGate::Open
         };
     }
 

@@ -222,12 +222,13 @@ impl Http2Session {
 
     /// What was waited for for too long.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<Box<Error>> {
-        self.watchdog
-            .poll_expired(cx)
-            .map(|_| match self.body.is_waiting() {
-                true => unsent(),
-                false => Error::explain(ErrorType::ReadTimedout, "the response takes too long"),
-            })
+        self.watchdog.poll_expired(cx).map(|_| {
+            if self.body.is_waiting() {
+                unsent()
+            } else {
+                Error::explain(ErrorType::ReadTimedout, "the response takes too long")
+            }
+        })
     }
 
     /// Whether a reset only says that the rest of the request is not wanted (RFC 9113 §8.1).

@@ -51,9 +51,10 @@ pub struct UpstreamConnector {
 
 /// A peer for Pingora to give to [`UpstreamConnector`]. `only_http1`: whatever the upstream could speak.
 pub fn own_peer(peer: &HttpPeer, only_http1: bool) -> HttpPeer {
-    let name = match only_http1 || peer.options.alpn == ALPN::H1 {
-        true => ONLY_HTTP1,
-        false => ANY_VERSION,
+    let name = if only_http1 || peer.options.alpn == ALPN::H1 {
+        ONLY_HTTP1
+    } else {
+        ANY_VERSION
     };
     let mut peer = peer.clone();
     peer.options.alpn = ALPN::Custom(CustomALPN::new(name.to_vec()));
@@ -125,9 +126,10 @@ async fn within_limit(session: PingoraSession) -> Option<PingoraSession> {
     }
     // Pingora counts no further than to the limit: this stream is the last that it allows, or above it.
     drop(session);
-    match connection.can_accept_streams(1) {
-        true => connection.spawn_stream().await.ok()?,
-        false => None,
+    if connection.can_accept_streams(1) {
+        connection.spawn_stream().await.ok()?
+    } else {
+        None
     }
 }
 
