@@ -16,7 +16,7 @@ use crate::config::{Config, SocketAddress, StateStore};
 use crate::policy::Policy;
 use crate::policy::endpoint::{Endpoint, classify};
 use crate::server::socket::ListeningSocket;
-use crate::server::tls;
+use crate::server::{socket, tls};
 use crate::upstream::Upstream;
 use crate::upstream::tls::UpstreamTlsConfig;
 
@@ -68,6 +68,7 @@ fn read(path: &Path, secrets: Secrets) -> Result<ParsedConfig, Vec<Diagnostic>> 
             }
             ReferencedFile::State(file) => appendable(file).err().map(|why| told(file, &why)),
             ReferencedFile::AccessLog(_) => None,
+            ReferencedFile::UpgradeSocket(file) => upgrade_socket_fault(file),
             _ if secrets == Secrets::Unread => None,
             ReferencedFile::Tls(files) => tls::check(files).err().map(|why| why.to_string()),
             ReferencedFile::UpstreamTls(settings) => UpstreamTlsConfig::load(settings)
@@ -146,6 +147,17 @@ fn check_health_path(parsed: &mut ParsedConfig) {
 
 fn told(file: &Path, why: &io::Error) -> String {
     format!("{}: {why}", file.display())
+}
+
+/// Why a process that takes over could not be offered the listening sockets here.
+fn upgrade_socket_fault(file: &Path) -> Option<String> {
+    if is_left_to_systemd(file) {
+        return None;
+    }
+    let why = socket::check_path(file).err()?;
+    // The service may do what its operator may not.
+    (why.kind() != ErrorKind::PermissionDenied)
+        .then(|| format!("`upgrade_socket` {}", told(file, &why)))
 }
 
 /// Why an upstream could not take its key from this file.

@@ -138,8 +138,7 @@ impl ListeningSocket {
             }
             SocketAddress::Unix(path) => {
                 find_stale(path)?;
-                let folder = path.parent().unwrap_or(Path::new("/"));
-                tempfile::tempfile_in(folder).map(drop)
+                check_path(path)
             }
         }
     }
@@ -235,11 +234,38 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether there is a socket on which nobody listens.
+/// Whether a UNIX socket could be made at this path, be it in the place of another one. It leaves no file behind.
 ///
 /// # Errors
-/// Where somebody does, or the file is another one.
-fn find_stale(path: &Path) -> io::Result<bool> {
+/// Why it could not.
+pub fn check_path(path: &Path) -> io::Result<()> {
+    SockAddr::unix(path)?;
+    is_socket(path)?;
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let folder = if folder.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        folder
+    };
+    tempfile::tempfile_in(folder).map(drop)
+}
+
+/// Removes the socket at this path, if there is one, and no other kind of file.
+///
+/// # Errors
+/// Where the file is another one, or stays.
+pub fn remove_socket(path: &Path) -> io::Result<()> {
+    match is_socket(path)? {
+        true => fs::remove_file(path),
+        false => Ok(()),
+    }
+}
+
+/// Whether there is a socket at this path.
+///
+/// # Errors
+/// Where the file is another one.
+fn is_socket(path: &Path) -> io::Result<bool> {
     let found = match path.symlink_metadata() {
         Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(false),
         found => found?,
@@ -247,6 +273,17 @@ fn find_stale(path: &Path) -> io::Result<bool> {
     if !found.file_type().is_socket() {
         let message = "there is a file, and it is no socket";
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
+    }
+    Ok(true)
+}
+
+/// Whether there is a socket on which nobody listens.
+///
+/// # Errors
+/// Where somebody does, or the file is another one.
+fn find_stale(path: &Path) -> io::Result<bool> {
+    if !is_socket(path)? {
+        return Ok(false);
     }
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
     // A process with many connections to accept is not waited for.

@@ -23,6 +23,7 @@ use rustix::net::{
 };
 
 use crate::config::SocketAddress;
+use crate::server::socket::remove_socket;
 
 /// Listening sockets that one process may have; more do not fit one message.
 const MAX_SOCKETS: usize = 64;
@@ -50,12 +51,9 @@ impl SocketHandover {
     /// Offers the sockets at `path`, in the place of any process that did so before.
     ///
     /// # Errors
-    /// Where the path cannot be listened on.
+    /// Where the path cannot be listened on, or is that of a file which is no socket.
     pub fn offer(path: &Path, sockets: Vec<(SocketAddress, OwnedFd)>) -> io::Result<Self> {
-        match std::fs::remove_file(path) {
-            Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
-            _ => {}
-        }
+        remove_socket(path)?;
         let listener = UnixListener::bind(path)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(OWNER_ONLY))?;
         Ok(Self {
@@ -88,7 +86,7 @@ impl SocketHandover {
     pub fn withdraw(&self) {
         self.sockets.lock().clear();
         // It may be gone already; then nobody finds it either.
-        let _ = std::fs::remove_file(&self.path);
+        let _ = remove_socket(&self.path);
     }
 
     fn hand_to(&self, mut new: UnixStream) -> io::Result<()> {

@@ -426,3 +426,40 @@ fn a_policy_of_eighty_thousand_keys_loads() {
     let (_, policy, _) = Policy::load_with_config(&folder.path().join("tiergate.yaml")).unwrap();
     assert_eq!(policy.key_count(), many);
 }
+
+#[test]
+fn an_upgrade_socket_takes_the_place_of_no_other_file() {
+    let text = config("{url: https://h, credential_file: null}", "access.log");
+    for (name, told) in [
+        ("precious.txt", "there is a file, and it is no socket"),
+        ("policy.yaml", "there is a file, and it is no socket"),
+        ("tiergate.yaml", "there is a file, and it is no socket"),
+        (".", "there is a file, and it is no socket"),
+        ("nowhere/upgrade.sock", "No such file or directory"),
+        (&"a".repeat(108), "path must be shorter than SUN_LEN"),
+    ] {
+        let site = site(
+            &format!("{text}server: {{upgrade_socket: {name}}}\n"),
+            POLICY,
+        );
+        fs::write(site.path().join("precious.txt"), "precious").unwrap();
+        for command in ["check", "run"] {
+            let done = Command::new(env!("CARGO_BIN_EXE_tiergate"))
+                .args([command, "--config", "tiergate.yaml"])
+                .current_dir(site.path())
+                .output()
+                .unwrap();
+            let said = String::from_utf8([done.stdout, done.stderr].concat()).unwrap();
+            assert_eq!(done.status.code(), Some(78), "{said}");
+            assert!(
+                said.contains("tiergate.yaml:7:26: `upgrade_socket` "),
+                "{said}"
+            );
+            assert!(said.contains(told), "{said}");
+        }
+        for (file, content) in [("precious.txt", "precious"), ("policy.yaml", POLICY)] {
+            let found = fs::read_to_string(site.path().join(file)).unwrap();
+            assert_eq!(found, content);
+        }
+    }
+}

@@ -55,6 +55,7 @@ pub(crate) enum ReferencedFile {
     State(PathBuf),
     RedisPassword(PathBuf),
     TraceHeaders(PathBuf),
+    UpgradeSocket(PathBuf),
 }
 
 /// Where the access log is unless the configuration says otherwise: in a folder that the package makes.
@@ -138,6 +139,7 @@ impl ReferencedFile {
             ReferencedFile::State(file) => ("`state`", file),
             ReferencedFile::RedisPassword(file) => ("`password_file`", file),
             ReferencedFile::TraceHeaders(file) => ("`headers_file`", file),
+            ReferencedFile::UpgradeSocket(file) => ("`upgrade_socket`", file),
         };
         vec![(name, file)]
     }
@@ -146,7 +148,9 @@ impl ReferencedFile {
     pub(crate) fn is_written(&self) -> bool {
         matches!(
             self,
-            ReferencedFile::AccessLog(_) | ReferencedFile::State(_)
+            ReferencedFile::AccessLog(_)
+                | ReferencedFile::State(_)
+                | ReferencedFile::UpgradeSocket(_)
         )
     }
 }
@@ -438,7 +442,8 @@ impl Resolver<'_> {
             let threads = given.threads.count(0..=MAX_THREADS, &self.diagnostics);
             options.threads = threads.unwrap_or(0);
             options.drain = given.drain.or(TimeSpan(options.drain), &self.diagnostics).0;
-            options.upgrade_socket = self.file(&given.upgrade_socket);
+            options.upgrade_socket =
+                self.referenced(&given.upgrade_socket, ReferencedFile::UpgradeSocket);
         }
         if options.threads == 0 {
             options.threads = std::thread::available_parallelism().map_or(1, usize::from);
