@@ -3,6 +3,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::accounting::prices::Prices;
@@ -123,12 +124,13 @@ fn check_written_files(parsed: &mut ParsedConfig) {
     }
 }
 
-/// By the names, and where both are there by what the names lead to.
-fn is_same_file(one: &Path, other: &Path) -> bool {
+/// By the names, and where both are there by what the names lead to, links among them.
+pub(super) fn is_same_file(one: &Path, other: &Path) -> bool {
     let absolute = |path: &Path| std::path::absolute(path).ok();
-    let real = |path: &Path| path.canonicalize().ok();
-    let same = |one: Option<PathBuf>, other: Option<PathBuf>| one.is_some() && one == other;
-    same(absolute(one), absolute(other)) || same(real(one), real(other))
+    let inode = |path: &Path| path.metadata().ok().map(|found| (found.dev(), found.ino()));
+    let found = inode(one);
+    absolute(one).is_some_and(|one| absolute(other) == Some(one))
+        || (found.is_some() && found == inode(other))
 }
 
 /// What is answered there without a key hides what an upstream serves.

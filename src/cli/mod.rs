@@ -516,7 +516,24 @@ fn run_probe(arguments: &ProbeArguments, streams: &mut Streams<'_>) -> Ended {
     Ok(if findings.failed { FAILED } else { DONE })
 }
 
+/// The page takes the place of nothing that the report is made from.
+fn check_page(arguments: &ReportArguments) -> Result<(), Failure> {
+    let Some(page) = &arguments.html else {
+        return Ok(());
+    };
+    let inputs = arguments.logs.iter().chain(&arguments.prices);
+    let mut inputs = inputs.chain(&arguments.premium);
+    match inputs.find(|input| check::is_same_file(page, input)) {
+        None => Ok(()),
+        Some(input) => Err(Failure::Usage(format!(
+            "--html would overwrite `{}`, which the report reads; name another file for the page",
+            input.display()
+        ))),
+    }
+}
+
 fn write_report(arguments: ReportArguments, streams: &mut Streams<'_>) -> Ended {
+    check_page(&arguments)?;
     let zone = TimeZone::get(&arguments.time_zone).map_err(|_| {
         let zone = &arguments.time_zone;
         Failure::Usage(format!(

@@ -642,6 +642,28 @@ fn report_groups_by_the_fields_within_the_window_and_prices() {
 }
 
 #[test]
+fn a_reports_page_overwrites_nothing_that_it_is_made_from() {
+    let site = Site::plain();
+    site.write("own.log", "");
+    site.write("prices.yaml", "version: 1\nprices: []\n");
+    fs::hard_link(site.path("own.log"), site.path("link.log")).unwrap();
+    let at = |name: &str| site.path(name).to_str().unwrap().to_owned();
+    for (page, input) in [
+        ("own.log", "own.log"),
+        ("./own.log", "own.log"),
+        ("link.log", "own.log"),
+        ("prices.yaml", "prices.yaml"),
+    ] {
+        let (log, prices, page) = (at("own.log"), at("prices.yaml"), at(page));
+        let done = tiergate(&["report", &log, "--prices", &prices, "--html", &page], "");
+        let told = format!("--html would overwrite `{}`", at(input));
+        assert_eq!(done.status.code(), Some(2), "{}", stderr(&done));
+        assert!(stderr(&done).contains(&told), "{}", stderr(&done));
+    }
+    assert_eq!(fs::read_to_string(site.path("own.log")).unwrap(), "");
+}
+
+#[test]
 fn report_ends_with_78_for_bad_prices_and_with_1_for_no_log() {
     let site = Site::plain();
     site.write("prices.yaml", "version: 1\nprices:\n  - {modles: [m]}\n");
