@@ -4,6 +4,7 @@
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use crate::cli::embedded::{self, post, while_serving};
-use crate::config::Config;
+use crate::config::{Config, LogTarget};
 use crate::server::Server;
 use crate::state::StartError;
 
@@ -146,10 +147,12 @@ fn failed(what: &str) -> impl FnOnce(io::Error) -> StartError {
 /// The proxy, ready to serve, and its access log.
 fn assemble(upstream: SocketAddr) -> Result<(Server, fs::File), StartError> {
     let folder = embedded::temporary_folder().map_err(failed("no temporary folder"))?;
-    let server = Server::new(config(folder.path(), upstream)?, false)?;
-    let log = fs::File::open(folder.path().join("access.log")).map_err(failed("no access log"))?;
-    // The folder goes here: what is open stays readable, and an interrupted demonstration leaves nothing behind.
-    Ok((server, log))
+    let mut config = config(folder.path(), upstream)?;
+    // A file without a name: the folder goes here, so that an interrupted demonstration leaves nothing behind.
+    let log = tempfile::tempfile_in(folder.path()).map_err(failed("no access log"))?;
+    let path = format!("/dev/fd/{}", log.as_raw_fd());
+    config.access_log.target = LogTarget::File(path.into());
+    Ok((Server::new(config, false)?, log))
 }
 
 /// The files of a small installation, loaded. The listeners take whatever port is free.

@@ -53,7 +53,7 @@ impl Signals {
                 _ = self.hangup.recv() => reloads.reload(&state.config, reload_now).await,
                 _ = self.reopen.recv() => match state.log.reopen() {
                     Ok(()) => log::info!("access log reopened"),
-                    Err(why) => log::error!("the access log cannot be reopened, the old file stays in use: {why}"),
+                    Err(why) => log::error!("the access log cannot be reopened: {why}"),
                 },
                 _ = self.upgrade.recv() => upgrade(state, &mut new_process),
                 ended = new_process.failed() => match ended {

@@ -69,6 +69,77 @@ fn a_full_device_loses_nothing_and_is_told_of() {
 }
 
 #[test]
+fn a_log_that_is_deleted_is_made_anew_and_misses_no_line() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    post(&proxy);
+    let first = proxy.access_log(1);
+    fs::remove_file(proxy.log_path()).unwrap();
+    post(&proxy);
+    let rest = proxy.access_log(1);
+    assert_no_gap(&[first, rest].concat());
+    proxy.await_stderr("the access log was deleted, and a new file is opened in its place");
+    // Also where nobody asks for anything.
+    fs::remove_file(proxy.log_path()).unwrap();
+    eventually("a new log", || proxy.log_path().exists().then_some(()));
+}
+
+#[test]
+fn lines_wait_for_a_log_whose_folder_is_gone() {
+    let upstream = upstream::json("{}").run();
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("logs")).unwrap();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .log("logs/access.log")
+        .run_in(folder);
+    let logs = proxy.path("logs");
+    post(&proxy);
+    let first = proxy.access_log(1);
+    fs::remove_dir_all(&logs).unwrap();
+    let ready = eventually("/readyz tells", || {
+        Some(proxy.admin("/readyz")).filter(|ready| ready.status == 503)
+    });
+    let why = "the access log cannot be written: logs/access.log: No such file";
+    assert!(ready.text().contains(why), "{ready:?}");
+    assert!(proxy.status()["problems"].to_string().contains(why));
+    assert!(proxy.metric("tiergate_access_log_errors_total") >= 1.0);
+    proxy.await_stderr(why.split_once(':').unwrap().0);
+    post(&proxy);
+    fs::create_dir(&logs).unwrap();
+    let rest = proxy.access_log(1);
+    assert_no_gap(&[first, rest].concat());
+    eventually("/readyz is good again", || {
+        (proxy.admin("/readyz").status == 200).then_some(())
+    });
+}
+
+#[test]
+fn a_renamed_log_gets_its_lines_until_the_signal_and_none_after_one_that_fails() {
+    let upstream = upstream::json("{}").run();
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("logs")).unwrap();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .log("logs/access.log")
+        .run_in(folder);
+    let (logs, moved) = (proxy.path("logs"), proxy.path("moved"));
+    post(&proxy);
+    fs::rename(&logs, &moved).unwrap();
+    post(&proxy);
+    let old = records_of(&moved.join("access.log"));
+    assert_eq!(old.len(), 2);
+    proxy.signal(libc::SIGUSR1);
+    proxy.await_stderr("the access log cannot be reopened: logs/access.log: No such file");
+    post(&proxy);
+    assert_eq!(proxy.admin("/readyz").status, 503);
+    fs::create_dir(&logs).unwrap();
+    let new = proxy.access_log(1);
+    assert_no_gap(&[old, new].concat());
+    assert_eq!(records_of(&moved.join("access.log")).len(), 2);
+}
+
+#[test]
 fn a_limit_of_file_sizes_is_like_a_full_device() {
     let upstream = upstream::json("{}").run();
     let proxy = proxy::new().upstream(&upstream).run();

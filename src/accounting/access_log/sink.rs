@@ -4,7 +4,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -25,6 +25,8 @@ pub(super) struct Sink {
     pub kind: SinkKind,
     /// None for a FIFO that nobody reads or a socket that is not connected: it is opened anew later.
     pub file: Option<Arc<File>>,
+    /// A regular file that had a name when it was opened: without one, it has been deleted.
+    has_name: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +47,8 @@ impl Sink {
             LogTarget::Stdout => Self::stdout(),
             // Opening it by its path fails where it is a socket, as it is under systemd.
             LogTarget::File(path) if path == Path::new("/dev/stdout") => Self::stdout(),
-            LogTarget::File(path) => Self::at(path),
+            LogTarget::File(path) => Self::at(path)
+                .map_err(|why| io::Error::new(why.kind(), format!("{}: {why}", path.display()))),
         }
     }
 
@@ -70,7 +73,10 @@ impl Sink {
         match opened {
             Ok(file) if file.metadata()?.is_file() => {
                 end_last_line(&file, path, || std::thread::sleep(HALF_LINE_TIME))?;
-                Ok(Self::of(SinkKind::Regular, Some(file)))
+                Ok(Self {
+                    has_name: file.metadata()?.nlink() > 0,
+                    ..Self::of(SinkKind::Regular, Some(file))
+                })
             }
             Ok(file) => Ok(Self::of(SinkKind::Stream, Some(file))),
             Err(why) if is(&why, Errno::NXIO) => Self::unopened(path, why),
@@ -93,7 +99,20 @@ impl Sink {
 
     fn of(kind: SinkKind, file: Option<File>) -> Self {
         let file = file.map(Arc::new);
-        Self { kind, file }
+        Self {
+            kind,
+            file,
+            has_name: false,
+        }
+    }
+
+    /// Whether what is written by now would be lost: no path leads to the file any more. A file that was renamed, and is
+    /// still to be reopened, is none of these.
+    pub fn is_deleted(&self) -> io::Result<bool> {
+        match &self.file {
+            Some(file) if self.has_name => Ok(file.metadata()?.nlink() == 0),
+            _ => Ok(false),
+        }
     }
 
     /// Opens what had nobody at its other end before.

@@ -50,6 +50,8 @@ struct Shared {
 
 struct Writer {
     sink: Sink,
+    /// The open file is not the log any more, and that one could not be opened yet.
+    is_outdated: bool,
     /// Counts openings of the target, so that the thread can tell that it has written to an old one.
     opened: u64,
     /// Lines numbered so far.
@@ -75,7 +77,8 @@ struct Waiting {
 /// What is told of a log that cannot be written, once for each time that it cannot.
 #[derive(Default)]
 struct Trouble {
-    told: bool,
+    /// Why it cannot be written.
+    why: Option<String>,
     /// The most lines that waited at once.
     most_waiting: usize,
 }
@@ -124,7 +127,7 @@ impl AccessLog {
         writer.seq += 1;
         writer.line.push(b'\n');
         if writer.sink.kind == SinkKind::Regular {
-            let written = writer.write_line();
+            let written = writer.write_line(&self.shared.target);
             self.shared.note(writer, written);
         } else {
             writer.enqueue();
@@ -133,14 +136,12 @@ impl AccessLog {
         self.shared.publish(writer);
     }
 
-    /// Tries to write what waits, and tells of what cannot be written; to be called a few times a second.
+    /// Tries to write what waits, and tells of what cannot be written, and of a file that is not there any more; to be called
+    /// a few times a second.
     pub fn retry(&self) {
-        if self.shared.waiting_bytes.load(Ordering::Relaxed) == 0 {
-            return;
-        }
         let mut writer = self.shared.writer.lock();
         if writer.sink.kind == SinkKind::Regular {
-            let written = writer.flush_waiting();
+            let written = writer.flush_waiting(&self.shared.target);
             self.shared.note(&mut writer, written);
         } else if writer.is_stalled() {
             self.shared.note_stall(&mut writer);
@@ -151,14 +152,17 @@ impl AccessLog {
     /// Opens the target anew, after it was renamed. What waited goes to the new one.
     ///
     /// # Errors
-    /// Where the new one cannot be opened; the old one stays in use.
+    /// Where the new one cannot be opened. Lines wait until it can be; those for a reader go on to it.
     pub fn reopen(&self) -> io::Result<()> {
-        let sink = Sink::open(&self.shared.target)?;
+        let opened = Sink::open(&self.shared.target);
         let mut writer = self.shared.writer.lock();
-        writer.sink = sink;
-        writer.opened += 1;
-        // A line that the old one got in part is to be whole in the new one.
-        writer.taken = 0;
+        match opened {
+            Ok(sink) => writer.exchange(sink),
+            Err(why) => {
+                writer.is_outdated = true;
+                return Err(why);
+            }
+        }
         drop(writer);
         self.shared.clone().start_thread()?;
         self.shared.wake.notify_one();
@@ -176,9 +180,14 @@ impl AccessLog {
         self.shared.waiting_bytes.load(Ordering::Relaxed) == 0
     }
 
-    /// Whether lines wait for longer than it takes to write them.
+    /// Whether lines wait for longer than it takes to write them, or the next one would.
     pub fn is_stalled(&self) -> bool {
-        !self.is_written() && self.shared.writer.lock().is_stalled()
+        self.shared.writer.lock().is_stalled()
+    }
+
+    /// Why lines cannot be written, where that has been found.
+    pub fn fault(&self) -> Option<String> {
+        self.shared.writer.lock().trouble.why.clone()
     }
 
     /// Whether so much waits that a further request could not be accounted for.
@@ -316,15 +325,15 @@ impl Shared {
         match written {
             Err(why) => {
                 self.errors.fetch_add(1, Ordering::Relaxed);
-                if !trouble.told {
+                if trouble.why.is_none() {
                     log::error!(
                         "the access log cannot be written, its lines wait in memory: {why}"
                     );
                 }
-                trouble.told = true;
+                trouble.why = Some(why.to_string());
             }
             Ok(()) if waiting == 0 => {
-                if trouble.told {
+                if trouble.why.is_some() {
                     let most = trouble.most_waiting;
                     log::warn!(
                         "the access log is written again; up to {most} lines had to wait, and none is lost"
@@ -338,7 +347,7 @@ impl Shared {
 
     /// A reader has stopped, or there is none.
     fn note_stall(&self, writer: &mut Writer) {
-        if !writer.trouble.told {
+        if writer.trouble.why.is_none() {
             let why = if writer.sink.file.is_some() {
                 "its reader does not read"
             } else {
@@ -358,6 +367,7 @@ impl Writer {
     fn new(sink: Sink) -> Self {
         Self {
             sink,
+            is_outdated: false,
             opened: 0,
             seq: 0,
             line: Vec::new(),
@@ -376,19 +386,26 @@ impl Writer {
     }
 
     fn is_stalled(&self) -> bool {
+        if self.sink.kind == SinkKind::Regular {
+            return self.trouble.why.is_some();
+        }
         let first = self.waiting.front();
-        first.is_some_and(|first| {
-            self.sink.kind == SinkKind::Regular || first.since.elapsed() >= STALLED_AFTER
-        })
+        first.is_some_and(|first| first.since.elapsed() >= STALLED_AFTER)
     }
 
     /// Writes `self.line` to a regular file, behind all that waits.
-    fn write_line(&mut self) -> io::Result<()> {
+    fn write_line(&mut self, target: &LogTarget) -> io::Result<()> {
         if !self.waiting.is_empty() {
             self.enqueue();
-            return self.flush_waiting();
+            return self.flush_waiting(target);
         }
-        let file = self.file()?;
+        let file = match self.file(target) {
+            Ok(file) => file,
+            Err(why) => {
+                self.enqueue();
+                return Err(why);
+            }
+        };
         let (taken, result) = write_all(&file, &self.line);
         if result.is_err() {
             self.enqueue();
@@ -406,8 +423,8 @@ impl Writer {
     }
 
     /// Writes what waits to a regular file.
-    fn flush_waiting(&mut self) -> io::Result<()> {
-        let file = self.file()?;
+    fn flush_waiting(&mut self, target: &LogTarget) -> io::Result<()> {
+        let file = self.file(target)?;
         while let Some(first) = self.waiting.front() {
             let (taken, result) = write_all(&file, &first.line[self.taken..]);
             if result.is_err() {
@@ -433,11 +450,32 @@ impl Writer {
         }
     }
 
-    fn file(&self) -> io::Result<Arc<File>> {
-        self.sink
-            .file
-            .clone()
-            .ok_or_else(|| io::ErrorKind::NotConnected.into())
+    /// The regular file that is the log: a new one by its path where the open one was deleted.
+    fn file(&mut self, target: &LogTarget) -> io::Result<Arc<File>> {
+        let is_deleted = self.sink.is_deleted()?;
+        if is_deleted || self.is_outdated {
+            self.is_outdated = true;
+            let sink = Sink::open(target)?;
+            if sink.kind != SinkKind::Regular {
+                let message = "it is no regular file any more; SIGUSR1 opens it";
+                return Err(io::Error::other(message));
+            }
+            self.exchange(sink);
+            if is_deleted {
+                log::warn!("the access log was deleted, and a new file is opened in its place");
+            }
+        }
+        let file = self.sink.file.clone();
+        file.ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// Goes on with a target that was opened just now.
+    fn exchange(&mut self, sink: Sink) {
+        self.sink = sink;
+        self.is_outdated = false;
+        self.opened += 1;
+        // A line that the old one got in part is to be whole in the new one.
+        self.taken = 0;
     }
 }
 

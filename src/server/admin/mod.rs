@@ -59,7 +59,11 @@ impl ServeHttp for Admin {
             "/healthz" => respond(StatusCode::OK, TEXT, "ok\n"),
             "/readyz" => match self.state.not_ready() {
                 None => respond(StatusCode::OK, TEXT, status::readiness(&self.state)),
-                Some(why) => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n")),
+                Some(why) => respond(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    TEXT,
+                    status::unreadiness(&self.state, why),
+                ),
             },
             "/status" => respond(
                 StatusCode::OK,

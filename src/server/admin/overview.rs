@@ -94,7 +94,8 @@ impl<'s> Overview<'s> {
         let state = self.state;
         let mut problems = Vec::new();
         if state.log.is_stalled() {
-            problems.push(critical("the access log cannot be written"));
+            let why = state.log.fault().unwrap_or_default();
+            problems.push(critical(format!("the access log cannot be written: {why}")));
         }
         let unforced = state.metrics.unforced_forwarded.get();
         if unforced > 0 {

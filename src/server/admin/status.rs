@@ -30,6 +30,14 @@ pub(super) fn readiness(state: &State) -> String {
     errors.concat()
 }
 
+/// The body of `/readyz` while they cannot be, with what the operator alone is told of why.
+pub(super) fn unreadiness(state: &State, why: &str) -> String {
+    match state.log.fault().filter(|_| !state.is_draining()) {
+        Some(fault) => format!("{why}: {fault}\n"),
+        None => format!("{why}\n"),
+    }
+}
+
 /// How loading a file went: when what is in force was loaded, and what is wrong with what the file holds by now.
 fn loading(status: &LoadStatus) -> [(&'static str, Value); 4] {
     [
