@@ -33,11 +33,10 @@ pub fn head_too_large() -> Vec<u8> {
     answer.message(&get_cached_date())
 }
 
+/// The name of the upstream has no address: the upstream's fault, not the proxy's.
 pub fn no_address() -> Box<Error> {
-    Error::explain(
-        ErrorType::ConnectNoRoute,
-        "the upstream's name has no address",
-    )
+    let what = "the upstream's name has no address";
+    Error::explain(ErrorType::ConnectNoRoute, what).into_up()
 }
 
 /// A body that is not sent: the client's fault, or an HTTP/2 upstream's side would swallow it.

@@ -219,7 +219,7 @@ impl Bridge {
         prepared: &Prepared,
     ) -> Result<Result<Connection, Box<Error>>, Stop> {
         let Some(address) = context.next_address() else {
-            return Ok(Err(no_address().into_up()));
+            return Ok(Err(no_address()));
         };
         let peer = address.request_peer(context.only_http1).clone();
         let connecting = Connection::open(&self.connector, peer);

@@ -370,3 +370,21 @@ fn a_request_without_any_address_that_answers_in_time_is_timed_out() {
         (504, "upstream_timeout")
     );
 }
+
+#[test]
+fn a_name_without_an_address_is_an_upstream_that_cannot_be_reached() {
+    for settings in ["", "messages: responses, models: [{match: \"*\"}]"] {
+        let proxy = proxy_to(&["http://nowhere.invalid".to_owned()], settings);
+        proxy.await_stderr("cannot resolve `nowhere.invalid`");
+        let path = if settings.is_empty() {
+            PATH
+        } else {
+            "/v1/messages"
+        };
+        let body = r#"{"model":"m","max_tokens":9,"messages":[{"role":"user","content":"a"}]}"#;
+        assert_eq!(proxy.client("sk-fast").post(path, body).status, 502);
+        let record = proxy.record();
+        assert_eq!(record["outcome"], "upstream_error");
+        assert_eq!(record["error"], "upstream_unreachable");
+    }
+}
