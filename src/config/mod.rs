@@ -11,6 +11,7 @@ pub(crate) mod limits;
 pub(crate) mod network;
 pub(crate) mod path;
 pub(crate) mod pattern;
+pub(crate) mod pem;
 pub(crate) mod secret_file;
 pub mod traces;
 pub(crate) mod units;

@@ -1,11 +1,13 @@
 //! The bytes of a file that may hold keys.
 
 use std::fmt::Display;
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Read};
 use std::ops::Deref;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use rustix::fs::OFlags;
 use zeroize::Zeroize;
 
 /// The largest file that is read: some ten million keys. Offsets into a file fit 32 bits.
@@ -21,11 +23,22 @@ impl FileBytes {
     /// The content of a file.
     ///
     /// # Errors
-    /// Those of reading it, and `FileTooLarge` beyond [`MAX_BYTES`].
+    /// Those of reading it, `FileTooLarge` beyond [`MAX_BYTES`], and what is no regular file: opening a pipe, or reading it,
+    /// could take for ever.
     pub fn read(path: &Path) -> io::Result<FileBytes> {
-        let mut file = File::open(path)?;
-        let length = file.metadata().map_or(0, |found| found.len());
-        let length = usize::try_from(length).unwrap_or(MAX_BYTES);
+        let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
+        let mut file = OpenOptions::new()
+            .read(true)
+            .custom_flags(nonblocking)
+            .open(path)?;
+        let found = file.metadata()?;
+        if !found.is_file() {
+            return Err(io::Error::new(
+                ErrorKind::InvalidInput,
+                "not a regular file",
+            ));
+        }
+        let length = usize::try_from(found.len()).unwrap_or(MAX_BYTES);
         // At once: a buffer that grows leaves a copy behind.
         let mut bytes = FileBytes(Vec::with_capacity(length.min(MAX_BYTES) + SPARE_BYTES));
         let limit = MAX_BYTES as u64 + 1;

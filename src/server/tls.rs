@@ -8,15 +8,14 @@ use pingora::listeners::tls::Acceptor;
 use prometheus::IntGauge;
 use rustls::ServerConfig;
 use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::CertificateDer;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use x509_parser::parse_x509_certificate;
 
-use crate::config::TlsFiles;
 use crate::config::secret_file::unusable;
 use crate::config::watch::{FileWatcher, WatchedFile};
+use crate::config::{TlsFiles, pem};
 
 /// What a listener hands its connections to. Handshakes that have begun keep the certificate they began with, and sessions
 /// can be resumed after it was exchanged.
@@ -110,10 +109,8 @@ fn server_config(certificate: Arc<HotCertificate>) -> Result<ServerConfig, rustl
 }
 
 fn load(files: &TlsFiles) -> io::Result<Loaded> {
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&files.cert)
-        .and_then(Iterator::collect)
-        .map_err(|why| unusable(&files.cert, &why))?;
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|why| unusable(&files.key, &why))?;
+    let chain = pem::certificates(&files.cert)?;
+    let key = pem::private_key(&files.key)?;
     let expiry = first_expiry(&chain);
     let certificate = CertifiedKey::from_der(chain, key, &ring::default_provider())
         .map_err(|why| unusable(&files.cert, &why))?;

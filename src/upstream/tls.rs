@@ -10,13 +10,12 @@ use pingora_core::protocols::tls::CaType;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::utils::tls::{CertKey, WrappedX509, parse_x509};
 use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::secret_file::unusable;
-use crate::config::{TlsFiles, UpstreamTls};
+use crate::config::{TlsFiles, UpstreamTls, pem};
 
 /// What connections to one upstream are made with. Those that have begun keep what they began with.
 pub struct UpstreamTlsConfig {
@@ -94,7 +93,7 @@ fn load_authorities(path: &Path) -> io::Result<Arc<CaType>> {
 
 fn load_identity(files: &TlsFiles) -> io::Result<Arc<CertKey>> {
     let chain = certificates(&files.cert)?;
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|why| unusable(&files.key, &why))?;
+    let key = pem::private_key(&files.key)?;
     let der = key.secret_der().to_vec();
     if PrivateKeyDer::try_from(&der[..]).is_err() {
         // Pingora tells the kinds of keys apart by their bytes alone, and panics where it cannot.
@@ -114,12 +113,7 @@ fn load_identity(files: &TlsFiles) -> io::Result<Arc<CertKey>> {
 
 /// At least one, each of which Pingora can read: it panics over others.
 fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
-    let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect)
-        .map_err(|why| unusable(path, &why))?;
-    if certificates.is_empty() {
-        return Err(unusable(path, &"there is no certificate in it"));
-    }
+    let certificates = pem::certificates(path)?;
     for certificate in &certificates {
         X509Certificate::from_der(certificate).map_err(|why| unusable(path, &why))?;
     }

@@ -9,6 +9,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+
 use crate::support::client::Answer;
 use crate::support::proxy::{self, POLICY, Proxy};
 use crate::support::upstream::{self, Upstream, reply};
@@ -441,4 +444,46 @@ fn a_hundred_thousand_keys_are_taken() {
         assert_eq!(status_of(&proxy, name), 200);
     }
     assert_eq!(status_of(&proxy, "1-100000"), 401);
+}
+
+#[test]
+fn a_pipe_in_the_place_of_a_file_holds_up_neither_a_reload_nor_the_end() {
+    let upstream = upstream::json("{}").run();
+    let mut proxy = proxy::new()
+        .upstream_with("main", &upstream, "credential_file: own.key")
+        .file("own.key", "sk-own")
+        .prices("version: 1\nprices: []\n")
+        .tls()
+        .run();
+    let files = [
+        "policy.yaml",
+        "prices.yaml",
+        "own.key",
+        "cert.pem",
+        "tiergate.yaml",
+    ];
+    for name in files {
+        fs::remove_file(proxy.path(name)).unwrap();
+        mkfifo(&proxy.path(name), Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    }
+    proxy.signal(libc::SIGHUP);
+    let failures = eventually("the end of the reload", || {
+        let reload = proxy.status()["reload"].clone();
+        (reload["count"] == 1).then(|| reload["failures"].to_string())
+    });
+    assert_eq!(
+        failures.matches("not a regular file").count(),
+        files.len(),
+        "{failures}"
+    );
+    assert_eq!(status_of(&proxy, "plain"), 200);
+    let checked = Command::new(env!("CARGO_BIN_EXE_tiergate"))
+        .args(["check", "--config", "tiergate.yaml"])
+        .current_dir(proxy.path("."))
+        .output()
+        .unwrap();
+    let told = String::from_utf8(checked.stdout).unwrap();
+    assert!(told.contains("cannot read: not a regular file"), "{told}");
+    proxy.signal(libc::SIGTERM);
+    assert_eq!(proxy.wait().code(), Some(0));
 }

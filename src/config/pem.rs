@@ -1,0 +1,86 @@
+//! Certificates and private keys in PEM files (RFC 7468), and what is wrong with such a file in words for people.
+
+use std::io;
+use std::path::Path;
+
+use rustls::pki_types::pem::{Error, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::config::secret_file::{FileBytes, unusable};
+
+/// The tag that every certificate and key begins with where it is no PEM (X.690).
+const DER_SEQUENCE: u8 = 0x30;
+
+/// The certificates of a file, in its order.
+///
+/// # Errors
+/// Where it cannot be read, or has none.
+pub(crate) fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
+    let bytes = read(path)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    let found = found.map_err(|why| unusable(path, &explain(&why, &bytes)))?;
+    if found.is_empty() {
+        return Err(unusable(path, &explain(&Error::NoItemsFound, &bytes)));
+    }
+    Ok(found)
+}
+
+/// The first private key of a file.
+///
+/// # Errors
+/// Where it cannot be read, or has none.
+pub(crate) fn private_key(path: &Path) -> io::Result<PrivateKeyDer<'static>> {
+    let bytes = read(path)?;
+    PrivateKeyDer::from_pem_slice(&bytes).map_err(|why| unusable(path, &explain(&why, &bytes)))
+}
+
+fn read(path: &Path) -> io::Result<FileBytes> {
+    FileBytes::read(path)
+        .map_err(|why| io::Error::new(why.kind(), format!("{}: {why}", path.display())))
+}
+
+/// What to do about a file in which nothing was found.
+fn explain(why: &Error, bytes: &[u8]) -> String {
+    let is_encrypted = bytes
+        .split(|byte| *byte == b'\n')
+        .any(|line| line.starts_with(b"-----BEGIN ENCRYPTED") || line.ends_with(b"ENCRYPTED"));
+    if is_encrypted {
+        "the key is encrypted, and there is nobody to ask for the passphrase; `openssl pkey` writes it without one".to_owned()
+    } else if bytes.first() == Some(&DER_SEQUENCE) {
+        "this is DER, and PEM is expected; `openssl x509` and `openssl pkey` convert it".to_owned()
+    } else if matches!(why, Error::NoItemsFound) {
+        "there is nothing of the kind in it: PEM begins with `-----BEGIN CERTIFICATE-----` or `-----BEGIN PRIVATE KEY-----`".to_owned()
+    } else {
+        why.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_no_pem_is_told_what_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        for (content, told) in [
+            (&b"\x30\x82\x01\x0a\x02\x82"[..], "this is DER"),
+            (
+                b"-----BEGIN ENCRYPTED PRIVATE KEY-----\nAA==\n",
+                "encrypted",
+            ),
+            (
+                b"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nAA==\n",
+                "encrypted",
+            ),
+            (b"", "nothing of the kind"),
+            (b"hello\n", "nothing of the kind"),
+        ] {
+            std::fs::write(&path, content).unwrap();
+            for why in [certificates(&path).err(), private_key(&path).err()] {
+                let why = why.unwrap().to_string();
+                assert!(why.contains(told) && why.contains("file: "), "{why}");
+            }
+        }
+    }
+}
