@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use http::Uri;
 use http::uri::Scheme;
 
-use crate::config::address::{parse_unix_path, strip_unix};
+use crate::config::address::{SocketAddress, parse_unix_path, strip_unix};
 use crate::config::path;
 
 /// Where an upstream is: `http(s)://host[:port][/prefix]`, or `unix:/path[:/prefix]` as nginx writes it behind `http://`.
@@ -139,6 +139,19 @@ impl Url {
     }
 }
 
+impl Destination {
+    /// Whether a connection from this machine comes to a listener on this address. Of names only `localhost` is known.
+    pub fn reaches(&self, listener: &SocketAddress) -> bool {
+        match (self, listener) {
+            (Self::Unix(path), SocketAddress::Unix(own)) => path == own,
+            (Self::Tcp { host, port }, SocketAddress::Tcp(own)) => {
+                *port == own.port() && addresses_of(host).any(|ip| leads_to(ip, own.ip()))
+            }
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.with_path(&self.prefix))
@@ -160,6 +173,23 @@ fn explain(text: &str) -> &'static str {
         }
         _ => NO_HOST,
     }
+}
+
+/// The IP addresses that a host is known to have.
+fn addresses_of(host: &str) -> impl Iterator<Item = IpAddr> {
+    let local = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let local = local.into_iter().filter(move |_| host == "localhost");
+    local.chain(host.parse::<IpAddr>().ok())
+}
+
+/// Whether a connection to `to` comes to a listener on `own`. One on an unspecified address has all of this machine, and
+/// connecting to it is connecting to the loopback (`ip(7)`).
+fn leads_to(to: IpAddr, own: IpAddr) -> bool {
+    let is_local = to.is_loopback() || to.is_unspecified();
+    let is_same_family = to.is_ipv4() == own.is_ipv4();
+    to == own
+        || is_local && own.is_unspecified() && (is_same_family || own.is_ipv6())
+        || to.is_unspecified() && own.is_loopback() && is_same_family
 }
 
 /// A DNS name, or an IP address without brackets.
@@ -275,5 +305,36 @@ mod tests {
             Url::parse("https://A.b:443/").unwrap().to_string(),
             "https://a.b"
         );
+    }
+
+    #[test]
+    fn a_destination_on_this_machine_is_known() {
+        let is_reached = |own: &str, url: &str| {
+            let own: SocketAddress = own.parse().unwrap();
+            Url::parse(url).unwrap().destination.reaches(&own)
+        };
+        for (own, url) in [
+            ("127.0.0.1:80", "http://127.0.0.1"),
+            ("127.0.0.1:80", "http://localhost/base"),
+            ("127.0.0.1:80", "http://0.0.0.0"),
+            ("0.0.0.0:443", "https://127.0.0.2"),
+            ("[::]:80", "http://127.0.0.1"),
+            ("[::1]:80", "http://localhost"),
+            ("10.0.0.1:80", "http://10.0.0.1"),
+            ("unix:/run/a.sock", "unix:/run/a.sock:/base"),
+        ] {
+            assert!(is_reached(own, url), "{own} {url}");
+        }
+        for (own, url) in [
+            ("127.0.0.1:80", "http://127.0.0.1:81"),
+            ("127.0.0.1:80", "http://127.0.0.2"),
+            ("127.0.0.1:80", "http://[::1]"),
+            ("0.0.0.0:80", "http://10.0.0.1"),
+            ("0.0.0.0:80", "http://[::1]"),
+            ("127.0.0.1:80", "http://api.example"),
+            ("unix:/run/a.sock", "unix:/run/b.sock"),
+        ] {
+            assert!(!is_reached(own, url), "{own} {url}");
+        }
     }
 }

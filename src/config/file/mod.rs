@@ -1,6 +1,7 @@
 //! The configuration as written: `tiergate.yaml` as structs of [`Field`]s, and what they resolve to, with every mistake and
 //! its place. It reads none of the files that are named, but lists them for whoever does.
 
+mod addresses;
 mod cors;
 mod limits;
 mod state;
@@ -500,27 +501,5 @@ impl Resolver<'_> {
 
     fn refer(&self, location: Location, file: ReferencedFile) {
         self.files.borrow_mut().push((location, file));
-    }
-
-    fn check_addresses(&self, config: &Config, file: &ConfigFile<'_>) {
-        let mut listen = config.listen.iter();
-        if listen.any(|listen| listen.address == config.admin) {
-            let location = if file.admin.is_given() {
-                file.admin.location()
-            } else {
-                file.listen.location()
-            };
-            let both = format!("`admin` and `listen` are both `{}`", config.admin);
-            self.diagnostics.add(location, both);
-        }
-        let listen = config.listen.iter().map(|listen| &listen.address);
-        let mut paths = listen
-            .chain([&config.admin])
-            .filter_map(SocketAddress::unix_path);
-        let upgrade = config.server.upgrade_socket.as_deref();
-        if upgrade.is_some_and(|upgrade| paths.any(|path| path == upgrade)) {
-            let twice = "`upgrade_socket` is the socket of a listener too";
-            self.diagnostics.add(file.server.location(), twice);
-        }
     }
 }

@@ -1,0 +1,48 @@
+//! How the addresses of a configuration go together: its listeners with each other, and with its upstreams.
+
+use super::{ConfigFile, Resolver};
+use crate::config::Config;
+use crate::config::address::SocketAddress;
+
+impl Resolver<'_> {
+    pub(super) fn check_addresses(&self, config: &Config, file: &ConfigFile<'_>) {
+        let mut listen = config.listen.iter();
+        if listen.any(|listen| listen.address == config.admin) {
+            let location = if file.admin.is_given() {
+                file.admin.location()
+            } else {
+                file.listen.location()
+            };
+            let both = format!("`admin` and `listen` are both `{}`", config.admin);
+            self.diagnostics.add(location, both);
+        }
+        let listen = config.listen.iter().map(|listen| &listen.address);
+        let mut paths = listen
+            .chain([&config.admin])
+            .filter_map(SocketAddress::unix_path);
+        let upgrade = config.server.upgrade_socket.as_deref();
+        if upgrade.is_some_and(|upgrade| paths.any(|path| path == upgrade)) {
+            let twice = "`upgrade_socket` is the socket of a listener too";
+            self.diagnostics.add(file.server.location(), twice);
+        }
+        self.check_loops(config);
+    }
+
+    /// A request that comes back to the listener that it came from would do so until no descriptor is left.
+    fn check_loops(&self, config: &Config) {
+        for upstream in &config.upstreams {
+            let listen = config.listen.iter().map(|listen| &listen.address);
+            let mut own = listen.chain([&config.admin]);
+            let is_reached = |own: &&SocketAddress| {
+                let mut urls = upstream.urls.iter();
+                urls.any(|url| url.destination.reaches(own))
+            };
+            if let Some(own) = own.find(is_reached) {
+                let message = format!(
+                    "the upstream is this proxy itself, which listens on `{own}`: a request would come back again and again"
+                );
+                self.diagnostics.add(upstream.location, message);
+            }
+        }
+    }
+}
