@@ -11,7 +11,7 @@ use crate::accounting::store::{Store, StoreError};
 use crate::cli::admin_client::status_of;
 use crate::config::diagnostic::{Diagnostic, Location};
 use crate::config::file::{DEFAULT_ACCESS_LOG, ParsedConfig, ReferencedFile};
-use crate::config::secret_file::FileBytes;
+use crate::config::secret_file::{self, FileBytes};
 use crate::config::traces::parse_headers;
 use crate::config::{Config, SocketAddress, StateStore};
 use crate::policy::Policy;
@@ -79,11 +79,12 @@ fn read(path: &Path, secrets: Secrets) -> Result<ParsedConfig, Vec<Diagnostic>> 
             ReferencedFile::TraceHeaders(file) => match FileBytes::read(file) {
                 Ok(bytes) => parse_headers(&bytes)
                     .err()
-                    .map(|why| format!("{}: {why}", file.display())),
-                Err(why) => Some(told(file, &why)),
+                    .map(|why| secret_file::told(file, &why)),
+                Err(why) => Some(secret_file::told(file, &why)),
             },
             ReferencedFile::RedisPassword(file) => {
-                FileBytes::read(file).err().map(|why| told(file, &why))
+                let why = FileBytes::read(file).err();
+                why.map(|why| secret_file::told(file, &why))
             }
         };
         let diagnostic = fault.map(|message| Diagnostic::new(path, *location, message));
@@ -168,7 +169,7 @@ fn credential_fault(file: &Path, config: &Config) -> Option<String> {
     let settings = upstreams.find(|upstream| upstream.credential_file.as_deref() == Some(file))?;
     let upstream = Upstream::new(settings.clone()).ok()?;
     let why = upstream.load_credential(FileBytes::read(file)).err()?;
-    Some(format!("{}: {why}", file.display()))
+    Some(secret_file::told(file, &why))
 }
 
 /// Whether a start could open the access log. The folder of the default is left to the package and to systemd, which make it.

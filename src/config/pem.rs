@@ -6,7 +6,7 @@ use std::path::Path;
 use rustls::pki_types::pem::{Error, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::config::secret_file::{FileBytes, unusable};
+use crate::config::secret_file::{FileBytes, told, unusable};
 
 /// The tag that every certificate and key begins with where it is no PEM (X.690).
 const DER_SEQUENCE: u8 = 0x30;
@@ -35,8 +35,7 @@ pub(crate) fn private_key(path: &Path) -> io::Result<PrivateKeyDer<'static>> {
 }
 
 fn read(path: &Path) -> io::Result<FileBytes> {
-    FileBytes::read(path)
-        .map_err(|why| io::Error::new(why.kind(), format!("{}: {why}", path.display())))
+    FileBytes::read(path).map_err(|why| io::Error::new(why.kind(), told(path, &why)))
 }
 
 /// What to do about a file in which nothing was found.

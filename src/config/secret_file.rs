@@ -12,6 +12,10 @@ use zeroize::Zeroize;
 
 /// The largest file that is read: some ten million keys. Offsets into a file fit 32 bits.
 pub const MAX_BYTES: usize = 1 << 30;
+/// Longer names of files are taken for keys, in bytes.
+const MAX_PLAIN_NAME: usize = 48;
+/// How keys begin whose ends could be words: those of OpenAI and others, and JSON Web Tokens.
+const KEY_STARTS: [&str; 2] = ["sk-", "eyJ"];
 /// More than the standard library keeps free for its next read: with less it would read into a buffer of its own, which nobody
 /// wipes.
 const SPARE_BYTES: usize = 64;
@@ -52,8 +56,33 @@ impl FileBytes {
 
 /// The error of a file that was read and does not hold what it should.
 pub(crate) fn unusable(path: &Path, why: &dyn Display) -> io::Error {
-    let why = format!("{}: {why}", path.display());
-    io::Error::new(ErrorKind::InvalidData, why)
+    io::Error::new(ErrorKind::InvalidData, told(path, why))
+}
+
+/// What is wrong with a file that may hold keys. A key that was put in the place of the file's name is not shown.
+pub(crate) fn told(path: &Path, why: &dyn Display) -> String {
+    if path.symlink_metadata().is_ok() || has_plain_name(path) {
+        format!("{}: {why}", path.display())
+    } else {
+        format!("expected the name of a file that holds it (not shown: it could be a key): {why}")
+    }
+}
+
+/// Whether a path ends in a word, or in a name with an extension, as no key does.
+fn has_plain_name(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let Some(name) = name.filter(|name| name.len() <= MAX_PLAIN_NAME) else {
+        return false;
+    };
+    let is_word = |text: &str| {
+        let is_letter = |byte: u8| byte.is_ascii_lowercase() || b"_-".contains(&byte);
+        !text.is_empty() && text.bytes().all(is_letter)
+    };
+    let is_key = KEY_STARTS.iter().any(|start| name.starts_with(start));
+    let end = name
+        .rsplit_once('.')
+        .map_or(name, |(_, extension)| extension);
+    !is_key && is_word(end)
 }
 
 impl From<Vec<u8>> for FileBytes {
@@ -79,6 +108,34 @@ impl Drop for FileBytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_in_the_place_of_a_name_is_not_shown() {
+        let told = |name: &str| told(&Path::new("/nowhere").join(name), &"gone");
+        for name in [
+            "own.key",
+            "openai",
+            "OpenAI-2.pem",
+            "a/b_c",
+            "redis.password",
+        ] {
+            assert!(told(name).ends_with(&format!("{name}: gone")), "{name}");
+        }
+        for name in [
+            "sk-proj-AbCd1234",
+            "sk-letters-only",
+            "Hunter2!",
+            "eyJhbGci.eyJzdWIi.sig",
+            "AbC/DeF123+x",
+            "-----BEGIN PRIVATE KEY-----",
+        ] {
+            let told = told(name);
+            assert!(
+                told.ends_with("(not shown: it could be a key): gone"),
+                "{told}"
+            );
+        }
+    }
 
     #[test]
     fn a_file_is_read_whole_into_one_buffer_that_does_not_grow() {

@@ -53,7 +53,9 @@ const POLICIES: [&str; 34] = [
     "keys: {? {KEY: fast} : fast}",
 ];
 
-const CONFIGS: [&str; 14] = [
+const CONFIGS: [&str; 16] = [
+    "url: \"http://h\", credential_file: KEY",
+    "url: \"https://h\", tls: {ca: KEY, cert: cert.pem, key: KEY}",
     "url: \"http://user:KEY@h\"",
     "url: \"http://KEY@h\"",
     "url: \"http://h/?key=KEY\"",
@@ -135,6 +137,12 @@ fn a_key_in_a_configuration_with_a_mistake_is_not_quoted() {
     for wrong in CONFIGS {
         let upstream = filled(wrong, &planted.key(wrong));
         let config = format!("policy: policy.yaml\nupstreams: {{u: {{{upstream}}}}}\n");
+        let (password, headers) = (planted.key("password"), planted.key("headers"));
+        let more = format!(
+            "state: {{url: redis://h, password_file: \"{password}\"}}\n\
+             traces: {{endpoint: \"http://h\", headers_file: \"{headers}\"}}\n"
+        );
+        let config = config + &more;
         fs::write(folder.path().join("tiergate.yaml"), config).unwrap();
         for command in ["check", "run"] {
             let done = tiergate(folder.path(), &[command, "--config", "tiergate.yaml"], b"");
