@@ -3,17 +3,17 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::accounting::prices::Prices;
 use crate::accounting::store::{Store, StoreError};
-use crate::cli::admin_client::status_of;
-use crate::config::diagnostic::{Diagnostic, Location};
+use crate::cli::running::Running;
+use crate::cli::same_file::is_same_file;
+use crate::config::diagnostic::Diagnostic;
 use crate::config::file::{DEFAULT_ACCESS_LOG, ParsedConfig, ReferencedFile};
 use crate::config::secret_file::{self, FileBytes};
 use crate::config::traces::parse_headers;
-use crate::config::{Config, SocketAddress, StateStore};
+use crate::config::{Config, StateStore};
 use crate::policy::Policy;
 use crate::policy::endpoint::{Endpoint, classify};
 use crate::server::socket::ListeningSocket;
@@ -67,7 +67,7 @@ fn read(path: &Path, secrets: Secrets) -> Result<ParsedConfig, Vec<Diagnostic>> 
                 }
                 continue;
             }
-            ReferencedFile::State(file) => appendable(file).err().map(|why| told(file, &why)),
+            ReferencedFile::State(file) => state_fault(file),
             ReferencedFile::AccessLog(_) => None,
             ReferencedFile::UpgradeSocket(file) => upgrade_socket_fault(file),
             _ if secrets == Secrets::Unread => None,
@@ -125,15 +125,6 @@ fn check_written_files(parsed: &mut ParsedConfig) {
     }
 }
 
-/// By the names, and where both are there by what the names lead to, links among them.
-pub(super) fn is_same_file(one: &Path, other: &Path) -> bool {
-    let absolute = |path: &Path| std::path::absolute(path).ok();
-    let inode = |path: &Path| path.metadata().ok().map(|found| (found.dev(), found.ino()));
-    let found = inode(one);
-    absolute(one).is_some_and(|one| absolute(other) == Some(one))
-        || (found.is_some() && found == inode(other))
-}
-
 /// What is answered there without a key hides what an upstream serves.
 fn check_health_path(parsed: &mut ParsedConfig) {
     let Some(path) = &parsed.config.health_path else {
@@ -163,6 +154,14 @@ fn upgrade_socket_fault(file: &Path) -> Option<String> {
         .then(|| format!("`upgrade_socket` {}", told(file, &why)))
 }
 
+/// Why sums could not be kept in this file.
+fn state_fault(file: &Path) -> Option<String> {
+    if file.metadata().is_ok_and(|found| !found.is_file()) {
+        return Some(format!("{}: not a regular file", file.display()));
+    }
+    appendable(file).err().map(|why| told(file, &why))
+}
+
 /// Why an upstream could not take its key from this file.
 fn credential_fault(file: &Path, config: &Config) -> Option<String> {
     let mut upstreams = config.upstreams.iter();
@@ -172,13 +171,18 @@ fn credential_fault(file: &Path, config: &Config) -> Option<String> {
     Some(secret_file::told(file, &why))
 }
 
-/// Whether a start could open the access log. The folder of the default is left to the package and to systemd, which make it.
+/// Whether this is the default of the access log, and its folder is still to be made, by the package or by systemd.
+pub(super) fn is_left_to_package(log: &Path) -> bool {
+    log == Path::new(DEFAULT_ACCESS_LOG) && !log.parent().is_some_and(Path::exists)
+}
+
+/// Whether a start could open the access log.
 fn check_log(parsed: &mut ParsedConfig) {
     for (location, file) in &parsed.files {
         let ReferencedFile::AccessLog(file) = file else {
             continue;
         };
-        if file == Path::new(DEFAULT_ACCESS_LOG) && !file.parent().is_some_and(Path::exists) {
+        if is_left_to_package(file) {
             continue;
         }
         if let Err(why) = appendable(file) {
@@ -214,6 +218,10 @@ fn check_state(parsed: &mut ParsedConfig) {
 
 /// Whether a file can be written to, or made where there is none yet. A pipe is not opened: it may have no reader now.
 fn appendable(file: &Path) -> io::Result<()> {
+    // A link that leads nowhere has its file made where it leads.
+    if let (Ok(to), false) = (file.read_link(), file.exists()) {
+        return appendable(&file.parent().unwrap_or(Path::new("")).join(to));
+    }
     match file.metadata() {
         Ok(found) if found.is_file() => OpenOptions::new().append(true).open(file).map(drop),
         Ok(found) if found.is_dir() => Err(ErrorKind::IsADirectory.into()),
@@ -228,26 +236,37 @@ fn appendable(file: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether a start could listen: each address is free, or has a proxy that could hand it over or be replaced.
+/// Whether a start could listen: each address is free of other programs and of the addresses before it, or has a proxy that
+/// could hand it over or be replaced.
 fn check_addresses(parsed: &mut ParsedConfig) {
     let config = &parsed.config;
-    let listen = config.listen.iter().map(|listen| &listen.address);
-    let faults = listen.chain([&config.admin]).filter_map(|address| {
+    let mut held = Vec::new();
+    for (location, address) in &parsed.addresses {
         if address.unix_path().is_some_and(is_left_to_systemd) {
-            return None;
+            continue;
         }
-        let why = ListeningSocket::check(address).err()?;
-        let is_fault = match why.kind() {
-            ErrorKind::AddrInUse => !is_ours(&config.admin),
-            // The service may do what its operator may not.
-            ErrorKind::PermissionDenied => false,
-            _ => true,
+        let why = match ListeningSocket::check(address) {
+            Ok(socket) => {
+                held.extend(socket);
+                continue;
+            }
+            Err(why) => why,
         };
-        is_fault.then(|| format!("cannot listen on {address}: {why}"))
-    });
-    let diagnostics = faults.map(|message| Diagnostic::new(&config.path, Location::START, message));
-    let diagnostics: Vec<Diagnostic> = diagnostics.collect();
-    parsed.diagnostics.extend(diagnostics);
+        let message = format!("cannot listen on {address}: {why}");
+        match why.kind() {
+            ErrorKind::AddrInUse if is_ours(config) => {}
+            // The service may do what its operator may not.
+            ErrorKind::PermissionDenied => {
+                let message = message + "; the user who runs the proxy needs the right to";
+                let warning = Diagnostic::warning(&config.path, *location, message);
+                parsed.warnings.push(warning);
+            }
+            _ => {
+                let diagnostic = Diagnostic::new(&config.path, *location, message);
+                parsed.diagnostics.push(diagnostic);
+            }
+        }
+    }
 }
 
 /// Whether a socket is to be in the folder that systemd makes for the service and that goes with it.
@@ -256,11 +275,8 @@ fn is_left_to_systemd(socket: &Path) -> bool {
     socket.starts_with(folder) && !folder.exists()
 }
 
-/// Whether a proxy of this program answers at the admin address.
-fn is_ours(admin: &SocketAddress) -> bool {
-    status_of(admin).is_ok_and(|status| {
-        let status = String::from_utf8_lossy(&status);
-        let has = |word: &str| status.contains(word);
-        has("\"version\"") && has("\"policy\"") && has("\"upstreams\"")
-    })
+/// Whether the process that answers at the admin address is one that a process with this configuration would take the place
+/// of.
+fn is_ours(config: &Config) -> bool {
+    Running::at(&config.admin).is_ok_and(|running| running.gives_way_to(config))
 }

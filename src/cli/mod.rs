@@ -15,6 +15,8 @@ pub(crate) mod probe;
 pub(crate) mod reconcile;
 mod reload;
 pub mod report;
+mod running;
+mod same_file;
 mod unpriced;
 
 use std::ffi::OsString;
@@ -39,8 +41,9 @@ use crate::cli::diff::Diff;
 use crate::cli::report::ReportError;
 use crate::cli::report::filter::Window;
 use crate::cli::report::table::Format;
+use crate::cli::same_file::is_same_file;
 use crate::config::diagnostic::Location;
-use crate::config::{Config, Diagnostic};
+use crate::config::{Config, Diagnostic, LogTarget};
 use crate::policy::group::BudgetRule;
 use crate::policy::{Group, Policy};
 use crate::server::Server;
@@ -243,6 +246,15 @@ fn tell_mistakes(arguments: &CheckArguments, streams: &mut Streams<'_>) -> Ended
             if arguments.strict && !warnings.is_empty() {
                 return Ok(BAD_CONFIGURATION);
             }
+            if let LogTarget::File(log) = &config.access_log.target
+                && check::is_left_to_package(log)
+            {
+                writeln!(
+                    streams.err,
+                    "{}: its folder is not there yet, and a start needs it; the package or `LogsDirectory=` of systemd makes it",
+                    log.display()
+                )?;
+            }
             writeln!(
                 streams.err,
                 "{}: no mistakes; upstreams: {}, groups: {}, keys: {}",
@@ -282,6 +294,7 @@ fn ask_health(arguments: &HealthArguments, streams: &mut Streams<'_>) -> Ended {
     let admin = &config.admin;
     let answer = admin_client::get(admin, "/readyz")
         .map_err(|why| Failure::Other(format!("no proxy answers at {admin}: {why}")))?;
+    running::expect(&config).map_err(Failure::Other)?;
     streams.print(&answer.body)?;
     Ok(if answer.status == 200 { DONE } else { FAILED })
 }
@@ -308,6 +321,10 @@ fn tell_budgets(arguments: &BudgetArguments, streams: &mut Streams<'_>) -> Ended
 fn run_reload(arguments: &ReloadArguments, streams: &mut Streams<'_>) -> Ended {
     let path = &arguments.config.config;
     let (config, _) = Config::load(path).map_err(Failure::Diagnostics)?;
+    // Who asks for a process by its number knows which one that is.
+    if arguments.pid.is_none() {
+        running::expect(&config).map_err(Failure::Other)?;
+    }
     let reload = reload::run(&config.admin, arguments.pid).map_err(Failure::Other)?;
     let restart_needed = &reload.restart_needed;
     if !restart_needed.is_empty() {
@@ -523,7 +540,7 @@ fn check_page(arguments: &ReportArguments) -> Result<(), Failure> {
     };
     let inputs = arguments.logs.iter().chain(&arguments.prices);
     let mut inputs = inputs.chain(&arguments.premium);
-    match inputs.find(|input| check::is_same_file(page, input)) {
+    match inputs.find(|input| is_same_file(page, input)) {
         None => Ok(()),
         Some(input) => Err(Failure::Usage(format!(
             "--html would overwrite `{}`, which the report reads; name another file for the page",

@@ -27,6 +27,19 @@ impl SocketAddress {
             Self::Unix(path) => Some(path),
         }
     }
+
+    /// Whether one of two different addresses has the other in it.
+    pub(crate) fn overlaps(&self, other: &SocketAddress) -> bool {
+        match (self, other) {
+            (Self::Tcp(one), Self::Tcp(other)) => {
+                one != other
+                    && one.port() == other.port()
+                    && one.is_ipv4() == other.is_ipv4()
+                    && (one.ip().is_unspecified() || other.ip().is_unspecified())
+            }
+            _ => false,
+        }
+    }
 }
 
 impl FromStr for SocketAddress {

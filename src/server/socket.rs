@@ -127,18 +127,19 @@ impl ListeningSocket {
         UnixListener::from_std(socket).map(|socket| Self::Unix(socket, file))
     }
 
-    /// Whether [`Self::bind`] could listen there. It leaves no file behind.
+    /// Whether [`Self::bind`] could listen there. It leaves no file behind; a TCP socket listens until it is dropped, so that
+    /// another address is found to be in use by it.
     ///
     /// # Errors
     /// Why it could not.
-    pub fn check(address: &SocketAddress) -> io::Result<()> {
+    pub fn check(address: &SocketAddress) -> io::Result<Option<std::net::TcpListener>> {
         match address {
             SocketAddress::Tcp(address) => {
-                when_free(CHECK_WAIT, || std::net::TcpListener::bind(address)).map(drop)
+                when_free(CHECK_WAIT, || std::net::TcpListener::bind(address)).map(Some)
             }
             SocketAddress::Unix(path) => {
                 find_stale(path)?;
-                check_path(path)
+                check_path(path).map(|()| None)
             }
         }
     }

@@ -1,8 +1,9 @@
 //! What is said about bad files: each `tests/golden/NAME.yaml` gives exactly the lines of `NAME.txt`.
 //! `UPDATE_GOLDEN=1 cargo test --test it config_errors` writes the lines anew.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use tiergate::config::{Config, Diagnostic};
@@ -462,4 +463,128 @@ fn an_upgrade_socket_takes_the_place_of_no_other_file() {
             assert_eq!(found, content);
         }
     }
+}
+
+/// The configuration in which these two settings are otherwise.
+fn with_addresses(text: &str, listen: &str, admin: &str) -> String {
+    let rest: Vec<&str> = text.lines().skip(2).collect();
+    format!("listen: {listen}\nadmin: {admin}\n{}\n", rest.join("\n"))
+}
+
+#[test]
+fn what_would_keep_a_start_from_opening_its_files_fails_the_check() {
+    let config = |log: &str| config("{url: https://h, credential_file: null}", log);
+    let dangling = "expected the path of a file; this one is that of a folder";
+    for (text, told) in [
+        (config("logs/"), dangling),
+        (config("dangling"), "No such file"),
+        (
+            config("\"-\"") + "state: /dev/null\n",
+            "/dev/null: not a regular file",
+        ),
+        (config("\"-\"") + "state: dangling\n", "No such file"),
+    ] {
+        let site = site(&text, POLICY);
+        std::os::unix::fs::symlink("nowhere/file", site.path().join("dangling")).unwrap();
+        let (code, said) = check(site.path(), &[]);
+        assert_eq!(code, Some(78), "{said}");
+        assert!(said.contains(told), "{said}");
+    }
+}
+
+#[test]
+fn addresses_that_get_in_each_others_way_fail_the_check() {
+    let text = config("{url: https://h, credential_file: null}", "\"-\"");
+    let (_, admin) = text.split_once("admin: ").unwrap();
+    let admin = admin.lines().next().unwrap();
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    for (listen, admin) in [
+        (format!("['127.0.0.1:{port}', '0.0.0.0:{port}']"), admin),
+        (format!("['[::]:{port}', '[::1]:{port}']"), admin),
+        (format!("0.0.0.0:{port}"), &*format!("127.0.0.1:{port}")),
+        // One has both families, as Linux has it unless told otherwise.
+        (format!("['[::]:{port}', '0.0.0.0:{port}']"), admin),
+    ] {
+        let site = site(&with_addresses(&text, &listen, admin), POLICY);
+        let (code, said) = check(site.path(), &[]);
+        assert_eq!(code, Some(78), "{listen}: {said}");
+        assert!(said.contains("listen"), "{said}");
+        assert!(!said.contains("yaml:1:1:"), "{said}");
+    }
+}
+
+#[test]
+fn an_admin_address_of_another_proxy_fails_the_check_and_is_not_asked() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let text = config("{url: https://h, credential_file: null}", "\"-\"");
+    let listen = text
+        .lines()
+        .next()
+        .unwrap()
+        .strip_prefix("listen: ")
+        .unwrap();
+    let text = with_addresses(&text, listen, &proxy.admin.to_string());
+    let site = site(&text, POLICY);
+    let (code, said) = check(site.path(), &[]);
+    assert_eq!(code, Some(78), "{said}");
+    let told = format!("tiergate.yaml:2:8: cannot listen on {}: ", proxy.admin);
+    assert!(said.starts_with(&told), "{said}");
+    for command in ["reload", "health"] {
+        let done = Command::new(env!("CARGO_BIN_EXE_tiergate"))
+            .args([command, "--config", "tiergate.yaml"])
+            .current_dir(site.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8(done.stderr).unwrap();
+        assert_eq!(done.status.code(), Some(1), "{said}");
+        let told = format!(
+            "the process at {} runs with another configuration, ",
+            proxy.admin
+        );
+        assert!(said.contains(&told), "{said}");
+    }
+    assert_eq!(proxy.status()["reload"]["count"], 0);
+}
+
+#[test]
+fn what_only_this_user_may_not_do_is_warned_of() {
+    let text = config("{url: https://h, credential_file: null}", "\"-\"");
+    let (_, admin) = text.split_once("admin: ").unwrap();
+    let admin = admin.lines().next().unwrap();
+    let site = site("", POLICY);
+    let folder = site.path().join("closed");
+    let socket = format!("unix:{}/http.sock", folder.display());
+    fs::write(
+        site.path().join("tiergate.yaml"),
+        with_addresses(&text, &socket, admin),
+    )
+    .unwrap();
+    fs::create_dir(&folder).unwrap();
+    for (path, mode) in [(site.path(), 0o755), (folder.as_path(), 0o555)] {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+    let program = env!("CARGO_BIN_EXE_tiergate");
+    let nobody = ["--reuid=65534", "--clear-groups", program];
+    // Root may write everywhere.
+    let mut command = if rustix::process::geteuid().is_root() {
+        let mut command = Command::new("setpriv");
+        command.args(nobody);
+        command
+    } else {
+        Command::new(program)
+    };
+    let done = command
+        .args(["check", "--config", "tiergate.yaml"])
+        .current_dir(site.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(done.stdout).unwrap();
+    assert_eq!(done.status.code(), Some(0), "{said}");
+    let told = format!("tiergate.yaml:1:9: warning: cannot listen on {socket}: ");
+    assert!(said.starts_with(&told), "{said}");
 }

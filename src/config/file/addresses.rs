@@ -25,7 +25,22 @@ impl Resolver<'_> {
             let twice = "`upgrade_socket` is the socket of a listener too";
             self.diagnostics.add(file.server.location(), twice);
         }
+        self.check_overlaps();
         self.check_loops(config);
+    }
+
+    /// An unspecified address has all others of its port.
+    fn check_overlaps(&self) {
+        let addresses = self.addresses.borrow();
+        for (at, (location, address)) in addresses.iter().enumerate() {
+            let mut before = addresses[..at].iter().map(|(_, before)| before);
+            if let Some(other) = before.find(|before| before.overlaps(address)) {
+                let message = format!(
+                    "`{address}` and `{other}` cannot both be listened on: one of them has the other in it"
+                );
+                self.diagnostics.add(*location, message);
+            }
+        }
     }
 
     /// A request that comes back to the listener that it came from would do so until no descriptor is left.

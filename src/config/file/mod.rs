@@ -42,6 +42,8 @@ pub(crate) struct ParsedConfig {
     pub(crate) warnings: Vec<Diagnostic>,
     /// The files that serving needs besides the policy, each with the place of its setting.
     pub(crate) files: Vec<(Location, ReferencedFile)>,
+    /// What is listened on, the admin address last, each with its place.
+    pub(crate) addresses: Vec<(Location, SocketAddress)>,
     /// The place of `health_path`.
     pub(crate) health_path_at: Location,
 }
@@ -176,6 +178,7 @@ impl ParsedConfig {
             diagnostics: Diagnostics::new(path),
             warnings: Diagnostics::warnings(path),
             files: RefCell::default(),
+            addresses: RefCell::default(),
             health_path_at: Cell::new(Location::START),
         };
         let root = yaml::parse::<Field<Section<ConfigFile<'_>>>>(&bytes, &resolver.diagnostics);
@@ -186,6 +189,7 @@ impl ParsedConfig {
                 diagnostics: resolver.diagnostics.into_vec(),
                 warnings: resolver.warnings.into_vec(),
                 files: resolver.files.into_inner(),
+                addresses: resolver.addresses.into_inner(),
                 health_path_at: resolver.health_path_at.get(),
             }),
             None => Err(resolver.diagnostics.into_vec()),
@@ -211,6 +215,7 @@ struct Resolver<'m> {
     diagnostics: Diagnostics,
     warnings: Diagnostics,
     files: RefCell<Vec<(Location, ReferencedFile)>>,
+    addresses: RefCell<Vec<(Location, SocketAddress)>>,
     health_path_at: Cell<Location>,
 }
 
@@ -228,9 +233,7 @@ impl Resolver<'_> {
         let config = Config {
             path: self.path.to_owned(),
             listen: self.listen(&file.listen),
-            admin: self
-                .address(&file.admin)
-                .unwrap_or_else(|| DEFAULT_ADMIN.into()),
+            admin: self.admin(&file.admin),
             trusted_proxies: self.trusted_proxies(&file.trusted_proxies),
             policy: policy
                 .and_then(|text| self.file_at(text, file.policy.location()))
@@ -254,7 +257,11 @@ impl Resolver<'_> {
 
     fn listen(&self, field: &Field<OneOrMany<TextOr<'_, ListenerSection>>>) -> Vec<Listen> {
         let items = match field.value(&self.diagnostics) {
-            None => return vec![Listen::plain(DEFAULT_LISTEN.into())],
+            None => {
+                let default = Listen::plain(DEFAULT_LISTEN.into());
+                self.note_address(field.location(), &default.address);
+                return vec![default];
+            }
             Some(OneOrMany::One(one)) => {
                 return self.listener(one, field.location()).into_iter().collect();
             }
@@ -282,7 +289,11 @@ impl Resolver<'_> {
 
     fn listener(&self, value: &TextOr<'_, ListenerSection>, location: Location) -> Option<Listen> {
         let section = match value {
-            TextOr::Text(text) => return self.parse_address(text, location).map(Listen::plain),
+            TextOr::Text(text) => {
+                let address = self.parse_address(text, location)?;
+                self.note_address(location, &address);
+                return Some(Listen::plain(address));
+            }
             TextOr::Section(section) => section,
         };
         let listener = section.read(&self.diagnostics);
@@ -292,8 +303,10 @@ impl Resolver<'_> {
         let tls = listener.tls.optional(&self.diagnostics);
         let tls = tls.and_then(|section| self.listener_tls(section, listener.tls.location()));
         let proxy_protocol = listener.proxy_protocol.or(false, &self.diagnostics);
+        let address = address?;
+        self.note_address(listener.address.location(), &address);
         Some(Listen {
-            address: address?,
+            address,
             tls,
             proxy_protocol,
         })
@@ -462,9 +475,17 @@ impl Resolver<'_> {
         value
     }
 
-    fn address(&self, field: &Field<String>) -> Option<SocketAddress> {
-        let text = field.value(&self.diagnostics)?;
-        self.parse_address(text, field.location())
+    fn admin(&self, field: &Field<String>) -> SocketAddress {
+        let text = field.value(&self.diagnostics);
+        let given = text.and_then(|text| self.parse_address(text, field.location()));
+        let admin = given.unwrap_or_else(|| DEFAULT_ADMIN.into());
+        self.note_address(field.location(), &admin);
+        admin
+    }
+
+    fn note_address(&self, location: Location, address: &SocketAddress) {
+        let noted = (location, address.clone());
+        self.addresses.borrow_mut().push(noted);
     }
 
     fn parse_address(&self, text: &str, location: Location) -> Option<SocketAddress> {
@@ -483,6 +504,11 @@ impl Resolver<'_> {
         if text.is_empty() {
             self.diagnostics
                 .add(location, "expected the path of a file");
+            return None;
+        }
+        if text.ends_with('/') {
+            let message = "expected the path of a file; this one is that of a folder";
+            self.diagnostics.add(location, message);
             return None;
         }
         Some(self.path.parent().unwrap_or(Path::new("")).join(text))

@@ -169,6 +169,7 @@ pub(super) fn status(state: &State, last: &LastReload, history: &History) -> Str
     let value = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),
+        "configuration": std::path::absolute(&state.config.path).ok(),
         "problems": overview.problems(last),
         "uptime_seconds": state.started.elapsed().as_secs(),
         "draining": state.is_draining(),
