@@ -5,6 +5,7 @@ use std::fs::{self, Permissions};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use tiergate::config::{Config, Diagnostic};
 use tiergate::policy::Policy;
@@ -445,11 +446,7 @@ fn an_upgrade_socket_takes_the_place_of_no_other_file() {
         );
         fs::write(site.path().join("precious.txt"), "precious").unwrap();
         for command in ["check", "run"] {
-            let done = Command::new(env!("CARGO_BIN_EXE_tiergate"))
-                .args([command, "--config", "tiergate.yaml"])
-                .current_dir(site.path())
-                .output()
-                .unwrap();
+            let done = run(site.path(), &[command, "--config", "tiergate.yaml"]);
             let said = String::from_utf8([done.stdout, done.stderr].concat()).unwrap();
             assert_eq!(done.status.code(), Some(78), "{said}");
             assert!(
@@ -535,11 +532,7 @@ fn an_admin_address_of_another_proxy_fails_the_check_and_is_not_asked() {
     let told = format!("tiergate.yaml:2:8: cannot listen on {}: ", proxy.admin);
     assert!(said.starts_with(&told), "{said}");
     for command in ["reload", "health"] {
-        let done = Command::new(env!("CARGO_BIN_EXE_tiergate"))
-            .args([command, "--config", "tiergate.yaml"])
-            .current_dir(site.path())
-            .output()
-            .unwrap();
+        let done = run(site.path(), &[command, "--config", "tiergate.yaml"]);
         let said = String::from_utf8(done.stderr).unwrap();
         assert_eq!(done.status.code(), Some(1), "{said}");
         let told = format!(
