@@ -1,10 +1,13 @@
 //! What an error of Pingora's means for the request that it ended. Errors are told here and nowhere else, by their types.
 
+use std::fmt;
+
 use pingora_core::protocols::http::date::get_cached_date;
 use pingora_core::{Error, ErrorSource, ErrorType};
 
 use crate::accounting::record::Termination;
 use crate::codec::error::{Cause, Protocol, Refusal};
+use crate::state::State;
 use crate::upstream::connector::NOT_PROCESSED;
 use crate::upstream::connector::control::Phase;
 
@@ -31,6 +34,13 @@ pub struct FailureContext {
 pub fn head_too_large() -> Vec<u8> {
     let answer = Refusal::from(Cause::HeaderTooLarge).answer(Protocol::OpenAi, None);
     answer.message(&get_cached_date())
+}
+
+/// Bytes that were to leave do not carry the tier that was decided, and are not sent. `what`: whose they are.
+pub fn refuse_unforced(state: &State, what: fmt::Arguments<'_>) -> Refusal {
+    state.metrics.unforced_forwarded.inc();
+    log::error!("{what}: the outgoing bytes do not carry the forced tier; they are not sent");
+    Cause::Internal.into()
 }
 
 /// The name of the upstream has no address: the upstream's fault, not the proxy's.

@@ -1,7 +1,6 @@
 //! Request bodies under their limits: held until known good, decoded, checked, rewritten; or passed on as they come and
 //! looked at on the way. It reads from no socket; whoever does pushes what came.
 
-use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,7 +12,6 @@ use crate::codec::content_coding::{Coding, Decoder};
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::{BodyFault, Edit, Edits, Observer, RequestFields, Rewriter};
 use crate::config::Limits;
-use crate::state::State;
 
 /// A body on its way in.
 pub struct BufferedBody {
@@ -291,13 +289,6 @@ fn keep(
         .push(plain)
         .map_err(|fault| refuse_json(&fault, depth))?;
     lease.grow_to(rewriter.capacity() as u64)
-}
-
-/// Bytes that were to leave do not carry the tier that was decided, and are not sent. `what`: whose they are.
-pub fn refuse_unforced(state: &State, what: fmt::Arguments<'_>) -> Refusal {
-    state.metrics.unforced_forwarded.inc();
-    log::error!("{what}: the outgoing bytes do not carry the forced tier; they are not sent");
-    Cause::Internal.into()
 }
 
 /// The refusal of a body that cannot be rewritten; `depth` is the limit that it was read under.

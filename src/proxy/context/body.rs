@@ -8,7 +8,7 @@ use crate::accounting::record::own_tier;
 use crate::codec::error::{Cause, Refusal};
 use crate::policy::{BetaHeader, Condition, TierAction};
 use crate::proxy::body_filter::{edits, requests_usage};
-use crate::proxy::request_body::refuse_unforced;
+use crate::proxy::error_mapping::refuse_unforced;
 
 impl RequestContext {
     /// All of a held body is here.
