@@ -23,10 +23,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::codec::http2_flood::Http2Flood;
 use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::error_mapping::head_too_large;
+use crate::upstream::write_buffer::WriteBuffer;
 
-/// What is gathered before it goes out, in bytes; larger pieces go past it.
-const GATHERED_BYTES: usize = 16 * 1024;
-/// A buffer that grew beyond this is given back once it is empty.
+/// What of the buffer for writing is kept while nothing is in it, in bytes.
 const KEPT_BYTES: usize = 4 * 1024;
 /// The preface of HTTP/2 (RFC 9113 §3.4).
 const PREFACE_BYTES: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
@@ -37,10 +36,8 @@ pub struct Downstream<S: IO> {
     io: S,
     version: Version,
     sleep: Option<Pin<Box<Sleep>>>,
-    /// Written by Pingora and not yet sent, from `sent` on.
-    gathered: Vec<u8>,
-    sent: usize,
-    unflushed: bool,
+    /// Written by Pingora and not yet sent.
+    gathered: WriteBuffer,
     /// Nothing can be written any more, and nothing that is written is missed.
     broken: bool,
 }
@@ -95,9 +92,7 @@ impl<S: IO> Downstream<S> {
             io,
             version,
             sleep: None,
-            gathered: Vec::new(),
-            sent: 0,
-            unflushed: false,
+            gathered: WriteBuffer::new(KEPT_BYTES),
             broken: false,
         }
     }
@@ -164,22 +159,7 @@ impl<S: IO> Downstream<S> {
 
     /// Sends what was gathered.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.sent < self.gathered.len() {
-            let written = Pin::new(&mut self.io).poll_write(cx, &self.gathered[self.sent..]);
-            match ready!(written)? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                count => self.sent += count,
-            }
-            self.unflushed = true;
-        }
-        self.sent = 0;
-        self.gathered.clear();
-        self.gathered.shrink_to(KEPT_BYTES);
-        if self.unflushed {
-            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
-            self.unflushed = false;
-        }
-        Poll::Ready(Ok(()))
+        self.gathered.poll_send(&mut self.io, cx)
     }
 
     fn poll_write_pieces(
@@ -191,15 +171,15 @@ impl<S: IO> Downstream<S> {
         if self.broken {
             return Poll::Ready(Ok(length));
         }
-        if self.gathered.len() + length <= GATHERED_BYTES && self.gathers() {
+        if self.gathered.has_room(length) && self.gathers() {
             for piece in pieces {
-                self.gathered.extend_from_slice(piece);
+                self.gathered.push(piece);
             }
             return Poll::Ready(Ok(length));
         }
         let written = match ready!(self.poll_send(cx)) {
             Ok(()) => {
-                self.unflushed = true;
+                self.gathered.written_past();
                 ready!(Pin::new(&mut self.io).poll_write_vectored(cx, pieces))
             }
             Err(error) => Err(error),
@@ -214,7 +194,7 @@ impl<S: IO> Downstream<S> {
         }
         if written.is_err() && self.client_aborted() {
             self.broken = true;
-            self.gathered = Vec::new();
+            self.gathered.clear();
             return Ok(length);
         }
         written

@@ -11,6 +11,7 @@ pub(crate) mod peer;
 pub(crate) mod resolver;
 pub(crate) mod tls;
 pub(crate) mod waker_slot;
+pub(crate) mod write_buffer;
 
 use std::io;
 use std::sync::Arc;

@@ -21,12 +21,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 use crate::codec::framing::{ResponseHeadScan, response_body};
+use crate::upstream::write_buffer::WriteBuffer;
 
 use super::control::{Phase, StreamControl, Watchdog};
 use super::error_prefix::{ErrorPrefix, may_be_client_error};
 
-/// Bytes that are written together with what follows them: a head and a small body are one segment.
-const GATHERED_BYTES: usize = 16 * 1024;
+/// What of the buffer for writing is kept while nothing is in it, in bytes.
+const KEPT_BYTES: usize = 16 * 1024;
 /// The most of an early response that is read while its request is still being written, in bytes.
 const EARLY_BYTES: usize = 16 * 1024;
 /// How long an upstream that has begun a good response may take nothing more of its request, before it gets no more of it.
@@ -39,12 +40,11 @@ pub(super) struct Http1Stream {
     io: Stream,
     watchdog: Watchdog,
     digest: Option<Arc<ProxyDigest>>,
-    /// Written by Pingora and not yet sent, from `sent` on.
-    gathered: Vec<u8>,
-    sent: usize,
-    /// What is left of a message of the proxy's own, which goes out behind what was gathered.
+    /// Written by Pingora and not yet sent.
+    gathered: WriteBuffer,
+    /// What is left of a message of the proxy's own, which goes out behind what was gathered. It may be long, and counts
+    /// against the budget for bodies for as long as it is here.
     message: Bytes,
-    unflushed: bool,
     /// What came of a response while its request was written, from `taken` on.
     early: Vec<u8>,
     taken: usize,
@@ -64,10 +64,8 @@ impl Http1Stream {
             digest: control.digest(),
             watchdog: Watchdog::new(control),
             io,
-            gathered: Vec::new(),
-            sent: 0,
+            gathered: WriteBuffer::new(KEPT_BYTES),
             message: Bytes::new(),
-            unflushed: false,
             early: Vec::new(),
             taken: 0,
             stall: None,
@@ -95,32 +93,23 @@ impl Http1Stream {
 
     /// Sends what was gathered.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.sent < self.gathered.len() {
-            let written = Pin::new(&mut self.io).poll_write(cx, &self.gathered[self.sent..]);
-            match ready!(written)? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                count => self.sent += count,
-            }
+        let unsent = self.gathered.unsent();
+        let sent = self.gathered.poll_send(&mut self.io, cx);
+        if self.gathered.unsent() < unsent {
             self.stall = None;
-            self.unflushed = true;
         }
-        self.gathered.clear();
-        self.gathered.shrink_to(GATHERED_BYTES);
-        self.sent = 0;
+        ready!(sent)?;
         while !self.message.is_empty() {
             let written = Pin::new(&mut self.io).poll_write(cx, &self.message);
             match ready!(written)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 count => self.message.advance(count),
             }
-            self.unflushed = true;
+            self.gathered.written_past();
         }
         self.message = Bytes::new();
-        if self.unflushed {
-            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
-            self.unflushed = false;
-        }
-        Poll::Ready(Ok(()))
+        // The message is flushed, if there was one.
+        self.gathered.poll_send(&mut self.io, cx)
     }
 
     /// Reads what has come of the response.
@@ -185,7 +174,7 @@ impl Http1Stream {
         };
         let takes_no_more = stuck.is_ready() || status >= 300;
         if !takes_no_more && self.gathered.is_empty() {
-            self.gathered.extend_from_slice(buf);
+            self.gathered.push(buf);
             return Poll::Ready(Ok(buf.len()));
         }
         if !takes_no_more {
@@ -327,14 +316,14 @@ impl AsyncWrite for Http1Stream {
             return Poll::Ready(Ok(buf.len()));
         }
         let holds = this.control().holds_request();
-        let has_room = this.gathered.len() + buf.len() <= GATHERED_BYTES;
+        let has_room = this.gathered.has_room(buf.len());
         if holds || (has_room && this.message.is_empty()) {
-            this.gathered.extend_from_slice(buf);
+            this.gathered.push(buf);
             return Poll::Ready(Ok(buf.len()));
         }
         let written = match this.poll_send(cx) {
             Poll::Ready(Ok(())) => {
-                this.unflushed = true;
+                this.gathered.written_past();
                 Pin::new(&mut this.io).poll_write(cx, buf)
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
