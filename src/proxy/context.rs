@@ -27,7 +27,7 @@ use crate::proxy::request_body::{BufferedBody, StreamedBody};
 use crate::proxy::upstream_request::{HeadEdit, Length, trace_parent};
 use crate::proxy::websocket_session::WebSocketSession;
 use crate::state::State;
-use crate::upstream::connector::control::{Phase, StreamControl};
+use crate::upstream::connector::control::{AwaitedPhase, StreamControl};
 use crate::upstream::{Attempts, Upstream};
 
 /// The longest of each text that a client chooses, in bytes, so that a line stays below 16 KiB even where every byte of
@@ -313,7 +313,7 @@ impl RequestContext {
         if self.websocket.is_some() {
             return;
         }
-        self.enter(Phase::Idle, None);
+        self.enter(AwaitedPhase::Idle, None);
         // Nor is a client to have the end of what is not in the log; and it may ask again at once.
         self.finish(self.ending());
     }
@@ -409,7 +409,7 @@ impl RequestContext {
 
     /// A piece of the client's body is awaited while the upstream's connection is there.
     pub fn await_body(&self) {
-        self.enter(Phase::RequestBody, self.body_idle);
+        self.enter(AwaitedPhase::RequestBody, self.body_idle);
     }
 
     /// The request is with the upstream.
@@ -419,14 +419,14 @@ impl RequestContext {
         }
         let upstream = self.upstream.as_ref();
         let limit = upstream.map(|upstream| upstream.config.response_timeout);
-        self.enter(Phase::ResponseHead, limit);
+        self.enter(AwaitedPhase::ResponseHead, limit);
     }
 
     /// Something of the response has come.
     pub fn await_more(&self) {
         if let Some(upstream) = &self.upstream {
             let limit = Some(upstream.config.idle_timeout);
-            self.enter(Phase::ResponseBody, limit);
+            self.enter(AwaitedPhase::ResponseBody, limit);
         }
     }
 

@@ -9,7 +9,7 @@ use crate::accounting::record::Termination;
 use crate::codec::error::{Cause, Protocol, Refusal};
 use crate::state::State;
 use crate::upstream::connector::NOT_PROCESSED;
-use crate::upstream::connector::control::Phase;
+use crate::upstream::connector::control::AwaitedPhase;
 
 /// The error that carries a refusal through Pingora; the refusal itself is in the request's context.
 pub const REFUSED: ErrorType = ErrorType::new("refused");
@@ -25,7 +25,7 @@ pub struct FailureContext {
     /// The head of the upstream's response is here.
     pub is_answered: bool,
     /// What was waited for for too long.
-    pub expired: Option<Phase>,
+    pub expired: Option<AwaitedPhase>,
     /// The client's body was not waited for because the drain was over.
     pub is_drained: bool,
 }
@@ -119,7 +119,7 @@ impl FailureContext {
         match self.expired {
             _ if self.is_answered => None,
             _ if self.is_drained => Some(Cause::Draining),
-            Some(Phase::RequestBody) => Some(Cause::RequestTimeout),
+            Some(AwaitedPhase::RequestBody) => Some(Cause::RequestTimeout),
             _ => None,
         }
     }

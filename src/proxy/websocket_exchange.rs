@@ -12,14 +12,14 @@ use crate::policy::endpoint::Endpoint;
 use crate::proxy::context::RequestContext;
 use crate::proxy::error_mapping::REFUSED;
 use crate::proxy::websocket_session::{Awaited, ServerOutput};
-use crate::upstream::connector::control::Phase;
+use crate::upstream::connector::control::AwaitedPhase;
 
 /// The upstream has agreed to a WebSocket.
 ///
 /// # Errors
 /// Where there is no room for one.
 pub(super) fn begin(context: &mut RequestContext) -> Result<(), Box<Error>> {
-    context.enter(Phase::Upgraded, None);
+    context.enter(AwaitedPhase::Upgraded, None);
     if context.request_info.endpoint != Endpoint::Responses {
         return Ok(());
     }
@@ -44,9 +44,9 @@ fn await_message(context: &mut RequestContext) {
     };
     let settings = &upstream.config;
     let (phase, limit) = match awaited {
-        Awaited::Nothing => (Phase::UpgradedIdle, None),
-        Awaited::Response => (Phase::Upgraded, Some(settings.response_timeout)),
-        Awaited::Message => (Phase::Upgraded, Some(settings.idle_timeout)),
+        Awaited::Nothing => (AwaitedPhase::UpgradedIdle, None),
+        Awaited::Response => (AwaitedPhase::Upgraded, Some(settings.response_timeout)),
+        Awaited::Message => (AwaitedPhase::Upgraded, Some(settings.idle_timeout)),
     };
     context.enter(phase, limit);
 }

@@ -15,6 +15,9 @@ use crate::policy::{Policy, changes};
 use crate::upstream::Upstream;
 
 /// The policy, read now and whenever its file changes.
+///
+/// # Errors
+/// Where it cannot be read, or has a mistake.
 pub(super) fn load_policy(
     config: &Config,
     followers: &mut Vec<FileWatcher>,
@@ -36,6 +39,9 @@ pub(super) fn load_policy(
 }
 
 /// The prices, read now and whenever their file changes; none where none are configured.
+///
+/// # Errors
+/// Where they cannot be read, or have a mistake.
 pub(super) fn load_prices(
     config: &Config,
     followers: &mut Vec<FileWatcher>,
@@ -81,6 +87,9 @@ pub(super) fn open_store(config: &Config) -> Result<Option<Store>, StartError> {
 pub(super) type Upstreams = HashMap<String, Arc<Upstream>>;
 
 /// The upstreams by their names, with their keys and TLS files, which are read now and whenever they change.
+///
+/// # Errors
+/// Where a file of one cannot be used.
 pub(super) fn load_upstreams(
     config: &Config,
     followers: &mut Vec<FileWatcher>,

@@ -61,7 +61,10 @@ impl WriteBuffer {
         self.is_unflushed = true;
     }
 
-    /// Sends what waits, and flushes the connection. After an error it may be tried again.
+    /// Sends what waits, and flushes the connection.
+    ///
+    /// # Errors
+    /// Those of the connection. What was not sent waits on.
     pub fn poll_send(
         &mut self,
         io: &mut (impl AsyncWrite + Unpin),

@@ -37,7 +37,7 @@ use crate::proxy::error_mapping::{TIER_REFUSED, no_address};
 use crate::proxy::replies::{Stop, check_response};
 use crate::state::State;
 use crate::upstream::connector::UpstreamConnector;
-use crate::upstream::connector::control::{Phase, StreamControl};
+use crate::upstream::connector::control::{AwaitedPhase, StreamControl};
 
 /// The most that is read of an upstream's answer that is no success, and of a token count, in bytes.
 const ERROR_BYTES: usize = 256 * 1024;
@@ -158,7 +158,7 @@ impl Bridge {
         if !client.take(session, context, output).await? {
             relay(session, context, &mut client, &mut upstream).await?;
         }
-        context.enter(Phase::Idle, None);
+        context.enter(AwaitedPhase::Idle, None);
         upstream.release();
         client.end(session).await
     }
@@ -176,7 +176,7 @@ impl Bridge {
             Ok(mut upstream) => {
                 let status = context.record.answer.upstream_status.unwrap_or_default();
                 let body = read_whole(session, context, &mut client, &mut upstream).await?;
-                context.enter(Phase::Idle, None);
+                context.enter(AwaitedPhase::Idle, None);
                 upstream.release();
                 let answer = token_count_answer(status, &body, &id);
                 let ending = context.ending();

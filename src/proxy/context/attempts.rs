@@ -16,7 +16,7 @@ use crate::proxy::error_mapping::{
     FailureContext, TIER_REFUSED, is_stale_connection, is_unprocessed,
 };
 use crate::upstream::Address;
-use crate::upstream::connector::control::{Phase, StreamControl};
+use crate::upstream::connector::control::{AwaitedPhase, StreamControl};
 use crate::upstream::error_text::describe_error;
 
 /// Within this time after a request was sent on a pooled connection, the connection's end may have been on its way already.
@@ -99,7 +99,7 @@ impl RequestContext {
     }
 
     /// What is awaited from here on, and for how long.
-    pub fn enter(&self, phase: Phase, limit: Option<Duration>) {
+    pub fn enter(&self, phase: AwaitedPhase, limit: Option<Duration>) {
         if let Some(stream) = &self.stream {
             stream.enter(phase, limit);
         }

@@ -19,7 +19,7 @@ use crate::upstream::waker_slot::WakerSlot;
 
 /// What is awaited from the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub enum AwaitedPhase {
     /// Nothing: no request runs on the connection.
     Idle,
     /// The client's body is on its way; the limit is for its next piece.
@@ -40,12 +40,12 @@ pub struct StreamControl(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
-    phase: Phase,
+    phase: AwaitedPhase,
     /// How long the connection may be waited for in this phase; none for as long as it takes.
     limit: Option<Duration>,
     /// Changes with each phase, so that a wait is measured from there.
     epoch: u32,
-    expired: Option<Phase>,
+    expired: Option<AwaitedPhase>,
     /// Something of the response came.
     has_received: bool,
     /// The connection is one of HTTP/2.
@@ -108,7 +108,7 @@ pub fn carried<T: Send + Sync + 'static>(digest: Option<&Digest>) -> Option<Arc<
 impl StreamControl {
     pub fn new(is_http2: bool) -> Arc<Self> {
         Arc::new(Self(Mutex::new(State {
-            phase: Phase::Idle,
+            phase: AwaitedPhase::Idle,
             limit: None,
             epoch: 0,
             expired: None,
@@ -157,7 +157,7 @@ impl StreamControl {
     }
 
     /// From now on this is awaited, for so long.
-    pub fn enter(&self, phase: Phase, limit: Option<Duration>) {
+    pub fn enter(&self, phase: AwaitedPhase, limit: Option<Duration>) {
         let mut state = self.0.lock();
         state.phase = phase;
         state.limit = limit;
@@ -224,7 +224,7 @@ impl StreamControl {
     }
 
     /// In which phase the upstream took too long, if it did.
-    pub fn expired(&self) -> Option<Phase> {
+    pub fn expired(&self) -> Option<AwaitedPhase> {
         self.0.lock().expired
     }
 
@@ -259,7 +259,7 @@ impl StreamControl {
     }
 
     /// What is awaited now.
-    pub(super) fn phase(&self) -> Phase {
+    pub(super) fn phase(&self) -> AwaitedPhase {
         self.0.lock().phase
     }
 
@@ -267,13 +267,13 @@ impl StreamControl {
     /// that nobody announced.
     pub(super) fn is_used_up(&self) -> bool {
         let state = self.0.lock();
-        state.upgrades && state.phase == Phase::Idle
+        state.upgrades && state.phase == AwaitedPhase::Idle
     }
 
     /// Whether the connection is to read as ended.
     pub(super) fn is_ended(&self) -> bool {
         let state = self.0.lock();
-        state.is_ended || (state.drains && state.phase == Phase::UpgradedIdle)
+        state.is_ended || (state.drains && state.phase == AwaitedPhase::UpgradedIdle)
     }
 
     /// The next message of the proxy's own, where there is one.
@@ -325,13 +325,16 @@ impl Watchdog {
     pub fn progressed(&mut self) {
         let mut state = self.control.0.lock();
         state.has_received = true;
-        if !matches!(state.phase, Phase::ResponseHead | Phase::Upgraded) {
+        if !matches!(
+            state.phase,
+            AwaitedPhase::ResponseHead | AwaitedPhase::Upgraded
+        ) {
             self.since = None;
         }
     }
 
     /// Ready when what is awaited has taken too long.
-    pub fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<Phase> {
+    pub fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<AwaitedPhase> {
         let mut state = self.control.0.lock();
         state.waker.register(cx);
         if self.epoch != state.epoch {

@@ -23,7 +23,7 @@ use tokio::time::{Sleep, sleep};
 use crate::codec::framing::{ResponseHeadScan, response_body};
 use crate::upstream::write_buffer::WriteBuffer;
 
-use super::control::{Phase, StreamControl, Watchdog};
+use super::control::{AwaitedPhase, StreamControl, Watchdog};
 use super::error_prefix::{ErrorPrefix, may_be_client_error};
 
 /// What of the buffer for writing is kept while nothing is in it, in bytes.
@@ -135,7 +135,7 @@ impl Http1Stream {
     fn early_status(&mut self, cx: &mut Context<'_>) -> Option<u16> {
         if !matches!(
             self.control().phase(),
-            Phase::RequestBody | Phase::ResponseHead | Phase::ResponseBody
+            AwaitedPhase::RequestBody | AwaitedPhase::ResponseHead | AwaitedPhase::ResponseBody
         ) {
             return None;
         }
@@ -222,7 +222,10 @@ impl Http1Stream {
     /// where it cuts nothing short: before a response has begun, and on a WebSocket, which has closing words of its own.
     fn read_result(&self, read: io::Result<()>) -> io::Result<()> {
         let control = self.control();
-        let is_upgraded = matches!(control.phase(), Phase::Upgraded | Phase::UpgradedIdle);
+        let is_upgraded = matches!(
+            control.phase(),
+            AwaitedPhase::Upgraded | AwaitedPhase::UpgradedIdle
+        );
         match read {
             Err(error)
                 if error.kind() == io::ErrorKind::UnexpectedEof
@@ -248,7 +251,7 @@ impl Http1Stream {
 
     /// Whether the connection is not to be used for another request.
     fn is_used_up(&self) -> bool {
-        let is_idle = self.control().phase() == Phase::Idle;
+        let is_idle = self.control().phase() == AwaitedPhase::Idle;
         let is_odd =
             self.answered_early || !self.gathered.is_empty() || self.head.has_two_framings();
         self.control().is_used_up() || (is_idle && is_odd)
@@ -285,7 +288,7 @@ impl Http1Stream {
             return Poll::Ready(self.read_result(read));
         }
         match ready!(self.watchdog.poll_expired(cx)) {
-            Phase::Upgraded => Poll::Ready(Ok(())),
+            AwaitedPhase::Upgraded => Poll::Ready(Ok(())),
             _ => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
         }
     }

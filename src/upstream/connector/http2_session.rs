@@ -26,7 +26,7 @@ use pingora_core::protocols::{Digest, UniqueIDType};
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 
-use super::control::{Phase, StreamControl, Watchdog, carried};
+use super::control::{AwaitedPhase, StreamControl, Watchdog, carried};
 use super::error_prefix::ErrorPrefix;
 use super::http2_body::{BodyWriter, OutgoingBody, unsent};
 use super::http2_stream::ServerNotes;
@@ -115,7 +115,10 @@ impl Http2Session {
     /// Whether a response was waited for for too long. The connection may be dead without a word.
     pub(super) fn is_overdue(&self) -> bool {
         let expired = self.watchdog.control.expired();
-        matches!(expired, Some(Phase::ResponseHead | Phase::ResponseBody))
+        matches!(
+            expired,
+            Some(AwaitedPhase::ResponseHead | AwaitedPhase::ResponseBody)
+        )
     }
 
     /// Whether the upstream takes no more streams on the connection for now.
