@@ -304,6 +304,7 @@ fn a_length_of_none_before_a_body_is_one_empty_request_with_a_line() {
     let proxy = proxy::new().upstream(&upstream.address).tls().run();
     let case = passes("", With("content-length", "0"));
     exchange(&proxy, &frames(&case, "/0/other", "sk-fast"));
+    proxy.access_log(1);
     let lines = proxy.stop();
     // Whether the stream's fault or the end of the head is seen first is a race; a line there is in any case.
     assert_eq!((lines.len(), &lines[0]["path"]), (1, &"/0/other".into()));
