@@ -9,12 +9,13 @@ use crate::accounting::prices::Prices;
 use crate::accounting::store::{Store, StoreError};
 use crate::cli::running::Running;
 use crate::cli::same_file::is_same_file;
-use crate::config::diagnostic::Diagnostic;
+use crate::config::diagnostic::{Diagnostic, Location};
 use crate::config::file::{DEFAULT_ACCESS_LOG, ParsedConfig, ReferencedFile};
 use crate::config::secret_file::{self, FileBytes};
 use crate::config::traces::parse_headers;
 use crate::config::{Config, StateStore};
 use crate::policy::Policy;
+use crate::policy::api_key::digest;
 use crate::policy::endpoint::{Endpoint, classify};
 use crate::server::socket::ListeningSocket;
 use crate::server::{socket, tls};
@@ -43,7 +44,30 @@ pub fn check(
     check_log(&mut parsed);
     check_state(&mut parsed);
     check_addresses(&mut parsed);
-    Policy::load_with_parsed(parsed)
+    let credentials = match secrets {
+        Secrets::Read => credentials(&parsed),
+        Secrets::Unread => Vec::new(),
+    };
+    let (config, policy, mut warnings) = Policy::load_with_parsed(parsed)?;
+    for (location, digest) in credentials {
+        if policy.lists_key(&digest) {
+            let message = "the key of this upstream is listed in the policy too: a client that has it needs no proxy";
+            warnings.push(Diagnostic::warning(path, location, message));
+        }
+    }
+    Ok((config, policy, warnings))
+}
+
+/// The SHA-256 of each upstream's key, with the place of the setting.
+fn credentials(parsed: &ParsedConfig) -> Vec<(Location, [u8; 32])> {
+    let files = parsed.files.iter().filter_map(|(location, file)| {
+        let ReferencedFile::Credential(file) = file else {
+            return None;
+        };
+        let bytes = FileBytes::read(file).ok()?;
+        Some((*location, digest(bytes.trim_ascii())))
+    });
+    files.collect()
 }
 
 /// The configuration alone and warnings about it: a start reads the policy later.

@@ -205,6 +205,8 @@ pub(crate) fn check_name(name: &str, location: Location, diagnostics: &Diagnosti
         diagnostics.add(location, "the name is longer than 64 bytes");
     } else if name.chars().any(char::is_control) {
         diagnostics.add(location, "the name has a control character");
+    } else if name.trim() != name {
+        diagnostics.add(location, "the name begins or ends with white space");
     }
 }
 

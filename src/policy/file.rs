@@ -16,7 +16,7 @@ use crate::config::file::{MAX_IN_FLIGHT, ParsedConfig};
 use crate::config::pattern::Pattern;
 use crate::config::units::Amount;
 use crate::config::{Config, MessagesMode, Upstream, UpstreamKind, yaml};
-use crate::policy::api_key::{KeyTable, NewKey, digest, parse_digest};
+use crate::policy::api_key::{KeyTable, NewKey, digest};
 use crate::policy::group::{
     AtLimit, BudgetRule, FastModeSignal, ForcedTier, ModelRule, OnTierRefused, Period, Scope,
 };
@@ -89,6 +89,15 @@ struct SignalWord(FastModeSignal);
 
 /// The groups' names and their index: also of those with a mistake, so that it is told once and not at each key.
 type GroupNames<'n> = HashMap<&'n str, u32>;
+
+/// The names of keys so far.
+#[derive(Default)]
+struct Names {
+    /// By the name in lower case: the first that has it, and how it is written there.
+    first: HashMap<String, (Location, String)>,
+    /// SHA-256 of each, to be looked up among the keys.
+    digests: Vec<([u8; 32], Location)>,
+}
 
 /// A policy file as far as it could be read.
 struct Rules {
@@ -420,17 +429,26 @@ impl Resolver<'_> {
         keys: &Members<'_, TextOr<'_, KeySection<'_>>>,
         groups: &GroupNames<'_>,
     ) -> KeyTable {
-        let mut names = HashMap::new();
+        let mut names = Names::default();
         let members = keys.unique(&self.diagnostics);
         let listed = members.filter_map(|member| self.key(member, groups, &mut names));
-        KeyTable::new(listed, &self.diagnostics)
+        let table = KeyTable::new(listed, &self.diagnostics);
+        for (name, location) in names.digests {
+            if table.find(&name).is_some() {
+                self.diagnostics.add(
+                    location,
+                    "the name of a key is written to the log, and this one is a listed key itself",
+                );
+            }
+        }
+        table
     }
 
     fn key<'n>(
         &self,
         member: &'n Member<'_, TextOr<'_, KeySection<'_>>>,
         groups: &GroupNames<'_>,
-        names: &mut HashMap<&'n str, Location>,
+        names: &mut Names,
     ) -> Option<NewKey<'n>> {
         let digest = self.listed_digest(member);
         let (mut name, mut enabled) = (None, true);
@@ -473,31 +491,32 @@ impl Resolver<'_> {
     ) -> Option<&'n str> {
         let name = field.value(&self.diagnostics)?;
         check_name(name, field.location(), &self.diagnostics);
-        let listed = member.key.strip_prefix("sha256:").and_then(parse_digest);
-        if **name == *member.key || listed == Some(digest(name.as_bytes())) {
+        // Also where the key is none that could be listed.
+        if **name == *member.key {
             self.diagnostics.add(
                 field.location(),
                 "the name of a key is written to the log and cannot be the key itself",
             );
+            return None;
         }
         Some(name)
     }
 
-    fn warn_of_name<'n>(
-        &self,
-        name: Option<&'n str>,
-        location: Location,
-        names: &mut HashMap<&'n str, Location>,
-    ) {
+    /// Names that people take for one another, in a bill or in its filter.
+    fn warn_of_name(&self, name: Option<&str>, location: Location, names: &mut Names) {
         let Some(name) = name else {
             return;
         };
-        let first = *names.entry(name).or_insert(location);
-        if first != location {
-            self.warnings.add_with(location, || {
-                format!("the key at {first} has the same name: in the log the two are one")
-            });
+        names.digests.push((digest(name.as_bytes()), location));
+        let entry = names.first.entry(name.to_lowercase());
+        let (first, written) = entry.or_insert_with(|| (location, name.to_owned()));
+        if *first == location {
+            return;
         }
+        self.warnings.add_with(location, || match written == name {
+            true => format!("the key at {first} has the same name: in the log the two are one"),
+            false => format!("the key at {first} has this name in another case"),
+        });
     }
 
     fn group_name(&self, name: &str, location: Location, groups: &GroupNames<'_>) -> Option<u32> {

@@ -8,6 +8,11 @@ const DIGEST_OF_NOTHING: [u8; 32] = [
     0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14, 0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9, 0x24,
     0x27, 0xae, 0x41, 0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55,
 ];
+/// SHA-256 of a line end: what `echo $UNSET | sha256sum` prints.
+const DIGEST_OF_NEWLINE: [u8; 32] = [
+    0x01, 0xba, 0x47, 0x19, 0xc8, 0x0b, 0x6f, 0xe9, 0x11, 0xb0, 0x91, 0xa7, 0xc0, 0x51, 0x24, 0xb6,
+    0x4e, 0xee, 0xce, 0x96, 0x4e, 0x09, 0xc0, 0x58, 0xef, 0x8f, 0x98, 0x05, 0xda, 0xca, 0x54, 0x6b,
+];
 /// What stands before a key in an `Authorization` header (RFC 9110 section 11.4), and in files of variables.
 const SCHEMES: [&str; 6] = [
     "bearer",
@@ -18,9 +23,9 @@ const SCHEMES: [&str; 6] = [
     "authorization",
 ];
 /// How digests begin that other programs print.
-const DIGEST_STARTS: [&str; 14] = [
-    "sha256", "sha512", "sha384", "sha224", "sha1:", "md5:", "blake", "$2a$", "$2b$", "$2y$",
-    "$argon2", "$5$", "$6$", "$scrypt$",
+const DIGEST_STARTS: [&str; 16] = [
+    "sha256", "sha512", "sha384", "sha224", "sha-256:", "sha-512:", "sha1:", "md5:", "blake",
+    "$2a$", "$2b$", "$2y$", "$argon2", "$5$", "$6$", "$scrypt$",
 ];
 /// Lengths of SHA-256, SHA-384 and SHA-512 as digits.
 const DIGEST_DIGITS: [usize; 3] = [64, 96, 128];
@@ -29,13 +34,26 @@ const SHORT_DIGEST_DIGITS: [usize; 2] = [40, 56];
 const LOOKS_LIKE_DIGEST: &str = "this looks like a digest, not like an API key; digests are written `sha256:` and 64 hexadecimal digits, in lower case and without spaces";
 /// In the name of a variable that holds a key.
 const SECRET_WORDS: [&str; 3] = ["key", "token", "secret"];
+/// What points to a key in the files of other programs.
+const REFERENCE_STARTS: [&str; 5] = ["env:", "file:", "vault:", "op://", "@"];
+/// What people write until they have a key.
+const PLACEHOLDERS: [&str; 8] = [
+    "changeme",
+    "change-me",
+    "change_me",
+    "todo",
+    "tbd",
+    "fixme",
+    "placeholder",
+    "redacted",
+];
 const QUOTES: [char; 10] = ['"', '\'', '`', '“', '”', '„', '‘', '’', '«', '»'];
 
 /// Tells whether a text has a fault.
 type IsFound = fn(&str) -> bool;
 
 /// What no key has, and what is said of it. The first that is found is told.
-const FAULTS: [(IsFound, &str); 9] = [
+const FAULTS: [(IsFound, &str); 12] = [
     (
         |key| key.is_empty() || key.trim() != key,
         "an API key is not empty and does not begin or end with white space",
@@ -55,7 +73,19 @@ const FAULTS: [(IsFound, &str); 9] = [
     ),
     (
         is_reference,
-        "this is the name of a variable, not an API key; variables are not put in here",
+        "this says where a key is, and is none itself; variables and references are not put in here",
+    ),
+    (
+        is_placeholder,
+        "this stands for an API key that is still to be put in",
+    ),
+    (
+        |key| key.contains('*'),
+        "an API key has no `*` in it: keys are compared whole",
+    ),
+    (
+        |key| key.chars().count() == 1,
+        "an API key of one character is guessed at once",
     ),
     (
         |key| key.contains(char::is_whitespace),
@@ -111,7 +141,20 @@ fn has_scheme(text: &str) -> bool {
 /// How other programs print a digest.
 fn begins_as_digest(text: &str) -> bool {
     let lower = text.to_ascii_lowercase();
-    DIGEST_STARTS.iter().any(|start| lower.starts_with(start))
+    let is_number = lower.strip_prefix("0x").is_some_and(|digits| {
+        DIGEST_DIGITS.contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+    });
+    is_number || DIGEST_STARTS.iter().any(|start| lower.starts_with(start))
+}
+
+/// `changeme`, `sk-...`, `sk-xxxx` or `your-key-here`.
+fn is_placeholder(text: &str) -> bool {
+    let lower = text.to_ascii_lowercase();
+    let plain = lower.strip_prefix("sk-").unwrap_or(&lower);
+    let end = plain.rsplit('-').next().unwrap_or(plain).as_bytes();
+    let is_filler =
+        end.len() >= 3 && b"x*.".contains(&end[0]) && end.iter().all(|byte| *byte == end[0]);
+    is_filler || PLACEHOLDERS.contains(&plain) || plain.starts_with("your") && plain.contains("key")
 }
 
 /// `OPENAI_API_KEY=sk-…`, as in files of variables. Base64 has `=` at its end only.
@@ -126,14 +169,22 @@ fn is_assignment(text: &str) -> bool {
     is_name(name) && (is_upper || is_of_key) && !value.trim_start_matches('=').is_empty()
 }
 
-/// `$NAME`, `${NAME}`, `$(…)`, `%NAME%`, `{{…}}` or `<…>`: what somebody or something was to put a key in for.
+/// `$NAME`, `${NAME}`, `$(…)`, `%NAME%`, `{{…}}`, `<…>`, `env:NAME` or `OPENAI_API_KEY`: what somebody or something was to put
+/// a key in for.
 fn is_reference(text: &str) -> bool {
     let between = |start: &str, end: &str| {
         let inner = text.strip_prefix(start)?.strip_suffix(end)?;
         Some(inner)
     };
     let is_constant = |name: &str| is_name(name) && name.to_ascii_uppercase() == name;
-    text.strip_prefix('$').is_some_and(is_constant)
+    let is_of_key = |name: &str| {
+        let lower = name.to_ascii_lowercase();
+        let mut words = lower.split('_').skip(1);
+        words.any(|word| SECRET_WORDS.contains(&word))
+    };
+    REFERENCE_STARTS.iter().any(|start| text.starts_with(start))
+        || is_constant(text) && is_of_key(text)
+        || text.strip_prefix('$').is_some_and(is_constant)
         || between("%", "%").is_some_and(is_constant)
         || [("${", "}"), ("$(", ")"), ("{{", "}}"), ("<", ">")]
             .iter()
@@ -157,7 +208,9 @@ fn is_name(text: &str) -> bool {
 pub fn check_digest(digits: &str) -> Result<[u8; 32], &'static str> {
     match parse_digest(digits) {
         None => Err("expected `sha256:` and 64 hexadecimal digits"),
-        Some(DIGEST_OF_NOTHING) => Err("this is the digest of nothing, not of an API key"),
+        Some(DIGEST_OF_NOTHING | DIGEST_OF_NEWLINE) => {
+            Err("this is the digest of nothing, not of an API key")
+        }
         Some(digest) => Ok(digest),
     }
 }
@@ -185,6 +238,12 @@ mod tests {
             "bearer",
             "sha-1",
             "a+/=~!",
+            "sk-alice-0001",
+            "sk-demo-x",
+            "demo-key-alice",
+            "0f8fad5b-d9cb-469f-a165-70867728950e",
+            "n4bQgYhMfWWaL+qgxVrQFaO/TxsrC4Is0V1sFbDwCgg=",
+            "SK_LIVE_0F8FAD5B",
         ] {
             assert_eq!(check_key(key), Ok(()), "{key}");
         }
@@ -225,6 +284,24 @@ mod tests {
             "export KEY=sk-1",
             "api_key=sk-1",
             "X=1",
+            "sha-256:0f8fad5bd9cb469fa16570867728950e",
+            &digest.replace("sha256:", "0x"),
+            "sk-...",
+            "sk-***",
+            "sk-xxxx",
+            "sk-proj-XXXXXXXX",
+            "changeme",
+            "TODO",
+            "your-key-here",
+            "sk-your_api_key",
+            "env:KEY",
+            "file:/run/secrets/key",
+            "@key.txt",
+            "OPENAI_API_KEY",
+            "GITHUB_TOKEN",
+            "*",
+            "sk-*",
+            "k",
         ] {
             assert!(check_key(key).is_err(), "{key}");
         }
@@ -255,6 +332,7 @@ mod tests {
     fn the_digest_of_nothing_is_not_that_of_a_key() {
         assert!(check_digest(&hash_key(b"")[7..]).is_err());
         assert!(check_digest(&hash_key(b"")[7..].to_uppercase()).is_err());
+        assert!(check_digest(&hash_key(b"\n")[7..]).is_err());
         assert!(check_digest("00").is_err());
         assert!(check_digest(&hash_key(b"k")[7..]).is_ok());
     }

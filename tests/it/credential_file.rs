@@ -97,3 +97,31 @@ fn a_running_proxy_keeps_the_last_good_key_and_says_so() {
     }
     assert!(!proxy.stderr().contains("own-1"), "{}", proxy.stderr());
 }
+
+#[test]
+fn a_key_that_clients_and_the_upstream_have_in_common_is_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    let free = upstream::nobody();
+    write(
+        "tiergate.yaml",
+        &format!(
+            "listen: {free}\npolicy: policy.yaml\naccess_log: {{path: \"-\"}}\n\
+             upstreams: {{u: {{url: \"https://h\", credential_file: own.key}}}}\n"
+        ),
+    );
+    write("own.key", "sk-own-1\n");
+    let said = |keys: &str| {
+        let policy = format!("version: 1\ngroups: {{g: {{platform: openai}}}}\nkeys: {keys}\n");
+        write("policy.yaml", &policy);
+        let checked = tiergate(&folder, "check");
+        String::from_utf8(checked.stdout).unwrap()
+    };
+    let told = "tiergate.yaml:4:52: warning: the key of this upstream is listed in the policy too";
+    assert!(
+        said("{sk-own-1: g}").contains(told),
+        "{}",
+        said("{sk-own-1: g}")
+    );
+    assert!(!said("{sk-own-2: g}").contains("listed in the policy"));
+}
