@@ -1,5 +1,24 @@
 //! Patterns for names of models, as price files and groups have them.
 
+/// What Claude Code puts behind the name of a model for its longer context.
+const LONG_CONTEXT: &str = "[1m]";
+/// Characters of regular expressions, lists and other globs that no model has in its name.
+const OTHER_SYNTAX: [char; 10] = ['^', '$', '|', ',', '?', '{', '}', '!', '\\', '"'];
+
+/// Whether a text can be the name of a model, or a pattern of such.
+///
+/// # Errors
+/// Why it cannot.
+pub(crate) fn check_model(text: &str) -> Result<(), &'static str> {
+    if text.is_empty() || text.contains(char::is_whitespace) {
+        return Err("expected the name of a model; it has no white space and is not empty");
+    }
+    if text.starts_with('/') {
+        return Err("expected the name of a model; `/` is in it, not before it");
+    }
+    Ok(())
+}
+
 /// A name in which `*` stands for any run of characters. ASCII case does not matter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern(String);
@@ -8,6 +27,26 @@ impl Pattern {
     /// The pattern of this text: any text is one.
     pub fn new(text: &str) -> Pattern {
         Pattern(text.to_ascii_lowercase())
+    }
+
+    /// The pattern of a text in a file.
+    ///
+    /// # Errors
+    /// Where it is in another syntax, in which it would match nothing.
+    pub(crate) fn parse(text: &str) -> Result<Pattern, &'static str> {
+        check_model(text)?;
+        let has_set = text
+            .strip_suffix(LONG_CONTEXT)
+            .unwrap_or(text)
+            .contains(['[', ']']);
+        let is_regular = |at: usize| !text[..at].ends_with(|before: char| before.is_ascii_digit());
+        let has_any = text.match_indices(".*").any(|(at, _)| is_regular(at));
+        if has_set || has_any || text.contains(OTHER_SYNTAX) {
+            return Err(
+                "expected the name of a model, in which `*` stands for any text and all else for itself",
+            );
+        }
+        Ok(Pattern::new(text))
     }
 
     /// Whether the name fits.
@@ -80,6 +119,40 @@ mod tests {
         fn a_pattern_that_covers_another_fits_all_that_fits_that(one in "[ab*]{0,6}", other in "[ab*]{0,6}", text in "[ab]{0,8}") {
             let (one, other) = (Pattern::new(&one), Pattern::new(&other));
             prop_assert!(!one.covers(&other) || !other.matches(&text) || one.matches(&text));
+        }
+    }
+
+    #[test]
+    fn a_pattern_in_another_syntax_is_none() {
+        for text in [
+            "gpt-5.5",
+            "*-mini",
+            "gpt-5.*",
+            "openai/gpt-5:free",
+            "claude-opus-5-5[1m]",
+            "publishers/x/models/gemini@001",
+            "*",
+        ] {
+            assert!(Pattern::parse(text).is_ok(), "{text}");
+        }
+        for text in [
+            "",
+            " gpt",
+            "gpt ",
+            "^gpt",
+            "gpt$",
+            "a|b",
+            "a,b",
+            "gpt-?",
+            "gpt-{5,6}",
+            "gpt-[56]",
+            "!gpt",
+            "/gpt-.*/",
+            ".*",
+            "gpt-.*",
+            "gpt-\\d",
+        ] {
+            assert!(Pattern::parse(text).is_err(), "{text}");
         }
     }
 

@@ -312,9 +312,13 @@ impl Resolver<'_> {
             let expected = "expected at least one model, like `gpt-5.5` or `*-mini`";
             self.diagnostics.add(field.location(), expected);
         }
-        let items = list.iter();
-        let texts = items.filter_map(|item| item.value(&self.diagnostics));
-        Some(texts.map(|text| Pattern::new(text)).collect())
+        let patterns = list.iter().filter_map(|item| {
+            let parsed = Pattern::parse(item.value(&self.diagnostics)?);
+            parsed
+                .map_err(|reason| self.diagnostics.add(item.location(), reason))
+                .ok()
+        });
+        Some(patterns.collect())
     }
 
     fn budget(&self, field: &Field<Section<BudgetSection>>) -> Option<BudgetRule> {

@@ -152,10 +152,13 @@ impl Resolver {
         if models.is_empty() {
             self.diagnostics.add(location, "`models` names no model");
         }
-        let texts = models
-            .iter()
-            .filter_map(|item| item.value(&self.diagnostics));
-        texts.map(|text| Pattern::new(text)).collect()
+        let patterns = models.iter().filter_map(|item| {
+            let parsed = Pattern::parse(item.value(&self.diagnostics)?);
+            parsed
+                .map_err(|reason| self.diagnostics.add(item.location(), reason))
+                .ok()
+        });
+        patterns.collect()
     }
 
     /// The first moment of a day in UTC; of all time where no day is given.

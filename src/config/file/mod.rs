@@ -424,6 +424,11 @@ impl Resolver<'_> {
             return DEFAULT_TIER_PATHS.map(str::to_owned).to_vec();
         };
         self.texts(list, |text, location| {
+            if text.contains(['*', '?', '{']) {
+                let message = "paths are compared whole, and have no wildcards; list each path";
+                self.diagnostics.add(location, message);
+                return None;
+            }
             let path = path::normalise(text);
             if path.is_none() {
                 self.diagnostics.add(location, "expected a plain path like `/v1/agents`, without query, escapes and dot segments");

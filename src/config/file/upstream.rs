@@ -13,6 +13,7 @@ use crate::config::bridge::{
 use crate::config::diagnostic::{Location, check_name};
 use crate::config::field::{Field, List, Member, Members, OneOrMany, Section, Word};
 use crate::config::header_name::{API_KEY, REQUEST_ID, X_API_KEY};
+use crate::config::pattern::{Pattern, check_model};
 use crate::config::units::TimeSpan;
 use crate::config::upstream::{
     ChatCompletionsMode, ChatStreamUsage, Ejection, ForwardedHeaders, HeaderEdits, HealthCheck,
@@ -520,7 +521,7 @@ impl Resolver<'_> {
         let pattern = section.required("match", &given.r#match, item.location(), &self.diagnostics);
         let default = ModelEntry::new(pattern.map_or("", String::as_str), None);
         let entry = ModelEntry {
-            model: given.model.optional(&self.diagnostics).cloned(),
+            model: self.upstream_model(&given.model),
             effort: given.effort.optional(&self.diagnostics).map(|word| word.0),
             max_effort: given.max_effort.word(default.max_effort, &self.diagnostics),
             effort_off: given.effort_off.word(default.effort_off, &self.diagnostics),
@@ -531,12 +532,38 @@ impl Resolver<'_> {
             phase: given.phase.or(default.phase, &self.diagnostics),
             pattern: default.pattern,
         };
-        let stars_before_the_end = entry.pattern.trim_end_matches('*').contains('*');
-        if pattern.is_some() && (entry.pattern.is_empty() || stars_before_the_end) {
-            let expected = "expected the name of a model, or its beginning and `*`";
-            self.diagnostics.add(given.r#match.location(), expected);
+        if let Some(text) = pattern {
+            self.check_match(text, given.r#match.location());
         }
         pattern.map(|_| entry)
+    }
+
+    fn check_match(&self, text: &str, location: Location) {
+        let beginning = text.strip_suffix('*').unwrap_or(text);
+        if text.is_empty() || beginning.contains('*') {
+            let expected = "expected the name of a model, or its beginning and `*`";
+            self.diagnostics.add(location, expected);
+        } else if beginning.contains('[') {
+            let message =
+                "`[1m]` is cut off before names are compared; leave it out, and what follows";
+            self.diagnostics.add(location, message);
+        } else if let Err(reason) = Pattern::parse(text) {
+            self.diagnostics.add(location, reason);
+        }
+    }
+
+    /// What the upstream is asked for in the place of the client's model.
+    fn upstream_model(&self, field: &Field<String>) -> Option<String> {
+        let text = field.optional(&self.diagnostics)?;
+        let reason = match check_model(text) {
+            Err(reason) => reason,
+            Ok(()) if text.contains('*') => {
+                "`model` is sent to the upstream as it stands, and no model has a `*` in its name; without it the client's own name is sent"
+            }
+            Ok(()) => return Some(text.clone()),
+        };
+        self.diagnostics.add(field.location(), reason);
+        None
     }
 
     fn bridge(&self, field: &Field<Section<BridgeSection>>, kind: UpstreamKind) -> BridgeOptions {
