@@ -33,6 +33,42 @@ impl TrustedProxies {
     }
 }
 
+/// Names of hosts that no name server of the public has (RFC 6761, RFC 6762, RFC 8375, and what clusters use).
+const PRIVATE_ENDINGS: [&str; 6] = [
+    ".local",
+    ".localhost",
+    ".internal",
+    ".lan",
+    ".home.arpa",
+    ".svc",
+];
+
+/// Whether what is sent to a host stays on this machine or in its own network, by its address or name alone. A name of one
+/// label is that of a neighbour.
+pub(crate) fn is_private(host: &str) -> bool {
+    match host.parse::<IpAddr>() {
+        Ok(IpAddr::V4(address)) => {
+            let [first, second, ..] = address.octets();
+            let is_shared = first == 100 && second & 0xc0 == 64;
+            address.is_loopback()
+                || address.is_private()
+                || address.is_link_local()
+                || address.is_unspecified()
+                || is_shared
+        }
+        Ok(IpAddr::V6(address)) => {
+            address.is_loopback()
+                || address.is_unique_local()
+                || address.is_unicast_link_local()
+                || address.is_unspecified()
+        }
+        Err(_) => {
+            let mut endings = PRIVATE_ENDINGS.iter();
+            !host.contains('.') || endings.any(|ending| host.ends_with(ending))
+        }
+    }
+}
+
 /// A range of addresses: `10.0.0.0/8`, `2001:db8::/32`, or a single one.
 ///
 /// # Errors

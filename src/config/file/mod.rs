@@ -373,7 +373,9 @@ impl Resolver<'_> {
             let path = section.required("path", &log.path, field.location(), &self.diagnostics);
             let target = path.and_then(|text| match text.as_str() {
                 "-" => Some(LogTarget::Stdout),
-                text => self.file_at(text, log.path.location()).map(LogTarget::File),
+                text => self
+                    .log_file(text, log.path.location())
+                    .map(LogTarget::File),
             });
             settings.target = target.unwrap_or(settings.target);
             settings.format = log.format.word(settings.format, &self.diagnostics);
@@ -382,6 +384,25 @@ impl Resolver<'_> {
             self.refer(field.location(), ReferencedFile::AccessLog(file.clone()));
         }
         settings
+    }
+
+    /// A file for lines of text, which a collector may read.
+    fn log_file(&self, text: &str, location: Location) -> Option<PathBuf> {
+        let is_compressed = [".gz", ".zst"].iter().any(|end| text.ends_with(end));
+        if matches!(
+            text,
+            "syslog" | "journald" | "journal" | "stdout" | "stderr"
+        ) {
+            let message = "expected the path of a file; with `path: \"-\"` lines go to stdout, which systemd and containers take to their log";
+            self.diagnostics.add(location, message);
+            return None;
+        }
+        if is_compressed {
+            let message = "the log is written as plain text; it is compressed when it is rotated";
+            self.diagnostics.add(location, message);
+            return None;
+        }
+        self.file_at(text, location)
     }
 
     fn health_path(&self, field: &Field<String>) -> Option<String> {

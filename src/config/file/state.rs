@@ -26,6 +26,11 @@ impl Resolver<'_> {
     pub(super) fn state(&self, field: &Field<TextOr<'_, StateSection>>) -> Option<StateStore> {
         match field.optional(&self.diagnostics)? {
             TextOr::Text(text) if text.contains("://") => self.redis(text, field.location(), None),
+            TextOr::Text(text) if text.contains(':') => {
+                let message = "expected the path of a file, or a URL like `redis://host:6379/0`";
+                self.diagnostics.add(field.location(), message);
+                None
+            }
             TextOr::Text(text) => {
                 let path = self.file_at(text, field.location())?;
                 self.refer(field.location(), ReferencedFile::State(path.clone()));
@@ -80,6 +85,13 @@ fn parse_redis(text: &str) -> Result<Redis, &'static str> {
             "a password does not stand in the configuration; use `state: {url: …, password_file: …}`",
         );
     }
+    let port = match authority.port_u16() {
+        Some(0) => return Err(EXPECTED),
+        Some(port) => port,
+        // What stands behind the host is no port.
+        None if !authority.as_str().ends_with(authority.host()) => return Err(EXPECTED),
+        None => REDIS_PORT,
+    };
     let host = authority
         .host()
         .trim_matches(['[', ']'])
@@ -94,7 +106,7 @@ fn parse_redis(text: &str) -> Result<Redis, &'static str> {
     Ok(Redis {
         tls,
         host,
-        port: authority.port_u16().unwrap_or(REDIS_PORT),
+        port,
         database,
         user: user.filter(|user| !user.is_empty()).map(str::to_owned),
         password_file: None,

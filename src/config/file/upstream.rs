@@ -13,15 +13,29 @@ use crate::config::bridge::{
 use crate::config::diagnostic::{Location, check_name};
 use crate::config::field::{Field, List, Member, Members, OneOrMany, Section, Word};
 use crate::config::header_name::{API_KEY, REQUEST_ID, X_API_KEY};
+use crate::config::network::is_private;
 use crate::config::pattern::{Pattern, check_model};
 use crate::config::units::TimeSpan;
 use crate::config::upstream::{
     ChatCompletionsMode, ChatStreamUsage, Ejection, ForwardedHeaders, HeaderEdits, HealthCheck,
     Http2, MessagesMode, OnClientAbort, Presets, ServedTier, Upstream, UpstreamKind, UpstreamTls,
 };
-use crate::config::url::{Url, is_dns_name};
+use crate::config::url::{Destination, Url, is_dns_name};
 use crate::config::{TlsFiles, path};
 
+/// How the URLs of whole endpoints end, and that of all of them; the longest first.
+const ENDPOINT_ENDS: [&str; 7] = [
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/chat/completions",
+    "/responses",
+    "/messages",
+    "/v1",
+];
+/// Hosts whose kind is known, with its word.
+const KINDS_OF_HOSTS: [(&str, &str); 2] =
+    [("api.anthropic.com", "anthropic"), ("chatgpt.com", "codex")];
 const MAX_URLS: usize = 64;
 /// Pingora makes 16 attempts at most.
 const MAX_RETRIES: u64 = 15;
@@ -302,13 +316,8 @@ impl Resolver<'_> {
     }
 
     fn warn_of(&self, upstream: &Upstream, given: &UpstreamSection<'_>, urls: &[(Location, Url)]) {
-        let ends_in_version = |url: &Url| url.prefix.to_ascii_lowercase().ends_with("/v1");
-        for (location, url) in urls.iter().filter(|(_, url)| ends_in_version(url)) {
-            let message = format!(
-                "the URL ends in `/v1`, and clients' paths begin with it: `/v1/responses` becomes `{}/v1/responses`; leave it out",
-                url.prefix
-            );
-            self.warnings.add(*location, message);
+        for (location, url) in urls {
+            self.warn_of_url(upstream, given, url, *location);
         }
         if upstream.kind == UpstreamKind::Gateway && !given.served_tier.is_given() {
             self.warnings.add(
@@ -323,6 +332,44 @@ impl Resolver<'_> {
             );
         }
         self.warn_of_models(upstream, given);
+    }
+
+    /// URLs that are good, and mostly not what was meant.
+    fn warn_of_url(
+        &self,
+        upstream: &Upstream,
+        given: &UpstreamSection<'_>,
+        url: &Url,
+        location: Location,
+    ) {
+        let prefix = url.prefix.to_ascii_lowercase();
+        let end = ENDPOINT_ENDS.iter().find(|end| prefix.ends_with(*end));
+        if let Some(end) = end {
+            let message = format!(
+                "the URL ends in `{end}`, and clients' paths follow it: `/v1/responses` becomes `{}/v1/responses`; leave it out",
+                url.prefix
+            );
+            self.warnings.add(location, message);
+        }
+        let Destination::Tcp { host, port } = &url.destination else {
+            return;
+        };
+        if given.credential_file.is_given() && !url.tls && !is_private(host) {
+            let message =
+                "the key of this upstream crosses the network in the clear; `https://` encrypts it";
+            self.warnings.add(location, message);
+        }
+        if (url.tls, *port) == (true, 80) || (url.tls, *port) == (false, 443) {
+            let message = "port 80 is that of http, and 443 that of https";
+            self.warnings.add(location, message);
+        }
+        let of_host = KINDS_OF_HOSTS.iter().find(|(known, _)| known == host);
+        if let Some((host, kind)) = of_host
+            && upstream.kind == UpstreamKind::OpenAi
+        {
+            let message = format!("`{host}` is not the API of OpenAI; use `kind: {kind}`");
+            self.warnings.add(location, message);
+        }
     }
 
     fn warn_of_models(&self, upstream: &Upstream, given: &UpstreamSection<'_>) {
@@ -544,8 +591,7 @@ impl Resolver<'_> {
             let expected = "expected the name of a model, or its beginning and `*`";
             self.diagnostics.add(location, expected);
         } else if beginning.contains('[') {
-            let message =
-                "`[1m]` is cut off before names are compared; leave it out, and what follows";
+            let message = "`[1m]` is cut off before names are compared; leave it out";
             self.diagnostics.add(location, message);
         } else if let Err(reason) = Pattern::parse(text) {
             self.diagnostics.add(location, reason);
