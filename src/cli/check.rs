@@ -5,6 +5,8 @@ use std::fs::OpenOptions;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
+use jiff::Timestamp;
+
 use crate::accounting::prices::Prices;
 use crate::accounting::store::{Store, StoreError};
 use crate::cli::running::Running;
@@ -55,7 +57,27 @@ pub fn check(
             warnings.push(Diagnostic::warning(path, location, message));
         }
     }
+    warnings.extend(warnings_of_budgets(&config, &policy));
     Ok((config, policy, warnings))
+}
+
+/// Budgets that nothing is ever counted against, by the prices of today.
+fn warnings_of_budgets(config: &Config, policy: &Policy) -> Vec<Diagnostic> {
+    let Some(prices) = config.prices.as_deref() else {
+        // That is told where the policy is read.
+        return Vec::new();
+    };
+    let prices = Prices::load(prices);
+    if prices.is_ok_and(|prices| prices.has_fast_tier(Timestamp::now())) {
+        return Vec::new();
+    }
+    let groups = policy.groups().iter();
+    let with_budget = groups.filter(|group| group.budget.is_some());
+    let told = with_budget.map(|group| {
+        let message = "no model has a price of tier `priority` today: the budget of this group is never used up";
+        Diagnostic::warning(policy.path(), group.location, message)
+    });
+    told.collect()
 }
 
 /// The SHA-256 of each upstream's key, with the place of the setting.

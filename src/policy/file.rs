@@ -396,7 +396,7 @@ impl Resolver<'_> {
             self.warn_of_no_force(group, given);
         }
         if given.budget.is_given() {
-            self.warn_of_budget(given.budget.location());
+            self.warn_of_budget(group, given.budget.location());
         }
     }
 
@@ -413,7 +413,13 @@ impl Resolver<'_> {
         }
     }
 
-    fn warn_of_budget(&self, location: Location) {
+    fn warn_of_budget(&self, group: &Group, location: Location) {
+        let is_never_fast = group.is_forced()
+            && group.force != Some(ForcedTier::Priority)
+            && group.models == ModelRule::All;
+        if is_never_fast {
+            self.warnings.add(location, "a budget is of the fast tier, to which this group sends nothing: it is never used up");
+        }
         if self.config.state.is_none() {
             self.warnings.add(location, "without `state` in the configuration the budget is counted in memory, and begins anew at each start");
         }

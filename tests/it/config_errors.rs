@@ -581,3 +581,28 @@ fn what_only_this_user_may_not_do_is_warned_of() {
     let told = format!("tiergate.yaml:1:9: warning: cannot listen on {socket}: ");
     assert!(said.starts_with(&told), "{said}");
 }
+
+#[test]
+fn a_budget_without_a_price_of_the_fast_tier_is_warned_of() {
+    let text = config("{url: https://h, credential_file: null}", "\"-\"");
+    let policy =
+        "version: 1\ngroups:\n  a: {platform: openai, budget: {usd: 1, per: day}}\nkeys: {}\n";
+    let site = site(
+        &format!("{text}prices: prices.yaml\nstate: s.redb\n"),
+        policy,
+    );
+    let told = |entries: &str| {
+        let prices = format!("version: 1\nprices: [{entries}]\n");
+        fs::write(site.path().join("prices.yaml"), prices).unwrap();
+        let (code, said) = check(site.path(), &[]);
+        assert_eq!(code, Some(0), "{said}");
+        said
+    };
+    let never = "policy.yaml:3:3: warning: no model has a price of tier `priority` today: the budget of this group is never used up\n";
+    assert_eq!(told(""), never);
+    assert_eq!(told("{models: [m], tiers: {default: {input: 1}}}"), never);
+    let later = "{models: [m], effective_from: 2999-01-01, tiers: {fast: {input: 1}}}";
+    assert_eq!(told(later), never);
+    assert_eq!(told("{models: [m], tiers: {fast: {input: 1}}}"), "");
+    assert_eq!(told("{models: [m], tiers: {priority: {input: 1}}}"), "");
+}

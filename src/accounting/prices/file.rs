@@ -17,6 +17,9 @@ use crate::config::pattern::Pattern;
 use crate::config::units::Amount;
 use crate::config::yaml;
 
+/// No provider's dearest class of tokens costs less than this, in USD per million.
+const LEAST_PRICE: Decimal = Decimal::from_parts(1, 0, 0, false, 3);
+
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct PricesFile<'a> {
@@ -123,7 +126,28 @@ impl Resolver {
                 entries.push(entry);
             }
         }
+        self.warn_of_small(&entries, file.prices.location());
         Some(entries)
+    }
+
+    /// Prices are also told by the token, a million times less.
+    fn warn_of_small(&self, entries: &[Entry], location: Location) {
+        let tiers = entries.iter().flat_map(|entry| &entry.tiers);
+        let rates = tiers.flat_map(|tier| [Some(&tier.short), tier.long.as_ref()]);
+        let figures = rates.flatten().flat_map(|rates| {
+            [
+                rates.input,
+                rates.cached_input,
+                rates.cache_write,
+                rates.cache_write_long,
+                rates.output,
+            ]
+        });
+        let most = figures.flatten().max().unwrap_or_default();
+        if !most.is_zero() && most < LEAST_PRICE {
+            let message = "these look like prices of one token each; they are meant in USD per million tokens";
+            self.warnings.add(location, message);
+        }
     }
 
     /// An entry, or none after mistakes in it.
@@ -282,6 +306,22 @@ mod tests {
         ));
         assert_eq!(told.len(), 1);
         assert!(told[0].starts_with("p:4:5: warning: this entry never applies"));
+    }
+
+    #[test]
+    fn prices_by_the_token_are_warned_of() {
+        let entry = |input: &str| {
+            let price = format!("{{input: {input}, output: 0}}");
+            warnings(&format!(
+                "  - {{models: [a], tiers: {{default: {price}}}}}\n"
+            ))
+        };
+        assert!(
+            entry("0.00000125")[0].starts_with("p:3:3: warning: these look like prices of one")
+        );
+        for figure in ["0", "0.001", "1.25"] {
+            assert_eq!(entry(figure), [""; 0], "{figure}");
+        }
     }
 
     #[test]

@@ -98,6 +98,13 @@ impl Prices {
         rates.cost(&tokens)
     }
 
+    /// Whether some model has a price of the fast tier at that time.
+    pub fn has_fast_tier(&self, at: Timestamp) -> bool {
+        let entries = self.entries.iter();
+        let mut in_force = entries.filter(|entry| entry.effective_from <= at);
+        in_force.any(|entry| entry.tier("fast").is_some())
+    }
+
     fn entry(&self, at: Timestamp, model: &str) -> Option<&Entry> {
         self.entries.iter().find(|entry| {
             let mut models = entry.models.iter();
