@@ -15,7 +15,7 @@ use crate::config::diagnostic::{Diagnostic, Location};
 use crate::config::file::{DEFAULT_ACCESS_LOG, ParsedConfig, ReferencedFile};
 use crate::config::secret_file::{self, FileBytes};
 use crate::config::traces::parse_headers;
-use crate::config::{Config, StateStore};
+use crate::config::{Config, StateStore, pem};
 use crate::policy::Policy;
 use crate::policy::api_key::digest;
 use crate::policy::endpoint::{Endpoint, classify};
@@ -117,10 +117,17 @@ fn read(path: &Path, secrets: Secrets) -> Result<ParsedConfig, Vec<Diagnostic>> 
             ReferencedFile::AccessLog(_) => None,
             ReferencedFile::UpgradeSocket(file) => upgrade_socket_fault(file),
             _ if secrets == Secrets::Unread => None,
-            ReferencedFile::Tls(files) => tls::check(files).err().map(|why| why.to_string()),
-            ReferencedFile::UpstreamTls(settings) => UpstreamTlsConfig::load(settings)
-                .err()
-                .map(|why| why.to_string()),
+            ReferencedFile::Tls(files) => {
+                warn_of_validity(&files.cert, path, *location, &mut parsed.warnings);
+                tls::check(files).err().map(|why| why.to_string())
+            }
+            ReferencedFile::UpstreamTls(settings) => {
+                if let Some(files) = &settings.identity {
+                    warn_of_validity(&files.cert, path, *location, &mut parsed.warnings);
+                }
+                let loaded = UpstreamTlsConfig::load(settings);
+                loaded.err().map(|why| why.to_string())
+            }
             ReferencedFile::Credential(file) => credential_fault(file, &parsed.config),
             ReferencedFile::TraceHeaders(file) => match FileBytes::read(file) {
                 Ok(bytes) => parse_headers(&bytes)
@@ -139,6 +146,16 @@ fn read(path: &Path, secrets: Secrets) -> Result<ParsedConfig, Vec<Diagnostic>> 
     check_written_files(&mut parsed);
     check_health_path(&mut parsed);
     Ok(parsed)
+}
+
+fn warn_of_validity(
+    certificate: &Path,
+    config: &Path,
+    location: Location,
+    warnings: &mut Vec<Diagnostic>,
+) {
+    let fault = pem::validity_fault(certificate);
+    warnings.extend(fault.map(|fault| Diagnostic::warning(config, location, fault)));
 }
 
 /// The log and the state are written to: neither is a file that something is read from, nor the other one.

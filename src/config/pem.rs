@@ -3,8 +3,12 @@
 use std::io;
 use std::path::Path;
 
+use jiff::Timestamp;
 use rustls::pki_types::pem::{Error, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use x509_parser::parse_x509_certificate;
+use x509_parser::prelude::Validity;
+use x509_parser::time::ASN1Time;
 
 use crate::config::secret_file::{FileBytes, told, unusable};
 
@@ -32,6 +36,30 @@ pub(crate) fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static
 pub(crate) fn private_key(path: &Path) -> io::Result<PrivateKeyDer<'static>> {
     let bytes = read(path)?;
     PrivateKeyDer::from_pem_slice(&bytes).map_err(|why| unusable(path, &explain(&why, &bytes)))
+}
+
+/// Why the certificates of a file are not good at this moment, if so. Peers refuse them then.
+pub(crate) fn validity_fault(path: &Path) -> Option<String> {
+    let now = Timestamp::now();
+    let day = |time: ASN1Time| {
+        let time = Timestamp::from_second(time.timestamp()).unwrap_or_default();
+        time.strftime("%F").to_string()
+    };
+    certificates(path).ok()?.iter().find_map(|certificate| {
+        let (_, parsed) = parse_x509_certificate(certificate).ok()?;
+        let Validity {
+            not_before,
+            not_after,
+        } = *parsed.validity();
+        let fault = if not_after.timestamp() < now.as_second() {
+            format!("has expired on {}", day(not_after))
+        } else if not_before.timestamp() > now.as_second() {
+            format!("is not valid before {}", day(not_before))
+        } else {
+            return None;
+        };
+        Some(format!("{}: the certificate {fault}", path.display()))
+    })
 }
 
 fn read(path: &Path) -> io::Result<FileBytes> {

@@ -85,6 +85,7 @@ impl Listeners {
                     let (acceptor, follows) = HotReloadedAcceptor::load(
                         files,
                         state.metrics.certificate_expiry(&listen.address),
+                        &state.load_faults,
                     )
                     .map_err(|why| StartError::Io("TLS".to_owned(), why))?;
                     followers.extend(follows);

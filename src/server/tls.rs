@@ -14,7 +14,7 @@ use rustls::sign::CertifiedKey;
 use x509_parser::parse_x509_certificate;
 
 use crate::config::secret_file::unusable;
-use crate::config::watch::{FileWatcher, WatchedFile};
+use crate::config::watch::{FileWatcher, LoadFaults, WatchedFile};
 use crate::config::{TlsFiles, pem};
 
 /// What a listener hands its connections to. Handshakes that have begun keep the certificate they began with, and sessions
@@ -48,7 +48,11 @@ impl HotReloadedAcceptor {
     ///
     /// # Errors
     /// Where the files cannot be read or do not belong together.
-    pub fn load(files: &TlsFiles, expiry: IntGauge) -> io::Result<(Arc<Self>, Vec<FileWatcher>)> {
+    pub fn load(
+        files: &TlsFiles,
+        expiry: IntGauge,
+        faults: &Arc<LoadFaults>,
+    ) -> io::Result<(Arc<Self>, Vec<FileWatcher>)> {
         let watched = [WatchedFile::new(&files.cert), WatchedFile::new(&files.key)];
         let loaded = load(files)?;
         expiry.set(loaded.expiry);
@@ -61,8 +65,13 @@ impl HotReloadedAcceptor {
             expiry,
         });
         let watchers = watched.map(|file| {
-            let (live, files) = (live.clone(), files.clone());
-            FileWatcher::new(file, move |_| live.reload(&files))
+            let (live, files, faults) = (live.clone(), files.clone(), faults.clone());
+            FileWatcher::new(file, move |_| {
+                let loaded = live.reload(&files);
+                let what = format!("certificate {}", files.cert.display());
+                faults.note(&what, &loaded);
+                loaded
+            })
         });
         Ok((live, watchers.into()))
     }
@@ -78,6 +87,9 @@ impl HotReloadedAcceptor {
                 self.certificate.0.store(Arc::new(loaded.certificate));
                 self.expiry.set(loaded.expiry);
                 log::info!("certificate {} loaded", files.cert.display());
+                if let Some(fault) = pem::validity_fault(&files.cert) {
+                    log::warn!("{fault}");
+                }
             }
             // Certificate and key are two files: between the first and the second they do not fit.
             Err(why) => {

@@ -9,8 +9,8 @@ use super::StartError;
 use crate::accounting::prices::Prices;
 use crate::accounting::store::Store;
 use crate::config::secret_file::FileBytes;
-use crate::config::watch::{FileWatcher, HotReloaded, Review, WatchedFile};
-use crate::config::{Config, Diagnostic, StateStore};
+use crate::config::watch::{FileWatcher, HotReloaded, LoadFaults, Review, WatchedFile};
+use crate::config::{Config, Diagnostic, StateStore, pem};
 use crate::policy::{Policy, changes};
 use crate::upstream::Upstream;
 
@@ -92,6 +92,7 @@ pub(super) type Upstreams = HashMap<String, Arc<Upstream>>;
 /// Where a file of one cannot be used.
 pub(super) fn load_upstreams(
     config: &Config,
+    faults: &Arc<LoadFaults>,
     followers: &mut Vec<FileWatcher>,
 ) -> Result<Upstreams, StartError> {
     let mut upstreams = HashMap::new();
@@ -103,9 +104,9 @@ pub(super) fn load_upstreams(
             )
         })?;
         let upstream = Arc::new(upstream);
-        followers.extend(follow_tls(&upstream)?);
+        followers.extend(follow_tls(&upstream, faults)?);
         if let Some(file) = &settings.credential_file {
-            followers.push(follow_credential(&upstream, file)?);
+            followers.push(follow_credential(&upstream, file, faults)?);
         }
         upstreams.insert(settings.name.clone(), upstream);
     }
@@ -113,53 +114,74 @@ pub(super) fn load_upstreams(
 }
 
 /// The upstream's authorities and certificate, read now and whenever one of their files changes.
-fn follow_tls(upstream: &Arc<Upstream>) -> Result<Vec<FileWatcher>, StartError> {
+fn follow_tls(
+    upstream: &Arc<Upstream>,
+    faults: &Arc<LoadFaults>,
+) -> Result<Vec<FileWatcher>, StartError> {
     let watches: Vec<WatchedFile> = upstream.config.tls.files().map(WatchedFile::new).collect();
-    let name = &upstream.config.name;
+    let what = format!("tls of upstream `{}`", upstream.config.name);
     upstream
         .load_tls()
-        .map_err(|why| StartError::Io(format!("tls of upstream `{name}`"), why))?;
+        .map_err(|why| StartError::Io(what.clone(), why))?;
     let followers = watches.into_iter().map(|watch| {
-        let upstream = upstream.clone();
+        let (upstream, faults, what) = (upstream.clone(), faults.clone(), what.clone());
         FileWatcher::new(watch, move |_| {
-            let name = &upstream.config.name;
-            match upstream.load_tls() {
-                Ok(()) => log::info!("upstream `{name}`: tls loaded"),
-                // Certificate and key are two files: between the first and the second they do not fit.
-                Err(why) => {
-                    let told = format!(
-                        "upstream `{name}`: tls not loaded, the last good one stays: {why}"
-                    );
-                    log::warn!("{told}");
-                    return Err(told);
-                }
-            }
-            Ok(())
+            let loaded = reload_tls(&upstream);
+            faults.note(&what, &loaded);
+            loaded
         })
     });
     Ok(followers.collect())
 }
 
+fn reload_tls(upstream: &Upstream) -> Result<(), String> {
+    let name = &upstream.config.name;
+    if let Err(why) = upstream.load_tls() {
+        // Certificate and key are two files: between the first and the second they do not fit.
+        let told = format!("upstream `{name}`: tls not loaded, the last good one stays: {why}");
+        log::warn!("{told}");
+        return Err(told);
+    }
+    log::info!("upstream `{name}`: tls loaded");
+    let identity = upstream.config.tls.identity.as_ref();
+    if let Some(fault) = identity.and_then(|files| pem::validity_fault(&files.cert)) {
+        log::warn!("upstream `{name}`: {fault}");
+    }
+    Ok(())
+}
+
 /// The upstream's key, read now and whenever its file changes.
-fn follow_credential(upstream: &Arc<Upstream>, file: &Path) -> Result<FileWatcher, StartError> {
+fn follow_credential(
+    upstream: &Arc<Upstream>,
+    file: &Path,
+    faults: &Arc<LoadFaults>,
+) -> Result<FileWatcher, StartError> {
     let watch = WatchedFile::new(file);
     upstream
         .load_credential(FileBytes::read(file))
         .map_err(|why| StartError::Io(format!("credential_file {}", file.display()), why))?;
-    let (upstream, file) = (upstream.clone(), file.to_owned());
+    let what = format!("key of upstream `{}`", upstream.config.name);
+    let (upstream, file, faults) = (upstream.clone(), file.to_owned(), faults.clone());
     Ok(FileWatcher::new(watch, move |read| {
-        match upstream.load_credential(read.content) {
-            Ok(()) => log::info!("upstream `{}`: key loaded", upstream.config.name),
-            Err(why) => {
-                let name = &upstream.config.name;
-                let told = format!(
-                    "upstream `{name}`: credential_file {}: {why}; the last good key stays",
-                    file.display()
-                );
-                log::error!("{told}");
-                return Err(told);
-            }
-        }
-        Ok(())
+        let loaded = reload_credential(&upstream, &file, read.content);
+        faults.note(&what, &loaded);
+        loaded
     }))
+}
+
+fn reload_credential(
+    upstream: &Upstream,
+    file: &Path,
+    content: io::Result<FileBytes>,
+) -> Result<(), String> {
+    let name = &upstream.config.name;
+    if let Err(why) = upstream.load_credential(content) {
+        let file = file.display();
+        let told =
+            format!("upstream `{name}`: credential_file {file}: {why}; the last good key stays");
+        log::error!("{told}");
+        return Err(told);
+    }
+    log::info!("upstream `{name}`: key loaded");
+    Ok(())
 }

@@ -19,7 +19,7 @@ use crate::accounting::record::Ledger;
 use crate::accounting::store::Store;
 use crate::accounting::traces::Traces;
 use crate::codec::body_memory::BodyMemory;
-use crate::config::watch::{FileWatcher, HotReloaded};
+use crate::config::watch::{FileWatcher, HotReloaded, LoadFaults};
 use crate::config::{Config, Diagnostic, Limits};
 use crate::policy::budget::Budgets;
 use crate::policy::in_flight::InFlight;
@@ -40,6 +40,8 @@ pub struct State {
     pub policy: Arc<HotReloaded<Policy>>,
     /// The price file in force, read anew when it changes; none where none is configured.
     pub prices: Option<Arc<HotReloaded<Prices>>>,
+    /// Keys and certificates whose files could not be taken.
+    pub load_faults: Arc<LoadFaults>,
     /// The access log.
     pub log: AccessLog,
     /// The metrics that `/metrics` renders.
@@ -87,7 +89,8 @@ impl State {
     /// Every mistake of the files, or what else is in the way.
     pub fn load(config: Config) -> Result<(Arc<Self>, Vec<FileWatcher>), StartError> {
         let mut followers = Vec::new();
-        let upstreams = load_upstreams(&config, &mut followers)?;
+        let load_faults = Arc::new(LoadFaults::default());
+        let upstreams = load_upstreams(&config, &load_faults, &mut followers)?;
         let policy = load_policy(&config, &mut followers)?;
         let prices = load_prices(&config, &mut followers)?;
         let store = open_store(&config)?;
@@ -97,6 +100,7 @@ impl State {
             limits: Arc::new(config.limits.clone()),
             policy,
             prices,
+            load_faults,
             log,
             metrics: Metrics::default(),
             background: match &store {
@@ -170,9 +174,18 @@ impl State {
             buffered_bytes: self.body_memory.used(),
             buffered_limit: self.limits.buffered,
             access_log_errors: self.log.errors(),
+            files_not_loaded: self.files_not_loaded(),
             upstreams: upstreams.collect(),
             budgets: self.budget_use(&policy),
         }
+    }
+
+    /// How many files hold what could not be taken.
+    fn files_not_loaded(&self) -> usize {
+        let policy = self.policy.load_status().error();
+        let prices = self.prices.as_ref();
+        let prices = prices.and_then(|prices| prices.load_status().error());
+        self.load_faults.all().len() + policy.iter().chain(&prices).count()
     }
 
     /// The part of its budget that each group has used, by name; of a budget by key that of the key which used most.

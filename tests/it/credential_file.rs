@@ -95,6 +95,17 @@ fn a_running_proxy_keeps_the_last_good_key_and_says_so() {
     for sent in upstream.requests(4) {
         assert_eq!(sent.header("authorization"), ["Bearer sk-own-0"]);
     }
+    let ready = proxy.admin("/readyz");
+    assert_eq!(ready.status, 200);
+    let told = "ok, with the last good key of upstream `main`:\n";
+    assert!(ready.text().contains(told), "{ready:?}");
+    let problems = proxy.status()["problems"].to_string();
+    assert!(problems.contains("key of upstream `main`: "), "{problems}");
+    assert_eq!(proxy.metric("tiergate_files_not_loaded"), 1.0);
+    fs::write(&file, "sk-own-2\n").unwrap();
+    eventually("/readyz", || {
+        (proxy.admin("/readyz").text() == "ok\n").then_some(())
+    });
     assert!(!proxy.stderr().contains("own-1"), "{}", proxy.stderr());
 }
 

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use crate::support::command::run;
 use crate::support::tls::{self, Certificates};
 use crate::support::{eventually, proxy, upstream};
 use serde_json::{Value, json};
@@ -185,4 +186,33 @@ fn lines_for_the_journal_begin_with_their_priority() {
     assert!(said.starts_with("<6>tiergate "), "{said}");
     let elsewhere = said_to(|file| format!("{}:{}", file.dev(), file.ino() + 1));
     assert!(elsewhere.contains("Z INFO  tiergate "), "{elsewhere}");
+}
+
+#[test]
+fn a_certificate_that_is_not_good_now_is_warned_of() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).tls().run();
+    let write = |made: &Certificates| {
+        // At once: between the two they do not fit.
+        fs::write(proxy.path("key.pem"), &made.key).unwrap();
+        fs::write(proxy.path("cert.pem"), &made.certificate).unwrap();
+    };
+    let expired = Certificates::good_until(2000);
+    write(&expired);
+    let told = "cert.pem: the certificate has expired on 2000-01-01";
+    proxy.await_stderr(told);
+    let checked = run(proxy.path("."), &["check", "--config", "tiergate.yaml"]);
+    let said = String::from_utf8(checked.stdout).unwrap();
+    assert!(said.contains(&format!("warning: {told}")), "{said}");
+    assert_eq!(checked.status.code(), Some(0));
+    // A key of another one keeps the last, and says so until it is put right.
+    fs::write(proxy.path("key.pem"), Certificates::new().key).unwrap();
+    let told = "ok, with the last good certificate cert.pem:\n";
+    eventually("/readyz", || {
+        proxy.admin("/readyz").text().contains(told).then_some(())
+    });
+    fs::write(proxy.path("key.pem"), &expired.key).unwrap();
+    eventually("/readyz", || {
+        (proxy.admin("/readyz").text() == "ok\n").then_some(())
+    });
 }

@@ -180,6 +180,8 @@ catalogue! {
         "The revision of the prices in force, as a label.";
     prices_last_success: IntGauge = "tiergate_prices_last_success_timestamp_seconds" []
         "When the prices in force were loaded; 0 without a price file.";
+    files_not_loaded: IntGauge = "tiergate_files_not_loaded" []
+        "Files whose newest content could not be taken: the last good one is in force.";
     buffered_bytes: IntGauge = "tiergate_buffered_bytes" []
         "Request bodies held at the moment.";
     buffered_limit: IntGauge = "tiergate_buffered_limit_bytes" []
@@ -227,6 +229,8 @@ pub struct Snapshot {
     pub buffered_limit: u64,
     /// Failed writes of the access log since the start.
     pub access_log_errors: u64,
+    /// Files that hold what could not be taken.
+    pub files_not_loaded: usize,
     /// Every upstream of the configuration.
     pub upstreams: Vec<UpstreamSnapshot>,
     /// Groups that have a budget, and the share of it that is used.
@@ -445,6 +449,8 @@ impl Metrics {
         }
         self.buffered_bytes.set(gauge(snapshot.buffered_bytes));
         self.buffered_limit.set(gauge(snapshot.buffered_limit));
+        self.files_not_loaded
+            .set(gauge(snapshot.files_not_loaded as u64));
         raise_to(&self.access_log_errors, snapshot.access_log_errors);
         self.build_info
             .with_label_values(&[env!("CARGO_PKG_VERSION")])

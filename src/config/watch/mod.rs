@@ -7,6 +7,7 @@
 
 mod file_events;
 mod hot_reloaded;
+mod load_faults;
 
 use std::ffi::OsString;
 use std::fs;
@@ -24,6 +25,7 @@ use crate::config::secret_file::FileBytes;
 use crate::config::watch::file_events::{FileEvent, FileEvents, WatchedPath};
 
 pub use crate::config::watch::hot_reloaded::{HotReloaded, LoadCounts, LoadStatus, Review};
+pub use crate::config::watch::load_faults::LoadFaults;
 
 /// How often the files are looked at where the kernel tells of their changes.
 const POLL_EVERY: Duration = Duration::from_millis(200);

@@ -138,6 +138,11 @@ impl<'s> Overview<'s> {
                 "the price file cannot be taken, the last good prices are in force",
             ));
         }
+        for (what, _) in state.load_faults.all() {
+            problems.push(warning(format!(
+                "{what}: what its file holds cannot be taken, the last good one is in force"
+            )));
+        }
         if !last.restart_needed.is_empty() {
             let settings = last.restart_needed.join(", ");
             problems.push(warning(format!(

@@ -22,6 +22,8 @@ pub(super) fn readiness(state: &State) -> String {
         .into_iter()
         .filter_map(|(what, error)| Some(format!("ok, with the last good {what}:\n{}\n", error?)))
         .collect();
+    let faults = state.load_faults.all().into_iter();
+    errors.extend(faults.map(|(what, why)| format!("ok, with the last good {what}:\n{why}\n")));
     let fault = state.store_fault();
     errors.extend(fault.map(|why| format!("ok, with the last known sums of budgets:\n{why}\n")));
     if errors.is_empty() {
