@@ -580,15 +580,16 @@ impl RequestRecord {
         }
     }
 
-    fn tier_reason(&self, ending: Termination) -> Option<&'static str> {
-        if matches!(ending, Termination::Refused(cause) if cause.outcome() == Outcome::Denied) {
+    fn tier_reason(&self, termination: Termination) -> Option<&'static str> {
+        if matches!(termination, Termination::Refused(cause) if cause.outcome() == Outcome::Denied)
+        {
             return None;
         }
         Some(tier_reason(self.action, &self.facts))
     }
 
-    fn outcome(&self, ending: Termination, observed: &Observed) -> Outcome {
-        match ending {
+    fn outcome(&self, termination: Termination, observed: &Observed) -> Outcome {
+        match termination {
             Termination::Refused(cause) => cause.outcome(),
             Termination::UpstreamCut => Outcome::UpstreamCut,
             Termination::Timeout => Outcome::Timeout,
@@ -713,8 +714,8 @@ pub fn logged_model(facts: &RequestFields) -> Option<&str> {
     Some(cut(facts.model.as_deref()?, MODEL_BYTES))
 }
 
-fn error(ending: Termination) -> Option<&'static str> {
-    match ending {
+fn error(termination: Termination) -> Option<&'static str> {
+    match termination {
         Termination::Refused(cause) => Some(cause.code()),
         Termination::Timeout => Some(Cause::UpstreamTimeout.code()),
         _ => None,

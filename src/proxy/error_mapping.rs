@@ -76,12 +76,12 @@ impl FailureContext {
     /// Whether the upstream ended a connection before it began to answer. That it takes its time says nothing of an
     /// address, nor does that it refuses a stream.
     pub fn is_reset(&self, error: &Error) -> bool {
-        let ending = self.ending_of(error);
-        ending == Termination::Refused(Cause::UpstreamReset) && !is_unprocessed(error)
+        let termination = self.termination_of(error);
+        termination == Termination::Refused(Cause::UpstreamReset) && !is_unprocessed(error)
     }
 
     /// What an error means for the request.
-    pub fn ending_of(&self, error: &Error) -> Termination {
+    pub fn termination_of(&self, error: &Error) -> Termination {
         if let Some(cause) = self.refusal.or(self.late_body()) {
             return Termination::Refused(cause);
         }
@@ -106,7 +106,7 @@ impl FailureContext {
     }
 
     /// How a request ended that no error ended and nobody answered whole.
-    pub fn ending(&self) -> Termination {
+    pub fn termination(&self) -> Termination {
         match self.refusal.or(self.late_body()) {
             Some(cause) => Termination::Refused(cause),
             None if self.expired.is_some() => Termination::Timeout,

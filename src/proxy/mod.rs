@@ -305,11 +305,11 @@ impl ProxyHttp for TierProxy {
         error: Option<&Error>,
         context: &mut Box<RequestContext>,
     ) {
-        let ending = match error {
-            Some(error) => context.failure_context().ending_of(error),
-            None => context.ending(),
+        let termination = match error {
+            Some(error) => context.failure_context().termination_of(error),
+            None => context.termination(),
         };
-        context.finish(ending);
+        context.finish(termination);
     }
 
     fn suppress_error_log(

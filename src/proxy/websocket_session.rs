@@ -394,8 +394,8 @@ impl WebSocketSession {
     }
 
     /// The connection is gone: every response that still ran is accounted for. Returns how the connection ended.
-    pub fn finish(&mut self, ending: Termination, request_info: &RequestInfo) -> Termination {
-        let cut = match ending {
+    pub fn finish(&mut self, termination: Termination, request_info: &RequestInfo) -> Termination {
+        let cut = match termination {
             Termination::Whole if self.client_closed => Termination::ClientClosed,
             Termination::Whole => Termination::UpstreamCut,
             // The client was sent away for another message of its own.
@@ -404,16 +404,16 @@ impl WebSocketSession {
         };
         let cut_in_turn = !self.turns.open.is_empty();
         self.end_turns(cut, request_info);
-        match ending {
+        match termination {
             Termination::Whole if cut_in_turn => cut,
             other => other,
         }
     }
 
     /// Accounts for every response that still runs.
-    fn end_turns(&mut self, ending: Termination, request_info: &RequestInfo) {
+    fn end_turns(&mut self, termination: Termination, request_info: &RequestInfo) {
         for open in std::mem::take(&mut self.turns.open) {
-            self.log_turn(&open.record, request_info, ending, &open.observed());
+            self.log_turn(&open.record, request_info, termination, &open.observed());
         }
     }
 
@@ -421,7 +421,7 @@ impl WebSocketSession {
         &self,
         record: &RequestRecord,
         request_info: &RequestInfo,
-        ending: Termination,
+        termination: Termination,
         observed: &Observed,
     ) {
         let upstream = self.upstream.as_deref();
@@ -430,7 +430,7 @@ impl WebSocketSession {
             &self.state.ledger(),
             request_info,
             upstream,
-            ending,
+            termination,
             observed,
         );
     }
@@ -664,12 +664,12 @@ impl WebSocketSession {
                 transport: open.record.answer.transport,
                 ..Answered::default()
             };
-            let ending = Termination::Refused(refusal.cause);
+            let termination = Termination::Refused(refusal.cause);
             open.record.log(
                 &self.state.ledger(),
                 request_info,
                 None,
-                ending,
+                termination,
                 &Observed::default(),
             );
         }

@@ -30,25 +30,25 @@ const ANSWER_BYTES: u64 = 32 << 20;
 const EVENT_TIME: Duration = Duration::from_millis(50);
 
 /// How long an exchange works on what is there before it lets others run, and looks after its client.
-const TURN: Duration = Duration::from_millis(5);
+const YIELD_EVERY: Duration = Duration::from_millis(5);
 
 /// An answer to a client.
 pub(super) struct Client {
     converter: ResponseConverter,
     /// When something has to be written, if nothing comes before.
-    pulse: Option<Pulse>,
+    keepalive: Option<Keepalive>,
     /// Memory for an answer that the client gets whole.
     lease: Option<Lease>,
     /// The head was written.
-    begun: bool,
+    head_sent: bool,
     /// How it ended, once it has.
-    whole: Option<bool>,
+    completed: Option<bool>,
     /// Since when it has not let others run.
-    turn: Instant,
+    last_yield: Instant,
 }
 
 /// What keeps a stream alive.
-struct Pulse {
+struct Keepalive {
     /// From the request's leaving to the beginning of the answer, where nothing is known of it by then.
     commit_after: Duration,
     /// From one byte to the next.
@@ -62,7 +62,7 @@ impl Client {
     pub fn new(context: &RequestContext, prepared: &Prepared) -> Self {
         let options = &prepared.conversion.upstream.options;
         let answered = prepared.context.clone();
-        let pulse = answered.stream.then_some(Pulse {
+        let keepalive = answered.stream.then_some(Keepalive {
             commit_after: options.commit_after,
             ping: options.ping,
             since: None,
@@ -72,25 +72,25 @@ impl Client {
         Self {
             lease: lease.filter(|_| !answered.stream),
             converter: ResponseConverter::new(answered, delivery(context, prepared)),
-            pulse,
-            begun: false,
-            whole: None,
-            turn: Instant::now(),
+            keepalive,
+            head_sent: false,
+            completed: None,
+            last_yield: Instant::now(),
         }
     }
 
     /// For a request that gets a short answer and nothing before.
     pub fn silent(context: &RequestContext, prepared: &Prepared) -> Self {
         Self {
-            pulse: None,
+            keepalive: None,
             ..Self::new(context, prepared)
         }
     }
 
     /// The request is about to leave: its tier is known, and the time to its answer begins.
     pub fn request_leaves(&mut self) {
-        if let Some(pulse) = &mut self.pulse {
-            pulse.since.get_or_insert_with(Instant::now);
+        if let Some(keepalive) = &mut self.keepalive {
+            keepalive.since.get_or_insert_with(Instant::now);
         }
     }
 
@@ -110,23 +110,23 @@ impl Client {
                 left = session.as_downstream_mut().read_body_or_idle(true) => {
                     return Err(gone(context, left));
                 }
-                () = until(due) => self.beat(session, context).await?,
+                () = until(due) => self.send_keepalive(session, context).await?,
             }
         }
     }
 
     /// Between two pieces of an answer: where more of it is always there, nobody waits, so that neither other requests would
     /// have their turn nor a client that leaves would be noticed.
-    pub async fn rest_of_turn(
+    pub async fn yield_when_due(
         &mut self,
         session: &mut Session,
         context: &mut RequestContext,
     ) -> Result<(), Stop> {
-        if self.turn.elapsed() < TURN {
+        if self.last_yield.elapsed() < YIELD_EVERY {
             return Ok(());
         }
         yield_now().await;
-        self.turn = Instant::now();
+        self.last_yield = Instant::now();
         tokio::select! {
             biased;
             left = session.as_downstream_mut().read_body_or_idle(true) => Err(gone(context, left)),
@@ -161,7 +161,7 @@ impl Client {
 
     /// The upstream's answer has broken off.
     pub fn broken(&mut self, context: &RequestContext, error: &Error) -> Output {
-        match context.failure_context().ending_of(error) {
+        match context.failure_context().termination_of(error) {
             Termination::Timeout | Termination::Refused(Cause::UpstreamTimeout) => {
                 self.converter.timed_out()
             }
@@ -169,16 +169,16 @@ impl Client {
         }
     }
 
-    /// No answer came. Where the stream has begun for want of one, that is told in it.
+    /// No answer came. Where the stream has head_sent for want of one, that is told in it.
     pub async fn fail(
         mut self,
         session: &mut Session,
         context: &mut RequestContext,
         error: &Error,
     ) -> Result<(), Stop> {
-        if self.begun {
+        if self.head_sent {
             let output = self.broken(context, error);
-            self.take(session, context, output).await?;
+            self.apply(session, context, output).await?;
             return self.end(session).await;
         }
         context.conclude_failure(error);
@@ -190,7 +190,7 @@ impl Client {
 
     /// Does what the bridge says. True when the answer is over; its last bytes are still to be written by
     /// [`Client::end`].
-    pub async fn take(
+    pub async fn apply(
         &mut self,
         session: &mut Session,
         context: &mut RequestContext,
@@ -212,19 +212,19 @@ impl Client {
                 Ok(false)
             }
             Output::End { bytes, whole } => {
-                self.whole = Some(whole);
-                if !self.begun {
+                self.completed = Some(whole);
+                if !self.head_sent {
                     self.begin(session, context).await?;
                 }
                 // Nor is a client to have the end of what is not in the log; and it may ask again at once.
-                context.finish(self.ending());
+                context.finish(self.termination());
                 write::body(session, context, bytes, false).await?;
                 Ok(true)
             }
             Output::Answer(answer) => {
-                self.whole = Some(true);
-                let ending = self.ending();
-                write::answer(session, context, &answer, ending).await?;
+                self.completed = Some(true);
+                let termination = self.termination();
+                write::answer(session, context, &answer, termination).await?;
                 Ok(true)
             }
         }
@@ -247,7 +247,7 @@ impl Client {
 
     /// Ends the message that the answer is in, in good order or so that the client can tell.
     pub async fn end(self, session: &mut Session) -> Result<(), Stop> {
-        match (self.begun, self.whole) {
+        match (self.head_sent, self.completed) {
             (true, Some(true)) => session
                 .write_response_body(None, true)
                 .await
@@ -263,33 +263,33 @@ impl Client {
     }
 
     /// How it ends, in the words of the line.
-    fn ending(&self) -> Termination {
+    fn termination(&self) -> Termination {
         let Some(cause) = self.converter.log_error() else {
             // What is billed by are the upstream's bytes and the client's status, neither of which may tell.
-            return match self.begun && self.converter.has_untold_failure() {
+            return match self.head_sent && self.converter.has_untold_failure() {
                 true => Termination::Refused(Cause::UpstreamReset),
                 false => Termination::Whole,
             };
         };
         match cause {
-            Cause::UpstreamTimeout if self.begun => Termination::Timeout,
-            Cause::UpstreamReset if self.begun => Termination::UpstreamCut,
+            Cause::UpstreamTimeout if self.head_sent => Termination::Timeout,
+            Cause::UpstreamReset if self.head_sent => Termination::UpstreamCut,
             cause => Termination::Refused(cause),
         }
     }
 
-    /// When [`Client::beat`] is due.
+    /// When [`Client::send_keepalive`] is due.
     fn due(&self) -> Option<Instant> {
-        let pulse = self.pulse.as_ref()?;
-        let wait = match self.begun {
-            true => pulse.ping,
-            false => pulse.commit_after,
+        let keepalive = self.keepalive.as_ref()?;
+        let wait = match self.head_sent {
+            true => keepalive.ping,
+            false => keepalive.commit_after,
         };
-        Some(pulse.since? + wait)
+        Some(keepalive.since? + wait)
     }
 
     /// The upstream lives and says nothing: the client is to see that its request does, too.
-    async fn beat(
+    async fn send_keepalive(
         &mut self,
         session: &mut Session,
         context: &mut RequestContext,
@@ -298,8 +298,8 @@ impl Client {
             true => self.converter.ping(),
             false => self.converter.commit(),
         };
-        self.rest();
-        self.take(session, context, output).await?;
+        self.reset_keepalive();
+        self.apply(session, context, output).await?;
         Ok(())
     }
 
@@ -309,18 +309,18 @@ impl Client {
         context: &mut RequestContext,
         bytes: Vec<u8>,
     ) -> Result<(), Stop> {
-        if !self.begun {
+        if !self.head_sent {
             self.begin(session, context).await?;
         }
         write::body(session, context, bytes, false).await?;
-        self.rest();
+        self.reset_keepalive();
         Ok(())
     }
 
     /// Something was written just now.
-    fn rest(&mut self) {
-        if let Some(pulse) = &mut self.pulse {
-            pulse.since = Some(Instant::now());
+    fn reset_keepalive(&mut self) {
+        if let Some(keepalive) = &mut self.keepalive {
+            keepalive.since = Some(Instant::now());
         }
     }
 
@@ -330,7 +330,7 @@ impl Client {
         session: &mut Session,
         context: &mut RequestContext,
     ) -> Result<(), Stop> {
-        self.begun = true;
+        self.head_sent = true;
         let mut head = write::head_of(context, 200, &STREAM_HEADERS).map_err(Stop::Downstream)?;
         let client = session.req_header().version;
         if client == Version::HTTP_11 {

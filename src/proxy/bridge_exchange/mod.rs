@@ -155,7 +155,7 @@ impl Bridge {
             let body = read_whole(session, context, &mut client, &mut upstream).await?;
             client.upstream_error(&upstream_error(context, &upstream, status, &body))
         };
-        if !client.take(session, context, output).await? {
+        if !client.apply(session, context, output).await? {
             relay(session, context, &mut client, &mut upstream).await?;
         }
         context.enter(AwaitedPhase::Idle, None);
@@ -179,13 +179,13 @@ impl Bridge {
                 context.enter(AwaitedPhase::Idle, None);
                 upstream.release();
                 let answer = token_count_answer(status, &body, &id);
-                let ending = context.ending();
-                write::answer(session, context, &answer, ending).await
+                let termination = context.termination();
+                write::answer(session, context, &answer, termination).await
             }
             Err(error) => {
-                let ending = context.failure_context().ending_of(&error);
+                let termination = context.failure_context().termination_of(&error);
                 let answer = token_count_answer(0, b"", &id);
-                write::answer(session, context, &answer, ending).await
+                write::answer(session, context, &answer, termination).await
             }
         }
     }
@@ -267,7 +267,7 @@ async fn relay(
 ) -> Result<(), Stop> {
     let Some(mut decoding) = upstream.decoding() else {
         let output = client.undecodable();
-        client.take(session, context, output).await?;
+        client.apply(session, context, output).await?;
         return Ok(());
     };
     loop {
@@ -280,7 +280,7 @@ async fn relay(
                     Ok(_) => client.undecodable(),
                     Err(error) => client.broken(context, &error),
                 };
-                client.take(session, context, output).await?;
+                client.apply(session, context, output).await?;
                 return Ok(());
             }
         };
@@ -290,10 +290,10 @@ async fn relay(
                 Ok(decoded) => client.feed(&decoded),
                 Err(_) => client.undecodable(),
             };
-            if client.take(session, context, output).await? {
+            if client.apply(session, context, output).await? {
                 return Ok(());
             }
-            client.rest_of_turn(session, context).await?;
+            client.yield_when_due(session, context).await?;
         }
     }
 }

@@ -37,7 +37,7 @@ pub(super) async fn answer(
     session: &mut Session,
     context: &mut RequestContext,
     answer: &Answer,
-    ending: Termination,
+    termination: Termination,
 ) -> Result<(), Stop> {
     let headers: Vec<(&str, &str)> = answer
         .headers
@@ -48,7 +48,7 @@ pub(super) async fn answer(
     head.insert_header(header::CONTENT_LENGTH, answer.body.len())
         .map_err(Stop::Downstream)?;
     set_client_status(context, answer.status);
-    context.finish(ending);
+    context.finish(termination);
     self::head(session, context, head).await?;
     body(session, context, answer.body.clone(), true).await
 }

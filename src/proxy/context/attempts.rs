@@ -191,7 +191,7 @@ impl RequestContext {
 
     /// Takes note that no attempt is left. True where the client is to be told, by `refusal`.
     pub fn conclude_failure(&mut self, error: &Error) -> bool {
-        let Termination::Refused(cause) = self.failure_context().ending_of(error) else {
+        let Termination::Refused(cause) = self.failure_context().termination_of(error) else {
             return false;
         };
         self.refusal.get_or_insert_with(|| cause.into());

@@ -315,7 +315,7 @@ impl RequestContext {
         }
         self.enter(AwaitedPhase::Idle, None);
         // Nor is a client to have the end of what is not in the log; and it may ask again at once.
-        self.finish(self.ending());
+        self.finish(self.termination());
     }
 
     /// The proxy's own answer for `refusal`, which the client is now sent.
@@ -386,12 +386,12 @@ impl RequestContext {
     }
 
     /// How it ended where nobody said: the answer was whole, or the proxy refused.
-    pub fn ending(&self) -> Termination {
-        self.failure_context().ending()
+    pub fn termination(&self) -> Termination {
+        self.failure_context().termination()
     }
 
     /// How it ended where the client had left before.
-    fn ending_without_client(&self) -> Option<Termination> {
+    fn termination_without_client(&self) -> Option<Termination> {
         match self.has_client_left() {
             true if self.outlived => Some(Termination::CompletedAfterAbort),
             true => Some(Termination::ClientClosed),
@@ -447,23 +447,28 @@ impl RequestContext {
     }
 
     /// Writes the request's line and counts it. A second call does nothing.
-    pub fn finish(&mut self, ending: Termination) {
+    pub fn finish(&mut self, termination: Termination) {
         if self.logged_at.replace(Instant::now()).is_some() {
             return;
         }
         self.record.permits = None;
-        let ending = self.ending_without_client().unwrap_or(ending);
+        let termination = self.termination_without_client().unwrap_or(termination);
         self.state.metrics.in_flight.dec();
         if let Body::Streamed(body) = std::mem::replace(&mut self.body, Body::None) {
             self.record.facts = body.finish();
         }
-        let ending = match &mut self.websocket {
+        let termination = match &mut self.websocket {
             Some(websocket) => {
-                let in_order = ending == Termination::ClientClosed && websocket.has_server_closed();
-                let ending = if in_order { Termination::Whole } else { ending };
-                websocket.finish(ending, &self.request_info)
+                let in_order =
+                    termination == Termination::ClientClosed && websocket.has_server_closed();
+                let termination = if in_order {
+                    Termination::Whole
+                } else {
+                    termination
+                };
+                websocket.finish(termination, &self.request_info)
             }
-            None => ending,
+            None => termination,
         };
         let observed = self
             .observer
@@ -480,7 +485,7 @@ impl RequestContext {
         let tried = tried.map(|upstream| &*upstream.config);
         let ledger = self.state.ledger();
         self.record
-            .log(&ledger, &self.request_info, tried, ending, &observed);
+            .log(&ledger, &self.request_info, tried, termination, &observed);
     }
 }
 
@@ -488,14 +493,14 @@ impl Drop for RequestContext {
     /// For a request whose task ended without a word: a panic in a filter, a deadline, the end of the process. All
     /// others have settled by now.
     fn drop(&mut self) {
-        let ending = match self.ending() {
+        let termination = match self.termination() {
             Termination::Whole if self.record.answer.upstream_status.is_some() => {
                 Termination::UpstreamCut
             }
             Termination::Whole => Termination::ClientClosed,
             other => other,
         };
-        self.finish(ending);
+        self.finish(termination);
     }
 }
 
