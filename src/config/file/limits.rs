@@ -7,6 +7,12 @@ use crate::config::Limits;
 use crate::config::field::{Field, Section};
 use crate::config::units::{ByteSize, TimeSpan};
 
+/// The largest head that is held for each connection, in bytes.
+const MAX_HEADER: u64 = 1 << 20;
+/// Even a short question with its headers may have as much, in bytes.
+const LEAST_SIZE: u64 = 1 << 10;
+/// A message with a text in it is nested so deep, and tools deeper.
+const LEAST_DEPTH: usize = 6;
 const MAX_JSON_DEPTH: u64 = 65_536;
 const MAX_CONNECTIONS: u64 = 1_000_000;
 /// The most that `requests_in_flight`, and a group's `max_in_flight`, may be.
@@ -40,6 +46,7 @@ impl Resolver<'_> {
         };
         let given = section.read(&self.diagnostics);
         self.sizes(given, &mut limits);
+        self.check_sizes(given, &limits);
         self.counts(given, &mut limits);
         self.timeouts(given, &mut limits);
         if limits.body.max(limits.decoded_body) > limits.buffered {
@@ -60,6 +67,30 @@ impl Resolver<'_> {
         }
     }
 
+    /// Limits that no server would have, or that ordinary requests are above.
+    fn check_sizes(&self, given: &LimitsSection, limits: &Limits) {
+        if limits.header > MAX_HEADER {
+            let message = "`header` is at most 1MiB";
+            self.diagnostics.add(given.header.location(), message);
+        }
+        for (name, field, value) in [
+            ("header", &given.header, limits.header),
+            ("body", &given.body, limits.body),
+            ("decoded_body", &given.decoded_body, limits.decoded_body),
+            (
+                "websocket_message",
+                &given.websocket_message,
+                limits.websocket_message,
+            ),
+        ] {
+            if value < LEAST_SIZE {
+                let message =
+                    format!("ordinary requests are larger than this `{name}`, and are refused");
+                self.warnings.add(field.location(), message);
+            }
+        }
+    }
+
     fn counts(&self, given: &LimitsSection, limits: &mut Limits) {
         for (field, most, value) in [
             (&given.json_depth, MAX_JSON_DEPTH, &mut limits.json_depth),
@@ -71,6 +102,11 @@ impl Resolver<'_> {
             ),
         ] {
             *value = field.count(1..=most, &self.diagnostics).unwrap_or(*value);
+        }
+        if limits.json_depth < LEAST_DEPTH {
+            let message =
+                "ordinary requests are nested deeper than this `json_depth`, and are refused";
+            self.warnings.add(given.json_depth.location(), message);
         }
         limits.connections_per_client = given
             .connections_per_client

@@ -442,9 +442,25 @@ impl Resolver<'_> {
                 "the header of the key cannot be removed; it is written by the proxy itself";
             self.header_name(text, item.location(), message)
         });
-        HeaderEdits {
+        let edits = HeaderEdits {
             set,
             remove: remove.collect(),
+        };
+        self.check_edits(&edits, field.location());
+        edits
+    }
+
+    /// Of two edits of one header the one would undo the other.
+    fn check_edits(&self, edits: &HeaderEdits, location: Location) {
+        for (at, (name, _)) in edits.set.iter().enumerate() {
+            if edits.set[..at].iter().any(|(before, _)| before == name) {
+                let message = format!("header `{name}` is set twice");
+                self.diagnostics.add(location, message);
+            }
+            if edits.remove.contains(name) {
+                let message = format!("header `{name}` is set and removed");
+                self.diagnostics.add(location, message);
+            }
         }
     }
 
@@ -463,6 +479,12 @@ impl Resolver<'_> {
 
     /// `of_key`: what is said of the name of a header that carries a key.
     fn header_name(&self, text: &str, location: Location, of_key: &str) -> Option<HeaderName> {
+        if text.contains('*') {
+            let message =
+                "names of headers are compared whole, and have no wildcards; list each name";
+            self.diagnostics.add(location, message);
+            return None;
+        }
         let Ok(name) = HeaderName::from_bytes(text.as_bytes()) else {
             self.diagnostics
                 .add(location, "expected the name of a header, like `x-team`");
