@@ -330,7 +330,7 @@ pub(super) struct ReportArguments {
     /// The columns, in this order.
     #[arg(long, value_name = "COLUMN,...", value_delimiter = ',')]
     pub(super) columns: Option<Vec<String>>,
-    /// TierAction rows by a column: sums from the largest on, all else from the smallest on.
+    /// Order of the rows, by a column: sums from the largest on, all else from the smallest on.
     #[arg(long, value_name = "COLUMN[:asc|:desc]")]
     pub(super) sort: Option<Sort>,
     /// Show so many rows: the costliest, if --sort does not say otherwise. The total has all.

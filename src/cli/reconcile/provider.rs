@@ -1,7 +1,7 @@
 //! What the provider says was used: a saved answer of OpenAI's `GET /v1/organization/usage/completions`
 //! (<https://platform.openai.com/docs/api-reference/usage/completions>), whose buckets are spans of UTC.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -17,7 +17,7 @@ struct Page {
     has_more: bool,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, PartialEq, Eq, Hash)]
 struct Bucket {
     /// Seconds since 1970.
     start_time: i64,
@@ -27,7 +27,7 @@ struct Bucket {
 }
 
 /// What one combination of the fields that were grouped by used within a bucket.
-#[derive(Deserialize)]
+#[derive(Deserialize, PartialEq, Eq, Hash)]
 struct Entry {
     input_tokens: Option<u64>,
     input_cached_tokens: Option<u64>,
@@ -79,7 +79,14 @@ impl Provider {
             }
         }
         let mut rows: BTreeMap<Key, Used> = BTreeMap::new();
+        let mut seen = HashSet::new();
         for bucket in buckets() {
+            if !bucket.results.is_empty() && !seen.insert(bucket) {
+                return Err(format!(
+                    "a bucket of {} is in it twice, with the same results: leave the page out that comes again",
+                    day_of(Timestamp::from_second(bucket.start_time).unwrap_or_default())
+                ));
+            }
             for entry in &bucket.results {
                 let key = entry.key(bucket, by)?;
                 rows.entry(key).or_default().add(&entry.used());
@@ -173,7 +180,10 @@ mod tests {
         "has_more":MORE,"next_page":null}"#;
 
     fn page(more: bool) -> String {
+        // Pages follow each other in time.
+        let start = if more { "1793404800" } else { "1793491200" };
         PAGE.replace("MORE", &more.to_string())
+            .replace("1793491200", start)
     }
 
     fn requests(text: &str) -> u64 {
@@ -210,5 +220,7 @@ mod tests {
         assert!(why("").starts_with("no `data`"));
         let ungrouped = page(false).replace("\"priority\"", "null");
         assert!(why(&ungrouped).contains("group_by=service_tier"));
+        let twice = format!("[{},{}]", page(false), page(false));
+        assert!(why(&twice).starts_with("a bucket of 2026-11-01 is in it twice"));
     }
 }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use crate::accounting::access_log::line::{Field, Line};
-use crate::cli::report::sums::{MODEL, OUTCOME, SERVICE_TIER_BILLED, Sums};
+use crate::cli::report::sums::{
+    MODEL, OUTCOME, SERVICE_TIER_BILLED, Sums, USAGE_STATE, is_partial,
+};
 
 const ENDPOINT: Field = Field::named("endpoint");
 const ERROR: Field = Field::named("error");
-const USAGE_STATE: Field = Field::named("usage_state");
 
 /// Reasons that are counted one by one. Models are named by clients, who could name a new one each time.
 const MAX_REASONS: usize = 1000;
@@ -37,10 +38,10 @@ impl NotInSum {
         if sums.unpriced > 0 {
             self.unpriced.add(without_price(line));
         }
-        if sums.without_usage > 0 {
-            self.without_usage.add(without_usage(line));
-        } else if line.raw(USAGE_STATE) == "\"partial\"" {
+        if is_partial(line) {
             self.partial += 1;
+        } else if sums.without_usage > 0 {
+            self.without_usage.add(without_usage(line));
         }
     }
 

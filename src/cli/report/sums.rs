@@ -25,6 +25,7 @@ pub(super) const TIME: Field = Field::named("time");
 pub(super) const TIER_BILLED_BY: Field = Field::named("tier_billed_by");
 pub(super) const TRANSPORT: Field = Field::named("transport");
 pub(super) const TURN: Field = Field::named("turn");
+pub(super) const USAGE_STATE: Field = Field::named("usage_state");
 
 /// Counts of tokens, as the log names them.
 const TOKENS: [&str; 6] = [
@@ -55,7 +56,7 @@ pub(super) struct Sums {
     pub(super) requests: u64,
     /// Requests that the proxy did not let pass: denied by key, group or path, or rejected for their body.
     pub(super) refused: u64,
-    /// Requests whose usage is not known at all.
+    /// Requests whose usage is not known, or only in part.
     pub(super) without_usage: u64,
     /// By [`TOKENS`].
     pub(super) tokens: [u64; TOKENS.len()],
@@ -103,6 +104,7 @@ impl<'o> Reading<'o> {
             TIME,
             TRANSPORT,
             TURN,
+            USAGE_STATE,
         ];
         fixed.into_iter().chain(self.tokens.into_iter().flatten())
     }
@@ -129,7 +131,7 @@ impl<'o> Reading<'o> {
         Sums {
             requests: 1,
             refused: u64::from(is_refused(line)),
-            without_usage: u64::from(!has_usage),
+            without_usage: u64::from(!has_usage || is_partial(line)),
             tokens: counts.map(Option::unwrap_or_default),
             cost,
             unpriced: u64::from(has_usage && cost.is_none()),
@@ -281,4 +283,9 @@ pub(crate) fn is_refused(line: &Line<'_>) -> bool {
 /// Whether the line is the one of a WebSocket's connection, beside those of the responses on it.
 pub(crate) fn is_connection(line: &Line<'_>) -> bool {
     line.raw(TRANSPORT) == "\"websocket\"" && line.count(TURN) == Some(0)
+}
+
+/// Whether a response was cut before it told all of its usage.
+pub(super) fn is_partial(line: &Line<'_>) -> bool {
+    line.raw(USAGE_STATE) == "\"partial\""
 }
