@@ -46,7 +46,7 @@ use crate::config::diagnostic::Location;
 use crate::config::{Config, Diagnostic, LogTarget};
 use crate::policy::group::BudgetRule;
 use crate::policy::{Group, Policy};
-use crate::server::Server;
+use crate::server::{Server, survive_early_signals};
 use crate::state::StartError;
 
 const DONE: u8 = 0;
@@ -219,6 +219,7 @@ impl From<ReportError> for Failure {
 }
 
 fn serve(arguments: &RunArguments) -> Ended {
+    survive_early_signals()?;
     let (config, warnings) =
         check_config(&arguments.config.config).map_err(Failure::Diagnostics)?;
     warnings.iter().for_each(Diagnostic::log);
@@ -485,6 +486,9 @@ fn hash_keys(streams: &mut Streams<'_>) -> Ended {
     for number in 1u64.. {
         line.clear();
         if streams.input.read_until(b'\n', &mut line)? == 0 {
+            if number == 1 {
+                return Err(Failure::Usage("stdin holds no key".to_owned()));
+            }
             break;
         }
         let key = line.strip_suffix(b"\n").unwrap_or(&line);

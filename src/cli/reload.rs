@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Deserialize;
@@ -36,6 +37,13 @@ pub(super) struct Reload {
 /// # Errors
 /// Where there is none, it cannot be sent a signal, or does not say in time how the reload went.
 pub(super) fn run(admin: &SocketAddress, pid: Option<u32>) -> Result<Reload, String> {
+    let number = |pid: u32| i32::try_from(pid).map(Pid::from_raw);
+    let is_gone = |pid| {
+        number(pid).is_err() || number(pid).is_ok_and(|pid| kill(pid, None) == Err(Errno::ESRCH))
+    };
+    if let Some(pid) = pid.filter(|pid| is_gone(*pid)) {
+        return Err(format!("there is no process {pid}"));
+    }
     let until = Instant::now() + RELOAD_TIME;
     let is_meant = |status: &Status| pid.map_or(!status.draining, |pid| pid == status.pid);
     let before = await_status(admin, until, is_meant)?;

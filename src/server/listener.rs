@@ -339,6 +339,9 @@ async fn read_proxy_header(client: &mut Socket) -> io::Result<Option<SocketAddr>
                 client.read_exact(&mut header[read..]).await?;
             }
             Err(why) => {
+                log::warn!(
+                    "a connection is closed that does not begin with the header of the PROXY protocol, which a proxy in front sends where a listener has `proxy_protocol: true`"
+                );
                 let why = format!("no header of the PROXY protocol: {why}");
                 return Err(io::Error::new(io::ErrorKind::InvalidData, why));
             }

@@ -44,6 +44,7 @@ use crate::server::connection_limit::KeyedLimiter;
 use crate::server::listener::{ACCEPT_BACKOFF, Listeners, ServerContext};
 use crate::server::reload::Reloads;
 use crate::server::shutdown::drain;
+pub(crate) use crate::server::signals::survive_early_signals;
 use crate::server::signals::{Signals, end_when_interrupted};
 use crate::server::socket::{ListeningSocket, SocketFile};
 use crate::server::socket_handover::{InheritedSockets, SocketHandover};

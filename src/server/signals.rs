@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use nix::sys::signal::Signal::SIGXFSZ;
+use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::watch::Reloaded;
@@ -22,6 +23,25 @@ pub(super) struct Signals {
     /// A file has reached the process's limit of sizes. By default that ends the process; here the write fails, as on a
     /// full disk.
     _file_too_large: Signal,
+}
+
+/// Keeps those signals that ask for something else than the end from ending a process that does not serve yet. What they ask
+/// for comes by the start itself, or has nobody to do it.
+///
+/// # Errors
+/// Where the system does not let it.
+pub fn survive_early_signals() -> io::Result<()> {
+    let runtime = Builder::new_current_thread().enable_io().build()?;
+    let _context = runtime.enter();
+    // The system's handler stays when the receivers are gone.
+    for kind in [
+        SignalKind::hangup(),
+        SignalKind::user_defined1(),
+        SignalKind::user_defined2(),
+    ] {
+        drop(signal(kind)?);
+    }
+    Ok(())
 }
 
 impl Signals {

@@ -1026,3 +1026,41 @@ fn explain_shows_what_a_bridged_request_is_converted_to_and_what_is_lost() {
     let unmapped = site.explain_json("sk-fast-1", &arguments, &body.replace("claude", "other"));
     assert_eq!(unmapped["denied"], "model_not_mapped");
 }
+
+#[test]
+fn what_can_find_nothing_is_refused_before_it_looks() {
+    let site = Site::plain();
+    site.write("own.log", "");
+    let log = site.path("own.log");
+    let log = log.to_str().unwrap();
+    let config = site.config();
+    for (arguments, code, told) in [
+        (
+            &[
+                "report",
+                log,
+                "--since",
+                "2026-11-02",
+                "--until",
+                "2026-11-01",
+            ][..],
+            2,
+            "--since is not before --until",
+        ),
+        (
+            &["report", log, "--where", "group==fast"],
+            2,
+            "with one `=`",
+        ),
+        (&["hash-key"], 2, "stdin holds no key"),
+        (
+            &["reload", "--config", &config, "--pid", "999999999"],
+            1,
+            "there is no process 999999999",
+        ),
+    ] {
+        let done = tiergate(arguments, "");
+        assert_eq!(done.status.code(), Some(code), "{}", stderr(&done));
+        assert!(stderr(&done).contains(told), "{}", stderr(&done));
+    }
+}

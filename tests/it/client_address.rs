@@ -143,6 +143,7 @@ fn a_connection_without_the_header_is_closed_without_a_word() {
     });
     upstream.assert_untouched();
     assert!(proxy.log_lines().is_empty());
+    proxy.await_stderr("a connection is closed that does not begin with the header of the PROXY");
 }
 
 #[test]

@@ -4,6 +4,9 @@ use std::fs;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::support::command::{command, run, stdout};
 use crate::support::eventually;
 use crate::support::proxy::{self, POLICY, Proxy};
@@ -214,6 +217,12 @@ fn a_restart_waits_for_the_address_of_a_process_that_is_just_ending() {
         .unwrap();
     // It has found the address taken by now, or is about to.
     std::thread::sleep(Duration::from_millis(500));
+    // What asks for something else than the end does not end it, though it serves nobody yet.
+    let id = Pid::from_raw(program.id().cast_signed());
+    for signal in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2] {
+        kill(id, signal).unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(100));
     assert!(program.try_wait().unwrap().is_none());
     drop(ending);
     eventually("the process to listen", || {

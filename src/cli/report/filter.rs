@@ -49,6 +49,9 @@ impl FromStr for Filter {
             Some(name) => (name, false),
             None => (name, true),
         };
+        if value.starts_with('=') {
+            return Err("expected `field=value` or `field!=value`, with one `=`".to_owned());
+        }
         Ok(Filter {
             by: name.parse()?,
             equal,
@@ -64,10 +67,16 @@ impl Window {
     /// What is wrong with a text.
     pub fn new(since: Option<&str>, until: Option<&str>, now: &Zoned) -> Result<Window, String> {
         let bound = |text: Option<&str>| text.map(|text| parse_time(text, now)).transpose();
-        Ok(Window {
+        let window = Window {
             since: bound(since)?,
             until: bound(until)?,
-        })
+        };
+        match (window.since, window.until) {
+            (Some(since), Some(until)) if since >= until => Err(format!(
+                "--since is not before --until, so that no request is between them: {since} and {until}"
+            )),
+            _ => Ok(window),
+        }
     }
 
     /// A whole month, as `2026-10`.
