@@ -9,6 +9,8 @@ use std::time::Instant;
 
 use serde_json::Value;
 use tempfile::TempDir;
+use tiergate::config::Config;
+use tiergate::policy::Policy;
 
 use crate::support::command::{command, run_with_stdin, stderr, stdout};
 use crate::support::{PATIENCE, eventually, upstream};
@@ -1062,5 +1064,28 @@ fn what_can_find_nothing_is_refused_before_it_looks() {
         let done = tiergate(arguments, "");
         assert_eq!(done.status.code(), Some(code), "{}", stderr(&done));
         assert!(stderr(&done).contains(told), "{}", stderr(&done));
+    }
+}
+
+#[test]
+fn the_line_of_a_new_key_can_be_appended_to_every_policy_that_is_shipped() {
+    let site = Site::plain();
+    let made = site.path("made");
+    let done = tiergate(&["init", made.to_str().unwrap()], "");
+    assert_eq!(done.status.code(), Some(0), "{}", stderr(&done));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (config, _) = Config::load(&root.join("conf/tiergate.yaml")).unwrap();
+    for policy in [
+        root.join("conf/policy.yaml"),
+        root.join("systemd/debian/policy.yaml"),
+        made.join("policy.yaml"),
+    ] {
+        let done = tiergate(&["new-key", "--name", "zoe", "--group", "codex-fast"], "");
+        let text = fs::read_to_string(&policy).unwrap();
+        let keys = |text: &str| {
+            let (policy, _) = Policy::parse(&policy, text.as_bytes(), &config).unwrap();
+            policy.key_count()
+        };
+        assert_eq!(keys(&(text.clone() + &stderr(&done))), keys(&text) + 1);
     }
 }
