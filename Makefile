@@ -3,7 +3,7 @@
 CARGO ?= cargo
 # The demo shows the program as it is built for the tests, so that a newcomer waits for one build of Pingora only: what the
 # tests need besides has features of some crates that `cargo run` would build without.
-.PHONY: demo test test-long soak test-ecosystem test-monitoring test-helm test-debian picture fuzz build assets deb dist image lint doc dependencies audit bench bench-instructions bench-sockets clean tools
+.PHONY: demo test test-long soak test-ecosystem test-monitoring test-helm test-debian picture fuzz build assets deb dist image lint doc dependencies audit bench bench-bridge bench-instructions bench-sockets clean tools
 
 demo: tools
 	$(CARGO) test --quiet --no-run --test it
@@ -130,6 +130,11 @@ ACCEPT ?=
 bench-instructions:
 	@sh .ci/tools valgrind
 	$(CARGO) bench --profile counted --bench instructions -- $(ACCEPT)
+
+# CPU of the bridge, beside a relayed request, and beside LiteLLM's conversion where LITELLM=program is given.
+LITELLM ?=
+bench-bridge: build
+	python3 tests/external/bridge_cost.py $${CARGO_TARGET_DIR:-target}/release/tiergate $(LITELLM)
 
 # For other loads: cargo bench --bench websocket_sockets -- IDLE BUSY SECONDS
 bench-sockets: tools
