@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use http::Method;
 use log::LevelFilter;
+use strum::IntoStaticStr;
 
 use crate::cli::reconcile::Dimension;
 use crate::cli::report::column::{Rate, Sort, Sum};
@@ -42,7 +43,8 @@ pub(super) struct Arguments {
     pub(super) log_level: Option<LevelFilter>,
 }
 
-#[derive(Subcommand)]
+#[derive(IntoStaticStr, Subcommand)]
+#[strum(serialize_all = "kebab-case")]
 pub(super) enum Command {
     /// Serve until told to stop.
     #[command(after_help = "Example:\n  tiergate run -c /etc/tiergate/tiergate.yaml")]

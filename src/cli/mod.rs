@@ -104,9 +104,10 @@ impl Invocation {
             Ok(arguments) => arguments,
             Err(why) => return answer_without_command(&why, streams),
         };
+        let command: &str = (&arguments.command).into();
         match dispatch(arguments.command, streams) {
             Ok(code) => code,
-            Err(failure) => failure.tell(streams),
+            Err(failure) => failure.tell(command, streams),
         }
     }
 }
@@ -173,11 +174,17 @@ fn answer_without_command(why: &clap::Error, streams: &mut Streams<'_>) -> u8 {
 }
 
 impl Failure {
-    fn tell(self, streams: &mut Streams<'_>) -> u8 {
+    /// Says why the command has failed, and returns the exit code.
+    fn tell(self, command: &str, streams: &mut Streams<'_>) -> u8 {
         // Nothing can be done where it cannot be told.
         match self {
             Failure::Usage(why) => {
-                let error = Arguments::command().error(ErrorKind::ValueValidation, why);
+                let mut all = Arguments::command();
+                // Whose usage is shown with it.
+                all.build();
+                let command = all.find_subcommand_mut(command);
+                let command = command.expect("it has been run");
+                let error = command.error(ErrorKind::ValueValidation, why);
                 answer_without_command(&error, streams)
             }
             Failure::Diagnostics(diagnostics) => {

@@ -162,11 +162,15 @@ impl Diagnostics {
     }
 }
 
-/// The known name that somebody who wrote `text` most likely meant.
+/// The known name that somebody who wrote `text` most likely meant, in whatever case.
 pub fn nearest<'k>(text: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    let lower = text.to_lowercase();
     known
         .filter(|name| name.len().abs_diff(text.len()) <= 4 * MAX_DISTANCE)
-        .map(|name| (strsim::damerau_levenshtein(text, name), name))
+        .map(|name| {
+            let distance = strsim::damerau_levenshtein(&lower, &name.to_lowercase());
+            (distance, name)
+        })
         .filter(|(distance, name)| *distance <= bearable_distance(name))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, name)| name)
@@ -220,6 +224,8 @@ mod tests {
         let near = |text| nearest(text, known.into_iter());
         assert_eq!(near("keyz"), Some("keys"));
         assert_eq!(near("plane"), Some("plain"));
+        assert_eq!(near("Groups"), Some("groups"));
+        assert_eq!(near("PLAIN"), Some("plain"));
         assert_eq!(near("froce_fast_mod"), Some("force_fast_mode"));
         for text in ["", "kz", "sk-plain-8f31c0", "version", "keys-and-more"] {
             assert_eq!(near(text), None, "{text}");

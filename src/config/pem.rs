@@ -10,6 +10,7 @@ use x509_parser::parse_x509_certificate;
 use x509_parser::prelude::Validity;
 use x509_parser::time::ASN1Time;
 
+use crate::config::TlsFiles;
 use crate::config::secret_file::{FileBytes, told, unusable};
 
 /// The tag that every certificate and key begins with where it is no PEM (X.690).
@@ -60,6 +61,18 @@ pub(crate) fn validity_fault(path: &Path) -> Option<String> {
         };
         Some(format!("{}: the certificate {fault}", path.display()))
     })
+}
+
+/// Why a certificate and a key cannot be used together.
+pub(crate) fn unusable_pair(files: &TlsFiles, why: &rustls::Error) -> io::Error {
+    match why {
+        rustls::Error::InconsistentKeys(_) => {
+            let certificate = files.cert.display();
+            let what = format!("the key is not that of the certificate {certificate}");
+            unusable(&files.key, &what)
+        }
+        why => unusable(&files.cert, why),
+    }
 }
 
 fn read(path: &Path) -> io::Result<FileBytes> {

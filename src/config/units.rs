@@ -12,6 +12,13 @@ const EXACT_DIGITS: usize = 15;
 /// Longer than any timeout makes sense, and far from what clocks cannot add.
 const MAX_DURATION: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// So many things: `1 key`, `2 keys`.
+pub(crate) fn counted(number: impl Into<i128>, thing: &str) -> String {
+    let number = number.into();
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{plural}")
+}
+
 /// A length of time: an integer and `ms`, `s`, `m` or `h`; at most a week.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TimeSpan(pub(crate) Duration);

@@ -49,6 +49,14 @@ impl Url {
         if !text.starts_with("http://") && !text.starts_with("https://") {
             return Err(SCHEME);
         }
+        if text.contains(char::is_whitespace) {
+            return Err("the URL has white space in it, perhaps at its end");
+        }
+        if !text.is_ascii() {
+            return Err(
+                "the URL has letters beyond ASCII; a host's name is written as `xn--…` then",
+            );
+        }
         if text.contains(['?', '#']) {
             return Err("the URL of an upstream has no query and no fragment");
         }
@@ -287,6 +295,17 @@ mod tests {
         {
             assert!(url(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_seen_in_a_url_is_said() {
+        assert!(url("https://h ").unwrap_err().contains("white space"));
+        assert!(url("https://h/a b").unwrap_err().contains("white space"));
+        assert!(
+            url("https://bücher.example")
+                .unwrap_err()
+                .contains("`xn--…`")
+        );
     }
 
     #[test]

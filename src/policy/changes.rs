@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use std::fmt::Write;
 
 use crate::config::pattern::Pattern;
+use crate::config::units::counted;
 use crate::config::watch::Review;
 use crate::policy::group::{BudgetRule, ForcedTier, ModelRule};
 use crate::policy::{Group, Policy};
@@ -42,10 +43,10 @@ fn summary(old: &Policy, new: &Policy) -> String {
         changes.join(", ")
     };
     format!(
-        "{}, {} groups, {} keys; {changes}",
+        "{}, {}, {}; {changes}",
         new.revision(),
-        new.groups().len(),
-        new.key_count()
+        counted(new.groups().len() as u64, "group"),
+        counted(new.key_count() as u64, "key")
     )
 }
 

@@ -34,6 +34,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::config::units::counted;
 use crate::config::watch::{self as files, Reloaded};
 use crate::config::{Config, Limits, SocketAddress};
 use crate::proxy::client_connection::HeadLimits;
@@ -158,7 +159,7 @@ impl Server {
         state.log.retry();
         // What was held back as a repetition; "stopped" is the last word.
         log::logger().flush();
-        log::info!("stopped, {cut} requests cut");
+        log::info!("stopped, {} cut", counted(cut, "request"));
     }
 }
 

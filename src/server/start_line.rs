@@ -1,6 +1,7 @@
 //! What a process says when it serves.
 
 use crate::config::LogTarget;
+use crate::config::units::counted;
 use crate::state::State;
 
 /// What runs, in one line.
@@ -26,7 +27,7 @@ pub(super) fn start_line(state: &State) -> String {
     };
     let policy = state.policy.current();
     format!(
-        "tiergate {} serves on {}; admin {}; configuration {}; policy {} {}, {} groups, {} keys; upstreams {}; \
+        "tiergate {} serves on {}; admin {}; configuration {}; policy {} {}, {}, {}; upstreams {}; \
          prices {prices}; access log {access_log}",
         env!("CARGO_PKG_VERSION"),
         listeners.collect::<Vec<_>>().join(", "),
@@ -34,8 +35,8 @@ pub(super) fn start_line(state: &State) -> String {
         config.path.display(),
         config.policy.display(),
         policy.revision(),
-        policy.groups().len(),
-        policy.key_count(),
+        counted(policy.groups().len() as u64, "group"),
+        counted(policy.key_count() as u64, "key"),
         upstreams.collect::<Vec<_>>().join(", "),
     )
 }

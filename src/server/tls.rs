@@ -13,7 +13,6 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use x509_parser::parse_x509_certificate;
 
-use crate::config::secret_file::unusable;
 use crate::config::watch::{FileWatcher, LoadFaults, WatchedFile};
 use crate::config::{TlsFiles, pem};
 
@@ -125,7 +124,7 @@ fn load(files: &TlsFiles) -> io::Result<Loaded> {
     let key = pem::private_key(&files.key)?;
     let expiry = first_expiry(&chain);
     let certificate = CertifiedKey::from_der(chain, key, &ring::default_provider())
-        .map_err(|why| unusable(&files.cert, &why))?;
+        .map_err(|why| pem::unusable_pair(files, &why))?;
     Ok(Loaded {
         certificate,
         expiry,

@@ -106,7 +106,7 @@ fn load_identity(files: &TlsFiles) -> io::Result<Arc<CertKey>> {
                 .with_root_certificates(RootCertStore::empty())
                 .with_client_auth_cert(chain.clone(), key)
         })
-        .map_err(|why| unusable(&files.cert, &why))?;
+        .map_err(|why| pem::unusable_pair(files, &why))?;
     let chain = chain.iter().map(|certificate| certificate.to_vec());
     Ok(Arc::new(CertKey::new(chain.collect(), der)))
 }

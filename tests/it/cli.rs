@@ -1089,3 +1089,40 @@ fn the_line_of_a_new_key_can_be_appended_to_every_policy_that_is_shipped() {
         assert_eq!(keys(&(text.clone() + &stderr(&done))), keys(&text) + 1);
     }
 }
+
+#[test]
+fn an_error_of_usage_shows_the_usage_of_its_command() {
+    let site = Site::plain();
+    let config = site.config();
+    for (arguments, usage, told) in [
+        (
+            &[
+                "explain",
+                "--config",
+                &config,
+                "--key",
+                "sk-fast-1",
+                "--path",
+                "v1/responses",
+            ][..],
+            "Usage: tiergate explain",
+            "a path begins with `/`: `/v1/responses`",
+        ),
+        (
+            &["report", "own.log", "--time-zone", "Nowhere"],
+            "Usage: tiergate report",
+            "unknown time zone `Nowhere`",
+        ),
+        (
+            &["hash-key"],
+            "Usage: tiergate hash-key",
+            "stdin holds no key",
+        ),
+    ] {
+        let done = tiergate(arguments, "");
+        assert_eq!(done.status.code(), Some(2), "{}", stderr(&done));
+        for part in [usage, told] {
+            assert!(stderr(&done).contains(part), "{}", stderr(&done));
+        }
+    }
+}

@@ -211,6 +211,7 @@ fn a_certificate_that_is_not_good_now_is_warned_of() {
     eventually("/readyz", || {
         proxy.admin("/readyz").text().contains(told).then_some(())
     });
+    proxy.await_stderr("key.pem: the key is not that of the certificate cert.pem");
     fs::write(proxy.path("key.pem"), &expired.key).unwrap();
     eventually("/readyz", || {
         (proxy.admin("/readyz").text() == "ok\n").then_some(())

@@ -158,7 +158,7 @@ fn a_second_interrupt_ends_a_drain_at_once() {
         begun.elapsed()
     );
     assert!(
-        proxy.stderr().contains("1 requests cut"),
+        proxy.stderr().contains("1 request cut"),
         "{}",
         proxy.stderr()
     );

@@ -113,7 +113,10 @@ impl Request {
 /// Path and query of a URL; a path is taken as it is, whatever is in it.
 fn without_origin(path: &str) -> Result<&str, String> {
     let Some((scheme, rest)) = path.split_once("://").filter(|_| !path.starts_with('/')) else {
-        return Ok(path);
+        return match path.starts_with(['/', '*']) {
+            true => Ok(path),
+            false => Err(format!("a path begins with `/`: `/{path}`")),
+        };
     };
     if !matches!(scheme, "http" | "https" | "ws" | "wss") {
         return Err(

@@ -20,6 +20,7 @@ use crate::cli::report::filter::Filter;
 use crate::cli::report::group_by::Values;
 use crate::cli::report::table::{Cell, Table};
 use crate::cli::report::{Lines, ReportError, check_readable};
+use crate::config::units::counted;
 
 /// What is compared.
 pub struct Options {
@@ -247,10 +248,8 @@ impl Comparison<'_> {
         } else if difference[0] > 0 {
             reasons.push(self.not_in_the_log(difference[0]));
         } else if difference[0] < 0 && reasons.is_empty() {
-            reasons.push(format!(
-                "{} requests that the provider does not count",
-                -difference[0]
-            ));
+            let requests = counted(-difference[0], "request");
+            reasons.push(format!("{requests} that the provider does not count"));
         }
         if reasons.is_empty() {
             reasons.push("nothing in the log explains it".to_owned());

@@ -15,7 +15,10 @@ use crate::upstream::Address;
 /// The body of `/readyz` while requests can be served and billed. A file that could not be taken does not keep the proxy from
 /// it, and is told all the same.
 pub(super) fn readiness(state: &State) -> String {
-    let policy = state.policy.load_status().error();
+    let policy = state.policy.load_status();
+    let held = policy.held.as_ref();
+    let held = held.map(|why| format!("{why}; SIGHUP takes it all the same"));
+    let policy = held.or_else(|| policy.error());
     let prices = state.prices.as_ref();
     let prices = prices.and_then(|prices| prices.load_status().error());
     let mut errors: Vec<String> = [("policy", policy), ("prices", prices)]

@@ -282,7 +282,7 @@ fn check_names_what_is_wrong_with_the_files_and_where_they_are_named() {
         ("ca: gone.pem", "gone.pem"),
         ("ca: none.pem", "none.pem"),
         ("ca: torn.pem", "torn.pem"),
-        ("cert: c.pem, key: other.key", "c.pem"),
+        ("cert: c.pem, key: other.key", "other.key"),
         ("cert: c.pem, key: none.pem", "none.pem"),
         ("cert: torn.pem, key: c.key", "torn.pem"),
     ] {
