@@ -320,6 +320,7 @@ fn tell_budgets(arguments: &BudgetArguments, streams: &mut Streams<'_>) -> Ended
                  of a budget by key the one that is used most is shown",
                 config.admin
             )?;
+            running::expect(&config).map_err(Failure::Other)?;
             budget::of_process(&config).map_err(Failure::Other)?
         }
     };

@@ -531,7 +531,7 @@ fn an_admin_address_of_another_proxy_fails_the_check_and_is_not_asked() {
     assert_eq!(code, Some(78), "{said}");
     let told = format!("tiergate.yaml:2:8: cannot listen on {}: ", proxy.admin);
     assert!(said.starts_with(&told), "{said}");
-    for command in ["reload", "health"] {
+    for command in ["reload", "health", "budget"] {
         let done = run(site.path(), &[command, "--config", "tiergate.yaml"]);
         let said = String::from_utf8(done.stderr).unwrap();
         assert_eq!(done.status.code(), Some(1), "{said}");

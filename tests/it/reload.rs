@@ -312,6 +312,7 @@ fn a_policy_that_loses_most_of_its_keys_is_held_until_it_is_asked_for() {
     let ready = proxy.admin("/readyz");
     assert_eq!(ready.status, 200);
     assert!(ready.text().contains("more than half"), "{ready:?}");
+    assert!(ready.text().contains("; SIGHUP takes it"), "{ready:?}");
     assert_eq!(proxy.status()["policy"]["outcome"], "held");
     proxy.signal(libc::SIGHUP);
     eventually("the key is gone", || {
