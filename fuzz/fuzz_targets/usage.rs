@@ -105,7 +105,8 @@ fn check_bounds(observed: &Observed) {
     assert!(length(&observed.response_id) <= TEXT_BYTES);
     assert!(length(&observed.model) <= TEXT_BYTES);
     let has_usage = observed.usage != Usage::default();
-    assert_eq!(observed.usage_state != UsageState::None, has_usage);
+    let tells_usage = matches!(observed.usage_state, UsageState::Final | UsageState::Partial);
+    assert_eq!(tells_usage, has_usage);
 }
 
 /// Also of a body that goes on and on.

@@ -125,9 +125,8 @@ impl ProxyHttp for TierProxy {
         // Pingora gives chunks to a client of HTTP/1.0 where the upstream speaks HTTP/2.
         let is_http10 = session.req_header().version == Version::HTTP_10;
         context.only_http1 |= context.upgrade || is_http10;
-        let only_http1 = context.only_http1;
-        let address = context.next_address().ok_or_else(no_address)?;
-        Ok(Box::new(address.request_peer(only_http1).clone()))
+        let peer = context.next_peer().ok_or_else(no_address)?;
+        Ok(Box::new(peer))
     }
 
     async fn connected_to_upstream(

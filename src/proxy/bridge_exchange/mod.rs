@@ -218,10 +218,9 @@ impl Bridge {
         client: &mut Client,
         prepared: &Prepared,
     ) -> Result<Result<Connection, Box<Error>>, Stop> {
-        let Some(address) = context.next_address() else {
+        let Some(peer) = context.next_peer() else {
             return Ok(Err(no_address()));
         };
-        let peer = address.request_peer(context.only_http1).clone();
         let connecting = Connection::open(&self.connector, peer);
         let (mut upstream, reused) = match client.wait(session, context, connecting).await? {
             Ok(opened) => opened,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorType};
 use pingora_http::ResponseHeader;
 
@@ -15,7 +16,6 @@ use crate::policy::TierAction;
 use crate::proxy::error_mapping::{
     FailureContext, TIER_REFUSED, is_stale_connection, is_unprocessed,
 };
-use crate::upstream::Address;
 use crate::upstream::connector::control::{AwaitedPhase, StreamControl};
 use crate::upstream::error_text::describe_error;
 
@@ -24,11 +24,18 @@ use crate::upstream::error_text::describe_error;
 const STALE_TIME: Duration = Duration::from_millis(200);
 
 impl RequestContext {
-    /// Where the next attempt goes; none while no address is known.
-    pub fn next_address(&mut self) -> Option<Arc<Address>> {
+    /// Where the next attempt goes, by a connection of its own where a pooled one has ended under the attempt before; none while
+    /// no address is known.
+    pub fn next_peer(&mut self) -> Option<HttpPeer> {
         self.stream = None;
         let upstream = self.upstream.as_ref()?;
-        self.attempts.next(upstream).cloned()
+        let address = self.attempts.next(upstream)?;
+        let mut peer = address.request_peer(self.only_http1).clone();
+        if self.has_met_stale {
+            // Pingora pools by it: no connection of another request has this one.
+            peer.group_key = self.request_info.id.as_u64_pair().1;
+        }
+        Some(peer)
     }
 
     /// A head is about to go out.
@@ -131,7 +138,10 @@ impl RequestContext {
         if is_refused {
             self.attempts.record_refusal();
         }
-        let unprocessed = is_refused || (reused && self.is_stale(&error));
+        // A connection that was made for it is not pooled, and two that end in this way are no accident.
+        let is_stale = reused && !self.has_met_stale && self.is_stale(&error);
+        self.has_met_stale |= is_stale;
+        let unprocessed = is_refused || is_stale;
         self.only_http1 |= *error.etype() == ErrorType::H2Downgrade;
         error.set_retry(replayable && unprocessed && self.may_try_again());
         if let Some(upstream) = &self.upstream

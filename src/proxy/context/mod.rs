@@ -78,6 +78,8 @@ pub struct RequestContext {
     /// It cannot go over HTTP/2, whatever the upstream speaks: it is a WebSocket, its client knows no chunks, or the upstream
     /// has asked for HTTP/1.1.
     pub only_http1: bool,
+    /// A pooled connection has ended as the request crossed its end.
+    has_met_stale: bool,
     /// More of the answer came after its client had left.
     outlived: bool,
     /// When its line was written.
@@ -133,6 +135,7 @@ impl RequestContext {
             usage_filter: None,
             without_tier: false,
             only_http1: false,
+            has_met_stale: false,
             outlived: false,
             logged_at: None,
         }

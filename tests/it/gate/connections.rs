@@ -1,6 +1,8 @@
 //! Connections on both sides: kept, reused, closed, cut, gone stale; requests that come before they are asked for, and
 //! answers that do.
 
+use std::time::Duration;
+
 use crate::support::client::chunk;
 use crate::support::proxy::{self, Proxy};
 use crate::support::upstream::{self, Reply, reply};
@@ -268,6 +270,30 @@ fn a_post_on_a_pooled_connection_that_just_closed_is_sent_again_once_and_whole()
         assert_eq!(records[1]["upstream_request_bytes"], requests[2].body.len());
         assert_eq!(records[1]["outcome"], "ok");
     }
+}
+
+#[test]
+fn a_post_is_sent_no_third_time_where_connections_go_on_to_close() {
+    let stale = || Reply::default().close();
+    // So long that both are under way at once.
+    let slow = || {
+        Reply::default()
+            .wait(Duration::from_millis(300))
+            .then_all(reply(200).json("1"))
+    };
+    let replies = [slow(), slow(), stale()];
+    let upstream = upstream::script(replies).run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let client = proxy.client("sk-fast");
+    // Two connections are pooled.
+    std::thread::scope(|scope| {
+        (0..2).for_each(|_| drop(scope.spawn(|| client.post(PATH, "{}"))));
+    });
+    proxy.access_log(2);
+    assert_eq!(client.post(PATH, "{}").status, 502);
+    assert_eq!(upstream.requests(4).len(), 4);
+    assert_eq!(upstream.connections(), 3);
+    assert_eq!(proxy.stop()[2]["outcome"], "upstream_error");
 }
 
 #[test]
