@@ -127,18 +127,15 @@ fn has_two_framings(head: &[u8]) -> bool {
 
 /// The body of a response of HTTP/1.1 as far as it is among these bytes, which begin with its head: without its framing, and
 /// whether it is whole. None before the head is. A body that only the end of the connection ends is never whole.
-pub fn response_body(mut bytes: &[u8]) -> Option<(Vec<u8>, bool)> {
-    let (head, body) = loop {
-        let (head, rest) = bytes.split_at(head_end(bytes)?);
-        if !is_interim(head) {
-            break (head, rest);
-        }
-        bytes = rest;
-    };
-    let lines = || Lines(Some(head)).filter_map(name_and_value);
+pub fn response_body(bytes: &[u8]) -> Option<(Vec<u8>, bool)> {
+    let bytes = without_interim(bytes);
+    let (head, body) = bytes.split_at(head_end(bytes)?);
     let value = |wanted: &[u8]| {
-        let named = lines().find(|(name, _)| name.eq_ignore_ascii_case(wanted));
-        named.map(|(_, value)| value)
+        Lines(Some(head)).find_map(|line| {
+            let (name, value) = line.split_at(memchr::memchr(b':', line)?);
+            let is_wanted = name.trim_ascii().eq_ignore_ascii_case(wanted);
+            is_wanted.then(|| value[1..].trim_ascii())
+        })
     };
     if value(TRANSFER_ENCODING).is_some() {
         return Some(without_chunks(body));
@@ -148,6 +145,16 @@ pub fn response_body(mut bytes: &[u8]) -> Option<(Vec<u8>, bool)> {
         Some(length) if length <= body.len() => (body[..length].to_vec(), true),
         _ => (body.to_vec(), false),
     })
+}
+
+/// A response of HTTP/1.1 without the interim ones (1xx) before it.
+pub fn without_interim(mut bytes: &[u8]) -> &[u8] {
+    while let Some(end) = head_end(bytes)
+        && is_interim(&bytes[..end])
+    {
+        bytes = &bytes[end..];
+    }
+    bytes
 }
 
 /// What these chunks hold (RFC 9112 §7.1), and whether the last of them is here.
@@ -451,6 +458,8 @@ mod tests {
         ] {
             assert_eq!(body(chunks, cut), text(whole, false), "{cut:?}");
         }
+        let bare = b"HTTP/1.0 400 Bad\nContent-Length: 1\n\na";
+        assert_eq!(response_body(bare), Some((b"a".to_vec(), true)));
         assert_eq!(
             response_body(b"HTTP/1.1 400 Bad\r\nContent-Length: 4\r\n"),
             None

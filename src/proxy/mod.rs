@@ -175,9 +175,8 @@ impl ProxyHttp for TierProxy {
             return body_filter::drop_piece(session, body, ends, context);
         }
         if ends && !end_of_stream && context.is_sent() {
-            return body_filter::end_by_trailers(context);
-        }
-        if let Err(refusal) = body_filter::filter_piece(body, ends, context) {
+            body_filter::end_by_trailers(context)?;
+        } else if let Err(refusal) = body_filter::filter_piece(body, ends, context) {
             context.refusal = Some(refusal);
             // Over HTTP/2 Pingora would wait for the response all the same.
             context.end_upstream();
@@ -243,15 +242,16 @@ impl ProxyHttp for TierProxy {
         Ok(None)
     }
 
-    /// Trailers end a response as its last piece does.
+    /// Trailers end a response as its last piece does. What is still held of its body goes out in their place.
     async fn response_trailer_filter(
         &self,
         session: &mut Session,
         _trailers: &mut HeaderMap,
         context: &mut Box<RequestContext>,
     ) -> Result<Option<Bytes>> {
+        let rest = context.rest_of_hidden();
         end_response(session, context);
-        Ok(None)
+        Ok(rest)
     }
 
     /// Tries again what the upstream cannot have worked on, where the same bytes can be sent again.

@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::support::client::Answer;
+use crate::support::h2_script;
 use crate::support::proxy::{self, Proxy};
 use crate::support::upstream::{self, Reply, Upstream, reply};
 
@@ -59,6 +60,41 @@ fn a_chunk_that_the_client_did_not_ask_for_is_hidden_however_the_stream_is_frame
         assert_eq!(asked(&upstream), json!({"include_usage": true}));
         assert_billed(&proxy);
     }
+}
+
+#[test]
+fn a_stream_is_searched_whatever_its_type_says() {
+    for kind in ["", "Content-Type: application/json\r\n"] {
+        let body = [TEXT, USAGE, DONE].concat();
+        let stream = Reply::default().send(format!(
+            "HTTP/1.1 200 OK\r\n{kind}Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        ));
+        let upstream = upstream::script([stream]).run();
+        let proxy = proxy_to(&upstream, "request_and_hide");
+        assert_eq!(post(&proxy, BODY).text(), [TEXT, DONE].concat(), "{kind}");
+        assert_billed(&proxy);
+    }
+}
+
+#[test]
+fn what_is_held_of_a_stream_that_trailers_end_reaches_the_client() {
+    let upstream = h2_script::upstream(|peer| {
+        peer.serve(|peer, stream| {
+            peer.respond(stream, 200, &[("content-type", "text/event-stream")]);
+            peer.data(stream, [TEXT, USAGE, DONE.trim_end()].concat().as_bytes());
+            peer.trailers(stream);
+        });
+    });
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, "chat_stream_usage: request_and_hide")
+        .run();
+    let answer = post(&proxy, BODY);
+    assert_eq!(
+        (answer.text(), answer.whole),
+        ([TEXT, DONE.trim_end()].concat().as_str(), true)
+    );
+    assert_billed(&proxy);
 }
 
 #[test]

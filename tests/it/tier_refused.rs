@@ -173,6 +173,8 @@ fn gzip(text: &str) -> Vec<u8> {
 #[test]
 fn a_refusal_is_known_however_it_comes() {
     let length = |body: &[u8]| error_head(&format!("Content-Length: {}\r\n", body.len()));
+    let hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n".to_vec();
+    let of_http10 = format!("HTTP/1.0 400 Bad\nContent-Length: {}\n\n", REFUSAL.len());
     let coded = gzip(REFUSAL);
     let gzip_head = format!(
         "Content-Encoding: gzip\r\nContent-Length: {}\r\n",
@@ -205,6 +207,16 @@ fn a_refusal_is_known_however_it_comes() {
         ),
         ("coded", vec![error_head(&gzip_head), coded]),
         ("long", vec![length(padded.as_bytes()), padded.into()]),
+        (
+            "behind hints",
+            vec![
+                hints.clone(),
+                hints,
+                length(REFUSAL.as_bytes()),
+                REFUSAL.into(),
+            ],
+        ),
+        ("of HTTP/1.0", vec![of_http10.into(), REFUSAL.into()]),
     ] {
         assert_eq!(answer_to(&pieces), (200, 2), "{way}");
     }

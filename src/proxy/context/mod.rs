@@ -301,14 +301,17 @@ impl RequestContext {
             return;
         };
         let passed = filter.feed(body.take().unwrap_or_default());
-        let rest = match ends {
-            true => self.usage_filter.take().map(UsageChunkFilter::finish),
-            false => None,
-        };
+        let rest = if ends { self.rest_of_hidden() } else { None };
         *body = Some(match rest {
-            Some(rest) if !rest.is_empty() => [passed, rest].concat().into(),
-            _ => passed,
+            Some(rest) => [passed, rest].concat().into(),
+            None => passed,
         });
+    }
+
+    /// What the client is still to see of the response at its end, if anything was held back.
+    pub fn rest_of_hidden(&mut self) -> Option<Bytes> {
+        let rest = self.usage_filter.take()?.finish();
+        (!rest.is_empty()).then_some(rest)
     }
 
     /// The answer has ended, and what is left is for the client to read.
@@ -352,8 +355,7 @@ impl RequestContext {
         let hides = upstream.is_some_and(|upstream| {
             upstream.config.chat_stream_usage == ChatStreamUsage::RequestAndHide
         });
-        let is_plain = !headers.contains_key(header::CONTENT_ENCODING)
-            && (transport == Transport::Sse || !headers.contains_key(header::CONTENT_LENGTH));
+        let is_plain = !headers.contains_key(header::CONTENT_ENCODING);
         if hides && self.usage_requested && is_plain && status < 300 {
             self.usage_filter = Some(UsageChunkFilter::new());
         }

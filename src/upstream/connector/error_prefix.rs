@@ -33,10 +33,3 @@ impl ErrorPrefix {
         time.as_mut().poll(cx)
     }
 }
-
-/// Whether a response over HTTP/1.1 may be an error of the client's (4xx), by its first bytes.
-pub(super) fn may_be_client_error(response: &[u8]) -> bool {
-    const BEGIN: &[u8] = b"HTTP/1.1 4";
-    let length = response.len().min(BEGIN.len());
-    response[..length] == BEGIN[..length]
-}

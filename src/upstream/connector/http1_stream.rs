@@ -20,11 +20,11 @@ use pingora_core::protocols::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-use crate::codec::framing::{ResponseHeadScan, response_body};
+use crate::codec::framing::{ResponseHeadScan, response_body, without_interim};
 use crate::upstream::write_buffer::WriteBuffer;
 
 use super::control::{AwaitedPhase, StreamControl, Watchdog};
-use super::error_prefix::{ErrorPrefix, may_be_client_error};
+use super::error_prefix::ErrorPrefix;
 
 /// What of the buffer for writing is kept while nothing is in it, in bytes.
 const KEPT_BYTES: usize = 16 * 1024;
@@ -204,12 +204,19 @@ impl Http1Stream {
                 Poll::Ready(Err(_)) => true,
             };
             self.error.bytes.extend_from_slice(read.filled());
-            let body = may_be_client_error(&self.error.bytes)
+            let status = self.head.status();
+            let body = status
+                .is_none_or(|status| (400..500).contains(&status))
                 .then(|| response_body(&self.error.bytes).unwrap_or_default());
             let is_open = body.as_ref().is_some_and(|(_, is_whole)| !is_whole);
             if !is_open || has_ended || self.error.is_full() {
+                let bytes = std::mem::take(&mut self.error).bytes;
+                // An interim response that the client had would forbid another attempt.
+                self.early = match &body {
+                    Some(_) => without_interim(&bytes).to_vec(),
+                    None => bytes,
+                };
                 self.control().end_error(body.map(|(body, _)| body.into()));
-                self.early = std::mem::take(&mut self.error).bytes;
                 return Poll::Ready(Ok(()));
             }
             if polled.is_pending() {

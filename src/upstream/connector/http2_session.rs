@@ -201,6 +201,10 @@ impl Http2Session {
     /// Reads the body of an error response until it is whole.
     fn poll_error(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
+            if self.poll_request(cx).is_ready() {
+                self.watchdog.control.end_error(None);
+                return Poll::Ready(());
+            }
             let polled = self.session.poll_read_response_body(cx);
             let is_pending = polled.is_pending();
             let has_ended = match polled {
