@@ -43,6 +43,29 @@ const OTHER_SPELLINGS: [&str; 13] = [
     "param",
 ];
 
+/// Names of the other APIs, which are read where the endpoint's own are missing.
+fn foreign_names(endpoint: Endpoint) -> &'static [&'static str] {
+    match endpoint {
+        Endpoint::ChatCompletions => &[
+            "input_tokens",
+            "output_tokens",
+            "input_tokens_details",
+            "output_tokens_details",
+            "cache_read_input_tokens",
+            "cache_creation_input_tokens",
+        ],
+        Endpoint::Messages => &["cached_tokens", "claude_cache_creation_5_m_tokens"],
+        _ => &[
+            "prompt_tokens",
+            "completion_tokens",
+            "prompt_tokens_details",
+            "completion_tokens_details",
+            "cache_read_input_tokens",
+            "cache_creation_input_tokens",
+        ],
+    }
+}
+
 fuzz_target!(|input: &[u8]| {
     let Some(([low, high, mode], body)) = input.split_first_chunk::<3>() else {
         return;
@@ -53,7 +76,7 @@ fuzz_target!(|input: &[u8]| {
     let observed = observe_however_it_arrives(endpoint, as_stream, body, &pieces);
     check_bounds(&observed);
     check_memory(endpoint, as_stream, &pieces);
-    match answer(body) {
+    match answer(endpoint, body) {
         // A document is one whatever it is announced as.
         Some(answer) => {
             assert_eq!(without_error(observed.clone()), expected(endpoint, &answer));
@@ -105,7 +128,10 @@ fn check_bounds(observed: &Observed) {
     assert!(length(&observed.response_id) <= TEXT_BYTES);
     assert!(length(&observed.model) <= TEXT_BYTES);
     let has_usage = observed.usage != Usage::default();
-    let tells_usage = matches!(observed.usage_state, UsageState::Final | UsageState::Partial);
+    let tells_usage = matches!(
+        observed.usage_state,
+        UsageState::Final | UsageState::Partial
+    );
     assert_eq!(tells_usage, has_usage);
 }
 
@@ -122,7 +148,7 @@ fn check_memory(endpoint: Endpoint, as_stream: bool, pieces: &[&[u8]]) {
 }
 
 /// The object that the body is, if every reader of JSON would say so.
-fn answer(body: &[u8]) -> Option<Value> {
+fn answer(endpoint: Endpoint, body: &[u8]) -> Option<Value> {
     let value: Value = serde_json::from_slice(body).ok()?;
     // A tree keeps one of two equal members, and then its text has fewer of these signs than the body.
     let signs = |text: &[u8]| text.iter().filter(|byte| **byte == b':').count();
@@ -133,7 +159,8 @@ fn answer(body: &[u8]) -> Option<Value> {
         parts.any(|part| part == quoted.as_bytes())
     };
     let begins = body.first() == Some(&b'{');
-    let has_own_tests = OTHER_SPELLINGS.iter().any(is_told);
+    let foreign = foreign_names(endpoint).iter();
+    let has_own_tests = OTHER_SPELLINGS.iter().chain(foreign).any(is_told);
     (is_plain && begins && !body.contains(&b'\\') && !has_own_tests).then_some(value)
 }
 
@@ -141,23 +168,51 @@ fn expected(endpoint: Endpoint, answer: &Value) -> Observed {
     let usage = usage(endpoint, &answer["usage"]);
     let (error, kind) = (&answer["error"], &answer["type"]);
     let has_usage = usage != Usage::default();
+    let has_counts = counts(&usage)
+        .iter()
+        .any(|count| count.is_some_and(|count| count > 0));
     let status = answer["status"].as_str().filter(|_| is_responses(endpoint));
-    let waits = matches!(status, Some("queued" | "in_progress")) && !has_usage;
+    let is_background = answer["background"] == true;
+    let waits = matches!(status, Some("queued" | "in_progress")) && (is_background || !has_counts);
+    let response_id = text(&answer["id"]);
+    let is_deferred = waits && response_id.is_some();
     Observed {
-        usage: with_cache_in_input(endpoint, usage),
+        usage: if is_deferred {
+            Usage::default()
+        } else {
+            with_cache_in_input(endpoint, usage)
+        },
         usage_state: match (has_usage, waits) {
-            (true, _) => UsageState::Final,
-            (_, true) => UsageState::Deferred,
-            _ => UsageState::None,
+            _ if is_deferred => UsageState::Deferred,
+            (true, true) => UsageState::Partial,
+            (true, false) => UsageState::Final,
+            (false, _) => UsageState::None,
         },
         served_tier: tier(endpoint, answer).filter(|_| !waits),
-        response_id: text(&answer["id"]),
+        response_id,
         model: text(&answer["model"]),
         failed: is_error(error) || status == Some("failed") || kind == "error",
-        settled: !waits,
+        settled: match status.unwrap_or_default() {
+            "" => has_counts,
+            status => SETTLED.contains(&status),
+        },
         event_stream: Some(false),
         ..Observed::default()
     }
+}
+
+/// With these a response is over.
+const SETTLED: [&str; 5] = ["completed", "failed", "incomplete", "cancelled", "canceled"];
+
+fn counts(usage: &Usage) -> [Option<u64>; 6] {
+    [
+        usage.input_tokens,
+        usage.cached_input_tokens,
+        usage.cache_write_tokens,
+        usage.cache_write_long_tokens,
+        usage.output_tokens,
+        usage.reasoning_tokens,
+    ]
 }
 
 /// Whether an `error` member says something.
