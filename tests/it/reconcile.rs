@@ -295,6 +295,48 @@ fn each_difference_is_named_and_no_other() {
     assert_eq!(rows, expected);
 }
 
+/// Why the row of this day, model and tier differs; nothing where it does not.
+fn why(rows: &BTreeMap<String, (String, Value)>, place: &str) -> String {
+    rows.get(place).map(|row| row.0.clone()).unwrap_or_default()
+}
+
+#[test]
+fn what_was_sent_and_not_answered_may_have_been_counted() {
+    let some = [1, 1000, 10, 100];
+    let unanswered = |outcome: &str| {
+        json!({"outcome": outcome, "upstream_status": null, "usage_state": "none", "input_tokens": null,
+            "cached_input_tokens": null, "output_tokens": null})
+    };
+    let place = (0, "gpt-a", "priority");
+    let mut ledger = Ledger::new();
+    let lines = ["upstream_error", "timeout", "client_closed"]
+        .map(|outcome| ledger.line(place, some, unanswered(outcome)));
+    // Such a line alone makes no row.
+    ledger.line((3, "gpt-b", "flex"), some, unanswered("timeout"));
+    assert_eq!(differences(&ledger), (BTreeMap::new(), 0));
+
+    for _ in 0..3 {
+        ledger.book(place, some);
+    }
+    let (rows, _) = differences(&ledger);
+    let expected = (
+        "3 sent upstream and not answered".to_owned(),
+        json!(lines.join(" ")),
+    );
+    let place_told = "2026-11-01 gpt-a-2026-04-24 priority";
+    assert_eq!(rows, BTreeMap::from([(place_told.to_owned(), expected)]));
+
+    for _ in 0..2 {
+        ledger.book(place, some);
+    }
+    let told = why(&differences(&ledger).0, place_told);
+    assert!(told.contains("3 sent upstream and not answered"), "{told}");
+    assert!(
+        told.contains("requests that are not in the log: 2;"),
+        "{told}"
+    );
+}
+
 #[test]
 fn a_background_response_that_was_fetched_counts_for_its_request() {
     if !FIELDS.contains(&"of_request") {

@@ -172,6 +172,10 @@ impl Comparison<'_> {
         let (mut all_ours, mut all_theirs) = (Used::default(), Used::default());
         for key in keys {
             let (row, theirs) = self.sides(key);
+            // A row of lines alone that may have been counted, and were not.
+            if (row.used, theirs) == (Used::default(), Used::default()) {
+                continue;
+            }
             all_ours.add(&row.used);
             all_theirs.add(&theirs);
             let agrees = row.used == theirs;
@@ -225,6 +229,8 @@ impl Comparison<'_> {
     fn why(&self, key: &Key, row: &Row, theirs: Used) -> (Cell, Cell) {
         let (mut reasons, mut lines) = (Vec::new(), Vec::new());
         let difference = theirs.minus(row.used);
+        let unanswered = row.suspects[Cause::Unanswered as usize].count;
+        let beyond_unanswered = difference[0].saturating_sub_unsigned(unanswered);
         let more_tokens = difference[1..].iter().any(|tokens| *tokens > 0);
         for (cause, suspects) in row.causes() {
             let fits = match cause {
@@ -234,6 +240,7 @@ impl Comparison<'_> {
                 }
                 // The provider does not count one that failed, or counts what it used up to then.
                 Cause::Failed => more_tokens || difference[0] < 0,
+                _ if cause.adds_requests() => difference[0] > 0,
                 _ => cause.hides_tokens() && more_tokens,
             };
             if fits {
@@ -245,8 +252,8 @@ impl Comparison<'_> {
             reasons.push("the provider has them on another tier".to_owned());
         } else if self.has_opposite(key, difference, Dimension::Day) {
             reasons.push("the provider has them on another day".to_owned());
-        } else if difference[0] > 0 {
-            reasons.push(self.not_in_the_log(difference[0]));
+        } else if beyond_unanswered > 0 {
+            reasons.push(self.not_in_the_log(beyond_unanswered));
         } else if difference[0] < 0 && reasons.is_empty() {
             let requests = counted(-difference[0], "request");
             reasons.push(format!("{requests} that the provider does not count"));

@@ -24,8 +24,11 @@ const SERVICE_TIER_BILLED: Field = Field::named("service_tier_billed");
 const TIER_BILLED_BY: Field = Field::named("tier_billed_by");
 const TRANSPORT: Field = Field::named("transport");
 const TURN: Field = Field::named("turn");
+const UPSTREAM: Field = Field::named("upstream");
 const UPSTREAM_STATUS: Field = Field::named("upstream_status");
 const USAGE_STATE: Field = Field::named("usage_state");
+
+const NO_TIME: &str = "no `time` by which it could be compared";
 
 /// Lines that are named for each cause.
 const LINES_NAMED: usize = 3;
@@ -33,6 +36,9 @@ const LINES_NAMED: usize = 3;
 /// Why the provider may have counted something else for a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, EnumIter, IntoStaticStr)]
 pub(super) enum Cause {
+    /// The upstream may have worked for it: it was reset, timed out, or its client left before the answer.
+    #[strum(serialize = "sent upstream and not answered")]
+    Unanswered,
     /// Its usage comes when somebody asks for the response.
     #[strum(serialize = "background, never fetched")]
     Background,
@@ -49,6 +55,11 @@ pub(super) enum Cause {
 }
 
 impl Cause {
+    /// Whether the provider may count a request that the row has not.
+    pub(super) fn adds_requests(self) -> bool {
+        self == Cause::Unanswered
+    }
+
     /// Whether the provider may know tokens that the log does not.
     pub(super) fn hides_tokens(self) -> bool {
         matches!(
@@ -119,6 +130,7 @@ impl<'o> Ours<'o> {
             TIER_BILLED_BY,
             TRANSPORT,
             TURN,
+            UPSTREAM,
             UPSTREAM_STATUS,
             USAGE_STATE,
         ];
@@ -127,11 +139,14 @@ impl<'o> Ours<'o> {
     }
 
     pub(super) fn count(&mut self, line: &Line<'_>) -> Result<(), String> {
-        if !self.is_counted_by_provider(line) {
+        if self.is_told_elsewhere(line) || is_connection(line) || is_refused(line) {
             return Ok(());
         }
-        let time = began(line).ok_or("no `time` by which it could be compared")?;
-        if !(self.provider.since..self.provider.until).contains(&time.as_second()) {
+        if !is_answered(line) {
+            return self.suspect_unanswered(line);
+        }
+        let time = began(line).ok_or(NO_TIME)?;
+        if !self.covers(time) {
             self.outside += 1;
             return Ok(());
         }
@@ -174,20 +189,34 @@ impl<'o> Ours<'o> {
         }
     }
 
-    /// The usage of embeddings and all that has no usage is told elsewhere, and what got no answer is counted nowhere.
-    fn is_counted_by_provider(&self, line: &Line<'_>) -> bool {
-        let answered = line
-            .count(UPSTREAM_STATUS)
-            .is_some_and(|status| status < 400);
+    /// What an upstream refused used nothing. What it was sent and did not answer, it may have counted.
+    fn suspect_unanswered(&mut self, line: &Line<'_>) -> Result<(), String> {
+        if line.raw(UPSTREAM) == "null" || line.raw(UPSTREAM_STATUS) != "null" {
+            return Ok(());
+        }
+        let time = began(line).ok_or(NO_TIME)?;
+        if self.covers(time) {
+            let row = self.rows.entry(self.key(line, time)).or_default();
+            let event = line.text(EVENT_ID).unwrap_or_default();
+            row.suspects[Cause::Unanswered as usize].add(&event);
+        }
+        Ok(())
+    }
+
+    fn covers(&self, time: Timestamp) -> bool {
+        (self.provider.since..self.provider.until).contains(&time.as_second())
+    }
+
+    /// The usage of embeddings is told elsewhere, and other requests have none.
+    fn is_told_elsewhere(&self, line: &Line<'_>) -> bool {
         let of_background = self
             .of_request
             .is_some_and(|field| line.raw(field) != "null");
-        let elsewhere = match line.raw(ENDPOINT) {
+        match line.raw(ENDPOINT) {
             "\"other\"" | "\"embeddings\"" => true,
             "\"responses_item\"" => !of_background,
             _ => false,
-        };
-        answered && !elsewhere && !is_connection(line) && !is_refused(line)
+        }
     }
 
     fn key(&self, line: &Line<'_>, time: Timestamp) -> Key {
@@ -222,6 +251,11 @@ impl Suspects {
             self.lines.push(event.to_owned());
         }
     }
+}
+
+fn is_answered(line: &Line<'_>) -> bool {
+    line.count(UPSTREAM_STATUS)
+        .is_some_and(|status| status < 400)
 }
 
 fn used(line: &Line<'_>) -> Used {
