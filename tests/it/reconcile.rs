@@ -338,6 +338,129 @@ fn what_was_sent_and_not_answered_may_have_been_counted() {
 }
 
 #[test]
+fn a_failed_line_with_its_usage_explains_nothing() {
+    let mut ledger = Ledger::new();
+    let place = (0, "gpt-a", "priority");
+    ledger.request(
+        place,
+        [1, 1000, 10, 100],
+        json!({"outcome": "upstream_error"}),
+    );
+    for _ in 0..9 {
+        ledger.line(place, [1, 1000, 10, 100], json!({}));
+    }
+    // A token more, on another tier.
+    let other = (0, "gpt-a", "default");
+    ledger.request(
+        other,
+        [1, 1000, 10, 100],
+        json!({"outcome": "upstream_error"}),
+    );
+    ledger.book(other, [0, 1, 0, 0]);
+    let (rows, _) = differences(&ledger);
+    assert_eq!(rows.len(), 2);
+    assert_eq!(
+        rows["2026-11-01 gpt-a-2026-04-24 priority"],
+        (
+            "9 requests that the provider does not count".to_owned(),
+            Value::Null
+        )
+    );
+    assert_eq!(
+        why(&rows, "2026-11-01 gpt-a-2026-04-24 default"),
+        "nothing in the log explains it"
+    );
+}
+
+#[test]
+fn what_explains_most_comes_first_and_what_nothing_covers_is_told() {
+    let mut ledger = Ledger::new();
+    let failed = json!({"outcome": "upstream_error", "usage_state": "none", "input_tokens": null,
+        "cached_input_tokens": null, "output_tokens": null});
+    let cut = json!({"outcome": "upstream_cut", "usage_state": "none", "input_tokens": null,
+        "cached_input_tokens": null, "output_tokens": null});
+    // Two that failed cannot be nine that the provider lacks.
+    for _ in 0..2 {
+        ledger.line((0, "gpt-a", "priority"), [1, 0, 0, 0], failed.clone());
+    }
+    for _ in 0..7 {
+        ledger.line((0, "gpt-a", "priority"), [1, 1000, 10, 100], json!({}));
+    }
+    // Three that failed, of which the provider lacks one.
+    for number in 0..3 {
+        ledger.line((0, "gpt-b", "priority"), [1, 0, 0, 0], failed.clone());
+        ledger.book((0, "gpt-b", "priority"), [u64::from(number > 0), 0, 0, 0]);
+    }
+    // One that was cut cannot be 500 that went another way.
+    ledger.request((1, "gpt-a", "priority"), [1, 0, 0, 0], cut.clone());
+    ledger.book((1, "gpt-a", "priority"), [500, 90_000, 0, 5000]);
+    // Nor can it have used five million tokens.
+    ledger.request((1, "gpt-b", "priority"), [1, 0, 0, 0], cut);
+    ledger.book((1, "gpt-b", "priority"), [0, 5_000_000, 0, 0]);
+
+    let (rows, _) = differences(&ledger);
+    assert_eq!(rows.len(), 4);
+    let expected = [
+        (
+            "2026-11-01 gpt-a-2026-04-24 priority",
+            "7 requests that the provider does not count; 2 failed upstream",
+        ),
+        ("2026-11-01 gpt-b priority", "1 of 3 failed upstream"),
+        (
+            "2026-11-02 gpt-a-2026-04-24 priority",
+            "requests that are not in the log: 500; did they go another way?; 1 cut off before the usage",
+        ),
+        (
+            "2026-11-02 gpt-b priority",
+            "1 cut off before the usage; nothing in the log explains 3000000 tokens",
+        ),
+    ];
+    for (place, told) in expected {
+        assert_eq!(why(&rows, place), told, "{place}");
+    }
+}
+
+#[test]
+fn an_opposite_difference_explains_no_more_than_its_own_amount() {
+    let some = [1, 1000, 10, 100];
+    let mut ledger = Ledger::new();
+    // 500 that went another way, beside one that is on the other tier.
+    ledger.book((0, "gpt-a", "default"), [500, 90_000, 0, 5000]);
+    ledger.line((0, "gpt-a", "priority"), some, json!({}));
+    // Ten that went another way, on the day after one that ran over midnight.
+    ledger.book((2, "gpt-b", "default"), [11, 11_000, 110, 1100]);
+    for _ in 0..3 {
+        ledger.line((1, "gpt-b", "default"), some, json!({}));
+    }
+    let late = json!({"time": "2026-11-02T23:59:59.5Z", "duration_ms": 2000.0});
+    let late = ledger.line((1, "gpt-b", "default"), some, late);
+    let (rows, _) = differences(&ledger);
+    let expected = [
+        (
+            "2026-11-01 gpt-a-2026-04-24 default",
+            "requests that are not in the log: 499; did they go another way?; 1 request that both sides have, on different tiers",
+        ),
+        (
+            "2026-11-01 gpt-a-2026-04-24 priority",
+            "the provider has them on another tier",
+        ),
+        (
+            "2026-11-02 gpt-b default",
+            "3 requests that the provider does not count; 1 ran over midnight; 1 request that both sides have, on different days",
+        ),
+        (
+            "2026-11-03 gpt-b default",
+            "requests that are not in the log: 10; did they go another way?; 1 request that both sides have, on different days",
+        ),
+    ];
+    assert_eq!(rows.len(), expected.len());
+    for (place, told) in expected {
+        assert_eq!(why(&rows, place), told, "{place}");
+    }
+    assert_eq!(rows["2026-11-02 gpt-b default"].1, json!(late));
+}
+
+#[test]
 fn a_background_response_that_was_fetched_counts_for_its_request() {
     if !FIELDS.contains(&"of_request") {
         return;

@@ -2,6 +2,7 @@
 
 mod ours;
 mod provider;
+mod reasons;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -16,11 +17,11 @@ use jiff::tz::TimeZone;
 use crate::accounting::access_log::line::{Field, Wanted};
 use crate::cli::reconcile::ours::{Cause, Ours, Row};
 use crate::cli::reconcile::provider::Provider;
+use crate::cli::reconcile::reasons::{Difference, Moved, Reasons, opposite};
 use crate::cli::report::filter::Filter;
 use crate::cli::report::group_by::Values;
 use crate::cli::report::table::{Cell, Table};
 use crate::cli::report::{Lines, ReportError, check_readable};
-use crate::config::units::counted;
 
 /// What is compared.
 pub struct Options {
@@ -123,6 +124,7 @@ pub fn run(options: &Options, notes: &mut impl Write) -> Result<Findings, Reconc
         options,
         provider: &provider,
         ours: &ours,
+        keys: ours.rows.keys().chain(provider.rows.keys()).collect(),
         missing: lines.missing(),
     };
     let (table, differing) = comparison.table();
@@ -155,6 +157,8 @@ struct Comparison<'c> {
     options: &'c Options,
     provider: &'c Provider,
     ours: &'c Ours<'c>,
+    /// Of the rows of both.
+    keys: BTreeSet<&'c Key>,
     /// Lines that the log lacks between those that it has.
     missing: u64,
 }
@@ -162,15 +166,9 @@ struct Comparison<'c> {
 impl Comparison<'_> {
     /// The table, and how many rows differ.
     fn table(&self) -> (Table, usize) {
-        let keys: BTreeSet<&Key> = self
-            .ours
-            .rows
-            .keys()
-            .chain(self.provider.rows.keys())
-            .collect();
         let (mut rows, mut differing) = (Vec::new(), 0);
         let (mut all_ours, mut all_theirs) = (Used::default(), Used::default());
-        for key in keys {
+        for key in &self.keys {
             let (row, theirs) = self.sides(key);
             // A row of lines alone that may have been counted, and were not.
             if (row.used, theirs) == (Used::default(), Used::default()) {
@@ -225,82 +223,56 @@ impl Comparison<'_> {
         )
     }
 
+    fn difference(&self, key: &Key) -> Difference {
+        let ours = self.ours.rows.get(key).map(|row| row.used);
+        let theirs = self.provider.rows.get(key).copied();
+        theirs.unwrap_or_default().minus(ours.unwrap_or_default())
+    }
+
     /// What can explain a difference, and the lines that it is about.
     fn why(&self, key: &Key, row: &Row, theirs: Used) -> (Cell, Cell) {
-        let (mut reasons, mut lines) = (Vec::new(), Vec::new());
-        let difference = theirs.minus(row.used);
-        let unanswered = row.suspects[Cause::Unanswered as usize].count;
-        let beyond_unanswered = difference[0].saturating_sub_unsigned(unanswered);
-        let more_tokens = difference[1..].iter().any(|tokens| *tokens > 0);
-        for (cause, suspects) in row.causes() {
-            let fits = match cause {
-                Cause::Midnight => self.has_opposite(key, difference, Dimension::Day),
-                Cause::TierUnconfirmed => {
-                    self.has_opposite(key, difference, Dimension::ServiceTier)
-                }
-                // The provider does not count one that failed, or counts what it used up to then.
-                Cause::Failed => more_tokens || difference[0] < 0,
-                _ if cause.adds_requests() => difference[0] > 0,
-                _ => cause.hides_tokens() && more_tokens,
-            };
-            if fits {
-                reasons.push(format!("{} {}", suspects.count, <&str>::from(cause)));
-                lines.extend(suspects.lines.iter().cloned());
+        let mut reasons = Reasons::new(row, theirs.minus(row.used));
+        for dimension in [Dimension::ServiceTier, Dimension::Day] {
+            if let Some(moved) = self.moved(key, reasons.left(), dimension) {
+                reasons.moved(&moved);
             }
         }
-        if self.has_opposite(key, difference, Dimension::ServiceTier) {
-            reasons.push("the provider has them on another tier".to_owned());
-        } else if self.has_opposite(key, difference, Dimension::Day) {
-            reasons.push("the provider has them on another day".to_owned());
-        } else if beyond_unanswered > 0 {
-            reasons.push(self.not_in_the_log(beyond_unanswered));
-        } else if difference[0] < 0 && reasons.is_empty() {
-            let requests = counted(-difference[0], "request");
-            reasons.push(format!("{requests} that the provider does not count"));
+        reasons.requests(self.missing);
+        reasons.tokens();
+        reasons.cells()
+    }
+
+    /// The part of a difference that rows which differ from this one in a dimension alone have with the opposite sign.
+    fn moved(&self, key: &Key, difference: Difference, dimension: Dimension) -> Option<Moved> {
+        let at = self.position(dimension)?;
+        let mut there: Difference = [0; 4];
+        let others = self.keys.iter();
+        for other in others.filter(|other| differs_only_at(other, key, at)) {
+            let mut of_other = self.difference(other);
+            if dimension == Dimension::Day {
+                of_other[0] = opposite(of_other[0], self.over_midnight(key, other, at));
+            }
+            if opposite(difference[0], of_other[0]) != 0 {
+                there = std::array::from_fn(|count| there[count].saturating_add(of_other[count]));
+            }
         }
-        if reasons.is_empty() {
-            reasons.push("nothing in the log explains it".to_owned());
-        }
-        let lines = if lines.is_empty() {
-            Cell::Null
+        let amounts = std::array::from_fn(|count| opposite(difference[count], there[count]));
+        (there[0] != 0).then_some(Moved { dimension, amounts })
+    }
+
+    /// Requests of the log that ran over the midnight between two days: more than 0 where the first day is the later one,
+    /// which the provider can have more of, and less where it is the earlier.
+    fn over_midnight(&self, key: &Key, other: &Key, day: usize) -> i64 {
+        let (earlier, later, sign) = if key[day] < other[day] {
+            (key, other, -1)
         } else {
-            Cell::text(lines.join(" "))
+            (other, key, 1)
         };
-        (Cell::text(reasons.join("; ")), lines)
-    }
-
-    fn not_in_the_log(&self, requests: i64) -> String {
-        if self.missing > 0 {
-            let missing = self.missing;
-            format!("requests that are not in the log: {requests}; lines that it lacks: {missing}")
-        } else {
-            format!("requests that are not in the log: {requests}; did they go another way?")
-        }
-    }
-
-    /// Whether another row, which differs from this one in a dimension alone, has requests too few where this one has too many,
-    /// or the other way round. Of two days the earlier one must have requests that ran into the other.
-    fn has_opposite(&self, key: &Key, difference: [i64; 4], dimension: Dimension) -> bool {
-        let Some(at) = self.position(dimension) else {
-            return false;
-        };
-        let others = self.ours.rows.keys().chain(self.provider.rows.keys());
-        let mut others = others.filter(|other| differs_only_at(other, key, at));
-        difference[0] != 0
-            && others.any(|other| {
-                let (row, theirs) = self.sides(other);
-                let there = theirs.minus(row.used)[0];
-                there.signum() == -difference[0].signum()
-                    && (dimension != Dimension::Day || self.runs_over_midnight(key, other, at))
-            })
-    }
-
-    fn runs_over_midnight(&self, a: &Key, b: &Key, day: usize) -> bool {
-        let (earlier, later) = if a[day] < b[day] { (a, b) } else { (b, a) };
         let next = earlier[day].parse::<Date>().and_then(Date::tomorrow);
         let follows = next.is_ok_and(|next| next.to_string() == later[day]);
-        let runs_over = |row: &Row| row.causes().any(|(cause, _)| cause == Cause::Midnight);
-        follows && self.ours.rows.get(earlier).is_some_and(runs_over)
+        let row = self.ours.rows.get(earlier).filter(|_| follows);
+        let requests = row.map_or(0, |row| row.suspects[Cause::Midnight as usize].count);
+        sign * requests.cast_signed()
     }
 
     fn position(&self, dimension: Dimension) -> Option<usize> {
@@ -372,7 +344,7 @@ impl Used {
     }
 
     /// What this has more than another, by count.
-    fn minus(self, other: Used) -> [i64; 4] {
+    fn minus(self, other: Used) -> Difference {
         let (these, others) = (self.counts(), other.counts());
         // Counts of tokens are far below 2^63.
         std::array::from_fn(|at| these[at].wrapping_sub(others[at]).cast_signed())

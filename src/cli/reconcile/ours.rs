@@ -60,6 +60,20 @@ impl Cause {
         self == Cause::Unanswered
     }
 
+    /// Whether the provider may leave a request out that the row has.
+    pub(super) fn takes_requests(self) -> bool {
+        self == Cause::Failed
+    }
+
+    /// By what the row differs that the provider may have it in.
+    pub(super) fn moves(self) -> Option<Dimension> {
+        match self {
+            Cause::Midnight => Some(Dimension::Day),
+            Cause::TierUnconfirmed => Some(Dimension::ServiceTier),
+            _ => None,
+        }
+    }
+
     /// Whether the provider may know tokens that the log does not.
     pub(super) fn hides_tokens(self) -> bool {
         matches!(
@@ -272,8 +286,9 @@ fn causes(line: &Line<'_>, time: Timestamp) -> Vec<Cause> {
     let mut causes = Vec::new();
     match (line.raw(USAGE_STATE), line.raw(OUTCOME)) {
         ("\"deferred\"", _) => causes.push(Cause::Background),
-        (_, "\"upstream_error\"") => causes.push(Cause::Failed),
+        // Both sides know all of it.
         ("\"final\"", _) => {}
+        (_, "\"upstream_error\"") => causes.push(Cause::Failed),
         (_, "\"ok\"") => causes.push(Cause::WithoutUsage),
         _ => causes.push(Cause::Cut),
     }
