@@ -26,7 +26,7 @@ type Place = (i64, &'static str, &'static str);
 type Used = [u64; 4];
 
 /// A log and the provider's books, which are kept apart.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Ledger {
     lines: Vec<Map<String, Value>>,
     books: BTreeMap<Place, Used>,
@@ -479,6 +479,134 @@ fn a_background_response_that_was_fetched_counts_for_its_request() {
         json!({"endpoint": "responses_item", "of_request": created}),
     );
     assert_eq!(differences(&ledger), (BTreeMap::new(), 0));
+}
+
+/// The line of a create, without usage, at a time.
+fn create(ledger: &mut Ledger, place: Place, changes: Value) -> String {
+    let mut line = json!({"usage_state": "deferred", "input_tokens": null, "cached_input_tokens": null,
+        "output_tokens": null, "tier_billed_by": "sent"});
+    let changes = changes.as_object().unwrap().clone();
+    line.as_object_mut().unwrap().extend(changes);
+    let event = ledger.line(place, [1, 0, 0, 0], line);
+    event.trim_end_matches("#0").to_owned()
+}
+
+/// The line that has the usage of a create.
+fn fetch(ledger: &mut Ledger, place: Place, used: Used, create: &str, changes: Value) -> String {
+    let mut line = json!({"endpoint": "responses_item", "of_request": create});
+    let changes = changes.as_object().unwrap().clone();
+    line.as_object_mut().unwrap().extend(changes);
+    ledger.line(place, used, line)
+}
+
+#[test]
+fn a_fetched_background_response_is_of_the_tier_that_served_it_and_suspect_no_more() {
+    if !FIELDS.contains(&"of_request") {
+        return;
+    }
+    let some = [1, 1000, 10, 100];
+    let (asked, served) = ((0, "gpt-a", "priority"), (0, "gpt-a", "default"));
+    let mut ledger = Ledger::new();
+    let created = create(&mut ledger, asked, json!({}));
+    fetch(
+        &mut ledger,
+        (1, "gpt-a", "default"),
+        some,
+        &created,
+        json!({}),
+    );
+    // Two responses of one connection.
+    let created = create(&mut ledger, asked, json!({"response_id": "resp_1"}));
+    let twin = json!({"response_id": "resp_2", "request_id": created});
+    create(&mut ledger, asked, twin);
+    for id in ["resp_2", "resp_1"] {
+        fetch(
+            &mut ledger,
+            served,
+            some,
+            &created,
+            json!({"response_id": id}),
+        );
+    }
+    for _ in 0..3 {
+        ledger.book(served, some);
+    }
+    assert_eq!(differences(&ledger), (BTreeMap::new(), 0));
+
+    // The creates explain nothing of what comes besides.
+    ledger.book(asked, [0, 5, 0, 0]);
+    ledger.book((0, "gpt-a", "flex"), [1, 1000, 10, 100]);
+    ledger.line(asked, some, json!({}));
+    let (rows, _) = differences(&ledger);
+    assert_eq!(
+        rows["2026-11-01 gpt-a-2026-04-24 priority"],
+        (
+            "the provider has them on another tier".to_owned(),
+            Value::Null
+        )
+    );
+}
+
+#[test]
+fn a_background_response_at_an_edge_of_the_buckets_is_named_so() {
+    if !FIELDS.contains(&"of_request") {
+        return;
+    }
+    let some = [1, 1000, 10, 100];
+    let place = (0, "gpt-a", "priority");
+    let (before, after) = ("2026-10-31T23:59:00Z", "2026-11-05T00:01:00Z");
+    let mut ledger = Ledger::new();
+    let created = create(&mut ledger, place, json!({}));
+    let later = fetch(&mut ledger, place, some, &created, json!({"time": after}));
+    let created = create(
+        &mut ledger,
+        (0, "gpt-b", "priority"),
+        json!({"time": before}),
+    );
+    let earlier = fetch(
+        &mut ledger,
+        (0, "gpt-b", "priority"),
+        some,
+        &created,
+        json!({}),
+    );
+    let unknown = fetch(
+        &mut ledger,
+        (0, "gpt-b", "default"),
+        some,
+        "elsewhere",
+        json!({}),
+    );
+
+    // Counted by the days on which they were created.
+    let mut by_start = ledger.clone();
+    by_start.book(place, some);
+    assert_eq!(differences(&by_start), (BTreeMap::new(), 0));
+
+    // And by those on which they ended.
+    ledger.book((0, "gpt-b", "priority"), some);
+    ledger.book((0, "gpt-b", "default"), some);
+    let (rows, _) = differences(&ledger);
+    let expected = [
+        (
+            "2026-11-01 gpt-a-2026-04-24 priority",
+            "1 background, fetched after the last bucket",
+            later,
+        ),
+        (
+            "2026-11-01 gpt-b priority",
+            "1 background, created before the first bucket",
+            earlier,
+        ),
+        (
+            "2026-11-01 gpt-b default",
+            "1 background, whose create is not in the log",
+            unknown,
+        ),
+    ];
+    let expected =
+        expected.map(|(place, why, line)| (place.to_owned(), (why.to_owned(), json!(line))));
+    assert_eq!(rows, BTreeMap::from(expected));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! `tiergate reconcile`: what the log says was used beside what the provider says, and which lines can explain a difference.
 
+mod background;
+mod entry;
 mod ours;
 mod provider;
 mod reasons;
@@ -15,7 +17,8 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 
 use crate::accounting::access_log::line::{Field, Wanted};
-use crate::cli::reconcile::ours::{Cause, Ours, Row};
+use crate::cli::reconcile::entry::Cause;
+use crate::cli::reconcile::ours::{Ours, Row};
 use crate::cli::reconcile::provider::Provider;
 use crate::cli::reconcile::reasons::{Difference, Moved, Reasons, opposite};
 use crate::cli::report::filter::Filter;

@@ -1,11 +1,14 @@
 //! What the log says was used, and which of its lines could have been counted otherwise by the provider.
 
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
-use strum::{EnumCount, EnumIter, IntoEnumIterator, IntoStaticStr};
+use strum::{EnumCount, IntoEnumIterator};
 
 use crate::accounting::access_log::line::{Field, Line};
+use crate::cli::reconcile::background::{Background, Part, Response};
+use crate::cli::reconcile::entry::{Cause, Entry};
 use crate::cli::reconcile::provider::{Provider, tier_name};
 use crate::cli::reconcile::{Dimension, Key, Used, day_of};
 use crate::cli::report::group_by::began;
@@ -20,6 +23,7 @@ const MODEL: Field = Field::named("model");
 const OUTCOME: Field = Field::named("outcome");
 const OUTPUT_TOKENS: Field = Field::named("output_tokens");
 const REQUEST_ID: Field = Field::named("request_id");
+const RESPONSE_ID: Field = Field::named("response_id");
 const SERVICE_TIER_BILLED: Field = Field::named("service_tier_billed");
 const TIER_BILLED_BY: Field = Field::named("tier_billed_by");
 const TRANSPORT: Field = Field::named("transport");
@@ -32,56 +36,6 @@ const NO_TIME: &str = "no `time` by which it could be compared";
 
 /// Lines that are named for each cause.
 const LINES_NAMED: usize = 3;
-
-/// Why the provider may have counted something else for a line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, EnumIter, IntoStaticStr)]
-pub(super) enum Cause {
-    /// The upstream may have worked for it: it was reset, timed out, or its client left before the answer.
-    #[strum(serialize = "sent upstream and not answered")]
-    Unanswered,
-    /// Its usage comes when somebody asks for the response.
-    #[strum(serialize = "background, never fetched")]
-    Background,
-    #[strum(serialize = "cut off before the usage")]
-    Cut,
-    #[strum(serialize = "failed upstream")]
-    Failed,
-    #[strum(serialize = "answered without usage")]
-    WithoutUsage,
-    #[strum(serialize = "ran over midnight")]
-    Midnight,
-    #[strum(serialize = "whose tier the answer did not confirm")]
-    TierUnconfirmed,
-}
-
-impl Cause {
-    /// Whether the provider may count a request that the row has not.
-    pub(super) fn adds_requests(self) -> bool {
-        self == Cause::Unanswered
-    }
-
-    /// Whether the provider may leave a request out that the row has.
-    pub(super) fn takes_requests(self) -> bool {
-        self == Cause::Failed
-    }
-
-    /// By what the row differs that the provider may have it in.
-    pub(super) fn moves(self) -> Option<Dimension> {
-        match self {
-            Cause::Midnight => Some(Dimension::Day),
-            Cause::TierUnconfirmed => Some(Dimension::ServiceTier),
-            _ => None,
-        }
-    }
-
-    /// Whether the provider may know tokens that the log does not.
-    pub(super) fn hides_tokens(self) -> bool {
-        matches!(
-            self,
-            Cause::Background | Cause::Cut | Cause::Failed | Cause::WithoutUsage
-        )
-    }
-}
 
 /// One row of the log.
 #[derive(Clone, Default)]
@@ -106,10 +60,7 @@ pub(super) struct Ours<'o> {
     model_served: Option<Field>,
     of_request: Option<Field>,
     pub(super) rows: BTreeMap<Key, Row>,
-    /// Background responses whose usage has not been seen, by the request that made them.
-    deferred: HashMap<String, (Key, String)>,
-    /// Usage of background responses, by the request that made them.
-    fetched: HashMap<String, (Key, Used)>,
+    background: Background,
     /// Requests that began outside of what the provider's answer covers.
     pub(super) outside: u64,
 }
@@ -122,8 +73,7 @@ impl<'o> Ours<'o> {
             model_served: "model_served".parse().ok(),
             of_request: "of_request".parse().ok(),
             rows: BTreeMap::new(),
-            deferred: HashMap::new(),
-            fetched: HashMap::new(),
+            background: Background::default(),
             outside: 0,
         }
     }
@@ -140,6 +90,7 @@ impl<'o> Ours<'o> {
             OUTCOME,
             OUTPUT_TOKENS,
             REQUEST_ID,
+            RESPONSE_ID,
             SERVICE_TIER_BILLED,
             TIER_BILLED_BY,
             TRANSPORT,
@@ -160,46 +111,56 @@ impl<'o> Ours<'o> {
             return self.suspect_unanswered(line);
         }
         let time = began(line).ok_or(NO_TIME)?;
-        if !self.covers(time) {
-            self.outside += 1;
+        let part = self.part(time);
+        if let Some(request) = self.of_request.and_then(|field| line.text(field)) {
+            let mut response = self.response(line, time, request.into_owned());
+            response.entry.used.requests = 0;
+            self.background.fetch(response);
             return Ok(());
         }
-        let key = self.key(line, time);
-        let text = |field| line.text(field).unwrap_or_default().into_owned();
-        let created_by = self.of_request.and_then(|field| line.text(field));
-        if let Some(request) = created_by {
-            let used = Used {
-                requests: 0,
-                ..used(line)
-            };
-            self.fetched.insert(request.into_owned(), (key, used));
-            return Ok(());
-        }
-        let row = self.rows.entry(key.clone()).or_default();
-        row.used.add(&used(line));
-        for cause in causes(line, time) {
-            if cause == Cause::Background {
-                self.deferred
-                    .insert(text(REQUEST_ID), (key.clone(), text(EVENT_ID)));
-            } else {
-                row.suspects[cause as usize].add(&text(EVENT_ID));
-            }
+        self.outside += u64::from(part != Part::Within);
+        if line.raw(USAGE_STATE) == "\"deferred\"" {
+            let request = line.text(REQUEST_ID).unwrap_or_default();
+            let response = self.response(line, time, request.into_owned());
+            self.background.create(response);
+        } else if part == Part::Within {
+            let entry = self.entry(line, time);
+            self.add(entry);
         }
         Ok(())
     }
 
-    /// Brings the usage of background responses to the requests that made them.
+    /// Counts background responses, with the usage that was fetched for them.
     pub(super) fn finish(&mut self) {
-        for (request, (own_key, used)) in std::mem::take(&mut self.fetched) {
-            let made = self.deferred.remove(&request);
-            let key = made.map_or(own_key, |(key, _)| key);
-            self.rows.entry(key).or_default().used.add(&used);
+        let background = std::mem::take(&mut self.background);
+        for entry in background.entries(self.by) {
+            self.add(entry);
         }
-        let mut deferred: Vec<_> = std::mem::take(&mut self.deferred).into_values().collect();
-        deferred.sort_unstable_by(|a, b| a.1.cmp(&b.1));
-        for (key, event) in deferred {
-            let row = self.rows.entry(key).or_default();
-            row.suspects[Cause::Background as usize].add(&event);
+    }
+
+    fn add(&mut self, entry: Entry) {
+        let row = self.rows.entry(entry.key).or_default();
+        row.used.add(&entry.used);
+        for cause in entry.causes {
+            row.suspects[cause as usize].add(&entry.event);
+        }
+    }
+
+    fn response(&self, line: &Line<'_>, time: Timestamp, request: String) -> Response {
+        Response {
+            request,
+            id: line.text(RESPONSE_ID).map(Cow::into_owned),
+            part: self.part(time),
+            entry: self.entry(line, time),
+        }
+    }
+
+    fn entry(&self, line: &Line<'_>, time: Timestamp) -> Entry {
+        Entry {
+            key: self.key(line, time),
+            used: used(line),
+            causes: causes(line, time),
+            event: line.text(EVENT_ID).unwrap_or_default().into_owned(),
         }
     }
 
@@ -209,16 +170,21 @@ impl<'o> Ours<'o> {
             return Ok(());
         }
         let time = began(line).ok_or(NO_TIME)?;
-        if self.covers(time) {
-            let row = self.rows.entry(self.key(line, time)).or_default();
-            let event = line.text(EVENT_ID).unwrap_or_default();
-            row.suspects[Cause::Unanswered as usize].add(&event);
+        if self.part(time) == Part::Within {
+            let mut entry = self.entry(line, time);
+            entry.used = Used::default();
+            entry.causes = vec![Cause::Unanswered];
+            self.add(entry);
         }
         Ok(())
     }
 
-    fn covers(&self, time: Timestamp) -> bool {
-        (self.provider.since..self.provider.until).contains(&time.as_second())
+    fn part(&self, time: Timestamp) -> Part {
+        match time.as_second() {
+            second if second < self.provider.since => Part::Before,
+            second if second < self.provider.until => Part::Within,
+            _ => Part::After,
+        }
     }
 
     /// The usage of embeddings is told elsewhere, and other requests have none.

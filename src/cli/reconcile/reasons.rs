@@ -4,7 +4,8 @@
 use std::cmp::Reverse;
 
 use crate::cli::reconcile::Dimension;
-use crate::cli::reconcile::ours::{Cause, Row, Suspects};
+use crate::cli::reconcile::entry::Cause;
+use crate::cli::reconcile::ours::{Row, Suspects};
 use crate::cli::report::table::Cell;
 use crate::config::units::counted;
 
