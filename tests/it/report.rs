@@ -496,6 +496,27 @@ in the sum as far as it was told: requests with partial usage: 1
 }
 
 #[test]
+fn partial_usage_without_output_is_no_missing_price() {
+    let partial =
+        r#"{"usage_state":"partial","output_tokens":null,"reasoning_tokens":null,"cost_usd":null}"#;
+    let lines = [line(1, "{}"), line(2, partial)];
+    for prices in [None, Some(PRICES)] {
+        let report = || {
+            let report = Report::of(&lines).by("group");
+            prices.into_iter().fold(report, Report::prices)
+        };
+        let said = report().run();
+        said.result.unwrap();
+        assert_eq!(
+            said.notes,
+            "not in the sum: requests with partial usage, without their output: 1\n"
+        );
+        let columns = "input_tokens,unpriced,without_usage";
+        assert_eq!(report().columns(columns), ["2000,0,1"]);
+    }
+}
+
+#[test]
 fn an_empty_log_is_a_report_without_rows() {
     let report = Report::new().log("access.log", b"").by("group");
     assert_eq!(report.columns("requests").len(), 0);

@@ -21,6 +21,8 @@ const REASONS_TOLD: usize = 6;
 pub(super) struct NotInSum {
     unpriced: Reasons,
     without_usage: Reasons,
+    /// Without a cost, for they do not tell their output.
+    without_output: u64,
     partial: u64,
 }
 
@@ -38,7 +40,9 @@ impl NotInSum {
         if sums.unpriced > 0 {
             self.unpriced.add(without_price(line));
         }
-        if is_partial(line) {
+        if is_partial(line) && sums.cost.is_none() && sums.unpriced == 0 {
+            self.without_output += 1;
+        } else if is_partial(line) {
             self.partial += 1;
         } else if sums.without_usage > 0 {
             self.without_usage.add(without_usage(line));
@@ -48,6 +52,13 @@ impl NotInSum {
     pub(super) fn tell(&self, notes: &mut impl Write) -> io::Result<()> {
         self.unpriced.tell("requests without a price", notes)?;
         self.without_usage.tell("requests without usage", notes)?;
+        if self.without_output > 0 {
+            let requests = self.without_output;
+            writeln!(
+                notes,
+                "not in the sum: requests with partial usage, without their output: {requests}"
+            )?;
+        }
         if self.partial > 0 {
             let partial = self.partial;
             writeln!(

@@ -134,7 +134,7 @@ impl<'o> Reading<'o> {
             without_usage: u64::from(!has_usage || is_partial(line)),
             tokens: counts.map(Option::unwrap_or_default),
             cost,
-            unpriced: u64::from(has_usage && cost.is_none()),
+            unpriced: u64::from(has_usage && cost.is_none() && !lacks_output(line, counts)),
             priority: u64::from(on_priority),
             downgraded: u64::from(on_priority && line.is_true(DOWNGRADED)),
             premium: self.premium(line, counts, cost),
@@ -283,6 +283,12 @@ pub(crate) fn is_refused(line: &Line<'_>) -> bool {
 /// Whether the line is the one of a WebSocket's connection, beside those of the responses on it.
 pub(crate) fn is_connection(line: &Line<'_>) -> bool {
     line.raw(TRANSPORT) == "\"websocket\"" && line.count(TURN) == Some(0)
+}
+
+/// Whether a response was cut before it told how much output it made, which no price can make a cost of.
+fn lacks_output(line: &Line<'_>, counts: Counts) -> bool {
+    let [_, _, _, output, ..] = counts;
+    is_partial(line) && output.is_none()
 }
 
 /// Whether a response was cut before it told all of its usage.
