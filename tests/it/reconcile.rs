@@ -639,22 +639,30 @@ fn only_some_requests_and_only_some_dimensions_may_be_compared() {
 
 #[test]
 fn an_answer_that_lacks_pages_does_not_agree() {
-    let ledger = Ledger::new();
-    let folder = ledger.write();
-    let mut pages = ledger.pages();
-    pages.pop();
-    fs::write(
-        folder.path().join("usage.json"),
-        serde_json::to_string(&pages).unwrap(),
-    )
-    .unwrap();
-    let output = reconcile(&folder, &[]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(
-        stderr(&output).contains("has more pages"),
-        "{}",
-        stderr(&output)
-    );
+    // Of the first three days; the fourth has nothing.
+    let mut ledger = Ledger::new();
+    let pages = ledger.pages();
+    // What the log has of the second day is not what is looked at here.
+    ledger
+        .lines
+        .retain(|line| !line["time"].as_str().unwrap().starts_with("2026-11-02"));
+    for (lacks, begins) in [(3, "2026-11-04"), (1, "2026-11-02")] {
+        let folder = ledger.write();
+        let mut pages = pages.clone();
+        pages.remove(lacks);
+        fs::write(
+            folder.path().join("usage.json"),
+            serde_json::to_string(&pages).unwrap(),
+        )
+        .unwrap();
+        let output = reconcile(&folder, &[]);
+        assert_eq!(output.status.code(), Some(1));
+        let told = format!(
+            "the usage answer has more pages (`has_more`), which are not in the file: the one that begins at \
+             {begins}T00:00:00Z\n"
+        );
+        assert!(stderr(&output).contains(&told), "{}", stderr(&output));
+    }
 }
 
 #[test]

@@ -133,7 +133,7 @@ pub fn run(options: &Options, notes: &mut impl Write) -> Result<Findings, Reconc
     let (table, differing) = comparison.table();
     Ok(Findings {
         table,
-        agrees: differing == 0 && !provider.is_cut && lines.result().is_ok(),
+        agrees: differing == 0 && provider.missing.is_empty() && lines.result().is_ok(),
     })
 }
 
@@ -146,10 +146,10 @@ fn tell(ours: &Ours<'_>, provider: &Provider, notes: &mut impl Write) -> io::Res
             ours.outside
         )?;
     }
-    if provider.is_cut {
+    for page in &provider.missing {
         writeln!(
             notes,
-            "the usage answer has more pages (`has_more`), which are not in the file"
+            "the usage answer has more pages (`has_more`), which are not in the file: {page}"
         )?;
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! What the provider says was used: a saved answer of OpenAI's `GET /v1/organization/usage/completions`
 //! (<https://platform.openai.com/docs/api-reference/usage/completions>), whose buckets are spans of UTC.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -15,6 +15,7 @@ struct Page {
     data: Vec<Bucket>,
     #[serde(default)]
     has_more: bool,
+    next_page: Option<String>,
 }
 
 #[derive(Deserialize, PartialEq, Eq, Hash)]
@@ -44,8 +45,8 @@ pub(super) struct Provider {
     /// Seconds since 1970: the first of a bucket, and the first after all.
     pub(super) since: i64,
     pub(super) until: i64,
-    /// A page said that there are more, and no page said that it is the last.
-    pub(super) is_cut: bool,
+    /// Each page that another one names and that is not there.
+    pub(super) missing: Vec<String>,
     models: BTreeSet<String>,
 }
 
@@ -96,7 +97,7 @@ impl Provider {
             rows,
             since: buckets().map(|bucket| bucket.start_time).min().unwrap_or(0),
             until: buckets().map(|bucket| bucket.end_time).max().unwrap_or(0),
-            is_cut: pages.iter().all(|page| page.has_more),
+            missing: missing(&pages),
             models: entries().filter_map(|entry| entry.model.clone()).collect(),
         })
     }
@@ -115,6 +116,45 @@ impl Provider {
         match (snapshots.next(), snapshots.next()) {
             (Some(only), None) => only,
             _ => model,
+        }
+    }
+}
+
+/// Pages that should follow: the next one begins where the one before ends, in whatever order they are.
+fn missing(pages: &[Page]) -> Vec<String> {
+    let mut beginning: HashMap<i64, usize> = HashMap::new();
+    for start in pages.iter().filter_map(Page::start) {
+        *beginning.entry(start).or_default() += 1;
+    }
+    let mut missing = Vec::new();
+    for page in pages.iter().filter(|page| page.has_more) {
+        match page.end().map(|end| beginning.entry(end).or_default()) {
+            Some(pages @ 1..) => *pages -= 1,
+            _ => missing.push(page.next()),
+        }
+    }
+    missing
+}
+
+impl Page {
+    fn start(&self) -> Option<i64> {
+        self.data.iter().map(|bucket| bucket.start_time).min()
+    }
+
+    fn end(&self) -> Option<i64> {
+        self.data.iter().map(|bucket| bucket.end_time).max()
+    }
+
+    /// What tells the page that follows.
+    fn next(&self) -> String {
+        let end = self.end().map(Timestamp::from_second);
+        let begins = match end {
+            Some(Ok(end)) => format!("the one that begins at {end}"),
+            _ => "one that follows a page without buckets".to_owned(),
+        };
+        match &self.next_page {
+            Some(name) => format!("{begins} (`next_page`: `{}`)", name.escape_debug()),
+            None => begins,
         }
     }
 }
@@ -181,9 +221,13 @@ mod tests {
 
     fn page(more: bool) -> String {
         // Pages follow each other in time.
-        let start = if more { "1793404800" } else { "1793491200" };
-        PAGE.replace("MORE", &more.to_string())
-            .replace("1793491200", start)
+        let page = PAGE.replace("MORE", &more.to_string());
+        if more {
+            page.replace("1793577600", "1793491200")
+                .replace("\"start_time\":1793491200", "\"start_time\":1793404800")
+        } else {
+            page
+        }
     }
 
     fn requests(text: &str) -> u64 {
@@ -208,8 +252,36 @@ mod tests {
         assert_eq!(provider.rows.keys().collect::<Vec<_>>(), [&key]);
         assert_eq!(provider.name_of("m"), "m-2026-04-24");
         assert_eq!(provider.name_of("m-2026"), "m-2026");
-        assert!(!provider.is_cut);
-        assert!(Provider::parse(page(true).as_bytes(), &BY).unwrap().is_cut);
+        assert!(provider.missing.is_empty());
+    }
+
+    /// A page of one day of November 2026.
+    fn day(day: i64, more: bool) -> String {
+        let start = 1_793_491_200 + (day - 1) * 86_400;
+        let page = PAGE.replace("MORE", &more.to_string());
+        let page = page.replace("1793577600", &(start + 86_400).to_string());
+        let page = page.replace("1793491200", &start.to_string());
+        let next = format!("\"next_page\":\"page_{}\"", day + 1);
+        page.replace("\"next_page\":null", &next)
+    }
+
+    #[test]
+    fn a_page_that_another_one_names_is_missed_wherever_it_should_be() {
+        let missing = |days: &[(i64, bool)]| {
+            let pages = days.iter().map(|(number, more)| day(*number, *more));
+            let text = pages.collect::<Vec<_>>().join("\n");
+            Provider::parse(text.as_bytes(), &BY).unwrap().missing
+        };
+        let none: [&str; 0] = [];
+        assert_eq!(missing(&[(1, true), (2, true), (3, false)]), none);
+        assert_eq!(missing(&[(3, false), (1, true), (2, true)]), none);
+        // Two questions.
+        assert_eq!(missing(&[(1, false), (3, false)]), none);
+        let second = "the one that begins at 2026-11-02T00:00:00Z (`next_page`: `page_2`)";
+        assert_eq!(missing(&[(1, true), (3, false)]), [second]);
+        let last = "the one that begins at 2026-11-03T00:00:00Z (`next_page`: `page_3`)";
+        assert_eq!(missing(&[(1, true), (2, true)]), [last]);
+        assert_eq!(missing(&[(5, false), (1, true), (2, true)]), [last]);
     }
 
     #[test]
