@@ -18,6 +18,8 @@ const DAYS: i64 = 4;
 const REQUESTS: u64 = 6000;
 /// What the log calls a model, and what the provider does.
 const MODELS: [(&str, &str); 2] = [("gpt-a", "gpt-a-2026-04-24"), ("gpt-b", "gpt-b")];
+/// Another name of a model, by which it is not asked for.
+const SNAPSHOT: (&str, &str) = ("gpt-b-2026-05-05", "gpt-b-2026-05-05");
 const TIERS: [&str; 2] = ["priority", "default"];
 
 /// Day (from 0), model and tier.
@@ -50,7 +52,8 @@ impl Ledger {
     }
 
     fn book(&mut self, (day, model, tier): Place, used: Used) {
-        let name = MODELS.iter().find(|(alias, _)| *alias == model).unwrap().1;
+        let mut names = MODELS.iter().chain([&SNAPSHOT]);
+        let name = names.find(|(alias, _)| *alias == model).unwrap().1;
         let entry = self.books.entry((day, name, tier)).or_default();
         entry
             .iter_mut()
@@ -458,6 +461,30 @@ fn an_opposite_difference_explains_no_more_than_its_own_amount() {
         assert_eq!(why(&rows, place), told, "{place}");
     }
     assert_eq!(rows["2026-11-02 gpt-b default"].1, json!(late));
+}
+
+#[test]
+fn a_model_that_has_two_names_is_told_as_one() {
+    let some = [1, 1000, 10, 100];
+    let mut ledger = Ledger::new();
+    for _ in 0..3 {
+        ledger.line((0, "gpt-b", "priority"), some, json!({}));
+    }
+    ledger.book((0, SNAPSHOT.0, "priority"), [4, 4000, 40, 400]);
+    let (rows, _) = differences(&ledger);
+    assert_eq!(rows.len(), 2);
+    let told = "3 requests of the same model under two names";
+    assert_eq!(
+        why(&rows, "2026-11-01 gpt-b priority"),
+        format!("{told}: `gpt-b` and `{}`", SNAPSHOT.0)
+    );
+    assert_eq!(
+        why(&rows, &format!("2026-11-01 {} priority", SNAPSHOT.0)),
+        format!(
+            "{told}: `gpt-b` and `{}`; requests that are not in the log: 1; did they go another way?",
+            SNAPSHOT.0
+        )
+    );
 }
 
 #[test]

@@ -19,7 +19,7 @@ use jiff::tz::TimeZone;
 use crate::accounting::access_log::line::{Field, Wanted};
 use crate::cli::reconcile::entry::Cause;
 use crate::cli::reconcile::ours::{Ours, Row};
-use crate::cli::reconcile::provider::Provider;
+use crate::cli::reconcile::provider::{Provider, is_snapshot};
 use crate::cli::reconcile::reasons::{Difference, Moved, Reasons, opposite};
 use crate::cli::report::filter::Filter;
 use crate::cli::report::group_by::Values;
@@ -235,7 +235,7 @@ impl Comparison<'_> {
     /// What can explain a difference, and the lines that it is about.
     fn why(&self, key: &Key, row: &Row, theirs: Used) -> (Cell, Cell) {
         let mut reasons = Reasons::new(row, theirs.minus(row.used));
-        for dimension in [Dimension::ServiceTier, Dimension::Day] {
+        for dimension in [Dimension::Model, Dimension::ServiceTier, Dimension::Day] {
             if let Some(moved) = self.moved(key, reasons.left(), dimension) {
                 reasons.moved(&moved);
             }
@@ -246,21 +246,34 @@ impl Comparison<'_> {
     }
 
     /// The part of a difference that rows which differ from this one in a dimension alone have with the opposite sign.
-    fn moved(&self, key: &Key, difference: Difference, dimension: Dimension) -> Option<Moved> {
+    fn moved<'k>(
+        &'k self,
+        key: &'k Key,
+        difference: Difference,
+        dimension: Dimension,
+    ) -> Option<Moved<'k>> {
         let at = self.position(dimension)?;
         let mut there: Difference = [0; 4];
+        let mut values = BTreeSet::from([&*key[at]]);
         let others = self.keys.iter();
         for other in others.filter(|other| differs_only_at(other, key, at)) {
             let mut of_other = self.difference(other);
-            if dimension == Dimension::Day {
-                of_other[0] = opposite(of_other[0], self.over_midnight(key, other, at));
-            }
+            of_other[0] = match dimension {
+                Dimension::Day => opposite(of_other[0], self.over_midnight(key, other, at)),
+                Dimension::Model if !is_same_model(&key[at], &other[at]) => 0,
+                _ => of_other[0],
+            };
             if opposite(difference[0], of_other[0]) != 0 {
                 there = std::array::from_fn(|count| there[count].saturating_add(of_other[count]));
+                values.insert(&other[at]);
             }
         }
         let amounts = std::array::from_fn(|count| opposite(difference[count], there[count]));
-        (there[0] != 0).then_some(Moved { dimension, amounts })
+        (there[0] != 0).then_some(Moved {
+            dimension,
+            values,
+            amounts,
+        })
     }
 
     /// Requests of the log that ran over the midnight between two days: more than 0 where the first day is the later one,
@@ -281,6 +294,11 @@ impl Comparison<'_> {
     fn position(&self, dimension: Dimension) -> Option<usize> {
         self.options.by.iter().position(|other| *other == dimension)
     }
+}
+
+/// Whether one name is that of a snapshot of the other.
+fn is_same_model(a: &str, b: &str) -> bool {
+    is_snapshot(a, b) || is_snapshot(b, a)
 }
 
 fn differs_only_at(a: &Key, b: &Key, at: usize) -> bool {

@@ -108,16 +108,19 @@ impl Provider {
         if self.models.contains(model) {
             return model;
         }
-        let mut snapshots = self.models.iter().filter(|name| {
-            let rest = name.strip_prefix(model);
-            rest.and_then(|rest| rest.strip_prefix('-'))
-                .is_some_and(|date| date.parse::<jiff::civil::Date>().is_ok())
-        });
+        let mut snapshots = self.models.iter().filter(|name| is_snapshot(name, model));
         match (snapshots.next(), snapshots.next()) {
             (Some(only), None) => only,
             _ => model,
         }
     }
+}
+
+/// Whether a name is that of a model with the date of a snapshot.
+pub(super) fn is_snapshot(name: &str, model: &str) -> bool {
+    let rest = name.strip_prefix(model);
+    rest.and_then(|rest| rest.strip_prefix('-'))
+        .is_some_and(|date| date.parse::<jiff::civil::Date>().is_ok())
 }
 
 /// Pages that should follow: the next one begins where the one before ends, in whatever order they are.

@@ -2,6 +2,7 @@
 //! is told as well.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 use crate::cli::reconcile::Dimension;
 use crate::cli::reconcile::entry::Cause;
@@ -16,8 +17,10 @@ pub(super) type Difference = [i64; 4];
 const MOST_TOKENS: u64 = 2_000_000;
 
 /// The part of a difference that another row has with the opposite sign.
-pub(super) struct Moved {
+pub(super) struct Moved<'k> {
     pub(super) dimension: Dimension,
+    /// By which both rows are told apart.
+    pub(super) values: BTreeSet<&'k str>,
     pub(super) amounts: Difference,
 }
 
@@ -56,7 +59,7 @@ impl<'r> Reasons<'r> {
     }
 
     /// Both sides have these, in different rows.
-    pub(super) fn moved(&mut self, moved: &Moved) {
+    pub(super) fn moved(&mut self, moved: &Moved<'_>) {
         let requests = moved.amounts[0].unsigned_abs();
         // Lines of this row can be in another one of the provider, not the other way round.
         if moved.amounts[0] < 0 {
@@ -165,12 +168,16 @@ impl<'r> Reasons<'r> {
     }
 }
 
-impl Moved {
+impl Moved<'_> {
     fn text(&self, is_all: bool) -> String {
         let requests = counted(self.amounts[0].unsigned_abs(), "request");
         let (one, several) = match self.dimension {
             Dimension::Day => ("day", "days"),
-            Dimension::Model => ("name", "names"),
+            Dimension::Model => {
+                let names = self.values.iter().map(|name| format!("`{name}`"));
+                let names = names.collect::<Vec<_>>().join(" and ");
+                return format!("{requests} of the same model under two names: {names}");
+            }
             Dimension::ServiceTier => ("tier", "tiers"),
         };
         if is_all {
