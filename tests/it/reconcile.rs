@@ -464,6 +464,23 @@ fn an_opposite_difference_explains_no_more_than_its_own_amount() {
 }
 
 #[test]
+fn what_was_not_answered_may_be_of_each_snapshot_of_its_model() {
+    let some = [1, 1000, 10, 100];
+    let mut ledger = Ledger::new();
+    ledger.request((0, SNAPSHOT.0, "priority"), some, json!({}));
+    let unanswered = json!({"outcome": "timeout", "upstream_status": null, "usage_state": "none", "input_tokens": null,
+        "cached_input_tokens": null, "output_tokens": null});
+    let line = ledger.line((0, "gpt-b", "priority"), some, unanswered);
+    ledger.book((0, SNAPSHOT.0, "priority"), some);
+    let expected = ("1 sent upstream and not answered".to_owned(), json!(line));
+    let place = format!("2026-11-01 {} priority", SNAPSHOT.0);
+    assert_eq!(
+        differences(&ledger),
+        (BTreeMap::from([(place, expected)]), 1)
+    );
+}
+
+#[test]
 fn a_model_that_has_two_names_is_told_as_one() {
     let some = [1, 1000, 10, 100];
     let mut ledger = Ledger::new();

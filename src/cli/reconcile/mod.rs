@@ -172,7 +172,7 @@ impl Comparison<'_> {
         let (mut rows, mut differing) = (Vec::new(), 0);
         let (mut all_ours, mut all_theirs) = (Used::default(), Used::default());
         for key in &self.keys {
-            let (row, theirs) = self.sides(key);
+            let (mut row, theirs) = self.sides(key);
             // A row of lines alone that may have been counted, and were not.
             if (row.used, theirs) == (Used::default(), Used::default()) {
                 continue;
@@ -186,6 +186,7 @@ impl Comparison<'_> {
                 let why = if agrees {
                     (Cell::Null, Cell::Null)
                 } else {
+                    self.add_unanswered(key, &mut row);
                     self.why(key, &row, theirs)
                 };
                 rows.push(cells(names, row.used, theirs, why));
@@ -224,6 +225,19 @@ impl Comparison<'_> {
             self.ours.rows.get(key).cloned().unwrap_or_default(),
             self.provider.rows.get(key).copied().unwrap_or_default(),
         )
+    }
+
+    /// A line without an answer names no snapshot: it can be of each that the model of its name has.
+    fn add_unanswered(&self, key: &Key, row: &mut Row) {
+        let Some(at) = self.position(Dimension::Model) else {
+            return;
+        };
+        for (other, of_name) in &self.ours.rows {
+            if differs_only_at(other, key, at) && is_snapshot(&key[at], &other[at]) {
+                let unanswered = &of_name.suspects[Cause::Unanswered as usize];
+                row.suspects[Cause::Unanswered as usize].join(unanswered);
+            }
+        }
     }
 
     fn difference(&self, key: &Key) -> Difference {

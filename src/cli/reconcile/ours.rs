@@ -225,6 +225,13 @@ impl Row {
 }
 
 impl Suspects {
+    pub(super) fn join(&mut self, others: &Suspects) {
+        self.count += others.count;
+        let room = LINES_NAMED.saturating_sub(self.lines.len());
+        let more = others.lines.iter().take(room).cloned();
+        self.lines.extend(more);
+    }
+
     fn add(&mut self, event: &str) {
         self.count += 1;
         if self.lines.len() < LINES_NAMED {
