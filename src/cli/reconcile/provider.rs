@@ -1,7 +1,7 @@
 //! What the provider says was used: a saved answer of OpenAI's `GET /v1/organization/usage/completions`
 //! (<https://platform.openai.com/docs/api-reference/usage/completions>), whose buckets are spans of UTC.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -123,17 +123,22 @@ pub(super) fn is_snapshot(name: &str, model: &str) -> bool {
         .is_some_and(|date| date.parse::<jiff::civil::Date>().is_ok())
 }
 
-/// Pages that should follow: the next one begins where the one before ends, in whatever order they are.
+/// Pages that should follow: the next one begins where the one before ends, in whatever order they are. Where an answer leaves
+/// out buckets without results, it may begin later.
 fn missing(pages: &[Page]) -> Vec<String> {
-    let mut beginning: HashMap<i64, usize> = HashMap::new();
+    let leaves_out = pages.iter().any(Page::has_gaps);
+    let mut beginning: BTreeMap<i64, usize> = BTreeMap::new();
     for start in pages.iter().filter_map(Page::start) {
         *beginning.entry(start).or_default() += 1;
     }
     let mut missing = Vec::new();
     for page in pages.iter().filter(|page| page.has_more) {
-        match page.end().map(|end| beginning.entry(end).or_default()) {
-            Some(pages @ 1..) => *pages -= 1,
-            _ => missing.push(page.next()),
+        let end = page.end().unwrap_or(i64::MAX);
+        let last = if leaves_out { i64::MAX } else { end };
+        let mut following = beginning.range_mut(end..=last);
+        match following.find(|(_, pages)| **pages > 0) {
+            Some((_, pages)) => *pages -= 1,
+            None => missing.push(page.next()),
         }
     }
     missing
@@ -146,6 +151,12 @@ impl Page {
 
     fn end(&self) -> Option<i64> {
         self.data.iter().map(|bucket| bucket.end_time).max()
+    }
+
+    fn has_gaps(&self) -> bool {
+        let starts: HashSet<i64> = self.data.iter().map(|bucket| bucket.start_time).collect();
+        let ends = self.data.iter().map(|bucket| bucket.end_time);
+        ends.filter(|end| !starts.contains(end)).count() > 1
     }
 
     /// What tells the page that follows.
@@ -285,6 +296,19 @@ mod tests {
         let last = "the one that begins at 2026-11-03T00:00:00Z (`next_page`: `page_3`)";
         assert_eq!(missing(&[(1, true), (2, true)]), [last]);
         assert_eq!(missing(&[(5, false), (1, true), (2, true)]), [last]);
+        // Days 1 and 3 of one page, and 5 of the next: those between have nothing.
+        let parse = |text: &str| Provider::parse(text.as_bytes(), &BY).unwrap().missing;
+        let bucket = |number| {
+            let page: Value = serde_json::from_str(&day(number, true)).unwrap();
+            page["data"][0].to_string()
+        };
+        let two = format!(
+            "{{\"data\":[{},{}],\"has_more\":true}}",
+            bucket(1),
+            bucket(3)
+        );
+        assert_eq!(parse(&format!("{two}{}", day(5, false))), none);
+        assert_eq!(parse(&two), ["the one that begins at 2026-11-04T00:00:00Z"]);
     }
 
     #[test]
