@@ -4,25 +4,20 @@
 
 use std::future::Future;
 use std::io::{self, IoSlice};
-use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::protocols::raw_connect::ProxyDigest;
-use pingora::protocols::tls::{SslDigest, TlsRef};
-use pingora::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, IO, Peek, Shutdown, SocketDigest, Ssl,
-    TimingDigest, UniqueID,
-};
+use pingora::protocols::{GetProxyDigest, IO, Shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::codec::http2_flood::Http2Flood;
 use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::error_mapping::head_too_large;
+use crate::upstream::delegated::delegate_to_io;
 use crate::upstream::write_buffer::WriteBuffer;
 
 /// What of the buffer for writing is kept while nothing is in it, in bytes.
@@ -289,41 +284,7 @@ impl<S: IO> Shutdown for Downstream<S> {
     }
 }
 
-impl<S: IO> UniqueID for Downstream<S> {
-    fn id(&self) -> RawFd {
-        self.io.id()
-    }
-}
-
-impl<S: IO> Ssl for Downstream<S> {
-    fn get_ssl(&self) -> Option<&TlsRef> {
-        self.io.get_ssl()
-    }
-
-    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.io.get_ssl_digest()
-    }
-
-    fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.io.selected_alpn_proto()
-    }
-}
-
-impl<S: IO> Peek for Downstream<S> {}
-
-impl<S: IO> GetTimingDigest for Downstream<S> {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.io.get_timing_digest()
-    }
-
-    fn get_read_pending_time(&self) -> Duration {
-        self.io.get_read_pending_time()
-    }
-
-    fn get_write_pending_time(&self) -> Duration {
-        self.io.get_write_pending_time()
-    }
-}
+delegate_to_io!(Downstream<S>, S: IO);
 
 impl<S: IO> GetProxyDigest for Downstream<S> {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
@@ -334,14 +295,4 @@ impl<S: IO> GetProxyDigest for Downstream<S> {
     }
 
     fn set_proxy_digest(&mut self, _digest: ProxyDigest) {}
-}
-
-impl<S: IO> GetSocketDigest for Downstream<S> {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.io.get_socket_digest()
-    }
-
-    fn set_socket_digest(&mut self, digest: SocketDigest) {
-        self.io.set_socket_digest(digest);
-    }
 }

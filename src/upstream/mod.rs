@@ -4,6 +4,7 @@
 mod attempts;
 pub(crate) mod connector;
 mod credential;
+pub(crate) mod delegated;
 pub(crate) mod error_text;
 pub(crate) mod health_check;
 pub(crate) mod outlier_detection;

@@ -3,7 +3,6 @@
 //! (RFC 9112 §9.3 lets servers close then; Pingora waits for the write), and small pieces written together.
 
 use std::io;
-use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -12,15 +11,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
 use pingora_core::protocols::raw_connect::ProxyDigest;
-use pingora_core::protocols::tls::{SslDigest, TlsRef};
-use pingora_core::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
-    Stream, TimingDigest, UniqueID,
-};
+use pingora_core::protocols::{GetProxyDigest, Shutdown, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 use crate::codec::framing::{ResponseHeadScan, response_body, without_interim};
+use crate::upstream::delegated::delegate_to_io;
 use crate::upstream::write_buffer::WriteBuffer;
 
 use super::control::{AwaitedPhase, StreamControl, Watchdog};
@@ -375,41 +371,7 @@ impl Shutdown for Http1Stream {
     }
 }
 
-impl UniqueID for Http1Stream {
-    fn id(&self) -> RawFd {
-        self.io.id()
-    }
-}
-
-impl Ssl for Http1Stream {
-    fn get_ssl(&self) -> Option<&TlsRef> {
-        self.io.get_ssl()
-    }
-
-    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.io.get_ssl_digest()
-    }
-
-    fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.io.selected_alpn_proto()
-    }
-}
-
-impl Peek for Http1Stream {}
-
-impl GetTimingDigest for Http1Stream {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.io.get_timing_digest()
-    }
-
-    fn get_read_pending_time(&self) -> Duration {
-        self.io.get_read_pending_time()
-    }
-
-    fn get_write_pending_time(&self) -> Duration {
-        self.io.get_write_pending_time()
-    }
-}
+delegate_to_io!(Http1Stream);
 
 impl GetProxyDigest for Http1Stream {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
@@ -417,14 +379,4 @@ impl GetProxyDigest for Http1Stream {
     }
 
     fn set_proxy_digest(&mut self, _digest: ProxyDigest) {}
-}
-
-impl GetSocketDigest for Http1Stream {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.io.get_socket_digest()
-    }
-
-    fn set_socket_digest(&mut self, digest: SocketDigest) {
-        self.io.set_socket_digest(digest);
-    }
 }

@@ -3,24 +3,19 @@
 //! (RFC 9113 §6.8), and how near the connection is to the crate's own limits.
 
 use std::io;
-use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora_core::protocols::raw_connect::ProxyDigest;
-use pingora_core::protocols::tls::{SslDigest, TlsRef};
-use pingora_core::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
-    Stream, TimingDigest, UniqueID,
-};
+use pingora_core::protocols::{GetProxyDigest, Shutdown, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::control::carrying;
 use crate::codec::http2_frames::{DATA, FrameScan};
+use crate::upstream::delegated::delegate_to_io;
 
 /// Empty DATA frames after which a connection takes no further request. The h2 crate closes a connection at its 101st.
 const EMPTY_FRAMES: u32 = 50;
@@ -131,41 +126,7 @@ impl Shutdown for Http2Stream {
     }
 }
 
-impl UniqueID for Http2Stream {
-    fn id(&self) -> RawFd {
-        self.io.id()
-    }
-}
-
-impl Ssl for Http2Stream {
-    fn get_ssl(&self) -> Option<&TlsRef> {
-        self.io.get_ssl()
-    }
-
-    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.io.get_ssl_digest()
-    }
-
-    fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.io.selected_alpn_proto()
-    }
-}
-
-impl Peek for Http2Stream {}
-
-impl GetTimingDigest for Http2Stream {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.io.get_timing_digest()
-    }
-
-    fn get_read_pending_time(&self) -> Duration {
-        self.io.get_read_pending_time()
-    }
-
-    fn get_write_pending_time(&self) -> Duration {
-        self.io.get_write_pending_time()
-    }
-}
+delegate_to_io!(Http2Stream);
 
 impl GetProxyDigest for Http2Stream {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
@@ -173,14 +134,4 @@ impl GetProxyDigest for Http2Stream {
     }
 
     fn set_proxy_digest(&mut self, _digest: ProxyDigest) {}
-}
-
-impl GetSocketDigest for Http2Stream {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.io.get_socket_digest()
-    }
-
-    fn set_socket_digest(&mut self, digest: SocketDigest) {
-        self.io.set_socket_digest(digest);
-    }
 }
