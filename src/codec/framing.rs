@@ -114,15 +114,17 @@ fn is_interim(head: &[u8]) -> bool {
 }
 
 fn has_two_framings(head: &[u8]) -> bool {
-    let has = |name: &[u8]| {
-        let mut lines = Lines(Some(head));
-        lines.any(|line| {
-            line.len() > name.len()
-                && line[..name.len()].eq_ignore_ascii_case(name)
-                && line[name.len()..].trim_ascii_start().starts_with(b":")
-        })
-    };
+    let has = |name| response_header(head, name).is_some();
     has(CONTENT_LENGTH) && has(TRANSFER_ENCODING)
+}
+
+/// The first header of this name in a response's head, as a lenient reader finds it.
+fn response_header<'h>(head: &'h [u8], wanted: &[u8]) -> Option<&'h [u8]> {
+    Lines(Some(head)).find_map(|line| {
+        let (name, value) = line.split_at(memchr::memchr(b':', line)?);
+        let is_wanted = name.trim_ascii_end().eq_ignore_ascii_case(wanted);
+        is_wanted.then(|| value[1..].trim_ascii())
+    })
 }
 
 /// The body of a response of HTTP/1.1 as far as it is among these bytes, which begin with its head: without its framing, and
@@ -130,17 +132,10 @@ fn has_two_framings(head: &[u8]) -> bool {
 pub fn response_body(bytes: &[u8]) -> Option<(Vec<u8>, bool)> {
     let bytes = without_interim(bytes);
     let (head, body) = bytes.split_at(head_end(bytes)?);
-    let value = |wanted: &[u8]| {
-        Lines(Some(head)).find_map(|line| {
-            let (name, value) = line.split_at(memchr::memchr(b':', line)?);
-            let is_wanted = name.trim_ascii().eq_ignore_ascii_case(wanted);
-            is_wanted.then(|| value[1..].trim_ascii())
-        })
-    };
-    if value(TRANSFER_ENCODING).is_some() {
+    if response_header(head, TRANSFER_ENCODING).is_some() {
         return Some(without_chunks(body));
     }
-    let length = value(CONTENT_LENGTH).and_then(number);
+    let length = response_header(head, CONTENT_LENGTH).and_then(number);
     Some(match length {
         Some(length) if length <= body.len() => (body[..length].to_vec(), true),
         _ => (body.to_vec(), false),
