@@ -165,9 +165,14 @@ struct Members<'a>(&'a mut Vec<u8>);
 impl Members<'_> {
     /// Request and turn together are an event's id.
     fn event_id(&mut self, name: &str, record: &AccessRecord<'_>) {
+        let mut id = Uuid::encode_buffer();
+        let id = record.request_id.hyphenated().encode_lower(&mut id);
         self.name(name);
-        let written = write!(self.0, "\"{}#{}\",", record.request_id, record.turn);
-        written.expect("a Vec takes all");
+        self.0.push(b'"');
+        self.0.extend_from_slice(id.as_bytes());
+        self.0.push(b'#');
+        serde_json::to_writer(&mut *self.0, &record.turn).expect("a number is valid JSON");
+        self.0.extend_from_slice(b"\",");
     }
 
     fn id(&mut self, name: &str, id: Uuid) {
