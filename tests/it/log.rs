@@ -84,15 +84,20 @@ fn a_log_that_is_deleted_is_made_anew_and_misses_no_line() {
     eventually("a new log", || proxy.log_path().exists().then_some(()));
 }
 
+/// A proxy whose log has a folder of its own, `logs`.
+fn logging_to_a_folder(upstream: &Upstream) -> Proxy {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("logs")).unwrap();
+    proxy::new()
+        .upstream(upstream)
+        .log("logs/access.log")
+        .run_in(folder)
+}
+
 #[test]
 fn lines_wait_for_a_log_whose_folder_is_gone() {
     let upstream = upstream::json("{}").run();
-    let folder = tempfile::tempdir().unwrap();
-    fs::create_dir(folder.path().join("logs")).unwrap();
-    let proxy = proxy::new()
-        .upstream(&upstream)
-        .log("logs/access.log")
-        .run_in(folder);
+    let proxy = logging_to_a_folder(&upstream);
     let logs = proxy.path("logs");
     post(&proxy);
     let first = proxy.access_log(1);
@@ -117,12 +122,7 @@ fn lines_wait_for_a_log_whose_folder_is_gone() {
 #[test]
 fn a_renamed_log_gets_its_lines_until_the_signal_and_none_after_one_that_fails() {
     let upstream = upstream::json("{}").run();
-    let folder = tempfile::tempdir().unwrap();
-    fs::create_dir(folder.path().join("logs")).unwrap();
-    let proxy = proxy::new()
-        .upstream(&upstream)
-        .log("logs/access.log")
-        .run_in(folder);
+    let proxy = logging_to_a_folder(&upstream);
     let (logs, moved) = (proxy.path("logs"), proxy.path("moved"));
     post(&proxy);
     fs::rename(&logs, &moved).unwrap();

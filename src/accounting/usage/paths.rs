@@ -323,16 +323,13 @@ impl Counts {
         }
     }
 
-    /// What the first place tells that tells anything.
+    /// What the first place tells that tells more than zeros, else what the first tells.
     fn written(&self) -> Written {
-        let told = |written: &&Written| written.all.is_some_and(|count| count > 0);
-        let any = |written: &&Written| written.all.is_some();
-        let mut places = self.written.iter();
-        let first = self.written.iter().find(told);
-        first
-            .or_else(|| places.find(any))
-            .copied()
-            .unwrap_or_default()
+        let first = |least| {
+            let mut places = self.written.iter();
+            places.find(|written| written.all.is_some_and(|count| count >= least))
+        };
+        first(1).or_else(|| first(0)).copied().unwrap_or_default()
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::{Sleep, sleep};
 
 /// The most of a response that is kept back, in bytes.
-pub(super) const MAX_PREFIX_BYTES: usize = 64 * 1024;
+const MAX_PREFIX_BYTES: usize = 64 * 1024;
 /// How long more of it is waited for. Errors are small, and most come in one piece.
 const PREFIX_TIME: Duration = Duration::from_secs(2);
 
