@@ -348,7 +348,7 @@ fn a_bad_file_is_kept_out_and_told_of_with_its_place() {
     });
     for line in ["policy.yaml:4:", "policy.yaml:7:"] {
         assert!(told.contains(line), "{told}");
-        assert!(proxy.stderr().contains(line), "{}", proxy.stderr());
+        proxy.await_stderr(line);
     }
     let ready = proxy.admin("/readyz");
     assert_eq!(ready.status, 200);
