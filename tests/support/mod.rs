@@ -11,6 +11,7 @@ pub mod h2;
 pub mod h2_script;
 pub mod proxy;
 pub mod record;
+pub mod redis;
 pub mod tls;
 pub mod upstream;
 pub mod websocket;
