@@ -242,6 +242,7 @@ impl TierAction {
         TierAction {
             body: Edit::Remove,
             beta_header: BetaHeader::Remove,
+            remove_fast_speed: true,
             ..self
         }
     }

@@ -122,6 +122,27 @@ fn a_request_is_sent_once_more_whatever_the_framing_of_its_body() {
 }
 
 #[test]
+fn whatever_else_asks_for_the_fast_tier_goes_with_it() {
+    let upstream = refusing();
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, "messages: tier_and_beta")
+        .policy(POLICY)
+        .run();
+    let client = proxy.client("sk-fast").header("Anthropic-Beta", "a");
+    let body = r#"{"model":"m-1","speed":"fast","Speed":" FAST","max_tokens":1}"#;
+    assert_eq!(client.post("/v1/messages", body).status, 200);
+    let [first, second] = &upstream.requests(2)[..] else {
+        panic!("two attempts")
+    };
+    assert!(first.text().contains(r#""speed":"fast""#));
+    let beta = first.header("anthropic-beta").concat();
+    assert!(beta.contains("fast-mode-2026-02-01"), "{beta}");
+    let sent: Value = serde_json::from_str(second.text()).unwrap();
+    assert_eq!(sent, json!({"model": "m-1", "max_tokens": 1}));
+    assert_eq!(second.header("anthropic-beta"), ["a"]);
+}
+
+#[test]
 fn a_body_without_a_length_that_is_too_long_to_be_read_again_is_not_sent_once_more() {
     let upstream = refusing();
     let proxy = proxy_to(&upstream);

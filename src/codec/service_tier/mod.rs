@@ -257,11 +257,11 @@ impl Rewriter {
         &self.reader.facts
     }
 
-    /// A whole body without its tier: a buffer, and where in it the body begins (it ends with the buffer). `None` where it is
+    /// A whole body without all that asks for a tier: a buffer, and where in it the body begins (it ends with the buffer). `None` where it is
     /// none that could have been rewritten.
     pub fn without_tier(mut self, body: &[u8]) -> Option<(Vec<u8>, usize)> {
         self.push(body).ok()?;
-        let rewritten = self.finish(Edits::tier(Edit::Remove)).ok()?;
+        let rewritten = self.finish(Edits::no_tier()).ok()?;
         let (buffer, start, _) = rewritten.into_parts();
         Some((buffer, start))
     }
@@ -462,6 +462,14 @@ impl Edits {
         Edits {
             tier,
             ..Edits::default()
+        }
+    }
+
+    /// Whatever asks for a tier goes.
+    pub fn no_tier() -> Edits {
+        Edits {
+            remove_fast_speed: true,
+            ..Edits::tier(Edit::Remove)
         }
     }
 
