@@ -134,6 +134,15 @@ impl BudgetRule {
     pub fn window(&self, now: Timestamp) -> Window {
         self.per.window(now, &self.time_zone)
     }
+
+    /// What it says once nothing is left of it, so many seconds before it begins anew.
+    pub fn exhausted(&self, retry_after: u64) -> Verdict {
+        match self.then {
+            AtLimit::Alarm => Verdict::Within,
+            AtLimit::Standard => Verdict::Standard,
+            AtLimit::Refuse => Verdict::Refuse { retry_after },
+        }
+    }
 }
 
 impl Standing {
@@ -216,16 +225,11 @@ impl Budgets {
     /// Whether a request may have the fast tier now. Requests that run already may go beyond the limit.
     pub fn verdict(&self, rule: &BudgetRule, account: &Account, now: Timestamp) -> Verdict {
         let standing = self.standing(rule, account, now);
-        match rule.then {
-            _ if !standing.is_exhausted() => Verdict::Within,
-            AtLimit::Alarm => Verdict::Within,
-            AtLimit::Standard => Verdict::Standard,
-            AtLimit::Refuse => {
-                let left = standing.window.ends.as_second() - now.as_second();
-                let retry_after = u64::try_from(left).unwrap_or(0).max(1);
-                Verdict::Refuse { retry_after }
-            }
+        if !standing.is_exhausted() {
+            return Verdict::Within;
         }
+        let left = standing.window.ends.as_second() - now.as_second();
+        rule.exhausted(u64::try_from(left).unwrap_or(0).max(1))
     }
 
     /// What was spent here and not saved yet.
@@ -291,13 +295,28 @@ impl Group {
         budgets: &Budgets,
         now: Timestamp,
     ) -> Result<Option<TierAction>, u64> {
+        self.allowed(action, own, |rule| {
+            budgets.verdict(rule, &rule.account(&self.name, key), now)
+        })
+    }
+
+    /// The same by another's verdict, which is asked for where the request would have the fast tier.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn allowed(
+        &self,
+        action: Option<TierAction>,
+        own: Option<&str>,
+        verdict: impl FnOnce(&BudgetRule) -> Verdict,
+    ) -> Result<Option<TierAction>, u64> {
         let is_changed = action.is_some_and(|action| action.changes());
         let is_set = action.is_some_and(|action| action.asks_for_priority());
         let is_fast = is_set || (!is_changed && own.map(canonical) == Some(PRIORITY));
         let Some(rule) = self.budget.as_ref().filter(|_| is_fast) else {
             return Ok(action);
         };
-        match budgets.verdict(rule, &rule.account(&self.name, key), now) {
+        match verdict(rule) {
             Verdict::Standard if is_set => Ok(Some(TierAction::none(TierReason::BudgetExhausted))),
             Verdict::Within | Verdict::Standard => Ok(action),
             Verdict::Refuse { retry_after } => Err(retry_after),

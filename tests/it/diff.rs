@@ -438,6 +438,16 @@ fn the_cost_of_a_change_goes_by_its_tier_and_its_models() {
         "",
     )];
     assert_cost(&cost_of(folder, force, except, &downgraded), 1, "2", "2");
+    // Another name of the tier is no other tier.
+    let renamed = [served_line(
+        0,
+        "alice",
+        "m",
+        ["\"priority\"", "\"default\""],
+        r#","service_tier_client":"fast""#,
+    )];
+    let left_out = ", force_fast_mode: true, except_models: [m]";
+    assert_cost(&cost_of(folder, force, left_out, &renamed), 1, "2", "2");
     // Asked for by the beta header, which no longer asks for anything.
     let beta = [
         served_line(0, "alice", "m", FAST, r#","tier_reason":"fast_mode_beta""#)
@@ -469,6 +479,15 @@ fn the_cost_of_a_change_goes_by_its_budget() {
     assert_cost(&cost(budget(", then: refuse")), 5, "30", "18");
     assert_cost(&cost(budget(", then: alarm")), 5, "30", "30");
     assert_cost(&cost(budget(", scope: key")), 5, "30", "26");
+    // A model that is left out of the force may ask for the fast tier itself, and is refused as live requests are.
+    let own = format!("{}, except_models: [m]", budget(", then: refuse"));
+    let asked: Vec<String> = (0..3)
+        .map(|number| {
+            let asked = r#","service_tier_client":"fast""#;
+            served_line(number, "alice", "m", FAST, asked)
+        })
+        .collect();
+    assert_cost(&cost_of(folder, force, &own, &asked), 3, "18", "12");
     // What a budget kept back is had without it.
     let kept = [served_line(
         0,

@@ -10,9 +10,9 @@ use rust_decimal::Decimal;
 
 use crate::accounting::access_log::line::{Field, Line};
 use crate::codec::service_tier::{Edit, PRIORITY, canonical};
-use crate::policy::budget::Account;
+use crate::policy::budget::{Account, Verdict};
 use crate::policy::endpoint::Endpoint;
-use crate::policy::group::{AtLimit, BudgetRule, OnTierRefused};
+use crate::policy::group::{BudgetRule, OnTierRefused};
 use crate::policy::{Condition, Group, Policy, TierAction, TierReason};
 
 const ENDPOINT: Field = Field::named("endpoint");
@@ -135,23 +135,14 @@ impl<'p> Replay<'p> {
             return Fate::Refused;
         };
         let client = line.text(SERVICE_TIER_CLIENT);
-        let action = match action(line, group) {
-            Ok(Some(action)) => action,
-            Ok(None) => {
-                let is_fast = client.as_deref().map(canonical) == Some(PRIORITY);
-                return match self.exhausted(line, caller) {
-                    Some(AtLimit::Refuse) if is_fast => Fate::Refused,
-                    _ => as_sent(line, client),
-                };
-            }
-            Err(Refused) => return Fate::Refused,
+        let Ok(action) = action(line, group) else {
+            return Fate::Refused;
         };
-        let action = match self.exhausted(line, caller) {
-            Some(AtLimit::Standard) if action.asks_for_priority() => {
-                TierAction::none(TierReason::BudgetExhausted)
-            }
-            Some(AtLimit::Refuse) if action.asks_for_priority() => return Fate::Refused,
-            _ => action,
+        let verdict = |rule: &BudgetRule| self.verdict(rule, line, caller);
+        let action = match group.allowed(action, client.as_deref(), verdict) {
+            Ok(Some(action)) => action,
+            Ok(None) => return as_sent(line, client),
+            Err(_) => return Fate::Refused,
         };
         // The log tells of a request that was answered in the end without the tier.
         if action.sets_tier() && line.is_true(TIER_REFUSED) {
@@ -169,11 +160,13 @@ impl<'p> Replay<'p> {
         as_sent(line, tier)
     }
 
-    /// What the budget of the group says, where it is spent.
-    fn exhausted(&self, line: &Line<'_>, caller: Caller<'_>) -> Option<AtLimit> {
-        let (rule, sum) = account(line, caller)?;
-        let spent = self.spent.get(&sum).copied().unwrap_or_default();
-        (spent >= rule.usd).then_some(rule.then)
+    /// What the budget of the group says, whose sum is that of the lines before.
+    fn verdict(&self, rule: &BudgetRule, line: &Line<'_>, caller: Caller<'_>) -> Verdict {
+        let spent = account(line, caller).and_then(|(_, sum)| self.spent.get(&sum));
+        match spent.copied().unwrap_or_default() >= rule.usd {
+            true => rule.exhausted(0),
+            false => Verdict::Within,
+        }
     }
 
     fn charge(
@@ -225,7 +218,8 @@ fn action(line: &Line<'_>, group: &Group) -> Result<Option<TierAction>, Refused>
 /// A tier that was sent already is served as it was; of another one it is assumed that it is served.
 fn as_sent<'l>(line: &Line<'l>, tier: Option<Cow<'l, str>>) -> Fate<'l> {
     let was_told = line.raw(TIER_BILLED_BY) == "\"served\"";
-    if was_told && line.text(SERVICE_TIER) == tier {
+    let sent = line.text(SERVICE_TIER);
+    if was_told && sent.as_deref().map(canonical) == tier.as_deref().map(canonical) {
         return Fate::AsBefore;
     }
     Fate::Sent(tier)
