@@ -49,8 +49,8 @@ impl RequestContext {
     }
 
     /// Decides what has to be known before the body: of a body without a length the head is made before it is read. So what
-    /// the body says cannot change the head any more: it cannot ask for the fast tier, and can take the request out of the
-    /// force only where the head is the same in both cases. `is_coded`: the head tells a coding of the body.
+    /// the body says counts only where the head is the same in both cases: elsewhere it cannot ask for the fast tier, nor take
+    /// the request out of the force. `is_coded`: the head tells a coding of the body.
     ///
     /// # Errors
     /// As above.
@@ -58,8 +58,8 @@ impl RequestContext {
         let action = self.record.action.and_then(|action| {
             let has_one_head = action.beta_header == BetaHeader::Keep && !is_coded;
             match action.condition {
+                Condition::FastSpeed | Condition::ModelRule if has_one_head => Some(action),
                 Condition::FastSpeed => None,
-                Condition::ModelRule if has_one_head => Some(action),
                 Condition::Always | Condition::ModelRule => Some(TierAction {
                     condition: Condition::Always,
                     ..action
@@ -67,7 +67,11 @@ impl RequestContext {
             }
         });
         self.record.action = action;
-        self.spend_budget()
+        // What the body is still to settle goes by the budget then.
+        match action.map(|action| action.condition) {
+            None | Some(Condition::Always) => self.spend_budget(),
+            Some(Condition::FastSpeed | Condition::ModelRule) => Ok(()),
+        }
     }
 
     /// Sets the action aside where the budget of the fast tier is used up.

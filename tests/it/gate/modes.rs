@@ -351,10 +351,12 @@ groups:
   rules: {platform: openai, force_fast_mode: true, except_models: ['*-mini']}
   spent: {platform: openai, force_fast_mode: true, budget: {usd: '0.5', per: month}}
   own: {platform: openai, budget: {usd: '0.5', per: month, then: refuse}}
+  speed: {platform: openai, fast_mode_beta: speed}
 keys:
   sk-rules: {group: rules, name: rita}
   sk-spent: {group: spent, name: saul}
   sk-own: {group: own, name: olga}
+  sk-speed: {group: speed, name: svea}
 ";
 const RULED_PRICES: &str = "\
 version: 1
@@ -419,13 +421,29 @@ fn a_spent_budget_refuses_the_fast_tier_that_clients_ask_for_themselves() {
 }
 
 #[test]
-fn a_model_rule_holds_for_bodies_without_a_length() {
+fn what_a_body_decides_holds_without_a_length_too() {
     let upstream = upstream::json("{}").run();
     let proxy = proxy::new().policy(RULES).upstream(&upstream).run();
-    let client = proxy.client("sk-rules");
-    for (at, model, tier) in [(0, "m-mini", None), (1, "m", Some("priority"))] {
-        let body = format!(r#"{{"model":"{model}"}}"#);
-        let answer = client.post_chunked("/v1/responses", &[body.as_bytes()]);
+    for (at, (key, path, body, tier)) in [
+        ("sk-rules", "/v1/responses", r#"{"model":"m-mini"}"#, None),
+        (
+            "sk-rules",
+            "/v1/responses",
+            r#"{"model":"m"}"#,
+            Some("priority"),
+        ),
+        (
+            "sk-speed",
+            "/v1/messages",
+            r#"{"speed":"fast"}"#,
+            Some("priority"),
+        ),
+        ("sk-speed", "/v1/messages", r#"{"speed":"slow"}"#, None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let answer = proxy.client(key).post_chunked(path, &[body.as_bytes()]);
         assert_eq!(answer.status, 200);
         let sent = upstream.requests(at + 1)[at].text().to_owned();
         let sent: serde_json::Value = serde_json::from_str(&sent).unwrap();
@@ -435,6 +453,30 @@ fn a_model_rule_holds_for_bodies_without_a_length() {
         );
         let record = &proxy.access_log(at + 1)[at];
         assert_eq!(record["service_tier"].as_str(), tier);
+    }
+}
+
+#[test]
+fn a_spent_budget_is_not_asked_before_the_body_has_told_its_model() {
+    for then in ["standard", "refuse"] {
+        let budget =
+            format!("except_models: ['*-mini'], budget: {{usd: '0.5', per: month, then: {then}}}");
+        let policy = RULES.replace("except_models: ['*-mini']", &budget);
+        let upstream = upstream::json(UNNAMED).run();
+        let proxy = proxy::new()
+            .policy(&policy)
+            .prices(RULED_PRICES)
+            .upstream(&upstream)
+            .run();
+        let client = proxy.client("sk-rules");
+        client.post("/v1/responses", r#"{"model":"m"}"#);
+        proxy.access_log(1);
+        let answer = client.post_chunked("/v1/responses", &[br#"{"model":"m-mini"}"#]);
+        assert_eq!(answer.status, 200, "{then}");
+        assert_eq!(proxy.access_log(2)[1]["tier_reason"], "model_exempt");
+        let answer = client.post_chunked("/v1/responses", &[br#"{"model":"m"}"#]);
+        let is_refused = then == "refuse";
+        assert_eq!(answer.status == 429, is_refused, "{then}");
     }
 }
 
