@@ -354,9 +354,6 @@ impl SentMessage {
 
 /// Whether an event says that a response fails for the tier that it was asked for with.
 fn refuses_tier(event: &Event) -> bool {
-    let is_clients = event
-        .status
-        .is_none_or(|status| (400..500).contains(&status));
     let observed = event.observed.as_ref();
-    is_clients && observed.is_some_and(|observed| observed.failed && observed.error_names_tier)
+    observed.is_some_and(|observed| observed.failed && observed.error_names_tier)
 }

@@ -346,16 +346,19 @@ fn a_message_that_is_refused_a_second_time_is_the_clients() {
 fn what_is_no_refusal_of_the_tier_before_the_response_is_the_clients() {
     let other = r#"{"type":"error","status":400,"error":{"code":"bad","message":"no"}}"#;
     let busy = REFUSED.replace("400", "503");
-    for (key, events) in [
-        ("sk-fast", &[other][..]),
-        ("sk-fast", &[&busy]),
-        ("sk-strict", &[REFUSED]),
+    let busy_in_other_words = busy.replace("status", "status_code");
+    for (key, events, is_refused) in [
+        ("sk-fast", &[other][..], false),
+        ("sk-fast", &[&busy], false),
+        ("sk-fast", &[&busy_in_other_words], false),
+        ("sk-strict", &[REFUSED], true),
         (
             "sk-fast",
             &[
                 CREATED,
                 r#"{"type":"response.failed","response":{"id":"resp_1","error":{"code":"service_tier"}}}"#,
             ],
+            true,
         ),
     ] {
         let upstream = ends::upstream();
@@ -364,7 +367,7 @@ fn what_is_no_refusal_of_the_tier_before_the_response_is_the_clients() {
         socket.client.say(CREATE);
         socket.server.hear_text();
         ends::answer(&mut socket, events);
-        let told = json!({"service_tier": "priority", "outcome": "upstream_error"});
+        let told = json!({"service_tier": "priority", "outcome": "upstream_error", "tier_refused": is_refused});
         assert_told(&proxy.record(), &told);
     }
 }

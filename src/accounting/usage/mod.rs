@@ -82,7 +82,7 @@ pub struct Observed {
     pub failed: bool,
     /// Code of the error that the upstream tells of, else its type; at most `TEXT_BYTES`.
     pub error: Option<String>,
-    /// An error names the service tier in its code, parameter or message.
+    /// An error names the service tier in its code, parameter or message, and no other status than a 4xx.
     pub error_names_tier: bool,
     /// A status was told that is the response's last: it is neither queued nor in progress.
     pub settled: bool,

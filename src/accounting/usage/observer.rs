@@ -38,8 +38,6 @@ pub struct Event {
     pub response_id: Option<String>,
     /// The lane that the event belongs to where the connection has several, at most `TEXT_BYTES`.
     pub stream_id: Option<String>,
-    /// The HTTP status that an `error` event names.
-    pub status: Option<u16>,
     /// What the response came to, where the event ends one: `response.completed`, `response.incomplete`,
     /// `response.failed`, `response.done`, `response.cancelled`, `response.canceled`, `error`.
     pub observed: Option<Observed>,
@@ -215,7 +213,6 @@ impl Event {
             kind: text(&facts.kind),
             response_id: text(&facts.id),
             stream_id: text(&facts.stream_id),
-            status: facts.error_status.and_then(|status| status.try_into().ok()),
             observed: ends.then(|| tally.observed(Protocol::Responses)),
             tally,
         }

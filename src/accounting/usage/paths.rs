@@ -496,7 +496,8 @@ impl Object {
                 b"stream_id" => Member::Fact(Fact::StreamId),
                 // Of an `error` that is about one response among several.
                 b"response_id" => Member::Fact(Fact::Id),
-                b"status" => Member::Fact(Fact::ErrorStatus),
+                // Codex reads either name (`WrappedWebsocketErrorEvent` of <https://github.com/openai/codex>).
+                b"status" | b"status_code" => Member::Fact(Fact::ErrorStatus),
                 b"error" => Member::Inner(Object::Error),
                 _ => Member::Other,
             },

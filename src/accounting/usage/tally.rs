@@ -253,7 +253,9 @@ impl Tally {
             .error
             .take()
             .or_else(|| name.and_then(|name| text(name)));
-        self.error_names_tier |= error.names_tier;
+        let status = facts.error_status;
+        let is_clients = status.is_none_or(|status| (400..500).contains(&status));
+        self.error_names_tier |= error.names_tier && is_clients;
     }
 
     fn name(&mut self, facts: &ResponseFields) {

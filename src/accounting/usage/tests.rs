@@ -536,13 +536,24 @@ fn the_messages_of_a_websocket_are_told_one_by_one() {
 }
 
 #[test]
-fn an_error_on_a_websocket_names_its_status() {
-    let error = r#"{"type":"error","status":400,"error":{"code":"previous_response_not_found","status":1}}"#;
-    let event = message_of(&mut EventObserver::new(), error, 3);
-    assert_eq!((event.kind, event.status), (some("error"), Some(400)));
-    let observed = event.observed.expect("an error ends the response");
-    assert!(observed.failed);
-    assert_eq!(observed.terminal_event, some("error"));
+fn an_error_on_a_websocket_refuses_a_tier_unless_its_status_is_the_servers() {
+    for (status, names_tier) in [
+        ("", true),
+        (r#""status":400,"#, true),
+        (r#""status_code":429,"#, true),
+        (r#""status":500,"#, false),
+        (r#""status_code":503,"#, false),
+    ] {
+        let error = format!(
+            r#"{{"type":"error",{status}"error":{{"code":"x","param":"service_tier","status":1}}}}"#
+        );
+        let event = message_of(&mut EventObserver::new(), &error, 3);
+        assert_eq!(event.kind, some("error"));
+        let observed = event.observed.expect("an error ends the response");
+        assert!(observed.failed);
+        assert_eq!(observed.error_names_tier, names_tier, "{status}");
+        assert_eq!(observed.terminal_event, some("error"));
+    }
 }
 
 #[test]
