@@ -5,12 +5,14 @@ use std::fs;
 use std::time::{Duration, Instant, SystemTime};
 
 use jiff::Timestamp;
+use rust_decimal::Decimal;
 use serde::Deserialize;
 
 use super::books::Entry;
+use super::budgets::{Account, Charge, Spending};
 use super::operator::Operator;
 use super::plan::{Asker, Coding, Framing, Plan, When, served, tokens};
-use super::policies::Order;
+use super::policies::{Asked, Budget, Order, Policy};
 use super::reading;
 use super::sockets::Spoken;
 use super::world::{World, offset};
@@ -25,14 +27,20 @@ struct Line {
     seq: u64,
     instance: String,
     time: String,
+    duration_ms: f64,
     request_id: String,
     turn: u64,
     key: Option<String>,
+    group: Option<String>,
     policy: String,
     path: String,
     model: Option<String>,
     service_tier: Option<String>,
     service_tier_served: Option<String>,
+    service_tier_billed: Option<String>,
+    tier_reason: Option<String>,
+    tier_refused: bool,
+    cost_usd: Option<String>,
     upstream: Option<String>,
     status: Option<u16>,
     outcome: String,
@@ -49,6 +57,12 @@ pub struct Looked {
     pub lines: usize,
     pub reached: usize,
     pub forced: usize,
+    /// Their model was one that the force is not for.
+    pub exempt: usize,
+    /// Sent once more, without the tier that was refused.
+    pub retried: usize,
+    /// Their budget was used up.
+    pub over_budget: usize,
     pub answered: usize,
 }
 
@@ -59,6 +73,7 @@ struct Audit<'a> {
     killed: Option<Instant>,
     /// By the tag of the request, or of the message that began the response.
     lines: HashMap<u64, Vec<Line>>,
+    spending: Spending,
     looked: Looked,
 }
 
@@ -69,9 +84,12 @@ pub fn audit(world: &World, operator: &Operator, killed: Option<Instant>) -> Loo
         operator,
         killed,
         lines: HashMap::new(),
+        spending: Spending::default(),
         looked: Looked::default(),
     };
-    audit.read_log();
+    for line in audit.read_log() {
+        audit.take(line);
+    }
     // A copy: whoever reports something looks into the books again.
     let entries = world.books.entries().clone();
     for (tag, entries) in &entries {
@@ -83,10 +101,62 @@ pub fn audit(world: &World, operator: &Operator, killed: Option<Instant>) -> Loo
     audit.looked
 }
 
+/// What the log says by now that was spent on the fast tier.
+pub fn spending(operator: &Operator) -> Spending {
+    let mut spending = Spending::default();
+    let lines = lines(operator);
+    for line in lines.iter().filter_map(|line| line.as_ref().ok()) {
+        charge(operator, line, &mut spending);
+    }
+    spending
+}
+
+/// All lines of the log; what is none as it stands.
+fn lines(operator: &Operator) -> Vec<Result<Line, String>> {
+    let mut lines = Vec::new();
+    for path in operator.log_files() {
+        let text = fs::read(&path).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        lines.extend(
+            text.lines()
+                .map(|text| serde_json::from_str(text).map_err(|_| text.to_owned())),
+        );
+    }
+    lines
+}
+
+/// Counts what a line has cost for the budget that its policy gives it, if one.
+fn charge(operator: &Operator, line: &Line, spending: &mut Spending) {
+    let is_fast = line.service_tier_billed.as_deref() == Some("priority");
+    let usd = line.cost_usd.as_deref().filter(|_| is_fast);
+    let (Some(usd), Some((_, account))) = (usd, budget(operator, line)) else {
+        return;
+    };
+    let charge = Charge {
+        instance: line.instance.clone(),
+        began: line.began(),
+        ended: line.ended(),
+        usd: usd.parse().expect("a decimal"),
+    };
+    spending.charge(account, charge);
+}
+
+/// The budget that a line counts for.
+fn budget(operator: &Operator, line: &Line) -> Option<(Budget, Account)> {
+    let (group, key) = (line.group.as_deref()?, line.key.as_deref()?);
+    let policy = operator.policies.by_revision(&line.policy)?;
+    let budget = policy.budget(group.strip_prefix('g')?.parse().ok()?)?;
+    Some((budget, Account::of(budget, group, key)))
+}
+
 impl Line {
     fn began(&self) -> SystemTime {
         let time: Timestamp = self.time.parse().unwrap_or(Timestamp::UNIX_EPOCH);
         time.into()
+    }
+
+    fn ended(&self) -> SystemTime {
+        self.began() + Duration::from_secs_f64(self.duration_ms / 1000.0)
     }
 
     /// Of the request, or of the message that began the response.
@@ -98,7 +168,7 @@ impl Line {
     }
 }
 
-impl Audit<'_> {
+impl<'a> Audit<'a> {
     fn find(&self, tag: u64, what: impl AsRef<str>) {
         let lines = self.lines.get(&tag);
         let entries = self.world.books.entries().get(&tag).cloned();
@@ -108,31 +178,17 @@ impl Audit<'_> {
         ));
     }
 
-    fn read_log(&mut self) {
+    fn read_log(&self) -> Vec<Line> {
         let (mut ids, mut numbers) = (HashSet::new(), HashMap::<String, HashSet<u64>>::new());
-        let (mut torn, mut all) = (Vec::new(), Vec::new());
-        for path in self.operator.log_files() {
-            let text = fs::read(&path).unwrap_or_default();
-            for text in String::from_utf8_lossy(&text).lines() {
-                match serde_json::from_str::<Line>(text) {
-                    Ok(line) => all.push(line),
-                    Err(_) => torn.push(text.to_owned()),
-                }
-            }
-        }
-        for line in all {
-            if !ids.insert(line.event_id.clone()) {
+        let (all, torn): (Vec<_>, Vec<_>) =
+            lines(self.operator).into_iter().partition(Result::is_ok);
+        let all: Vec<Line> = all.into_iter().flatten().collect();
+        for line in &all {
+            if !ids.insert(&line.event_id) {
                 self.world.find(format!("two lines for {}", line.event_id));
             }
             let own = numbers.entry(line.instance.clone()).or_default();
             own.insert(line.seq);
-            self.looked.lines += 1;
-            match line.tag() {
-                Some(tag) => self.lines.entry(tag).or_default().push(line),
-                // A message without a model, or one that was refused.
-                None if line.turn > 0 && line.upstream.is_none() => {}
-                None => self.world.find(format!("whose line is {line:?}?")),
-            }
         }
         for (instance, numbers) in numbers {
             let missing = (0..numbers.len() as u64).find(|number| !numbers.contains(number));
@@ -141,6 +197,18 @@ impl Audit<'_> {
                     "{instance}: line {missing} is missing; torn: {torn:?}"
                 ));
             }
+        }
+        all
+    }
+
+    fn take(&mut self, line: Line) {
+        self.looked.lines += 1;
+        charge(self.operator, &line, &mut self.spending);
+        match line.tag() {
+            Some(tag) => self.lines.entry(tag).or_default().push(line),
+            // A message without a model, or one that was refused.
+            None if line.turn > 0 && line.upstream.is_none() => {}
+            None => self.world.find(format!("whose line is {line:?}?")),
         }
     }
 
@@ -167,56 +235,120 @@ impl Audit<'_> {
         };
         let connection = tag - u64::from(message) * offset(tag);
         let plan = Plan::of(recipe, connection);
-        if let Some(order) = self.order(line, &plan) {
-            let judged = message || !self.world.is_socket(tag);
-            self.check_entries(tag, entries, order, judged);
-            let last = entries.last().filter(|_| judged);
-            let wrong = wrong_line(line, last, order, &plan);
-            wrong.into_iter().for_each(|what| self.find(tag, what));
+        let Some(policy) = self.policy(line, &plan) else {
+            return;
+        };
+        if self.world.is_socket(tag) && !message {
+            // Its messages are judged, and not its head.
+            if line.upstream.is_none() {
+                self.find(tag, "the line names no upstream");
+            }
+            return;
+        }
+        match order(
+            policy,
+            line,
+            &plan,
+            message.then(|| Spoken::of(recipe, tag)),
+        ) {
+            Ok(order) => self.check_sent(tag, entries, line, order, &plan, policy),
+            Err(why) => self.find(tag, why),
         }
     }
 
-    /// What the upstream got, against what the policy orders. The head of a WebSocket is not `judged`, its messages are.
-    fn check_entries(&mut self, tag: u64, entries: &[Entry], order: Order, judged: bool) {
+    /// What the upstream got and what the line says of it, against what the policy orders.
+    fn check_sent(
+        &mut self,
+        tag: u64,
+        entries: &[Entry],
+        line: &Line,
+        order: Order,
+        plan: &Plan,
+        policy: &Policy,
+    ) {
+        let refused = entries.iter().position(|entry| entry.refused);
+        let (first, again) = entries.split_at(refused.map_or(entries.len(), |at| at + 1));
+        self.check_entries(tag, first, order);
+        self.looked.exempt += usize::from(line.tier_reason.as_deref() == Some("model_exempt"));
+        let mut order = order;
+        if !again.is_empty() {
+            self.looked.retried += 1;
+            let was_set = matches!(order, Order::Forced(Some(_)));
+            if !was_set || !policy.retries(plan.asker) {
+                self.find(tag, "sent again after a refusal");
+            }
+            order = Order::Forced(None);
+            self.check_entries(tag, again, order);
+        }
+        // The line is about the second attempt, which may have come to nothing.
+        let is_lost = again.is_empty()
+            && refused.is_some()
+            && policy.retries(plan.asker)
+            && line.service_tier.is_none()
+            && line.outcome != "ok";
+        let wrong = wrong_line(line, entries.last(), order, plan).filter(|_| !is_lost);
+        wrong.into_iter().for_each(|what| self.find(tag, what));
+        if line.tier_refused && refused.is_none() {
+            self.find(tag, "the line tells of a refused tier that was not");
+        }
+        self.check_budget(tag, line, order);
+    }
+
+    /// Nothing goes fast beyond a budget, and nothing goes slowly within it.
+    fn check_budget(&mut self, tag: u64, line: &Line, order: Order) {
+        let Some((budget, account)) = budget(self.operator, line) else {
+            return;
+        };
+        let limit: Decimal = budget.usd.parse().expect("a decimal");
+        if line.tier_reason.as_deref() == Some("budget_exhausted") {
+            self.looked.over_budget += 1;
+            if self.spending.possible(&account, line.ended()) < limit {
+                self.find(tag, "its budget was not used up");
+            }
+        }
+        let is_fast = order == Order::Forced(Some("priority"));
+        let known = self.spending.known(&account, &line.instance, line.began());
+        if is_fast && budget.then != "alarm" && known >= limit {
+            self.find(tag, format!("{known} USD of {limit} were spent before it"));
+        }
+    }
+
+    /// What the upstream got, against what the policy orders.
+    fn check_entries(&mut self, tag: u64, entries: &[Entry], order: Order) {
         let former = &entries[..entries.len() - 1];
         // What was answered before it was read may be lost by the reset that follows.
         if former.iter().any(|entry| entry.whole && entry.answered) {
             self.find(tag, "sent again after an answer");
         }
-        if !judged {
-            return;
-        }
-        self.looked.forced += usize::from(order == Order::Forced);
+        self.looked.forced += usize::from(matches!(order, Order::Forced(_)));
         for entry in entries {
             let some = entry.whole || entry.bytes > 0;
             let wrong = match order {
                 Order::Denied => Some("it was to be denied"),
-                Order::Forced if entry.bytes > 0 && entry.not_forced.is_some() => {
+                Order::Forced(tier) if entry.bytes > 0 && !entry.forced_to.contains(&tier) => {
                     Some("A FORCED REQUEST WITHOUT ITS TIER")
+                }
+                Order::Forced(tier) if entry.head.asks_fast && tier != Some("priority") => {
+                    Some("FAST MODE IN THE HEAD OF A REQUEST THAT IS NOT TO HAVE IT")
                 }
                 Order::AsItCame if some && !entry.as_it_came => {
                     Some("a body that was to pass has changed")
                 }
-                _ if entry.head_changed => Some("a header or the path has changed"),
+                _ if entry.head.is_changed => Some("a header or the path has changed"),
                 _ => None,
             };
             wrong.into_iter().for_each(|what| self.find(tag, what));
         }
     }
 
-    /// What the policy that decided orders.
-    fn order(&self, line: &Line, plan: &Plan) -> Option<Order> {
-        let policy = self
-            .operator
-            .policies
-            .that_decided(&line.policy, line.began());
+    /// The policy that decided.
+    fn policy(&self, line: &Line, plan: &Plan) -> Option<&'a Policy> {
+        let policies = &self.operator.policies;
+        let policy = policies.that_decided(&line.policy, line.began());
         if policy.is_none() {
             self.find(plan.tag, "its policy was not in force");
         }
-        policy.map(|policy| match self.world.is_socket(plan.tag) {
-            true => policy.order_on_socket(plan),
-            false => policy.order(plan),
-        })
+        policy
     }
 
     /// What no reader understands may pass where nothing is forced, and nowhere else.
@@ -284,7 +416,16 @@ impl Audit<'_> {
                 self.find(*tag, format!("another status than in {answered:?}"));
             }
             let plan = Plan::of(self.world.recipe, *tag);
-            if answered.status != 200 || !plan.reply.tells_usage() || !plan.endpoint.takes_tier() {
+            let takes_tier = plan.endpoint.takes_tier();
+            let is_refused = {
+                let entries = self.world.books.entries();
+                let last = entries.get(tag).and_then(|entries| entries.last());
+                takes_tier && last.is_some_and(|last| last.refused)
+            };
+            if is_refused && answered.status == 400 && !line.tier_refused {
+                self.find(*tag, "the line does not tell that its tier was refused");
+            }
+            if answered.status != 200 || !plan.reply.tells_usage() || !takes_tier {
                 continue;
             }
             if plan.reply.when != When::Afterwards || !plan.may_be_followed() {
@@ -305,7 +446,27 @@ impl Audit<'_> {
     }
 }
 
-/// What is wrong with the line of a request that reached the upstream. Without an entry, it is that of a WebSocket.
+/// What the policy orders for a request, or for a message on a WebSocket.
+fn order(
+    policy: &Policy,
+    line: &Line,
+    plan: &Plan,
+    spoken: Option<Spoken>,
+) -> Result<Order, &'static str> {
+    let body = match &spoken {
+        Some(spoken) => Some(spoken.text.as_bytes()),
+        None => plan.decoded(),
+    };
+    policy.order(&Asked {
+        plan,
+        body,
+        is_message: spoken.is_some(),
+        is_held: spoken.is_some() || plan.has_length(),
+        reason: line.tier_reason.as_deref().unwrap_or_default(),
+    })
+}
+
+/// What is wrong with the line of a request that reached the upstream.
 fn wrong_line(line: &Line, entry: Option<&Entry>, order: Order, plan: &Plan) -> Option<String> {
     if line.upstream.is_none() {
         return Some("the line names no upstream".to_owned());
@@ -322,7 +483,7 @@ fn wrong_line(line: &Line, entry: Option<&Entry>, order: Order, plan: &Plan) -> 
         return None;
     }
     let tier = match order {
-        Order::Forced => Some("priority".to_owned()),
+        Order::Forced(tier) => tier.map(str::to_owned),
         _ if line.turn > 0 => entry.tier.clone(),
         // What a bad body says before the place where it is bad is nobody's promise.
         _ => {

@@ -24,6 +24,22 @@ const TIERS: [&str; 16] = [
     "\"service_tier\"\t:\r\n \"\\\"flex\"",
 ];
 
+/// Members that ask for fast mode as Anthropic's API has it, or only look like it.
+const SPEEDS: [&str; 4] = [
+    r#""speed":"fast""#,
+    r#""Speed":" FAST""#,
+    r#""speed":"slow""#,
+    r#""spe\u0065d" : "f\u0061st""#,
+];
+
+/// Members that some reader takes for the model.
+const MODELS: [&str; 4] = [
+    r#""Model":"m-0""#,
+    r#""MODEL":null"#,
+    r#""\u004dodel":["m-1"]"#,
+    r#""mod\u0065L":{}"#,
+];
+
 /// Members that only look like it, and other things that are to arrive as they were sent.
 const OTHERS: [&str; 14] = [
     r#""service_tier\u0000":"flex""#,
@@ -53,6 +69,12 @@ pub fn good(chance: &mut Chance, model: &str, first: &[&str], most: usize) -> Ve
     members.push(format!(r#""model":"{model}""#));
     for _ in 0..chance.below(4) {
         members.push(chance.pick(&TIERS).to_owned());
+    }
+    if chance.one_in(4) {
+        members.push(chance.pick(&SPEEDS).to_owned());
+    }
+    if chance.one_in(8) {
+        members.push(chance.pick(&MODELS).to_owned());
     }
     for _ in 0..chance.below(5) {
         members.push(chance.pick(&OTHERS).to_owned());

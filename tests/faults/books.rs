@@ -18,16 +18,30 @@ pub struct Entry {
     pub bytes: u64,
     /// Whether they are those that the client sent, or the first of them where it is not whole.
     pub as_it_came: bool,
-    /// What is wrong with them as a forced body; of one that is not whole, with its beginning.
+    /// The tiers that they may have been forced to, each as [`reading::forced_to`] has it: one of a whole body, of another
+    /// those that its beginning allows.
+    pub forced_to: Vec<Option<&'static str>>,
+    /// What is wrong with them as a forced body, if whole.
     pub not_forced: Option<String>,
     /// The tier that they ask for.
     pub tier: Option<String>,
-    /// Whether a header that nobody is to touch has changed.
-    pub head_changed: bool,
+    /// What its head says.
+    pub head: Head,
     /// Whether a byte of an answer was sent.
     pub answered: bool,
     /// Whether all of the answer was handed to the connection.
     pub told: bool,
+    /// Whether the answer is that the tier cannot be had.
+    pub refused: bool,
+}
+
+/// What is looked at of a request's head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Head {
+    /// Whether a header that nobody is to touch, or the path, has changed.
+    pub is_changed: bool,
+    /// Whether the beta header asks for fast mode.
+    pub asks_fast: bool,
 }
 
 /// A message on a WebSocket that no reader could make sense of.
@@ -50,11 +64,11 @@ pub struct Books {
 
 impl Books {
     /// A head has arrived. Returns the number of the attempt.
-    pub fn open(&self, tag: u64, head_changed: bool) -> usize {
+    pub fn open(&self, tag: u64, head: Head) -> usize {
         let mut entries = self.entries();
         let of_tag = entries.entry(tag).or_default();
         of_tag.push(Entry {
-            head_changed,
+            head,
             ..Entry::default()
         });
         of_tag.len() - 1
@@ -77,37 +91,54 @@ impl Books {
             true => can_be_whole && got == framed,
             false => framed.starts_with(got),
         };
-        let not_forced = match whole {
-            true => match plan.decoded() {
-                Some(sent) => reading::check_forced(sent, got).err(),
-                None => Some("the client's body cannot be decoded".to_owned()),
-            },
-            false => {
-                (!reading::begins_forced(got)).then(|| "the tier does not come first".to_owned())
+        let forced = match plan.decoded() {
+            _ if !whole => Ok(None),
+            Some(sent) => reading::forced_to(sent, got),
+            None => Err("the client's body cannot be decoded".to_owned()),
+        };
+        let forced_to = match &forced {
+            _ if !whole => {
+                let all = reading::TIERS.map(Some).into_iter().chain([None]);
+                all.filter(|tier| reading::begins_forced(got, *tier))
+                    .collect()
             }
+            forced => forced.iter().copied().collect(),
         };
         let tier = whole.then(|| reading::tier(got)).flatten();
         self.note(plan.tag, attempt, |entry| {
             entry.whole = whole;
             entry.bytes = got.len() as u64;
             entry.as_it_came = as_it_came;
-            entry.not_forced = not_forced;
+            entry.forced_to = forced_to;
+            entry.not_forced = forced.err();
             entry.tier = tier;
         });
     }
 
     /// A message on a WebSocket has arrived. Returns the number of the attempt.
     pub fn note_spoken(&self, spoken: &Spoken, got: &str) -> usize {
-        let attempt = self.open(spoken.tag, false);
-        let not_forced = reading::check_forced(spoken.text.as_bytes(), got.as_bytes()).err();
+        let attempt = self.open(spoken.tag, Head::default());
+        let forced = reading::forced_to(spoken.text.as_bytes(), got.as_bytes());
         self.note(spoken.tag, attempt, |entry| {
             entry.whole = true;
             entry.bytes = got.len() as u64;
             entry.as_it_came = got == spoken.text;
-            entry.not_forced = not_forced;
+            entry.forced_to = forced.iter().copied().collect();
+            entry.not_forced = forced.err();
             entry.tier = reading::tier(got.as_bytes());
         });
         attempt
+    }
+
+    /// The tier of this attempt cannot be had, if it names one.
+    pub fn refuse(&self, tag: u64, attempt: usize) -> bool {
+        let mut refused = false;
+        self.note(tag, attempt, |entry| {
+            entry.refused = entry.tier.is_some();
+            entry.answered |= entry.refused;
+            refused = entry.refused;
+        });
+        refused
     }
 
     pub fn note_unreadable(&self, tag: u64, text: &str) {

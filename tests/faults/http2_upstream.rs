@@ -16,10 +16,10 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::books::Books;
+use super::books::{self, Books};
 use super::chance::Chance;
 use super::http2::runtime;
-use super::plan::{Act, Plan, Recipe, Then, When};
+use super::plan::{Act, FAST_MODE, Plan, REFUSAL, Recipe, Then, When};
 use super::support::proxy::Target;
 use super::support::tls;
 use super::upstream::{ENDLESS, EVENT_EVERY, SILENCE, answer_body};
@@ -133,7 +133,7 @@ impl Shared {
         let (head, mut stream) = request.into_parts();
         let tag = head.uri.path().split('/').nth(1)?.parse().ok()?;
         let plan = Plan::of(self.recipe, tag);
-        let attempt = self.books.open(tag, has_changed(&head, &plan));
+        let attempt = self.books.open(tag, look_at(&head, &plan));
         if attempt == 0 && self.chance(tag).one_in(30) {
             respond.send_reset(Reason::REFUSED_STREAM);
             return None;
@@ -172,8 +172,14 @@ impl Shared {
                 let left = std::future::poll_fn(|context| respond.poll_reset(context));
                 let _ = timeout(SILENCE, left).await;
             }
+            Act::RefuseTier if self.books.refuse(plan.tag, attempt) => {
+                let mut stream = begin(respond, 400, false, None)?;
+                stream
+                    .send_data(Bytes::from_static(REFUSAL.as_bytes()), true)
+                    .ok()?;
+            }
             Act::Answer(status) => return self.say(plan, attempt, respond, status).await,
-            Act::Twice => return self.say(plan, attempt, respond, 200).await,
+            Act::RefuseTier | Act::Twice => return self.say(plan, attempt, respond, 200).await,
             Act::Cut { .. } | Act::Endless => {
                 self.note_answered(plan, attempt);
                 let mut stream = begin(respond, 200, plan.stream, None)?;
@@ -275,14 +281,15 @@ async fn read(stream: &mut RecvStream) -> (Vec<u8>, bool) {
     (body, true)
 }
 
-fn has_changed(head: &Parts, plan: &Plan) -> bool {
+fn look_at(head: &Parts, plan: &Plan) -> books::Head {
     let own = ["x-tag", "authorization", "x-api-key"];
     let sent = plan.headers();
     let mut sent = sent.iter().filter(|(name, _)| own.contains(name));
-    let same = |(name, value): &(&str, String)| {
-        let found = head.headers.get(*name);
-        found.is_some_and(|found| found.as_bytes() == value.as_bytes())
-    };
+    let header = |name: &str| head.headers.get(name)?.to_str().ok();
+    let same = |(name, value): &(&str, String)| header(name) == Some(value);
     let target = head.uri.path_and_query().map(|target| target.as_str());
-    !sent.all(same) || target != Some(&format!("{}?q=1", plan.path()))
+    books::Head {
+        is_changed: !sent.all(same) || target != Some(&format!("{}?q=1", plan.path())),
+        asks_fast: header("anthropic-beta").is_some_and(|beta| beta.contains(FAST_MODE)),
+    }
 }

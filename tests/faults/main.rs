@@ -2,11 +2,13 @@
 //! held against the upstream's own books. What single faults do, and the exact answers to them, is tested elsewhere.
 //!
 //! `TIERGATE_SEED=n` runs that seed alone, `TIERGATE_SECONDS=n` goes on with new ones for so long, `TIERGATE_PROGRAM=path`
-//! runs another binary than that of this build.
+//! runs another binary than that of this build. `TIERGATE_LOAD_SECONDS=n` is how long clients come in one run, and
+//! `TIERGATE_STATE` says where budgets are kept: `memory`, `file`, or `redis`, for which its server has to be installed.
 
 mod audit;
 mod bodies;
 mod books;
+mod budgets;
 mod chance;
 mod chart;
 mod http2;
@@ -24,15 +26,18 @@ mod visitors;
 mod wire;
 mod world;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use audit::{Looked, audit};
 use books::Books;
 use chance::Chance;
-use operator::Operator;
+use operator::{Operator, Server, State};
 use plan::Recipe;
 use policies::{Policies, Policy};
+use rust_decimal::Decimal;
+use support::redis::redis;
 use support::{eventually, proxy};
 use upstream::Upstream;
 use world::World;
@@ -44,6 +49,17 @@ const CLIENTS: usize = 32;
 const PACE: Duration = Duration::from_millis(5);
 /// How long clients come in one run.
 const LOAD: Duration = Duration::from_millis(2500);
+const PRICES: &str = "\
+version: 1
+prices:
+  - models: [\"*\"]
+    tiers:
+      default: {input: 5, output: 30}
+      priority: {input: 12.5, output: 75.0000001}
+      flex: {input: 2.5, output: 15}
+";
+/// The most that a request costs by them, in USD.
+const DEAREST: Decimal = Decimal::from_parts(21, 0, 0, false, 2);
 /// The most findings that are printed.
 const MOST_FINDINGS: usize = 12;
 
@@ -87,11 +103,12 @@ impl Run {
         let policy = Policy::choose(&mut chance, 0);
         let mut policies = Policies::default();
         let _ = policies.written(&policy);
-        let proxy = builder(&mut chance, &upstreams)
+        let state = choose_state(&mut chance);
+        let proxy = builder(&mut chance, &upstreams, &state)
             .policy(&policy.text())
             .run_in(folder);
         let world = World::new(recipe, [proxy.address, proxy.tls_address], &books, pace);
-        let operator = Operator::of(proxy, recipe, policies);
+        let operator = Operator::of(proxy, recipe, policies, state);
         // It is ready a moment before it has begun to follow its files.
         let descriptors = eventually("the files to be followed", || {
             Some(descriptors(&operator)).filter(|all| all.iter().any(|one| one.contains("inotify")))
@@ -101,6 +118,34 @@ impl Run {
             descriptors,
             operator,
             upstreams,
+        }
+    }
+
+    /// What is kept of each budget is what the log says, once the process has ended; to what was in flight where it was
+    /// killed.
+    fn check_budgets(&self, end: End) {
+        if matches!(self.operator.state, State::Memory) {
+            return;
+        }
+        let spending = audit::spending(&self.operator);
+        let in_flight = match end {
+            End::Quiet | End::Terminated => Decimal::ZERO,
+            End::Killed => DEAREST * Decimal::from(CLIENTS),
+        };
+        let kept: HashMap<_, _> = self.operator.budgets().into_iter().collect();
+        for (account, billed) in spending.totals() {
+            if !self.operator.policies.newest_has(account) {
+                continue;
+            }
+            let kept = kept.get(account).copied().unwrap_or_default();
+            if (kept - billed).abs() > in_flight {
+                let told = self.operator.proxy.stderr();
+                let told = told.lines().filter(|line| line.contains("`state`"));
+                let told: Vec<&str> = told.collect();
+                self.world.find(format!(
+                    "{account:?}: {billed} USD by the log, and {kept} by its budget; {told:?}"
+                ));
+            }
         }
     }
 
@@ -134,8 +179,19 @@ impl Run {
     }
 }
 
+/// Where budgets are kept. Without a server in its place: in a file.
+fn choose_state(chance: &mut Chance) -> State {
+    let ordered = std::env::var("TIERGATE_STATE").ok();
+    let chosen = chance.pick(&["memory", "file", "redis"]);
+    match ordered.as_deref().unwrap_or(chosen) {
+        "memory" => State::Memory,
+        "redis" => redis().map_or(State::File, |redis| State::Server(Server::of(redis))),
+        _ => State::File,
+    }
+}
+
 /// A proxy of little patience, so that every limit is met.
-fn builder(chance: &mut Chance, upstreams: &Upstreams) -> proxy::Builder {
+fn builder(chance: &mut Chance, upstreams: &Upstreams, state: &State) -> proxy::Builder {
     let settings = format!(
         "connect_timeout: 1s, response_timeout: {}, idle_timeout: {}, on_client_abort: {}, abort_drain: 1s",
         chance.pick(&["1s", "2s"]),
@@ -147,6 +203,7 @@ fn builder(chance: &mut Chance, upstreams: &Upstreams) -> proxy::Builder {
         .upstream_with("main", &upstreams.main, &settings)
         .upstream_with("secure", &upstreams.secure, &settings)
         .upstream_with("modern", &upstreams.modern, &settings)
+        .prices(PRICES)
         .log("logs/access.log")
         .tls()
         .setting(
@@ -157,6 +214,11 @@ fn builder(chance: &mut Chance, upstreams: &Upstreams) -> proxy::Builder {
             "server: {{drain: 8s, upgrade_socket: upgrade.sock, threads: {}}}",
             chance.between(1, 3)
         ));
+    let builder = match state {
+        State::Memory => builder,
+        State::File => builder.setting("state: state.redb"),
+        State::Server(server) => builder.setting(&format!("state: {}", server.url())),
+    };
     match program {
         Some(program) => builder.program(program.into()),
         None => builder,
@@ -179,7 +241,8 @@ fn simulate(seed: u64) -> (Looked, Vec<String>) {
     let mut run = Run::begin(recipe, PACE);
     let clients = run.world.populate(CLIENTS);
     let begun = Instant::now();
-    while begun.elapsed() < LOAD {
+    let load = number("TIERGATE_LOAD_SECONDS").map_or(LOAD, Duration::from_secs);
+    while begun.elapsed() < load {
         std::thread::sleep(chance.millis(10, 120));
         run.operator.act();
     }
@@ -201,12 +264,14 @@ fn simulate(seed: u64) -> (Looked, Vec<String>) {
         run.assert_quiet();
         run.operator.terminate();
     }
+    run.check_budgets(end);
     let looked = audit(&run.world, &run.operator, killed);
     let findings = std::mem::take(&mut *run.world.findings());
     println!(
-        "seed {seed}: {end:?}, {} visits, {} upgrades, {looked:?}",
+        "seed {seed}: {end:?}, {} visits, {} upgrades, {}, {looked:?}",
         run.world.visits(),
-        run.operator.upgrades
+        run.operator.upgrades,
+        run.operator.state,
     );
     (looked, findings)
 }

@@ -1,6 +1,7 @@
 //! Whoever runs the proxy: edits its policy well and badly, rotates, loses and fills its log, sends signals, upgrades it,
 //! and ends it.
 
+use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
@@ -10,12 +11,16 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use rust_decimal::Decimal;
+use serde_json::Value;
 
+use super::budgets::Account;
 use super::chance::Chance;
 use super::plan::Recipe;
 use super::policies::{Policies, Policy};
-use super::support::eventually;
 use super::support::proxy::{Proxy, limit_files};
+use super::support::redis::Redis;
+use super::support::{command, eventually};
 
 /// What no policy is.
 const BROKEN: [&str; 5] = [
@@ -32,9 +37,34 @@ const START_TIME: Duration = Duration::from_secs(5);
 /// A drain, and a start on a busy machine.
 const UPGRADE_TIME: Duration = Duration::from_secs(90);
 
+/// Where sums are kept that are to outlive a process.
+pub enum State {
+    /// They are not.
+    Memory,
+    File,
+    Server(Server),
+}
+
+/// A server of Redis, and what was done to it.
+pub struct Server {
+    redis: Redis,
+    fault: Option<Fault>,
+    pub faults: usize,
+}
+
+/// Why a server does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// It was killed and has lost all it had.
+    Gone,
+    /// It was stopped.
+    Silent,
+}
+
 pub struct Operator {
     pub proxy: Proxy,
     pub policies: Policies,
+    pub state: State,
     chance: Chance,
     /// The process that serves, or did until the newest upgrade.
     current: Pid,
@@ -54,13 +84,14 @@ struct Upgrade {
 
 impl Operator {
     /// `policy` is the one that the proxy was started with.
-    pub fn of(proxy: Proxy, recipe: Recipe, policies: Policies) -> Self {
+    pub fn of(proxy: Proxy, recipe: Recipe, policies: Policies, state: State) -> Self {
         // Processes that a former one has started become this one's children, so that it can wait for them.
         nix::sys::prctl::set_child_subreaper(true).expect("Linux 3.4");
         Self {
             current: Pid::from_raw(proxy.id()),
             proxy,
             policies,
+            state,
             chance: Chance::of(&[recipe.seed, 12]),
             upgrade: None,
             upgrades: 0,
@@ -78,6 +109,7 @@ impl Operator {
     /// One deed, whichever comes to mind.
     pub fn act(&mut self) {
         self.follow_upgrade();
+        self.disturb_server();
         match self.chance.below(20) {
             0..5 => drop(self.change_policy()),
             5 => self.break_policy(),
@@ -85,7 +117,8 @@ impl Operator {
             7 | 8 => self.signal(Signal::SIGHUP),
             9..11 => self.rotate(),
             11 => self.lose_log(),
-            12 => self.fill_log(),
+            // The limit would be one of the state's file too.
+            12 if !matches!(self.state, State::File) => self.fill_log(),
             13 => {
                 if self.chance.one_in(2) {
                     self.restore_log();
@@ -113,7 +146,7 @@ impl Operator {
             }
             _ => {
                 // Somewhere within a line, so that the half is no policy.
-                let half = text.find("force_fast").expect("a group") + 4;
+                let half = text.find("fast_mode_beta").expect("a group") + 4;
                 self.write("policy.yaml", &text[..half]);
                 std::thread::sleep(Duration::from_millis(20));
                 self.write("policy.yaml", &text);
@@ -180,8 +213,54 @@ impl Operator {
         }
     }
 
+    /// Takes the server away, empties it, or brings it back. Not while two processes run: what one of them has spent would end
+    /// with it.
+    fn disturb_server(&mut self) {
+        let State::Server(server) = &mut self.state else {
+            return;
+        };
+        if server.fault.is_some() {
+            if self.chance.one_in(5) {
+                server.restore();
+            }
+        } else if self.upgrade.is_none() && self.chance.one_in(6) {
+            server.faults += 1;
+            match self.chance.below(3) {
+                0 => server.silence(),
+                1 => server.empty(),
+                _ => server.lose(),
+            }
+        }
+    }
+
+    /// Whether the process has told the server all that it has spent, and will again.
+    fn has_server(&self) -> bool {
+        match &self.state {
+            State::Server(server) => {
+                let ready = || self.proxy.admin("/readyz");
+                server.fault.is_none() && !ready().text().contains("last known sums")
+            }
+            State::Memory | State::File => true,
+        }
+    }
+
+    /// What is kept of each account of the newest policy that has spent something.
+    pub fn budgets(&self) -> Vec<(Account, Decimal)> {
+        let options = ["budget", "--config", "tiergate.yaml", "--format", "json"];
+        let told = command::run(self.proxy.path(""), &options);
+        let rows: Vec<Value> = serde_json::from_str(&command::stdout(&told)).expect("a table");
+        let account = |row: &Value| {
+            let text = |name: &str| row[name].as_str().map(str::to_owned);
+            let (group, key) = (text("group")?, text("key"));
+            Some((Account { group, key }, text("spent_usd")?.parse().ok()?))
+        };
+        let kept = rows.iter().filter_map(account);
+        kept.filter(|(_, usd): &(_, Decimal)| !usd.is_zero())
+            .collect()
+    }
+
     pub fn upgrade(&mut self) {
-        if self.upgrade.is_none() {
+        if self.upgrade.is_none() && self.has_server() {
             let _ = kill(self.current, Signal::SIGUSR2);
             let since = Instant::now();
             // A new process that is not seen beside the old one is a child of nobody's once that has ended.
@@ -220,11 +299,17 @@ impl Operator {
             std::thread::sleep(Duration::from_millis(10));
             self.follow_upgrade();
         }
+        if let State::Server(server) = &mut self.state {
+            server.restore();
+        }
         // A process that was started meanwhile has inherited the limit.
         self.limit_files(libc::RLIM_INFINITY);
         self.signal(Signal::SIGUSR1);
         eventually("a log that is written", || {
             (self.proxy.admin("/readyz").status == 200).then_some(())
+        });
+        eventually("the server of the budgets", || {
+            self.has_server().then_some(())
         });
         let revision = self.change_policy();
         eventually("the newest policy", || {
@@ -296,6 +381,54 @@ impl Operator {
             .flat_map(entries)
             .filter(|path| named(path, "access.log"))
             .collect()
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            State::Memory => f.write_str("budgets in memory"),
+            State::File => f.write_str("budgets in a file"),
+            State::Server(server) => write!(f, "budgets in Redis with {} faults", server.faults),
+        }
+    }
+}
+
+impl Server {
+    pub fn of(redis: Redis) -> Server {
+        Server {
+            redis,
+            fault: None,
+            faults: 0,
+        }
+    }
+
+    pub fn url(&self) -> String {
+        self.redis.url()
+    }
+
+    fn silence(&mut self) {
+        self.redis.signal(libc::SIGSTOP);
+        self.fault = Some(Fault::Silent);
+    }
+
+    fn lose(&mut self) {
+        self.redis.kill();
+        self.fault = Some(Fault::Gone);
+    }
+
+    fn empty(&mut self) {
+        let _: () = redis::cmd("FLUSHALL")
+            .query(&mut self.redis.client())
+            .expect("a server that answers");
+    }
+
+    fn restore(&mut self) {
+        match self.fault.take() {
+            Some(Fault::Gone) => self.redis.start_again(),
+            Some(Fault::Silent) => self.redis.signal(libc::SIGCONT),
+            None => {}
+        }
     }
 }
 

@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use super::bodies;
 use super::chance::Chance;
 
+/// What of a beta header asks for fast mode.
+pub const FAST_MODE: &str = "fast-mode-2026-02-01";
 /// Groups of the policy.
 pub const GROUPS: usize = 4;
 /// Of each group.
@@ -116,6 +118,8 @@ pub enum When {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
     Answer(u16),
+    /// A body that names a tier is refused for it; any other is answered.
+    RefuseTier,
     /// The answer ends early, by an end of the connection or by a reset.
     Cut {
         reset: bool,
@@ -216,9 +220,12 @@ impl Reply {
             14 => Act::Silence,
             15 => Act::Endless,
             16..22 => Act::Answer(chance.pick(&[400, 404, 429, 500, 503])),
+            22..27 => Act::RefuseTier,
             _ => Act::Answer(200),
         };
         let when = match chance.below(odds) {
+            // The body is to be looked at.
+            _ if act == Act::RefuseTier => When::Afterwards,
             0..3 => When::First,
             3..5 => When::Unread,
             _ => When::Afterwards,
@@ -243,9 +250,13 @@ impl Reply {
 
     /// Whether the answer is one with a status below 400 that says what was used.
     pub fn tells_usage(&self) -> bool {
-        matches!(self.act, Act::Answer(200) | Act::Twice)
+        matches!(self.act, Act::Answer(200) | Act::RefuseTier | Act::Twice)
     }
 }
+
+/// How an upstream says that a tier cannot be had.
+pub const REFUSAL: &str =
+    r#"{"error":{"message":"no","type":"invalid_request_error","param":"service_tier"}}"#;
 
 /// What no client can take for an answer.
 pub const GARBAGE: [&[u8]; 6] = [
@@ -321,7 +332,7 @@ impl Plan {
             });
         }
         if self.beta {
-            let tokens = "other-2025-01-01, fast-mode-2026-02-01".to_owned();
+            let tokens = format!("other-2025-01-01, {FAST_MODE}");
             headers.push(("anthropic-beta", tokens));
         }
         match self.coding {
@@ -368,6 +379,14 @@ impl Plan {
             self.wire.clone()
         };
         [head.as_bytes(), b"\r\n", &body].concat()
+    }
+
+    /// Whether the length of the body is told before it, so that the whole of it is there before anything is sent.
+    pub fn has_length(&self) -> bool {
+        matches!(
+            self.framing,
+            Framing::Length | Framing::TooShort(_) | Framing::TooLong(_)
+        )
     }
 
     pub fn is_chunked(&self) -> bool {

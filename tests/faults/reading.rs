@@ -4,9 +4,8 @@
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-const PRIORITY: &str = "\"priority\"";
-/// What every forced body begins with, so that one that was cut short can be judged too.
-const FORCED_START: &[u8] = br#"{"service_tier":"priority""#;
+/// The tiers that a policy can force.
+pub const TIERS: [&str; 3] = ["priority", "flex", "default"];
 
 /// One member of an object: its name, decoded, and its value as it stands.
 type Member = (String, Box<RawValue>);
@@ -68,12 +67,46 @@ pub fn tier(body: &[u8]) -> Option<String> {
     Some(kind.to_owned())
 }
 
-/// Whether `got` is what a forced body is to be after `sent`.
+/// Whether some reader takes a member of this name for the model.
+fn names_model(name: &str) -> bool {
+    name.eq_ignore_ascii_case("model")
+}
+
+/// The model of a body, where no reader finds another one.
+pub fn sole_model(body: &[u8]) -> Option<String> {
+    let members = members(without_mark(body))?;
+    let mut named = members.iter().filter(|(name, _)| names_model(name));
+    let (name, value) = named.next()?;
+    let is_sole = name == "model" && named.next().is_none();
+    serde_json::from_str(value.get()).ok().filter(|_| is_sole)
+}
+
+/// Whether the member asks for fast mode as Anthropic's API has it.
+fn asks_for_speed((name, value): &Member) -> bool {
+    let text = || serde_json::from_str::<String>(value.get()).unwrap_or_default();
+    name.eq_ignore_ascii_case("speed") && text().trim().eq_ignore_ascii_case("fast")
+}
+
+/// What a body begins with that was forced to this tier, so that one that was cut short can be judged too.
+fn start_of(tier: Option<&str>) -> String {
+    match tier {
+        Some(tier) => format!(r#"{{"service_tier":"{tier}""#),
+        None => "{".to_owned(),
+    }
+}
+
+/// The tier that `got` was forced to after `sent`; none where every way to ask for one was taken away.
 ///
 /// # Errors
-/// What is wrong with it.
-pub fn check_forced(sent: &[u8], got: &[u8]) -> Result<(), String> {
-    let sent = without_mark(sent);
+/// What is wrong with it as a forced body.
+pub fn forced_to(sent: &[u8], got: &[u8]) -> Result<Option<&'static str>, String> {
+    let begun = |tier: &&str| got.starts_with(start_of(Some(tier)).as_bytes());
+    let tier = TIERS.into_iter().find(begun);
+    check_forced(without_mark(sent), got, tier)?;
+    Ok(tier)
+}
+
+fn check_forced(sent: &[u8], got: &[u8], tier: Option<&str>) -> Result<(), String> {
     let Some(before) = members(sent) else {
         return Err("the client's body is no JSON object".to_owned());
     };
@@ -82,22 +115,27 @@ pub fn check_forced(sent: &[u8], got: &[u8]) -> Result<(), String> {
     };
     let (tiers, after): (Vec<_>, Vec<_>) =
         after.into_iter().partition(|(name, _)| names_tier(name));
-    let is_priority = |(name, value): &Member| name == "service_tier" && value.get() == PRIORITY;
-    if tiers.len() != 1 || !is_priority(&tiers[0]) {
+    let set = tier.map(|tier| ("service_tier".to_owned(), format!("{tier:?}")));
+    let found = tiers.iter();
+    let found = found.map(|(name, value)| (name.clone(), value.get().to_owned()));
+    if !found.eq(set) {
         return Err(format!("{} members name a tier", tiers.len()));
     }
-    let before = before.into_iter().filter(|(name, _)| !names_tier(name));
+    // The fast tier is what this asks for too.
+    let goes = |member: &Member| {
+        names_tier(&member.0) || (tier != Some("priority") && asks_for_speed(member))
+    };
+    let before: Vec<_> = before.into_iter().filter(|member| !goes(member)).collect();
     let same = |(one, other): (&Member, &Member)| one.0 == other.0 && one.1.get() == other.1.get();
-    let before: Vec<_> = before.collect();
     if before.len() != after.len() || !before.iter().zip(&after).all(same) {
         return Err("other members have changed".to_owned());
     }
-    check_bytes(sent, got)
+    check_bytes(sent, got, tier)
 }
 
 /// Behind the member that was set stands the end of what the client sent, with spaces where a member was.
-fn check_bytes(sent: &[u8], got: &[u8]) -> Result<(), String> {
-    let Some(rest) = got.strip_prefix(FORCED_START) else {
+fn check_bytes(sent: &[u8], got: &[u8], tier: Option<&str>) -> Result<(), String> {
+    let Some(rest) = got.strip_prefix(start_of(tier).as_bytes()) else {
         return Err("the tier does not come first".to_owned());
     };
     let rest = rest.strip_prefix(b",").unwrap_or(rest);
@@ -111,8 +149,9 @@ fn check_bytes(sent: &[u8], got: &[u8]) -> Result<(), String> {
     }
 }
 
-/// Whether this can be the beginning of a forced body.
-pub fn begins_forced(got: &[u8]) -> bool {
-    let length = got.len().min(FORCED_START.len());
-    got[..length] == FORCED_START[..length]
+/// Whether this can be the beginning of a body that was forced to this tier.
+pub fn begins_forced(got: &[u8], tier: Option<&str>) -> bool {
+    let start = start_of(tier);
+    let length = got.len().min(start.len());
+    got[..length] == start.as_bytes()[..length]
 }

@@ -11,6 +11,7 @@ use tungstenite::protocol::frame::{CloseFrame, Frame, coding::CloseCode};
 use tungstenite::{Error, Message, WebSocket};
 
 use super::bodies;
+use super::books;
 use super::chance::Chance;
 use super::plan::{self, Asker, Plan, Recipe};
 use super::reading;
@@ -36,9 +37,13 @@ pub struct Spoken {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Response {
     Completed,
+    /// A message that names a tier is refused for it; any other is answered.
+    RefuseTier,
     Failed,
     Silence,
-    Cut { reset: bool },
+    Cut {
+        reset: bool,
+    },
     Garbage,
     Close,
 }
@@ -80,6 +85,7 @@ impl Response {
             4 => Response::Cut { reset: false },
             5 => Response::Garbage,
             6 => Response::Close,
+            7..10 => Response::RefuseTier,
             _ => Response::Completed,
         }
     }
@@ -89,7 +95,7 @@ impl Response {
 pub fn serve(shared: &Shared, mut wire: Wire, head: &Head) -> Option<()> {
     let tag = head.tag()?;
     let mut chance = Chance::of(&[shared.recipe.seed, 6, tag]);
-    let attempt = shared.books.open(tag, false);
+    let attempt = shared.books.open(tag, books::Head::default());
     shared.books.note(tag, attempt, |entry| {
         entry.whole = true;
         entry.as_it_came = true;
@@ -151,6 +157,12 @@ fn respond(
         std::thread::sleep(SOCKET_TIME / 4);
         return None;
     }
+    if response == Response::RefuseTier && shared.books.refuse(tag, attempt) {
+        let error =
+            json!({"type": "invalid_request_error", "message": "no", "param": "service_tier"});
+        let event = json!({"type": "error", "status": 400, "error": error});
+        return say_whole(socket, &event.to_string());
+    }
     let events = plan::events(plan::Endpoint::Responses, tag);
     let events: Vec<&str> = events
         .iter()
@@ -158,7 +170,7 @@ fn respond(
         .collect();
     say_whole(socket, events[0])?;
     match response {
-        Response::Completed => {
+        Response::Completed | Response::RefuseTier => {
             say_whole(socket, events[1])?;
             say_whole(socket, events[2])?;
             shared.books.note(tag, attempt, |entry| entry.told = true);
@@ -281,7 +293,10 @@ fn talk(
 fn hear_ends(socket: &mut WebSocket<Box<dyn Stream>>, deadline: Instant) -> Option<u64> {
     match hear(socket, deadline)? {
         Message::Text(text) => {
-            let ends = text.contains("response.completed") || text.contains("response.failed");
+            let ends = ["\"response.completed\"", "\"response.failed\"", "\"error\""];
+            let ends = ends
+                .iter()
+                .any(|event| text.contains(&format!("\"type\":{event}")));
             Some(u64::from(ends))
         }
         Message::Close(_) => None,

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::books::Books;
+use super::books::{self, Books};
 use super::chance::Chance;
-use super::plan::{Act, GARBAGE, Plan, Recipe, Reply, Then, When, document, events};
+use super::plan::{
+    Act, FAST_MODE, GARBAGE, Plan, REFUSAL, Recipe, Reply, Then, When, document, events,
+};
 use super::sockets;
 use super::support::proxy::Target;
 use super::wire::{End, Head, Wire, chunk};
@@ -100,7 +102,7 @@ impl Shared {
     /// Gives the connection back where it goes on.
     fn serve_request(&self, mut wire: Wire, head: &Head) -> Option<Wire> {
         let plan = Plan::of(self.recipe, head.tag()?);
-        let attempt = self.books.open(plan.tag, has_changed(head, &plan));
+        let attempt = self.books.open(plan.tag, look_at(head, &plan));
         let reply = plan.reply;
         let mut answered = None;
         if reply.when != When::Afterwards {
@@ -154,6 +156,9 @@ impl Shared {
             }
             Act::Endless => return endless(wire),
             Act::Cut { .. } => return cut(wire, plan),
+            Act::RefuseTier if self.books.refuse(plan.tag, attempt) => {
+                return wire.send(message(400, &reply, REFUSAL).as_bytes());
+            }
             _ => {}
         }
         let mut pieces = answer_pieces(plan);
@@ -185,8 +190,8 @@ fn answer_pieces(plan: &Plan) -> Vec<Vec<u8>> {
         Act::Answer(status) => status,
         _ => 200,
     };
-    let head = head_of(status, plan.stream && status == 200, &plan.reply);
     if plan.stream && status == 200 {
+        let head = head_of(status, true, &plan.reply);
         let begun = format!("{head}Transfer-Encoding: chunked\r\n\r\n").into_bytes();
         let events = events(plan.endpoint, plan.tag);
         let chunks = events.iter().map(|event| chunk(event.as_bytes()));
@@ -196,10 +201,14 @@ fn answer_pieces(plan: &Plan) -> Vec<Vec<u8>> {
             .chain([chunk(b"")])
             .collect();
     }
-    let body = answer_body(plan);
-    let message = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes();
+    let message = message(status, &plan.reply, &answer_body(plan)).into_bytes();
     let middle = message.len() / 2;
     vec![message[..middle].to_vec(), message[middle..].to_vec()]
+}
+
+fn message(status: u16, reply: &Reply, body: &str) -> String {
+    let head = head_of(status, false, reply);
+    format!("{head}Content-Length: {}\r\n\r\n{body}", body.len())
 }
 
 fn head_of(status: u16, stream: bool, reply: &Reply) -> String {
@@ -235,10 +244,14 @@ fn endless(wire: &mut Wire) -> Option<()> {
     None
 }
 
-fn has_changed(head: &Head, plan: &Plan) -> bool {
+fn look_at(head: &Head, plan: &Plan) -> books::Head {
     let own = ["x-tag", "authorization", "x-api-key"];
     let sent = plan.headers();
     let mut sent = sent.iter().filter(|(name, _)| own.contains(name));
     let same = |(name, value): &(&str, String)| head.header(name) == Some(value);
-    !sent.all(same) || !head.line.contains(&format!("{}?q=1 ", plan.path()))
+    let beta = head.header("anthropic-beta").unwrap_or_default();
+    books::Head {
+        is_changed: !sent.all(same) || !head.line.contains(&format!("{}?q=1 ", plan.path())),
+        asks_fast: beta.contains(FAST_MODE),
+    }
 }
