@@ -222,6 +222,11 @@ impl UpstreamKind {
         self.into()
     }
 
+    /// Whether it is a gateway to further upstreams.
+    pub fn is_gateway(self) -> bool {
+        matches!(self, UpstreamKind::Gateway | UpstreamKind::CodexGateway)
+    }
+
     /// What settings of such an upstream are where the configuration does not say otherwise.
     pub(crate) fn presets(self) -> Presets {
         use ServedTier::{Ignored, Trusted};
@@ -232,9 +237,9 @@ impl UpstreamKind {
             UpstreamKind::CodexGateway => (Ignored, MessagesMode::TierAndBeta),
             UpstreamKind::Anthropic => (Trusted, MessagesMode::Off),
         };
-        let forwarded_headers = match self {
-            UpstreamKind::Gateway | UpstreamKind::CodexGateway => ForwardedHeaders::Pass,
-            _ => ForwardedHeaders::Remove,
+        let forwarded_headers = match self.is_gateway() {
+            true => ForwardedHeaders::Pass,
+            false => ForwardedHeaders::Remove,
         };
         Presets {
             served_tier,

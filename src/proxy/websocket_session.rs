@@ -14,12 +14,13 @@ use crate::accounting::record::{
 use crate::accounting::usage::{EventObserver, Observed};
 use crate::codec::body_memory::Lease;
 use crate::codec::error::{Cause, Refusal};
-use crate::codec::service_tier::{BodyFault, Edits, RequestFields, Rewriter, Rewritten};
+use crate::codec::service_tier::{
+    BodyFault, ClientTier, Edits, PRIORITY, RequestFields, Rewriter, Rewritten, canonical,
+};
 use crate::codec::websocket::{
     ClientEvent, ClientReader, Message, Opcode, ProtocolError, ServerEvent, ServerReader,
     close_frame, encode_in_place, text_frame,
 };
-use crate::config::UpstreamKind;
 use crate::policy::endpoint::Endpoint;
 use crate::policy::in_flight::InFlightPermits;
 use crate::policy::{Credential, Decision, Denied, Group, Policy, TierAction};
@@ -538,7 +539,7 @@ impl WebSocketSession {
     fn may_create(&self, facts: &RequestFields) -> bool {
         let is_gateway = || {
             let upstream = self.upstream.as_ref();
-            upstream.is_some_and(|upstream| upstream.config.kind == UpstreamKind::Gateway)
+            upstream.is_some_and(|upstream| upstream.config.kind.is_gateway())
         };
         facts.kind.as_deref().map_or_else(is_gateway, |kind| {
             let kind = kind.trim_matches(|letter: char| letter.is_whitespace() || letter == '\0');
@@ -556,7 +557,11 @@ impl WebSocketSession {
         let action = decision.action;
         let settled = action.and_then(|action| group.settle(action, facts));
         let (key, budgets) = (&decision.credential.digest, &self.state.budgets);
-        let (own, now) = (own_tier(facts), Timestamp::now());
+        // Whichever of them the upstream reads.
+        let inner = facts.inner_tier.as_ref().map(ClientTier::as_str);
+        let mut own = own_tier(facts).into_iter().chain(inner);
+        let own = own.find(|tier| canonical(tier) == PRIORITY);
+        let now = Timestamp::now();
         let allowed = group.within_budget(settled, own, key, budgets, now);
         decision.action = allowed.map_err(Refusal::over_budget)?;
         Ok(())

@@ -33,8 +33,8 @@ pub struct RequestFields {
     pub fast_speed: bool,
     /// The last `stream_id`, if a string, cut to 128 bytes: the lane of a WebSocket that the message belongs to.
     pub stream_id: Option<String>,
-    /// Of a WebSocket message: whether its `response` object has a member that may be read as `service_tier`.
-    pub inner_tier: bool,
+    /// Of a WebSocket message: the tier that its `response` object names, by the last member that may be read as it.
+    pub inner_tier: Option<ClientTier>,
 }
 
 /// A tier as a client named it: trimmed, in lower case, cut to 64 bytes; a value that is no string as its type, `<object>`.
@@ -119,14 +119,14 @@ impl Reader {
             _ => InnerTopic::Other,
         };
         match self.inner {
-            InnerTopic::IncludeUsage { .. } => Interest::Capture,
+            InnerTopic::IncludeUsage { .. } | InnerTopic::Tier => Interest::Capture,
             _ => Interest::Skip,
         }
     }
 
-    fn inner_value(&mut self) {
+    fn inner_value(&mut self, value: Value<'_>) {
         match self.inner {
-            InnerTopic::Tier => self.facts.inner_tier = true,
+            InnerTopic::Tier => self.facts.inner_tier = Some(ClientTier::of(value)),
             // Which of the two models counts is the upstream's to say.
             InnerTopic::Model => {
                 self.modelled = true;
@@ -169,7 +169,7 @@ impl Visitor for Reader {
 
     fn value(&mut self, value: Value<'_>) {
         if value.depth > 1 {
-            return self.inner_value();
+            return self.inner_value(value);
         }
         let facts = &mut self.facts;
         match self.topic {

@@ -90,7 +90,12 @@ fn a_message_that_may_create_a_response_is_forced() {
 #[test]
 fn a_message_without_a_type_is_forced_towards_a_gateway() {
     let upstream = ends::upstream();
-    for (kind, front) in [("gateway", r#""service_tier":"priority","#), ("openai", "")] {
+    let forced = r#""service_tier":"priority","#;
+    for (kind, front) in [
+        ("gateway", forced),
+        ("codex_gateway", forced),
+        ("openai", ""),
+    ] {
         let proxy = proxy::new()
             .upstream_with("main", &upstream, &format!("kind: {kind}"))
             .run();
@@ -100,6 +105,34 @@ fn a_message_without_a_type_is_forced_towards_a_gateway() {
             assert_eq!(socket.server.hear_text(), format!("{{{front}{rest}"));
         }
     }
+}
+
+#[test]
+fn a_spent_budget_refuses_the_fast_tier_wherever_a_message_asks_for_it() {
+    let upstream = ends::upstream();
+    let policy = "version: 1\ngroups:\n  own: {platform: openai, budget: {usd: '0.000001', per: month, then: refuse}}\n\
+        keys:\n  sk-own: {group: own, name: olga}\n";
+    let prices = "version: 1\nprices: [{models: ['*'], tiers: {default: {input: 1, cached_input: 1, output: 1}, \
+        priority: {input: 2, cached_input: 2, output: 2}}}]\n";
+    let proxy = proxy::new()
+        .policy(policy)
+        .prices(prices)
+        .upstream(&upstream)
+        .run();
+    let mut socket = upstream.open(&proxy, "sk-own");
+    let create = |tier: &str| format!(r#"{{"type":"response.create","model":"m",{tier}}}"#);
+    let slow = r#""response":{"service_tier":"flex"}"#;
+    for tier in [r#""service_tier":"priority""#, slow] {
+        socket.client.say(create(tier));
+        assert_eq!(socket.server.hear_text(), create(tier));
+        let served = COMPLETED.replace("default", "priority");
+        ends::answer(&mut socket, &[CREATED, &served]);
+    }
+    proxy.access_log(2);
+    socket
+        .client
+        .say(create(r#""response":{"Service_Tier":"fast"}"#));
+    assert_sent_away(&mut socket, "budget_exhausted", 1008);
 }
 
 #[test]
