@@ -30,7 +30,8 @@ struct GroupState {
     /// A refused tier is left out in a second attempt.
     retries: bool,
     budget: Option<Budget>,
-    beta: bool,
+    /// What asks for fast mode on messages where nothing is forced, as it stands in the file.
+    beta: &'static str,
     batches: bool,
     enabled: bool,
     /// Of each key.
@@ -108,7 +109,7 @@ impl Policy {
                 by_key: chance.one_in(2),
                 then: chance.pick(&["standard", "refuse", "alarm"]),
             }),
-            beta: !chance.one_in(3),
+            beta: chance.pick(&["true", "true", "speed", "false"]),
             batches: chance.one_in(3),
             enabled: !chance.one_in(10),
             keys: [(); KEYS].map(|()| !chance.one_in(12)),
@@ -153,8 +154,7 @@ impl Policy {
             return Ok(Order::Denied);
         }
         let takes_tier = asked.is_message || plan.endpoint.takes_tier();
-        let beta = !asked.is_message && plan.endpoint == Endpoint::Messages;
-        let by_beta = Some("priority").filter(|_| beta && plan.beta && state.beta);
+        let by_beta = Some("priority").filter(|_| asked.for_fast_mode(state.beta));
         let Some(tier) = state.force.or(by_beta).filter(|_| takes_tier) else {
             return Ok(Order::AsItCame);
         };
@@ -185,6 +185,20 @@ impl Policy {
 }
 
 impl Asked<'_> {
+    /// Whether the client asks for fast mode by what counts for that.
+    fn for_fast_mode(&self, signal: &str) -> bool {
+        if self.is_message || self.plan.endpoint != Endpoint::Messages {
+            return false;
+        }
+        match signal {
+            "true" => self.plan.beta,
+            "speed" if self.is_held || !self.changes_head("priority") => {
+                self.body.is_some_and(reading::asks_for_fast)
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the head of the request, made before its body is here, is another one where this tier is forced.
     fn changes_head(&self, tier: &str) -> bool {
         tier != "priority" || self.plan.coding != Coding::Identity

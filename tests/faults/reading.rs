@@ -87,6 +87,13 @@ fn asks_for_speed((name, value): &Member) -> bool {
     name.eq_ignore_ascii_case("speed") && text().trim().eq_ignore_ascii_case("fast")
 }
 
+/// Whether a body asks for fast mode by the last of its members `speed`.
+pub fn asks_for_fast(body: &[u8]) -> bool {
+    let members = members(without_mark(body)).unwrap_or_default();
+    let speed = members.iter().rev().find(|(name, _)| name == "speed");
+    speed.is_some_and(asks_for_speed)
+}
+
 /// What a body begins with that was forced to this tier, so that one that was cut short can be judged too.
 fn start_of(tier: Option<&str>) -> String {
     match tier {
