@@ -149,6 +149,11 @@ impl Diagnostics {
         }
     }
 
+    /// The value of what could be read; adds why where it could not.
+    pub fn note<T>(&self, location: Location, read: Result<T, impl Into<String>>) -> Option<T> {
+        read.map_err(|reason| self.add(location, reason)).ok()
+    }
+
     /// Whether nothing was found.
     pub fn is_empty(&self) -> bool {
         self.found.borrow().is_empty()

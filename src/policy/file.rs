@@ -195,10 +195,9 @@ struct Resolver<'m> {
 
 impl Resolver<'_> {
     fn rules(&self, root: &Field<Section<PolicyFile<'_>>>) -> Option<Rules> {
-        let section = root.whole_file(&self.diagnostics)?;
-        let file = section.read(&self.diagnostics);
-        section.check_version(&file.version, Location::START, &self.diagnostics);
-        let groups = section.required("groups", &file.groups, root.location(), &self.diagnostics);
+        let file = root.whole_file(&self.diagnostics)?;
+        file.check_version(&file.version);
+        let groups = file.required("groups", &file.groups);
         let groups = groups
             .iter()
             .flat_map(|groups| groups.unique(&self.diagnostics));
@@ -229,15 +228,15 @@ impl Resolver<'_> {
     fn group(&self, member: &Member<'_, Section<GroupSection<'_>>>) -> Option<Group> {
         check_name(&member.key, member.location, &self.diagnostics);
         let section = member.value.value(&self.diagnostics)?;
-        let given = section.read(&self.diagnostics);
+        let given = section.read(member.location, &self.diagnostics);
         let diagnostics = &self.diagnostics;
-        let platform = section.required("platform", &given.platform, member.location, diagnostics);
-        let (force, force_location) = self.force(given);
+        let platform = given.required("platform", &given.platform);
+        let (force, force_location) = self.force(&given);
         let most = |field: &Field<i64>| field.integer(1..=MAX_IN_FLIGHT, diagnostics);
         let group = Group {
             force,
             force_location,
-            models: self.models(given),
+            models: self.models(&given),
             on_tier_refused: given.on_tier_refused.word(OnTierRefused::Fail, diagnostics),
             fast_mode_beta: given
                 .fast_mode_beta
@@ -254,7 +253,7 @@ impl Resolver<'_> {
             platform: platform?.0,
             location: member.location,
         };
-        self.warn_of(&group, given);
+        self.warn_of(&group, &given);
         Some(group)
     }
 
@@ -312,20 +311,13 @@ impl Resolver<'_> {
             let expected = "expected at least one model, like `gpt-5.5` or `*-mini`";
             self.diagnostics.add(field.location(), expected);
         }
-        let patterns = list.iter().filter_map(|item| {
-            let parsed = Pattern::parse(item.value(&self.diagnostics)?);
-            parsed
-                .map_err(|reason| self.diagnostics.add(item.location(), reason))
-                .ok()
-        });
-        Some(patterns.collect())
+        Some(list.parse(Pattern::parse, &self.diagnostics))
     }
 
     fn budget(&self, field: &Field<Section<BudgetSection>>) -> Option<BudgetRule> {
-        let section = field.optional(&self.diagnostics)?;
-        let given = section.read(&self.diagnostics);
-        let usd = section.required("usd", &given.usd, field.location(), &self.diagnostics);
-        let per = section.required("per", &given.per, field.location(), &self.diagnostics);
+        let given = field.section(&self.diagnostics)?;
+        let usd = given.required("usd", &given.usd);
+        let per = given.required("per", &given.per);
         if usd.is_some_and(|usd| usd.0.is_zero()) {
             let message = "`usd` must be more than zero";
             self.diagnostics.add(given.usd.location(), message);
@@ -455,7 +447,7 @@ impl Resolver<'_> {
     }
 
     fn key<'n>(
-        &self,
+        &'n self,
         member: &'n Member<'_, TextOr<'_, KeySection<'_>>>,
         groups: &GroupNames<'_>,
         names: &mut Names,
@@ -465,9 +457,9 @@ impl Resolver<'_> {
         let group = match member.value.value(&self.diagnostics)? {
             TextOr::Text(group) => self.group_name(group, member.value.location(), groups),
             TextOr::Section(section) => {
-                let given = section.read(&self.diagnostics);
-                let group =
-                    section.required("group", &given.group, member.location, &self.diagnostics);
+                let section = section.read(member.location, &self.diagnostics);
+                let given = section.members();
+                let group = section.required("group", &given.group);
                 enabled = given.enabled.or(true, &self.diagnostics);
                 name = self.key_name(&given.name, member);
                 self.warn_of_name(name, given.name.location(), names);
@@ -489,9 +481,7 @@ impl Resolver<'_> {
             Some(digits) => check_digest(digits),
             None => check_key(key).map(|()| digest(key.as_bytes())),
         };
-        listed
-            .map_err(|reason| self.diagnostics.add(member.location, reason))
-            .ok()
+        self.diagnostics.note(member.location, listed)
     }
 
     fn key_name<'n, T>(

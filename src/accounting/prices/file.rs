@@ -114,11 +114,9 @@ struct Resolver {
 
 impl Resolver {
     fn file(&self, root: &Field<Section<PricesFile<'_>>>) -> Option<Vec<Entry>> {
-        let section = root.whole_file(&self.diagnostics)?;
-        let file = section.read(&self.diagnostics);
-        section.check_version(&file.version, root.location(), &self.diagnostics);
-        let prices =
-            section.required("prices", &file.prices, root.location(), &self.diagnostics)?;
+        let file = root.whole_file(&self.diagnostics)?;
+        file.check_version(&file.version);
+        let prices = file.required("prices", &file.prices)?;
         let mut entries = Vec::new();
         for item in prices.iter() {
             if let Some(entry) = self.entry(item) {
@@ -153,15 +151,15 @@ impl Resolver {
     /// An entry, or none after mistakes in it.
     fn entry(&self, item: &Field<Section<EntrySection<'_>>>) -> Option<Entry> {
         let section = item.value(&self.diagnostics)?;
-        let given = section.read(&self.diagnostics);
-        let models = section.required("models", &given.models, item.location(), &self.diagnostics);
+        let given = section.read(item.location(), &self.diagnostics);
+        let models = given.required("models", &given.models);
         let models = models.map(|models| self.models(models, given.models.location()));
         let effective_from = self.date(&given.effective_from);
         given.source.optional(&self.diagnostics);
         let long_context_above = given
             .long_context_above
             .integer(1..=MAX_TOKENS, &self.diagnostics);
-        let tiers = section.required("tiers", &given.tiers, item.location(), &self.diagnostics);
+        let tiers = given.required("tiers", &given.tiers);
         let has_long = given.long_context_above.is_given();
         let tiers = tiers.map(|tiers| self.tiers(tiers, has_long));
         Some(Entry {
@@ -176,13 +174,7 @@ impl Resolver {
         if models.is_empty() {
             self.diagnostics.add(location, "`models` names no model");
         }
-        let patterns = models.iter().filter_map(|item| {
-            let parsed = Pattern::parse(item.value(&self.diagnostics)?);
-            parsed
-                .map_err(|reason| self.diagnostics.add(item.location(), reason))
-                .ok()
-        });
-        patterns.collect()
+        models.parse(Pattern::parse, &self.diagnostics)
     }
 
     /// The first moment of a day in UTC; of all time where no day is given.
@@ -208,7 +200,7 @@ impl Resolver {
             let Some(section) = member.value.value(&self.diagnostics) else {
                 continue;
             };
-            let given = section.read(&self.diagnostics);
+            let given = section.read(member.location, &self.diagnostics);
             tiers.push(Tier {
                 name,
                 short: Rates {
@@ -241,12 +233,11 @@ impl Resolver {
     }
 
     fn long(&self, field: &Field<Section<RatesSection>>, has_long: bool) -> Option<Rates> {
-        let section = field.optional(&self.diagnostics)?;
+        let given = field.section(&self.diagnostics)?;
         if !has_long {
             let message = "`long` never applies without `long_context_above`";
             self.diagnostics.add(field.location(), message);
         }
-        let given = section.read(&self.diagnostics);
         Some(Rates {
             input: self.price(&given.input),
             cached_input: self.price(&given.cached_input),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::Deref;
 
 use serde::de::value::BorrowedStrDeserializer;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
@@ -44,6 +45,13 @@ pub(crate) struct Section<T> {
     value: T,
     /// `None` where there is nothing to say.
     notes: Option<Box<Notes>>,
+}
+
+/// A section that is read: its members, and where those that are missing are told of.
+pub(crate) struct Given<'s, T> {
+    section: &'s Section<T>,
+    location: Location,
+    errors: &'s Diagnostics,
 }
 
 /// Keys of a struct's mapping that are not read, and what to say of them.
@@ -144,51 +152,85 @@ impl<'de: 'a, 'a, T: Deserialize<'de>> Visitor<'de> for MembersVisitor<'a, T> {
 }
 
 impl<T> Section<T> {
-    /// The struct; its keys that are unknown or stand there twice are told.
-    pub(crate) fn read(&self, diagnostics: &Diagnostics) -> &T {
-        for note in self.notes.iter().flat_map(|notes| &notes.0) {
-            diagnostics.add_with(note.location, || note.message.clone());
+    /// The members; keys that are unknown or stand there twice are told. `location` is where members are missed.
+    pub(crate) fn read<'s>(&'s self, location: Location, errors: &'s Diagnostics) -> Given<'s, T> {
+        for note in self.notes() {
+            errors.add_with(note.location, || note.message.clone());
         }
-        &self.value
+        Given {
+            section: self,
+            location,
+            errors,
+        }
     }
 
-    /// The value of a member that has to be there; `place` is where it is missed. What is misspelled is not missing.
+    fn notes(&self) -> impl Iterator<Item = &Note> {
+        self.notes.iter().flat_map(|notes| &notes.0)
+    }
+}
+
+impl<'s, T> Given<'s, T> {
+    /// The members, for as long as the file is there.
+    pub(crate) fn members(&self) -> &'s T {
+        &self.section.value
+    }
+
+    /// The value of a member that has to be there. What is misspelled is not missing.
     pub(crate) fn required<'f, U>(
         &self,
         name: &'static str,
         member: &'f Field<U>,
-        location: Location,
-        diagnostics: &Diagnostics,
     ) -> Option<&'f U> {
-        let mut notes = self.notes.iter().flat_map(|notes| &notes.0);
-        if member.is_absent() && !notes.any(|note| note.meant == Some(name)) {
-            diagnostics.add(location, format!("`{name}` is missing"));
+        let is_misspelled = || self.section.notes().any(|note| note.meant == Some(name));
+        if member.is_absent() && !is_misspelled() {
+            self.errors
+                .add(self.location, format!("`{name}` is missing"));
         }
-        member.value(diagnostics)
+        member.value(self.errors)
     }
 
-    /// Checks the version that a file says it is of; `place` is where it is missed.
-    pub(crate) fn check_version(
+    /// What the text of a member that has to be there is read as.
+    pub(crate) fn required_as<U, E: Into<String>>(
         &self,
-        version: &Field<i64>,
-        place: Location,
-        diagnostics: &Diagnostics,
-    ) {
-        let given = self.required("version", version, place, diagnostics);
+        name: &'static str,
+        member: &Field<String>,
+        parse: impl FnOnce(&str) -> Result<U, E>,
+    ) -> Option<U> {
+        let text = self.required(name, member)?;
+        self.errors.note(member.location, parse(text))
+    }
+
+    /// Checks the version that a file says it is of.
+    pub(crate) fn check_version(&self, version: &Field<i64>) {
+        let given = self.required("version", version);
         if given.is_some_and(|given| *given != 1) {
             let message = "unknown version; this release reads version 1";
-            diagnostics.add(version.location(), message);
+            self.errors.add(version.location(), message);
         }
     }
 }
 
+impl<T> Deref for Given<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.section.value
+    }
+}
+
 impl<T> Field<Section<T>> {
+    /// The members of a section that may be left out, or be `null`, which says the same.
+    pub(crate) fn section<'s>(&'s self, errors: &'s Diagnostics) -> Option<Given<'s, T>> {
+        let section = self.optional(errors)?;
+        Some(section.read(self.location, errors))
+    }
+
     /// The section that a whole file is. A file that holds nothing is a mistake.
-    pub(crate) fn whole_file(&self, diagnostics: &Diagnostics) -> Option<&Section<T>> {
+    pub(crate) fn whole_file<'s>(&'s self, errors: &'s Diagnostics) -> Option<Given<'s, T>> {
         if self.is_null() {
-            diagnostics.add(Location::START, "the file is empty");
+            errors.add(Location::START, "the file is empty");
         }
-        self.optional(diagnostics)
+        self.section(errors)
     }
 }
 

@@ -14,6 +14,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, RangeInclusive};
+use std::time::Duration;
 
 use serde::de::value::{
     BorrowedStrDeserializer, MapAccessDeserializer, MapDeserializer, SeqAccessDeserializer,
@@ -24,6 +25,7 @@ use serde::{Deserialize, Deserializer};
 use serde_yaml::Spanned;
 
 use crate::config::diagnostic::{Diagnostics, Location};
+use crate::config::units::TimeSpan;
 use crate::config::yaml::location_of;
 pub(crate) use fault::Fault;
 pub(crate) use mapping::{Member, Members, Section};
@@ -115,6 +117,31 @@ impl<T> Field<T> {
     }
 }
 
+impl<S: Deref<Target = str>> Field<S> {
+    /// What a text that may be left out, or be `null`, is read as.
+    pub(crate) fn parse<T, E: Into<String>>(
+        &self,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+        errors: &Diagnostics,
+    ) -> Option<T> {
+        errors.note(self.location, parse(self.optional(errors)?))
+    }
+}
+
+impl<S: Deref<Target = str>> List<S> {
+    /// What the items are read as; one that is wrong is left out.
+    pub(crate) fn parse<T, E: Into<String>>(
+        &self,
+        mut parse: impl FnMut(&str) -> Result<T, E>,
+        errors: &Diagnostics,
+    ) -> Vec<T> {
+        let items = self
+            .iter()
+            .filter_map(|item| errors.note(item.location, parse(item.value(errors)?)));
+        items.collect()
+    }
+}
+
 impl<T: Copy> Field<T> {
     /// The value, or a default where it is left out or wrong.
     pub(crate) fn or(&self, default: T, diagnostics: &Diagnostics) -> T {
@@ -126,6 +153,13 @@ impl<T: Copy> Field<Word<T>> {
     /// What the word stands for, or a default where it is left out or wrong.
     pub(crate) fn word(&self, default: T, diagnostics: &Diagnostics) -> T {
         self.value(diagnostics).map_or(default, |word| word.0)
+    }
+}
+
+impl Field<TimeSpan> {
+    /// The length of time, or a default where it is left out or wrong.
+    pub(crate) fn duration(&self, default: Duration, errors: &Diagnostics) -> Duration {
+        self.value(errors).map_or(default, |span| span.0)
     }
 }
 

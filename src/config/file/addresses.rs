@@ -14,7 +14,7 @@ impl Resolver<'_> {
                 file.listen.location()
             };
             let both = format!("`admin` and `listen` are both `{}`", config.admin);
-            self.diagnostics.add(location, both);
+            self.errors.add(location, both);
         }
         let listen = config.listen.iter().map(|listen| &listen.address);
         let mut paths = listen
@@ -23,7 +23,7 @@ impl Resolver<'_> {
         let upgrade = config.server.upgrade_socket.as_deref();
         if upgrade.is_some_and(|upgrade| paths.any(|path| path == upgrade)) {
             let twice = "`upgrade_socket` is the socket of a listener too";
-            self.diagnostics.add(file.server.location(), twice);
+            self.errors.add(file.server.location(), twice);
         }
         self.check_overlaps();
         self.check_loops(config);
@@ -38,7 +38,7 @@ impl Resolver<'_> {
                 let message = format!(
                     "`{address}` and `{other}` cannot both be listened on: one of them has the other in it"
                 );
-                self.diagnostics.add(*location, message);
+                self.errors.add(*location, message);
             }
         }
     }
@@ -56,7 +56,7 @@ impl Resolver<'_> {
                 let message = format!(
                     "the upstream is this proxy itself, which listens on `{own}`: a request would come back again and again"
                 );
-                self.diagnostics.add(upstream.location, message);
+                self.errors.add(upstream.location, message);
             }
         }
     }

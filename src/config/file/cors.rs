@@ -14,32 +14,25 @@ pub(super) struct CorsSection {
 
 impl Resolver<'_> {
     pub(super) fn cors(&self, field: &Field<Section<CorsSection>>) -> Option<Cors> {
-        let section = field.optional(&self.diagnostics)?;
-        let cors = section.read(&self.diagnostics);
-        let origins_given = section.required(
-            "allow_origins",
-            &cors.allow_origins,
-            field.location(),
-            &self.diagnostics,
-        )?;
+        let cors = field.section(&self.errors)?;
+        let origins_given = cors.required("allow_origins", &cors.allow_origins)?;
         let mut any = false;
-        let origins = self.texts(origins_given, |text, location| {
+        let parse = |text: &str| {
             any |= text == "*";
-            let origin = parse_origin(text);
-            if origin.is_none() && text != "*" {
-                let expected = "expected an origin like `https://app.example`, or `*`";
-                self.diagnostics.add(location, expected);
+            match parse_origin(text) {
+                None if text != "*" => Err("expected an origin like `https://app.example`, or `*`"),
+                origin => Ok(origin),
             }
-            origin
-        });
+        };
+        let origins = origins_given.parse(parse, &self.errors);
         if origins_given.is_empty() || any && origins_given.len() > 1 {
             let message = "expected `[\"*\"]`, or at least one origin and no `*` beside it";
-            self.diagnostics.add(cors.allow_origins.location(), message);
+            self.errors.add(cors.allow_origins.location(), message);
         }
         let allow_origins = if any {
             AllowedOrigins::Any
         } else {
-            AllowedOrigins::Listed(origins)
+            AllowedOrigins::Listed(origins.into_iter().flatten().collect())
         };
         Some(Cors { allow_origins })
     }

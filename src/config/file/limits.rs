@@ -41,14 +41,13 @@ pub(super) struct LimitsSection {
 impl Resolver<'_> {
     pub(super) fn limits(&self, field: &Field<Section<LimitsSection>>) -> Limits {
         let mut limits = Limits::default();
-        let Some(section) = field.optional(&self.diagnostics) else {
+        let Some(given) = field.section(&self.errors) else {
             return limits;
         };
-        let given = section.read(&self.diagnostics);
-        self.sizes(given, &mut limits);
-        self.check_sizes(given, &limits);
-        self.counts(given, &mut limits);
-        self.timeouts(given, &mut limits);
+        self.sizes(&given, &mut limits);
+        self.check_sizes(&given, &limits);
+        self.counts(&given, &mut limits);
+        self.timeouts(&given, &mut limits);
         if limits.body.max(limits.decoded_body) > limits.buffered {
             self.warnings.add(field.location(), "`buffered` is less than `body` or `decoded_body`: the largest bodies are always refused");
         }
@@ -63,7 +62,7 @@ impl Resolver<'_> {
             (&given.buffered, &mut limits.buffered),
             (&given.websocket_message, &mut limits.websocket_message),
         ] {
-            *value = field.or(ByteSize(*value), &self.diagnostics).0;
+            *value = field.or(ByteSize(*value), &self.errors).0;
         }
     }
 
@@ -71,7 +70,7 @@ impl Resolver<'_> {
     fn check_sizes(&self, given: &LimitsSection, limits: &Limits) {
         if limits.header > MAX_HEADER {
             let message = "`header` is at most 1MiB";
-            self.diagnostics.add(given.header.location(), message);
+            self.errors.add(given.header.location(), message);
         }
         for (name, field, value) in [
             ("header", &given.header, limits.header),
@@ -101,7 +100,7 @@ impl Resolver<'_> {
                 &mut limits.idle_upstream_connections,
             ),
         ] {
-            *value = field.count(1..=most, &self.diagnostics).unwrap_or(*value);
+            *value = field.count(1..=most, &self.errors).unwrap_or(*value);
         }
         if limits.json_depth < LEAST_DEPTH {
             let message =
@@ -110,10 +109,10 @@ impl Resolver<'_> {
         }
         limits.connections_per_client = given
             .connections_per_client
-            .integer(1..=MAX_CONNECTIONS, &self.diagnostics);
+            .integer(1..=MAX_CONNECTIONS, &self.errors);
         limits.requests_in_flight = given
             .requests_in_flight
-            .integer(1..=MAX_IN_FLIGHT, &self.diagnostics);
+            .integer(1..=MAX_IN_FLIGHT, &self.errors);
     }
 
     fn timeouts(&self, given: &LimitsSection, limits: &mut Limits) {

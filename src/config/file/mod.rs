@@ -175,24 +175,24 @@ impl ParsedConfig {
         let bytes = yaml::read(path).map_err(|diagnostic| vec![diagnostic])?;
         let resolver = Resolver {
             path,
-            diagnostics: Diagnostics::new(path),
+            errors: Diagnostics::new(path),
             warnings: Diagnostics::warnings(path),
             files: RefCell::default(),
             addresses: RefCell::default(),
             health_path_at: Cell::new(Location::START),
         };
-        let root = yaml::parse::<Field<Section<ConfigFile<'_>>>>(&bytes, &resolver.diagnostics);
+        let root = yaml::parse::<Field<Section<ConfigFile<'_>>>>(&bytes, &resolver.errors);
         let config = root.and_then(|root| resolver.config(&root));
         match config {
             Some(config) => Ok(ParsedConfig {
                 config,
-                diagnostics: resolver.diagnostics.into_vec(),
+                diagnostics: resolver.errors.into_vec(),
                 warnings: resolver.warnings.into_vec(),
                 files: resolver.files.into_inner(),
                 addresses: resolver.addresses.into_inner(),
                 health_path_at: resolver.health_path_at.get(),
             }),
-            None => Err(resolver.diagnostics.into_vec()),
+            None => Err(resolver.errors.into_vec()),
         }
     }
 
@@ -212,7 +212,7 @@ impl ParsedConfig {
 /// Resolves the sections of the file; every mistake is noted and a default put in its place.
 struct Resolver<'m> {
     path: &'m Path,
-    diagnostics: Diagnostics,
+    errors: Diagnostics,
     warnings: Diagnostics,
     files: RefCell<Vec<(Location, ReferencedFile)>>,
     addresses: RefCell<Vec<(Location, SocketAddress)>>,
@@ -221,23 +221,15 @@ struct Resolver<'m> {
 
 impl Resolver<'_> {
     fn config(&self, root: &Field<Section<ConfigFile<'_>>>) -> Option<Config> {
-        let section = root.whole_file(&self.diagnostics)?;
-        let file = section.read(&self.diagnostics);
-        let policy = section.required("policy", &file.policy, root.location(), &self.diagnostics);
-        let upstreams = section.required(
-            "upstreams",
-            &file.upstreams,
-            root.location(),
-            &self.diagnostics,
-        );
+        let file = root.whole_file(&self.errors)?;
+        let policy = file.required_as("policy", &file.policy, |text| self.path_of(text));
+        let upstreams = file.required("upstreams", &file.upstreams);
         let config = Config {
             path: self.path.to_owned(),
             listen: self.listen(&file.listen),
             admin: self.admin(&file.admin),
             trusted_proxies: self.trusted_proxies(&file.trusted_proxies),
-            policy: policy
-                .and_then(|text| self.file_at(text, file.policy.location()))
-                .unwrap_or_default(),
+            policy: policy.unwrap_or_default(),
             prices: self.referenced(&file.prices, ReferencedFile::Prices),
             upstreams: upstreams.map_or_else(Vec::new, |upstreams| {
                 self.upstreams(upstreams, file.upstreams.location())
@@ -251,12 +243,12 @@ impl Resolver<'_> {
             limits: self.limits(&file.limits),
             server: self.server(&file.server),
         };
-        self.check_addresses(&config, file);
+        self.check_addresses(&config, &file);
         Some(config)
     }
 
     fn listen(&self, field: &Field<OneOrMany<TextOr<'_, ListenerSection>>>) -> Vec<Listen> {
-        let items = match field.value(&self.diagnostics) {
+        let items = match field.value(&self.errors) {
             None => {
                 let default = Listen::plain(DEFAULT_LISTEN.into());
                 self.note_address(field.location(), &default.address);
@@ -268,19 +260,19 @@ impl Resolver<'_> {
             Some(OneOrMany::Many(items)) => items,
         };
         if items.is_empty() {
-            self.diagnostics
+            self.errors
                 .add(field.location(), "expected at least one address");
         }
         let mut listen: Vec<Listen> = Vec::new();
         for item in items.iter() {
-            let value = item.value(&self.diagnostics);
+            let value = item.value(&self.errors);
             let Some(listener) = value.and_then(|value| self.listener(value, item.location()))
             else {
                 continue;
             };
             if listen.iter().any(|other| other.address == listener.address) {
                 let twice = format!("address `{}` is listed twice", listener.address);
-                self.diagnostics.add(item.location(), twice);
+                self.errors.add(item.location(), twice);
             }
             listen.push(listener);
         }
@@ -290,21 +282,18 @@ impl Resolver<'_> {
     fn listener(&self, value: &TextOr<'_, ListenerSection>, location: Location) -> Option<Listen> {
         let section = match value {
             TextOr::Text(text) => {
-                let address = self.parse_address(text, location)?;
+                let address = self.errors.note(location, text.parse())?;
                 self.note_address(location, &address);
                 return Some(Listen::plain(address));
             }
             TextOr::Section(section) => section,
         };
-        let listener = section.read(&self.diagnostics);
-        let address = section.required("address", &listener.address, location, &self.diagnostics);
-        let address =
-            address.and_then(|text| self.parse_address(text, listener.address.location()));
-        let tls = listener.tls.optional(&self.diagnostics);
-        let tls = tls.and_then(|section| self.listener_tls(section, listener.tls.location()));
-        let proxy_protocol = listener.proxy_protocol.or(false, &self.diagnostics);
+        let given = section.read(location, &self.errors);
+        let address = given.required_as("address", &given.address, str::parse);
+        let tls = self.listener_tls(&given.tls);
+        let proxy_protocol = given.proxy_protocol.or(false, &self.errors);
         let address = address?;
-        self.note_address(listener.address.location(), &address);
+        self.note_address(given.address.location(), &address);
         Some(Listen {
             address,
             tls,
@@ -312,39 +301,32 @@ impl Resolver<'_> {
         })
     }
 
-    fn listener_tls(
-        &self,
-        section: &Section<ListenerTlsSection>,
-        location: Location,
-    ) -> Option<TlsFiles> {
-        let tls = section.read(&self.diagnostics);
-        let cert = section.required("cert", &tls.cert, location, &self.diagnostics);
-        let key = section.required("key", &tls.key, location, &self.diagnostics);
-        let cert = cert.and_then(|text| self.file_at(text, tls.cert.location()));
-        let key = key.and_then(|text| self.file_at(text, tls.key.location()));
+    fn listener_tls(&self, field: &Field<Section<ListenerTlsSection>>) -> Option<TlsFiles> {
+        let tls = field.section(&self.errors)?;
+        let cert = tls.required_as("cert", &tls.cert, |text| self.path_of(text));
+        let key = tls.required_as("key", &tls.key, |text| self.path_of(text));
         let files = TlsFiles {
             cert: cert?,
             key: key?,
         };
-        self.refer(location, ReferencedFile::Tls(files.clone()));
+        self.refer(field.location(), ReferencedFile::Tls(files.clone()));
         Some(files)
     }
 
     fn trusted_proxies(&self, field: &Field<List<String>>) -> TrustedProxies {
-        let Some(list) = field.value(&self.diagnostics) else {
+        let Some(list) = field.value(&self.errors) else {
             return TrustedProxies::default();
         };
         let mut unix = false;
-        let networks = self.texts(list, |text, location| {
-            if text == UNIX_SOCKETS {
-                unix = true;
-                return None;
-            }
-            parse_network(text)
-                .map_err(|reason| self.diagnostics.add(location, reason))
-                .ok()
-        });
-        TrustedProxies::new(networks, unix)
+        let networks = list.parse(
+            |text| {
+                let is_unix = text == UNIX_SOCKETS;
+                unix |= is_unix;
+                (!is_unix).then(|| parse_network(text)).transpose()
+            },
+            &self.errors,
+        );
+        TrustedProxies::new(networks.into_iter().flatten().collect(), unix)
     }
 
     fn upstreams(
@@ -353,13 +335,11 @@ impl Resolver<'_> {
         location: Location,
     ) -> Vec<Arc<crate::config::Upstream>> {
         if upstreams.is_empty() {
-            self.diagnostics
-                .add(location, "expected at least one upstream");
+            self.errors.add(location, "expected at least one upstream");
         }
         upstreams
-            .unique(&self.diagnostics)
-            .filter_map(|member| self.upstream(member))
-            .map(Arc::new)
+            .unique(&self.errors)
+            .map(|member| Arc::new(self.upstream(member)))
             .collect()
     }
 
@@ -368,17 +348,11 @@ impl Resolver<'_> {
             target: LogTarget::File(PathBuf::from(DEFAULT_ACCESS_LOG)),
             format: LogFormat::Json,
         };
-        if let Some(section) = field.value(&self.diagnostics) {
-            let log = section.read(&self.diagnostics);
-            let path = section.required("path", &log.path, field.location(), &self.diagnostics);
-            let target = path.and_then(|text| match text.as_str() {
-                "-" => Some(LogTarget::Stdout),
-                text => self
-                    .log_file(text, log.path.location())
-                    .map(LogTarget::File),
-            });
+        if let Some(section) = field.value(&self.errors) {
+            let log = section.read(field.location(), &self.errors);
+            let target = log.required_as("path", &log.path, |text| self.log_target(text));
             settings.target = target.unwrap_or(settings.target);
-            settings.format = log.format.word(settings.format, &self.diagnostics);
+            settings.format = log.format.word(settings.format, &self.errors);
         }
         if let LogTarget::File(file) = &settings.target {
             self.refer(field.location(), ReferencedFile::AccessLog(file.clone()));
@@ -386,89 +360,63 @@ impl Resolver<'_> {
         settings
     }
 
-    /// A file for lines of text, which a collector may read.
-    fn log_file(&self, text: &str, location: Location) -> Option<PathBuf> {
-        let is_compressed = [".gz", ".zst"].iter().any(|end| text.ends_with(end));
-        if matches!(
-            text,
-            "syslog" | "journald" | "journal" | "stdout" | "stderr"
-        ) {
-            let message = "expected the path of a file; with `path: \"-\"` lines go to stdout, which systemd and containers take to their log";
-            self.diagnostics.add(location, message);
-            return None;
+    /// Stdout, or a file for lines of text, which a collector may read.
+    fn log_target(&self, text: &str) -> Result<LogTarget, &'static str> {
+        match text {
+            "-" => Ok(LogTarget::Stdout),
+            "syslog" | "journald" | "journal" | "stdout" | "stderr" => Err(
+                "expected the path of a file; with `path: \"-\"` lines go to stdout, which systemd and containers take to their log",
+            ),
+            text if [".gz", ".zst"].iter().any(|end| text.ends_with(end)) => {
+                Err("the log is written as plain text; it is compressed when it is rotated")
+            }
+            text => self.path_of(text).map(LogTarget::File),
         }
-        if is_compressed {
-            let message = "the log is written as plain text; it is compressed when it is rotated";
-            self.diagnostics.add(location, message);
-            return None;
-        }
-        self.file_at(text, location)
     }
 
     fn health_path(&self, field: &Field<String>) -> Option<String> {
-        let text = field.optional(&self.diagnostics)?;
         self.health_path_at.set(field.location());
-        let is_plain = path::is_plain(text) && !text.ends_with('/');
-        if !is_plain {
-            self.diagnostics
-                .add(field.location(), "expected a plain path like `/healthz`");
-        }
-        is_plain.then(|| text.clone())
+        field.parse(
+            |text| match path::is_plain(text) && !text.ends_with('/') {
+                true => Ok(text.to_owned()),
+                false => Err("expected a plain path like `/healthz`"),
+            },
+            &self.errors,
+        )
     }
 
     fn traces(&self, field: &Field<Section<TracesSection>>) -> Option<Traces> {
-        let section = field.optional(&self.diagnostics)?;
-        let traces = section.read(&self.diagnostics);
-        let endpoint = &traces.endpoint;
-        let text = section.required("endpoint", endpoint, field.location(), &self.diagnostics);
-        let url = text.and_then(|text| {
-            let url = Url::parse(text).and_then(|url| {
-                if url.tls && url.is_address() {
-                    return Err("an https URL needs a host name: certificates are not verified for a bare IP address");
-                }
-                Ok(url)
-            });
-            url.map_err(|reason| self.diagnostics.add(endpoint.location(), reason))
-                .ok()
+        let traces = field.section(&self.errors)?;
+        let endpoint = traces.required_as("endpoint", &traces.endpoint, |text| {
+            match Url::parse(text)? {
+                url if url.tls && url.is_address() => Err(
+                    "an https URL needs a host name: certificates are not verified for a bare IP address",
+                ),
+                url => Ok(url),
+            }
         });
         let headers_file = self.referenced(&traces.headers_file, ReferencedFile::TraceHeaders);
-        let Ratio(sample_ratio) = traces.sample_ratio.or(Ratio(1.0), &self.diagnostics);
+        let Ratio(sample_ratio) = traces.sample_ratio.or(Ratio(1.0), &self.errors);
         Some(Traces {
-            endpoint: url?,
+            endpoint: endpoint?,
             headers_file,
             sample_ratio,
         })
     }
 
     fn tier_paths(&self, field: &Field<List<String>>) -> Vec<String> {
-        let Some(list) = field.value(&self.diagnostics) else {
+        let Some(list) = field.value(&self.errors) else {
             return DEFAULT_TIER_PATHS.map(str::to_owned).to_vec();
         };
-        self.texts(list, |text, location| {
-            if text.contains(['*', '?', '{']) {
-                let message = "paths are compared whole, and have no wildcards; list each path";
-                self.diagnostics.add(location, message);
-                return None;
-            }
-            let path = path::normalise(text);
-            if path.is_none() {
-                self.diagnostics.add(location, "expected a plain path like `/v1/agents`, without query, escapes and dot segments");
-            }
-            path
-        })
-    }
-
-    /// The items of a list that are what they should be.
-    fn texts<T>(
-        &self,
-        list: &List<String>,
-        mut parse: impl FnMut(&str, Location) -> Option<T>,
-    ) -> Vec<T> {
-        let items = list.iter().filter_map(|item| {
-            let text = item.value(&self.diagnostics)?;
-            parse(text, item.location())
-        });
-        items.collect()
+        list.parse(
+            |text| {
+                if text.contains(['*', '?', '{']) {
+                    return Err("paths are compared whole, and have no wildcards; list each path");
+                }
+                path::normalise(text).ok_or("expected a plain path like `/v1/agents`, without query, escapes and dot segments")
+            },
+            &self.errors,
+        )
     }
 
     fn server(&self, field: &Field<Section<ServerSection>>) -> ServerOptions {
@@ -477,11 +425,10 @@ impl Resolver<'_> {
             drain: DEFAULT_DRAIN,
             upgrade_socket: None,
         };
-        if let Some(section) = field.optional(&self.diagnostics) {
-            let given = section.read(&self.diagnostics);
-            let threads = given.threads.count(0..=MAX_THREADS, &self.diagnostics);
+        if let Some(given) = field.section(&self.errors) {
+            let threads = given.threads.count(0..=MAX_THREADS, &self.errors);
             options.threads = threads.unwrap_or(0);
-            options.drain = given.drain.or(TimeSpan(options.drain), &self.diagnostics).0;
+            options.drain = given.drain.duration(options.drain, &self.errors);
             options.upgrade_socket =
                 self.referenced(&given.upgrade_socket, ReferencedFile::UpgradeSocket);
         }
@@ -493,17 +440,17 @@ impl Resolver<'_> {
 
     /// A duration in which something has to happen, so more than zero.
     fn timeout(&self, name: &str, field: &Field<TimeSpan>, default: Duration) -> Duration {
-        let TimeSpan(value) = field.or(TimeSpan(default), &self.diagnostics);
+        let value = field.duration(default, &self.errors);
         if value.is_zero() {
             let message = format!("`{name}` must be more than zero");
-            self.diagnostics.add(field.location(), message);
+            self.errors.add(field.location(), message);
         }
         value
     }
 
     fn admin(&self, field: &Field<String>) -> SocketAddress {
-        let text = field.value(&self.diagnostics);
-        let given = text.and_then(|text| self.parse_address(text, field.location()));
+        let text = field.value(&self.errors);
+        let given = text.and_then(|text| self.errors.note(field.location(), text.parse()));
         let admin = given.unwrap_or_else(|| DEFAULT_ADMIN.into());
         self.note_address(field.location(), &admin);
         admin
@@ -514,30 +461,19 @@ impl Resolver<'_> {
         self.addresses.borrow_mut().push(noted);
     }
 
-    fn parse_address(&self, text: &str, location: Location) -> Option<SocketAddress> {
-        text.parse()
-            .map_err(|reason| self.diagnostics.add(location, reason))
-            .ok()
+    fn file(&self, field: &Field<String>) -> Option<PathBuf> {
+        field.parse(|text| self.path_of(text), &self.errors)
     }
 
     /// A path that is relative to the folder of the configuration.
-    fn file(&self, field: &Field<String>) -> Option<PathBuf> {
-        let text = field.optional(&self.diagnostics)?;
-        self.file_at(text, field.location())
-    }
-
-    fn file_at(&self, text: &str, location: Location) -> Option<PathBuf> {
+    fn path_of(&self, text: &str) -> Result<PathBuf, &'static str> {
         if text.is_empty() {
-            self.diagnostics
-                .add(location, "expected the path of a file");
-            return None;
+            return Err("expected the path of a file");
         }
         if text.ends_with('/') {
-            let message = "expected the path of a file; this one is that of a folder";
-            self.diagnostics.add(location, message);
-            return None;
+            return Err("expected the path of a file; this one is that of a folder");
         }
-        Some(self.path.parent().unwrap_or(Path::new("")).join(text))
+        Ok(self.path.parent().unwrap_or(Path::new("")).join(text))
     }
 
     /// A file that is opened at start.

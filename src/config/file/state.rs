@@ -24,21 +24,21 @@ pub(super) struct StateSection {
 
 impl Resolver<'_> {
     pub(super) fn state(&self, field: &Field<TextOr<'_, StateSection>>) -> Option<StateStore> {
-        match field.optional(&self.diagnostics)? {
+        match field.optional(&self.errors)? {
             TextOr::Text(text) if text.contains("://") => self.redis(text, field.location(), None),
             TextOr::Text(text) if text.contains(':') => {
                 let message = "expected the path of a file, or a URL like `redis://host:6379/0`";
-                self.diagnostics.add(field.location(), message);
+                self.errors.add(field.location(), message);
                 None
             }
             TextOr::Text(text) => {
-                let path = self.file_at(text, field.location())?;
+                let path = self.errors.note(field.location(), self.path_of(text))?;
                 self.refer(field.location(), ReferencedFile::State(path.clone()));
                 Some(StateStore::File(path))
             }
             TextOr::Section(section) => {
-                let state = section.read(&self.diagnostics);
-                let url = section.required("url", &state.url, field.location(), &self.diagnostics);
+                let state = section.read(field.location(), &self.errors);
+                let url = state.required("url", &state.url);
                 let password = self.referenced(&state.password_file, ReferencedFile::RedisPassword);
                 self.redis(url?, state.url.location(), password)
             }
@@ -51,10 +51,9 @@ impl Resolver<'_> {
         location: Location,
         password_file: Option<PathBuf>,
     ) -> Option<StateStore> {
-        let parsed = parse_redis(text).map_err(|reason| self.diagnostics.add(location, reason));
         let redis = Redis {
             password_file,
-            ..parsed.ok()?
+            ..self.errors.note(location, parse_redis(text))?
         };
         if redis.user.is_some() && redis.password_file.is_none() {
             let message = "a user without `password_file` cannot log in";

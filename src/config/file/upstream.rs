@@ -170,22 +170,18 @@ struct BridgeSection {
 
 impl Resolver<'_> {
     /// Also one with mistakes is an upstream, so that groups that name it do not seem to have one more.
-    pub(super) fn upstream(
-        &self,
-        member: &Member<'_, Section<UpstreamSection<'_>>>,
-    ) -> Option<Upstream> {
-        check_name(&member.key, member.location, &self.diagnostics);
-        let Some(section) = member.value.value(&self.diagnostics) else {
-            let nothing = UpstreamSection::default();
-            return Some(self.settings(member, &nothing, &[]));
+    pub(super) fn upstream(&self, member: &Member<'_, Section<UpstreamSection<'_>>>) -> Upstream {
+        check_name(&member.key, member.location, &self.errors);
+        let Some(section) = member.value.value(&self.errors) else {
+            return self.settings(member, &UpstreamSection::default(), &[]);
         };
-        let given = section.read(&self.diagnostics);
-        let url = section.required("url", &given.url, member.location, &self.diagnostics);
+        let given = section.read(member.location, &self.errors);
+        let url = given.required("url", &given.url);
         let urls = url.map_or_else(Vec::new, |url| self.urls(url, given.url.location()));
-        let upstream = self.settings(member, given, &urls);
-        self.check_urls(&urls, &upstream, given);
-        self.warn_of(&upstream, given, &urls);
-        Some(upstream)
+        let upstream = self.settings(member, &given, &urls);
+        self.check_urls(&urls, &upstream, &given);
+        self.warn_of(&upstream, &given, &urls);
+        upstream
     }
 
     fn settings(
@@ -194,8 +190,8 @@ impl Resolver<'_> {
         given: &UpstreamSection<'_>,
         urls: &[(Location, Url)],
     ) -> Upstream {
-        let diagnostics = &self.diagnostics;
-        let kind = given.kind.word(UpstreamKind::OpenAi, diagnostics);
+        let errors = &self.errors;
+        let kind = given.kind.word(UpstreamKind::OpenAi, errors);
         let Presets {
             served_tier,
             messages,
@@ -209,15 +205,15 @@ impl Resolver<'_> {
             name: member.key.to_string(),
             urls,
             kind,
-            served_tier: given.served_tier.word(served_tier, diagnostics),
-            messages: given.messages.word(messages, diagnostics),
+            served_tier: given.served_tier.word(served_tier, errors),
+            messages: given.messages.word(messages, errors),
             chat_completions: given
                 .chat_completions
-                .word(ChatCompletionsMode::Relay, diagnostics),
+                .word(ChatCompletionsMode::Relay, errors),
             chat_stream_usage: given
                 .chat_stream_usage
-                .word(ChatStreamUsage::Client, diagnostics),
-            forwarded_headers: given.forwarded_headers.word(forwarded_headers, diagnostics),
+                .word(ChatStreamUsage::Client, errors),
+            forwarded_headers: given.forwarded_headers.word(forwarded_headers, errors),
             headers: self.headers(&given.headers),
             credential_file: self.referenced(&given.credential_file, ReferencedFile::Credential),
             connect_timeout: self.timeout(
@@ -242,15 +238,13 @@ impl Resolver<'_> {
             ),
             retries: given
                 .retries
-                .count(0..=MAX_RETRIES, diagnostics)
+                .count(0..=MAX_RETRIES, errors)
                 .unwrap_or(DEFAULT_RETRIES),
             http2: self.http2(&given.http2),
             tls: self.upstream_tls(&given.tls),
             ejection: self.ejection(&given.ejection),
             health_check: self.health_check(&given.health_check),
-            on_client_abort: given
-                .on_client_abort
-                .word(OnClientAbort::Cancel, diagnostics),
+            on_client_abort: given.on_client_abort.word(OnClientAbort::Cancel, errors),
             abort_drain: self.timeout("abort_drain", &given.abort_drain, DEFAULT_ABORT_DRAIN),
             models: self.models(&given.models),
             bridge: self.bridge(&given.bridge, kind),
@@ -260,38 +254,34 @@ impl Resolver<'_> {
 
     /// One URL, or a list of them.
     fn urls(&self, urls: &OneOrMany<String>, location: Location) -> Vec<(Location, Url)> {
+        let parse = |text: &String, location| {
+            let url = self.errors.note(location, Url::parse(text))?;
+            Some((location, url))
+        };
         let items = match urls {
-            OneOrMany::One(text) => return self.url(text, location).into_iter().collect(),
+            OneOrMany::One(text) => return parse(text, location).into_iter().collect(),
             OneOrMany::Many(items) => items,
         };
         if items.is_empty() || items.len() > MAX_URLS {
             let expected = format!("expected 1 to {MAX_URLS} URLs");
-            self.diagnostics.add(location, expected);
+            self.errors.add(location, expected);
         }
         let mut urls: Vec<(Location, Url)> = Vec::new();
         for item in items.iter() {
-            let text = item.value(&self.diagnostics);
-            let Some((location, url)) = text.and_then(|text| self.url(text, item.location()))
-            else {
+            let text = item.value(&self.errors);
+            let Some((location, url)) = text.and_then(|text| parse(text, item.location())) else {
                 continue;
             };
             if urls.iter().any(|(_, other)| *other == url) {
-                self.diagnostics.add(location, "the URL is listed twice");
+                self.errors.add(location, "the URL is listed twice");
             }
             if urls.first().is_some_and(|(_, first)| first.tls != url.tls) {
                 let all = "the URLs of an upstream are all http or all https";
-                self.diagnostics.add(location, all);
+                self.errors.add(location, all);
             }
             urls.push((location, url));
         }
         urls
-    }
-
-    fn url(&self, text: &str, location: Location) -> Option<(Location, Url)> {
-        Url::parse(text)
-            .map(|url| (location, url))
-            .map_err(|reason| self.diagnostics.add(location, reason))
-            .ok()
     }
 
     /// Whether the URLs and how TLS is spoken there go together.
@@ -305,10 +295,10 @@ impl Resolver<'_> {
         if let Some((location, _)) = bare
             && upstream.tls.server_name.is_none()
         {
-            self.diagnostics.add(*location, "an https upstream needs a host name or `tls.server_name`: certificates are not verified for a bare IP address");
+            self.errors.add(*location, "an https upstream needs a host name or `tls.server_name`: certificates are not verified for a bare IP address");
         }
         if given.tls.is_given() && urls.first().is_some_and(|(_, url)| !url.tls) {
-            self.diagnostics.add(
+            self.errors.add(
                 given.tls.location(),
                 "`tls` is for https, and the URL is not",
             );
@@ -395,56 +385,37 @@ impl Resolver<'_> {
     }
 
     fn upstream_tls(&self, field: &Field<Section<TlsSection>>) -> UpstreamTls {
-        let Some(section) = field.optional(&self.diagnostics) else {
+        let Some(given) = field.section(&self.errors) else {
             return UpstreamTls::default();
         };
-        let given = section.read(&self.diagnostics);
         if given.cert.is_given() != given.key.is_given() {
             let together = "`cert` and `key` are given together";
-            self.diagnostics.add(field.location(), together);
+            self.errors.add(field.location(), together);
         }
         let cert = self.file(&given.cert);
         let key = self.file(&given.key);
         let tls = UpstreamTls {
             ca: self.file(&given.ca),
             identity: cert.zip(key).map(|(cert, key)| TlsFiles { cert, key }),
-            server_name: self.server_name(&given.server_name),
+            server_name: given.server_name.parse(server_name, &self.errors),
         };
         self.refer(field.location(), ReferencedFile::UpstreamTls(tls.clone()));
         tls
     }
 
-    fn server_name(&self, field: &Field<String>) -> Option<String> {
-        let text = field.optional(&self.diagnostics)?;
-        if is_dns_name(text) {
-            return Some(text.to_ascii_lowercase());
-        }
-        let expected = "expected a host name like `api.example.com`";
-        self.diagnostics.add(field.location(), expected);
-        None
-    }
-
     fn headers(&self, field: &Field<Section<HeadersSection<'_>>>) -> HeaderEdits {
-        let Some(section) = field.optional(&self.diagnostics) else {
+        let Some(given) = field.section(&self.errors) else {
             return HeaderEdits::default();
         };
-        let given = section.read(&self.diagnostics);
-        let set = given.set.optional(&self.diagnostics);
-        let set = set
-            .iter()
-            .flat_map(|members| members.unique(&self.diagnostics));
-        let set = set.filter_map(|member| self.header(member)).collect();
-        let remove = given.remove.optional(&self.diagnostics);
-        let remove = remove.iter().flat_map(|list| list.iter());
-        let remove = remove.filter_map(|item| {
-            let text = item.value(&self.diagnostics)?;
-            let message =
-                "the header of the key cannot be removed; it is written by the proxy itself";
-            self.header_name(text, item.location(), message)
-        });
+        let set = given.set.optional(&self.errors);
+        let set = set.iter().flat_map(|members| members.unique(&self.errors));
+        let remove = given.remove.optional(&self.errors);
+        let of_key = "the header of the key cannot be removed; it is written by the proxy itself";
         let edits = HeaderEdits {
-            set,
-            remove: remove.collect(),
+            set: set.filter_map(|member| self.header(member)).collect(),
+            remove: remove.map_or_else(Vec::new, |names| {
+                names.parse(|text| header_name(text, of_key), &self.errors)
+            }),
         };
         self.check_edits(&edits, field.location());
         edits
@@ -455,88 +426,55 @@ impl Resolver<'_> {
         for (at, (name, _)) in edits.set.iter().enumerate() {
             if edits.set[..at].iter().any(|(before, _)| before == name) {
                 let message = format!("header `{name}` is set twice");
-                self.diagnostics.add(location, message);
+                self.errors.add(location, message);
             }
             if edits.remove.contains(name) {
                 let message = format!("header `{name}` is set and removed");
-                self.diagnostics.add(location, message);
+                self.errors.add(location, message);
             }
         }
     }
 
     fn header(&self, member: &Member<'_, String>) -> Option<(HeaderName, HeaderValue)> {
-        let message = "a key does not stand in the configuration; use `credential_file`";
-        let name = self.header_name(&member.key, member.location, message);
-        let text = member.value.value(&self.diagnostics)?;
-        let Ok(mut value) = HeaderValue::from_str(text) else {
-            let message = "the value of a header has no control characters";
-            self.diagnostics.add(member.value.location(), message);
-            return None;
-        };
+        let of_key = "a key does not stand in the configuration; use `credential_file`";
+        let name = header_name(&member.key, of_key);
+        let name = self.errors.note(member.location, name);
+        let value = member.value.value(&self.errors)?;
+        let value = HeaderValue::from_str(value);
+        let value = value.map_err(|_| "the value of a header has no control characters");
+        let mut value = self.errors.note(member.value.location(), value)?;
         value.set_sensitive(true);
         Some((name?, value))
     }
 
-    /// `of_key`: what is said of the name of a header that carries a key.
-    fn header_name(&self, text: &str, location: Location, of_key: &str) -> Option<HeaderName> {
-        if text.contains('*') {
-            let message =
-                "names of headers are compared whole, and have no wildcards; list each name";
-            self.diagnostics.add(location, message);
-            return None;
-        }
-        let Ok(name) = HeaderName::from_bytes(text.as_bytes()) else {
-            self.diagnostics
-                .add(location, "expected the name of a header, like `x-team`");
-            return None;
-        };
-        if FRAMING_HEADERS.contains(&name.as_str()) {
-            self.diagnostics
-                .add(location, "this header is written by the proxy itself");
-            return None;
-        }
-        if CREDENTIAL_HEADERS.contains(&name.as_str()) {
-            self.diagnostics.add(location, of_key);
-            return None;
-        }
-        Some(name)
-    }
-
     fn http2(&self, field: &Field<Section<Http2Section>>) -> Http2 {
         let mut http2 = Http2::default();
-        if let Some(section) = field.optional(&self.diagnostics) {
-            let given = section.read(&self.diagnostics);
-            let most = given
-                .max_streams
-                .count(1..=MAX_H2_STREAMS, &self.diagnostics);
-            http2.enabled = given.enabled.or(http2.enabled, &self.diagnostics);
+        if let Some(given) = field.section(&self.errors) {
+            let most = given.max_streams.count(1..=MAX_H2_STREAMS, &self.errors);
+            let interval = &given.ping_interval;
+            http2.enabled = given.enabled.or(http2.enabled, &self.errors);
             http2.max_streams = most.unwrap_or(http2.max_streams);
-            let interval = TimeSpan(http2.ping_interval);
-            http2.ping_interval = given.ping_interval.or(interval, &self.diagnostics).0;
+            http2.ping_interval = interval.duration(http2.ping_interval, &self.errors);
         }
         http2
     }
 
     fn ejection(&self, field: &Field<Section<EjectionSection>>) -> Ejection {
         let default = Ejection::default();
-        let Some(section) = field.optional(&self.diagnostics) else {
+        let Some(given) = field.section(&self.errors) else {
             return default;
         };
-        let given = section.read(&self.diagnostics);
+        let failures = self.in_a_row(&given.consecutive_failures, 0);
         let ejection = Ejection {
-            consecutive_failures: self.in_a_row(
-                &given.consecutive_failures,
-                0,
-                default.consecutive_failures,
-            ),
+            consecutive_failures: failures.unwrap_or(default.consecutive_failures),
             base_time: self.timeout("base_time", &given.base_time, default.base_time),
             max_time: self.timeout("max_time", &given.max_time, default.max_time),
             gateway_errors: given
                 .gateway_errors
-                .or(default.gateway_errors, &self.diagnostics),
+                .or(default.gateway_errors, &self.errors),
         };
         if ejection.max_time < ejection.base_time {
-            self.diagnostics
+            self.errors
                 .add(field.location(), "`max_time` is less than `base_time`");
         }
         ejection
@@ -544,130 +482,136 @@ impl Resolver<'_> {
 
     fn health_check(&self, field: &Field<Section<HealthCheckSection>>) -> Option<HealthCheck> {
         let default = HealthCheck::default();
-        let given = field.optional(&self.diagnostics)?.read(&self.diagnostics);
+        let given = field.section(&self.errors)?;
+        let unhealthy = self.in_a_row(&given.unhealthy_threshold, 1);
+        let healthy = self.in_a_row(&given.healthy_threshold, 1);
         Some(HealthCheck {
-            path: self.check_path(&given.path),
+            path: given.path.parse(check_path, &self.errors),
             interval: self.timeout("interval", &given.interval, default.interval),
             timeout: self.timeout("timeout", &given.timeout, default.timeout),
-            unhealthy_threshold: self.in_a_row(
-                &given.unhealthy_threshold,
-                1,
-                default.unhealthy_threshold,
-            ),
-            healthy_threshold: self.in_a_row(
-                &given.healthy_threshold,
-                1,
-                default.healthy_threshold,
-            ),
+            unhealthy_threshold: unhealthy.unwrap_or(default.unhealthy_threshold),
+            healthy_threshold: healthy.unwrap_or(default.healthy_threshold),
         })
     }
 
-    fn in_a_row(&self, field: &Field<i64>, least: u64, default: u32) -> u32 {
-        let value = field.integer(least..=MAX_IN_A_ROW, &self.diagnostics);
-        value.map_or(default, |value| value as u32)
-    }
-
-    fn check_path(&self, field: &Field<String>) -> Option<String> {
-        let text = field.optional(&self.diagnostics)?;
-        let is_plain = |byte: u8| byte.is_ascii_graphic() && byte != b'#';
-        if text.starts_with('/') && text.bytes().all(is_plain) {
-            return Some(text.clone());
-        }
-        self.diagnostics
-            .add(field.location(), "expected a path like `/healthz`");
-        None
+    fn in_a_row(&self, field: &Field<i64>, least: u64) -> Option<u32> {
+        let count = field.integer(least..=MAX_IN_A_ROW, &self.errors)?;
+        u32::try_from(count).ok()
     }
 
     fn models(&self, field: &Field<List<Section<ModelSection>>>) -> Vec<ModelEntry> {
-        let items = field.optional(&self.diagnostics);
+        let items = field.optional(&self.errors);
         let items = items.iter().flat_map(|list| list.iter());
         items.filter_map(|item| self.model(item)).collect()
     }
 
     fn model(&self, item: &Field<Section<ModelSection>>) -> Option<ModelEntry> {
-        let section = item.value(&self.diagnostics)?;
-        let given = section.read(&self.diagnostics);
-        let pattern = section.required("match", &given.r#match, item.location(), &self.diagnostics);
+        let given = item.value(&self.errors)?;
+        let given = given.read(item.location(), &self.errors);
+        let pattern = given.required("match", &given.r#match);
         let default = ModelEntry::new(pattern.map_or("", String::as_str), None);
         let entry = ModelEntry {
-            model: self.upstream_model(&given.model),
-            effort: given.effort.optional(&self.diagnostics).map(|word| word.0),
-            max_effort: given.max_effort.word(default.max_effort, &self.diagnostics),
-            effort_off: given.effort_off.word(default.effort_off, &self.diagnostics),
-            reasoning: given.reasoning.optional(&self.diagnostics).copied(),
+            model: given.model.parse(upstream_model, &self.errors),
+            effort: given.effort.optional(&self.errors).map(|word| word.0),
+            max_effort: given.max_effort.word(default.max_effort, &self.errors),
+            effort_off: given.effort_off.word(default.effort_off, &self.errors),
+            reasoning: given.reasoning.optional(&self.errors).copied(),
             max_output: given
                 .max_output
-                .integer(1..=MAX_OUTPUT_TOKENS, &self.diagnostics),
-            phase: given.phase.or(default.phase, &self.diagnostics),
+                .integer(1..=MAX_OUTPUT_TOKENS, &self.errors),
+            phase: given.phase.or(default.phase, &self.errors),
             pattern: default.pattern,
         };
-        if let Some(text) = pattern {
-            self.check_match(text, given.r#match.location());
-        }
+        let place = given.r#match.location();
+        pattern.and_then(|text| self.errors.note(place, check_match(text)));
         pattern.map(|_| entry)
-    }
-
-    fn check_match(&self, text: &str, location: Location) {
-        let beginning = text.strip_suffix('*').unwrap_or(text);
-        if text.is_empty() || beginning.contains('*') {
-            let expected = "expected the name of a model, or its beginning and `*`";
-            self.diagnostics.add(location, expected);
-        } else if beginning.contains('[') {
-            let message = "`[1m]` is cut off before names are compared; leave it out";
-            self.diagnostics.add(location, message);
-        } else if let Err(reason) = Pattern::parse(text) {
-            self.diagnostics.add(location, reason);
-        }
-    }
-
-    /// What the upstream is asked for in the place of the client's model.
-    fn upstream_model(&self, field: &Field<String>) -> Option<String> {
-        let text = field.optional(&self.diagnostics)?;
-        let reason = match check_model(text) {
-            Err(reason) => reason,
-            Ok(()) if text.contains('*') => {
-                "`model` is sent to the upstream as it stands, and no model has a `*` in its name; without it the client's own name is sent"
-            }
-            Ok(()) => return Some(text.clone()),
-        };
-        self.diagnostics.add(field.location(), reason);
-        None
     }
 
     fn bridge(&self, field: &Field<Section<BridgeSection>>, kind: UpstreamKind) -> BridgeOptions {
         let default = BridgeOptions::of(kind == UpstreamKind::Codex);
-        let Some(section) = field.optional(&self.diagnostics) else {
+        let Some(given) = field.section(&self.errors) else {
             return default;
         };
-        let given = section.read(&self.diagnostics);
-        let diagnostics = &self.diagnostics;
+        let errors = &self.errors;
         BridgeOptions {
-            reasoning_replay: given
-                .reasoning_replay
-                .or(default.reasoning_replay, diagnostics),
+            reasoning_replay: given.reasoning_replay.or(default.reasoning_replay, errors),
             reasoning_summary: given
                 .reasoning_summary
-                .word(default.reasoning_summary, diagnostics),
-            stop_sequences: given
-                .stop_sequences
-                .word(default.stop_sequences, diagnostics),
-            tool_media: given.tool_media.word(default.tool_media, diagnostics),
-            system_as: given.system_as.word(default.system_as, diagnostics),
-            path: self.bridge_path(&given.path).unwrap_or(default.path),
+                .word(default.reasoning_summary, errors),
+            stop_sequences: given.stop_sequences.word(default.stop_sequences, errors),
+            tool_media: given.tool_media.word(default.tool_media, errors),
+            system_as: given.system_as.word(default.system_as, errors),
+            path: given
+                .path
+                .parse(bridge_path, errors)
+                .unwrap_or(default.path),
             commit_after: self.timeout("commit_after", &given.commit_after, default.commit_after),
             ping: self.timeout("ping", &given.ping, default.ping),
-            list_models: given.list_models.or(default.list_models, diagnostics),
+            list_models: given.list_models.or(default.list_models, errors),
         }
     }
+}
 
-    fn bridge_path(&self, field: &Field<String>) -> Option<String> {
-        let text = field.optional(&self.diagnostics)?;
-        if !path::is_plain(text) {
-            let expected = "expected a plain path like `/v1/responses`";
-            self.diagnostics.add(field.location(), expected);
-            return None;
-        }
-        Some(text.clone())
+fn server_name(text: &str) -> Result<String, &'static str> {
+    if is_dns_name(text) {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err("expected a host name like `api.example.com`")
+    }
+}
+
+/// `of_key`: what is said of the name of a header that carries a key.
+fn header_name(text: &str, of_key: &'static str) -> Result<HeaderName, &'static str> {
+    if text.contains('*') {
+        return Err("names of headers are compared whole, and have no wildcards; list each name");
+    }
+    let name = HeaderName::from_bytes(text.as_bytes());
+    let name = name.map_err(|_| "expected the name of a header, like `x-team`")?;
+    if FRAMING_HEADERS.contains(&name.as_str()) {
+        Err("this header is written by the proxy itself")
+    } else if CREDENTIAL_HEADERS.contains(&name.as_str()) {
+        Err(of_key)
+    } else {
+        Ok(name)
+    }
+}
+
+fn check_path(text: &str) -> Result<String, &'static str> {
+    let is_plain = |byte: u8| byte.is_ascii_graphic() && byte != b'#';
+    if text.starts_with('/') && text.bytes().all(is_plain) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected a path like `/healthz`")
+    }
+}
+
+fn check_match(text: &str) -> Result<(), &'static str> {
+    let beginning = text.strip_suffix('*').unwrap_or(text);
+    if text.is_empty() || beginning.contains('*') {
+        Err("expected the name of a model, or its beginning and `*`")
+    } else if beginning.contains('[') {
+        Err("`[1m]` is cut off before names are compared; leave it out")
+    } else {
+        Pattern::parse(text).map(drop)
+    }
+}
+
+/// What the upstream is asked for in the place of the client's model.
+fn upstream_model(text: &str) -> Result<String, &'static str> {
+    check_model(text)?;
+    if text.contains('*') {
+        return Err(
+            "`model` is sent to the upstream as it stands, and no model has a `*` in its name; without it the client's own name is sent",
+        );
+    }
+    Ok(text.to_owned())
+}
+
+fn bridge_path(text: &str) -> Result<String, &'static str> {
+    if path::is_plain(text) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected a plain path like `/v1/responses`")
     }
 }
 
