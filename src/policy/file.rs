@@ -685,7 +685,6 @@ mod tests {
             (of_budget("scope"), Scope::VARIANTS),
             (of_budget("then"), AtLimit::VARIANTS),
         ];
-        let enums = enums.iter().map(|(path, words)| (path.as_str(), *words));
-        assert_schema("policy.schema.json", &mappings, &enums.collect::<Vec<_>>());
+        assert_schema("policy.schema.json", &mappings, &enums);
     }
 }

@@ -192,6 +192,28 @@ impl Field<i64> {
     }
 }
 
+impl<T> OneOrMany<T> {
+    /// The values, each with its place; `location` is that of the whole.
+    pub(crate) fn items(&self, location: Location, errors: &Diagnostics) -> Vec<(Location, &T)> {
+        match self {
+            OneOrMany::One(one) => vec![(location, one)],
+            OneOrMany::Many(items) => {
+                let items = items.iter();
+                let items = items.filter_map(|item| Some((item.location, item.value(errors)?)));
+                items.collect()
+            }
+        }
+    }
+
+    /// How many values are written, those with mistakes among them.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            OneOrMany::One(_) => 1,
+            OneOrMany::Many(items) => items.len(),
+        }
+    }
+}
+
 impl<T> List<T> {
     pub(crate) fn iter(&self) -> std::slice::Iter<'_, Field<T>> {
         self.0.iter()

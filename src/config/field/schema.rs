@@ -47,8 +47,8 @@ impl<'de> Deserializer<'de> for Words {
 /// Asserts that a schema has these mappings, by JSON pointer, with these keys, and no others; and these enums.
 pub(crate) fn assert_schema(
     file: &str,
-    mappings: &[(&str, Vec<String>)],
-    enums: &[(&str, &[&str])],
+    mappings: &[(impl AsRef<str>, Vec<String>)],
+    enums: &[(String, &[&str])],
 ) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("conf/schema")
@@ -60,6 +60,7 @@ pub(crate) fn assert_schema(
             .unwrap_or_else(|| panic!("{file} has no {pointer}"))
     };
     for (pointer, words) in mappings {
+        let pointer = pointer.as_ref();
         let keys = at(&format!("{pointer}/properties")).as_object().unwrap();
         let keys: BTreeSet<&str> = keys.keys().map(String::as_str).collect();
         assert_eq!(

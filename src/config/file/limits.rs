@@ -40,30 +40,58 @@ pub(super) struct LimitsSection {
 
 impl Resolver<'_> {
     pub(super) fn limits(&self, field: &Field<Section<LimitsSection>>) -> Limits {
-        let mut limits = Limits::default();
+        let default = Limits::default();
         let Some(given) = field.section(&self.errors) else {
-            return limits;
+            return default;
         };
-        self.sizes(&given, &mut limits);
+        let size = |field: &Field<ByteSize>, default| field.or(ByteSize(default), &self.errors).0;
+        let count = |field: &Field<i64>, most, default| {
+            let given = field.count(1..=most, &self.errors);
+            given.unwrap_or(default)
+        };
+        let time = |name, field, default| self.timeout(name, field, default);
+        let limits = Limits {
+            header: size(&given.header, default.header),
+            body: size(&given.body, default.body),
+            decoded_body: size(&given.decoded_body, default.decoded_body),
+            buffered: size(&given.buffered, default.buffered),
+            websocket_message: size(&given.websocket_message, default.websocket_message),
+            json_depth: count(&given.json_depth, MAX_JSON_DEPTH, default.json_depth),
+            connections: count(&given.connections, MAX_CONNECTIONS, default.connections),
+            idle_upstream_connections: count(
+                &given.idle_upstream_connections,
+                MAX_CONNECTIONS,
+                default.idle_upstream_connections,
+            ),
+            connections_per_client: given
+                .connections_per_client
+                .integer(1..=MAX_CONNECTIONS, &self.errors),
+            requests_in_flight: given
+                .requests_in_flight
+                .integer(1..=MAX_IN_FLIGHT, &self.errors),
+            header_timeout: time(
+                "header_timeout",
+                &given.header_timeout,
+                default.header_timeout,
+            ),
+            body_idle_timeout: time(
+                "body_idle_timeout",
+                &given.body_idle_timeout,
+                default.body_idle_timeout,
+            ),
+            body_timeout: time("body_timeout", &given.body_timeout, default.body_timeout),
+            write_timeout: time("write_timeout", &given.write_timeout, default.write_timeout),
+            keepalive_timeout: time(
+                "keepalive_timeout",
+                &given.keepalive_timeout,
+                default.keepalive_timeout,
+            ),
+        };
         self.check_sizes(&given, &limits);
-        self.counts(&given, &mut limits);
-        self.timeouts(&given, &mut limits);
         if limits.body.max(limits.decoded_body) > limits.buffered {
             self.warnings.add(field.location(), "`buffered` is less than `body` or `decoded_body`: the largest bodies are always refused");
         }
         limits
-    }
-
-    fn sizes(&self, given: &LimitsSection, limits: &mut Limits) {
-        for (field, value) in [
-            (&given.header, &mut limits.header),
-            (&given.body, &mut limits.body),
-            (&given.decoded_body, &mut limits.decoded_body),
-            (&given.buffered, &mut limits.buffered),
-            (&given.websocket_message, &mut limits.websocket_message),
-        ] {
-            *value = field.or(ByteSize(*value), &self.errors).0;
-        }
     }
 
     /// Limits that no server would have, or that ordinary requests are above.
@@ -88,62 +116,10 @@ impl Resolver<'_> {
                 self.warnings.add(field.location(), message);
             }
         }
-    }
-
-    fn counts(&self, given: &LimitsSection, limits: &mut Limits) {
-        for (field, most, value) in [
-            (&given.json_depth, MAX_JSON_DEPTH, &mut limits.json_depth),
-            (&given.connections, MAX_CONNECTIONS, &mut limits.connections),
-            (
-                &given.idle_upstream_connections,
-                MAX_CONNECTIONS,
-                &mut limits.idle_upstream_connections,
-            ),
-        ] {
-            *value = field.count(1..=most, &self.errors).unwrap_or(*value);
-        }
         if limits.json_depth < LEAST_DEPTH {
             let message =
                 "ordinary requests are nested deeper than this `json_depth`, and are refused";
             self.warnings.add(given.json_depth.location(), message);
-        }
-        limits.connections_per_client = given
-            .connections_per_client
-            .integer(1..=MAX_CONNECTIONS, &self.errors);
-        limits.requests_in_flight = given
-            .requests_in_flight
-            .integer(1..=MAX_IN_FLIGHT, &self.errors);
-    }
-
-    fn timeouts(&self, given: &LimitsSection, limits: &mut Limits) {
-        for (name, field, value) in [
-            (
-                "header_timeout",
-                &given.header_timeout,
-                &mut limits.header_timeout,
-            ),
-            (
-                "body_idle_timeout",
-                &given.body_idle_timeout,
-                &mut limits.body_idle_timeout,
-            ),
-            (
-                "body_timeout",
-                &given.body_timeout,
-                &mut limits.body_timeout,
-            ),
-            (
-                "write_timeout",
-                &given.write_timeout,
-                &mut limits.write_timeout,
-            ),
-            (
-                "keepalive_timeout",
-                &given.keepalive_timeout,
-                &mut limits.keepalive_timeout,
-            ),
-        ] {
-            *value = self.timeout(name, field, *value);
         }
     }
 }

@@ -248,31 +248,23 @@ impl Resolver<'_> {
     }
 
     fn listen(&self, field: &Field<OneOrMany<TextOr<'_, ListenerSection>>>) -> Vec<Listen> {
-        let items = match field.value(&self.errors) {
-            None => {
-                let default = Listen::plain(DEFAULT_LISTEN.into());
-                self.note_address(field.location(), &default.address);
-                return vec![default];
-            }
-            Some(OneOrMany::One(one)) => {
-                return self.listener(one, field.location()).into_iter().collect();
-            }
-            Some(OneOrMany::Many(items)) => items,
+        let Some(given) = field.value(&self.errors) else {
+            let default = Listen::plain(DEFAULT_LISTEN.into());
+            self.note_address(field.location(), &default.address);
+            return vec![default];
         };
-        if items.is_empty() {
+        if given.len() == 0 {
             self.errors
                 .add(field.location(), "expected at least one address");
         }
         let mut listen: Vec<Listen> = Vec::new();
-        for item in items.iter() {
-            let value = item.value(&self.errors);
-            let Some(listener) = value.and_then(|value| self.listener(value, item.location()))
-            else {
+        for (location, value) in given.items(field.location(), &self.errors) {
+            let Some(listener) = self.listener(value, location) else {
                 continue;
             };
             if listen.iter().any(|other| other.address == listener.address) {
                 let twice = format!("address `{}` is listed twice", listener.address);
-                self.errors.add(item.location(), twice);
+                self.errors.add(location, twice);
             }
             listen.push(listener);
         }

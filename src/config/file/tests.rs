@@ -186,96 +186,61 @@ fn origins_are_those_that_browsers_send() {
 
 #[test]
 fn the_schema_for_editors_has_every_setting() {
-    let below = |path: &str| format!("/definitions/upstream{path}");
-    let upstream = super::upstream::words();
-    let mut mappings = vec![
-        (String::new(), words_of::<ConfigFile<'_>>()),
+    let upstream = |path: &str| format!("/definitions/upstream{path}");
+    let model = |name: &str| {
+        upstream(&format!(
+            "/properties/models/anyOf/0/items/properties/{name}"
+        ))
+    };
+    let bridge = |name: &str| upstream(&format!("/properties/bridge/properties/{name}"));
+    let mappings = [
+        ("", words_of::<ConfigFile<'_>>()),
+        ("/definitions/listener", words_of::<ListenerSection>()),
         (
-            "/definitions/listener".to_owned(),
-            words_of::<ListenerSection>(),
-        ),
-        (
-            "/definitions/listener/properties/tls".to_owned(),
+            "/definitions/listener/properties/tls",
             words_of::<ListenerTlsSection>(),
         ),
-        (
-            "/properties/access_log".to_owned(),
-            words_of::<AccessLogSection>(),
-        ),
-        (
-            "/properties/state/anyOf/1".to_owned(),
-            words_of::<StateSection>(),
-        ),
-        ("/properties/cors".to_owned(), words_of::<CorsSection>()),
-        ("/properties/traces".to_owned(), words_of::<TracesSection>()),
-        ("/properties/limits".to_owned(), words_of::<LimitsSection>()),
-        ("/properties/server".to_owned(), words_of::<ServerSection>()),
+        ("/properties/access_log", words_of::<AccessLogSection>()),
+        ("/properties/state/anyOf/1", words_of::<StateSection>()),
+        ("/properties/cors", words_of::<CorsSection>()),
+        ("/properties/traces", words_of::<TracesSection>()),
+        ("/properties/limits", words_of::<LimitsSection>()),
+        ("/properties/server", words_of::<ServerSection>()),
     ];
-    mappings.extend(
-        upstream
-            .into_iter()
-            .map(|(path, words)| (below(path), words)),
-    );
+    let mappings = mappings.map(|(path, words)| (path.to_owned(), words));
+    let of_upstream = super::upstream::words().map(|(path, words)| (upstream(path), words));
     let enums: [(String, &[&str]); 15] = [
         (
             "/properties/access_log/properties/format".to_owned(),
             LogFormat::VARIANTS,
         ),
-        (below("/properties/kind"), UpstreamKind::VARIANTS),
-        (below("/properties/served_tier"), ServedTier::VARIANTS),
-        (below("/properties/messages"), MessagesMode::VARIANTS),
+        (upstream("/properties/kind"), UpstreamKind::VARIANTS),
+        (upstream("/properties/served_tier"), ServedTier::VARIANTS),
+        (upstream("/properties/messages"), MessagesMode::VARIANTS),
         (
-            below("/properties/chat_completions"),
+            upstream("/properties/chat_completions"),
             ChatCompletionsMode::VARIANTS,
         ),
         (
-            below("/properties/chat_stream_usage"),
+            upstream("/properties/chat_stream_usage"),
             ChatStreamUsage::VARIANTS,
         ),
         (
-            below("/properties/forwarded_headers"),
+            upstream("/properties/forwarded_headers"),
             ForwardedHeaders::VARIANTS,
         ),
         (
-            below("/properties/on_client_abort"),
+            upstream("/properties/on_client_abort"),
             OnClientAbort::VARIANTS,
         ),
-        (
-            below("/properties/models/anyOf/0/items/properties/effort/anyOf/0"),
-            Effort::VARIANTS,
-        ),
-        (
-            below("/properties/models/anyOf/0/items/properties/max_effort"),
-            Effort::VARIANTS,
-        ),
-        (
-            below("/properties/models/anyOf/0/items/properties/effort_off"),
-            Effort::VARIANTS,
-        ),
-        (
-            below("/properties/bridge/properties/reasoning_summary"),
-            ReasoningSummary::VARIANTS,
-        ),
-        (
-            below("/properties/bridge/properties/stop_sequences"),
-            StopSequences::VARIANTS,
-        ),
-        (
-            below("/properties/bridge/properties/tool_media"),
-            ToolMedia::VARIANTS,
-        ),
-        (
-            below("/properties/bridge/properties/system_as"),
-            SystemAs::VARIANTS,
-        ),
+        (model("effort/anyOf/0"), Effort::VARIANTS),
+        (model("max_effort"), Effort::VARIANTS),
+        (model("effort_off"), Effort::VARIANTS),
+        (bridge("reasoning_summary"), ReasoningSummary::VARIANTS),
+        (bridge("stop_sequences"), StopSequences::VARIANTS),
+        (bridge("tool_media"), ToolMedia::VARIANTS),
+        (bridge("system_as"), SystemAs::VARIANTS),
     ];
-    let mappings: Vec<(&str, Vec<String>)> = mappings
-        .iter()
-        .map(|(path, words)| (path.as_str(), words.clone()))
-        .collect();
-    let enums: Vec<(&str, &[&str])> = enums
-        .iter()
-        .map(|(path, words)| (path.as_str(), *words))
-        .collect();
+    let mappings: Vec<_> = mappings.into_iter().chain(of_upstream).collect();
     assert_schema("tiergate.schema.json", &mappings, &enums);
 }

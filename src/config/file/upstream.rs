@@ -253,23 +253,14 @@ impl Resolver<'_> {
     }
 
     /// One URL, or a list of them.
-    fn urls(&self, urls: &OneOrMany<String>, location: Location) -> Vec<(Location, Url)> {
-        let parse = |text: &String, location| {
-            let url = self.errors.note(location, Url::parse(text))?;
-            Some((location, url))
-        };
-        let items = match urls {
-            OneOrMany::One(text) => return parse(text, location).into_iter().collect(),
-            OneOrMany::Many(items) => items,
-        };
-        if items.is_empty() || items.len() > MAX_URLS {
+    fn urls(&self, given: &OneOrMany<String>, location: Location) -> Vec<(Location, Url)> {
+        if !(1..=MAX_URLS).contains(&given.len()) {
             let expected = format!("expected 1 to {MAX_URLS} URLs");
             self.errors.add(location, expected);
         }
         let mut urls: Vec<(Location, Url)> = Vec::new();
-        for item in items.iter() {
-            let text = item.value(&self.errors);
-            let Some((location, url)) = text.and_then(|text| parse(text, item.location())) else {
+        for (location, text) in given.items(location, &self.errors) {
+            let Some(url) = self.errors.note(location, Url::parse(text)) else {
                 continue;
             };
             if urls.iter().any(|(_, other)| *other == url) {
@@ -617,9 +608,9 @@ fn bridge_path(text: &str) -> Result<String, &'static str> {
 
 /// The words of all sections below an upstream, each with its pointer there, for the test of the schema.
 #[cfg(test)]
-pub(super) fn words() -> Vec<(&'static str, Vec<String>)> {
+pub(super) fn words() -> [(&'static str, Vec<String>); 8] {
     use crate::config::field::schema::words_of;
-    vec![
+    [
         ("", words_of::<UpstreamSection<'_>>()),
         ("/properties/headers", words_of::<HeadersSection<'_>>()),
         ("/properties/http2", words_of::<Http2Section>()),
