@@ -43,8 +43,14 @@ pub fn check(
     secrets: Secrets,
 ) -> Result<(Config, Policy, Vec<Diagnostic>), Vec<Diagnostic>> {
     let mut parsed = read(path, secrets)?;
-    check_log(&mut parsed);
-    check_state(&mut parsed);
+    add_faults(&mut parsed, |file| match file {
+        ReferencedFile::AccessLog(file) => log_fault(file),
+        _ => None,
+    });
+    add_faults(&mut parsed, |file| match file {
+        ReferencedFile::State(file) => store_fault(file),
+        _ => None,
+    });
     check_addresses(&mut parsed);
     let credentials = match secrets {
         Secrets::Read => credentials(&parsed),
@@ -59,6 +65,15 @@ pub fn check(
     }
     warnings.extend(warnings_of_budgets(&config, &policy));
     Ok((config, policy, warnings))
+}
+
+/// Tells what is wrong with files at the settings that name them.
+fn add_faults(parsed: &mut ParsedConfig, fault: impl Fn(&ReferencedFile) -> Option<String>) {
+    let faults = parsed.files.iter().filter_map(|(location, file)| {
+        let message = fault(file)?;
+        Some(Diagnostic::new(&parsed.config.path, *location, message))
+    });
+    parsed.diagnostics.extend(faults);
 }
 
 /// Budgets that nothing is ever counted against, by the prices of today.
@@ -130,9 +145,10 @@ fn read(path: &Path, secrets: Secrets) -> Result<ParsedConfig, Vec<Diagnostic>> 
             }
             ReferencedFile::Credential(file) => credential_fault(file, &parsed.config),
             ReferencedFile::TraceHeaders(file) => match FileBytes::read(file) {
-                Ok(bytes) => parse_headers(&bytes)
-                    .err()
-                    .map(|why| secret_file::told(file, &why)),
+                Ok(bytes) => {
+                    let why = parse_headers(&bytes).err();
+                    why.map(|why| secret_file::told(file, &why))
+                }
                 Err(why) => Some(secret_file::told(file, &why)),
             },
             ReferencedFile::RedisPassword(file) => {
@@ -174,18 +190,17 @@ fn check_written_files(parsed: &mut ParsedConfig) {
             read.extend(file.paths());
         }
     }
-    let mut faults = Vec::new();
-    for (at, (location, name, file)) in written.iter().enumerate() {
-        let others = written[..at].iter().map(|(_, name, file)| (*name, *file));
-        let mut others = read.iter().copied().chain(others);
-        if let Some((other, _)) = others.find(|(_, other)| is_same_file(file, other)) {
-            faults.push((*location, format!("{name} and {other} are the same file")));
-        }
-    }
-    for (location, message) in faults {
-        let diagnostic = Diagnostic::new(&parsed.config.path, location, message);
-        parsed.diagnostics.push(diagnostic);
-    }
+    let faults = written
+        .iter()
+        .enumerate()
+        .filter_map(|(at, (location, name, file))| {
+            let others = written[..at].iter().map(|(_, name, file)| (*name, *file));
+            let mut others = read.iter().copied().chain(others);
+            let (other, _) = others.find(|(_, other)| is_same_file(file, other))?;
+            let message = format!("{name} and {other} are the same file");
+            Some(Diagnostic::new(&config.path, *location, message))
+        });
+    parsed.diagnostics.extend(faults);
 }
 
 /// What is answered there without a key hides what an upstream serves.
@@ -239,43 +254,30 @@ pub(super) fn is_left_to_package(log: &Path) -> bool {
     log == Path::new(DEFAULT_ACCESS_LOG) && !log.parent().is_some_and(Path::exists)
 }
 
-/// Whether a start could open the access log.
-fn check_log(parsed: &mut ParsedConfig) {
-    for (location, file) in &parsed.files {
-        let ReferencedFile::AccessLog(file) = file else {
-            continue;
-        };
-        if is_left_to_package(file) {
-            continue;
-        }
-        if let Err(why) = appendable(file) {
-            let message = format!("the access log cannot be written: {}", told(file, &why));
-            let diagnostic = Diagnostic::new(&parsed.config.path, *location, message);
-            parsed.diagnostics.push(diagnostic);
-        }
+/// Why a start could not open the access log.
+fn log_fault(file: &Path) -> Option<String> {
+    if is_left_to_package(file) {
+        return None;
     }
+    let why = appendable(file).err()?;
+    Some(format!(
+        "the access log cannot be written: {}",
+        told(file, &why)
+    ))
 }
 
-/// Whether a start could use the state file. One that is not there yet, or is empty, is left for the start to make.
-fn check_state(parsed: &mut ParsedConfig) {
-    for (location, file) in &parsed.files {
-        let ReferencedFile::State(file) = file else {
-            continue;
-        };
-        let is_made = file
-            .metadata()
-            .is_ok_and(|found| found.is_file() && found.len() > 0);
-        if !is_made || appendable(file).is_err() {
-            continue;
+/// Why a start could not use the state file. One that is not there yet, or is empty, is left for the start to make.
+fn store_fault(file: &Path) -> Option<String> {
+    let found = file.metadata().ok()?;
+    if !found.is_file() || found.len() == 0 || appendable(file).is_err() {
+        return None;
+    }
+    match Store::open(&StateStore::File(file.to_owned())) {
+        Err(why @ (StoreError::File(_) | StoreError::Server(_))) => {
+            Some(format!("{}: {why}", file.display()))
         }
         // A process that runs may hold it for a moment.
-        if let Err(why @ (StoreError::File(_) | StoreError::Server(_))) =
-            Store::open(&StateStore::File(file.clone()))
-        {
-            let message = format!("{}: {why}", file.display());
-            let diagnostic = Diagnostic::new(&parsed.config.path, *location, message);
-            parsed.diagnostics.push(diagnostic);
-        }
+        _ => None,
     }
 }
 
