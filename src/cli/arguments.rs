@@ -10,7 +10,7 @@ use http::Method;
 use log::LevelFilter;
 use strum::IntoStaticStr;
 
-use crate::cli::reconcile::Dimension;
+use crate::cli::reconcile;
 use crate::cli::report::column::{Rate, Sort, Sum};
 use crate::cli::report::filter::Filter;
 use crate::cli::report::group_by::GroupBy;
@@ -69,7 +69,7 @@ pub(super) enum Command {
         after_help = "Example:\n  tiergate health -c /etc/tiergate/tiergate.yaml\n\n\
         Exit code: 1 where it is not ready or does not answer."
     )]
-    Health(HealthArguments),
+    Health(ConfigArgument),
     /// Show how much of each budget is used, and when it begins anew.
     #[command(after_help = "Examples:\n  \
         tiergate budget -c /etc/tiergate/tiergate.yaml\n  \
@@ -174,12 +174,6 @@ pub(super) struct CheckArguments {
     /// An access log: warns of models in it that the price file has no price for. May be given several times.
     #[arg(long = "log", value_name = "FILE")]
     pub(super) logs: Vec<PathBuf>,
-}
-
-#[derive(Args)]
-pub(super) struct HealthArguments {
-    #[command(flatten)]
-    pub(super) config: ConfigArgument,
 }
 
 #[derive(Args)]
@@ -348,27 +342,8 @@ pub(super) struct ReportArguments {
 
 #[derive(Args)]
 pub(super) struct ReconcileArguments {
-    /// Access logs, as for `report`.
-    #[arg(required = true, value_name = "LOG")]
-    pub(super) logs: Vec<PathBuf>,
-    /// What the usage API said.
-    #[arg(long, value_name = "FILE")]
-    pub(super) usage: PathBuf,
-    /// What the rows are: days of UTC, models, service tiers.
-    #[arg(
-        long,
-        value_enum,
-        value_name = "DIMENSION,...",
-        value_delimiter = ',',
-        default_value = "day,model,service_tier"
-    )]
-    pub(super) by: Vec<Dimension>,
-    /// Only requests whose field has this value, or has not, such as those of one upstream.
-    #[arg(long = "where", value_name = "FIELD=VALUE|FIELD!=VALUE")]
-    pub(super) filters: Vec<Filter>,
-    /// Leave out rows that agree.
-    #[arg(long)]
-    pub(super) differences: bool,
+    #[command(flatten)]
+    pub(super) options: reconcile::Options,
     /// How the answer is written.
     #[arg(long, value_enum, default_value_t)]
     pub(super) format: Format,

@@ -32,8 +32,8 @@ use log::LevelFilter;
 
 use crate::accounting::prices::Prices;
 use crate::cli::arguments::{
-    Arguments, BudgetArguments, CheckArguments, Command, DiffArguments, ExplainArguments,
-    HealthArguments, NewKeyArguments, ProbeArguments, ReconcileArguments, ReloadArguments,
+    Arguments, BudgetArguments, CheckArguments, Command, ConfigArgument, DiffArguments,
+    ExplainArguments, NewKeyArguments, ProbeArguments, ReconcileArguments, ReloadArguments,
     ReportArguments, RunArguments,
 };
 use crate::cli::check::{Secrets, check, check_config};
@@ -116,7 +116,7 @@ fn dispatch(command: Command, streams: &mut Streams<'_>) -> Ended {
     match command {
         Command::Run(arguments) => serve(&arguments),
         Command::Check(arguments) => tell_mistakes(&arguments, streams),
-        Command::Health(arguments) => ask_health(&arguments, streams),
+        Command::Health(config) => ask_health(&config, streams),
         Command::Reload(arguments) => run_reload(&arguments, streams),
         Command::Budget(arguments) => tell_budgets(&arguments, streams),
         Command::Explain(arguments) => explain(&arguments, streams),
@@ -127,7 +127,7 @@ fn dispatch(command: Command, streams: &mut Streams<'_>) -> Ended {
         Command::Demo => run_demo(streams),
         Command::Probe(arguments) => run_probe(&arguments, streams),
         Command::Report(arguments) => write_report(*arguments, streams),
-        Command::Reconcile(arguments) => reconcile(arguments, streams),
+        Command::Reconcile(arguments) => reconcile(&arguments, streams),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "tiergate", &mut script);
@@ -201,6 +201,18 @@ impl Failure {
     }
 }
 
+impl From<Vec<Diagnostic>> for Failure {
+    fn from(diagnostics: Vec<Diagnostic>) -> Self {
+        Failure::Diagnostics(diagnostics)
+    }
+}
+
+impl From<String> for Failure {
+    fn from(why: String) -> Self {
+        Failure::Other(why)
+    }
+}
+
 impl From<io::Error> for Failure {
     fn from(why: io::Error) -> Self {
         Failure::Other(why.to_string())
@@ -227,8 +239,7 @@ impl From<ReportError> for Failure {
 
 fn serve(arguments: &RunArguments) -> Ended {
     survive_early_signals()?;
-    let (config, warnings) =
-        check_config(&arguments.config.config).map_err(Failure::Diagnostics)?;
+    let (config, warnings) = check_config(&arguments.config.config)?;
     warnings.iter().for_each(Diagnostic::log);
     Server::new(config, arguments.takeover)?.run()?;
     Ok(DONE)
@@ -297,22 +308,22 @@ fn warnings_of_logs(
     })
 }
 
-fn ask_health(arguments: &HealthArguments, streams: &mut Streams<'_>) -> Ended {
-    let (config, _) = Config::load(&arguments.config.config).map_err(Failure::Diagnostics)?;
+fn ask_health(argument: &ConfigArgument, streams: &mut Streams<'_>) -> Ended {
+    let (config, _) = Config::load(&argument.config)?;
     let admin = &config.admin;
     let answer = admin_client::get(admin, "/readyz")
-        .map_err(|why| Failure::Other(format!("no proxy answers at {admin}: {why}")))?;
-    running::expect(&config).map_err(Failure::Other)?;
+        .map_err(|why| format!("no proxy answers at {admin}: {why}"))?;
+    running::expect(&config)?;
     streams.print(&answer.body)?;
     Ok(if answer.status == 200 { DONE } else { FAILED })
 }
 
 fn tell_budgets(arguments: &BudgetArguments, streams: &mut Streams<'_>) -> Ended {
-    let (config, policy, _) =
-        Policy::load_with_config(&arguments.config.config).map_err(Failure::Diagnostics)?;
+    let (config, policy, _) = Policy::load_with_config(&arguments.config.config)?;
     let table = match &config.state {
-        Some(state) => budget::stored(state, &policy, Timestamp::now())
-            .map_err(|why| Failure::Other(why.to_string()))?,
+        Some(state) => {
+            budget::stored(state, &policy, Timestamp::now()).map_err(|why| why.to_string())?
+        }
         None => {
             writeln!(
                 streams.err,
@@ -320,8 +331,8 @@ fn tell_budgets(arguments: &BudgetArguments, streams: &mut Streams<'_>) -> Ended
                  of a budget by key the one that is used most is shown",
                 config.admin
             )?;
-            running::expect(&config).map_err(Failure::Other)?;
-            budget::of_process(&config).map_err(Failure::Other)?
+            running::expect(&config)?;
+            budget::of_process(&config)?
         }
     };
     unless_closed(table.write(arguments.format, &mut streams.out))
@@ -329,12 +340,12 @@ fn tell_budgets(arguments: &BudgetArguments, streams: &mut Streams<'_>) -> Ended
 
 fn run_reload(arguments: &ReloadArguments, streams: &mut Streams<'_>) -> Ended {
     let path = &arguments.config.config;
-    let (config, _) = Config::load(path).map_err(Failure::Diagnostics)?;
+    let (config, _) = Config::load(path)?;
     // Who asks for a process by its number knows which one that is.
     if arguments.pid.is_none() {
-        running::expect(&config).map_err(Failure::Other)?;
+        running::expect(&config)?;
     }
-    let reload = reload::run(&config.admin, arguments.pid).map_err(Failure::Other)?;
+    let reload = reload::run(&config.admin, arguments.pid)?;
     let restart_needed = &reload.restart_needed;
     if !restart_needed.is_empty() {
         let file = path.display();
@@ -372,8 +383,7 @@ fn explain(arguments: &ExplainArguments, streams: &mut Streams<'_>) -> Ended {
     };
     let headers = arguments.headers.iter().map(|text| parse_header(text));
     let headers: Vec<_> = headers.collect::<Result<_, _>>().map_err(Failure::Usage)?;
-    let (config, policy, _) =
-        Policy::load_with_config(&arguments.config.config).map_err(Failure::Diagnostics)?;
+    let (config, policy, _) = Policy::load_with_config(&arguments.config.config)?;
     let caller = match (key, &arguments.caller.name, &arguments.caller.digest) {
         (Some(key), ..) => Ok(explain::Caller::Key(key)),
         (None, Some(name), _) => explain::Caller::by_name(name, &policy),
@@ -399,10 +409,8 @@ fn explain(arguments: &ExplainArguments, streams: &mut Streams<'_>) -> Ended {
 
 /// One object on a line.
 fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
-    match serde_json::to_string(value) {
-        Ok(text) => Ok(text + "\n"),
-        Err(why) => Err(Failure::Other(why.to_string())),
-    }
+    let text = serde_json::to_string(value).map_err(io::Error::from)?;
+    Ok(text + "\n")
 }
 
 fn read_key(given: &str, streams: &mut Streams<'_>) -> Result<String, Failure> {
@@ -429,7 +437,7 @@ fn read_input(path: &Path, streams: &mut Streams<'_>) -> Result<Vec<u8>, Failure
     } else {
         std::fs::read(path)
     };
-    read.map_err(|why| Failure::Other(format!("cannot read `{}`: {why}", path.display())))
+    Ok(read.map_err(|why| format!("cannot read `{}`: {why}", path.display()))?)
 }
 
 /// The messages quote nothing: a header may hold a key.
@@ -443,8 +451,8 @@ fn parse_header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
 }
 
 fn diff(arguments: &DiffArguments, streams: &mut Streams<'_>) -> Ended {
-    let (config, _) = Config::load(&arguments.config.config).map_err(Failure::Diagnostics)?;
-    let load = |path: &Path| Policy::load(path, &config).map_err(Failure::Diagnostics);
+    let (config, _) = Config::load(&arguments.config.config)?;
+    let load = |path: &Path| Policy::load(path, &config);
     let (old, new) = (load(&arguments.old)?.0, load(&arguments.new)?.0);
     let mut diff = Diff::between(&old, &new);
     let mut read = Ok(());
@@ -471,12 +479,11 @@ fn diff(arguments: &DiffArguments, streams: &mut Streams<'_>) -> Ended {
 }
 
 fn load_prices(path: Option<&Path>) -> Result<Option<Prices>, Failure> {
-    let prices = path.map(Prices::load).transpose();
-    prices.map_err(Failure::Diagnostics)
+    Ok(path.map(Prices::load).transpose()?)
 }
 
 fn new_key(arguments: &NewKeyArguments, streams: &mut Streams<'_>) -> Ended {
-    let key = keys::NewKey::generate().map_err(|why| Failure::Other(why.to_string()))?;
+    let key = keys::NewKey::generate()?;
     let line = key.policy_line(&arguments.group, arguments.name.as_deref());
     // The line first: a key without it would be of no use to anybody.
     writeln!(streams.err, "{}", line.map_err(Failure::Usage)?)?;
@@ -486,7 +493,7 @@ fn new_key(arguments: &NewKeyArguments, streams: &mut Streams<'_>) -> Ended {
 fn hash_keys(streams: &mut Streams<'_>) -> Ended {
     if streams.input_is_terminal {
         let key = keys::ask()?;
-        let digest = keys::hash(key.as_bytes()).map_err(|why| Failure::Other(why.to_owned()))?;
+        let digest = keys::hash(key.as_bytes()).map_err(str::to_owned)?;
         return streams.print(format!("{digest}\n"));
     }
     let mut ended = DONE;
@@ -513,8 +520,7 @@ fn hash_keys(streams: &mut Streams<'_>) -> Ended {
 
 fn run_init(folder: &Path, streams: &mut Streams<'_>) -> Ended {
     let written = init::run(folder);
-    let told = written.map_err(|why| Failure::Other(format!("{}: {why}", folder.display())))?;
-    streams.print(told)
+    streams.print(written.map_err(|why| format!("{}: {why}", folder.display()))?)
 }
 
 fn run_demo(streams: &mut Streams<'_>) -> Ended {
@@ -528,8 +534,7 @@ fn run_demo(streams: &mut Streams<'_>) -> Ended {
 fn run_probe(arguments: &ProbeArguments, streams: &mut Streams<'_>) -> Ended {
     // What the proxy says of itself is not asked for; what fails is in the table.
     log::set_max_level(LevelFilter::Off);
-    let (config, policy, _) =
-        Policy::load_with_config(&arguments.config.config).map_err(Failure::Diagnostics)?;
+    let (config, policy, _) = Policy::load_with_config(&arguments.config.config)?;
     let key = read_key(&arguments.key, streams)?;
     let options = probe::Options {
         group: arguments.group.as_deref(),
@@ -597,19 +602,8 @@ fn write_report(arguments: ReportArguments, streams: &mut Streams<'_>) -> Ended 
     }
 }
 
-fn reconcile(arguments: ReconcileArguments, streams: &mut Streams<'_>) -> Ended {
-    let options = reconcile::Options {
-        logs: arguments.logs,
-        usage: arguments.usage,
-        by: arguments.by,
-        filters: arguments.filters,
-        differences: arguments.differences,
-    };
-    let found = match reconcile::run(&options, &mut streams.err) {
-        Ok(found) => found,
-        Err(reconcile::ReconcileError::Logs(why)) => return Err(why.into()),
-        Err(why) => return Err(Failure::Other(why.to_string())),
-    };
+fn reconcile(arguments: &ReconcileArguments, streams: &mut Streams<'_>) -> Ended {
+    let found = reconcile::run(&arguments.options, &mut streams.err)?;
     let table = match arguments.format {
         Format::Table => found.table_for_people(),
         Format::Csv | Format::Json => found.table,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::accounting::access_log::line::{Field, Line, Wanted};
 use crate::accounting::prices::Prices;
-use crate::cli::report::{Lines, Reading, ReportError, check_readable, is_connection};
+use crate::cli::report::{Lines, Reading, ReportError, counts, is_connection};
 use crate::config::diagnostic::{Diagnostic, Location};
 
 const SERVICE_TIER_BILLED: Field = Field::named("service_tier_billed");
@@ -34,24 +34,20 @@ pub fn warnings(
     logs: &[PathBuf],
     notes: &mut impl Write,
 ) -> Result<Vec<Diagnostic>, ReportError> {
-    check_readable(logs)?;
     let reading = Reading::new(Some(prices), None);
-    let mut lines = Lines::new(Wanted::new(reading.fields()));
     let mut unpriced = Unpriced::default();
-    for log in logs {
-        lines.read(log, notes, |line| {
-            unpriced.count(prices, &reading, line);
-            Ok(())
-        })?;
-    }
-    lines.tell(notes)?;
+    let wanted = Wanted::new(Reading::fields());
+    let lines = Lines::read(logs, &wanted, notes, |line| {
+        unpriced.count(prices, &reading, line);
+        Ok(())
+    })?;
     lines.result()?;
     Ok(unpriced.warnings(path))
 }
 
 impl Unpriced {
     fn count(&mut self, prices: &Prices, reading: &Reading<'_>, line: &Line<'_>) {
-        let counts = reading.counts(line);
+        let counts = counts(line);
         if is_connection(line) || counts.iter().all(Option::is_none) {
             return;
         }

@@ -14,7 +14,7 @@ use serde::{Serialize, Serializer};
 use crate::accounting::access_log::line::{Field, Line, Wanted};
 use crate::accounting::prices::Prices;
 use crate::cli::diff::replay::Replay;
-use crate::cli::report::{Lines, Reading, ReportError, check_readable, is_connection};
+use crate::cli::report::{Lines, Reading, ReportError, counts, is_connection};
 use crate::policy::changes::{FORCE_FAST_MODE, FORCE_TIER, settings};
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{Group, ListedKey, Policy};
@@ -138,16 +138,11 @@ impl Diff {
         prices: Option<&Prices>,
         notes: &mut impl Write,
     ) -> Result<(), ReportError> {
-        check_readable(logs)?;
         let mut count = Count::new(self, Replay::new(old, new), prices);
-        let mut lines = Lines::new(count.wanted());
-        for path in logs {
-            lines.read(path, notes, |line| {
-                count.count(line);
-                Ok(())
-            })?;
-        }
-        lines.tell(notes)?;
+        let lines = Lines::read(logs, &Count::wanted(), notes, |line| {
+            count.count(line);
+            Ok(())
+        })?;
         let mut impact = count.impact;
         impact.unreadable = lines.unreadable();
         self.log = Some(impact);
@@ -289,10 +284,10 @@ impl<'d> Count<'d> {
         }
     }
 
-    fn wanted(&self) -> Wanted {
+    fn wanted() -> Wanted {
         let own = [COST_USD, GROUP, INPUT_TOKENS, KEY, OUTPUT_TOKENS];
         let own = own.into_iter().chain(replay::FIELDS);
-        Wanted::new(own.chain(self.reading.fields()))
+        Wanted::new(own.chain(Reading::fields()))
     }
 
     fn count(&mut self, line: &Line<'_>) {
@@ -332,7 +327,7 @@ impl<'d> Count<'d> {
         let (Some(prices), Some(groups)) = (self.prices, &mut self.impact.groups) else {
             return;
         };
-        let counts = self.reading.counts(line);
+        let counts = counts(line);
         let price = |tier: Option<&str>| self.reading.price(prices, line, counts, tier);
         let billed = line.text(SERVICE_TIER_BILLED);
         let has_usage = counts.iter().any(Option::is_some);

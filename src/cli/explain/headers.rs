@@ -11,38 +11,7 @@ use crate::proxy::bridge_exchange::conversion::Conversion;
 use crate::proxy::upstream_request::{HeadEdit, Length};
 use crate::upstream::Upstream;
 
-/// The head of a converted request as the upstream gets it.
-///
-/// # Errors
-/// Where a value cannot stand in a header.
-pub(super) fn bridged_head(
-    request: &Request,
-    decision: &Decision,
-    upstream: &Upstream,
-    conversion: &Conversion,
-    body: &Option<Bytes>,
-) -> Result<RequestHeader, Refusal> {
-    let target = conversion.upstream.path(conversion.endpoint);
-    let edit = HeadEdit {
-        is_http2: false,
-        // Its ids are new for each request.
-        trace: None,
-        upstream,
-        // Which one is a matter of turns; the first stands for all.
-        origin: &upstream.origins[0],
-        target: target.as_bytes(),
-        credential: Some(decision.credential),
-        endpoint: decision.endpoint,
-        action: decision.action,
-        upgrade: false,
-        length: Length::Known(body.as_ref().map_or(0, Bytes::len)),
-    };
-    let headers = &request.head.headers;
-    let head = conversion.head(headers, Some(decision.credential), edit);
-    head.map(|head| *head).map_err(|_| Cause::Internal.into())
-}
-
-/// The head as the upstream gets it.
+/// The head as the upstream gets it, with the body `rewritten` in place of the client's.
 ///
 /// # Errors
 /// Where a value cannot stand in a header.
@@ -50,26 +19,41 @@ pub(super) fn outgoing_head(
     request: &Request,
     decision: &Decision,
     upstream: &Upstream,
-    rewritten: Option<&Bytes>,
+    conversion: Option<&Conversion>,
+    rewritten: &Option<Bytes>,
 ) -> Result<RequestHeader, Refusal> {
-    // Which one is a matter of turns; the first stands for all.
-    let origin = &upstream.origins[0];
+    let converted = conversion.map(|conversion| conversion.upstream.path(conversion.endpoint));
+    let own_target = request.head.raw_path();
+    let target = converted
+        .as_ref()
+        .map_or(own_target, |target| target.as_bytes());
     let edit = HeadEdit {
         is_http2: false,
         // Its ids are new for each request.
         trace: None,
         upstream,
-        origin,
-        target: request.head.raw_path(),
+        // Which one is a matter of turns; the first stands for all.
+        origin: &upstream.origins[0],
+        target,
         credential: Some(decision.credential),
         endpoint: decision.endpoint,
         action: decision.action,
-        upgrade: request.upgrades(decision.endpoint),
-        length: rewritten.map_or(Length::Same, |bytes| Length::Known(bytes.len())),
+        upgrade: conversion.is_none() && request.upgrades(decision.endpoint),
+        length: match rewritten {
+            Some(bytes) => Length::Known(bytes.len()),
+            None => Length::Same,
+        },
     };
-    let mut outgoing = request.head.clone();
-    edit.apply(&mut outgoing).map_err(|_| Cause::Internal)?;
-    Ok(outgoing)
+    let edited = match conversion {
+        Some(conversion) => conversion
+            .head(&request.head.headers, Some(decision.credential), edit)
+            .map(|head| *head),
+        None => {
+            let mut head = request.head.clone();
+            edit.apply(&mut head).map(|()| head)
+        }
+    };
+    edited.map_err(|_| Cause::Internal.into())
 }
 
 /// What becomes of the request's headers, a line each. `is_replaced`: the client's key, by that of the upstream.

@@ -27,7 +27,7 @@ use crate::proxy::bridge_exchange::conversion::{self, Conversion};
 use crate::proxy::context::{logged_path, without_query};
 use crate::upstream::Upstream;
 use body::{OutgoingBody, carry, convert};
-use headers::{bridged_head, header_edits, outgoing_head};
+use headers::{header_edits, outgoing_head};
 
 /// Stands for a key that is not to be read.
 const NO_SECRET: &[u8] = b"not-shown";
@@ -43,6 +43,7 @@ struct BudgetState {
 }
 
 /// What would become of a request.
+#[derive(Default)]
 pub struct Explanation {
     pub record: Record,
     refusal: Option<Refusal>,
@@ -65,7 +66,7 @@ pub struct Explanation {
 }
 
 /// The fields of the access log that are known before a request is sent.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct Record {
     pub key: Option<String>,
     pub group: Option<String>,
@@ -171,40 +172,17 @@ impl Explanation {
     fn new(config: &Config, policy: &Policy, request: &Request) -> Explanation {
         let path = without_query(request.head.raw_path());
         let record = Record {
-            key: None,
-            group: None,
-            platform: None,
             policy: policy.revision().to_owned(),
             method: request.head.method.to_string(),
             path: request.shown(&logged_path(path)).to_owned(),
-            endpoint: "other",
-            model: None,
-            service_tier: None,
-            service_tier_client: None,
-            tier_reason: None,
-            upstream: None,
-            status: None,
-            request_bytes: 0,
-            upstream_request_bytes: 0,
-            bridge: None,
-            bridge_dropped: None,
-            model_upstream: None,
-            denied: None,
+            endpoint: Endpoint::Other.as_str(),
+            ..Record::default()
         };
         Explanation {
             record,
-            refusal: None,
-            key_location: None,
-            group: None,
-            conversation: false,
-            edits: Vec::new(),
-            body: None,
             policy_path: policy.path().to_owned(),
             config_path: config.path.clone(),
-            upstream_url: None,
-            outgoing_url: None,
-            answered_from: None,
-            budget: None,
+            ..Explanation::default()
         }
     }
 
@@ -295,10 +273,7 @@ impl Explanation {
         let settings = &decision.group.upstream;
         let upstream = upstream_of(settings)?;
         let rewritten = &carried.rewritten;
-        let outgoing = match &conversion {
-            Some(conversion) => bridged_head(request, decision, &upstream, conversion, rewritten)?,
-            None => outgoing_head(request, decision, &upstream, rewritten.as_ref())?,
-        };
+        let outgoing = outgoing_head(request, decision, &upstream, conversion.as_ref(), rewritten)?;
         self.edits = header_edits(request, &outgoing, upstream.has_credential());
         let target = String::from_utf8_lossy(outgoing.raw_path());
         // Which one is a matter of turns; the first stands for all.

@@ -7,14 +7,14 @@ mod provider;
 mod reasons;
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
+use strum::IntoStaticStr;
 
 use crate::accounting::access_log::line::{Field, Wanted};
 use crate::cli::reconcile::entry::Cause;
@@ -24,24 +24,38 @@ use crate::cli::reconcile::reasons::{Difference, Moved, Reasons, opposite};
 use crate::cli::report::filter::Filter;
 use crate::cli::report::group_by::Values;
 use crate::cli::report::table::{Cell, Table};
-use crate::cli::report::{Lines, ReportError, check_readable};
+use crate::cli::report::{Lines, ReportError};
 
 /// What is compared.
+#[derive(Args)]
 pub struct Options {
-    /// Read in this order; `-` is the standard input.
+    /// Access logs, as for `report`.
+    #[arg(required = true, value_name = "LOG")]
     pub logs: Vec<PathBuf>,
-    /// The provider's answer.
+    /// What the usage API said.
+    #[arg(long, value_name = "FILE")]
     pub usage: PathBuf,
+    /// What the rows are: days of UTC, models, service tiers.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "DIMENSION,...",
+        value_delimiter = ',',
+        default_value = "day,model,service_tier"
+    )]
     pub by: Vec<Dimension>,
-    /// Only requests of the log that meet all of these.
+    /// Only requests whose field has this value, or has not, such as those of one upstream.
+    #[arg(long = "where", value_name = "FIELD=VALUE|FIELD!=VALUE")]
     pub filters: Vec<Filter>,
     /// Leave out rows that agree.
+    #[arg(long)]
     pub differences: bool,
 }
 
 /// What rows are told by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, IntoStaticStr)]
 #[value(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Dimension {
     /// Of UTC, as the provider's buckets are.
     Day,
@@ -56,72 +70,40 @@ pub struct Findings {
     pub agrees: bool,
 }
 
-/// Why nothing was compared.
-#[derive(Debug)]
-pub enum ReconcileError {
-    /// The provider's answer is not to be had, or is none.
-    Usage(PathBuf, String),
-    Logs(ReportError),
-}
-
 /// The values that a row is told by, in their order.
 type Key = Vec<String>;
 
-/// What requests used.
+/// Requests, and input, cached input and output tokens that they used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Used {
-    requests: u64,
-    input: u64,
-    cached_input: u64,
-    output: u64,
-}
-
-impl fmt::Display for ReconcileError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ReconcileError::Usage(path, why) => write!(f, "{}: {why}", path.display()),
-            ReconcileError::Logs(why) => why.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for ReconcileError {}
-
-impl From<io::Error> for ReconcileError {
-    fn from(why: io::Error) -> Self {
-        ReconcileError::Logs(ReportError::Write(why))
-    }
-}
+struct Used([u64; 4]);
 
 /// Compares, and says in `notes` what is to be known about the logs.
 ///
 /// # Errors
-/// See [`ReconcileError`].
-pub fn run(options: &Options, notes: &mut impl Write) -> Result<Findings, ReconcileError> {
-    let usage_error = |why: String| ReconcileError::Usage(options.usage.clone(), why);
+/// See [`ReportError`].
+pub fn run(options: &Options, notes: &mut impl Write) -> Result<Findings, ReportError> {
+    let usage_error = |why: String| ReportError::Usage {
+        path: options.usage.clone(),
+        why,
+    };
     let answer = std::fs::read(&options.usage).map_err(|why| usage_error(why.to_string()))?;
     let provider = Provider::parse(&answer, &options.by).map_err(usage_error)?;
-    check_readable(&options.logs).map_err(ReconcileError::Logs)?;
     let mut ours = Ours::new(&options.by, &provider);
     let mut values = Values::new(TimeZone::UTC);
     let filters = options.filters.iter();
-    let fields = ours
-        .fields()
-        .chain(filters.map(|filter| filter.by.source()));
+    let fields = ours::FIELDS.into_iter();
+    let fields = fields.chain(filters.map(|filter| filter.by.source()));
     let time = Field::named("time");
-    let mut lines = Lines::new(Wanted::new(fields.chain([time])));
-    for path in &options.logs {
-        lines.read(path, notes, |line| {
-            let mut filters = options.filters.iter();
-            if filters.all(|filter| filter.takes(&mut values, line)) {
-                ours.count(line)
-            } else {
-                Ok(())
-            }
-        })?;
-    }
+    let wanted = Wanted::new(fields.chain([time]));
+    let lines = Lines::read(&options.logs, &wanted, notes, |line| {
+        let mut filters = options.filters.iter();
+        if filters.all(|filter| filter.takes(&mut values, line)) {
+            ours.count(line)
+        } else {
+            Ok(())
+        }
+    })?;
     ours.finish();
-    lines.tell(notes)?;
     tell(&ours, &provider, notes)?;
     let comparison = Comparison {
         options,
@@ -206,7 +188,7 @@ impl Comparison<'_> {
             .options
             .by
             .iter()
-            .map(|dimension| dimension.name().to_owned());
+            .map(|dimension| <&str>::from(dimension).to_owned());
         let counts = [
             "requests",
             "input_tokens",
@@ -328,7 +310,7 @@ fn cells(
     theirs: Used,
     (why, lines): (Cell, Cell),
 ) -> Vec<Cell> {
-    let counts = ours.counts().into_iter().zip(theirs.counts());
+    let counts = ours.0.into_iter().zip(theirs.0);
     let counts = counts.zip(theirs.minus(ours));
     let counts = counts.flat_map(|((ours, theirs), difference)| {
         [
@@ -356,33 +338,17 @@ impl Findings {
     }
 }
 
-impl Dimension {
-    fn name(self) -> &'static str {
-        match self {
-            Dimension::Day => "day",
-            Dimension::Model => "model",
-            Dimension::ServiceTier => "service_tier",
-        }
-    }
-}
-
 impl Used {
     fn add(&mut self, more: &Used) {
-        self.requests = self.requests.saturating_add(more.requests);
-        self.input = self.input.saturating_add(more.input);
-        self.cached_input = self.cached_input.saturating_add(more.cached_input);
-        self.output = self.output.saturating_add(more.output);
-    }
-
-    fn counts(self) -> [u64; 4] {
-        [self.requests, self.input, self.cached_input, self.output]
+        for (sum, count) in self.0.iter_mut().zip(more.0) {
+            *sum = sum.saturating_add(count);
+        }
     }
 
     /// What this has more than another, by count.
     fn minus(self, other: Used) -> Difference {
-        let (these, others) = (self.counts(), other.counts());
         // Counts of tokens are far below 2^63.
-        std::array::from_fn(|at| these[at].wrapping_sub(others[at]).cast_signed())
+        std::array::from_fn(|at| self.0[at].wrapping_sub(other.0[at]).cast_signed())
     }
 }
 

@@ -20,6 +20,8 @@ const ENDPOINT: Field = Field::named("endpoint");
 const EVENT_ID: Field = Field::named("event_id");
 const INPUT_TOKENS: Field = Field::named("input_tokens");
 const MODEL: Field = Field::named("model");
+const MODEL_SERVED: Field = Field::named("model_served");
+const OF_REQUEST: Field = Field::named("of_request");
 const OUTCOME: Field = Field::named("outcome");
 const OUTPUT_TOKENS: Field = Field::named("output_tokens");
 const REQUEST_ID: Field = Field::named("request_id");
@@ -31,6 +33,29 @@ const TURN: Field = Field::named("turn");
 const UPSTREAM: Field = Field::named("upstream");
 const UPSTREAM_STATUS: Field = Field::named("upstream_status");
 const USAGE_STATE: Field = Field::named("usage_state");
+
+/// The fields that it looks at.
+pub(super) const FIELDS: [Field; 19] = [
+    CACHED_INPUT_TOKENS,
+    DURATION_MS,
+    ENDPOINT,
+    EVENT_ID,
+    INPUT_TOKENS,
+    MODEL,
+    MODEL_SERVED,
+    OF_REQUEST,
+    OUTCOME,
+    OUTPUT_TOKENS,
+    REQUEST_ID,
+    RESPONSE_ID,
+    SERVICE_TIER_BILLED,
+    TIER_BILLED_BY,
+    TRANSPORT,
+    TURN,
+    UPSTREAM,
+    UPSTREAM_STATUS,
+    USAGE_STATE,
+];
 
 const NO_TIME: &str = "no `time` by which it could be compared";
 
@@ -57,8 +82,6 @@ pub(super) struct Suspects {
 pub(super) struct Ours<'o> {
     by: &'o [Dimension],
     provider: &'o Provider,
-    model_served: Option<Field>,
-    of_request: Option<Field>,
     pub(super) rows: BTreeMap<Key, Row>,
     background: Background,
     /// Requests that began outside of what the provider's answer covers.
@@ -70,41 +93,14 @@ impl<'o> Ours<'o> {
         Ours {
             by,
             provider,
-            model_served: "model_served".parse().ok(),
-            of_request: "of_request".parse().ok(),
             rows: BTreeMap::new(),
             background: Background::default(),
             outside: 0,
         }
     }
 
-    /// The fields that it looks at.
-    pub(super) fn fields(&self) -> impl Iterator<Item = Field> {
-        let fixed = [
-            CACHED_INPUT_TOKENS,
-            DURATION_MS,
-            ENDPOINT,
-            EVENT_ID,
-            INPUT_TOKENS,
-            MODEL,
-            OUTCOME,
-            OUTPUT_TOKENS,
-            REQUEST_ID,
-            RESPONSE_ID,
-            SERVICE_TIER_BILLED,
-            TIER_BILLED_BY,
-            TRANSPORT,
-            TURN,
-            UPSTREAM,
-            UPSTREAM_STATUS,
-            USAGE_STATE,
-        ];
-        let optional = [self.model_served, self.of_request];
-        fixed.into_iter().chain(optional.into_iter().flatten())
-    }
-
     pub(super) fn count(&mut self, line: &Line<'_>) -> Result<(), String> {
-        if self.is_told_elsewhere(line) || is_connection(line) || is_refused(line) {
+        if is_told_elsewhere(line) || is_connection(line) || is_refused(line) {
             return Ok(());
         }
         if !is_answered(line) {
@@ -112,9 +108,9 @@ impl<'o> Ours<'o> {
         }
         let time = began(line).ok_or(NO_TIME)?;
         let part = self.part(time);
-        if let Some(request) = self.of_request.and_then(|field| line.text(field)) {
+        if let Some(request) = line.text(OF_REQUEST) {
             let mut response = self.response(line, time, request.into_owned());
-            response.entry.used.requests = 0;
+            response.entry.used.0[0] = 0;
             self.background.fetch(response);
             return Ok(());
         }
@@ -187,20 +183,8 @@ impl<'o> Ours<'o> {
         }
     }
 
-    /// The usage of embeddings is told elsewhere, and other requests have none.
-    fn is_told_elsewhere(&self, line: &Line<'_>) -> bool {
-        let of_background = self
-            .of_request
-            .is_some_and(|field| line.raw(field) != "null");
-        match line.raw(ENDPOINT) {
-            "\"other\"" | "\"embeddings\"" => true,
-            "\"responses_item\"" => !of_background,
-            _ => false,
-        }
-    }
-
     fn key(&self, line: &Line<'_>, time: Timestamp) -> Key {
-        let served = self.model_served.and_then(|field| line.text(field));
+        let served = line.text(MODEL_SERVED);
         let parts = self.by.iter().map(|dimension| match dimension {
             Dimension::Day => day_of(time),
             Dimension::Model => {
@@ -240,6 +224,15 @@ impl Suspects {
     }
 }
 
+/// The usage of embeddings is told elsewhere, and other requests have none.
+fn is_told_elsewhere(line: &Line<'_>) -> bool {
+    match line.raw(ENDPOINT) {
+        "\"other\"" | "\"embeddings\"" => true,
+        "\"responses_item\"" => line.raw(OF_REQUEST) == "null",
+        _ => false,
+    }
+}
+
 fn is_answered(line: &Line<'_>) -> bool {
     line.count(UPSTREAM_STATUS)
         .is_some_and(|status| status < 400)
@@ -247,12 +240,12 @@ fn is_answered(line: &Line<'_>) -> bool {
 
 fn used(line: &Line<'_>) -> Used {
     let count = |field| line.count(field).unwrap_or(0);
-    Used {
-        requests: 1,
-        input: count(INPUT_TOKENS),
-        cached_input: count(CACHED_INPUT_TOKENS),
-        output: count(OUTPUT_TOKENS),
-    }
+    Used([
+        1,
+        count(INPUT_TOKENS),
+        count(CACHED_INPUT_TOKENS),
+        count(OUTPUT_TOKENS),
+    ])
 }
 
 fn causes(line: &Line<'_>, time: Timestamp) -> Vec<Cause> {

@@ -73,7 +73,7 @@ impl Provider {
             ),
         ] {
             if by.contains(&dimension) && !is_told && entries().next().is_some() {
-                let name = dimension.name();
+                let name: &str = dimension.into();
                 return Err(format!(
                     "no result names a `{name}`; ask with group_by={name}, or leave it out of --by"
                 ));
@@ -205,12 +205,13 @@ impl Entry {
     }
 
     fn used(&self) -> Used {
-        Used {
-            requests: self.num_model_requests.unwrap_or(0),
-            input: self.input_tokens.unwrap_or(0),
-            cached_input: self.input_cached_tokens.unwrap_or(0),
-            output: self.output_tokens.unwrap_or(0),
-        }
+        let counts = [
+            self.num_model_requests,
+            self.input_tokens,
+            self.input_cached_tokens,
+            self.output_tokens,
+        ];
+        Used(counts.map(Option::unwrap_or_default))
     }
 }
 
@@ -246,7 +247,7 @@ mod tests {
 
     fn requests(text: &str) -> u64 {
         let provider = Provider::parse(text.as_bytes(), &BY).unwrap();
-        provider.rows.values().map(|used| used.requests).sum()
+        provider.rows.values().map(|used| used.0[0]).sum()
     }
 
     #[test]

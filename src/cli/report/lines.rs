@@ -26,20 +26,6 @@ pub(crate) struct Lines {
     incomplete: usize,
 }
 
-/// Looks at each log, so that a wrong name is told before hours of reading and not after.
-///
-/// # Errors
-/// The first log that cannot be read.
-pub(crate) fn check_readable(logs: &[PathBuf]) -> Result<(), ReportError> {
-    for path in logs.iter().filter(|path| path.as_path() != Path::new("-")) {
-        check_file(path).map_err(|error| ReportError::Open {
-            path: path.clone(),
-            error,
-        })?;
-    }
-    Ok(())
-}
-
 /// A pipe is left alone: who opens and closes it ends its writer.
 fn check_file(path: &Path) -> io::Result<()> {
     let metadata = std::fs::metadata(path)?;
@@ -53,25 +39,45 @@ fn check_file(path: &Path) -> io::Result<()> {
 }
 
 impl Lines {
-    /// `wanted`: what is looked at of each line.
-    pub(crate) fn new(wanted: Wanted) -> Lines {
+    /// Hands each line of the logs to `count`, which may refuse one; `wanted` is what is looked at of it. What is to be known
+    /// about the lines goes to `notes`. Every log is looked at first, so that a wrong name is told before hours of reading and
+    /// not after.
+    ///
+    /// # Errors
+    /// The first log that cannot be opened, or those of `notes`.
+    pub(crate) fn read(
+        logs: &[PathBuf],
+        wanted: &Wanted,
+        notes: &mut impl Write,
+        mut count: impl FnMut(&Line<'_>) -> Result<(), String>,
+    ) -> Result<Lines, ReportError> {
+        for path in logs.iter().filter(|path| path.as_path() != Path::new("-")) {
+            check_file(path).map_err(|error| ReportError::Open {
+                path: path.clone(),
+                error,
+            })?;
+        }
         let own = [EVENT_ID, INSTANCE, SEQ];
-        Lines {
+        let mut lines = Lines {
             wanted: Wanted::new(wanted.fields().chain(own)),
             dedup: Dedup::default(),
             repeated: 0,
             unreadable: 0,
             incomplete: 0,
+        };
+        for path in logs {
+            lines.read_log(path, notes, &mut count)?;
         }
+        lines.tell(notes)?;
+        Ok(lines)
     }
 
-    /// Hands the lines of a log to `count`, which may refuse one. An error is one of `notes`: what is wrong with the log is told
-    /// there.
-    pub(crate) fn read(
+    /// An error is one of `notes`: what is wrong with the log is told there.
+    fn read_log(
         &mut self,
         path: &Path,
         notes: &mut impl Write,
-        mut count: impl FnMut(&Line<'_>) -> Result<(), String>,
+        count: &mut impl FnMut(&Line<'_>) -> Result<(), String>,
     ) -> io::Result<()> {
         let broken = |error: io::Error| format!("{}: breaks off: {error}", path.display());
         let mut reader = match LogReader::open(path) {
@@ -94,7 +100,7 @@ impl Lines {
                 }
                 // Somebody has put it there; it is no request that was lost.
                 Ok(Some(RawLine::Complete(line))) if line.trim_ascii().is_empty() => Ok(()),
-                Ok(Some(RawLine::Complete(line))) => self.take(line, &mut count),
+                Ok(Some(RawLine::Complete(line))) => self.take(line, count),
             };
             number += 1;
             if let Err(message) = counted {
@@ -126,11 +132,7 @@ impl Lines {
         count(&line)
     }
 
-    /// Says what is to be known about the lines that were read.
-    ///
-    /// # Errors
-    /// Those of `notes`.
-    pub(crate) fn tell(&self, notes: &mut impl Write) -> io::Result<()> {
+    fn tell(&self, notes: &mut impl Write) -> io::Result<()> {
         if self.unreadable > 0 {
             writeln!(notes, "unreadable lines, not counted: {}", self.unreadable)?;
         }

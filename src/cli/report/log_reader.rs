@@ -1,7 +1,7 @@
 //! The lines of a log file, plain or compressed, in constant memory. What a line holds is not its business.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
@@ -26,20 +26,15 @@ const FOREIGN: [(&[u8], &str, &str); 6] = [
 /// The longest of these first bytes.
 const MAGIC: usize = 6;
 
-/// Bytes that are read and decoded at a time; also the longest line that is handed out. The proxy writes lines below 16 KiB.
+/// Bytes that are read and decoded at a time; also what a line that is handed out has at the most, its line feed included. The
+/// proxy writes lines below 16 KiB.
 const BUFFER: usize = 256 * 1024;
 
 /// Reads one file line by line.
 pub struct LogReader {
     /// After decompression.
-    input: Box<dyn Read>,
-    buffer: Box<[u8]>,
-    /// The part of `buffer` that has been read and not yet handed out.
-    start: usize,
-    end: usize,
-    ended: bool,
-    /// The line under way did not fit into the buffer; its rest is dropped.
-    overlong: bool,
+    input: BufReader<Box<dyn Read>>,
+    line: Vec<u8>,
 }
 
 /// A line without its line feed.
@@ -91,14 +86,9 @@ impl LogReader {
             (_, true) => Box::new(zstd::Decoder::new(whole)?),
             _ => Box::new(whole),
         };
-        let buffer = vec![0; BUFFER].into_boxed_slice();
         Ok(LogReader {
-            input,
-            buffer,
-            start: 0,
-            end: 0,
-            ended: false,
-            overlong: false,
+            input: BufReader::with_capacity(BUFFER, input),
+            line: Vec::new(),
         })
     }
 
@@ -107,55 +97,17 @@ impl LogReader {
     /// # Errors
     /// Damaged compression, or a disk that fails; the rest of the file cannot be read then.
     pub fn next_line(&mut self) -> io::Result<Option<RawLine<'_>>> {
-        let mut searched = self.start;
-        loop {
-            if let Some(at) = memchr::memchr(b'\n', &self.buffer[searched..self.end]) {
-                let line = self.start..searched + at;
-                self.start = line.end + 1;
-                if std::mem::take(&mut self.overlong) {
-                    return Ok(Some(RawLine::TooLong));
-                }
-                return Ok(Some(RawLine::Complete(&self.buffer[line])));
-            }
-            if self.ended {
-                return Ok(self.last_line());
-            }
-            self.fill()?;
-            searched = self.start;
-        }
-    }
-
-    fn last_line(&mut self) -> Option<RawLine<'_>> {
-        let line = self.start..self.end;
-        self.start = self.end;
-        match std::mem::take(&mut self.overlong) {
-            true => Some(RawLine::TooLong),
-            false if line.is_empty() => None,
-            false => Some(RawLine::Complete(&self.buffer[line])),
-        }
-    }
-
-    /// Makes room behind the unfinished line and reads on.
-    fn fill(&mut self) -> io::Result<()> {
-        if self.end - self.start == self.buffer.len() {
-            self.overlong = true;
-        }
-        if self.overlong {
-            self.start = self.end;
-        }
-        self.buffer.copy_within(self.start..self.end, 0);
-        self.end -= self.start;
-        self.start = 0;
-        match self.input.read(&mut self.buffer[self.end..]) {
-            Ok(0) => self.ended = true,
-            Ok(count) => self.end += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => {
-                self.ended = true;
-                return Err(error);
-            }
-        }
-        Ok(())
+        self.line.clear();
+        let mut input = self.input.by_ref().take(BUFFER as u64);
+        let length = input.read_until(b'\n', &mut self.line)?;
+        Ok(if self.line.pop_if(|last| *last == b'\n').is_some() {
+            Some(RawLine::Complete(&self.line))
+        } else if length == BUFFER {
+            self.input.skip_until(b'\n')?;
+            Some(RawLine::TooLong)
+        } else {
+            (length > 0).then_some(RawLine::Complete(&self.line))
+        })
     }
 }
 

@@ -28,10 +28,10 @@ use crate::cli::report::column::{Column, Columns, Rate, Sort};
 use crate::cli::report::filter::{Filter, Window};
 use crate::cli::report::group_by::{GroupBy, Values, began};
 use crate::cli::report::html::Charts;
-pub(crate) use crate::cli::report::lines::{Lines, check_readable};
+pub(crate) use crate::cli::report::lines::Lines;
 use crate::cli::report::not_in_sum::NotInSum;
 use crate::cli::report::sums::Sums;
-pub(crate) use crate::cli::report::sums::{Reading, is_connection, is_refused};
+pub(crate) use crate::cli::report::sums::{Reading, counts, is_connection, is_refused};
 use crate::cli::report::table::{Cell, Format, Table};
 
 /// What billing asks for first; the default of `--by`.
@@ -113,6 +113,13 @@ pub enum ReportError {
         /// Lines that could not be read.
         lines: u64,
     },
+    /// What a provider says was used cannot be read, or is no such answer.
+    Usage {
+        /// The file, as it was named.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The report, the page or a note cannot be written.
     Write(io::Error),
 }
@@ -141,6 +148,7 @@ impl fmt::Display for ReportError {
                     "the report is incomplete: {what} could not be read to the end"
                 )
             }
+            ReportError::Usage { path, why } => write!(f, "{}: {why}", path.display()),
             ReportError::Write(error) => write!(f, "cannot write the report: {error}"),
         }
     }
@@ -168,13 +176,10 @@ pub fn run(
     notes: &mut impl Write,
 ) -> Result<(), ReportError> {
     let layout = Layout::new(options).map_err(ReportError::Column)?;
-    check_readable(&options.logs)?;
     let mut report = Report::new(options);
-    let mut lines = Lines::new(report.wanted());
-    for path in &options.logs {
-        lines.read(path, notes, |line| report.count(line))?;
-    }
-    lines.tell(notes)?;
+    let lines = Lines::read(&options.logs, &report.wanted(), notes, |line| {
+        report.count(line)
+    })?;
     report.not_in_sum.tell(notes)?;
     layout.table(&report, notes)?.write(options.format, out)?;
     out.flush()?;
@@ -217,7 +222,7 @@ impl<'o> Report<'o> {
     fn wanted(&self) -> Wanted {
         let by = self.options.by.iter().map(|by| by.source());
         let filters = self.options.filters.iter().map(|filter| filter.by.source());
-        let fields = by.chain(filters).chain(self.reading.fields());
+        let fields = by.chain(filters).chain(Reading::fields());
         Wanted::new(fields.chain(NotInSum::FIELDS).chain(Charts::FIELDS))
     }
 

@@ -28,13 +28,13 @@ pub(super) const TURN: Field = Field::named("turn");
 pub(super) const USAGE_STATE: Field = Field::named("usage_state");
 
 /// Counts of tokens, as the log names them.
-const TOKENS: [&str; 6] = [
-    "input_tokens",
-    "cached_input_tokens",
-    "cache_write_tokens",
-    "output_tokens",
-    "reasoning_tokens",
-    "cache_write_long_tokens",
+const TOKENS: [Field; 6] = [
+    Field::named("input_tokens"),
+    Field::named("cached_input_tokens"),
+    Field::named("cache_write_tokens"),
+    Field::named("output_tokens"),
+    Field::named("reasoning_tokens"),
+    Field::named("cache_write_long_tokens"),
 ];
 
 /// Counts of one line, by [`TOKENS`].
@@ -42,8 +42,6 @@ pub(crate) type Counts = [Option<u64>; TOKENS.len()];
 
 /// How lines are read and priced.
 pub(crate) struct Reading<'o> {
-    /// By [`TOKENS`]; none where the log has no such field.
-    tokens: [Option<Field>; TOKENS.len()],
     /// Prices each request, in the place of the cost that its line holds.
     prices: Option<&'o Prices>,
     /// Has the price of the default tier, with which the cost of priority is compared.
@@ -77,16 +75,14 @@ struct TooLarge;
 
 impl<'o> Reading<'o> {
     pub(crate) fn new(prices: Option<&'o Prices>, premium: Option<&'o Prices>) -> Reading<'o> {
-        let field = |name: &str| name.parse::<Field>().ok();
         Reading {
-            tokens: TOKENS.map(field),
             prices,
             standard: premium.or(prices),
         }
     }
 
     /// The fields that it looks at.
-    pub(crate) fn fields(&self) -> impl Iterator<Item = Field> {
+    pub(crate) fn fields() -> impl Iterator<Item = Field> {
         let fixed = [
             BRIDGE,
             COST_USD,
@@ -106,12 +102,7 @@ impl<'o> Reading<'o> {
             TURN,
             USAGE_STATE,
         ];
-        fixed.into_iter().chain(self.tokens.into_iter().flatten())
-    }
-
-    pub(crate) fn counts(&self, line: &Line<'_>) -> Counts {
-        self.tokens
-            .map(|field| field.and_then(|field| line.count(field)))
+        fixed.into_iter().chain(TOKENS)
     }
 
     /// What one line adds.
@@ -119,7 +110,7 @@ impl<'o> Reading<'o> {
         if is_connection(line) {
             return Sums::default();
         }
-        let counts = self.counts(line);
+        let counts = counts(line);
         let has_usage = counts.iter().any(Option::is_some);
         let billed = line.text(SERVICE_TIER_BILLED);
         let cost = match self.prices {
@@ -231,6 +222,11 @@ fn sum(a: Option<Decimal>, b: Option<Decimal>) -> Result<Option<Decimal>, TooLar
         (Some(a), Some(b)) => a.checked_add(b).map(Some).ok_or(TooLarge),
         _ => Ok(a.or(b)),
     }
+}
+
+/// What a line tells of its tokens.
+pub(crate) fn counts(line: &Line<'_>) -> Counts {
+    TOKENS.map(|field| line.count(field))
 }
 
 /// The cost that the line holds.
