@@ -64,13 +64,9 @@ impl HotReloadedAcceptor {
             expiry,
         });
         let watchers = watched.map(|file| {
-            let (live, files, faults) = (live.clone(), files.clone(), faults.clone());
-            FileWatcher::new(file, move |_| {
-                let loaded = live.reload(&files);
-                let what = format!("certificate {}", files.cert.display());
-                faults.note(&what, &loaded);
-                loaded
-            })
+            let what = format!("certificate {}", files.cert.display());
+            let (live, files) = (live.clone(), files.clone());
+            faults.watch(what, file, move |_| live.reload(&files))
         });
         Ok((live, watchers.into()))
     }

@@ -22,20 +22,9 @@ pub(super) fn load_policy(
     config: &Config,
     followers: &mut Vec<FileWatcher>,
 ) -> Result<Arc<HotReloaded<Policy>>, StartError> {
-    let watch = WatchedFile::new(&config.policy);
-    let (policy, warnings) =
-        Policy::load(&config.policy, config).map_err(StartError::Diagnostics)?;
-    warnings.iter().for_each(Diagnostic::log);
-    let live = HotReloaded::new(policy);
-    let (follows, config) = (live.clone(), config.clone());
-    followers.push(FileWatcher::new(watch, move |read| {
-        let parsed = match read.content {
-            Ok(bytes) => Policy::parse(&config.policy, &bytes, &config),
-            Err(why) => Err(vec![Diagnostic::unreadable(&config.policy, &why)]),
-        };
-        follows.publish("policy", parsed, read.requested, changes::review)
-    }));
-    Ok(live)
+    let (path, settings) = (config.policy.clone(), config.clone());
+    let parse = move |bytes: &[u8]| Policy::parse(&path, bytes, &settings);
+    follow("policy", &config.policy, parse, changes::review, followers)
 }
 
 /// The prices, read now and whenever their file changes; none where none are configured.
@@ -46,24 +35,40 @@ pub(super) fn load_prices(
     config: &Config,
     followers: &mut Vec<FileWatcher>,
 ) -> Result<Option<Arc<HotReloaded<Prices>>>, StartError> {
-    let Some(path) = config.prices.clone() else {
+    let Some(file) = &config.prices else {
         return Ok(None);
     };
-    let watch = WatchedFile::new(&path);
-    let live = HotReloaded::new(Prices::load(&path).map_err(StartError::Diagnostics)?);
+    let path = file.clone();
+    let parse = move |bytes: &[u8]| Ok((Prices::parse(&path, bytes)?, Vec::new()));
+    let summary = file.display().to_string();
+    let review = move |_: &Prices, _: &Prices| Review {
+        held: None,
+        summary: summary.clone(),
+    };
+    follow("prices", file, parse, review, followers).map(Some)
+}
+
+/// What a file holds, read now and whenever it changes.
+fn follow<T: Send + Sync + 'static>(
+    what: &'static str,
+    path: &Path,
+    parse: impl Fn(&[u8]) -> Result<(T, Vec<Diagnostic>), Vec<Diagnostic>> + Send + 'static,
+    review: impl Fn(&T, &T) -> Review + Send + 'static,
+    followers: &mut Vec<FileWatcher>,
+) -> Result<Arc<HotReloaded<T>>, StartError> {
+    let (watch, file) = (WatchedFile::new(path), path.to_owned());
+    let parse = move |content: io::Result<FileBytes>| match content {
+        Ok(bytes) => parse(&bytes),
+        Err(why) => Err(vec![Diagnostic::unreadable(&file, &why)]),
+    };
+    let (first, warnings) = parse(FileBytes::read(path)).map_err(StartError::Diagnostics)?;
+    warnings.iter().for_each(Diagnostic::log);
+    let live = HotReloaded::new(first);
     let follows = live.clone();
     followers.push(FileWatcher::new(watch, move |read| {
-        let parsed = match read.content {
-            Ok(bytes) => Prices::parse(&path, &bytes),
-            Err(why) => Err(vec![Diagnostic::unreadable(&path, &why)]),
-        };
-        let parsed = parsed.map(|prices| (prices, Vec::new()));
-        follows.publish("prices", parsed, read.requested, |_, _| Review {
-            held: None,
-            summary: path.display().to_string(),
-        })
+        follows.publish(what, parse(read.content), read.requested, &review)
     }));
-    Ok(Some(live))
+    Ok(live)
 }
 
 /// Where sums outlive the process.
@@ -124,12 +129,8 @@ fn follow_tls(
         .load_tls()
         .map_err(|why| StartError::Io(what.clone(), why))?;
     let followers = watches.into_iter().map(|watch| {
-        let (upstream, faults, what) = (upstream.clone(), faults.clone(), what.clone());
-        FileWatcher::new(watch, move |_| {
-            let loaded = reload_tls(&upstream);
-            faults.note(&what, &loaded);
-            loaded
-        })
+        let upstream = upstream.clone();
+        faults.watch(what.clone(), watch, move |_| reload_tls(&upstream))
     });
     Ok(followers.collect())
 }
@@ -161,11 +162,9 @@ fn follow_credential(
         .load_credential(FileBytes::read(file))
         .map_err(|why| StartError::Io(format!("credential_file {}", file.display()), why))?;
     let what = format!("key of upstream `{}`", upstream.config.name);
-    let (upstream, file, faults) = (upstream.clone(), file.to_owned(), faults.clone());
-    Ok(FileWatcher::new(watch, move |read| {
-        let loaded = reload_credential(&upstream, &file, read.content);
-        faults.note(&what, &loaded);
-        loaded
+    let (upstream, file) = (upstream.clone(), file.to_owned());
+    Ok(faults.watch(what, watch, move |read| {
+        reload_credential(&upstream, &file, read.content)
     }))
 }
 

@@ -21,7 +21,7 @@ use crate::accounting::traces::Traces;
 use crate::codec::body_memory::BodyMemory;
 use crate::config::watch::{FileWatcher, HotReloaded, LoadFaults};
 use crate::config::{Config, Diagnostic, Limits};
-use crate::policy::budget::Budgets;
+use crate::policy::budget::{Budgets, Standing};
 use crate::policy::in_flight::InFlight;
 use crate::policy::{Group, Policy};
 use crate::upstream::Upstream;
@@ -176,25 +176,29 @@ impl State {
             access_log_errors: self.log.errors(),
             files_not_loaded: self.files_not_loaded(),
             upstreams: upstreams.collect(),
-            budgets: self.budget_use(&policy),
+            budgets: self
+                .budgets(&policy)
+                .into_iter()
+                .map(|(group, used)| (group.name.to_string(), used.used_ratio()))
+                .collect(),
         }
     }
 
     /// How many files hold what could not be taken.
     fn files_not_loaded(&self) -> usize {
-        let policy = self.policy.load_status().error();
+        let policy = self.policy.load_status().error().is_some();
         let prices = self.prices.as_ref();
-        let prices = prices.and_then(|prices| prices.load_status().error());
-        self.load_faults.all().len() + policy.iter().chain(&prices).count()
+        let prices = prices.is_some_and(|prices| prices.load_status().error().is_some());
+        self.load_faults.all().len() + usize::from(policy) + usize::from(prices)
     }
 
-    /// The part of its budget that each group has used, by name; of a budget by key that of the key which used most.
-    fn budget_use(&self, policy: &Policy) -> Vec<(String, f64)> {
+    /// How much of its budget each group of the policy has used; of a budget by key the key which used most.
+    pub fn budgets(&self, policy: &Policy) -> Vec<(Arc<Group>, Standing)> {
         let now = Timestamp::now();
         let of_group = |group: &Arc<Group>| {
             let rule = group.budget.as_ref()?;
             let fullest = self.budgets.fullest(rule, &group.name, now);
-            Some((group.name.to_string(), fullest.used_ratio()))
+            Some((group.clone(), fullest))
         };
         policy.groups().iter().filter_map(of_group).collect()
     }
@@ -285,15 +289,15 @@ impl State {
 }
 
 fn file_snapshot<T>(file: &HotReloaded<T>, revision: &str) -> FileSnapshot {
-    let counts = file.counts();
-    let since_epoch = file.load_status().loaded_at.duration_since(UNIX_EPOCH);
+    let status = file.load_status();
+    let since_epoch = status.loaded_at.duration_since(UNIX_EPOCH);
     let seconds = since_epoch.unwrap_or_default().as_secs();
     FileSnapshot {
         revision: revision.to_owned(),
         loads: vec![
-            ("success", counts.succeeded),
-            ("failure", counts.failed),
-            ("held", counts.held),
+            ("success", status.taken),
+            ("failure", status.failed),
+            ("held", status.held),
         ],
         loaded_at: i64::try_from(seconds).unwrap_or(i64::MAX),
     }

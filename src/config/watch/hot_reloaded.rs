@@ -1,7 +1,6 @@
 //! The value that a watched file last gave, and how the newest attempt to load it went. A bad file never replaces a good one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
@@ -13,33 +12,34 @@ use crate::config::Diagnostic;
 pub struct HotReloaded<T> {
     current: ArcSwap<T>,
     status: Mutex<LoadStatus>,
-    succeeded: AtomicU64,
-    failed: AtomicU64,
-    held: AtomicU64,
 }
 
-/// How loading went.
+/// How loading went since the start, the first load included.
 #[derive(Clone, Debug)]
 pub struct LoadStatus {
     /// When the value in force was loaded.
     pub loaded_at: SystemTime,
     /// When loading was last tried.
     pub tried_at: SystemTime,
-    /// Diagnostics of the newest attempt, one to a line; empty when it succeeded or was held.
-    pub diagnostics: Vec<String>,
-    /// Why the newest value is good and not taken all the same.
-    pub held: Option<String>,
-}
-
-/// Loads since the start, the first one included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LoadCounts {
+    /// How the newest attempt went.
+    pub newest: Load,
     /// Loads whose value was taken.
-    pub succeeded: u64,
+    pub taken: u64,
     /// Loads that failed: the file could not be read or has mistakes.
     pub failed: u64,
     /// Loads whose value is good and was not taken all the same.
     pub held: u64,
+}
+
+/// How a load went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Load {
+    /// The value is in force.
+    Taken,
+    /// It failed, by these diagnostics, one to a line.
+    Failed(String),
+    /// The value is good and not taken all the same, for this reason.
+    Held(String),
 }
 
 /// What a new value means beside the one in force.
@@ -54,17 +54,32 @@ pub struct Review {
 impl LoadStatus {
     /// The newest attempt in one word: `success`, `failure` or `held`.
     pub fn outcome(&self) -> &'static str {
-        match (&self.held, self.diagnostics.is_empty()) {
-            (Some(_), _) => "held",
-            (None, true) => "success",
-            (None, false) => "failure",
+        match self.newest {
+            Load::Taken => "success",
+            Load::Failed(_) => "failure",
+            Load::Held(_) => "held",
         }
     }
 
     /// Why the file as it stands is not in force; none where it is.
-    pub fn error(&self) -> Option<String> {
-        let diagnostics = (!self.diagnostics.is_empty()).then(|| self.diagnostics.join("\n"));
-        self.held.clone().or(diagnostics)
+    pub fn error(&self) -> Option<&str> {
+        match &self.newest {
+            Load::Taken => None,
+            Load::Failed(why) | Load::Held(why) => Some(why),
+        }
+    }
+
+    fn note(&mut self, newest: Load) {
+        self.tried_at = SystemTime::now();
+        match newest {
+            Load::Taken => {
+                self.loaded_at = self.tried_at;
+                self.taken += 1;
+            }
+            Load::Failed(_) => self.failed += 1,
+            Load::Held(_) => self.held += 1,
+        }
+        self.newest = newest;
     }
 }
 
@@ -77,12 +92,11 @@ impl<T> HotReloaded<T> {
             status: Mutex::new(LoadStatus {
                 loaded_at: now,
                 tried_at: now,
-                diagnostics: Vec::new(),
-                held: None,
+                newest: Load::Taken,
+                taken: 1,
+                failed: 0,
+                held: 0,
             }),
-            succeeded: AtomicU64::new(1),
-            failed: AtomicU64::new(0),
-            held: AtomicU64::new(0),
         })
     }
 
@@ -91,18 +105,9 @@ impl<T> HotReloaded<T> {
         self.current.load_full()
     }
 
-    /// How the newest load went.
+    /// How loading went.
     pub fn load_status(&self) -> LoadStatus {
         self.status.lock().clone()
-    }
-
-    /// How many loads went which way.
-    pub fn counts(&self) -> LoadCounts {
-        LoadCounts {
-            succeeded: self.succeeded.load(Ordering::Relaxed),
-            failed: self.failed.load(Ordering::Relaxed),
-            held: self.held.load(Ordering::Relaxed),
-        }
     }
 
     /// Takes a new value, or keeps the last good one and every mistake of the new. `what` names the file in messages,
@@ -119,55 +124,28 @@ impl<T> HotReloaded<T> {
     ) -> Result<(), String> {
         let (value, warnings) = match parsed {
             Ok(parsed) => parsed,
-            Err(diagnostics) => return Err(self.refuse(what, &diagnostics)),
+            Err(diagnostics) => {
+                let lines: Vec<String> = diagnostics.iter().map(ToString::to_string).collect();
+                let why = lines.join("\n");
+                self.status.lock().note(Load::Failed(why.clone()));
+                diagnostics.iter().for_each(Diagnostic::log);
+                log::error!("{what} not loaded, the last good one stays in force");
+                return Err(why);
+            }
         };
         let Review { held, summary } = review(&self.current.load(), &value);
-        match held.filter(|_| !requested) {
-            Some(why) => {
-                self.hold(what, why.clone());
-                Err(why)
-            }
-            None => {
-                self.take(value);
-                log::info!("{what} loaded: {summary}");
-                warnings.iter().for_each(Diagnostic::log);
-                Ok(())
-            }
+        if let Some(why) = held.filter(|_| !requested) {
+            self.status.lock().note(Load::Held(why.clone()));
+            log::error!(
+                "{what} not loaded, the last good one stays in force: {why}; SIGHUP takes it"
+            );
+            return Err(why);
         }
-    }
-
-    fn take(&self, value: T) {
         self.current.store(Arc::new(value));
-        let now = SystemTime::now();
-        *self.status.lock() = LoadStatus {
-            loaded_at: now,
-            tried_at: now,
-            diagnostics: Vec::new(),
-            held: None,
-        };
-        self.succeeded.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn hold(&self, what: &str, why: String) {
-        log::error!("{what} not loaded, the last good one stays in force: {why}; SIGHUP takes it");
-        let mut status = self.status.lock();
-        status.tried_at = SystemTime::now();
-        status.diagnostics.clear();
-        status.held = Some(why);
-        self.held.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn refuse(&self, what: &str, diagnostics: &[Diagnostic]) -> String {
-        let mut status = self.status.lock();
-        status.tried_at = SystemTime::now();
-        status.diagnostics = diagnostics.iter().map(ToString::to_string).collect();
-        status.held = None;
-        let told = status.diagnostics.join("\n");
-        drop(status);
-        self.failed.fetch_add(1, Ordering::Relaxed);
-        diagnostics.iter().for_each(Diagnostic::log);
-        log::error!("{what} not loaded, the last good one stays in force");
-        told
+        self.status.lock().note(Load::Taken);
+        log::info!("{what} loaded: {summary}");
+        warnings.iter().for_each(Diagnostic::log);
+        Ok(())
     }
 }
 
@@ -188,19 +166,15 @@ mod tests {
         let value = HotReloaded::new(20);
         let offer = |number, requested| {
             let taken = value.publish("number", Ok((number, Vec::new())), requested, review);
-            assert_eq!(taken.err(), value.load_status().error());
             let status = value.load_status();
-            (*value.current(), status.outcome(), status.error())
+            assert_eq!(taken.err().as_deref(), status.error());
+            (*value.current(), status.newest)
         };
-        assert_eq!(offer(9, false), (20, "held", Some("9 of 20".to_owned())));
-        assert_eq!(offer(30, false), (30, "success", None));
-        assert_eq!(offer(8, false), (30, "held", Some("8 of 30".to_owned())));
-        assert_eq!(offer(8, true), (8, "success", None));
-        let counts = LoadCounts {
-            succeeded: 3,
-            failed: 0,
-            held: 2,
-        };
-        assert_eq!(value.counts(), counts);
+        assert_eq!(offer(9, false), (20, Load::Held("9 of 20".to_owned())));
+        assert_eq!(offer(30, false), (30, Load::Taken));
+        assert_eq!(offer(8, false), (30, Load::Held("8 of 30".to_owned())));
+        assert_eq!(offer(8, true), (8, Load::Taken));
+        let status = value.load_status();
+        assert_eq!((status.taken, status.failed, status.held), (3, 0, 2));
     }
 }

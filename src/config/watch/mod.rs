@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 use crate::config::secret_file::FileBytes;
 use crate::config::watch::file_events::{FileEvent, FileEvents, WatchedPath};
 
-pub use crate::config::watch::hot_reloaded::{HotReloaded, LoadCounts, LoadStatus, Review};
+pub use crate::config::watch::hot_reloaded::{HotReloaded, Load, LoadStatus, Review};
 pub use crate::config::watch::load_faults::LoadFaults;
 
 /// How often the files are looked at where the kernel tells of their changes.

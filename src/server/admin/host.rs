@@ -1,6 +1,6 @@
 //! Whom a request to the admin listener is meant for. A page of another site can have its own name lead to this address (DNS
 //! rebinding) and then read all that is told here; its requests name the other site. So a name has to be one that nobody can
-//! have in the public DNS, or one that the operator has allowed.
+//! have in the public DNS.
 
 use std::net::IpAddr;
 
@@ -18,9 +18,9 @@ const PRIVATE_DOMAINS: [&str; 6] = [
     "cluster.local",
 ];
 
-/// Whether the request names this listener: by an address, by a name without a dot or in one of the [`PRIVATE_DOMAINS`], or by
-/// one of the names in `allowed`. One that names nothing is no browser's.
-pub fn is_known(uri: &Uri, headers: &HeaderMap, allowed: &[String]) -> bool {
+/// Whether the request names this listener: by an address, or by a name without a dot or in one of the [`PRIVATE_DOMAINS`].
+/// One that names nothing is no browser's.
+pub fn is_known(uri: &Uri, headers: &HeaderMap) -> bool {
     let in_uri = uri.authority().map(Authority::host);
     let lines = headers.get_all(header::HOST).iter();
     let in_headers = lines.map(|line| {
@@ -30,17 +30,15 @@ pub fn is_known(uri: &Uri, headers: &HeaderMap, allowed: &[String]) -> bool {
             .and_then(|text| text.parse::<Authority>().ok());
         authority.map(|authority| authority.host().to_owned())
     });
-    in_uri.is_none_or(|host| is_own(host, allowed))
+    in_uri.is_none_or(is_own)
         && in_headers
             .into_iter()
-            .all(|host| host.is_some_and(|host| is_own(&host, allowed)))
+            .all(|host| host.is_some_and(|host| is_own(&host)))
 }
 
-fn is_own(host: &str, allowed: &[String]) -> bool {
+fn is_own(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
-    bare.parse::<IpAddr>().is_ok()
-        || is_private(&host.trim_end_matches('.').to_ascii_lowercase())
-        || allowed.iter().any(|name| name.eq_ignore_ascii_case(host))
+    bare.parse::<IpAddr>().is_ok() || is_private(&host.trim_end_matches('.').to_ascii_lowercase())
 }
 
 fn is_private(host: &str) -> bool {
@@ -60,12 +58,11 @@ mod tests {
         for host in hosts {
             headers.append(header::HOST, http::HeaderValue::from_static(host));
         }
-        let allowed = ["proxy.example.com".to_owned()];
-        is_known(&Uri::from_static("/status"), &headers, &allowed)
+        is_known(&Uri::from_static("/status"), &headers)
     }
 
     #[test]
-    fn addresses_localhost_and_allowed_names_are_known() {
+    fn addresses_and_names_that_the_public_dns_has_not_are_known() {
         for host in [
             "127.0.0.1:9464",
             "10.0.0.1",
@@ -73,7 +70,6 @@ mod tests {
             "[2001:db8::1]",
             "localhost",
             "LOCALHOST:9464",
-            "Proxy.example.com:9464",
             "tiergate:9464",
             "tiergate.proxies.svc.cluster.local:9464",
             "proxy.internal",
@@ -99,6 +95,6 @@ mod tests {
         }
         assert!(!knows(&["localhost", "rebound.example"]));
         let uri = Uri::from_static("http://rebound.example/status");
-        assert!(!is_known(&uri, &HeaderMap::new(), &[]));
+        assert!(!is_known(&uri, &HeaderMap::new()));
     }
 }

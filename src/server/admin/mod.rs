@@ -40,7 +40,7 @@ pub struct Admin {
 impl ServeHttp for Admin {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
         let head = session.req_header();
-        if !host::is_known(&head.uri, &head.headers, &[]) {
+        if !host::is_known(&head.uri, &head.headers) {
             return respond(
                 StatusCode::MISDIRECTED_REQUEST,
                 TEXT,

@@ -8,7 +8,6 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::accounting::history::{History, STEP, Totals};
-use crate::policy::Group;
 use crate::server::reload::LastReload;
 use crate::state::State;
 
@@ -26,17 +25,14 @@ const BAD_SHARE: f64 = 0.05;
 /// So many refused requests in [`RECENT`] are a burst.
 const REFUSED_BURST: u64 = 20;
 
-/// How much there is to worry about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Severity {
-    /// Requests fail, or are not billed.
-    Critical,
-    /// They may be soon, or some are.
-    Warning,
-}
-
 /// What is wrong, in words for people.
-struct Problem(Severity, String);
+#[derive(Default)]
+struct Problems {
+    /// Requests fail, or are not billed.
+    critical: Vec<String>,
+    /// They may be soon, or some are.
+    warnings: Vec<String>,
+}
 
 /// The counters at this moment, and what is kept of them.
 pub(super) struct Overview<'s> {
@@ -73,191 +69,158 @@ impl<'s> Overview<'s> {
 
     /// What is wrong, the worst first; empty while all is well.
     pub(super) fn problems(&self, last: &LastReload) -> Value {
-        let mut problems = self.of_process();
-        problems.extend(self.of_files(last));
-        problems.extend(self.of_upstreams());
-        problems.extend(self.of_certificates());
-        problems.extend(self.of_requests());
-        problems.extend(self.of_budgets());
-        problems.sort_by_key(|Problem(severity, _)| *severity == Severity::Warning);
-        let told = problems.iter().map(|Problem(severity, what)| {
-            let severity = match severity {
-                Severity::Critical => "critical",
-                Severity::Warning => "warning",
-            };
-            json!({"severity": severity, "what": what})
-        });
-        told.collect()
+        let mut problems = Problems::default();
+        self.of_process(&mut problems);
+        self.of_files(last, &mut problems);
+        self.of_upstreams(&mut problems);
+        self.of_certificates(&mut problems);
+        self.of_requests(&mut problems);
+        self.of_budgets(&mut problems);
+        let told = |severity, what: Vec<String>| {
+            let told = what.into_iter();
+            told.map(move |what| json!({"severity": severity, "what": what}))
+        };
+        let critical = told("critical", problems.critical);
+        critical.chain(told("warning", problems.warnings)).collect()
     }
 
-    fn of_process(&self) -> Vec<Problem> {
+    fn of_process(&self, problems: &mut Problems) {
         let state = self.state;
-        let mut problems = Vec::new();
         if state.log.is_stalled() {
             let why = state.log.fault().unwrap_or_default();
-            problems.push(critical(format!("the access log cannot be written: {why}")));
+            problems.critical(format!("the access log cannot be written: {why}"));
         }
         let unforced = state.metrics.unforced_forwarded.get();
         if unforced > 0 {
-            problems.push(critical(format!(
+            problems.critical(format!(
                 "{unforced} forced requests were about to leave without their tier, and were not sent: a defect, please report it"
-            )));
+            ));
         }
         if state.store_fault().is_some() {
-            problems.push(warning(
-                "`state` cannot be used: budgets go by the last known sums",
-            ));
+            problems.warn("`state` cannot be used: budgets go by the last known sums");
         }
         if state.is_draining() {
-            problems.push(warning("draining: no further requests are taken"));
+            problems.warn("draining: no further requests are taken");
         }
         if state.body_memory.used() > state.limits.buffered / 5 * 4 {
-            problems.push(warning(
-                "request bodies take more than 80 % of `limits.buffered`",
-            ));
+            problems.warn("request bodies take more than 80 % of `limits.buffered`");
         }
         if self.within(HOUR).0.accept_rests > 0 {
-            problems.push(warning(
-                "`limits.connections` was reached within the last hour",
-            ));
+            problems.warn("`limits.connections` was reached within the last hour");
         }
-        problems
     }
 
-    fn of_files(&self, last: &LastReload) -> Vec<Problem> {
+    fn of_files(&self, last: &LastReload, problems: &mut Problems) {
         let state = self.state;
-        let mut problems = Vec::new();
         if state.policy.load_status().error().is_some() {
-            problems.push(warning(
-                "the policy file cannot be taken, the last good policy is in force",
-            ));
+            problems.warn("the policy file cannot be taken, the last good policy is in force");
         }
         let prices = state.prices.as_ref();
         if prices.is_some_and(|prices| prices.load_status().error().is_some()) {
-            problems.push(warning(
-                "the price file cannot be taken, the last good prices are in force",
-            ));
+            problems.warn("the price file cannot be taken, the last good prices are in force");
         }
         for (what, _) in state.load_faults.all() {
-            problems.push(warning(format!(
+            problems.warn(format!(
                 "{what}: what its file holds cannot be taken, the last good one is in force"
-            )));
+            ));
         }
         if !last.restart_needed.is_empty() {
             let settings = last.restart_needed.join(", ");
-            problems.push(warning(format!(
+            problems.warn(format!(
                 "tiergate.yaml has changed ({settings}), which takes effect at a restart"
-            )));
+            ));
         }
-        problems
     }
 
-    fn of_upstreams(&self) -> Vec<Problem> {
-        let told = self.state.upstreams().filter_map(|upstream| {
+    fn of_upstreams(&self, problems: &mut Problems) {
+        for upstream in self.state.upstreams() {
             let name = &upstream.config.name;
             let addresses = upstream.addresses();
-            let healthy = addresses
-                .iter()
-                .filter(|address| address.health.snapshot().healthy)
-                .count();
-            match (healthy, addresses.len()) {
-                (0, 0) => Some(critical(format!(
-                    "the name of upstream `{name}` has no address"
-                ))),
-                (0, _) => Some(critical(format!("upstream `{name}` is down"))),
-                (healthy, all) if healthy < all => Some(warning(format!(
+            let healthy = addresses.iter();
+            let healthy = healthy.filter(|address| address.health.snapshot().healthy);
+            match (healthy.count(), addresses.len()) {
+                (0, 0) => {
+                    problems.critical(format!("the name of upstream `{name}` has no address"))
+                }
+                (0, _) => problems.critical(format!("upstream `{name}` is down")),
+                (healthy, all) if healthy < all => problems.warn(format!(
                     "upstream `{name}`: {} of {all} addresses are down",
                     all - healthy
-                ))),
-                _ => None,
+                )),
+                _ => {}
             }
-        });
-        told.collect()
+        }
     }
 
-    fn of_certificates(&self) -> Vec<Problem> {
+    fn of_certificates(&self, problems: &mut Problems) {
         let now = Timestamp::now().as_second();
         let listeners = self.state.config.listen.iter();
-        let with_tls = listeners.filter(|listen| listen.tls.is_some());
-        let told = with_tls.filter_map(|listen| {
-            let expiry = self.state.metrics.certificate_expiry(&listen.address).get();
-            let days = (expiry - now).div_euclid(SECONDS_OF_DAY);
+        for listen in listeners.filter(|listen| listen.tls.is_some()) {
             let address = &listen.address;
-            match days {
-                ..0 => Some(critical(format!(
-                    "the certificate of {address} has expired"
-                ))),
-                0..CERTIFICATE_DAYS => Some(warning(format!(
+            let expiry = self.state.metrics.certificate_expiry(address).get();
+            match (expiry - now).div_euclid(SECONDS_OF_DAY) {
+                ..0 => problems.critical(format!("the certificate of {address} has expired")),
+                days @ 0..CERTIFICATE_DAYS => problems.warn(format!(
                     "the certificate of {address} expires in {days} days"
-                ))),
-                _ => None,
+                )),
+                _ => {}
             }
-        });
-        told.collect()
+        }
     }
 
-    fn of_requests(&self) -> Vec<Problem> {
+    fn of_requests(&self, problems: &mut Problems) {
         let (recent, _) = self.within(RECENT);
         let (hour, _) = self.within(HOUR);
-        let mut problems = Vec::new();
         let reached = recent.requests.saturating_sub(recent.denied);
         if let Some(share) = bad_share(recent.failed, reached) {
-            problems.push(critical(format!(
+            problems.critical(format!(
                 "{share} of the requests of the last 5 minutes failed at their upstream"
-            )));
+            ));
         }
         let priority = recent.tiers.get("priority").copied().unwrap_or_default();
         if let Some(share) = bad_share(recent.downgraded, priority) {
-            problems.push(warning(format!(
+            problems.warn(format!(
                 "{share} of the priority requests of the last 5 minutes were served on another tier"
-            )));
+            ));
         }
         if recent.denied >= REFUSED_BURST {
-            problems.push(warning(format!(
+            problems.warn(format!(
                 "{} requests of the last 5 minutes were refused, by key, group or path",
                 recent.denied
-            )));
+            ));
         }
         if let Some(share) = bad_share(hour.usage_missing, hour.requests) {
-            problems.push(warning(format!(
+            problems.warn(format!(
                 "{share} of the responses of the last hour told no usage, and are billed at nothing"
-            )));
+            ));
         }
         if self.state.prices.is_some() && hour.unpriced > 0 {
-            problems.push(warning(format!(
-                "{} responses of the last hour have no price",
-                hour.unpriced
-            )));
+            let unpriced = hour.unpriced;
+            problems.warn(format!(
+                "{unpriced} responses of the last hour have no price"
+            ));
         }
-        problems
     }
 
-    fn of_budgets(&self) -> Vec<Problem> {
-        let budgets = self.state.snapshot().budgets.into_iter();
-        let told = budgets.filter_map(|(group, used)| {
+    fn of_budgets(&self, problems: &mut Problems) {
+        for (group, fullest) in self.state.budgets(&self.state.policy.current()) {
+            let (name, used) = (&group.name, fullest.used_ratio());
             let percent = (used * 100.0).floor();
             match used {
-                1.0.. => Some(warning(format!("the budget of group `{group}` is used up"))),
-                0.9.. => Some(warning(format!(
-                    "{percent} % of the budget of group `{group}` is used"
-                ))),
-                _ => None,
+                1.0.. => problems.warn(format!("the budget of group `{name}` is used up")),
+                0.9.. => problems.warn(format!(
+                    "{percent} % of the budget of group `{name}` is used"
+                )),
+                _ => {}
             }
-        });
-        told.collect()
+        }
     }
 
     /// The last minute in figures.
     pub(super) fn last_minute(&self) -> Value {
         let (minute, time) = self.within(MINUTE);
         let seconds = time.as_secs_f64();
-        let rate = |count: u64| {
-            if seconds > 0.0 {
-                Some(rounded(count as f64 / seconds, 1e3))
-            } else {
-                None
-            }
-        };
+        let rate = |count: u64| (seconds > 0.0).then(|| rounded(count as f64 / seconds, 1e3));
         json!({
             "seconds": time.as_secs(),
             "requests_per_second": rate(minute.requests),
@@ -318,10 +281,9 @@ impl<'s> Overview<'s> {
 
     /// Each budget, and the share of it that is used; of the key that used most where each has its own.
     pub(super) fn budgets(&self) -> Value {
-        let (policy, now) = (self.state.policy.current(), Timestamp::now());
-        let of_group = |group: &Arc<Group>| {
+        let budgets = self.state.budgets(&self.state.policy.current());
+        let told = budgets.iter().filter_map(|(group, fullest)| {
             let rule = group.budget.as_ref()?;
-            let fullest = self.state.budgets.fullest(rule, &group.name, now);
             let scope: &str = rule.scope.into();
             Some(json!({
                 "group": &*group.name,
@@ -332,8 +294,18 @@ impl<'s> Overview<'s> {
                 "scope": scope,
                 "ends_at": fullest.window.ends.to_string(),
             }))
-        };
-        policy.groups().iter().filter_map(of_group).collect()
+        });
+        told.collect()
+    }
+}
+
+impl Problems {
+    fn critical(&mut self, what: impl Into<String>) {
+        self.critical.push(what.into());
+    }
+
+    fn warn(&mut self, what: impl Into<String>) {
+        self.warnings.push(what.into());
     }
 }
 
@@ -350,14 +322,6 @@ fn bad_share(bad: u64, all: u64) -> Option<String> {
     // Counts are far below 2^53.
     let share = bad as f64 / all.max(1) as f64;
     (bad >= FEW && share > BAD_SHARE).then(|| format!("{:.0} %", (share * 100.0).min(100.0)))
-}
-
-fn critical(what: impl Into<String>) -> Problem {
-    Problem(Severity::Critical, what.into())
-}
-
-fn warning(what: impl Into<String>) -> Problem {
-    Problem(Severity::Warning, what.into())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::accounting::history::History;
 use crate::config::StateStore;
-use crate::config::watch::LoadStatus;
+use crate::config::watch::{Load, LoadStatus};
 use crate::server::admin::overview::Overview;
 use crate::server::reload::LastReload;
 use crate::state::State;
@@ -15,12 +15,13 @@ use crate::upstream::Address;
 /// The body of `/readyz` while requests can be served and billed. A file that could not be taken does not keep the proxy from
 /// it, and is told all the same.
 pub(super) fn readiness(state: &State) -> String {
-    let policy = state.policy.load_status();
-    let held = policy.held.as_ref();
-    let held = held.map(|why| format!("{why}; SIGHUP takes it all the same"));
-    let policy = held.or_else(|| policy.error());
-    let prices = state.prices.as_ref();
-    let prices = prices.and_then(|prices| prices.load_status().error());
+    let policy = match state.policy.load_status().newest {
+        Load::Taken => None,
+        Load::Failed(why) => Some(why),
+        Load::Held(why) => Some(format!("{why}; SIGHUP takes it all the same")),
+    };
+    let prices = state.prices.as_ref().map(|prices| prices.load_status());
+    let prices = prices.and_then(|status| status.error().map(str::to_owned));
     let mut errors: Vec<String> = [("policy", policy), ("prices", prices)]
         .into_iter()
         .filter_map(|(what, error)| Some(format!("ok, with the last good {what}:\n{}\n", error?)))
