@@ -85,9 +85,6 @@ pub(crate) fn strip_unix(text: &str) -> Option<&str> {
 }
 
 /// The path of a UNIX socket.
-///
-/// # Errors
-/// What is wrong with it.
 pub(crate) fn parse_unix_path(text: &str) -> Result<PathBuf, &'static str> {
     if !text.starts_with('/') {
         return Err("the path of a UNIX socket is absolute, like `unix:/run/tiergate/http.sock`");

@@ -179,9 +179,7 @@ impl Config {
     pub fn upstream(&self, name: &str) -> Option<&Arc<Upstream>> {
         self.upstreams.iter().find(|upstream| upstream.name == name)
     }
-}
 
-impl Config {
     /// Names of the settings that another configuration has otherwise, in the order of the reference.
     pub fn differences(&self, other: &Config) -> Vec<&'static str> {
         let settings = [

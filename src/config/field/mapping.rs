@@ -43,8 +43,7 @@ pub(crate) struct Member<'a, T> {
 /// A mapping whose keys are fixed words: a struct with a derived `Deserialize`.
 pub(crate) struct Section<T> {
     value: T,
-    /// `None` where there is nothing to say.
-    notes: Option<Box<Notes>>,
+    notes: Box<[Note]>,
 }
 
 /// A section that is read: its members, and where those that are missing are told of.
@@ -54,10 +53,7 @@ pub(crate) struct Given<'s, T> {
     errors: &'s Diagnostics,
 }
 
-/// Keys of a struct's mapping that are not read, and what to say of them.
-#[derive(Default)]
-struct Notes(Vec<Note>);
-
+/// A key of a struct's mapping that is not read, and what to say of it.
 struct Note {
     location: Location,
     message: String,
@@ -80,8 +76,7 @@ impl<'a, T> Members<'a, T> {
         }
         let repeated = self.repeated();
         for (index, first) in &repeated {
-            let message = format!("duplicate key; it was first given at {first}");
-            diagnostics.add(self.members[*index].location, message);
+            diagnostics.add(self.members[*index].location, duplicate(*first));
         }
         let mut repeated = repeated.into_iter().peekable();
         let numbered = self.members.iter().enumerate();
@@ -154,7 +149,7 @@ impl<'de: 'a, 'a, T: Deserialize<'de>> Visitor<'de> for MembersVisitor<'a, T> {
 impl<T> Section<T> {
     /// The members; keys that are unknown or stand there twice are told. `location` is where members are missed.
     pub(crate) fn read<'s>(&'s self, location: Location, errors: &'s Diagnostics) -> Given<'s, T> {
-        for note in self.notes() {
+        for note in &self.notes {
             errors.add_with(note.location, || note.message.clone());
         }
         Given {
@@ -162,10 +157,6 @@ impl<T> Section<T> {
             location,
             errors,
         }
-    }
-
-    fn notes(&self) -> impl Iterator<Item = &Note> {
-        self.notes.iter().flat_map(|notes| &notes.0)
     }
 }
 
@@ -181,8 +172,8 @@ impl<'s, T> Given<'s, T> {
         name: &'static str,
         member: &'f Field<U>,
     ) -> Option<&'f U> {
-        let is_misspelled = || self.section.notes().any(|note| note.meant == Some(name));
-        if member.is_absent() && !is_misspelled() {
+        let mut notes = self.section.notes.iter();
+        if member.is_absent() && !notes.any(|note| note.meant == Some(name)) {
             self.errors
                 .add(self.location, format!("`{name}` is missing"));
         }
@@ -250,60 +241,23 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for SectionVisitor<T> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Section<T>, A::Error> {
-        let mut notes = Notes::default();
+        let mut notes = Vec::new();
         let known = KnownKeys {
             map,
             notes: &mut notes,
         };
         let value = T::deserialize(known)?;
-        let notes = (!notes.0.is_empty()).then(|| Box::new(notes));
-        Ok(Section { value, notes })
-    }
-}
-
-impl Notes {
-    /// An unknown key that is near to none of the words is not quoted: after a slip of indentation it may be an API key.
-    fn unknown(
-        &mut self,
-        key: &str,
-        location: Location,
-        free: &[&'static str],
-        words: &[&'static str],
-    ) {
-        let meant = nearest(key, free.iter().copied());
-        let message = match meant {
-            Some(near) => format!("unknown key `{key}`; did you mean `{near}`?"),
-            None => format!("unknown key; expected {}", any_of(words)),
-        };
-        self.0.push(Note {
-            location,
-            message,
-            // `nearest` returns one of those that it was given.
-            meant: meant.and_then(|near| words.iter().copied().find(|word| *word == near)),
-        });
-    }
-
-    fn no_string(&mut self, location: Location) {
-        self.0.push(Note {
-            location,
-            message: NO_STRING.to_owned(),
-            meant: None,
-        });
-    }
-
-    fn duplicate(&mut self, location: Location, first: Location) {
-        self.0.push(Note {
-            location,
-            message: format!("duplicate key; it was first given at {first}"),
-            meant: None,
-        });
+        Ok(Section {
+            value,
+            notes: notes.into(),
+        })
     }
 }
 
 /// The deserializer of a struct's mapping. It shows the keys that the struct knows, each once, and notes the others.
 struct KnownKeys<'n, A> {
     map: A,
-    notes: &'n mut Notes,
+    notes: &'n mut Vec<Note>,
 }
 
 impl<'de, A: MapAccess<'de>> Deserializer<'de> for KnownKeys<'_, A> {
@@ -338,7 +292,7 @@ impl<'de, A: MapAccess<'de>> Deserializer<'de> for KnownKeys<'_, A> {
 
 struct StructMap<'n, 'de, A> {
     map: A,
-    notes: &'n mut Notes,
+    notes: &'n mut Vec<Note>,
     words: &'static [&'static str],
     /// Where each of the words was given.
     seen: [Option<Location>; MAX_WORDS],
@@ -355,7 +309,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for StructMap<'_, 'de, A> {
         while let Some(key) = self.map.next_key::<Spanned<Key<'de>>>()? {
             let location = location_of(key.referenced);
             let Key(Some(key)) = key.value else {
-                self.notes.no_string(location);
+                self.note(location, NO_STRING.to_owned());
                 self.map.next_value::<IgnoredAny>()?;
                 continue;
             };
@@ -367,7 +321,10 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for StructMap<'_, 'de, A> {
                     let word = BorrowedStrDeserializer::new(self.words[index.unwrap_or(0)]);
                     return seed.deserialize(word).map(Some);
                 }
-                Some(Some(first)) => self.notes.duplicate(location, *first),
+                Some(Some(first)) => {
+                    let message = duplicate(*first);
+                    self.note(location, message);
+                }
                 None if self.unknown.len() < MAX_NOTES => self.unknown.push((key, location)),
                 None => {}
             }
@@ -383,6 +340,15 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for StructMap<'_, 'de, A> {
 }
 
 impl<A> StructMap<'_, '_, A> {
+    fn note(&mut self, location: Location, message: String) {
+        self.notes.push(Note {
+            location,
+            message,
+            meant: None,
+        });
+    }
+
+    /// An unknown key that is near to none of the words is not quoted: after a slip of indentation it may be an API key.
     fn tell_unknown(&mut self) {
         if self.unknown.is_empty() {
             return;
@@ -391,7 +357,20 @@ impl<A> StructMap<'_, '_, A> {
         let free = numbered.filter_map(|(word, seen)| seen.is_none().then_some(*word));
         let free: Vec<&'static str> = free.collect();
         for (key, location) in self.unknown.drain(..) {
-            self.notes.unknown(&key, location, &free, self.words);
+            let meant = nearest(&key, free.iter().copied());
+            let message = match meant {
+                Some(near) => format!("unknown key `{}`; did you mean `{near}`?", &*key),
+                None => format!("unknown key; expected {}", any_of(self.words)),
+            };
+            self.notes.push(Note {
+                location,
+                message,
+                meant,
+            });
         }
     }
+}
+
+fn duplicate(first: Location) -> String {
+    format!("duplicate key; it was first given at {first}")
 }
