@@ -24,9 +24,6 @@ pub(super) struct Answer {
 }
 
 /// The body of what is answered to `GET /status`.
-///
-/// # Errors
-/// As of [`get`].
 pub(super) fn status_of(admin: &SocketAddress) -> io::Result<Vec<u8>> {
     get(admin, "/status").map(|answer| answer.body)
 }

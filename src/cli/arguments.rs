@@ -10,12 +10,11 @@ use http::Method;
 use log::LevelFilter;
 use strum::IntoStaticStr;
 
-use crate::cli::reconcile;
 use crate::cli::report::column::{Rate, Sort, Sum};
 use crate::cli::report::filter::Filter;
 use crate::cli::report::group_by::GroupBy;
 use crate::cli::report::table::Format;
-use crate::config::Url;
+use crate::cli::{probe, reconcile};
 
 /// [`crate::cli::report::DEFAULT_BY`] as it would be given.
 const DEFAULT_BY: &str = "group,key,service_tier_billed";
@@ -273,19 +272,8 @@ pub(super) struct NewKeyArguments {
 pub(super) struct ProbeArguments {
     #[command(flatten)]
     pub(super) config: ConfigArgument,
-    /// The API key to ask with; `-` reads it from stdin. The upstream gets it, unless it has a `credential_file`.
-    #[arg(long, value_name = "KEY|-")]
-    pub(super) key: String,
-    /// Only this group's upstream.
-    #[arg(long, value_name = "NAME", conflicts_with = "through")]
-    pub(super) group: Option<String>,
-    /// Ask the tiergate that runs at this URL, as a client with this key would, and not the upstreams. The policy says whether
-    /// it has to force the tier for the key.
-    #[arg(long, value_name = "URL", value_parser = Url::parse)]
-    pub(super) through: Option<Url>,
-    /// The model to ask.
-    #[arg(long)]
-    pub(super) model: String,
+    #[command(flatten)]
+    pub(super) options: probe::Options,
     /// How the answer is written.
     #[arg(long, value_enum, default_value_t)]
     pub(super) format: Format,

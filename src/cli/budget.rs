@@ -49,9 +49,6 @@ struct Status {
 }
 
 /// All budgets of the policy, as the store knows them.
-///
-/// # Errors
-/// Where it cannot be read.
 pub fn stored(state: &StateStore, policy: &Policy, now: Timestamp) -> Result<Table, StoreError> {
     let budgets = read(state, now)?;
     let names: HashMap<_, _> = policy.keys().map(|key| (*key.id, key.name)).collect();

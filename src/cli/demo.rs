@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{self, Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
@@ -115,41 +115,34 @@ struct Outcome {
 /// # Errors
 /// Where the machine gives no loopback port or no temporary folder, or a request is not answered.
 pub fn run(highlight: bool) -> Result<String, StartError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(failed("no runtime"))?;
-    let listener = runtime
-        .block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
-        .map_err(failed("no loopback port"))?;
-    let upstream = listener.local_addr().map_err(failed("no loopback port"))?;
+    let (listener, upstream) = bind().map_err(StartError::io("demo: no loopback port"))?;
     let (server, log) = assemble(upstream)?;
-    // A configuration has a listener.
-    let proxy = server
-        .address()
-        .map_err(|why| StartError::Io("the demo's listener".to_owned(), why))?;
-    let outcomes = while_serving(server, || {
-        runtime.block_on(async {
-            tokio::time::timeout(PATIENCE, play(proxy, listener))
-                .await
-                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        })
+    let outcomes = while_serving(server, async |proxy| {
+        let play = play(proxy, TcpListener::from_std(listener)?);
+        let played = tokio::time::timeout(PATIENCE, play).await;
+        played.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     })
-    .map_err(failed("a request came to nothing"))?;
-    let log = io::read_to_string(log).map_err(failed("no access log"))?;
+    .map_err(StartError::io("demo: a request came to nothing"))?;
+    let log = io::read_to_string(log).map_err(StartError::io("demo: no access log"))?;
     Ok(Screen { highlight }.show(&outcomes, &log))
 }
 
-fn failed(what: &str) -> impl FnOnce(io::Error) -> StartError {
-    move |why| StartError::Io(format!("demo: {what}"), why)
+/// Where the upstream listens.
+fn bind() -> io::Result<(net::TcpListener, SocketAddr)> {
+    let listener = net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
 }
 
 /// The proxy, ready to serve, and its access log.
 fn assemble(upstream: SocketAddr) -> Result<(Server, fs::File), StartError> {
-    let folder = embedded::temporary_folder().map_err(failed("no temporary folder"))?;
+    let folder =
+        embedded::temporary_folder().map_err(StartError::io("demo: no temporary folder"))?;
     let mut config = config(folder.path(), upstream)?;
     // A file without a name: the folder goes here, so that an interrupted demonstration leaves nothing behind.
-    let log = tempfile::tempfile_in(folder.path()).map_err(failed("no access log"))?;
+    let log =
+        tempfile::tempfile_in(folder.path()).map_err(StartError::io("demo: no access log"))?;
     let path = format!("/dev/fd/{}", log.as_raw_fd());
     config.access_log.target = LogTarget::File(path.into());
     Ok((Server::new(config, false)?, log))
@@ -164,7 +157,7 @@ fn config(folder: &Path, upstream: SocketAddr) -> Result<Config, StartError> {
     let path = folder.join("tiergate.yaml");
     fs::write(folder.join("policy.yaml"), POLICY)
         .and_then(|()| fs::write(&path, text))
-        .map_err(|why| StartError::Io("demo: a temporary file".to_owned(), why))?;
+        .map_err(StartError::io("demo: a temporary file"))?;
     let (mut config, _) = Config::load(&path).map_err(StartError::Diagnostics)?;
     embedded::isolate(&mut config, folder);
     Ok(config)
@@ -191,7 +184,8 @@ async fn play(proxy: SocketAddr, listener: TcpListener) -> io::Result<Vec<Outcom
 async fn ask(proxy: SocketAddr, scene: &Scene) -> io::Result<(String, String)> {
     let bearer = format!("Bearer {}", scene.key);
     let headers = [("authorization", &*bearer)];
-    let answer = post(proxy, scene.path, &headers, scene.body).await?;
+    let answer = post(proxy, scene.path, &headers, scene.body).await;
+    let answer = answer.map_err(io::Error::other)?;
     Ok((answer.status.to_string(), answer.content_type))
 }
 

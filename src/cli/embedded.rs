@@ -35,9 +35,6 @@ const NORMAL_CLOSURE: u16 = 1000;
 const SWITCHING_PROTOCOLS: u16 = 101;
 
 /// A folder for the command's files, closed to other users, and removed when dropped.
-///
-/// # Errors
-/// Where it cannot be made.
 pub(crate) fn temporary_folder() -> io::Result<TempDir> {
     tempfile::Builder::new()
         .prefix("tiergate-")
@@ -63,14 +60,18 @@ pub(crate) fn isolate(config: &mut Config, folder: &Path) {
     };
 }
 
-/// Serves until `play` has returned and the proxy has drained: every request then has its line.
+/// Serves until `play`, which gets the proxy's address, has ended and the proxy has drained: every request then has its line.
 ///
 /// # Errors
-/// Those of `play`, and a panic of the proxy.
+/// Those of `play`, a listener or runtime that is not to be had, and a panic of the proxy.
 pub(crate) fn while_serving<T>(
     server: Server,
-    play: impl FnOnce() -> io::Result<T>,
+    play: impl AsyncFnOnce(SocketAddr) -> io::Result<T>,
 ) -> io::Result<T> {
+    let proxy = server.address()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = std::thread::spawn(move || {
         server.run_until(async {
@@ -78,7 +79,7 @@ pub(crate) fn while_serving<T>(
             let _ = stopped.await;
         })
     });
-    let played = play();
+    let played = runtime.block_on(play(proxy));
     drop(stop);
     let served = serving.join();
     served.map_err(|_| io::Error::other("the proxy panicked"))?;
@@ -94,6 +95,9 @@ pub(crate) struct Answer {
 /// Headers of a request, beside those that say how it is carried.
 pub(crate) type Headers<'h> = &'h [(&'static str, &'h str)];
 
+/// Of a step towards the proxy, whatever it was.
+type Step<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
 /// Posts JSON on a connection of its own, and reads the answer to its end.
 ///
 /// # Errors
@@ -103,34 +107,21 @@ pub(crate) async fn post(
     path: &str,
     headers: Headers<'_>,
     body: &str,
-) -> io::Result<Answer> {
+) -> Step<Answer> {
     let mut request = request(Method::POST, path, headers)?;
-    insert(&mut request, header::CONTENT_TYPE, "application/json")?;
-    insert(
-        &mut request,
-        header::CONTENT_LENGTH,
-        &body.len().to_string(),
-    )?;
+    request.insert_header(header::CONTENT_TYPE, "application/json")?;
+    request.insert_header(header::CONTENT_LENGTH, body.len())?;
     let mut session = connect(proxy).await?;
-    let sent = session.write_request_header(Box::new(request)).await;
-    sent.map_err(io::Error::other)?;
-    session
-        .write_body(body.as_bytes())
-        .await
-        .map_err(io::Error::other)?;
-    session.finish_body().await.map_err(io::Error::other)?;
-    session.read_response().await.map_err(io::Error::other)?;
+    session.write_request_header(Box::new(request)).await?;
+    session.write_body(body.as_bytes()).await?;
+    session.finish_body().await?;
+    session.read_response().await?;
     let answer = Answer {
         status: session.get_status().map_or(0, |status| status.as_u16()),
         content_type: String::from_utf8_lossy(session.get_header_bytes(header::CONTENT_TYPE))
             .into(),
     };
-    while session
-        .read_body_ref()
-        .await
-        .map_err(io::Error::other)?
-        .is_some()
-    {}
+    while session.read_body_ref().await?.is_some() {}
     Ok(answer)
 }
 
@@ -145,16 +136,15 @@ pub(crate) async fn websocket_request(
     headers: Headers<'_>,
     message: &str,
     is_last: fn(&[u8]) -> bool,
-) -> io::Result<()> {
+) -> Step<()> {
     let mut handshake = request(Method::GET, path, headers)?;
-    insert(&mut handshake, header::CONNECTION, "Upgrade")?;
-    insert(&mut handshake, header::UPGRADE, "websocket")?;
-    insert(&mut handshake, header::SEC_WEBSOCKET_VERSION, "13")?;
-    insert(&mut handshake, header::SEC_WEBSOCKET_KEY, HANDSHAKE_KEY)?;
+    handshake.insert_header(header::CONNECTION, "Upgrade")?;
+    handshake.insert_header(header::UPGRADE, "websocket")?;
+    handshake.insert_header(header::SEC_WEBSOCKET_VERSION, "13")?;
+    handshake.insert_header(header::SEC_WEBSOCKET_KEY, HANDSHAKE_KEY)?;
     let mut session = connect(proxy).await?;
-    let sent = session.write_request_header(Box::new(handshake)).await;
-    sent.map_err(io::Error::other)?;
-    session.read_response().await.map_err(io::Error::other)?;
+    session.write_request_header(Box::new(handshake)).await?;
+    session.read_response().await?;
     if session
         .get_status()
         .is_none_or(|status| status.as_u16() != SWITCHING_PROTOCOLS)
@@ -163,9 +153,12 @@ pub(crate) async fn websocket_request(
     }
     session.maybe_upgrade_body_writer();
     let mask = random_mask();
-    send(&mut session, &text_frame(message, Some(mask))).await?;
+    let text = text_frame(message, Some(mask));
+    session.write_body(&text).await?;
     listen(&mut session, is_last).await?;
-    send(&mut session, &close_frame(NORMAL_CLOSURE, "", Some(mask))).await
+    let close = close_frame(NORMAL_CLOSURE, "", Some(mask));
+    session.write_body(&close).await?;
+    Ok(())
 }
 
 async fn connect(proxy: SocketAddr) -> io::Result<HttpSession> {
@@ -173,32 +166,22 @@ async fn connect(proxy: SocketAddr) -> io::Result<HttpSession> {
     Ok(HttpSession::new(Box::new(Stream::from(stream))))
 }
 
-fn request(method: Method, path: &str, headers: Headers<'_>) -> io::Result<RequestHeader> {
-    let mut request =
-        RequestHeader::build(method, path.as_bytes(), None).map_err(io::Error::other)?;
-    insert(&mut request, header::HOST, "tiergate")?;
+fn request(method: Method, path: &str, headers: Headers<'_>) -> Step<RequestHeader> {
+    let mut request = RequestHeader::build(method, path.as_bytes(), None)?;
+    request.insert_header(header::HOST, "tiergate")?;
     for (name, value) in headers {
-        insert(&mut request, header::HeaderName::from_static(name), value)?;
+        request.insert_header(*name, *value)?;
     }
     Ok(request)
 }
 
-fn insert(request: &mut RequestHeader, name: header::HeaderName, value: &str) -> io::Result<()> {
-    let inserted = request.insert_header(name, value);
-    inserted.map_err(io::Error::other)
-}
-
-async fn send(session: &mut HttpSession, frame: &[u8]) -> io::Result<()> {
-    session.write_body(frame).await.map_err(io::Error::other)?;
-    Ok(())
-}
-
 /// Reads messages until the last one, or the end of them.
-async fn listen(session: &mut HttpSession, is_last: fn(&[u8]) -> bool) -> io::Result<()> {
+async fn listen(session: &mut HttpSession, is_last: fn(&[u8]) -> bool) -> Step<()> {
     let (mut reader, mut message, mut done) = (ServerReader::new(), Vec::new(), false);
     while !done && message.len() <= MAX_MESSAGE {
-        let read = session.read_body_ref().await.map_err(io::Error::other)?;
-        let Some(bytes) = read else { break };
+        let Some(bytes) = session.read_body_ref().await? else {
+            break;
+        };
         reader.feed(bytes, |event| match event {
             ServerEvent::Payload(piece) => message.extend_from_slice(piece),
             ServerEvent::MessageEnd { .. } => {

@@ -125,7 +125,7 @@ fn dispatch(command: Command, streams: &mut Streams<'_>) -> Ended {
         Command::HashKey => hash_keys(streams),
         Command::Init { folder } => run_init(&folder, streams),
         Command::Demo => run_demo(streams),
-        Command::Probe(arguments) => run_probe(&arguments, streams),
+        Command::Probe(arguments) => run_probe(arguments, streams),
         Command::Report(arguments) => write_report(*arguments, streams),
         Command::Reconcile(arguments) => reconcile(&arguments, streams),
         Command::Completions { shell } => {
@@ -531,18 +531,12 @@ fn run_demo(streams: &mut Streams<'_>) -> Ended {
     streams.print(screen)
 }
 
-fn run_probe(arguments: &ProbeArguments, streams: &mut Streams<'_>) -> Ended {
+fn run_probe(mut arguments: ProbeArguments, streams: &mut Streams<'_>) -> Ended {
     // What the proxy says of itself is not asked for; what fails is in the table.
     log::set_max_level(LevelFilter::Off);
     let (config, policy, _) = Policy::load_with_config(&arguments.config.config)?;
-    let key = read_key(&arguments.key, streams)?;
-    let options = probe::Options {
-        group: arguments.group.as_deref(),
-        key: &key,
-        model: &arguments.model,
-        through: arguments.through.as_ref(),
-    };
-    let findings = probe::run(&config, &policy, &options)?;
+    arguments.options.key = read_key(&arguments.options.key, streams)?;
+    let findings = probe::run(&config, &policy, &arguments.options)?;
     for note in &findings.notes {
         writeln!(streams.err, "{note}")?;
     }

@@ -9,9 +9,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::Args;
 use serde_json::{Value, json};
 
-use crate::cli::embedded;
+use crate::cli::embedded::{self, post, websocket_request};
 use crate::cli::report::table::{Cell, Table};
 use crate::config::{self, Config, MessagesMode, ServedTier, UpstreamKind, Url};
 use crate::policy::api_key::digest;
@@ -30,14 +31,21 @@ const COLUMNS: [&str; 8] = [
 ];
 
 /// What is to be sent.
-pub struct Options<'o> {
+#[derive(Args)]
+pub struct Options {
+    /// The API key to ask with; `-` reads it from stdin. The upstream gets it, unless it has a `credential_file`.
+    #[arg(long, value_name = "KEY|-")]
+    pub key: String,
     /// Only this group's upstream.
-    pub group: Option<&'o str>,
-    /// The upstream gets it, unless it has a `credential_file`.
-    pub key: &'o str,
-    pub model: &'o str,
-    /// A running proxy of this kind. It gets the questions, and the policy says in which group the key is there.
-    pub through: Option<&'o Url>,
+    #[arg(long, value_name = "NAME", conflicts_with = "through")]
+    pub group: Option<String>,
+    /// Ask the tiergate that runs at this URL, as a client with this key would, and not the upstreams. The policy says whether
+    /// it has to force the tier for the key.
+    #[arg(long, value_name = "URL", value_parser = Url::parse)]
+    pub through: Option<Url>,
+    /// The model to ask.
+    #[arg(long)]
+    pub model: String,
 }
 
 /// One way to ask.
@@ -76,14 +84,10 @@ pub struct Findings {
 ///
 /// # Errors
 /// Where no proxy can be run, or there is no such group.
-pub fn run(
-    config: &Config,
-    policy: &Policy,
-    options: &Options<'_>,
-) -> Result<Findings, StartError> {
+pub fn run(config: &Config, policy: &Policy, options: &Options) -> Result<Findings, StartError> {
     let groups = match options.through {
-        Some(_) => vec![group_of(policy, options.key)?],
-        None => chosen(policy, options.group)?,
+        Some(_) => vec![group_of(policy, &options.key)?],
+        None => chosen(policy, options.group.as_deref())?,
     };
     let on_codex = groups
         .iter()
@@ -155,8 +159,8 @@ fn no_such_group(why: &'static str) -> StartError {
 
 /// They name the tier, so that a group without force asks for it as well. A running proxy that is to force it has to do so by
 /// itself.
-fn questions(options: &Options<'_>, group: &Group) -> [Question; 4] {
-    let model = options.model;
+fn questions(options: &Options, group: &Group) -> [Question; 4] {
+    let model = &options.model;
     let responses = |title, way, name: &str, value: Value| {
         let mut body = json!({"model": model, "input": QUESTION, "max_output_tokens": MAX_TOKENS});
         body[name] = value;
@@ -197,24 +201,19 @@ fn questions(options: &Options<'_>, group: &Group) -> [Question; 4] {
 fn ask(
     config: &Config,
     group: &Group,
-    options: &Options<'_>,
+    options: &Options,
     questions: &[Question],
 ) -> Result<Vec<Value>, StartError> {
     let folder = embedded::temporary_folder().map_err(failed("no temporary folder"))?;
     let mut config = config.clone();
-    if let Some(url) = options.through {
+    if let Some(url) = &options.through {
         config.upstreams = vec![Arc::new(running_proxy(group, url))];
     }
     embedded::isolate(&mut config, folder.path());
     fs::write(&config.policy, policy_of(group, options)).map_err(failed("a temporary file"))?;
     let server = Server::new(config, false)?;
-    let proxy = server.address().map_err(failed("no listener"))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(failed("no runtime"))?;
-    embedded::while_serving(server, || {
-        runtime.block_on(ask_all(proxy, options.key, questions));
+    embedded::while_serving(server, async |proxy| {
+        ask_all(proxy, &options.key, questions).await;
         Ok(())
     })
     .map_err(failed("no proxy"))?;
@@ -237,7 +236,7 @@ fn one_line_each(log: &str) -> Vec<Value> {
     lines.into_values().collect()
 }
 
-/// One after the other, so that the lines come in this order. What fails has a line that says so.
+/// One after the other, so that the lines come in this order.
 async fn ask_all(proxy: SocketAddr, key: &str, questions: &[Question]) {
     let bearer = format!("Bearer {key}");
     let headers = [
@@ -251,16 +250,15 @@ async fn ask_all(proxy: SocketAddr, key: &str, questions: &[Question]) {
 }
 
 impl Question {
-    async fn ask(&self, proxy: SocketAddr, headers: embedded::Headers<'_>) -> io::Result<()> {
+    /// What fails has a line that says so.
+    async fn ask(&self, proxy: SocketAddr, headers: embedded::Headers<'_>) {
         let body = self.body.to_string();
-        match self.way {
-            Way::Http => embedded::post(proxy, self.path, headers, &body)
-                .await
-                .map(drop),
+        let _ = match self.way {
+            Way::Http => post(proxy, self.path, headers, &body).await.map(drop),
             Way::WebSocket => {
-                embedded::websocket_request(proxy, self.path, headers, &body, ends_response).await
+                websocket_request(proxy, self.path, headers, &body, ends_response).await
             }
-        }
+        };
     }
 }
 
@@ -295,7 +293,7 @@ fn running_proxy(group: &Group, url: &Url) -> config::Upstream {
 }
 
 /// The group alone, with the key that is probed with.
-fn policy_of(group: &Group, options: &Options<'_>) -> String {
+fn policy_of(group: &Group, options: &Options) -> String {
     // JSON's strings are YAML's.
     let (name, upstream) = (json!(&*group.name), json!(group.upstream.name));
     format!(
@@ -307,8 +305,8 @@ fn policy_of(group: &Group, options: &Options<'_>) -> String {
     )
 }
 
-fn failed(what: &'static str) -> impl FnOnce(io::Error) -> StartError {
-    move |why| StartError::Io(format!("probe: {what}"), why)
+fn failed(what: &str) -> impl FnOnce(io::Error) -> StartError {
+    StartError::io(format!("probe: {what}"))
 }
 
 fn row(group: &Group, question: &Question, line: &Value, verdict: &Verdict) -> Vec<Cell> {

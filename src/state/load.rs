@@ -15,9 +15,6 @@ use crate::policy::{Policy, changes};
 use crate::upstream::Upstream;
 
 /// The policy, read now and whenever its file changes.
-///
-/// # Errors
-/// Where it cannot be read, or has a mistake.
 pub(super) fn load_policy(
     config: &Config,
     followers: &mut Vec<FileWatcher>,
@@ -28,9 +25,6 @@ pub(super) fn load_policy(
 }
 
 /// The prices, read now and whenever their file changes; none where none are configured.
-///
-/// # Errors
-/// Where they cannot be read, or have a mistake.
 pub(super) fn load_prices(
     config: &Config,
     followers: &mut Vec<FileWatcher>,
@@ -72,9 +66,6 @@ fn follow<T: Send + Sync + 'static>(
 }
 
 /// Where sums outlive the process.
-///
-/// # Errors
-/// Where it cannot be opened.
 pub(super) fn open_store(config: &Config) -> Result<Option<Store>, StartError> {
     let Some(settings) = &config.state else {
         return Ok(None);
@@ -92,9 +83,6 @@ pub(super) fn open_store(config: &Config) -> Result<Option<Store>, StartError> {
 pub(super) type Upstreams = HashMap<String, Arc<Upstream>>;
 
 /// The upstreams by their names, with their keys and TLS files, which are read now and whenever they change.
-///
-/// # Errors
-/// Where a file of one cannot be used.
 pub(super) fn load_upstreams(
     config: &Config,
     faults: &Arc<LoadFaults>,
@@ -102,12 +90,9 @@ pub(super) fn load_upstreams(
 ) -> Result<Upstreams, StartError> {
     let mut upstreams = HashMap::new();
     for settings in &config.upstreams {
-        let upstream = Upstream::new(settings.clone()).map_err(|why| {
-            StartError::Io(
-                format!("upstream `{}`", settings.name),
-                io::Error::new(io::ErrorKind::InvalidInput, why),
-            )
-        })?;
+        let upstream = Upstream::new(settings.clone())
+            .map_err(|why| io::Error::new(io::ErrorKind::InvalidInput, why))
+            .map_err(StartError::io(format!("upstream `{}`", settings.name)))?;
         let upstream = Arc::new(upstream);
         followers.extend(follow_tls(&upstream, faults)?);
         if let Some(file) = &settings.credential_file {
@@ -125,9 +110,7 @@ fn follow_tls(
 ) -> Result<Vec<FileWatcher>, StartError> {
     let watches: Vec<WatchedFile> = upstream.config.tls.files().map(WatchedFile::new).collect();
     let what = format!("tls of upstream `{}`", upstream.config.name);
-    upstream
-        .load_tls()
-        .map_err(|why| StartError::Io(what.clone(), why))?;
+    upstream.load_tls().map_err(StartError::io(what.as_str()))?;
     let followers = watches.into_iter().map(|watch| {
         let upstream = upstream.clone();
         faults.watch(what.clone(), watch, move |_| reload_tls(&upstream))
@@ -160,7 +143,10 @@ fn follow_credential(
     let watch = WatchedFile::new(file);
     upstream
         .load_credential(FileBytes::read(file))
-        .map_err(|why| StartError::Io(format!("credential_file {}", file.display()), why))?;
+        .map_err(StartError::io(format!(
+            "credential_file {}",
+            file.display()
+        )))?;
     let what = format!("key of upstream `{}`", upstream.config.name);
     let (upstream, file) = (upstream.clone(), file.to_owned());
     Ok(faults.watch(what, watch, move |read| {

@@ -82,6 +82,13 @@ pub enum StartError {
     Io(String, io::Error),
 }
 
+impl StartError {
+    /// The error of an operation, which is named by `what`.
+    pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
+        move |why| StartError::Io(what.into(), why)
+    }
+}
+
 impl State {
     /// Loads all that a configuration names. The followers are to be run by [`crate::config::watch::follow`].
     ///
@@ -94,8 +101,8 @@ impl State {
         let policy = load_policy(&config, &mut followers)?;
         let prices = load_prices(&config, &mut followers)?;
         let store = open_store(&config)?;
-        let log = AccessLog::open(config.access_log.clone())
-            .map_err(|why| StartError::Io("access log".to_owned(), why))?;
+        let log =
+            AccessLog::open(config.access_log.clone()).map_err(StartError::io("access log"))?;
         let state = Self {
             limits: Arc::new(config.limits.clone()),
             policy,

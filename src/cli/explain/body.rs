@@ -43,9 +43,6 @@ impl OutgoingBody {
 }
 
 /// The body's way to the upstream, past every check on it; `decision` is settled by what the body says.
-///
-/// # Errors
-/// Why such a body is refused.
 pub(super) fn carry(
     config: &Config,
     decision: &mut Decision,
@@ -111,9 +108,6 @@ fn within(
 }
 
 /// The body's way to an upstream that speaks another protocol.
-///
-/// # Errors
-/// Why such a request is refused.
 pub(super) fn convert(
     config: &Config,
     decision: &mut Decision,

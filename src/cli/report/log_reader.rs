@@ -62,9 +62,6 @@ impl LogReader {
     }
 
     /// As [`LogReader::open`], over any source.
-    ///
-    /// # Errors
-    /// As there.
     pub fn new(mut source: Box<dyn Read>) -> io::Result<LogReader> {
         let mut magic = Vec::with_capacity(MAGIC);
         source.by_ref().take(MAGIC as u64).read_to_end(&mut magic)?;

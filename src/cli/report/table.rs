@@ -199,14 +199,11 @@ impl Table {
         }
     }
 
-    /// Each line as people read it, and which of its cells are numbers.
-    pub(crate) fn lines_for_people(&self) -> impl Iterator<Item = (Vec<String>, Vec<bool>)> {
-        let numbers: Vec<bool> = (0..self.columns.len())
-            .map(|column| !self.is_text(column))
-            .collect();
-        self.lines()
-            .into_iter()
-            .map(move |line| (line, numbers.clone()))
+    /// The lines as people read them, and which columns are numbers.
+    pub(crate) fn lines_for_people(&self) -> (Vec<Vec<String>>, Vec<bool>) {
+        let columns = 0..self.columns.len();
+        let numbers = columns.map(|column| !self.is_text(column)).collect();
+        (self.lines(), numbers)
     }
 
     fn write_for_people(&self, out: &mut impl Write) -> io::Result<()> {

@@ -253,10 +253,11 @@ fn section(title: &str, content: &str) -> String {
 
 fn table_of(table: &Table) -> String {
     let mut html = String::from("<div class=\"scroll\"><table>\n");
-    for (number, (cells, numeric)) in table.lines_for_people().enumerate() {
+    let (lines, numbers) = table.lines_for_people();
+    for (number, cells) in lines.iter().enumerate() {
         let tag = if number == 0 { "th" } else { "td" };
         html.push_str("<tr>");
-        for (cell, numeric) in cells.iter().zip(&numeric) {
+        for (cell, numeric) in cells.iter().zip(&numbers) {
             let class = if *numeric { " class=\"number\"" } else { "" };
             // Writing to a string does not fail.
             let _ = write!(html, "<{tag}{class}>{}</{tag}>", escape(cell));
