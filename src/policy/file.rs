@@ -131,13 +131,13 @@ impl Policy {
     ) -> Result<(Policy, Vec<Diagnostic>), Vec<Diagnostic>> {
         let resolver = Resolver {
             config,
-            diagnostics: Diagnostics::new(path),
+            errors: Diagnostics::new(path),
             warnings: Diagnostics::warnings(path),
         };
-        let root = yaml::parse::<Field<Section<PolicyFile<'_>>>>(bytes, &resolver.diagnostics);
+        let root = yaml::parse::<Field<Section<PolicyFile<'_>>>>(bytes, &resolver.errors);
         let rules = root.and_then(|root| resolver.rules(&root));
         match rules {
-            Some(rules) if resolver.diagnostics.is_empty() => Ok((
+            Some(rules) if resolver.errors.is_empty() => Ok((
                 Policy {
                     path: path.to_owned(),
                     revision: yaml::revision(bytes),
@@ -149,7 +149,7 @@ impl Policy {
                 },
                 resolver.warnings.into_vec(),
             )),
-            _ => Err(resolver.diagnostics.into_vec()),
+            _ => Err(resolver.errors.into_vec()),
         }
     }
 
@@ -189,18 +189,16 @@ impl Policy {
 /// Resolves the sections of the file; every mistake is noted and passed over.
 struct Resolver<'m> {
     config: &'m Config,
-    diagnostics: Diagnostics,
+    errors: Diagnostics,
     warnings: Diagnostics,
 }
 
 impl Resolver<'_> {
     fn rules(&self, root: &Field<Section<PolicyFile<'_>>>) -> Option<Rules> {
-        let file = root.whole_file(&self.diagnostics)?;
+        let file = root.whole_file(&self.errors)?;
         file.check_version(&file.version);
         let groups = file.required("groups", &file.groups);
-        let groups = groups
-            .iter()
-            .flat_map(|groups| groups.unique(&self.diagnostics));
+        let groups = groups.iter().flat_map(|groups| groups.unique(&self.errors));
         let groups: Vec<&Member<'_, _>> = groups.collect();
         let names: GroupNames<'_> = (0..)
             .zip(&groups)
@@ -210,14 +208,14 @@ impl Resolver<'_> {
             .into_iter()
             .map(|group| self.group(group).map(Arc::new));
         let groups: Vec<Option<Arc<Group>>> = groups.collect();
-        let default_group = file.default_group.optional(&self.diagnostics);
+        let default_group = file.default_group.optional(&self.errors);
         let default_group = default_group
             .and_then(|name| self.group_name(name, file.default_group.location(), &names))
             .and_then(|index| groups[index as usize].clone());
         if let Some(group) = &default_group {
             self.warn_of_default(group, file.default_group.location());
         }
-        let keys = file.keys.optional(&self.diagnostics);
+        let keys = file.keys.optional(&self.errors);
         Some(Rules {
             groups,
             default_group,
@@ -226,27 +224,27 @@ impl Resolver<'_> {
     }
 
     fn group(&self, member: &Member<'_, Section<GroupSection<'_>>>) -> Option<Group> {
-        check_name(&member.key, member.location, &self.diagnostics);
-        let section = member.value.value(&self.diagnostics)?;
-        let given = section.read(member.location, &self.diagnostics);
-        let diagnostics = &self.diagnostics;
+        check_name(&member.key, member.location, &self.errors);
+        let section = member.value.value(&self.errors)?;
+        let given = section.read(member.location, &self.errors);
+        let errors = &self.errors;
         let platform = given.required("platform", &given.platform);
         let (force, force_location) = self.force(&given);
-        let most = |field: &Field<i64>| field.integer(1..=MAX_IN_FLIGHT, diagnostics);
+        let most = |field: &Field<i64>| field.integer(1..=MAX_IN_FLIGHT, errors);
         let group = Group {
             force,
             force_location,
             models: self.models(&given),
-            on_tier_refused: given.on_tier_refused.word(OnTierRefused::Fail, diagnostics),
+            on_tier_refused: given.on_tier_refused.word(OnTierRefused::Fail, errors),
             fast_mode_beta: given
                 .fast_mode_beta
-                .or(SignalWord(FastModeSignal::Header), diagnostics)
+                .or(SignalWord(FastModeSignal::Header), errors)
                 .0,
             budget: self.budget(&given.budget),
-            batches_allowed: given.batches.value(diagnostics).is_some(),
+            batches_allowed: given.batches.value(errors).is_some(),
             max_in_flight: most(&given.max_in_flight),
             max_in_flight_per_key: most(&given.max_in_flight_per_key),
-            enabled: given.enabled.or(true, diagnostics),
+            enabled: given.enabled.or(true, errors),
             // Asked for in any case: what is wrong with the two is told at once.
             upstream: self.upstream(&given.upstream, member.location)?,
             name: (&*member.key).into(),
@@ -261,22 +259,22 @@ impl Resolver<'_> {
     fn force(&self, given: &GroupSection<'_>) -> (Option<ForcedTier>, Option<Location>) {
         let alias = &given.force_openai_fast;
         if given.force_fast_mode.is_given() && alias.is_given() {
-            self.diagnostics.add(
+            self.errors.add(
                 alias.location(),
                 "`force_openai_fast` is another spelling of `force_fast_mode`, which is given too",
             );
         }
-        let fast = match given.force_fast_mode.value(&self.diagnostics) {
+        let fast = match given.force_fast_mode.value(&self.errors) {
             Some(fast) => Some((*fast, given.force_fast_mode.location())),
             None => alias
-                .value(&self.diagnostics)
+                .value(&self.errors)
                 .map(|fast| (*fast, alias.location())),
         };
-        let tier = given.force_tier.value(&self.diagnostics).map(|word| word.0);
+        let tier = given.force_tier.value(&self.errors).map(|word| word.0);
         if let (Some((fast, _)), Some(tier)) = (fast, tier)
             && fast.then_some(ForcedTier::Priority) != Some(tier)
         {
-            self.diagnostics.add(
+            self.errors.add(
                 given.force_tier.location(),
                 "`force_fast_mode: true` is short for `force_tier: priority`; here the two say different things",
             );
@@ -296,7 +294,7 @@ impl Resolver<'_> {
         match (except, only) {
             (Some(_), Some(_)) => {
                 let message = "`except_models` and `only_models` are not given together";
-                self.diagnostics.add(given.only_models.location(), message);
+                self.errors.add(given.only_models.location(), message);
                 ModelRule::All
             }
             (Some(except), None) => ModelRule::Except(except),
@@ -306,25 +304,25 @@ impl Resolver<'_> {
     }
 
     fn patterns(&self, field: &Field<List<String>>) -> Option<Vec<Pattern>> {
-        let list = field.optional(&self.diagnostics)?;
+        let list = field.optional(&self.errors)?;
         if list.is_empty() {
             let expected = "expected at least one model, like `gpt-5.5` or `*-mini`";
-            self.diagnostics.add(field.location(), expected);
+            self.errors.add(field.location(), expected);
         }
-        Some(list.parse(Pattern::parse, &self.diagnostics))
+        Some(list.parse(Pattern::parse, &self.errors))
     }
 
     fn budget(&self, field: &Field<Section<BudgetSection>>) -> Option<BudgetRule> {
-        let given = field.section(&self.diagnostics)?;
+        let given = field.section(&self.errors)?;
         let usd = given.required("usd", &given.usd);
         let per = given.required("per", &given.per);
         if usd.is_some_and(|usd| usd.0.is_zero()) {
             let message = "`usd` must be more than zero";
-            self.diagnostics.add(given.usd.location(), message);
+            self.errors.add(given.usd.location(), message);
         }
         let rule = BudgetRule {
-            scope: given.scope.word(Scope::Group, &self.diagnostics),
-            then: given.then.word(AtLimit::Standard, &self.diagnostics),
+            scope: given.scope.word(Scope::Group, &self.errors),
+            then: given.then.word(AtLimit::Standard, &self.errors),
             time_zone: self.time_zone(&given.time_zone),
             usd: usd?.0,
             per: per?.0,
@@ -333,13 +331,13 @@ impl Resolver<'_> {
     }
 
     fn time_zone(&self, field: &Field<String>) -> TimeZone {
-        let Some(name) = field.value(&self.diagnostics) else {
+        let Some(name) = field.value(&self.errors) else {
             return TimeZone::UTC;
         };
         TimeZone::get(name).unwrap_or_else(|_| {
             let expected =
                 "expected a time zone like `UTC` or `Europe/Berlin`, which this machine knows";
-            self.diagnostics.add(field.location(), expected);
+            self.errors.add(field.location(), expected);
             TimeZone::UTC
         })
     }
@@ -349,15 +347,15 @@ impl Resolver<'_> {
         if !field.is_given() && !field.is_null() {
             if all.len() != 1 {
                 let message = "`upstream` is missing; it is required where there are several";
-                self.diagnostics.add(group, message);
+                self.errors.add(group, message);
             }
             return all.first().cloned();
         }
-        let name = field.value(&self.diagnostics)?;
+        let name = field.value(&self.errors)?;
         let found = self.config.upstream(name).cloned();
         if found.is_none() {
             let known = all.iter().map(|upstream| &*upstream.name);
-            self.diagnostics
+            self.errors
                 .add(field.location(), unknown("upstream", name, known));
         }
         found
@@ -432,12 +430,12 @@ impl Resolver<'_> {
         groups: &GroupNames<'_>,
     ) -> KeyTable {
         let mut names = Names::default();
-        let members = keys.unique(&self.diagnostics);
+        let members = keys.unique(&self.errors);
         let listed = members.filter_map(|member| self.key(member, groups, &mut names));
-        let table = KeyTable::new(listed, &self.diagnostics);
+        let table = KeyTable::new(listed, &self.errors);
         for (name, location) in names.digests {
             if table.find(&name).is_some() {
-                self.diagnostics.add(
+                self.errors.add(
                     location,
                     "the name of a key is written to the log, and this one is a listed key itself",
                 );
@@ -454,13 +452,13 @@ impl Resolver<'_> {
     ) -> Option<NewKey<'n>> {
         let digest = self.listed_digest(member);
         let (mut name, mut enabled) = (None, true);
-        let group = match member.value.value(&self.diagnostics)? {
+        let group = match member.value.value(&self.errors)? {
             TextOr::Text(group) => self.group_name(group, member.value.location(), groups),
             TextOr::Section(section) => {
-                let section = section.read(member.location, &self.diagnostics);
+                let section = section.read(member.location, &self.errors);
                 let given = section.members();
                 let group = section.required("group", &given.group);
-                enabled = given.enabled.or(true, &self.diagnostics);
+                enabled = given.enabled.or(true, &self.errors);
                 name = self.key_name(&given.name, member);
                 self.warn_of_name(name, given.name.location(), names);
                 group.and_then(|group| self.group_name(group, given.group.location(), groups))
@@ -481,7 +479,7 @@ impl Resolver<'_> {
             Some(digits) => check_digest(digits),
             None => check_key(key).map(|()| digest(key.as_bytes())),
         };
-        self.diagnostics.note(member.location, listed)
+        self.errors.note(member.location, listed)
     }
 
     fn key_name<'n, T>(
@@ -489,11 +487,11 @@ impl Resolver<'_> {
         field: &'n Field<Text<'_>>,
         member: &Member<'_, T>,
     ) -> Option<&'n str> {
-        let name = field.value(&self.diagnostics)?;
-        check_name(name, field.location(), &self.diagnostics);
+        let name = field.value(&self.errors)?;
+        check_name(name, field.location(), &self.errors);
         // Also where the key is none that could be listed.
         if **name == *member.key {
-            self.diagnostics.add(
+            self.errors.add(
                 field.location(),
                 "the name of a key is written to the log and cannot be the key itself",
             );
@@ -523,7 +521,7 @@ impl Resolver<'_> {
         let found = groups.get(name).copied();
         if found.is_none() {
             let message = || unknown("group", name, groups.keys().copied());
-            self.diagnostics.add_with(location, message);
+            self.errors.add_with(location, message);
         }
         found
     }

@@ -92,29 +92,29 @@ impl Prices {
 
 fn parse(path: &Path, bytes: &[u8]) -> Result<(Prices, Vec<Diagnostic>), Vec<Diagnostic>> {
     let resolver = Resolver {
-        diagnostics: Diagnostics::new(path),
+        errors: Diagnostics::new(path),
         warnings: Diagnostics::warnings(path),
     };
-    let root = yaml::parse::<Field<Section<PricesFile<'_>>>>(bytes, &resolver.diagnostics);
+    let root = yaml::parse::<Field<Section<PricesFile<'_>>>>(bytes, &resolver.errors);
     let entries = root.and_then(|root| resolver.file(&root));
     match entries {
-        Some(entries) if resolver.diagnostics.is_empty() => {
+        Some(entries) if resolver.errors.is_empty() => {
             let revision = yaml::revision(bytes);
             Ok((Prices { revision, entries }, resolver.warnings.into_vec()))
         }
-        _ => Err(resolver.diagnostics.into_vec()),
+        _ => Err(resolver.errors.into_vec()),
     }
 }
 
 /// Resolves the sections of the file; every mistake is noted and passed over.
 struct Resolver {
-    diagnostics: Diagnostics,
+    errors: Diagnostics,
     warnings: Diagnostics,
 }
 
 impl Resolver {
     fn file(&self, root: &Field<Section<PricesFile<'_>>>) -> Option<Vec<Entry>> {
-        let file = root.whole_file(&self.diagnostics)?;
+        let file = root.whole_file(&self.errors)?;
         file.check_version(&file.version);
         let prices = file.required("prices", &file.prices)?;
         let mut entries = Vec::new();
@@ -150,15 +150,15 @@ impl Resolver {
 
     /// An entry, or none after mistakes in it.
     fn entry(&self, item: &Field<Section<EntrySection<'_>>>) -> Option<Entry> {
-        let section = item.value(&self.diagnostics)?;
-        let given = section.read(item.location(), &self.diagnostics);
+        let section = item.value(&self.errors)?;
+        let given = section.read(item.location(), &self.errors);
         let models = given.required("models", &given.models);
         let models = models.map(|models| self.models(models, given.models.location()));
         let effective_from = self.date(&given.effective_from);
-        given.source.optional(&self.diagnostics);
+        given.source.optional(&self.errors);
         let long_context_above = given
             .long_context_above
-            .integer(1..=MAX_TOKENS, &self.diagnostics);
+            .integer(1..=MAX_TOKENS, &self.errors);
         let tiers = given.required("tiers", &given.tiers);
         let has_long = given.long_context_above.is_given();
         let tiers = tiers.map(|tiers| self.tiers(tiers, has_long));
@@ -172,9 +172,9 @@ impl Resolver {
 
     fn models(&self, models: &List<String>, location: Location) -> Vec<Pattern> {
         if models.is_empty() {
-            self.diagnostics.add(location, "`models` names no model");
+            self.errors.add(location, "`models` names no model");
         }
-        models.parse(Pattern::parse, &self.diagnostics)
+        models.parse(Pattern::parse, &self.errors)
     }
 
     /// The first moment of a day in UTC; of all time where no day is given.
@@ -182,25 +182,25 @@ impl Resolver {
         if !field.is_given() {
             return Some(Timestamp::MIN);
         }
-        let text = field.value(&self.diagnostics)?;
+        let text = field.value(&self.errors)?;
         let date = text.parse::<Date>().ok();
         let midnight = date.and_then(|date| date.to_zoned(TimeZone::UTC).ok());
         if midnight.is_none() {
             let expected = "expected a date like `2026-11-01`";
-            self.diagnostics.add(field.location(), expected);
+            self.errors.add(field.location(), expected);
         }
         midnight.map(|midnight| midnight.timestamp())
     }
 
     fn tiers(&self, members: &Members<'_, Section<TierSection>>, has_long: bool) -> Vec<Tier> {
         let mut tiers: Vec<Tier> = Vec::new();
-        for member in members.unique(&self.diagnostics) {
+        for member in members.unique(&self.errors) {
             let name = member.key.to_ascii_lowercase();
             self.check_tier(&name, &tiers, member.location);
-            let Some(section) = member.value.value(&self.diagnostics) else {
+            let Some(section) = member.value.value(&self.errors) else {
                 continue;
             };
-            let given = section.read(member.location, &self.diagnostics);
+            let given = section.read(member.location, &self.errors);
             tiers.push(Tier {
                 name,
                 short: Rates {
@@ -227,16 +227,15 @@ impl Resolver {
             self.warnings.add(location, message);
         }
         if before.iter().any(|tier| tier.name == name) {
-            self.diagnostics
-                .add(location, "this tier has its prices above");
+            self.errors.add(location, "this tier has its prices above");
         }
     }
 
     fn long(&self, field: &Field<Section<RatesSection>>, has_long: bool) -> Option<Rates> {
-        let given = field.section(&self.diagnostics)?;
+        let given = field.section(&self.errors)?;
         if !has_long {
             let message = "`long` never applies without `long_context_above`";
-            self.diagnostics.add(field.location(), message);
+            self.errors.add(field.location(), message);
         }
         Some(Rates {
             input: self.price(&given.input),
@@ -248,12 +247,12 @@ impl Resolver {
     }
 
     fn price(&self, field: &Field<Amount>) -> Option<Decimal> {
-        let Amount(price) = *field.optional(&self.diagnostics)?;
+        let Amount(price) = *field.optional(&self.errors)?;
         if price > Decimal::from(MAX_PRICE) || price.scale() > MAX_PRICE_DECIMALS {
             let message = format!(
                 "a price is at most {MAX_PRICE} USD per million tokens, with at most {MAX_PRICE_DECIMALS} decimals"
             );
-            self.diagnostics.add(field.location(), message);
+            self.errors.add(field.location(), message);
         }
         Some(price)
     }
