@@ -196,7 +196,7 @@ struct Resolver<'m> {
 impl Resolver<'_> {
     fn rules(&self, root: &Field<Section<PolicyFile<'_>>>) -> Option<Rules> {
         let file = root.whole_file(&self.errors)?;
-        file.check_version(&file.version);
+        file.check_version(&file.version, Location::START);
         let groups = file.required("groups", &file.groups);
         let groups = groups.iter().flat_map(|groups| groups.unique(&self.errors));
         let groups: Vec<&Member<'_, _>> = groups.collect();

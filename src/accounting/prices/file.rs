@@ -115,7 +115,7 @@ struct Resolver {
 impl Resolver {
     fn file(&self, root: &Field<Section<PricesFile<'_>>>) -> Option<Vec<Entry>> {
         let file = root.whole_file(&self.errors)?;
-        file.check_version(&file.version);
+        file.check_version(&file.version, root.location());
         let prices = file.required("prices", &file.prices)?;
         let mut entries = Vec::new();
         for item in prices.iter() {

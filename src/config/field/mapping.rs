@@ -191,9 +191,13 @@ impl<'s, T> Given<'s, T> {
         self.errors.note(member.location, parse(text))
     }
 
-    /// Checks the version that a file says it is of.
-    pub(crate) fn check_version(&self, version: &Field<i64>) {
-        let given = self.required("version", version);
+    /// Checks the version that a file says it is of; `place` is where it is missed.
+    pub(crate) fn check_version(&self, version: &Field<i64>, place: Location) {
+        let given = Given {
+            location: place,
+            ..*self
+        };
+        let given = given.required("version", version);
         if given.is_some_and(|given| *given != 1) {
             let message = "unknown version; this release reads version 1";
             self.errors.add(version.location(), message);
