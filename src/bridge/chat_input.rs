@@ -106,7 +106,7 @@ impl<'a, 'c> Conversation<'a, 'c> {
         }
         let custom = call.need_record("custom")?;
         let name = self.names.upstream(&custom.need_text("name")?.plain())?;
-        let input = custom.text("input")?.cloned().unwrap_or(Text::Slice(""));
+        let input = custom.text("input")?.cloned().unwrap_or(Text::word(""));
         self.input.call(CallKind::Custom, id, name, input);
         Ok(())
     }
@@ -117,7 +117,7 @@ impl<'a, 'c> Conversation<'a, 'c> {
         let arguments = function
             .some_text("arguments")?
             .cloned()
-            .unwrap_or(Text::Slice("{}"));
+            .unwrap_or(Text::word("{}"));
         self.input.call(CallKind::Function, id, name, arguments);
         Ok(())
     }

@@ -2,9 +2,10 @@
 //! client's protocol. How an upstream's failure is to be understood stands in [`super::failure`].
 
 use super::Protocol;
-use super::json::{JsonFault, Node, to_string};
+use super::json::{Node, to_string};
 use crate::codec;
 use crate::codec::error::Cause;
+use crate::codec::json::Fault;
 
 /// Longest text of an upstream's error that is handed on, in bytes.
 const MESSAGE_BYTES: usize = 2048;
@@ -60,13 +61,11 @@ impl Refusal {
     }
 
     /// 400: the body is not JSON.
-    pub(crate) fn not_json(fault: JsonFault) -> Self {
-        let what = match fault {
-            JsonFault::Invalid { at } => format!("invalid JSON at byte {at}"),
-            JsonFault::Utf8 { at } => format!("invalid UTF-8 at byte {at}"),
-            JsonFault::TooDeep => "too many nested arrays and objects".to_owned(),
-        };
-        Self::invalid("body", what)
+    pub(crate) fn not_json(fault: Fault) -> Self {
+        match fault {
+            Fault::TooDeep => Self::invalid("body", "too many nested arrays and objects"),
+            fault => Self::invalid("body", fault.to_string()),
+        }
     }
 
     /// The refusal as the client gets it.

@@ -79,7 +79,7 @@ pub(crate) struct Input<'a> {
 impl<'a> Part<'a> {
     /// A text part of these words, which must need no escape.
     pub(crate) fn word(word: &'static str) -> Self {
-        Part::Text(Text::Slice(word))
+        Part::Text(Text::word(word))
     }
 
     /// Whether it is a text.
@@ -352,7 +352,7 @@ pub(crate) fn orphan<'a>(output: Node<'a>) -> Vec<Part<'a>> {
         }
         _ => {}
     }
-    let text = Text::Joined(vec![Text::Slice(ORPHAN), Text::join(texts, "\\n")]);
+    let text = Text::Joined(vec![Text::word(ORPHAN), Text::join(texts, "\\n")]);
     let mut parts = vec![Part::Text(text)];
     parts.append(&mut media);
     parts

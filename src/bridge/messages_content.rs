@@ -94,7 +94,7 @@ fn mark_error(parts: &mut Vec<Part<'_>>) {
     match parts.first_mut() {
         None => parts.push(Part::word(FAILED_WITHOUT_OUTPUT)),
         Some(Part::Text(text)) if says_error(text) => {}
-        Some(Part::Text(text)) => *text = Text::Joined(vec![Text::Slice("Error: "), text.clone()]),
+        Some(Part::Text(text)) => *text = Text::Joined(vec![Text::word("Error: "), text.clone()]),
         Some(Part::Media(_)) => parts.insert(0, Part::word("Error:")),
     }
 }
@@ -119,7 +119,7 @@ fn image<'a>(block: &Record<'_, 'a>, place: Path) -> Result<Part<'a>, Refusal> {
             let media = source
                 .some_text("media_type")?
                 .cloned()
-                .unwrap_or(Text::Slice(DEFAULT_IMAGE));
+                .unwrap_or(Text::word(DEFAULT_IMAGE));
             data_uri(media, source.need_text("data")?.clone())
         }
         "url" => source.need_text("url")?.clone(),
@@ -143,9 +143,9 @@ fn document<'a>(
     let kind = source.word("type")?;
     let mut parts: Vec<Part<'a>> = match kind.as_ref() {
         "base64" if source.word("media_type")? == "application/pdf" => {
-            let name = title.unwrap_or(Text::Slice("document.pdf"));
+            let name = title.unwrap_or(Text::word("document.pdf"));
             let data = data_uri(
-                Text::Slice("application/pdf"),
+                Text::word("application/pdf"),
                 source.need_text("data")?.clone(),
             );
             return Ok(vec![file([("filename", name), ("file_data", data)])]);
@@ -174,7 +174,7 @@ fn file<'a, const N: usize>(members: [(&'static str, Text<'a>); N]) -> Part<'a> 
 
 /// The text of a search result: title, source and content.
 fn search_result<'a>(block: &Record<'_, 'a>) -> Result<Part<'a>, Refusal> {
-    let text = |name| Ok(block.text(name)?.cloned().unwrap_or(Text::Slice("")));
+    let text = |name| Ok(block.text(name)?.cloned().unwrap_or(Text::word("")));
     let content = match block.content("content")? {
         Content::Text(text) => text.clone(),
         Content::Blocks(blocks) => {
@@ -201,18 +201,18 @@ fn tool_reference<'a>(
     let name = block.need_text("tool_name")?;
     loaded.insert(name.plain().into_owned());
     Ok(Part::Text(Text::Joined(vec![
-        Text::Slice("Tool "),
+        Text::word("Tool "),
         name.clone(),
-        Text::Slice(" is now available."),
+        Text::word(" is now available."),
     ])))
 }
 
 /// The URL that holds the data itself (RFC 2397).
 fn data_uri<'a>(media: Text<'a>, data: Text<'a>) -> Text<'a> {
     Text::Joined(vec![
-        Text::Slice("data:"),
+        Text::word("data:"),
         media,
-        Text::Slice(";base64,"),
+        Text::word(";base64,"),
         data,
     ])
 }

@@ -206,12 +206,7 @@ pub(crate) fn thinking_node(thinking: Node<'static>, signature: Node<'static>) -
 }
 
 /// A block that calls a tool.
-pub(crate) fn tool_node(
-    kind: &'static str,
-    id: &str,
-    name: &str,
-    input: Node<'static>,
-) -> Node<'static> {
+pub(crate) fn tool_node<'a>(kind: &'static str, id: &str, name: &str, input: Node<'a>) -> Node<'a> {
     Node::object([
         ("type", Node::word(kind)),
         ("id", Node::text(id)),

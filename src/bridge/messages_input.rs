@@ -342,8 +342,8 @@ fn mentioned_tool<'n, 'a>(
 /// A system text as a text of the user.
 fn reminder(text: Text<'_>) -> Text<'_> {
     Text::Joined(vec![
-        Text::Slice("<system-reminder>\\n"),
+        Text::word("<system-reminder>\\n"),
         text,
-        Text::Slice("\\n</system-reminder>"),
+        Text::word("\\n</system-reminder>"),
     ])
 }

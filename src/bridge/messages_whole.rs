@@ -83,7 +83,7 @@ impl WholeBlock {
 
 impl Block {
     /// The block with all its text.
-    fn whole(&self, block: &WholeBlock) -> Node<'static> {
+    fn whole<'a>(&self, block: &'a WholeBlock) -> Node<'a> {
         match self {
             Block::Text => Node::object([
                 ("type", Node::word("text")),
@@ -101,10 +101,8 @@ impl Block {
 
 /// A tool's input from its JSON text. What is no object, as a model may write it, or a limit may have cut it, cannot be in a
 /// message; the client's own check of the tool's schema tells the model.
-fn input(text: &str) -> Node<'static> {
+fn input(text: &str) -> Node<'_> {
     let node = parse(text.as_bytes()).ok();
-    match node.filter(|node| node.as_object().is_some()) {
-        Some(node) => node.into_owned(),
-        None => Node::Object(Object::default()),
-    }
+    let object = node.filter(|node| node.as_object().is_some());
+    object.unwrap_or(Node::Object(Object::default()))
 }

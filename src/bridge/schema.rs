@@ -151,7 +151,7 @@ fn is_closed(schema: &Object<'_>) -> bool {
     };
     let names = properties
         .members()
-        .map(|(name, _)| Text::Slice(name).plain().into_owned())
+        .map(|(name, _)| Text::word(name).plain().into_owned())
         .collect();
     matches!(schema.get("additionalProperties"), Some(Node::Bool(false)))
         && required(schema) == names

@@ -698,12 +698,8 @@ fn names_tier(text: &[u8]) -> bool {
 }
 
 fn learn_text(text: &mut String, value: Value<'_>) {
-    if !text.is_empty() || value.kind != Kind::String {
-        return;
-    }
-    match std::str::from_utf8(value.raw) {
-        Ok(plain) if !plain.contains('\\') => text.push_str(plain),
-        _ => text.push_str(&value.text().unwrap_or_default()),
+    if text.is_empty() {
+        text.push_str(&value.text().unwrap_or_default());
     }
 }
 

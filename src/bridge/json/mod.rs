@@ -5,9 +5,10 @@
 mod reader;
 mod writer;
 
-pub(crate) use reader::{BYTE_ORDER_MARK, JsonFault, parse, parse_document, without_mark};
+pub(crate) use reader::{BYTE_ORDER_MARK, parse, parse_document, without_mark};
 pub(crate) use writer::{escape, to_string, write};
 
+use crate::codec::json::unescape;
 use std::borrow::Cow;
 
 /// A JSON value.
@@ -30,10 +31,8 @@ pub(crate) enum Node<'a> {
 /// A JSON string, kept as the bytes between its quotes with all escapes in place.
 #[derive(Clone, Debug)]
 pub(crate) enum Text<'a> {
-    /// A slice of the text that was read, or a literal that needs no escape.
-    Slice(&'a str),
-    /// Escaped text that was made here.
-    Owned(String),
+    /// A slice of the text that was read, a literal that needs no escape, or escaped text that was made here.
+    Raw(Cow<'a, str>),
     /// Several texts that follow one another without a copy.
     Joined(Vec<Text<'a>>),
 }
@@ -49,7 +48,12 @@ pub(crate) struct Object<'a>(Vec<(Cow<'a, str>, Node<'a>)>);
 impl<'a> Text<'a> {
     /// The JSON form of a plain text.
     pub(crate) fn of(plain: &str) -> Text<'static> {
-        Text::Owned(escape(plain))
+        Text::Raw(escape(plain).into())
+    }
+
+    /// A text that needs no escape, or has them already.
+    pub(crate) fn word(raw: &'a str) -> Self {
+        Text::Raw(raw.into())
     }
 
     /// The texts one behind the other, with `separator` between them, which is a JSON form itself.
@@ -57,7 +61,7 @@ impl<'a> Text<'a> {
         let mut parts = Vec::with_capacity(texts.len() * 2);
         for text in texts {
             if !parts.is_empty() {
-                parts.push(Text::Slice(separator));
+                parts.push(Text::word(separator));
             }
             parts.push(text);
         }
@@ -67,20 +71,10 @@ impl<'a> Text<'a> {
         Text::Joined(parts)
     }
 
-    /// The same text without the one that it was read from.
-    pub(crate) fn into_owned(self) -> Text<'static> {
-        match self {
-            Text::Slice(raw) => Text::Owned(raw.to_owned()),
-            Text::Owned(raw) => Text::Owned(raw),
-            Text::Joined(parts) => Text::Joined(parts.into_iter().map(Text::into_owned).collect()),
-        }
-    }
-
     /// Whether it is the empty string.
     pub(crate) fn is_empty(&self) -> bool {
         match self {
-            Text::Slice(raw) => raw.is_empty(),
-            Text::Owned(raw) => raw.is_empty(),
+            Text::Raw(raw) => raw.is_empty(),
             Text::Joined(parts) => parts.iter().all(Text::is_empty),
         }
     }
@@ -91,14 +85,13 @@ impl<'a> Text<'a> {
         let mut raw = half.map(|Half(raw)| raw).unwrap_or_default();
         writer::raw(self, &mut raw);
         let half = reader::first_half(&raw).map(|at| Half(raw.split_off(at)));
-        (reader::unescape(&raw).into_owned(), half)
+        (unescape(&raw).into_owned(), half)
     }
 
     /// The text without escapes. A lone surrogate, which no Rust string can hold, is U+FFFD.
     pub(crate) fn plain(&self) -> Cow<'_, str> {
         match self {
-            Text::Slice(raw) => reader::unescape(raw),
-            Text::Owned(raw) => reader::unescape(raw),
+            Text::Raw(raw) => unescape(raw),
             Text::Joined(parts) => parts.iter().map(Text::plain).collect::<String>().into(),
         }
     }
@@ -186,24 +179,7 @@ impl<'a> Node<'a> {
 
     /// A string that needs no escape: a word of a protocol.
     pub(crate) fn word(word: &'a str) -> Self {
-        Node::Text(Text::Slice(word))
-    }
-
-    /// The same value without the text that it was read from.
-    pub(crate) fn into_owned(self) -> Node<'static> {
-        match self {
-            Node::Null => Node::Null,
-            Node::Bool(flag) => Node::Bool(flag),
-            Node::Number(spelled) => Node::Number(spelled.into_owned().into()),
-            Node::Text(text) => Node::Text(text.into_owned()),
-            Node::List(items) => Node::List(items.into_iter().map(Node::into_owned).collect()),
-            Node::Object(Object(members)) => {
-                let owned = members
-                    .into_iter()
-                    .map(|(name, value)| (name.into_owned().into(), value.into_owned()));
-                Node::Object(Object(owned.collect()))
-            }
-        }
+        Node::Text(Text::word(word))
     }
 
     /// Any plain text as a string.

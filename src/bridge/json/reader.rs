@@ -1,7 +1,9 @@
-//! The strict reader of JSON (RFC 8259): text in, a tree of slices out. Of members of one name the last wins, as most
-//! readers have it. It never panics, and never reads deeper than `DEPTH`.
+//! The reader of JSON (RFC 8259): text in, a tree of slices out. What is JSON is for the scanner of [`crate::codec::json`] to
+//! say; what it lets pass is taken apart here. Of members of one name the last wins, as most readers have it.
 
 use super::{Node, Object, Text};
+use crate::codec::json::{Fault, Interest, Key, Scanner, Value, Visitor, unescape};
+use memchr::memchr2;
 use std::borrow::Cow;
 use std::collections::HashMap;
 
@@ -17,19 +19,8 @@ const CODE_UNIT: usize = 4;
 /// What some programs write before UTF-8.
 pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Why a text is no JSON. Offsets are in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum JsonFault {
-    /// The byte there, or the end, is not what the grammar allows.
-    Invalid { at: usize },
-    /// The bytes are not UTF-8.
-    Utf8 { at: usize },
-    /// More arrays and objects stand inside one another than `DEPTH`.
-    TooDeep,
-}
-
 /// A body as it came: a byte order mark may stand before its text (RFC 8259 §8.1).
-pub(crate) fn parse_document(body: &[u8]) -> Result<Node<'_>, JsonFault> {
+pub(crate) fn parse_document(body: &[u8]) -> Result<Node<'_>, Fault> {
     parse(without_mark(body))
 }
 
@@ -39,222 +30,119 @@ pub(crate) fn without_mark(body: &[u8]) -> &[u8] {
 }
 
 /// Reads a whole document.
-pub(crate) fn parse(bytes: &[u8]) -> Result<Node<'_>, JsonFault> {
-    let text = std::str::from_utf8(bytes).map_err(|fault| JsonFault::Utf8 {
-        at: fault.valid_up_to(),
-    })?;
-    let mut reader = Reader {
-        text,
-        at: 0,
-        depth: 0,
-    };
-    let node = reader.value()?;
-    reader.space();
-    if reader.at < text.len() {
-        return Err(reader.fault());
-    }
-    Ok(node)
+pub(crate) fn parse(bytes: &[u8]) -> Result<Node<'_>, Fault> {
+    let mut scanner = Scanner::new(DEPTH);
+    scanner.feed(bytes, &mut Checked)?;
+    scanner.finish()?;
+    // The scanner has found it to be UTF-8.
+    let rest = str::from_utf8(bytes).unwrap_or_default();
+    Ok(Reader { rest }.value())
 }
 
-/// Where in the text the reader stands.
+/// Lets the scanner check a document, and looks at nothing of it.
+struct Checked;
+
+impl Visitor for Checked {
+    fn key(&mut self, _: Key<'_>) -> Interest {
+        Interest::Skip
+    }
+
+    fn value(&mut self, _: Value<'_>) {}
+}
+
+/// Takes a document apart that has been checked; of any other it would make something or other, and not panic.
 struct Reader<'a> {
-    text: &'a str,
-    /// Offset of the next byte.
-    at: usize,
-    /// Arrays and objects around it.
-    depth: usize,
+    rest: &'a str,
 }
 
 impl<'a> Reader<'a> {
     /// Any value.
-    fn value(&mut self) -> Result<Node<'a>, JsonFault> {
-        self.space();
+    fn value(&mut self) -> Node<'a> {
         match self.peek() {
-            Some(b'{') => self.nested(Self::object),
-            Some(b'[') => self.nested(Self::list),
-            Some(b'"') => Ok(Node::Text(Text::Slice(self.string()?))),
-            Some(b't') => self.literal("true", Node::Bool(true)),
-            Some(b'f') => self.literal("false", Node::Bool(false)),
-            Some(b'n') => self.literal("null", Node::Null),
-            _ => self.number(),
-        }
-    }
-
-    /// An array or object, whose opening bracket is next.
-    fn nested(
-        &mut self,
-        read: impl FnOnce(&mut Self) -> Result<Node<'a>, JsonFault>,
-    ) -> Result<Node<'a>, JsonFault> {
-        if self.depth == DEPTH {
-            return Err(JsonFault::TooDeep);
-        }
-        self.depth += 1;
-        self.at += 1;
-        let node = read(self);
-        self.depth -= 1;
-        node
-    }
-
-    /// The members behind an opening brace.
-    fn object(&mut self) -> Result<Node<'a>, JsonFault> {
-        let mut members = Vec::new();
-        self.space();
-        if self.take(b'}') {
-            return Ok(Node::Object(Object(members)));
-        }
-        loop {
-            self.space();
-            let name = canonical(self.string()?);
-            self.space();
-            self.need(b':')?;
-            members.push((name, self.value()?));
-            self.space();
-            if !self.take(b',') {
-                self.need(b'}')?;
-                return Ok(Node::Object(Object(without_repeated(members))));
+            Some(b'{') => {
+                let members = self.items(Self::member);
+                Node::Object(Object(without_repeated(members)))
             }
+            Some(b'[') => Node::List(self.items(Self::value)),
+            Some(b'"') => Node::Text(Text::word(self.string())),
+            _ => self.scalar(),
         }
     }
 
-    /// The items behind an opening bracket.
-    fn list(&mut self) -> Result<Node<'a>, JsonFault> {
+    /// All that stands between two brackets, of which the first is next.
+    fn items<T>(&mut self, item: impl Fn(&mut Self) -> T) -> Vec<T> {
         let mut items = Vec::new();
-        self.space();
-        if self.take(b']') {
-            return Ok(Node::List(items));
-        }
-        loop {
-            items.push(self.value()?);
-            self.space();
-            if !self.take(b',') {
-                self.need(b']')?;
-                return Ok(Node::List(items));
+        self.take(1);
+        while !matches!(self.peek(), None | Some(b']' | b'}')) {
+            items.push(item(self));
+            if self.peek() == Some(b',') {
+                self.take(1);
             }
         }
+        self.take(1);
+        items
     }
 
-    /// The bytes between two quotes.
-    fn string(&mut self) -> Result<&'a str, JsonFault> {
-        self.need(b'"')?;
-        let start = self.at;
-        loop {
-            let rest = &self.text.as_bytes()[self.at..];
-            let plain = rest
-                .iter()
-                .position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20));
-            self.at += plain.unwrap_or(rest.len());
-            match self.peek() {
-                Some(b'"') => break,
-                Some(b'\\') => self.escape()?,
-                _ => return Err(self.fault()),
+    /// A name and its value.
+    fn member(&mut self) -> (Cow<'a, str>, Node<'a>) {
+        self.peek();
+        let name = canonical(self.string());
+        self.peek(); // a colon
+        self.take(1);
+        (name, self.value())
+    }
+
+    /// What stands between two quotes, of which the first is next.
+    fn string(&mut self) -> &'a str {
+        self.take(1);
+        let mut end = 0;
+        while let Some(behind) = self.rest.as_bytes().get(end..)
+            && let Some(at) = memchr2(b'"', b'\\', behind)
+        {
+            end += at;
+            if behind[at] == b'"' {
+                break;
             }
+            end += 2; // a backslash and what it escapes
         }
-        self.at += 1;
-        Ok(&self.text[start..self.at - 1])
+        let text = self.take(end);
+        self.take(1);
+        text
     }
 
-    /// One escape, whose backslash is next.
-    fn escape(&mut self) -> Result<(), JsonFault> {
-        self.at += 1;
-        match self.peek() {
-            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 1,
-            Some(b'u') => {
-                self.at += 1;
-                for _ in 0..CODE_UNIT {
-                    if !self.peek().is_some_and(|byte| byte.is_ascii_hexdigit()) {
-                        return Err(self.fault());
-                    }
-                    self.at += 1;
-                }
-            }
-            _ => return Err(self.fault()),
-        }
-        Ok(())
-    }
-
-    /// A number (RFC 8259 §6).
-    fn number(&mut self) -> Result<Node<'a>, JsonFault> {
-        let start = self.at;
-        self.take(b'-');
-        if !self.take(b'0') {
-            self.digits()?;
-        }
-        if self.take(b'.') {
-            self.digits()?;
-        }
-        if self.take(b'e') || self.take(b'E') {
-            if !self.take(b'+') {
-                self.take(b'-');
-            }
-            self.digits()?;
-        }
-        Ok(Node::Number(Cow::Borrowed(&self.text[start..self.at])))
-    }
-
-    /// One digit or more.
-    fn digits(&mut self) -> Result<(), JsonFault> {
-        let start = self.at;
-        while self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
-            self.at += 1;
-        }
-        if self.at == start {
-            return Err(self.fault());
-        }
-        Ok(())
-    }
-
-    /// `true`, `false` or `null`.
-    fn literal(&mut self, word: &str, node: Node<'a>) -> Result<Node<'a>, JsonFault> {
-        for byte in word.bytes() {
-            self.need(byte)?;
-        }
-        Ok(node)
-    }
-
-    /// Skips white space.
-    fn space(&mut self) {
-        while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
-            self.at += 1;
+    /// A number or a literal.
+    fn scalar(&mut self) -> Node<'a> {
+        let end = self.rest.find([',', ']', '}', ' ', '\t', '\n', '\r']);
+        match self.take(end.unwrap_or(self.rest.len())) {
+            "true" => Node::Bool(true),
+            "false" => Node::Bool(false),
+            "null" => Node::Null,
+            number => Node::Number(Cow::Borrowed(number)),
         }
     }
 
-    /// The next byte.
-    fn peek(&self) -> Option<u8> {
-        self.text.as_bytes().get(self.at).copied()
+    /// The next byte that is no white space.
+    fn peek(&mut self) -> Option<u8> {
+        self.rest = self.rest.trim_ascii_start();
+        self.rest.as_bytes().first().copied()
     }
 
-    /// Goes past the next byte if it is this one.
-    fn take(&mut self, byte: u8) -> bool {
-        let there = self.peek() == Some(byte);
-        self.at += usize::from(there);
-        there
-    }
-
-    /// Goes past the next byte, which must be this one.
-    fn need(&mut self, byte: u8) -> Result<(), JsonFault> {
-        if self.take(byte) {
-            Ok(())
-        } else {
-            Err(self.fault())
-        }
-    }
-
-    /// A fault at this place.
-    fn fault(&self) -> JsonFault {
-        JsonFault::Invalid { at: self.at }
+    /// Takes so many bytes.
+    fn take(&mut self, bytes: usize) -> &'a str {
+        let (taken, rest) = self.rest.split_at_checked(bytes).unwrap_or((self.rest, ""));
+        self.rest = rest;
+        taken
     }
 }
 
 /// A name in the spelling that names are compared in: with no escape that it can do without.
 fn canonical(raw: &str) -> Cow<'_, str> {
-    if !raw.contains('\\') {
-        return Cow::Borrowed(raw);
+    match unescape(raw) {
+        Cow::Borrowed(plain) => Cow::Borrowed(plain),
+        // Perhaps a lone surrogate, which only the client's spelling can say.
+        Cow::Owned(plain) if plain.contains(char::REPLACEMENT_CHARACTER) => Cow::Borrowed(raw),
+        Cow::Owned(plain) => Cow::Owned(super::escape(&plain)),
     }
-    let plain = unescape(raw);
-    if plain.contains(char::REPLACEMENT_CHARACTER) {
-        return Cow::Borrowed(raw); // perhaps a lone surrogate, which only the client's spelling can say
-    }
-    Cow::Owned(super::escape(&plain))
 }
 
 /// Gives the first of several members of one name the value of the last.
@@ -279,75 +167,13 @@ pub(super) fn without_repeated<'a>(
     kept
 }
 
-/// The plain text of what stands between two quotes; lone surrogates become U+FFFD.
-pub(super) fn unescape(raw: &str) -> Cow<'_, str> {
-    if !raw.contains('\\') {
-        return Cow::Borrowed(raw);
-    }
-    let mut plain = String::with_capacity(raw.len());
-    let mut rest = raw;
-    while let Some(at) = rest.find('\\') {
-        plain.push_str(&rest[..at]);
-        rest = &rest[at + 1..];
-        let (letter, behind) = one_escape(rest);
-        plain.push(letter);
-        rest = behind;
-    }
-    plain.push_str(rest);
-    Cow::Owned(plain)
-}
-
-/// The character that the text behind a backslash begins with, and what follows it.
-fn one_escape(text: &str) -> (char, &str) {
-    let mut letters = text.chars();
-    let letter = match letters.next() {
-        Some('b') => '\u{8}',
-        Some('f') => '\u{c}',
-        Some('n') => '\n',
-        Some('r') => '\r',
-        Some('t') => '\t',
-        Some('u') => return code_point(letters.as_str()),
-        Some(other) => other,
-        None => char::REPLACEMENT_CHARACTER,
-    };
-    (letter, letters.as_str())
-}
-
-/// The character of one code unit, or of a pair of surrogates.
-fn code_point(text: &str) -> (char, &str) {
-    let (Some(high), Some(rest)) = (code_unit(text), text.get(CODE_UNIT..)) else {
-        return (char::REPLACEMENT_CHARACTER, "");
-    };
-    if let Some(letter) = char::from_u32(high) {
-        return (letter, rest);
-    }
-    let low = rest
-        .strip_prefix("\\u")
-        .and_then(code_unit)
-        .filter(|low| (0xdc00..0xe000).contains(low));
-    match low {
-        Some(low) if high < 0xdc00 => {
-            let letter = char::from_u32(0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00));
-            (
-                letter.unwrap_or(char::REPLACEMENT_CHARACTER),
-                &rest[2 + CODE_UNIT..],
-            )
-        }
-        _ => (char::REPLACEMENT_CHARACTER, rest),
-    }
-}
-
 /// Where, in what stands between two quotes, the escape of a high surrogate begins by which it ends.
 pub(super) fn first_half(raw: &str) -> Option<usize> {
     let at = raw.len().checked_sub(2 + CODE_UNIT)?;
-    let unit = code_unit(raw.get(at..)?.strip_prefix("\\u")?)?;
+    let digits = raw.get(at..)?.strip_prefix("\\u")?;
+    let unit = u32::from_str_radix(digits, 16).ok()?;
     // Behind a backslash that is escaped itself there is plain text.
     let slashes = raw.as_bytes()[..at].iter().rev();
     let is_escape = slashes.take_while(|byte| **byte == b'\\').count() % 2 == 0;
     ((0xd800..0xdc00).contains(&unit) && is_escape).then_some(at)
-}
-
-/// The code unit of four hex digits.
-fn code_unit(text: &str) -> Option<u32> {
-    u32::from_str_radix(text.get(..CODE_UNIT)?, 16).ok()
 }

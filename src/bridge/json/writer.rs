@@ -35,39 +35,17 @@ pub(crate) fn to_string(node: &Node<'_>) -> String {
     out
 }
 
-/// What stands between the quotes of a string's JSON form. Only what must be escaped is.
+/// What stands between the quotes of a string's JSON form.
 pub(crate) fn escape(plain: &str) -> String {
-    let mut out = String::with_capacity(plain.len());
-    let mut rest = plain;
-    while let Some(at) = rest
-        .bytes()
-        .position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20))
-    {
-        out.push_str(&rest[..at]);
-        escape_byte(rest.as_bytes()[at], &mut out);
-        rest = &rest[at + 1..];
-    }
-    out.push_str(rest);
-    out
-}
-
-/// Writes the escape of one byte.
-fn escape_byte(byte: u8, out: &mut String) {
-    match byte {
-        b'"' => out.push_str("\\\""),
-        b'\\' => out.push_str("\\\\"),
-        b'\n' => out.push_str("\\n"),
-        b'\r' => out.push_str("\\r"),
-        b'\t' => out.push_str("\\t"),
-        _ => out.push_str(&format!("\\u{byte:04x}")),
-    }
+    let mut quoted = serde_json::to_string(plain).unwrap_or_default(); // there is no text that it cannot write
+    quoted.pop();
+    quoted.split_off(1)
 }
 
 /// Writes what stands between the quotes.
 pub(super) fn raw(text: &Text<'_>, out: &mut String) {
     match text {
-        Text::Slice(raw) => out.push_str(raw),
-        Text::Owned(raw) => out.push_str(raw),
+        Text::Raw(raw) => out.push_str(raw),
         Text::Joined(parts) => parts.iter().for_each(|part| raw(part, out)),
     }
 }

@@ -11,6 +11,7 @@ mod token;
 mod unescape;
 mod utf8;
 
+use std::borrow::Cow;
 use std::fmt;
 
 use brackets::Brackets;
@@ -18,7 +19,8 @@ use number::{Number, Word};
 pub use simd::Kernel;
 use simd::{Piece, is_escape_letter};
 use token::Token;
-use unescape::Unescaped;
+pub use unescape::unescape;
+use unescape::{unescape_into, valid_prefix};
 use utf8::{Carry, Completion};
 
 /// The longest key, in bytes after unescaping, that is shown by name.
@@ -711,16 +713,10 @@ impl State {
     }
 }
 
-impl Value<'_> {
+impl<'a> Value<'a> {
     /// The text of a captured string, as far as it was kept; `None` for any other kind.
-    pub fn text(&self) -> Option<String> {
-        if self.kind != Kind::String {
-            return None;
-        }
-        match std::str::from_utf8(self.raw) {
-            Ok(plain) if !plain.contains('\\') => Some(plain.to_owned()),
-            _ => Some(Unescaped::new(self.raw).collect()),
-        }
+    pub fn text(&self) -> Option<Cow<'a, str>> {
+        (self.kind == Kind::String).then(|| unescape(valid_prefix(self.raw)))
     }
 }
 
@@ -733,7 +729,7 @@ fn unescape_key<'a>(raw: &'a [u8], scratch: &'a mut String) -> Option<&'a [u8]> 
         return (raw.len() <= KEY_BYTES).then_some(raw);
     }
     scratch.clear();
-    scratch.extend(Unescaped::new(raw));
+    unescape_into(valid_prefix(raw), scratch);
     (scratch.len() <= KEY_BYTES).then_some(scratch.as_bytes())
 }
 

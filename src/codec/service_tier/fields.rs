@@ -1,6 +1,9 @@
 //! What a client's request body says at its top level, as far as the proxy looks at it: the fields that the policy decides
 //! by and that the log tells.
 
+use std::borrow::Cow;
+
+use crate::codec::cut;
 use crate::codec::json::{Interest, Key, Kind, Value, Visitor};
 
 /// The member that asks for a tier.
@@ -245,15 +248,18 @@ impl ClientTier {
     }
 
     fn of(value: Value<'_>) -> ClientTier {
-        let named = match value.kind {
-            Kind::String => value.text().unwrap_or_default().trim().to_lowercase(),
-            Kind::Object => "<object>".into(),
-            Kind::Array => "<array>".into(),
-            Kind::Number => "<number>".into(),
-            Kind::Bool => "<bool>".into(),
-            Kind::Null => "<null>".into(),
+        let type_name = match value.kind {
+            Kind::String => {
+                let named = value.text().unwrap_or_default().trim().to_lowercase();
+                return ClientTier(cut(&named, TIER_BYTES).to_owned());
+            }
+            Kind::Object => "<object>",
+            Kind::Array => "<array>",
+            Kind::Number => "<number>",
+            Kind::Bool => "<bool>",
+            Kind::Null => "<null>",
         };
-        ClientTier(cut(named, TIER_BYTES))
+        ClientTier(type_name.to_owned())
     }
 }
 
@@ -278,7 +284,7 @@ pub(super) fn says_fast(value: Value<'_>) -> bool {
 }
 
 fn is_plain(value: Value<'_>) -> bool {
-    let is_visible = |text: String| {
+    let is_visible = |text: Cow<'_, str>| {
         text.len() <= MODEL_BYTES && text.bytes().all(|byte| byte.is_ascii_graphic())
     };
     !value.cut && value.text().is_some_and(is_visible)
@@ -289,11 +295,5 @@ fn boolean(value: Value<'_>) -> Option<bool> {
 }
 
 fn text_of(value: Value<'_>, limit: usize) -> Option<String> {
-    value.text().map(|text| cut(text, limit))
-}
-
-/// At most `limit` bytes of `text`, and no part of a character.
-fn cut(mut text: String, limit: usize) -> String {
-    text.truncate(text.floor_char_boundary(limit));
-    text
+    Some(cut(&value.text()?, limit).to_owned())
 }
