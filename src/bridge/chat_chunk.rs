@@ -3,7 +3,7 @@
 
 use super::fact::Usage;
 use super::input::CallKind;
-use super::json::{Node, Object, to_string};
+use super::json::{Node, Object, object, to_string};
 use super::response_context::ResponseContext;
 use super::sse::write_event;
 
@@ -79,163 +79,118 @@ impl Chunk {
     pub(crate) fn write(&self, context: &ResponseContext, envelope: &Envelope, out: &mut Vec<u8>) {
         let legacy = context.legacy_functions;
         let (delta, finish) = match self {
-            Chunk::Role => (
-                Node::object([
-                    ("role", Node::word("assistant")),
-                    ("content", Node::word("")),
-                ]),
+            Chunk::Role => (object! {"role": "assistant", "content": ""}, None),
+            Chunk::Content(text) => (object! {"content": Node::text(text)}, None),
+            Chunk::Refusal(text) => (object! {"refusal": Node::text(text)}, None),
+            Chunk::Call { name, .. } if legacy => {
+                (object! {"function_call": legacy_call(Some(name), "")}, None)
+            }
+            Chunk::Arguments { arguments, .. } if legacy => (
+                object! {"function_call": legacy_call(None, arguments)},
                 None,
             ),
-            Chunk::Content(text) => (Node::object([("content", Node::text(text))]), None),
-            Chunk::Refusal(text) => (Node::object([("refusal", Node::text(text))]), None),
-            Chunk::Call { name, .. } if legacy => (legacy_delta(Some(name), ""), None),
-            Chunk::Arguments { arguments, .. } if legacy => (legacy_delta(None, arguments), None),
             Chunk::Call {
                 index,
                 kind,
                 id,
                 name,
-            } => (call_delta(*index, *kind, id, name), None),
+            } => (one_call(*index, call(*kind, Some((id, name)), "")), None),
             Chunk::Arguments {
                 index,
                 kind,
                 arguments,
-            } => (arguments_delta(*index, *kind, arguments), None),
-            Chunk::Finish(finish) => (Node::Object(Object::default()), Some(*finish)),
+            } => (one_call(*index, call(*kind, None, arguments)), None),
+            Chunk::Finish(finish) => (Object::default(), Some(*finish)),
             Chunk::Usage(usage) => return write_end(usage, context, envelope, out),
         };
-        let choice = Node::object([
-            ("index", Node::number(0)),
-            ("delta", delta),
-            (
-                "finish_reason",
-                finish.map_or(Node::Null, |finish| Node::word(finish.word())),
-            ),
-        ]);
+        let finish = finish.map_or(Node::Null, |finish| Node::word(finish.word()));
+        let choice = object! {"index": 0_u64, "delta": delta, "finish_reason": finish};
         let usage = context.usage_chunk.then_some(Node::Null);
-        write_chunk(vec![choice], usage, context, envelope, out);
+        write_chunk(vec![choice.into()], usage, context, envelope, out);
     }
-}
-
-/// Writes the error that ends an answer which has begun.
-pub(crate) fn write_error(error: Node<'static>, out: &mut Vec<u8>) {
-    write_event(None, &to_string(&Node::object([("error", error)])), out);
-}
-
-/// Writes what keeps a silent stream alive: a comment, as Chat has no event for it.
-pub(crate) fn write_ping(out: &mut Vec<u8>) {
-    out.extend_from_slice(b": ping\n\n");
 }
 
 /// Writes the chunk of the usage, if it is asked for, and the end mark.
 fn write_end(usage: &Usage, context: &ResponseContext, envelope: &Envelope, out: &mut Vec<u8>) {
     if context.usage_chunk {
-        write_chunk(Vec::new(), Some(usage_node(usage)), context, envelope, out);
+        let usage = usage_object(usage).into();
+        write_chunk(Vec::new(), Some(usage), context, envelope, out);
     }
     write_event(None, "[DONE]", out);
 }
 
 /// Writes a chunk with these choices.
 fn write_chunk(
-    choices: Vec<Node<'static>>,
-    usage: Option<Node<'static>>,
+    choices: Vec<Node<'_>>,
+    usage: Option<Node<'_>>,
     context: &ResponseContext,
     envelope: &Envelope,
     out: &mut Vec<u8>,
 ) {
     let mut chunk = envelope.members("chat.completion.chunk", context);
-    chunk.push("choices", Node::List(choices));
-    chunk.push_some("service_tier", envelope.tier.as_deref().map(Node::text));
-    chunk.push_some("usage", usage);
-    write_event(None, &to_string(&Node::Object(chunk)), out);
+    chunk.push("choices", choices);
+    chunk.push("service_tier", envelope.tier.as_deref().map(Node::text));
+    chunk.push("usage", usage);
+    write_event(None, &to_string(&chunk.into()), out);
 }
 
 impl Envelope {
     /// The members that chunks and completions begin with.
-    pub(crate) fn members(
-        &self,
-        object: &'static str,
-        context: &ResponseContext,
-    ) -> Object<'static> {
-        let mut members = Object::default();
-        members.push("id", Node::text(&self.id));
-        members.push("object", Node::word(object));
-        members.push("created", Node::number(self.created));
-        members.push("model", Node::text(&context.requested_model));
-        members
+    pub(crate) fn members<'a>(&self, kind: &'static str, context: &ResponseContext) -> Object<'a> {
+        object! {
+            "id": Node::text(&self.id),
+            "object": kind,
+            "created": self.created,
+            "model": Node::text(&context.requested_model),
+        }
     }
 }
 
-/// The word for a kind of call, and the member that its arguments are in.
-fn words(kind: CallKind) -> (&'static str, &'static str) {
-    match kind {
+/// A delta with a part of the call with this index.
+fn one_call<'a>(index: u64, call: Object<'a>) -> Object<'a> {
+    let mut members = object! {"index": index};
+    for (name, value) in call.into_members() {
+        members.push(name, value);
+    }
+    object! {"tool_calls": vec![members.into()]}
+}
+
+/// A call, without the index that only chunks have; in the chunks that follow its first without id and name.
+pub(crate) fn call<'a>(
+    kind: CallKind,
+    id_and_name: Option<(&str, &str)>,
+    arguments: &str,
+) -> Object<'a> {
+    let (kind, member) = match kind {
         CallKind::Function => ("function", "arguments"),
         CallKind::Custom => ("custom", "input"),
-    }
-}
-
-/// A call as it begins: with its id and its name.
-fn call_delta(index: u64, kind: CallKind, id: &str, name: &str) -> Node<'static> {
-    let mut call = Object::default();
-    call.push("index", Node::number(index));
-    for (name, value) in call_members(kind, id, name, "").into_members() {
-        call.push(name, value);
-    }
-    Node::object([("tool_calls", Node::List(vec![Node::Object(call)]))])
-}
-
-/// A call, without the index that only chunks have.
-pub(crate) fn call_members(
-    kind: CallKind,
-    id: &str,
-    name: &str,
-    arguments: &str,
-) -> Object<'static> {
-    let (word, member) = words(kind);
-    let mut call = Object::default();
-    call.push("id", Node::text(id));
-    call.push("type", Node::word(word));
-    call.push(
-        word,
-        Node::object([("name", Node::text(name)), (member, Node::text(arguments))]),
-    );
+    };
+    let mut inner = object! {"name": id_and_name.map(|(_, name)| Node::text(name))};
+    inner.push(member, Node::text(arguments));
+    let mut call = object! {
+        "id": id_and_name.map(|(id, _)| Node::text(id)),
+        "type": id_and_name.map(|_| kind),
+    };
+    call.push(kind, inner);
     call
 }
 
-/// More of a call's arguments.
-fn arguments_delta(index: u64, kind: CallKind, arguments: &str) -> Node<'static> {
-    let (word, member) = words(kind);
-    let call = Node::object([
-        ("index", Node::number(index)),
-        (word, Node::object([(member, Node::text(arguments))])),
-    ]);
-    Node::object([("tool_calls", Node::List(vec![call]))])
-}
-
-/// The legacy form of both.
-fn legacy_delta(name: Option<&str>, arguments: &str) -> Node<'static> {
-    let mut call = Object::default();
-    call.push_some("name", name.map(Node::text));
-    call.push("arguments", Node::text(arguments));
-    Node::object([("function_call", Node::Object(call))])
+/// The legacy form of a call, `function_call`.
+pub(crate) fn legacy_call<'a>(name: Option<&str>, arguments: &str) -> Object<'a> {
+    object! {"name": name.map(Node::text), "arguments": Node::text(arguments)}
 }
 
 /// The `usage` object.
-pub(crate) fn usage_node(usage: &Usage) -> Node<'static> {
-    let mut prompt = Object::default();
-    prompt.push("cached_tokens", Node::number(usage.cached));
-    prompt.push_some("cache_write_tokens", usage.cache_write.map(Node::number));
-    let total = usage
-        .total
-        .unwrap_or(usage.input.saturating_add(usage.output));
-    Node::object([
-        ("prompt_tokens", Node::number(usage.input)),
-        ("completion_tokens", Node::number(usage.output)),
-        ("total_tokens", Node::number(total)),
-        ("prompt_tokens_details", Node::Object(prompt)),
-        (
-            "completion_tokens_details",
-            Node::object([("reasoning_tokens", Node::number(usage.reasoning))]),
-        ),
-    ])
+pub(crate) fn usage_object<'a>(usage: &Usage) -> Object<'a> {
+    let sum = usage.input.saturating_add(usage.output);
+    object! {
+        "prompt_tokens": usage.input,
+        "completion_tokens": usage.output,
+        "total_tokens": usage.total.unwrap_or(sum),
+        "prompt_tokens_details": object! {
+            "cached_tokens": usage.cached,
+            "cache_write_tokens": usage.cache_write,
+        },
+        "completion_tokens_details": object! {"reasoning_tokens": usage.reasoning},
+    }
 }

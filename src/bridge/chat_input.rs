@@ -2,17 +2,12 @@
 //! no place there.
 
 use super::error::Refusal;
-use super::input::{CallKind, Input, Part, Role, orphan};
-use super::json::{Node, Object, Text};
+use super::input::{CallKind, Input, Part, Role, orphan, output_text, tool_output};
+use super::json::{Node, Text, object};
 use super::names::{ToolNames, call_id};
 use super::record::{Content, Record};
 use super::request::Dropped;
-
-/// What a tool is said to have put out if it has put out nothing.
-const NO_OUTPUT: &str = "(no output)";
-
-/// Members of a file part that pass as they are: both APIs are of one vendor.
-const FILE_MEMBERS: [&str; 3] = ["file_id", "filename", "file_data"];
+use crate::config::bridge::ToolMedia;
 
 /// Reads the messages one after the other.
 pub(crate) struct Conversation<'a, 'c> {
@@ -74,18 +69,19 @@ impl<'a, 'c> Conversation<'a, 'c> {
     fn assistant(&mut self, message: &Record<'_, 'a>) -> Result<(), Refusal> {
         let mut parts = Vec::new();
         match message.content("content")? {
-            Content::Text(text) => parts.extend(output_text(Some(text))),
+            Content::Text(text) if text.is_empty() => {}
+            Content::Text(text) => parts.push(output_text(text)),
             Content::Blocks(blocks) => {
                 for part in blocks {
                     match part.word("type")?.as_ref() {
-                        "text" => parts.extend(output_text(part.text("text")?)),
-                        "refusal" => parts.extend(refusal(part.text("refusal")?)),
+                        "text" => parts.extend(part.some_text("text")?.map(output_text)),
+                        "refusal" => parts.extend(part.some_text("refusal")?.map(refusal)),
                         other => self.dropped.add(&format!("assistant.{other}")),
                     }
                 }
             }
         }
-        parts.extend(refusal(message.text("refusal")?));
+        parts.extend(message.some_text("refusal")?.map(refusal));
         self.input.assistant(parts);
         for call in message.records("tool_calls")? {
             self.call(&call)?;
@@ -124,17 +120,7 @@ impl<'a, 'c> Conversation<'a, 'c> {
 
     /// The result of the call with this id.
     fn result(&mut self, id: String, message: &Record<'_, 'a>) -> Result<(), Refusal> {
-        let parts = parts_of(message, true)?;
-        let output = if parts.iter().all(Part::is_text) {
-            let texts: Vec<_> = parts.into_iter().filter_map(Part::into_text).collect();
-            if texts.is_empty() {
-                Node::word(NO_OUTPUT)
-            } else {
-                Node::Text(Text::join(texts, "\\n"))
-            }
-        } else {
-            Node::List(parts.into_iter().map(Part::into_node).collect())
-        };
+        let (output, _) = tool_output(parts_of(message, true)?, ToolMedia::Inline);
         if let Err(output) = self.input.output(id, output) {
             self.dropped.add("tool.orphan");
             self.input.say(Role::User, orphan(output));
@@ -180,41 +166,25 @@ fn image<'a>(part: &Record<'_, 'a>) -> Result<Part<'a>, Refusal> {
             (image.need_text("url")?, image.some_text("detail")?)
         }
     };
-    Ok(Part::Media(Node::object([
-        ("type", Node::word("input_image")),
-        ("image_url", Node::Text(url.clone())),
-        (
-            "detail",
-            detail.cloned().map_or(Node::word("auto"), Node::Text),
-        ),
-    ])))
+    let detail = detail.cloned().unwrap_or(Text::word("auto"));
+    Ok(Part::Media(
+        object! {"type": "input_image", "image_url": url, "detail": detail}.into(),
+    ))
 }
 
-/// A file part.
+/// A file part, whose members pass as they are: both APIs are of one vendor.
 fn file<'a>(part: &Record<'_, 'a>) -> Result<Part<'a>, Refusal> {
-    let given = part.need_record("file")?;
-    let mut file = Object::default();
-    file.push("type", Node::word("input_file"));
-    for name in FILE_MEMBERS {
-        file.push_some(name, given.some_text(name)?.cloned().map(Node::Text));
-    }
-    Ok(Part::Media(Node::Object(file)))
+    let file = part.need_record("file")?;
+    let file = object! {
+        "type": "input_file",
+        "file_id": file.some_text("file_id")?,
+        "filename": file.some_text("filename")?,
+        "file_data": file.some_text("file_data")?,
+    };
+    Ok(Part::Media(file.into()))
 }
 
-/// A text of the assistant; none if it is empty.
-fn output_text<'a>(text: Option<&Text<'a>>) -> Option<Node<'a>> {
-    let text = text.filter(|text| !text.is_empty())?.clone();
-    Some(Node::object([
-        ("type", Node::word("output_text")),
-        ("text", Node::Text(text)),
-    ]))
-}
-
-/// A refusal of the assistant; none if it is empty.
-fn refusal<'a>(text: Option<&Text<'a>>) -> Option<Node<'a>> {
-    let text = text.filter(|text| !text.is_empty())?.clone();
-    Some(Node::object([
-        ("type", Node::word("refusal")),
-        ("refusal", Node::Text(text)),
-    ]))
+/// A refusal of the assistant.
+fn refusal<'a>(text: &Text<'a>) -> Node<'a> {
+    object! {"type": "refusal", "refusal": text}.into()
 }

@@ -5,7 +5,7 @@ use super::Protocol;
 use super::chat_input::Conversation;
 use super::chat_tools::{choice, declared};
 use super::error::Refusal;
-use super::json::{Node, Object, Text};
+use super::json::{Node, Object, Text, object};
 use super::models::Model;
 use super::names::ToolNames;
 use super::options::{UpstreamBridge, UpstreamKind};
@@ -53,9 +53,6 @@ const REFUSED: [&str; 3] = ["prediction", "logit_bias", "audio"];
 
 /// Members that only OpenAI itself takes.
 const OPENAI_ONLY: [&str; 3] = ["metadata", "safety_identifier", "prompt_cache_retention"];
-
-/// Members of a JSON schema for the answer.
-const SCHEMA_MEMBERS: [&str; 3] = ["name", "description", "schema"];
 
 /// The request to send, and what its answer needs.
 pub(crate) fn convert<'a>(
@@ -150,9 +147,9 @@ fn set_tools<'a>(
         .maybe_flag("parallel_tool_calls")?
         .or(legacy.then_some(false));
     if !tools.is_empty() {
-        draft.set("tools", Node::List(tools));
-        draft.set_some("tool_choice", choice);
-        draft.set_some("parallel_tool_calls", parallel.map(Node::Bool));
+        draft.set("tools", tools);
+        draft.set("tool_choice", choice);
+        draft.set("parallel_tool_calls", parallel);
     }
     Ok(())
 }
@@ -174,28 +171,18 @@ fn set_effort(
 
 /// `text`: the format of the answer, and how wordy it is.
 fn set_text<'a>(draft: &mut Draft<'a>, body: &Record<'_, 'a>) -> Result<(), Refusal> {
-    let mut text = Object::default();
-    let format = body
-        .record("response_format")?
-        .map(|format| output_format(&format))
-        .transpose()?
-        .flatten();
-    text.push_some("format", format);
-    text.push_some(
-        "verbosity",
-        body.some_text("verbosity")?.cloned().map(Node::Text),
-    );
-    if !text.is_empty() {
-        draft.set("text", Node::Object(text));
-    }
+    let format = body.record("response_format")?;
+    let format = format.map(|format| output_format(&format)).transpose()?;
+    let text = object! {"format": format.flatten(), "verbosity": body.some_text("verbosity")?};
+    draft.set("text", text.or_none());
     Ok(())
 }
 
 /// `text.format` for `response_format`.
-fn output_format<'a>(format: &Record<'_, 'a>) -> Result<Option<Node<'a>>, Refusal> {
+fn output_format<'a>(format: &Record<'_, 'a>) -> Result<Option<Object<'a>>, Refusal> {
     match format.word("type")?.as_ref() {
         "json_schema" => Ok(Some(schema_format(&format.need_record("json_schema")?)?)),
-        "json_object" => Ok(Some(Node::object([("type", Node::word("json_object"))]))),
+        "json_object" => Ok(Some(object! {"type": "json_object"})),
         "text" | "" => Ok(None),
         _ => Err(format
             .path
@@ -205,17 +192,14 @@ fn output_format<'a>(format: &Record<'_, 'a>) -> Result<Option<Node<'a>>, Refusa
 }
 
 /// A JSON schema, which Responses has flat, and whose `strict` must be said.
-fn schema_format<'a>(schema: &Record<'_, 'a>) -> Result<Node<'a>, Refusal> {
-    let mut format = Object::default();
-    format.push("type", Node::word("json_schema"));
-    schema.need_text("name")?;
-    schema.text("description")?;
-    schema.record("schema")?;
-    for name in SCHEMA_MEMBERS {
-        format.push_some(name, schema.node(name).cloned());
-    }
-    format.push("strict", Node::Bool(schema.flag("strict")?));
-    Ok(Node::Object(format))
+fn schema_format<'a>(schema: &Record<'_, 'a>) -> Result<Object<'a>, Refusal> {
+    Ok(object! {
+        "type": "json_schema",
+        "name": schema.need_text("name")?,
+        "description": schema.text("description")?,
+        "schema": schema.record("schema")?.map(|schema| schema.object().clone()),
+        "strict": schema.flag("strict")?,
+    })
 }
 
 /// `logprobs`, where the model takes it.
@@ -233,7 +217,7 @@ fn set_logprobs<'a>(
         return Ok(());
     }
     draft.set_include(vec!["message.output_text.logprobs"]);
-    draft.set_some("top_logprobs", body.number("top_logprobs")?.cloned());
+    draft.set("top_logprobs", body.number("top_logprobs")?.cloned());
     Ok(())
 }
 
@@ -251,8 +235,7 @@ fn set_passed<'a>(
     body: &Record<'_, 'a>,
     upstream: &UpstreamBridge,
 ) -> Result<(), Refusal> {
-    let cache_key = body.some_text("prompt_cache_key")?;
-    draft.set_some("prompt_cache_key", cache_key.cloned().map(Node::Text));
+    draft.set("prompt_cache_key", body.some_text("prompt_cache_key")?);
     body.record("metadata")?;
     body.text("safety_identifier")?;
     body.text("prompt_cache_retention")?;

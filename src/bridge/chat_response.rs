@@ -1,16 +1,25 @@
 //! Facts as the chunks of a Chat stream. How a chunk is written stands in [`super::chat_chunk`]. Reasoning and searches
 //! have no place in Chat.
 
-use super::chat_chunk::{Chunk, Finish};
-use super::fact::{Call, Fact, Final, Incomplete};
+use super::chat_chunk::{Chunk, Envelope, Finish};
+use super::chat_whole::WholeCompletion;
+use super::client_side::{ClientSide, Sink};
+use super::fact::{Call, Fact, Final, Head, Incomplete};
 use super::input::CallKind;
 use super::names::call_id;
 use super::response_context::ResponseContext;
+use super::response_converter::Delivery;
 use super::stop_sequences::StopSequences;
+
+/// What a call is called that comes beside another one to a client of the legacy form.
+const FURTHER_CALL: &str = "function_call.further";
 
 /// The writer of one answer.
 #[derive(Debug)]
 pub(crate) struct ChatResponse {
+    context: ResponseContext,
+    head: Head,
+    envelope: Envelope,
     /// The first chunk has been given: the status is gone.
     started: bool,
     /// Calls so far.
@@ -22,58 +31,28 @@ pub(crate) struct ChatResponse {
     /// A call was not shown.
     has_hidden: bool,
     stops: StopSequences,
+    sink: Sink<WholeCompletion>,
 }
 
-impl ChatResponse {
-    /// Starts with nothing given.
-    pub(crate) fn new(context: &ResponseContext) -> Self {
-        ChatResponse {
-            started: false,
-            calls: 0,
-            kind: CallKind::Function,
-            hidden: false,
-            has_hidden: false,
-            stops: StopSequences::new(context.stops.clone()),
-        }
-    }
-
-    /// Whether anything has been given.
-    pub(crate) fn started(&self) -> bool {
-        self.started
-    }
-
-    /// Whether a call had no room in the answer.
-    pub(crate) fn has_hidden(&self) -> bool {
-        self.has_hidden
-    }
-
-    /// The chunk that names the role, once.
-    pub(crate) fn start(&mut self, out: &mut Vec<Chunk>) {
-        if !self.started {
-            self.started = true;
-            out.push(Chunk::Role);
-        }
-    }
-
-    /// The chunks of a fact that is no failure.
-    pub(crate) fn fact(&mut self, fact: Fact, context: &ResponseContext, out: &mut Vec<Chunk>) {
+impl ClientSide for ChatResponse {
+    fn fact(&mut self, fact: Fact) {
         match fact {
-            Fact::Done(last) => self.done(last, context, out),
-            Fact::ItemEnd => self.flush(out),
+            Fact::Head(head) => self.head.update(head),
+            Fact::Done(last) => self.done(last),
+            Fact::ItemEnd => self.flush(),
             _ if self.stops.found().is_some() => {} // the client's answer is over
             Fact::Text(text) => {
                 let text = self.stops.push(&text);
-                self.text(text, out);
+                self.text(text);
             }
             Fact::Refusal(text) => {
-                self.start(out);
-                out.push(Chunk::Refusal(text));
+                self.start();
+                self.give(Chunk::Refusal(text));
             }
-            Fact::Call(call) => self.call(call, context, out),
+            Fact::Call(call) => self.call(call),
             Fact::Arguments(arguments) if self.calls > 0 && !self.hidden => {
-                let index = self.calls - 1;
-                out.push(Chunk::Arguments {
-                    index,
+                self.give(Chunk::Arguments {
+                    index: self.calls - 1,
                     kind: self.kind,
                     arguments,
                 });
@@ -82,54 +61,120 @@ impl ChatResponse {
         }
     }
 
+    fn begin(&mut self) {
+        if self.context.stream {
+            self.start();
+        }
+    }
+
+    fn has_begun(&self) -> bool {
+        self.started && self.context.stream
+    }
+
+    fn stream(&mut self) -> Option<&mut Vec<u8>> {
+        self.sink.stream()
+    }
+
+    fn whole_length(&self) -> usize {
+        self.sink.whole().map_or(0, |whole| whole.length)
+    }
+
+    fn take_whole(&mut self) -> Option<String> {
+        self.sink.take_whole()?.json(&self.context, &self.envelope)
+    }
+
+    fn dropped(&self) -> Option<&'static str> {
+        self.has_hidden.then_some(FURTHER_CALL)
+    }
+}
+
+impl ChatResponse {
+    /// Starts with nothing given.
+    pub(crate) fn new(context: ResponseContext, delivery: &Delivery) -> Self {
+        ChatResponse {
+            head: Head::default(),
+            envelope: Envelope {
+                id: format!("chatcmpl-{}", delivery.fallback_id),
+                created: delivery.created,
+                tier: None,
+            },
+            started: false,
+            calls: 0,
+            kind: CallKind::Function,
+            hidden: false,
+            has_hidden: false,
+            stops: StopSequences::new(context.stops.clone()),
+            sink: Sink::new(context.stream),
+            context,
+        }
+    }
+
+    /// The chunk that names the role, once.
+    fn start(&mut self) {
+        if std::mem::replace(&mut self.started, true) {
+            return;
+        }
+        if let Some(id) = self.head.bare_id() {
+            self.envelope.id = format!("chatcmpl-{id}"); // of the first chunk; it stays
+        }
+        self.give(Chunk::Role);
+    }
+
+    /// Writes a chunk, or adds it to the completion.
+    fn give(&mut self, chunk: Chunk) {
+        self.envelope.tier.clone_from(&self.head.tier);
+        match &mut self.sink {
+            Sink::Stream(out) => chunk.write(&self.context, &self.envelope, out),
+            Sink::Whole(whole) => whole.add(chunk),
+        }
+    }
+
     /// Gives text, if there is any.
-    fn text(&mut self, text: String, out: &mut Vec<Chunk>) {
+    fn text(&mut self, text: String) {
         if !text.is_empty() {
-            self.start(out);
-            out.push(Chunk::Content(text));
+            self.start();
+            self.give(Chunk::Content(text));
         }
     }
 
     /// Gives the text that was held back.
-    fn flush(&mut self, out: &mut Vec<Chunk>) {
+    fn flush(&mut self) {
         let held = self.stops.flush();
-        self.text(held, out);
+        self.text(held);
     }
 
     /// Gives a call as it begins.
-    fn call(&mut self, call: Call, context: &ResponseContext, out: &mut Vec<Chunk>) {
-        self.flush(out);
-        self.hidden = context.legacy_functions && self.calls > 0;
+    fn call(&mut self, call: Call) {
+        self.flush();
+        self.hidden = self.context.legacy_functions && self.calls > 0;
         if self.hidden {
             self.has_hidden = true;
             return;
         }
-        self.start(out);
-        let name = context.names.client(&call.name).to_owned();
-        let id = call_id(&call.id).into_owned();
-        out.push(Chunk::Call {
+        self.start();
+        self.give(Chunk::Call {
             index: self.calls,
             kind: call.kind,
-            id,
-            name,
+            id: call_id(&call.id).into_owned(),
+            name: self.context.names.client(&call.name).to_owned(),
         });
         self.calls += 1;
         self.kind = call.kind;
     }
 
     /// Gives the end.
-    fn done(&mut self, last: Final, context: &ResponseContext, out: &mut Vec<Chunk>) {
-        self.start(out);
-        self.flush(out);
+    fn done(&mut self, last: Final) {
+        self.start();
+        self.flush();
         let finish = match last.incomplete {
             _ if self.stops.found().is_some() => Finish::Stop,
             Some(Incomplete::ContentFilter) => Finish::ContentFilter,
             Some(Incomplete::Limit) => Finish::Length,
             None if self.calls == 0 => Finish::Stop,
-            None if context.legacy_functions => Finish::FunctionCall,
+            None if self.context.legacy_functions => Finish::FunctionCall,
             None => Finish::ToolCalls,
         };
-        out.push(Chunk::Finish(finish));
-        out.push(Chunk::Usage(last.usage));
+        self.give(Chunk::Finish(finish));
+        self.give(Chunk::Usage(last.usage));
     }
 }

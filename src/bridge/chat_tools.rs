@@ -1,7 +1,7 @@
 //! The tools of a Chat request as Responses tools, and the choice among them: what Chat nests, Responses has flat.
 
 use super::error::Refusal;
-use super::json::{Node, Object};
+use super::json::{Node, Object, object};
 use super::names::{ToolNames, tool_name};
 use super::record::Record;
 use super::schema::repair;
@@ -57,93 +57,70 @@ pub(crate) fn choice<'a>(body: &Record<'_, 'a>) -> Result<Option<Node<'a>>, Refu
 
 /// A function. The schema is the client's, repaired.
 fn function<'a>(function: &Record<'_, 'a>, names: &mut ToolNames) -> Result<Node<'a>, Refusal> {
-    let mut tool = named("function", function, names)?;
-    tool.push("parameters", repair(function.node("parameters")));
-    // Chat's default is false; left out, Responses would take true.
-    tool.push("strict", Node::Bool(function.flag("strict")?));
-    Ok(Node::Object(tool))
+    let function = object! {
+        "type": "function",
+        "name": names.upstream(&function.need_text("name")?.plain())?,
+        "description": function.some_text("description")?,
+        "parameters": repair(function.node("parameters")),
+        // Chat's default is false; left out, Responses would take true.
+        "strict": function.flag("strict")?,
+    };
+    Ok(function.into())
 }
 
 /// A tool that takes free text, or text of a grammar.
 fn custom<'a>(custom: &Record<'_, 'a>, names: &mut ToolNames) -> Result<Node<'a>, Refusal> {
-    let mut tool = named("custom", custom, names)?;
+    let mut tool = object! {
+        "type": "custom",
+        "name": names.upstream(&custom.need_text("name")?.plain())?,
+        "description": custom.some_text("description")?,
+    };
     if let Some(format) = custom.record("format")?
         && format.word("type")? == "grammar"
     {
         let grammar = format.need_record("grammar")?;
-        let format = Node::object([
-            ("type", Node::word("grammar")),
-            ("syntax", Node::Text(grammar.need_text("syntax")?.clone())),
-            (
-                "definition",
-                Node::Text(grammar.need_text("definition")?.clone()),
-            ),
-        ]);
+        let format = object! {
+            "type": "grammar",
+            "syntax": grammar.need_text("syntax")?,
+            "definition": grammar.need_text("definition")?,
+        };
         tool.push("format", format);
     }
-    Ok(Node::Object(tool))
-}
-
-/// A tool with a name and perhaps a description.
-fn named<'a>(
-    kind: &'static str,
-    tool: &Record<'_, 'a>,
-    names: &mut ToolNames,
-) -> Result<Object<'a>, Refusal> {
-    let mut named = Object::default();
-    named.push("type", Node::word(kind));
-    named.push(
-        "name",
-        Node::Text(names.upstream(&tool.need_text("name")?.plain())?),
-    );
-    named.push_some(
-        "description",
-        tool.some_text("description")?.cloned().map(Node::Text),
-    );
-    Ok(named)
+    Ok(tool.into())
 }
 
 /// The hosted search that `web_search_options` stands for.
 fn web_search<'a>(options: &Record<'_, 'a>) -> Result<Node<'a>, Refusal> {
-    let mut search = Object::default();
-    search.push("type", Node::word("web_search"));
-    search.push_some(
-        "search_context_size",
-        options
-            .some_text("search_context_size")?
-            .cloned()
-            .map(Node::Text),
-    );
+    let mut search = object! {
+        "type": "web_search",
+        "search_context_size": options.some_text("search_context_size")?,
+    };
     if let Some(place) = options.record("user_location")? {
         let mut location = vec![("type".into(), Node::word("approximate"))];
         if let Some(approximate) = place.record("approximate")? {
             location.extend(approximate.object().clone().into_members());
         }
-        search.push("user_location", Node::Object(Object::of_members(location)));
+        search.push("user_location", Object::of_members(location));
     }
-    Ok(Node::Object(search))
+    Ok(search.into())
 }
 
 /// A choice of several tools.
 fn allowed_tools<'a>(allowed: &Record<'_, 'a>) -> Result<Node<'a>, Refusal> {
-    let tools = allowed.records("tools")?;
-    let tools = tools.iter().map(|tool| match tool.word("type")?.as_ref() {
-        "custom" => one_tool("custom", tool),
-        _ => one_tool("function", tool),
-    });
-    Ok(Node::object([
-        ("type", Node::word("allowed_tools")),
-        ("mode", Node::Text(allowed.need_text("mode")?.clone())),
-        ("tools", Node::List(tools.collect::<Result<_, _>>()?)),
-    ]))
+    let mut tools = Vec::new();
+    for tool in allowed.records("tools")? {
+        tools.push(match tool.word("type")?.as_ref() {
+            "custom" => one_tool("custom", &tool)?,
+            _ => one_tool("function", &tool)?,
+        });
+    }
+    let mode = allowed.need_text("mode")?;
+    Ok(object! {"type": "allowed_tools", "mode": mode, "tools": tools}.into())
 }
 
 /// A tool by its name, which stands in an object of the tool's kind or beside it.
 fn one_tool<'a>(kind: &'static str, chosen: &Record<'_, 'a>) -> Result<Node<'a>, Refusal> {
     let inner = chosen.record(kind)?.unwrap_or(*chosen);
     let name = inner.need_text("name")?.plain();
-    Ok(Node::object([
-        ("type", Node::word(kind)),
-        ("name", Node::text(&tool_name(&name))),
-    ]))
+    Ok(object! {"type": kind, "name": Node::text(&tool_name(&name))}.into())
 }

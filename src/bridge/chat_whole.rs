@@ -1,19 +1,19 @@
 //! The completion that a client of Chat gets who wants no stream: the same chunks, put together.
 
-use super::chat_chunk::{Chunk, Envelope, Finish, call_members, usage_node};
+use super::chat_chunk::{Chunk, Envelope, Finish, call, legacy_call, usage_object};
 use super::fact::Usage;
 use super::input::CallKind;
-use super::json::{Node, Object, to_string};
+use super::json::{Node, Object, object, to_string};
 use super::response_context::ResponseContext;
 
-/// The completion that a client gets who wants no stream.
-#[derive(Debug)]
+/// The completion as far as it has come.
+#[derive(Debug, Default)]
 pub(crate) struct WholeCompletion {
     content: Option<String>,
     refusal: Option<String>,
     calls: Vec<WholeCall>,
     /// Bytes of text so far.
-    length: usize,
+    pub(crate) length: usize,
     finish: Option<Finish>,
     usage: Usage,
 }
@@ -28,18 +28,6 @@ struct WholeCall {
 }
 
 impl WholeCompletion {
-    /// A completion of which nothing has come.
-    pub(crate) fn new() -> Self {
-        WholeCompletion {
-            content: None,
-            refusal: None,
-            calls: Vec::new(),
-            length: 0,
-            finish: None,
-            usage: Usage::default(),
-        }
-    }
-
     /// Adds a chunk.
     pub(crate) fn add(&mut self, chunk: Chunk) {
         match chunk {
@@ -71,65 +59,37 @@ impl WholeCompletion {
         }
     }
 
-    /// Bytes of text so far.
-    pub(crate) fn length(&self) -> usize {
-        self.length
-    }
-
     /// The JSON text of the completion; `None` before its end.
-    pub(crate) fn into_json(
-        self,
-        context: &ResponseContext,
-        envelope: &Envelope,
-    ) -> Option<String> {
-        let finish = self.finish?;
-        let choice = Node::object([
-            ("index", Node::number(0)),
-            ("message", self.message(context)),
-            ("finish_reason", Node::word(finish.word())),
-            ("logprobs", Node::Null),
-        ]);
+    pub(crate) fn json(&self, context: &ResponseContext, envelope: &Envelope) -> Option<String> {
+        let choice = object! {
+            "index": 0_u64,
+            "message": self.message(context),
+            "finish_reason": self.finish?.word(),
+            "logprobs": Node::Null,
+        };
         let mut completion = envelope.members("chat.completion", context);
-        completion.push("choices", Node::List(vec![choice]));
-        completion.push("usage", usage_node(&self.usage));
-        completion.push_some("service_tier", envelope.tier.as_deref().map(Node::text));
-        Some(to_string(&Node::Object(completion)))
+        completion.push("choices", vec![choice.into()]);
+        completion.push("usage", usage_object(&self.usage));
+        completion.push("service_tier", envelope.tier.as_deref().map(Node::text));
+        Some(to_string(&completion.into()))
     }
 
     /// The assistant's message.
-    fn message(&self, context: &ResponseContext) -> Node<'static> {
-        let mut message = Object::default();
-        message.push("role", Node::word("assistant"));
-        message.push("content", Node::text_or_null(self.content.as_deref()));
-        message.push("refusal", Node::text_or_null(self.refusal.as_deref()));
-        if context.legacy_functions {
-            message.push_some("function_call", self.calls.last().map(WholeCall::legacy));
-        } else if !self.calls.is_empty() {
-            message.push(
-                "tool_calls",
-                Node::List(self.calls.iter().map(WholeCall::node).collect()),
-            );
+    fn message(&self, context: &ResponseContext) -> Object<'static> {
+        let calls = self.calls.iter().map(|whole| {
+            let id_and_name = Some((whole.id.as_str(), whole.name.as_str()));
+            call(whole.kind, id_and_name, &whole.arguments).into()
+        });
+        let calls: Vec<Node<'_>> = calls.collect();
+        let legacy = |last: &WholeCall| legacy_call(Some(&last.name), &last.arguments);
+        let legacy = self.calls.last().map(legacy);
+        let is_legacy = context.legacy_functions;
+        object! {
+            "role": "assistant",
+            "content": Node::text_or_null(self.content.as_deref()),
+            "refusal": Node::text_or_null(self.refusal.as_deref()),
+            "function_call": legacy.filter(|_| is_legacy),
+            "tool_calls": (!is_legacy && !calls.is_empty()).then_some(calls),
         }
-        Node::Object(message)
-    }
-}
-
-impl WholeCall {
-    /// The call as one of `tool_calls`.
-    fn node(&self) -> Node<'static> {
-        Node::Object(call_members(
-            self.kind,
-            &self.id,
-            &self.name,
-            &self.arguments,
-        ))
-    }
-
-    /// The call as `function_call`.
-    fn legacy(&self) -> Node<'static> {
-        Node::object([
-            ("name", Node::text(&self.name)),
-            ("arguments", Node::text(&self.arguments)),
-        ])
     }
 }

@@ -2,219 +2,110 @@
 //! not know how the upstream's half is read.
 
 use super::Protocol;
-use super::chat_chunk::{self, Chunk, Envelope};
 use super::chat_response::ChatResponse;
-use super::chat_whole::WholeCompletion;
-use super::fact::{Fact, Head};
-use super::failure::Failure;
-use super::messages_event::{self, Event};
+use super::fact::Fact;
+use super::json::{Object, object, to_string};
 use super::messages_response::MessagesResponse;
-use super::messages_whole::WholeMessage;
 use super::response_context::ResponseContext;
 use super::response_converter::Delivery;
+use super::sse::write_event;
+use std::fmt::Debug;
 
-/// What a call is called that comes beside another one to a client of the legacy form.
-const FURTHER_CALL: &str = "function_call.further";
-
-/// Where facts become bytes.
-#[derive(Debug)]
-pub(crate) struct ClientSide {
-    context: ResponseContext,
-    writer: Writer,
-    /// Written and not yet taken.
-    out: Vec<u8>,
-}
-
-/// The writer of the client's protocol. Where the client wants no stream, what it gives is put together in `whole`.
-#[derive(Debug)]
-enum Writer {
-    Messages {
-        response: MessagesResponse,
-        whole: Option<WholeMessage>,
-    },
-    Chat {
-        response: ChatResponse,
-        whole: Option<WholeCompletion>,
-        envelope: Envelope,
-        /// The envelope has got its id.
-        named: bool,
-    },
-}
-
-impl ClientSide {
-    /// Starts with nothing written.
-    pub(crate) fn new(context: ResponseContext, delivery: &Delivery) -> Self {
-        let writer = match context.protocol {
-            Protocol::Messages => Writer::Messages {
-                response: MessagesResponse::new(
-                    &context,
-                    delivery.sent_tier.clone(),
-                    delivery.tier_trusted,
-                    delivery.fallback_id.clone(),
-                ),
-                whole: (!context.stream).then(WholeMessage::new),
-            },
-            Protocol::Chat => Writer::Chat {
-                response: ChatResponse::new(&context),
-                whole: (!context.stream).then(WholeCompletion::new),
-                envelope: Envelope {
-                    id: format!("chatcmpl-{}", delivery.fallback_id),
-                    created: delivery.created,
-                    tier: None,
-                },
-                named: false,
-            },
-        };
-        let out = Vec::new();
-        ClientSide {
-            context,
-            writer,
-            out,
-        }
-    }
-
-    /// The request was sent again, without the tier that the upstream had refused.
-    pub(crate) fn without_tier(&mut self) {
-        if let Writer::Messages { response, .. } = &mut self.writer {
-            response.without_tier();
-        }
-    }
-
-    /// The client's protocol.
-    pub(crate) fn protocol(&self) -> Protocol {
-        self.context.protocol
-    }
-
-    /// Whether the client gets a stream, of which something was given: its status is gone.
-    pub(crate) fn has_begun(&self) -> bool {
-        let started = match &self.writer {
-            Writer::Messages { response, .. } => response.started(),
-            Writer::Chat { response, .. } => response.started(),
-        };
-        started && self.context.stream
-    }
-
-    /// What of the answer had no room in the client's protocol and is missed there.
-    pub(crate) fn dropped(&self) -> Option<&'static str> {
-        match &self.writer {
-            Writer::Chat { response, .. } if response.has_hidden() => Some(FURTHER_CALL),
-            _ => None,
-        }
-    }
-
+/// The writer of the client's protocol.
+pub(crate) trait ClientSide: Debug + Send + Sync {
     /// Takes a fact that is no failure.
-    pub(crate) fn fact(&mut self, fact: Fact, head: &Head) {
-        match &mut self.writer {
-            Writer::Messages { response, .. } => {
-                let mut events = Vec::new();
-                response.fact(fact, &self.context, head, &mut events);
-                self.messages(events);
-            }
-            Writer::Chat { response, .. } => {
-                let mut chunks = Vec::new();
-                response.fact(fact, &self.context, &mut chunks);
-                self.chat(chunks, head);
-            }
-        }
-    }
+    fn fact(&mut self, fact: Fact);
 
     /// Begins a stream before there is a fact.
-    pub(crate) fn begin(&mut self, head: &Head) {
-        match &mut self.writer {
-            _ if !self.context.stream => {}
-            Writer::Messages { response, .. } => {
-                let mut events = Vec::new();
-                response.start(head, &mut events);
-                self.messages(events);
-            }
-            Writer::Chat { response, .. } => {
-                let mut chunks = Vec::new();
-                response.start(&mut chunks);
-                self.chat(chunks, head);
-            }
-        }
-    }
+    fn begin(&mut self);
 
-    /// Keeps a silent stream alive.
-    pub(crate) fn ping(&mut self) {
-        match self.context.protocol {
-            Protocol::Messages => messages_event::write_ping(&mut self.out),
-            Protocol::Chat => chat_chunk::write_ping(&mut self.out),
-        }
-    }
+    /// Whether the client gets a stream, of which something was given: its status is gone.
+    fn has_begun(&self) -> bool;
 
-    /// Tells the client of a stream that it has failed. No end follows: it would make the answer look whole.
-    pub(crate) fn error(&mut self, failure: &Failure) {
-        let error = failure.error_object(self.context.protocol);
-        match self.context.protocol {
-            Protocol::Messages => messages_event::write_error(error, &mut self.out),
-            Protocol::Chat => chat_chunk::write_error(error, &mut self.out),
-        }
-    }
-
-    /// What has been written since the last time.
-    pub(crate) fn take_written(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.out)
-    }
+    /// What of the stream is written and not taken; `None` where the client wants none.
+    fn stream(&mut self) -> Option<&mut Vec<u8>>;
 
     /// Bytes of text that are being put together.
-    pub(crate) fn whole_length(&self) -> usize {
-        match &self.writer {
-            Writer::Messages { whole, .. } => whole.as_ref().map_or(0, WholeMessage::length),
-            Writer::Chat { whole, .. } => whole.as_ref().map_or(0, WholeCompletion::length),
+    fn whole_length(&self) -> usize;
+
+    /// The JSON text of the answer that was put together, of which nothing is held then; `None` before its end, and where the
+    /// client gets a stream.
+    fn take_whole(&mut self) -> Option<String>;
+
+    /// The request was sent again, without the tier that the upstream had refused.
+    fn without_tier(&mut self) {}
+
+    /// What of the answer had no room in the client's protocol and is missed there.
+    fn dropped(&self) -> Option<&'static str> {
+        None
+    }
+}
+
+/// Where the pieces of an answer go.
+#[derive(Debug)]
+pub(crate) enum Sink<W> {
+    /// Into a stream, as they come.
+    Stream(Vec<u8>),
+    /// To the others: the client wants no stream.
+    Whole(W),
+}
+
+impl<W: Default> Sink<W> {
+    /// A stream, or a whole answer, of which nothing has come.
+    pub(crate) fn new(stream: bool) -> Self {
+        if stream {
+            Sink::Stream(Vec::new())
+        } else {
+            Sink::Whole(W::default())
         }
     }
 
-    /// The answer that was put together; `None` where the client gets a stream.
-    pub(crate) fn take_whole(&mut self) -> Option<Result<Vec<u8>, Failure>> {
-        let json = match &mut self.writer {
-            Writer::Messages { whole, .. } => {
-                whole.take()?.into_json(&self.context.requested_model)
-            }
-            Writer::Chat {
-                whole, envelope, ..
-            } => whole.take()?.into_json(&self.context, envelope),
-        };
-        let json = json.ok_or(Failure::Cut);
-        Some(json.map(String::into_bytes))
-    }
-
-    /// Writes events, or adds them to the message.
-    fn messages(&mut self, events: Vec<Event>) {
-        let Writer::Messages { whole, .. } = &mut self.writer else {
-            return;
-        };
-        for event in events {
-            match whole {
-                Some(whole) => whole.add(event),
-                None => event.write(&self.context.requested_model, &mut self.out),
-            }
+    /// The stream, if it is one.
+    pub(crate) fn stream(&mut self) -> Option<&mut Vec<u8>> {
+        match self {
+            Sink::Stream(out) => Some(out),
+            Sink::Whole(_) => None,
         }
     }
 
-    /// Writes chunks, or adds them to the completion.
-    fn chat(&mut self, chunks: Vec<Chunk>, head: &Head) {
-        let Writer::Chat {
-            whole,
-            envelope,
-            named,
-            ..
-        } = &mut self.writer
-        else {
-            return;
-        };
-        if !chunks.is_empty()
-            && !std::mem::replace(named, true)
-            && let Some(id) = head.bare_id()
-        {
-            envelope.id = format!("chatcmpl-{id}"); // of the first chunk; it stays
-        }
-        envelope.tier.clone_from(&head.tier);
-        for chunk in chunks {
-            match whole {
-                Some(whole) => whole.add(chunk),
-                None => chunk.write(&self.context, envelope, &mut self.out),
-            }
+    /// The whole answer, if it is one.
+    pub(crate) fn whole(&self) -> Option<&W> {
+        match self {
+            Sink::Stream(_) => None,
+            Sink::Whole(whole) => Some(whole),
         }
     }
+
+    /// Takes the whole answer, if it is one.
+    pub(crate) fn take_whole(&mut self) -> Option<W> {
+        match self {
+            Sink::Stream(_) => None,
+            Sink::Whole(whole) => Some(std::mem::take(whole)),
+        }
+    }
+}
+
+/// The writer for the request that left this context.
+pub(crate) fn client_side(context: ResponseContext, delivery: &Delivery) -> Box<dyn ClientSide> {
+    match context.protocol {
+        Protocol::Messages => Box::new(MessagesResponse::new(context, delivery)),
+        Protocol::Chat => Box::new(ChatResponse::new(context, delivery)),
+    }
+}
+
+/// Writes what keeps a silent stream alive; Chat has no event for it.
+pub(crate) fn write_ping(protocol: Protocol, out: &mut Vec<u8>) {
+    match protocol {
+        Protocol::Messages => write_event(Some("ping"), r#"{"type":"ping"}"#, out),
+        Protocol::Chat => out.extend_from_slice(b": ping\n\n"),
+    }
+}
+
+/// Tells the client of a stream that it has failed. No end follows: it would make the answer look whole.
+pub(crate) fn write_error(protocol: Protocol, error: Object<'_>, out: &mut Vec<u8>) {
+    let (name, data) = match protocol {
+        Protocol::Messages => (Some("error"), object! {"type": "error", "error": error}),
+        Protocol::Chat => (None, object! {"error": error}),
+    };
+    write_event(name, &to_string(&data.into()), out);
 }

@@ -2,10 +2,11 @@
 //! client's protocol. How an upstream's failure is to be understood stands in [`super::failure`].
 
 use super::Protocol;
-use super::json::{Node, to_string};
+use super::json::{Node, Object, object, to_string};
 use crate::codec;
 use crate::codec::error::Cause;
 use crate::codec::json::Fault;
+use std::borrow::Cow;
 
 /// Longest text of an upstream's error that is handed on, in bytes.
 const MESSAGE_BYTES: usize = 2048;
@@ -71,10 +72,10 @@ impl Refusal {
     /// The refusal as the client gets it.
     pub fn answer(&self, protocol: Protocol, request_id: &str) -> Answer {
         let words = ErrorWords {
-            kind: self.kind,
-            message: &self.message,
-            param: self.param.as_deref(),
-            code: Some(self.cause.code()),
+            kind: self.kind.into(),
+            message: self.message.clone(),
+            param: self.param.clone(),
+            code: Some(self.cause.code().to_owned()),
         };
         Answer::error(self.status, protocol, &words, request_id).never_retry()
     }
@@ -92,8 +93,13 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// An answer with this body.
+    pub(crate) fn json(status: u16, body: Object<'_>) -> Self {
+        Self::text(status, to_string(&body.into()).into_bytes())
+    }
+
     /// An answer of this JSON text.
-    pub(crate) fn json(status: u16, body: Vec<u8>) -> Self {
+    pub(crate) fn text(status: u16, body: Vec<u8>) -> Self {
         let headers = vec![("content-type", "application/json".to_owned())];
         Answer {
             status,
@@ -106,18 +112,17 @@ impl Answer {
     pub(crate) fn error(
         status: u16,
         protocol: Protocol,
-        words: &ErrorWords<'_>,
+        words: &ErrorWords,
         request_id: &str,
     ) -> Self {
-        let node = match protocol {
-            Protocol::Messages => Node::object([
-                ("type", Node::word("error")),
-                ("error", words.messages()),
-                ("request_id", Node::text(request_id)),
-            ]),
-            Protocol::Chat => Node::object([("error", words.chat())]),
+        let error = words.object(protocol);
+        let body = match protocol {
+            Protocol::Messages => {
+                object! {"type": "error", "error": error, "request_id": Node::text(request_id)}
+            }
+            Protocol::Chat => object! {"error": error},
         };
-        Self::json(status, to_string(&node).into_bytes())
+        Self::json(status, body)
     }
 
     /// Tells SDKs of both vendors that the same request will fail again.
@@ -136,35 +141,31 @@ impl Answer {
 }
 
 /// The members of an error, before they are put in a protocol's shape.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ErrorWords<'e> {
+#[derive(Clone, Debug)]
+pub(crate) struct ErrorWords {
     /// `type`.
-    pub(crate) kind: &'e str,
+    pub(crate) kind: Cow<'static, str>,
     /// `message`.
-    pub(crate) message: &'e str,
+    pub(crate) message: String,
     /// `param`, of Chat.
-    pub(crate) param: Option<&'e str>,
+    pub(crate) param: Option<String>,
     /// `code`, of Chat.
-    pub(crate) code: Option<&'e str>,
+    pub(crate) code: Option<String>,
 }
 
-impl ErrorWords<'_> {
-    /// The `error` object of the Messages API.
-    pub(crate) fn messages(&self) -> Node<'static> {
-        Node::object([
-            ("type", Node::text(self.kind)),
-            ("message", Node::text(self.message)),
-        ])
-    }
-
-    /// The `error` object of the OpenAI API.
-    pub(crate) fn chat(&self) -> Node<'static> {
-        Node::object([
-            ("message", Node::text(self.message)),
-            ("type", Node::text(self.kind)),
-            ("param", Node::text_or_null(self.param)),
-            ("code", Node::text_or_null(self.code)),
-        ])
+impl ErrorWords {
+    /// The `error` object.
+    pub(crate) fn object(&self, protocol: Protocol) -> Object<'static> {
+        let (kind, message) = (Node::text(&self.kind), Node::text(&self.message));
+        match protocol {
+            Protocol::Messages => object! {"type": kind, "message": message},
+            Protocol::Chat => object! {
+                "message": message,
+                "type": kind,
+                "param": Node::text_or_null(self.param.as_deref()),
+                "code": Node::text_or_null(self.code.as_deref()),
+            },
+        }
     }
 }
 

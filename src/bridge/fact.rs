@@ -7,6 +7,8 @@ use super::json::Node;
 /// One thing that the upstream said. Items come one after the other, never mixed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fact {
+    /// What it says about the answer as a whole, at the beginning and again at the end.
+    Head(Head),
     /// More of the answer's text.
     Text(String),
     /// More of the text in which the model refuses.
@@ -85,24 +87,23 @@ pub(crate) struct Usage {
 pub(crate) struct Head {
     /// The response's id.
     pub(crate) id: Option<String>,
-    /// The model that answers.
-    pub(crate) model: Option<String>,
     /// The tier that it runs on.
     pub(crate) tier: Option<String>,
 }
 
 impl Head {
-    /// Takes what a response object tells.
-    pub(crate) fn note(&mut self, response: &Node<'_>) {
-        let told = |name| {
-            response
-                .member_text(name)
-                .filter(|text| !text.is_empty())
-                .map(|text| text.into_owned())
-        };
-        self.id = told("id").or(self.id.take());
-        self.model = told("model").or(self.model.take());
-        self.tier = told("service_tier").or(self.tier.take());
+    /// What a response object tells.
+    pub(crate) fn read(response: &Node<'_>) -> Self {
+        Head {
+            id: response.some_text("id"),
+            tier: response.some_text("service_tier"),
+        }
+    }
+
+    /// Takes over what is told later.
+    pub(crate) fn update(&mut self, newer: Head) {
+        self.id = newer.id.or(self.id.take());
+        self.tier = newer.tier.or(self.tier.take());
     }
 
     /// The part of the response's id that tells answers apart.
@@ -115,19 +116,17 @@ impl Head {
 impl Usage {
     /// Reads `usage` of a response; what is not there is zero.
     pub(crate) fn read(response: &Node<'_>) -> Self {
-        let Some(usage) = response.member("usage") else {
-            return Usage::default();
-        };
-        let count = |node: Option<&Node<'_>>, name| node?.member(name)?.as_number();
-        let input = usage.member("input_tokens_details");
-        let output = usage.member("output_tokens_details");
+        let usage = response.member("usage").unwrap_or(&Node::Null);
+        let details = |name| usage.member(name).unwrap_or(&Node::Null);
+        let input = details("input_tokens_details");
+        let output = details("output_tokens_details");
         Usage {
-            input: count(Some(usage), "input_tokens").unwrap_or(0),
-            cached: count(input, "cached_tokens").unwrap_or(0),
-            cache_write: count(input, "cache_write_tokens"),
-            output: count(Some(usage), "output_tokens").unwrap_or(0),
-            reasoning: count(output, "reasoning_tokens").unwrap_or(0),
-            total: count(Some(usage), "total_tokens"),
+            input: usage.member_number("input_tokens").unwrap_or(0),
+            cached: input.member_number("cached_tokens").unwrap_or(0),
+            cache_write: input.member_number("cache_write_tokens"),
+            output: usage.member_number("output_tokens").unwrap_or(0),
+            reasoning: output.member_number("reasoning_tokens").unwrap_or(0),
+            total: usage.member_number("total_tokens"),
         }
     }
 }

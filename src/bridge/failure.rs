@@ -3,14 +3,11 @@
 //! repeats by status and text.
 
 use super::Protocol;
-use super::error::{Answer, ErrorWords};
-use super::json::{Node, parse_document, without_mark};
-use super::report::{Report, Verdict};
+use super::error::Answer;
+use super::json::{Node, Object, parse_document, without_mark};
+use super::report::{Report, SERVER_ERROR, Verdict};
 use super::retry_after::seconds;
 use crate::codec::error::Cause;
-
-/// The `type` of an error of Chat that has none.
-pub(crate) const SERVER_ERROR: &str = "server_error";
 
 /// How an answer fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,12 +45,10 @@ impl UpstreamError<'_> {
         }
         let body = parse_document(self.body).ok();
         let report = self.report(body.as_ref());
-        let shaped = body.as_ref().is_some_and(|body| {
-            body.member("error")
-                .is_some_and(|error| error.as_object().is_some())
-        });
+        let error = body.as_ref().and_then(|body| body.member("error"));
+        let shaped = error.is_some_and(|error| error.as_object().is_some());
         if protocol == Protocol::Chat && shaped && !report.credential_refused() {
-            return Answer::json(self.status, without_mark(self.body).to_vec())
+            return Answer::text(self.status, without_mark(self.body).to_vec())
                 .retry_after(report.retry_after);
         }
         Failure::Reported(report).answer(protocol, request_id)
@@ -92,45 +87,17 @@ impl UpstreamError<'_> {
 impl Failure {
     /// The HTTP answer, while the status is free.
     pub(crate) fn answer(&self, protocol: Protocol, request_id: &str) -> Answer {
-        match protocol {
-            Protocol::Messages => {
-                let verdict = self.verdict();
-                let answer = Answer::error(verdict.status, protocol, &verdict.words(), request_id);
-                let answer = answer.retry_after(verdict.retry_after);
-                if verdict.retry {
-                    answer
-                } else {
-                    answer.never_retry()
-                }
-            }
-            Protocol::Chat => {
-                let status = self.chat_status();
-                let answer =
-                    Answer::error(status, protocol, &self.chat_words().words(), request_id);
-                let answer =
-                    answer.retry_after(self.report().and_then(|report| report.retry_after));
-                if status < 429 {
-                    answer.never_retry()
-                } else {
-                    answer
-                }
-            }
-        }
+        self.verdict(protocol).answer(protocol, request_id)
     }
 
     /// The `error` object of an event, once the status is gone.
-    pub(crate) fn error_object(&self, protocol: Protocol) -> Node<'static> {
-        match protocol {
-            Protocol::Messages => self.verdict().words().messages(),
-            Protocol::Chat => {
-                let told = self.report().is_some_and(|report| report.kind.is_some());
-                let mut words = self.chat_words();
-                if !told {
-                    words.kind = SERVER_ERROR.to_owned(); // as in every stream: the status is gone
-                }
-                words.words().chat()
-            }
+    pub(crate) fn error_object(&self, protocol: Protocol) -> Object<'static> {
+        let mut words = self.verdict(protocol).words;
+        let is_told = self.report().is_some_and(|report| report.kind.is_some());
+        if protocol == Protocol::Chat && !is_told {
+            words.kind = SERVER_ERROR.into(); // as in every stream: the status is gone
         }
+        words.object(protocol)
     }
 
     /// The cause that the access log has for it; `None` where the upstream has reported it.
@@ -157,71 +124,30 @@ impl Failure {
         }
     }
 
-    /// What the failure is in the words of the Messages API.
-    fn verdict(&self) -> Verdict {
-        match self {
-            Failure::Reported(report) => report.verdict(),
-            Failure::TimedOut => Verdict::new(504, "timeout_error", self.own_message()),
-            Failure::Cut | Failure::Unreadable(_) => {
-                Verdict::new(502, "api_error", self.own_message())
+    /// What the client is told.
+    fn verdict(&self, protocol: Protocol) -> Verdict {
+        let (status, kind, message) = match self {
+            Failure::Reported(report) => return report.verdict(protocol),
+            Failure::TimedOut => {
+                let message = "the upstream did not answer in time".to_owned();
+                (504, "timeout_error", message)
             }
-        }
-    }
-
-    /// The message of a failure that is not told in the upstream's words.
-    fn own_message(&self) -> String {
-        match self {
-            Failure::Reported(report) => report.verdict().message,
-            Failure::Cut => "the upstream closed the stream before the end".to_owned(),
-            Failure::TimedOut => "the upstream did not answer in time".to_owned(),
-            Failure::Unreadable(what) => format!("the upstream's answer cannot be read: {what}"),
-        }
-    }
-
-    /// The status for a client of Chat.
-    fn chat_status(&self) -> u16 {
-        match self {
-            Failure::Reported(report) => report.chat_status(),
-            Failure::TimedOut => 504,
-            Failure::Cut | Failure::Unreadable(_) => 502,
-        }
-    }
-
-    /// The members of the error for a client of Chat.
-    fn chat_words(&self) -> ChatWords {
-        match self.report().filter(|report| !report.credential_refused()) {
-            Some(report) => ChatWords {
-                kind: report.chat_kind().to_owned(),
-                message: report.text(),
-                param: report.param.clone(),
-                code: report.code.clone(),
-            },
-            None => ChatWords {
-                kind: SERVER_ERROR.to_owned(),
-                message: self.own_message(),
-                param: None,
-                code: self.cause().map(|cause| cause.code().to_owned()),
-            },
-        }
-    }
-}
-
-/// The members of a Chat error.
-struct ChatWords {
-    kind: String,
-    message: String,
-    param: Option<String>,
-    code: Option<String>,
-}
-
-impl ChatWords {
-    /// The same members as they are written.
-    fn words(&self) -> ErrorWords<'_> {
-        ErrorWords {
-            kind: &self.kind,
-            message: &self.message,
-            param: self.param.as_deref(),
-            code: self.code.as_deref(),
+            Failure::Cut => {
+                let message = "the upstream closed the stream before the end".to_owned();
+                (502, "api_error", message)
+            }
+            Failure::Unreadable(what) => {
+                let message = format!("the upstream's answer cannot be read: {what}");
+                (502, "api_error", message)
+            }
+        };
+        match protocol {
+            Protocol::Messages => Verdict::new(status, kind, message),
+            Protocol::Chat => {
+                let mut verdict = Verdict::new(status, SERVER_ERROR, message);
+                verdict.words.code = self.cause().map(|cause| cause.code().to_owned());
+                verdict
+            }
         }
     }
 }

@@ -1,8 +1,15 @@
 //! The `input` list of a Responses request, and its repair: a call without a result, or a result without a call, is
 //! answered 400 by the API for the rest of the session, so both get what they miss. It does not read the client's body.
 
-use super::json::{Node, Object, Text};
+use super::json::{Node, Object, Text, object};
+use crate::config::bridge::ToolMedia;
 use std::collections::{HashMap, HashSet};
+
+/// What a tool is said to have put out if it has put out nothing.
+const NO_OUTPUT: &str = "(no output)";
+
+/// What stands for the media that follow in a message of their own.
+const OUTPUT_FOLLOWS: &str = "(output follows)";
 
 /// Output of a call whose result the history has lost.
 const NO_OUTPUT_RECORDED: &str = "(no output recorded)";
@@ -98,11 +105,19 @@ impl<'a> Part<'a> {
     /// The part as Responses has it.
     pub(crate) fn into_node(self) -> Node<'a> {
         match self {
-            Part::Text(text) => Node::object([
-                ("type", Node::word("input_text")),
-                ("text", Node::Text(text)),
-            ]),
+            Part::Text(text) => object! {"type": "input_text", "text": text}.into(),
             Part::Media(node) => node,
+        }
+    }
+}
+
+impl Role {
+    /// The word for it.
+    fn word(self) -> &'static str {
+        match self {
+            Role::Developer => "developer",
+            Role::User => "user",
+            Role::Assistant => "assistant",
         }
     }
 }
@@ -146,11 +161,8 @@ impl<'a> Input<'a> {
     }
 
     /// Adds a text of the assistant; to the item before, if that is one of his too.
-    pub(crate) fn assistant_text(&mut self, text: Text<'a>, phase: Option<&'static str>) {
-        let part = Node::object([
-            ("type", Node::word("output_text")),
-            ("text", Node::Text(text)),
-        ]);
+    pub(crate) fn assistant_text(&mut self, text: &Text<'a>, phase: Option<&'static str>) {
+        let part = output_text(text);
         if let Some(Item::Message {
             role: Role::Assistant,
             content,
@@ -201,31 +213,15 @@ impl<'a> Input<'a> {
 
     /// Whether anybody but the developer says something.
     pub(crate) fn is_conversation(&self) -> bool {
-        let of_conversation = |item: &Item<'_>| {
-            !matches!(
-                item,
-                Item::Message {
-                    role: Role::Developer,
-                    ..
-                } | Item::Reasoning(_)
-            )
-        };
-        self.items.iter().any(of_conversation)
+        let says = |item: &Item<'_>| !matches!(item.role(), None | Some(Role::Developer));
+        self.items.iter().any(says)
     }
 
     /// Whether it ends with a text of the assistant, which the model will not continue.
     pub(crate) fn ends_with_assistant(&self) -> bool {
-        let last = self
-            .items
-            .iter()
-            .rfind(|item| !matches!(item, Item::Reasoning(_)));
-        matches!(
-            last,
-            Some(Item::Message {
-                role: Role::Assistant,
-                ..
-            })
-        )
+        let mut items = self.items.iter();
+        let last = items.rfind(|item| !matches!(item, Item::Reasoning(_)));
+        matches!(last, Some(Item::Message { role, .. }) if *role == Role::Assistant)
     }
 
     /// The list, with an output for every call, and reasoning only where something of its own turn follows.
@@ -235,16 +231,16 @@ impl<'a> Input<'a> {
         let mut reasoning = Vec::new();
         for item in self.items {
             if let Item::Reasoning(_) = item {
-                reasoning.push(item.into_node());
+                reasoning.push(item.into_object().into());
                 continue;
             }
-            if item.is_turn_of_assistant() {
+            if item.role() == Some(Role::Assistant) {
                 nodes.append(&mut reasoning);
             }
             reasoning.clear();
             let lost = item.lost_output(&answered);
-            nodes.push(item.into_node());
-            nodes.extend(lost.map(Item::into_node));
+            let items = [Some(item), lost].into_iter().flatten();
+            nodes.extend(items.map(|item| item.into_object().into()));
         }
         Node::List(nodes)
     }
@@ -263,16 +259,14 @@ impl<'a> Input<'a> {
 }
 
 impl<'a> Item<'a> {
-    /// Whether the assistant has made it, so that reasoning may stand before it.
-    fn is_turn_of_assistant(&self) -> bool {
-        matches!(
-            self,
-            Item::Call { .. }
-                | Item::Message {
-                    role: Role::Assistant,
-                    ..
-                }
-        )
+    /// Who has made it; nobody says reasoning by itself.
+    fn role(&self) -> Option<Role> {
+        match self {
+            Item::Message { role, .. } => Some(*role),
+            Item::Call { .. } => Some(Role::Assistant),
+            Item::Output { .. } => Some(Role::User),
+            Item::Reasoning(_) => None,
+        }
     }
 
     /// The output to put behind a call that has none.
@@ -288,80 +282,89 @@ impl<'a> Item<'a> {
     }
 
     /// The item as Responses has it.
-    fn into_node(self) -> Node<'a> {
+    fn into_object(self) -> Object<'a> {
         match self {
+            // Without `id` and `status`, which stand only in answers.
             Item::Message {
                 role,
                 content,
                 phase,
-            } => message_node(role, content, phase),
+            } => object! {
+                "type": "message",
+                "role": role.word(),
+                "content": content,
+                "phase": phase,
+            },
             Item::Call {
                 kind,
                 id,
                 name,
                 arguments,
-            } => Node::object([
-                ("type", Node::word(kind.call_type())),
-                ("call_id", Node::text(&id)),
-                ("name", Node::Text(name)),
-                (kind.arguments_name(), Node::Text(arguments)),
-            ]),
-            Item::Output { kind, id, output } => Node::object([
-                ("type", Node::word(kind.output_type())),
-                ("call_id", Node::text(&id)),
-                ("output", output),
-            ]),
+            } => {
+                let mut call = object! {
+                    "type": kind.call_type(),
+                    "call_id": Node::text(&id),
+                    "name": name,
+                };
+                call.push(kind.arguments_name(), arguments);
+                call
+            }
+            Item::Output { kind, id, output } => object! {
+                "type": kind.output_type(),
+                "call_id": Node::text(&id),
+                "output": output,
+            },
             // No `id`: with `store: false` it would be looked up, and not found.
-            Item::Reasoning(encrypted) => Node::object([
-                ("type", Node::word("reasoning")),
-                ("summary", Node::List(Vec::new())),
-                ("encrypted_content", Node::Text(encrypted)),
-            ]),
+            Item::Reasoning(encrypted) => object! {
+                "type": "reasoning",
+                "summary": Vec::new(),
+                "encrypted_content": encrypted,
+            },
         }
     }
 }
 
-/// A message as Responses has it: without `id` and `status`, which stand only in answers.
-fn message_node<'a>(role: Role, content: Vec<Node<'a>>, phase: Option<&'static str>) -> Node<'a> {
-    let role = match role {
-        Role::Developer => "developer",
-        Role::User => "user",
-        Role::Assistant => "assistant",
+/// A text of the assistant.
+pub(crate) fn output_text<'a>(text: &Text<'a>) -> Node<'a> {
+    object! {"type": "output_text", "text": text}.into()
+}
+
+/// What a tool has put out: `output` of the item, and media that are to follow in a user message. The output is a string
+/// where there are only texts, else a list.
+pub(crate) fn tool_output(parts: Vec<Part<'_>>, media: ToolMedia) -> (Node<'_>, Vec<Part<'_>>) {
+    let texts_only = parts.iter().all(Part::is_text);
+    if media == ToolMedia::Inline && !texts_only {
+        let parts = parts.into_iter().map(Part::into_node).collect();
+        return (Node::List(parts), Vec::new());
+    }
+    let (texts, media): (Vec<_>, Vec<_>) = parts.into_iter().partition(Part::is_text);
+    let texts: Vec<_> = texts.into_iter().filter_map(Part::into_text).collect();
+    let output = match (texts.is_empty(), media.is_empty()) {
+        (true, true) => Node::word(NO_OUTPUT),
+        (true, false) => Node::word(OUTPUT_FOLLOWS),
+        _ => Node::Text(Text::join(texts, "\\n")),
     };
-    let mut message = Object::default();
-    message.push("type", Node::word("message"));
-    message.push("role", Node::word(role));
-    message.push("content", Node::List(content));
-    message.push_some("phase", phase.map(Node::word));
-    Node::Object(message)
+    (output, media)
 }
 
 /// What a tool's result without a call becomes: its text with a note, and its media.
 pub(crate) fn orphan<'a>(output: Node<'a>) -> Vec<Part<'a>> {
-    let mut texts = Vec::new();
-    let mut media = Vec::new();
-    match output {
-        Node::Text(text) => texts.push(text),
-        Node::List(parts) => {
-            for part in parts {
-                match text_of_part(&part) {
-                    Some(text) => texts.push(text),
-                    None => media.push(Part::Media(part)),
-                }
-            }
+    let (mut texts, mut media) = (Vec::new(), Vec::new());
+    let parts = match output {
+        Node::Text(text) => {
+            texts.push(text);
+            Vec::new()
         }
-        _ => {}
+        Node::List(parts) => parts,
+        _ => Vec::new(),
+    };
+    for part in parts {
+        match part.member("text") {
+            Some(Node::Text(text)) => texts.push(text.clone()),
+            _ => media.push(Part::Media(part)),
+        }
     }
     let text = Text::Joined(vec![Text::word(ORPHAN), Text::join(texts, "\\n")]);
-    let mut parts = vec![Part::Text(text)];
-    parts.append(&mut media);
-    parts
-}
-
-/// The text of a part that is one.
-fn text_of_part<'a>(part: &Node<'a>) -> Option<Text<'a>> {
-    match part.member("text")? {
-        Node::Text(text) => Some(text.clone()),
-        _ => None,
-    }
+    media.insert(0, Part::Text(text));
+    media
 }

@@ -5,6 +5,7 @@ use super::fact::{Call, Fact};
 use super::input::CallKind;
 use super::json::{Half, Node};
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// Most content parts of one item.
@@ -47,6 +48,8 @@ enum Stream {
 /// The item under way.
 #[derive(Debug, Default)]
 pub(crate) struct Item {
+    /// What it has said and the reader has not taken.
+    pub(crate) facts: Vec<Fact>,
     /// Its `type`, once it is known.
     kind: Option<String>,
     /// Its `id`, once it is known.
@@ -86,68 +89,56 @@ impl Sent {
 }
 
 impl Item {
-    /// The facts of an event of this type.
-    pub(crate) fn event(
-        &mut self,
-        kind: &str,
-        event: &Node<'_>,
-        out: &mut Vec<Fact>,
-    ) -> Result<(), Unreadable> {
+    /// Reads an event of this type.
+    pub(crate) fn event(&mut self, kind: &str, event: &Node<'_>) -> Result<(), Unreadable> {
         match kind {
             "response.output_item.added" => {
                 if let Some(item) = event.member("item") {
-                    self.added(item, out);
+                    self.added(item);
                 }
+                Ok(())
             }
-            "response.output_text.delta" => self.delta(PartKind::Text, event, out)?,
-            "response.refusal.delta" => self.delta(PartKind::Refusal, event, out)?,
-            "response.output_text.done" => {
-                self.part_done(PartKind::Text, index_of(event), event, out)?
-            }
-            "response.refusal.done" => {
-                self.part_done(PartKind::Refusal, index_of(event), event, out)?
-            }
+            "response.output_text.delta" => self.delta(PartKind::Text, event),
+            "response.refusal.delta" => self.delta(PartKind::Refusal, event),
+            "response.output_text.done" => self.part_done(PartKind::Text, index_of(event), event),
+            "response.refusal.done" => self.part_done(PartKind::Refusal, index_of(event), event),
             "response.reasoning_summary_text.delta" | "response.reasoning_text.delta" => {
-                self.thinking(event, out)?
+                self.thinking(event)
             }
             "response.function_call_arguments.delta" | "response.custom_tool_call_input.delta" => {
-                let delta = self.delta_of(Stream::Arguments, event, out)?;
-                self.more_arguments(delta, out)?;
+                let delta = self.delta_of(Stream::Arguments, event)?;
+                self.more_arguments(delta)
             }
             "response.function_call_arguments.done" | "response.custom_tool_call_input.done" => {
-                self.arguments_done(&arguments_of(event), out)?;
+                self.arguments_done(&arguments_of(event))
             }
-            _ => {}
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// The item as it is when it is whole.
-    pub(crate) fn done(&mut self, item: &Node<'_>, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
-        let kind = item
-            .member_text("type")
-            .map(|kind| kind.into_owned())
-            .or(self.kind.take());
-        match kind.as_deref().unwrap_or("") {
-            "message" => self.message_done(item, out)?,
-            "reasoning" => self.reasoning_done(item, out)?,
-            "function_call" => self.call_done(CallKind::Function, item, out)?,
-            "custom_tool_call" => self.call_done(CallKind::Custom, item, out)?,
-            "web_search_call" => out.push(search(item)),
+    pub(crate) fn done(&mut self, item: &Node<'_>) -> Result<(), Unreadable> {
+        let kind = item.member_text("type").map(Cow::into_owned);
+        match kind.or(self.kind.take()).as_deref().unwrap_or("") {
+            "message" => self.message_done(item)?,
+            "reasoning" => self.reasoning_done(item)?,
+            "function_call" => self.call_done(CallKind::Function, item)?,
+            "custom_tool_call" => self.call_done(CallKind::Custom, item)?,
+            "web_search_call" => self.facts.push(search(item)),
             _ => {}
         }
-        self.give_half(out)?;
-        out.push(Fact::ItemEnd);
+        self.give_half()?;
+        self.facts.push(Fact::ItemEnd);
         Ok(())
     }
 
     /// The stream has ended well without a last word about this item.
-    pub(crate) fn end(&mut self, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
-        self.give_half(out)?;
+    pub(crate) fn end(&mut self) -> Result<(), Unreadable> {
+        self.give_half()?;
         if !self.called && !self.early.is_empty() {
             return Err(Unreadable("a tool call without a name"));
         }
-        out.push(Fact::ItemEnd);
+        self.facts.push(Fact::ItemEnd);
         Ok(())
     }
 
@@ -161,50 +152,39 @@ impl Item {
     }
 
     /// `output_item.added`: the item's type, and the call it makes, if it is one.
-    fn added(&mut self, item: &Node<'_>, out: &mut Vec<Fact>) {
-        let own = |name| item.member_text(name).map(|text| text.into_owned());
-        self.kind = own("type");
-        self.id = own("id");
+    fn added(&mut self, item: &Node<'_>) {
+        let own = |name| item.member_text(name).map(Cow::into_owned);
+        (self.kind, self.id) = (own("type"), own("id"));
         let kind = match self.kind.as_deref() {
             Some("function_call") => CallKind::Function,
             Some("custom_tool_call") => CallKind::Custom,
             _ => return,
         };
-        let some = |name| own(name).filter(|text| !text.is_empty());
-        if let (false, Some(id), Some(name)) = (self.called, some("call_id"), some("name")) {
+        let (id, name) = (item.some_text("call_id"), item.some_text("name"));
+        if let (false, Some(id), Some(name)) = (self.called, id, name) {
             self.called = true;
-            out.push(Fact::Call(Call { id, name, kind }));
+            self.facts.push(Fact::Call(Call { id, name, kind }));
         }
     }
 
     /// More of a text.
-    fn delta(
-        &mut self,
-        kind: PartKind,
-        event: &Node<'_>,
-        out: &mut Vec<Fact>,
-    ) -> Result<(), Unreadable> {
+    fn delta(&mut self, kind: PartKind, event: &Node<'_>) -> Result<(), Unreadable> {
         let index = index_of(event);
-        let delta = self.delta_of(Stream::Part(kind, index), event, out)?;
+        let delta = self.delta_of(Stream::Part(kind, index), event)?;
         self.part(kind, index)?.push(&delta);
-        say(kind, &delta, out);
+        self.say(kind, &delta);
         Ok(())
     }
 
     /// The text of a delta, but for the first half of a character at its end; one that is not there is empty.
-    fn delta_of(
-        &mut self,
-        stream: Stream,
-        event: &Node<'_>,
-        out: &mut Vec<Fact>,
-    ) -> Result<String, Unreadable> {
+    fn delta_of(&mut self, stream: Stream, event: &Node<'_>) -> Result<String, Unreadable> {
         let text = match event.member("delta") {
             None => return Ok(String::new()),
             Some(Node::Text(text)) => text,
             Some(_) => return Err(Unreadable("a delta that is no text")),
         };
         if self.half.as_ref().is_some_and(|(of, _)| *of != stream) {
-            self.give_half(out)?;
+            self.give_half()?;
         }
         let half = self.half.take().map(|(_, half)| half);
         let (plain, half) = text.plain_behind(half);
@@ -213,54 +193,41 @@ impl Item {
     }
 
     /// The second half of a character does not come.
-    fn give_half(&mut self, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
+    fn give_half(&mut self) -> Result<(), Unreadable> {
+        let Some((stream, _)) = self.half.take() else {
+            return Ok(());
+        };
         let lost = char::REPLACEMENT_CHARACTER.to_string();
-        match self.half.take().map(|(stream, _)| stream) {
-            None => {}
-            Some(Stream::Part(kind, index)) => {
+        match stream {
+            Stream::Part(kind, index) => {
                 self.part(kind, index)?.push(&lost);
-                say(kind, &lost, out);
+                self.say(kind, &lost);
             }
-            Some(Stream::Thinking(_)) => {
-                self.thought = true;
-                out.push(Fact::Thinking(lost));
-            }
-            Some(Stream::Arguments) => self.more_arguments(lost, out)?,
+            Stream::Thinking(_) => self.think(lost),
+            Stream::Arguments => self.more_arguments(lost)?,
         }
         Ok(())
     }
 
     /// The whole of a text has come, with both halves of all characters.
-    fn has_come(
-        &mut self,
-        stream: Stream,
-        whole: &str,
-        out: &mut Vec<Fact>,
-    ) -> Result<(), Unreadable> {
-        let is_whole = !whole.is_empty();
-        if is_whole && self.half.as_ref().is_some_and(|(of, _)| *of == stream) {
+    fn has_come(&mut self, stream: Stream, whole: &str) -> Result<(), Unreadable> {
+        let is_of = |half: &(Stream, Half)| half.0 == stream;
+        if !whole.is_empty() && self.half.as_ref().is_some_and(is_of) {
             self.half = None;
         }
-        self.give_half(out)
+        self.give_half()
     }
 
     /// The whole of a text, of which the rest is to be shown.
-    fn part_done(
-        &mut self,
-        kind: PartKind,
-        index: u64,
-        part: &Node<'_>,
-        out: &mut Vec<Fact>,
-    ) -> Result<(), Unreadable> {
-        let member = if kind == PartKind::Text {
-            "text"
-        } else {
-            "refusal"
-        };
-        let whole = part.member_text(member).unwrap_or_default();
-        self.has_come(Stream::Part(kind, index), &whole, out)?;
+    fn part_done(&mut self, kind: PartKind, index: u64, part: &Node<'_>) -> Result<(), Unreadable> {
+        let whole = part.member_text(match kind {
+            PartKind::Text => "text",
+            PartKind::Refusal => "refusal",
+        });
+        let whole = whole.unwrap_or_default();
+        self.has_come(Stream::Part(kind, index), &whole)?;
         let rest = self.part(kind, index)?.rest(&whole);
-        say(kind, rest, out);
+        self.say(kind, rest);
         Ok(())
     }
 
@@ -273,62 +240,58 @@ impl Item {
     }
 
     /// More of the reasoning. Parts of a summary are paragraphs.
-    fn thinking(&mut self, event: &Node<'_>, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
-        let part = event
-            .member("summary_index")
-            .and_then(Node::as_number)
-            .unwrap_or_else(|| index_of(event));
-        let mut text = self.delta_of(Stream::Thinking(part), event, out)?;
+    fn thinking(&mut self, event: &Node<'_>) -> Result<(), Unreadable> {
+        let part = event.member_number("summary_index");
+        let part = part.unwrap_or_else(|| index_of(event));
+        let mut text = self.delta_of(Stream::Thinking(part), event)?;
         if part > self.summary_part {
             self.summary_part = part;
             text.insert_str(0, "\n\n");
         }
         if !text.is_empty() {
-            self.thought = true;
-            out.push(Fact::Thinking(text));
+            self.think(text);
         }
         Ok(())
     }
 
     /// More of the arguments.
-    fn more_arguments(&mut self, delta: String, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
+    fn more_arguments(&mut self, delta: String) -> Result<(), Unreadable> {
         if !self.called {
             self.early.push_str(&delta);
-            return if self.early.len() > EARLY_ARGUMENTS {
-                Err(Unreadable("a tool call without a name"))
-            } else {
-                Ok(())
-            };
+            if self.early.len() > EARLY_ARGUMENTS {
+                return Err(Unreadable("a tool call without a name"));
+            }
+            return Ok(());
         }
         self.arguments.push(&delta);
         if !delta.is_empty() {
-            out.push(Fact::Arguments(delta));
+            self.facts.push(Fact::Arguments(delta));
         }
         Ok(())
     }
 
     /// The whole arguments, of which the rest is to be shown.
-    fn arguments_done(&mut self, whole: &str, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
-        self.has_come(Stream::Arguments, whole, out)?;
+    fn arguments_done(&mut self, whole: &str) -> Result<(), Unreadable> {
+        self.has_come(Stream::Arguments, whole)?;
         if !self.called {
             if !whole.is_empty() {
                 self.early.clear();
             }
-            return self.more_arguments(whole.to_owned(), out);
+            return self.more_arguments(whole.to_owned());
         }
         let rest = self.arguments.rest(whole);
         if !rest.is_empty() {
-            out.push(Fact::Arguments(rest.to_owned()));
+            self.facts.push(Fact::Arguments(rest.to_owned()));
         }
         Ok(())
     }
 
     /// The rest of a message's parts.
-    fn message_done(&mut self, item: &Node<'_>, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
+    fn message_done(&mut self, item: &Node<'_>) -> Result<(), Unreadable> {
         for (part, index) in item.member_list("content").iter().zip(0..) {
             match part.member_text("type").as_deref() {
-                Some("output_text") => self.part_done(PartKind::Text, index, part, out)?,
-                Some("refusal") => self.part_done(PartKind::Refusal, index, part, out)?,
+                Some("output_text") => self.part_done(PartKind::Text, index, part)?,
+                Some("refusal") => self.part_done(PartKind::Refusal, index, part)?,
                 _ => {}
             }
         }
@@ -336,108 +299,83 @@ impl Item {
     }
 
     /// The reasoning, if no delta brought it, and its encrypted form.
-    fn reasoning_done(&mut self, item: &Node<'_>, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
-        self.give_half(out)?;
+    fn reasoning_done(&mut self, item: &Node<'_>) -> Result<(), Unreadable> {
+        self.give_half()?;
         if !self.thought {
             let texts = [texts_of(item, "summary"), texts_of(item, "content")];
-            if let Some(text) = texts.into_iter().find(|text| !text.is_empty()) {
-                out.push(Fact::Thinking(text));
-            }
+            let text = texts.into_iter().find(|text| !text.is_empty());
+            self.facts.extend(text.map(Fact::Thinking));
         }
-        if let Some(encrypted) = item
-            .member_text("encrypted_content")
-            .filter(|text| !text.is_empty())
-        {
-            out.push(Fact::Encrypted(encrypted.into_owned()));
-        }
+        let encrypted = item.some_text("encrypted_content");
+        self.facts.extend(encrypted.map(Fact::Encrypted));
         Ok(())
     }
 
     /// The call, if it was not made known, and the rest of its arguments.
-    fn call_done(
-        &mut self,
-        kind: CallKind,
-        item: &Node<'_>,
-        out: &mut Vec<Fact>,
-    ) -> Result<(), Unreadable> {
+    fn call_done(&mut self, kind: CallKind, item: &Node<'_>) -> Result<(), Unreadable> {
         let mut whole = arguments_of(item);
         if !self.called {
-            let some = |name| item.member_text(name).filter(|text| !text.is_empty());
-            let (Some(name), Some(id)) = (some("name"), some("call_id").or_else(|| some("id")))
-            else {
+            let id = item.some_text("call_id").or_else(|| item.some_text("id"));
+            let (Some(name), Some(id)) = (item.some_text("name"), id) else {
                 return Err(Unreadable("a tool call without a name"));
             };
             if whole.is_empty() {
-                self.give_half(out)?;
+                self.give_half()?;
                 whole = std::mem::take(&mut self.early);
             }
             self.called = true;
-            out.push(Fact::Call(Call {
-                id: id.into_owned(),
-                name: name.into_owned(),
-                kind,
-            }));
+            self.facts.push(Fact::Call(Call { id, name, kind }));
         }
-        self.arguments_done(&whole, out)
+        self.arguments_done(&whole)
     }
-}
 
-/// Adds text, if there is any.
-fn say(kind: PartKind, text: &str, out: &mut Vec<Fact>) {
-    if text.is_empty() {
-        return;
+    /// Adds text, if there is any.
+    fn say(&mut self, kind: PartKind, text: &str) {
+        if !text.is_empty() {
+            self.facts.push(match kind {
+                PartKind::Text => Fact::Text(text.to_owned()),
+                PartKind::Refusal => Fact::Refusal(text.to_owned()),
+            });
+        }
     }
-    out.push(match kind {
-        PartKind::Text => Fact::Text(text.to_owned()),
-        PartKind::Refusal => Fact::Refusal(text.to_owned()),
-    });
+
+    /// Adds reasoning.
+    fn think(&mut self, text: String) {
+        self.thought = true;
+        self.facts.push(Fact::Thinking(text));
+    }
 }
 
 /// `content_index`; 0 where it is not there.
 fn index_of(event: &Node<'_>) -> u64 {
-    event
-        .member("content_index")
-        .and_then(Node::as_number)
-        .unwrap_or(0)
+    event.member_number("content_index").unwrap_or(0)
 }
 
 /// The whole arguments of a function, or input of a custom tool.
 fn arguments_of(event: &Node<'_>) -> String {
-    let whole = event
-        .member_text("arguments")
-        .or_else(|| event.member_text("input"));
+    let whole = event.member_text("arguments");
+    let whole = whole.or_else(|| event.member_text("input"));
     whole.unwrap_or_default().into_owned()
 }
 
 /// The texts of a list of parts, as paragraphs.
 fn texts_of(item: &Node<'_>, member: &str) -> String {
-    let parts = item
-        .member_list(member)
-        .iter()
-        .filter_map(|part| part.member_text("text"));
-    parts
-        .filter(|text| !text.is_empty())
-        .collect::<Vec<_>>()
-        .join("\n\n")
+    let parts = item.member_list(member).iter();
+    let texts: Vec<String> = parts.filter_map(|part| part.some_text("text")).collect();
+    texts.join("\n\n")
 }
 
 /// A web search, or a page that was opened.
 fn search(item: &Node<'_>) -> Fact {
-    let action = item.member("action");
-    let word = |name| action?.member_text(name).filter(|text| !text.is_empty());
-    let query = word("query")
-        .or_else(|| word("url"))
-        .unwrap_or_default()
-        .into_owned();
-    let sources = action
-        .map(|action| action.member_list("sources"))
-        .unwrap_or_default();
-    let sources = sources
-        .iter()
-        .filter_map(|source| source.member_text("url"))
-        .map(|url| url.into_owned());
+    let action = item.member("action").unwrap_or(&Node::Null);
+    let query = action
+        .some_text("query")
+        .or_else(|| action.some_text("url"));
+    let sources = action.member_list("sources").iter();
     Fact::Search {
-        query,
-        sources: sources.filter(|url| !url.is_empty()).collect(),
+        query: query.unwrap_or_default(),
+        sources: sources
+            .filter_map(|source| source.some_text("url"))
+            .collect(),
     }
 }

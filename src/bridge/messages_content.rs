@@ -2,34 +2,20 @@
 //! but for the place that a refusal names.
 
 use super::error::Refusal;
-use super::input::Part;
-use super::json::{Node, Object, Text};
+use super::input::{Part, tool_output};
+use super::json::{Node, Text, object};
 use super::record::{Content, Path, Record};
 use crate::config::bridge::ToolMedia;
 use std::collections::HashSet;
 
-/// What a tool is said to have put out if it has put out nothing.
-const NO_OUTPUT: &str = "(no output)";
-
-/// The same, where it failed.
+/// What a tool is said to have put out if it has failed and put out nothing.
 const FAILED_WITHOUT_OUTPUT: &str = "(tool failed without output)";
-
-/// What stands for the media that follow in a message of their own.
-const OUTPUT_FOLLOWS: &str = "(output follows)";
 
 /// How texts of failed tools begin that need no mark, in lower case.
 const ERROR_MARKS: [&str; 2] = ["error", "<tool_use_error>"];
 
 /// The media type of images that name none.
 const DEFAULT_IMAGE: &str = "image/png";
-
-/// A tool's result.
-pub(crate) struct ToolOutput<'a> {
-    /// `output` of the item.
-    pub(crate) output: Node<'a>,
-    /// What is to follow in a user message.
-    pub(crate) media: Vec<Part<'a>>,
-}
 
 /// The parts of some blocks of the message at `place`. Tools that they refer to are put down as loaded.
 pub(crate) fn parts_of<'a>(
@@ -51,13 +37,13 @@ pub(crate) fn parts_of<'a>(
     Ok(parts)
 }
 
-/// The output of a `tool_result` block of the message at `place`.
-pub(crate) fn tool_output<'a>(
+/// The output of a `tool_result` block of the message at `place`, and media that are to follow in a user message.
+pub(crate) fn result_output<'a>(
     block: &Record<'_, 'a>,
     place: Path,
     media: ToolMedia,
     loaded: &mut HashSet<String>,
-) -> Result<ToolOutput<'a>, Refusal> {
+) -> Result<(Node<'a>, Vec<Part<'a>>), Refusal> {
     let mut parts = match block.content("content")? {
         Content::Text(text) if text.is_empty() => Vec::new(),
         Content::Text(text) => vec![Part::Text(text.clone())],
@@ -66,27 +52,7 @@ pub(crate) fn tool_output<'a>(
     if block.flag("is_error")? {
         mark_error(&mut parts);
     }
-    Ok(output_of(parts, media))
-}
-
-/// A string where there are only texts, else a list.
-fn output_of(parts: Vec<Part<'_>>, media: ToolMedia) -> ToolOutput<'_> {
-    let texts_only = parts.iter().all(Part::is_text);
-    if media == ToolMedia::Inline && !texts_only {
-        let output = Node::List(parts.into_iter().map(Part::into_node).collect());
-        return ToolOutput {
-            output,
-            media: Vec::new(),
-        };
-    }
-    let (texts, media): (Vec<_>, Vec<_>) = parts.into_iter().partition(Part::is_text);
-    let texts: Vec<_> = texts.into_iter().filter_map(Part::into_text).collect();
-    let output = match (texts.is_empty(), media.is_empty()) {
-        (true, true) => Node::word(NO_OUTPUT),
-        (true, false) => Node::word(OUTPUT_FOLLOWS),
-        _ => Node::Text(Text::join(texts, "\\n")),
-    };
-    ToolOutput { output, media }
+    Ok(tool_output(parts, media))
 }
 
 /// Responses has no flag for a failed tool: the text has to say it.
@@ -125,11 +91,9 @@ fn image<'a>(block: &Record<'_, 'a>, place: Path) -> Result<Part<'a>, Refusal> {
         "url" => source.need_text("url")?.clone(),
         other => return Err(cannot(place, "image", other)),
     };
-    Ok(Part::Media(Node::object([
-        ("type", Node::word("input_image")),
-        ("image_url", Node::Text(url)),
-        ("detail", Node::word("auto")),
-    ])))
+    Ok(Part::Media(
+        object! {"type": "input_image", "image_url": url, "detail": "auto"}.into(),
+    ))
 }
 
 /// A document: a file part, or its text.
@@ -144,13 +108,15 @@ fn document<'a>(
     let mut parts: Vec<Part<'a>> = match kind.as_ref() {
         "base64" if source.word("media_type")? == "application/pdf" => {
             let name = title.unwrap_or(Text::word("document.pdf"));
-            let data = data_uri(
-                Text::word("application/pdf"),
-                source.need_text("data")?.clone(),
-            );
-            return Ok(vec![file([("filename", name), ("file_data", data)])]);
+            let data = source.need_text("data")?.clone();
+            let data = data_uri(Text::word("application/pdf"), data);
+            let file = object! {"type": "input_file", "filename": name, "file_data": data};
+            return Ok(vec![Part::Media(file.into())]);
         }
-        "url" => return Ok(vec![file([("file_url", source.need_text("url")?.clone())])]),
+        "url" => {
+            let file = object! {"type": "input_file", "file_url": source.need_text("url")?};
+            return Ok(vec![Part::Media(file.into())]);
+        }
         "text" | "content" => title.map(Part::Text).into_iter().collect(),
         other => return Err(cannot(place, "document", other)),
     };
@@ -160,16 +126,6 @@ fn document<'a>(
         Content::Blocks(blocks) => parts.append(&mut parts_of(&blocks, place, loaded)?),
     }
     Ok(parts)
-}
-
-/// A file part with these members.
-fn file<'a, const N: usize>(members: [(&'static str, Text<'a>); N]) -> Part<'a> {
-    let mut file = Object::default();
-    file.push("type", Node::word("input_file"));
-    for (name, text) in members {
-        file.push(name, Node::Text(text));
-    }
-    Part::Media(Node::Object(file))
 }
 
 /// The text of a search result: title, source and content.

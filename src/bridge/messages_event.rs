@@ -1,7 +1,7 @@
 //! The events of a Messages answer, as JSON of a stream and as one message. In which order they come is a matter of
 //! [`super::messages_response`].
 
-use super::json::{Node, Object, to_string};
+use super::json::{Node, Object, object, parse, to_string};
 use super::sse::write_event;
 
 /// One event of the stream.
@@ -89,23 +89,21 @@ pub(crate) struct MessagesUsage {
 impl Event {
     /// Writes it into a stream; every event has its name, which clients read.
     pub(crate) fn write(&self, model: &str, out: &mut Vec<u8>) {
-        let node = match self {
-            Event::Start { id } => Node::object([
-                ("type", Node::word(self.name())),
-                ("message", empty_message(id, model)),
-            ]),
+        let name = self.name();
+        let data = match self {
+            Event::Start { id } => object! {"type": name, "message": empty_message(id, model)},
             Event::Open { index, block } => {
-                self.of_block(*index, Some(("content_block", block.node())))
+                object! {"type": name, "index": *index, "content_block": block.object("", "")}
             }
-            Event::Delta { index, delta } => self.of_block(*index, Some(("delta", delta.node()))),
-            Event::Close { index } => self.of_block(*index, None),
-            Event::End { ending, usage } => Node::object([
-                ("type", Node::word(self.name())),
-                ("delta", Node::Object(ending.members())),
-                ("usage", Node::Object(usage.members())),
-            ]),
+            Event::Delta { index, delta } => {
+                object! {"type": name, "index": *index, "delta": delta.object()}
+            }
+            Event::Close { index } => object! {"type": name, "index": *index},
+            Event::End { ending, usage } => {
+                object! {"type": name, "delta": ending.members(), "usage": usage.object()}
+            }
         };
-        write_event(Some(self.name()), &to_string(&node), out);
+        write_event(Some(name), &to_string(&data.into()), out);
         if matches!(self, Event::End { .. }) {
             write_event(Some("message_stop"), r#"{"type":"message_stop"}"#, out);
         }
@@ -121,126 +119,97 @@ impl Event {
             Event::End { .. } => "message_delta",
         }
     }
-
-    /// The data of an event about one block.
-    fn of_block<'a>(&self, index: u64, more: Option<(&'static str, Node<'a>)>) -> Node<'a> {
-        let mut event = Object::default();
-        event.push("type", Node::word(self.name()));
-        event.push("index", Node::number(index));
-        if let Some((name, node)) = more {
-            event.push(name, node);
-        }
-        Node::Object(event)
-    }
-}
-
-/// Writes the `error` event of an answer that has begun.
-pub(crate) fn write_error(error: Node<'static>, out: &mut Vec<u8>) {
-    let node = Node::object([("type", Node::word("error")), ("error", error)]);
-    write_event(Some("error"), &to_string(&node), out);
-}
-
-/// Writes what keeps a silent stream alive.
-pub(crate) fn write_ping(out: &mut Vec<u8>) {
-    write_event(Some("ping"), r#"{"type":"ping"}"#, out);
 }
 
 /// A message of which nothing has come.
-pub(crate) fn empty_message(id: &str, model: &str) -> Node<'static> {
-    let usage = [
-        "input_tokens",
-        "cache_creation_input_tokens",
-        "cache_read_input_tokens",
-        "output_tokens",
-    ];
-    Node::object([
-        ("id", Node::text(id)),
-        ("type", Node::word("message")),
-        ("role", Node::word("assistant")),
-        ("model", Node::text(model)),
-        ("content", Node::List(Vec::new())),
-        ("stop_reason", Node::Null),
-        ("stop_sequence", Node::Null),
-        (
-            "usage",
-            Node::object(usage.map(|name| (name, Node::number(0)))),
-        ),
-    ])
+pub(crate) fn empty_message<'a>(id: &str, model: &str) -> Object<'a> {
+    object! {
+        "id": Node::text(id),
+        "type": "message",
+        "role": "assistant",
+        "model": Node::text(model),
+        "content": Vec::new(),
+        "stop_reason": Node::Null,
+        "stop_sequence": Node::Null,
+        "usage": object! {
+            "input_tokens": 0_u64,
+            "cache_creation_input_tokens": 0_u64,
+            "cache_read_input_tokens": 0_u64,
+            "output_tokens": 0_u64,
+        },
+    }
 }
 
 impl Block {
-    /// The block as it begins.
-    pub(crate) fn node(&self) -> Node<'static> {
-        let empty = || Node::word("");
+    /// The block with so much of its text, which of a tool is the JSON of its input; as it begins, with none.
+    pub(crate) fn object<'a>(&self, text: &'a str, signature: &str) -> Object<'a> {
         match self {
-            Block::Text => Node::object([("type", Node::word("text")), ("text", empty())]),
-            Block::Thinking => thinking_node(empty(), empty()),
-            Block::ToolUse { id, name } => {
-                tool_node("tool_use", id, name, Node::Object(Object::default()))
+            Block::Text => object! {"type": "text", "text": Node::text(text)},
+            Block::Thinking => object! {
+                "type": "thinking",
+                "thinking": Node::text(text),
+                "signature": Node::text(signature),
+            },
+            Block::ToolUse { id, name } => object! {
+                "type": "tool_use",
+                "id": Node::text(id),
+                "name": Node::text(name),
+                "input": input(text),
+            },
+            Block::WebSearch { id } => object! {
+                "type": "server_tool_use",
+                "id": Node::text(id),
+                "name": "web_search",
+                "input": input(text),
+            },
+            Block::SearchResult { id, sources } => {
+                let sources = sources.iter().map(|url| source(url).into());
+                object! {
+                    "type": "web_search_tool_result",
+                    "tool_use_id": Node::text(id),
+                    "content": sources.collect::<Vec<Node<'_>>>(),
+                }
             }
-            Block::WebSearch { id } => tool_node(
-                "server_tool_use",
-                id,
-                "web_search",
-                Node::Object(Object::default()),
-            ),
-            Block::SearchResult { id, sources } => Node::object([
-                ("type", Node::word("web_search_tool_result")),
-                ("tool_use_id", Node::text(id)),
-                (
-                    "content",
-                    Node::List(sources.iter().map(|url| source_node(url)).collect()),
-                ),
-            ]),
         }
     }
 }
 
-/// A thinking block.
-pub(crate) fn thinking_node(thinking: Node<'static>, signature: Node<'static>) -> Node<'static> {
-    Node::object([
-        ("type", Node::word("thinking")),
-        ("thinking", thinking),
-        ("signature", signature),
-    ])
-}
-
-/// A block that calls a tool.
-pub(crate) fn tool_node<'a>(kind: &'static str, id: &str, name: &str, input: Node<'a>) -> Node<'a> {
-    Node::object([
-        ("type", Node::word(kind)),
-        ("id", Node::text(id)),
-        ("name", Node::text(name)),
-        ("input", input),
-    ])
+/// A tool's input from its JSON text. What is no object, as a model may write it, or a limit may have cut it, cannot be in a
+/// message; the client's own check of the tool's schema tells the model.
+fn input(text: &str) -> Node<'_> {
+    let node = parse(text.as_bytes()).ok();
+    let object = node.filter(|node| node.as_object().is_some());
+    object.unwrap_or(Node::Object(Object::default()))
 }
 
 /// One source of a search.
-fn source_node(url: &str) -> Node<'static> {
-    Node::object([
-        ("type", Node::word("web_search_result")),
-        ("url", Node::text(url)),
-        ("title", Node::text(url)),
-        ("encrypted_content", Node::word("")),
-        ("page_age", Node::Null),
-    ])
+fn source<'a>(url: &str) -> Object<'a> {
+    object! {
+        "type": "web_search_result",
+        "url": Node::text(url),
+        "title": Node::text(url),
+        "encrypted_content": "",
+        "page_age": Node::Null,
+    }
 }
 
 impl Delta {
     /// What a search looked for, as a tool's input.
     pub(crate) fn query(query: &str) -> Self {
-        Delta::Json(to_string(&Node::object([("query", Node::text(query))])))
+        Delta::Json(to_string(&object! {"query": Node::text(query)}.into()))
     }
 
     /// The `delta` object.
-    fn node(&self) -> Node<'static> {
-        let (kind, member, text) = match self {
-            Delta::Text(text) => ("text_delta", "text", text),
-            Delta::Thinking(text) => ("thinking_delta", "thinking", text),
-            Delta::Signature(text) => ("signature_delta", "signature", text),
-            Delta::Json(text) => ("input_json_delta", "partial_json", text),
+    fn object(&self) -> Object<'static> {
+        let (kind, member) = match self {
+            Delta::Text(_) => ("text_delta", "text"),
+            Delta::Thinking(_) => ("thinking_delta", "thinking"),
+            Delta::Signature(_) => ("signature_delta", "signature"),
+            Delta::Json(_) => ("input_json_delta", "partial_json"),
         };
-        Node::object([("type", Node::word(kind)), (member, Node::text(text))])
+        let mut delta = object! {"type": kind};
+        delta.push(member, Node::text(self.text()));
+        delta
     }
 
     /// What it adds.
@@ -264,50 +233,31 @@ impl Ending {
             Ending::Refusal => ("refusal", None),
             Ending::StopSequence(sequence) => ("stop_sequence", Some(sequence.as_str())),
         };
-        let mut members = Object::default();
-        members.push("stop_reason", Node::word(reason));
-        members.push("stop_sequence", Node::text_or_null(sequence));
-        if *self == Ending::Refusal {
-            let details = [
-                ("type", Node::word("refusal")),
-                ("category", Node::Null),
-                ("explanation", Node::Null),
-            ];
-            members.push("stop_details", Node::object(details));
+        let details =
+            || object! {"type": "refusal", "category": Node::Null, "explanation": Node::Null};
+        object! {
+            "stop_reason": reason,
+            "stop_sequence": Node::text_or_null(sequence),
+            "stop_details": (*self == Ending::Refusal).then(details),
         }
-        members
     }
 }
 
 impl MessagesUsage {
     /// The `usage` object.
-    pub(crate) fn members(&self) -> Object<'static> {
-        let mut members = Object::default();
-        members.push("input_tokens", Node::number(self.input));
-        members.push(
-            "cache_creation_input_tokens",
-            Node::number(self.cache_write),
-        );
-        members.push("cache_read_input_tokens", Node::number(self.cached));
-        members.push("output_tokens", Node::number(self.output));
-        if self.thinking > 0 {
-            let details = Node::object([("thinking_tokens", Node::number(self.thinking))]);
-            members.push("output_tokens_details", details);
+    pub(crate) fn object(&self) -> Object<'static> {
+        let thinking = (self.thinking > 0).then(|| object! {"thinking_tokens": self.thinking});
+        let searches = (self.searches > 0).then(|| object! {"web_search_requests": self.searches});
+        let speed = if self.fast { "fast" } else { "standard" };
+        object! {
+            "input_tokens": self.input,
+            "cache_creation_input_tokens": self.cache_write,
+            "cache_read_input_tokens": self.cached,
+            "output_tokens": self.output,
+            "output_tokens_details": thinking,
+            "server_tool_use": searches,
+            "service_tier": if self.fast { "priority" } else { "standard" },
+            "speed": self.tell_speed.then_some(speed),
         }
-        if self.searches > 0 {
-            let requests = Node::object([("web_search_requests", Node::number(self.searches))]);
-            members.push("server_tool_use", requests);
-        }
-        members.push(
-            "service_tier",
-            Node::word(if self.fast { "priority" } else { "standard" }),
-        );
-        if self.tell_speed {
-            members.push(
-                "speed",
-                Node::word(if self.fast { "fast" } else { "standard" }),
-            );
-        }
-        members
     }
 }

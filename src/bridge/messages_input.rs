@@ -3,9 +3,9 @@
 
 use super::carrier::Carrier;
 use super::error::Refusal;
-use super::input::{CallKind, Input, Part, Role, orphan};
+use super::input::{CallKind, Input, Part, Role, orphan, output_text};
 use super::json::{Node, Text, to_string};
-use super::messages_content::{ToolOutput, parts_of, tool_output};
+use super::messages_content::{parts_of, result_output};
 use super::models::Model;
 use super::names::{ToolNames, call_id};
 use super::options::UpstreamBridge;
@@ -212,8 +212,7 @@ impl<'n, 'a, 'c> Conversation<'n, 'a, 'c> {
         message: &Record<'n, 'a>,
     ) -> Result<Vec<Part<'a>>, Refusal> {
         let media = self.upstream.options.tool_media;
-        let ToolOutput { output, media } =
-            tool_output(block, message.path, media, &mut self.tools.loaded)?;
+        let (output, media) = result_output(block, message.path, media, &mut self.tools.loaded)?;
         let id = call_id(&block.need_text("tool_use_id")?.plain()).into_owned();
         let mut said = match self.input.output(id, output) {
             Ok(()) => Vec::new(),
@@ -257,11 +256,7 @@ impl<'n, 'a, 'c> Conversation<'n, 'a, 'c> {
                 .for_each(|text| self.assistant_text(text, call_follows)),
             "compaction" => {
                 if let Some(text) = block.some_text("content")? {
-                    let part = Node::object([
-                        ("type", Node::word("output_text")),
-                        ("text", Node::Text(text.clone())),
-                    ]);
-                    self.input.assistant(vec![part]);
+                    self.input.assistant(vec![output_text(text)]);
                 }
             }
             "thinking" => self.thinking(block.text("signature")?),
@@ -283,7 +278,7 @@ impl<'n, 'a, 'c> Conversation<'n, 'a, 'c> {
             "final_answer"
         };
         self.input
-            .assistant_text(text.clone(), self.model.phase().then_some(phase));
+            .assistant_text(text, self.model.phase().then_some(phase));
     }
 
     /// Reasoning goes back to where it came from, and nowhere else.

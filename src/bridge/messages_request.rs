@@ -3,7 +3,7 @@
 //! week.
 
 use super::error::Refusal;
-use super::json::{Node, Object, Text, parse};
+use super::json::{Node, Object, Text, object, parse};
 use super::messages_input::Conversation;
 use super::messages_tools::{Tools, choice};
 use super::models::{Model, effort_of_budget};
@@ -123,7 +123,7 @@ pub(crate) fn convert<'a>(
     context.search = tools.searches();
     context.names = names;
     if upstream.options.system_as == SystemAs::Instructions && !system.is_empty() {
-        draft.set("instructions", Node::Text(Text::join(system, "\\n\\n")));
+        draft.set("instructions", Text::join(system, "\\n\\n"));
     }
     set_tools(&mut draft, body, tools)?;
     draft.set("input", conversation.input);
@@ -209,11 +209,11 @@ fn set_tools<'a>(
         return Ok(());
     }
     draft.set("tools", tools.into_node());
-    draft.set_some("tool_choice", node);
+    draft.set("tool_choice", node);
     if let Some(chosen) = chosen
         && chosen.flag("disable_parallel_tool_use")?
     {
-        draft.set("parallel_tool_calls", Node::Bool(false));
+        draft.set("parallel_tool_calls", false);
     }
     Ok(())
 }
@@ -251,29 +251,21 @@ fn set_include(draft: &mut Draft<'_>, context: &ResponseContext, upstream: &Upst
 
 /// `output_config.format`.
 fn set_format<'a>(draft: &mut Draft<'a>, body: &Record<'_, 'a>) -> Result<(), Refusal> {
-    let Some(format) = body
-        .record("output_config")?
-        .map(|config| config.record("format"))
-        .transpose()?
-        .flatten()
-    else {
+    let config = body.record("output_config")?;
+    let format = config.map(|config| config.record("format")).transpose()?;
+    let Some(format) = format.flatten() else {
         return Ok(());
     };
     if format.word("type")? != "json_schema" {
         return Err(format.path.refuse("only json_schema"));
     }
-    let schema = format
-        .record("schema")?
-        .map_or_else(Object::default, |schema| schema.object().clone());
+    let schema = format.record("schema")?;
+    let schema = schema.map_or_else(Object::default, |schema| schema.object().clone());
     let schema = Node::Object(schema);
     let strict = is_strict_safe(&schema);
-    let format = Node::object([
-        ("type", Node::word("json_schema")),
-        ("name", Node::word("output")),
-        ("schema", schema),
-        ("strict", Node::Bool(strict)),
-    ]);
-    draft.set("text", Node::object([("format", format)]));
+    let format =
+        object! {"type": "json_schema", "name": "output", "schema": schema, "strict": strict};
+    draft.set("text", object! {"format": format});
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //! conversation has loaded it.
 
 use super::error::Refusal;
-use super::json::{Node, Object};
+use super::json::{Node, object};
 use super::messages_input::MentionedTools;
 use super::names::{ToolNames, tool_name};
 use super::record::Record;
@@ -95,32 +95,28 @@ impl<'a> Tools<'a> {
         let schema = repair(tool.node("input_schema"));
         // Left out, `strict` would be on: every optional parameter then comes, as an empty string.
         let strict = tool.flag("strict")? && is_strict_safe(&schema);
-        let mut function = Object::default();
-        function.push("type", Node::word("function"));
-        function.push("name", Node::Text(names.upstream(&name)?));
-        function.push_some(
-            "description",
-            tool.some_text("description")?.cloned().map(Node::Text),
-        );
-        function.push("parameters", schema);
-        function.push("strict", Node::Bool(strict));
-        self.nodes.push(Node::Object(function));
+        let function = object! {
+            "type": "function",
+            "name": names.upstream(&name)?,
+            "description": tool.some_text("description")?,
+            "parameters": schema,
+            "strict": strict,
+        };
+        self.nodes.push(function.into());
         self.functions.insert(name.into_owned());
         Ok(())
     }
 
     /// The hosted web search.
     fn web_search(&mut self, tool: &Record<'_, 'a>, dropped: &mut Dropped) -> Result<(), Refusal> {
-        let mut search = Object::default();
-        search.push("type", Node::word("web_search"));
         let domains = tool.list("allowed_domains")?;
-        if !domains.is_empty() {
-            let filters = Node::object([("allowed_domains", Node::List(domains.to_vec()))]);
-            search.push("filters", filters);
-        }
-        if let Some(place) = tool.record("user_location")? {
-            search.push("user_location", Node::Object(place.object().clone()));
-        }
+        let filters = (!domains.is_empty()).then(|| object! {"allowed_domains": domains.to_vec()});
+        let place = tool.record("user_location")?;
+        let search = object! {
+            "type": "web_search",
+            "filters": filters,
+            "user_location": place.map(|place| place.object().clone()),
+        };
         for name in ["blocked_domains", "max_uses"] {
             if tool.says(name) {
                 dropped.add(&format!("tools.web_search.{name}"));
@@ -128,7 +124,7 @@ impl<'a> Tools<'a> {
         }
         self.searches
             .insert(tool.need_text("name")?.plain().into_owned());
-        self.nodes.push(Node::Object(search));
+        self.nodes.push(search.into());
         Ok(())
     }
 }
@@ -164,17 +160,11 @@ fn named_choice<'a>(
     dropped: &mut Dropped,
 ) -> Result<Node<'a>, Refusal> {
     if tools.functions.contains(name) {
-        return Ok(Node::object([
-            ("type", Node::word("function")),
-            ("name", Node::text(&tool_name(name))),
-        ]));
+        return Ok(object! {"type": "function", "name": Node::text(&tool_name(name))}.into());
     }
     if tools.searches.contains(name) {
-        return Ok(Node::word(if tools.nodes.len() == 1 {
-            "required"
-        } else {
-            "auto"
-        }));
+        let is_alone = tools.nodes.len() == 1;
+        return Ok(Node::word(if is_alone { "required" } else { "auto" }));
     }
     if tools.listed.contains(name) {
         dropped.add("tool_choice.not_loaded");

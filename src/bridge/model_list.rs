@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use super::Protocol;
 use super::error::{Answer, Refusal};
-use super::json::{Node, to_string};
+use super::json::{Node, Object, object};
 use super::models::Model;
 use crate::config::ModelEntry;
 
@@ -45,14 +45,13 @@ pub fn models_answer(
     models: &[ModelEntry],
 ) -> Result<Answer, Refusal> {
     let name = decoded(request.name);
-    let node = match (name.is_empty(), request.protocol) {
+    let body = match (name.is_empty(), request.protocol) {
         (true, Protocol::Messages) => page(&listed(models), &Page::of(request.query)?)?,
         (true, Protocol::Chat) => {
-            let models = listed(models).into_iter().map(chat_model);
-            Node::object([
-                ("object", Node::word("list")),
-                ("data", Node::List(models.collect())),
-            ])
+            let models = listed(models)
+                .into_iter()
+                .map(|name| chat_model(name).into());
+            object! {"object": "list", "data": models.collect::<Vec<Node<'_>>>()}
         }
         (false, protocol) => {
             Model::find(&name, models)?;
@@ -62,7 +61,7 @@ pub fn models_answer(
             }
         }
     };
-    Ok(Answer::json(200, to_string(&node).into_bytes()))
+    Ok(Answer::json(200, body))
 }
 
 /// The names that the map spells out, each once, in its order.
@@ -78,7 +77,7 @@ fn listed(models: &[ModelEntry]) -> Vec<&str> {
 }
 
 /// A part of Anthropic's list.
-fn page(names: &[&str], page: &Page) -> Result<Node<'static>, Refusal> {
+fn page(names: &[&str], page: &Page) -> Result<Object<'static>, Refusal> {
     let place = |parameter: &'static str, id: &String| {
         let at = names.iter().position(|name| name == id);
         at.ok_or_else(|| Refusal::invalid(parameter, "there is no such model in the list"))
@@ -100,31 +99,26 @@ fn page(names: &[&str], page: &Page) -> Result<Node<'static>, Refusal> {
             (&rest[..end], end < rest.len())
         }
     };
-    let models = shown.iter().map(|name| messages_model(name));
-    Ok(Node::object([
-        ("data", Node::List(models.collect())),
-        ("has_more", Node::Bool(more)),
-        ("first_id", Node::text_or_null(shown.first().copied())),
-        ("last_id", Node::text_or_null(shown.last().copied())),
-    ]))
+    let models = shown.iter().map(|name| messages_model(name).into());
+    Ok(object! {
+        "data": models.collect::<Vec<Node<'_>>>(),
+        "has_more": more,
+        "first_id": Node::text_or_null(shown.first().copied()),
+        "last_id": Node::text_or_null(shown.last().copied()),
+    })
 }
 
-fn messages_model(name: &str) -> Node<'static> {
-    Node::object([
-        ("type", Node::word("model")),
-        ("id", Node::text(name)),
-        ("display_name", Node::text(name)),
-        ("created_at", Node::word(UNKNOWN_DATE)),
-    ])
+fn messages_model(name: &str) -> Object<'static> {
+    object! {
+        "type": "model",
+        "id": Node::text(name),
+        "display_name": Node::text(name),
+        "created_at": UNKNOWN_DATE,
+    }
 }
 
-fn chat_model(name: &str) -> Node<'static> {
-    Node::object([
-        ("id", Node::text(name)),
-        ("object", Node::word("model")),
-        ("created", Node::number(0)),
-        ("owned_by", Node::word(OWNER)),
-    ])
+fn chat_model(name: &str) -> Object<'static> {
+    object! {"id": Node::text(name), "object": "model", "created": 0_u64, "owned_by": OWNER}
 }
 
 impl Page {

@@ -23,13 +23,13 @@ const END_MARK: &[u8] = b"[DONE]";
 /// The reader of one answer.
 #[derive(Debug)]
 pub(crate) struct Reader {
-    /// What the upstream said about the answer as a whole.
-    pub(crate) head: Head,
     /// Nothing more is read: the answer has ended or failed.
     over: bool,
     /// Index of the item that is shown.
     current: Option<u64>,
     item: Item,
+    /// Facts that have not been given, but for those of the item that is shown.
+    facts: Vec<Fact>,
     /// Indexes of items that are whole.
     closed: BTreeSet<u64>,
     /// Events of other items, by index.
@@ -48,10 +48,10 @@ impl Reader {
     /// A reader that holds at most `limit` bytes of what has to wait.
     pub(crate) fn new(limit: usize) -> Self {
         Reader {
-            head: Head::default(),
             over: false,
             current: None,
             item: Item::default(),
+            facts: Vec::new(),
             closed: BTreeSet::new(),
             waiting: BTreeMap::new(),
             by_id: HashMap::new(),
@@ -63,44 +63,42 @@ impl Reader {
 
     /// The facts in the next event. After [`Fact::Done`] and [`Fact::Failed`] there are none.
     pub(crate) fn feed(&mut self, event: &Event) -> Vec<Fact> {
-        let mut out = Vec::new();
         let data = event.data.trim_ascii();
-        if !self.over && !data.is_empty() && data != END_MARK {
-            let read = self.event(event, &mut out);
-            self.or_failed(read, &mut out);
+        if self.over || data.is_empty() || data == END_MARK {
+            return Vec::new();
         }
-        out
+        let read = self.event(event);
+        self.take_facts(read)
     }
 
     /// The facts of an answer that is one response object: a gateway that does not stream.
     pub(crate) fn feed_whole(&mut self, body: &[u8]) -> Vec<Fact> {
-        let mut out = Vec::new();
         let read = match parse(body) {
-            Ok(response) => self.whole(&response, &mut out),
+            Ok(response) => self.whole(&response),
             Err(_) => Err(Unreadable("a body that is not JSON")),
         };
-        self.or_failed(read, &mut out);
-        out
+        self.take_facts(read)
     }
 
-    /// Makes a fault the last fact.
-    fn or_failed(&mut self, read: Result<(), Unreadable>, out: &mut Vec<Fact>) {
+    /// What has been read; a fault is the last fact.
+    fn take_facts(&mut self, read: Result<(), Unreadable>) -> Vec<Fact> {
+        self.facts.append(&mut self.item.facts);
         if let Err(Unreadable(what)) = read {
             self.over = true;
-            out.push(Fact::Failed(Failure::Unreadable(what)));
+            self.facts.push(Fact::Failed(Failure::Unreadable(what)));
         }
+        std::mem::take(&mut self.facts)
     }
 
     /// One event.
-    fn event(&mut self, raw: &Event, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
-        let event = parse(&raw.data).map_err(|_| Unreadable("an event that is not JSON"))?;
+    fn event(&mut self, raw: &Event) -> Result<(), Unreadable> {
+        let event = parsed(raw)?;
         let kind = kind_of(raw, &event);
+        let response = event.member("response").unwrap_or(&Node::Null);
         match kind.as_ref() {
             "response.created" | "response.in_progress" | "response.queued" => {
-                event
-                    .member("response")
-                    .into_iter()
-                    .for_each(|response| self.head.note(response));
+                self.facts.push(Fact::Head(Head::read(response)));
+                Ok(())
             }
             "response.completed"
             | "response.incomplete"
@@ -108,48 +106,38 @@ impl Reader {
             | "response.done"
             | "response.cancelled"
             | "response.canceled"
-            | "error" => {
-                self.terminal(&kind, &event, out)?;
-            }
-            "" if event.member("error").is_some() => self.terminal("error", &event, out)?,
-            kind if kind.starts_with("response.") => self.item_event(kind, &event, raw, out)?,
-            _ => {}
+            | "error" => self.end(&kind, &event, response),
+            "" if event.member("error").is_some() => self.end("error", &event, response),
+            kind if kind.starts_with("response.") => self.item_event(kind, &event, raw),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// A response object that is the whole answer.
-    fn whole(&mut self, response: &Node<'_>, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
-        let status = response.member_text("status").unwrap_or_default();
+    fn whole(&mut self, response: &Node<'_>) -> Result<(), Unreadable> {
         let is_response = response.member("output").and_then(Node::as_list).is_some();
-        let kind = match status.as_ref() {
+        let is_error = || {
+            response
+                .member("error")
+                .or(response.member("detail"))
+                .is_some()
+        };
+        let kind = match response.member_text("status").unwrap_or_default().as_ref() {
             "incomplete" => "response.incomplete",
             "failed" => "response.failed",
             "cancelled" | "canceled" => "response.cancelled",
             "completed" | "" if is_response => "response.completed",
-            _ if response
-                .member("error")
-                .or(response.member("detail"))
-                .is_some() =>
-            {
-                "error"
+            _ if is_error() => {
+                let inner = response.member("response").unwrap_or(&Node::Null);
+                return self.end("error", response, inner);
             }
             _ => return Err(Unreadable("a body that is no finished response")),
         };
-        if kind == "error" {
-            return self.terminal(kind, response, out);
-        }
-        self.end(kind, response, response, out)
+        self.end(kind, response, response)
     }
 
     /// An event of an item: shown, or put to those that wait.
-    fn item_event(
-        &mut self,
-        kind: &str,
-        event: &Node<'_>,
-        raw: &Event,
-        out: &mut Vec<Fact>,
-    ) -> Result<(), Unreadable> {
+    fn item_event(&mut self, kind: &str, event: &Node<'_>, raw: &Event) -> Result<(), Unreadable> {
         let Some(index) = self.index_of(kind, event)? else {
             return Ok(());
         };
@@ -161,14 +149,14 @@ impl Reader {
             self.waiting.entry(index).or_default().push(raw.clone());
             return Ok(());
         }
-        self.show(index, kind, event, out)?;
-        self.advance(out)
+        self.show(index, kind, event)?;
+        self.advance()
     }
 
     /// The index of the item that an event is about, learning the item's id.
     fn index_of(&mut self, kind: &str, event: &Node<'_>) -> Result<Option<u64>, Unreadable> {
         let item_id = event.member("item").and_then(|item| item.member_text("id"));
-        let index = match event.member("output_index").and_then(Node::as_number) {
+        let index = match event.member_number("output_index") {
             Some(index) => Some(index),
             None => {
                 let id = event.member_text("item_id").or_else(|| item_id.clone());
@@ -195,23 +183,18 @@ impl Reader {
     }
 
     /// Shows an event of the current item.
-    fn show(
-        &mut self,
-        index: u64,
-        kind: &str,
-        event: &Node<'_>,
-        out: &mut Vec<Fact>,
-    ) -> Result<(), Unreadable> {
+    fn show(&mut self, index: u64, kind: &str, event: &Node<'_>) -> Result<(), Unreadable> {
         if kind != "response.output_item.done" {
-            return self.item.event(kind, event, out);
+            return self.item.event(kind, event);
         }
         self.item
-            .done(event.member("item").unwrap_or(&Node::Null), out)?;
+            .done(event.member("item").unwrap_or(&Node::Null))?;
         self.close(index)
     }
 
     /// The item that is shown is whole.
     fn close(&mut self, index: u64) -> Result<(), Unreadable> {
+        self.facts.append(&mut self.item.facts);
         self.item = Item::default();
         self.current = None;
         self.learn(0)?;
@@ -220,7 +203,7 @@ impl Reader {
     }
 
     /// While no item is shown, shows the first that waits.
-    fn advance(&mut self, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
+    fn advance(&mut self) -> Result<(), Unreadable> {
         while self.current.is_none()
             && let Some((index, events)) = self.waiting.pop_first()
         {
@@ -229,40 +212,17 @@ impl Reader {
                 let bytes = raw.data.len() + raw.name.len();
                 self.held = self.held.saturating_sub(bytes + ENTRY_BYTES);
                 if self.current == Some(index) {
-                    self.replay(index, &raw, out)?;
+                    let event = parsed(&raw)?;
+                    self.show(index, &kind_of(&raw, &event), &event)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// Shows an event that has waited.
-    fn replay(&mut self, index: u64, raw: &Event, out: &mut Vec<Fact>) -> Result<(), Unreadable> {
-        let event = parse(&raw.data).map_err(|_| Unreadable("an event that is not JSON"))?;
-        let kind = kind_of(raw, &event);
-        self.show(index, &kind, &event, out)
-    }
-
-    /// An event that ends the answer.
-    fn terminal(
-        &mut self,
-        kind: &str,
-        event: &Node<'_>,
-        out: &mut Vec<Fact>,
-    ) -> Result<(), Unreadable> {
-        let response = event.member("response").unwrap_or(&Node::Null);
-        self.end(kind, event, response, out)
-    }
-
-    /// The end of the answer, as `response` tells it.
-    fn end(
-        &mut self,
-        kind: &str,
-        event: &Node<'_>,
-        response: &Node<'_>,
-        out: &mut Vec<Fact>,
-    ) -> Result<(), Unreadable> {
-        self.head.note(response);
+    /// An event that ends the answer, as its `response` tells it.
+    fn end(&mut self, kind: &str, event: &Node<'_>, response: &Node<'_>) -> Result<(), Unreadable> {
+        self.facts.push(Fact::Head(Head::read(response)));
         let status = response.member_text("status").unwrap_or_default();
         let error = response.member("error").or(event.member("error"));
         let has_failed = matches!(kind, "error" | "response.failed") || status == "failed";
@@ -275,37 +235,38 @@ impl Reader {
             } else {
                 Report::cancelled(error)
             };
-            out.push(Fact::Failed(Failure::Reported(report)));
+            self.facts.push(Fact::Failed(Failure::Reported(report)));
             return Ok(()); // what waits is neither shown nor closed
         }
-        self.show_rest(response.member_list("output"), out)?;
+        self.show_rest(response.member_list("output"))?;
         self.over = true;
-        let incomplete =
-            (kind == "response.incomplete" || status == "incomplete").then(|| incomplete(response));
-        let usage = Usage::read(response);
-        out.push(Fact::Done(Final { incomplete, usage }));
+        let is_incomplete = kind == "response.incomplete" || status == "incomplete";
+        self.facts.push(Fact::Done(Final {
+            incomplete: is_incomplete.then(|| incomplete(response)),
+            usage: Usage::read(response),
+        }));
         Ok(())
     }
 
     /// Shows and closes what is open or waits, and the items of `output` that have not been seen.
-    fn show_rest(&mut self, output: &[Node<'_>], out: &mut Vec<Fact>) -> Result<(), Unreadable> {
+    fn show_rest(&mut self, output: &[Node<'_>]) -> Result<(), Unreadable> {
         while let Some(index) = self.current {
-            let last_word = usize::try_from(index)
-                .ok()
-                .and_then(|index| output.get(index));
+            let last_word = usize::try_from(index).ok().and_then(|at| output.get(at));
             match last_word.filter(|item| self.item.is(item)) {
-                Some(item) => self.item.done(item, out)?,
-                None => self.item.end(out)?,
+                Some(item) => self.item.done(item)?,
+                None => self.item.end()?,
             }
             self.close(index)?;
-            self.advance(out)?;
+            self.advance()?;
         }
         for (item, index) in output.iter().zip(0..) {
-            let known = item
-                .member_text("id")
-                .is_some_and(|id| self.by_id.contains_key(id.as_ref()));
+            let id = item.member_text("id");
+            let known = id.is_some_and(|id| self.by_id.contains_key(id.as_ref()));
             if !known && self.closed.insert(index) {
-                Item::default().done(item, out)?;
+                let mut unseen = Item::default();
+                let done = unseen.done(item);
+                self.facts.append(&mut unseen.facts);
+                done?;
             }
         }
         Ok(())
@@ -330,6 +291,11 @@ impl Reader {
         }
         Ok(())
     }
+}
+
+/// The data of an event.
+fn parsed(raw: &Event) -> Result<Node<'_>, Unreadable> {
+    parse(&raw.data).map_err(|_| Unreadable("an event that is not JSON"))
 }
 
 /// What an event is: by its data, or where these do not tell, by its name.

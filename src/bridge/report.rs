@@ -1,14 +1,22 @@
-//! An upstream's error and what it means to a client of Messages: the first rule that holds gives status, type and text.
-//! The texts are those by which Claude Code shortens a conversation, strips thinking, waits or repeats. How an answer is
+//! An upstream's error and what it means to a client: for one of Messages the first rule that holds gives status, type and
+//! text. The texts are those by which Claude Code shortens a conversation, strips thinking, waits or repeats. How an answer is
 //! made of it stands in [`super::failure`].
 
-use super::error::{ErrorWords, cut};
-use super::failure::SERVER_ERROR;
+use super::Protocol;
+use super::error::{Answer, ErrorWords, cut};
 use super::json::Node;
 use super::retry_after::seconds_of;
+use crate::codec::error::Cause;
+use std::borrow::Cow;
+
+/// The `type` of an error of Chat that has none.
+pub(crate) const SERVER_ERROR: &str = "server_error";
 
 /// The text of an error that has none.
 const NO_MESSAGE: &str = "upstream error";
+
+/// What is told where the upstream has refused the operator's credential.
+const CREDENTIAL_REFUSED: &str = "the upstream refused the gateway's credential";
 
 /// Numbers of fewer digits are no token counts.
 const TOKEN_DIGITS: usize = 4;
@@ -23,9 +31,9 @@ pub(crate) struct Report {
     /// Its `type`.
     pub(crate) kind: Option<String>,
     /// Its `code`.
-    pub(crate) code: Option<String>,
+    code: Option<String>,
     /// The member of the request that it names.
-    pub(crate) param: Option<String>,
+    param: Option<String>,
     /// Seconds until a next try, of its header or its body.
     pub(crate) retry_after: Option<u64>,
     /// The operator's credential was sent, not the client's.
@@ -34,18 +42,16 @@ pub(crate) struct Report {
     pub(crate) untold: bool,
 }
 
-/// What a client of Messages is told.
+/// What a client is told.
 pub(crate) struct Verdict {
     /// Status of an HTTP answer.
-    pub(crate) status: u16,
-    /// `error.type`.
-    pub(crate) kind: &'static str,
-    /// `error.message`.
-    pub(crate) message: String,
+    status: u16,
+    /// The members of the error.
+    pub(crate) words: ErrorWords,
     /// Whether the same request may succeed later.
-    pub(crate) retry: bool,
+    retry: bool,
     /// Seconds until then.
-    pub(crate) retry_after: Option<u64>,
+    retry_after: Option<u64>,
 }
 
 impl Verdict {
@@ -53,10 +59,25 @@ impl Verdict {
     pub(crate) fn new(status: u16, kind: &'static str, message: String) -> Self {
         Verdict {
             status,
-            kind,
-            message,
+            words: ErrorWords {
+                kind: kind.into(),
+                message,
+                param: None,
+                code: None,
+            },
             retry: true,
             retry_after: None,
+        }
+    }
+
+    /// The HTTP answer.
+    pub(crate) fn answer(&self, protocol: Protocol, request_id: &str) -> Answer {
+        let answer = Answer::error(self.status, protocol, &self.words, request_id);
+        let answer = answer.retry_after(self.retry_after);
+        if self.retry {
+            answer
+        } else {
+            answer.never_retry()
         }
     }
 
@@ -75,47 +96,28 @@ impl Verdict {
             ..self
         }
     }
-
-    /// The members of the error.
-    pub(crate) fn words(&self) -> ErrorWords<'_> {
-        ErrorWords {
-            kind: self.kind,
-            message: &self.message,
-            param: None,
-            code: None,
-        }
-    }
 }
 
 impl Report {
     /// The error object of an event.
     pub(crate) fn in_stream(error: &Node<'_>) -> Self {
-        let text = |name| {
-            error
-                .member_text(name)
-                .filter(|text| !text.is_empty())
-                .map(|text| text.into_owned())
-        };
         let message = match error {
             Node::Text(text) => Some(text.plain().into_owned()),
-            _ => text("message").or_else(|| text("detail")),
+            _ => error
+                .some_text("message")
+                .or_else(|| error.some_text("detail")),
         };
-        let code = text("code").or_else(|| {
-            error
-                .member("code")?
-                .as_number()
-                .map(|code| code.to_string())
-        });
+        let code = error.some_text("code");
+        let numeric = || Some(error.member_number("code")?.to_string());
+        // The type of an event is none of its error.
+        let is_own = |kind: &String| kind != "error" && !kind.starts_with("response.");
         Report {
-            status: None,
             message,
-            // The type of an event is none of its error.
-            kind: text("type").filter(|kind| kind != "error" && !kind.starts_with("response.")),
-            code,
-            param: text("param"),
+            kind: error.some_text("type").filter(is_own),
+            code: code.or_else(numeric),
+            param: error.some_text("param"),
             retry_after: error.member("resets_in_seconds").and_then(seconds_of),
-            own_credential: false,
-            untold: false,
+            ..Report::default()
         }
     }
 
@@ -128,12 +130,9 @@ impl Report {
 
     /// Whether a body has an error object that says something.
     pub(crate) fn is_in(body: &Node<'_>) -> bool {
-        let Some(error) = body.member("error") else {
-            return false;
-        };
-        ["message", "type", "code"]
-            .iter()
-            .any(|name| error.member_text(name).is_some_and(|text| !text.is_empty()))
+        let error = body.member("error").unwrap_or(&Node::Null);
+        let mut names = ["message", "type", "code"].into_iter();
+        names.any(|name| error.some_text(name).is_some())
     }
 
     /// The error in the body of an HTTP answer: its `error`, else its `detail`, as the ChatGPT backend has it.
@@ -148,7 +147,7 @@ impl Report {
     }
 
     /// Its message, cut to what is handed on.
-    pub(crate) fn text(&self) -> String {
+    fn text(&self) -> String {
         cut(self.message.as_deref().unwrap_or(NO_MESSAGE))
     }
 
@@ -161,8 +160,16 @@ impl Report {
             .any(|name| words.iter().any(|word| name.contains(word)))
     }
 
+    /// What a client of this protocol is told.
+    pub(crate) fn verdict(&self, protocol: Protocol) -> Verdict {
+        match protocol {
+            Protocol::Messages => self.messages_verdict(),
+            Protocol::Chat => self.chat_verdict(),
+        }
+    }
+
     /// The first rule that holds.
-    pub(crate) fn verdict(&self) -> Verdict {
+    fn messages_verdict(&self) -> Verdict {
         let invalid = |message: String| Verdict::new(400, "invalid_request_error", message).never();
         let verdict = match self.status {
             _ if self.is_overflow() => {
@@ -199,8 +206,7 @@ impl Report {
     /// Of a 401 or 403. Where the credential is the operator's, a 401 would tell the user that his own key is wrong.
     fn credential_verdict(&self) -> Verdict {
         if self.own_credential {
-            let message = "the upstream refused the gateway's credential";
-            return Verdict::new(502, "api_error", message.to_owned()).never();
+            return Verdict::new(502, "api_error", CREDENTIAL_REFUSED.to_owned()).never();
         }
         let (status, kind) = match self.status {
             Some(401) => (401, "authentication_error"),
@@ -264,17 +270,32 @@ impl Report {
             || refused
     }
 
-    /// The type for a client of Chat, where the upstream names none.
-    pub(crate) fn chat_kind(&self) -> &str {
-        let default = match self.status {
-            Some(400..500) => "invalid_request_error",
-            _ => SERVER_ERROR,
-        };
-        self.kind.as_deref().unwrap_or(default)
+    /// The upstream's own words, as far as they are the client's business.
+    fn chat_verdict(&self) -> Verdict {
+        let status = self.chat_status();
+        let mut verdict = Verdict::new(status, SERVER_ERROR, CREDENTIAL_REFUSED.to_owned());
+        if self.credential_refused() {
+            let cause = Cause::UpstreamCredentialRefused;
+            verdict.words.code = Some(cause.code().to_owned());
+        } else {
+            let default = match self.status {
+                Some(400..500) => "invalid_request_error",
+                _ => SERVER_ERROR,
+            };
+            let kind = self.kind.clone().map(Cow::Owned);
+            verdict.words = ErrorWords {
+                kind: kind.unwrap_or(default.into()),
+                message: self.text(),
+                param: self.param.clone(),
+                code: self.code.clone(),
+            };
+        }
+        verdict.retry = status >= 429;
+        verdict.after(self.retry_after)
     }
 
     /// The status for a client of Chat: that of the upstream's own answer, else by its words.
-    pub(crate) fn chat_status(&self) -> u16 {
+    fn chat_status(&self) -> u16 {
         match self.status {
             _ if self.credential_refused() => 502,
             Some(status) => status,

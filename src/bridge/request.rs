@@ -3,7 +3,7 @@
 //! [`super::messages_request`] and [`super::chat_request`].
 
 use super::error::Refusal;
-use super::json::{Node, Object, Text, write};
+use super::json::{MemberValue, Node, Object, Text, object, to_string};
 use super::models::Model;
 use super::options::{UpstreamBridge, UpstreamKind};
 use super::record::Record;
@@ -109,45 +109,34 @@ pub(crate) struct Draft<'a> {
 impl<'a> Draft<'a> {
     /// A request for this model.
     pub(crate) fn new(model: &Model<'_>, upstream: &UpstreamBridge) -> Self {
-        let mut members = Object::default();
-        members.push("model", Node::text(&model.name));
-        if upstream.kind == UpstreamKind::Codex {
-            members.push("instructions", Node::word("")); // missing, it answers "Instructions are required"
+        let is_codex = upstream.kind == UpstreamKind::Codex;
+        Draft {
+            members: object! {
+                "model": Node::text(&model.name),
+                "instructions": is_codex.then_some(""), // missing, it answers "Instructions are required"
+            },
+            dropped: Dropped::default(),
         }
-        let dropped = Dropped::default();
-        Draft { members, dropped }
     }
 
-    /// Sets a member; its place on the wire is that of `ORDER`.
-    pub(crate) fn set(&mut self, name: &'static str, value: Node<'a>) {
+    /// Sets a member, if there is a value for it; its place on the wire is that of `ORDER`.
+    pub(crate) fn set(&mut self, name: &'static str, value: impl MemberValue<'a>) {
         debug_assert!(ORDER.contains(&name), "{name} has no place on the wire");
         self.members.set(name, value);
     }
 
-    /// Sets a member if there is a value for it.
-    pub(crate) fn set_some(&mut self, name: &'static str, value: Option<Node<'a>>) {
-        if let Some(value) = value {
-            self.set(name, value);
-        }
-    }
-
     /// `reasoning`, if there is anything to say.
     pub(crate) fn set_reasoning(&mut self, effort: Option<Effort>, summary: Option<&'static str>) {
-        let mut reasoning = Object::default();
-        reasoning.push_some("effort", effort.map(|effort| Node::word(effort.into())));
-        reasoning.push_some("summary", summary.map(Node::word));
-        if !reasoning.is_empty() {
-            self.set("reasoning", Node::Object(reasoning));
-        }
+        let effort: Option<&'static str> = effort.map(Into::into);
+        let reasoning = object! {"effort": effort, "summary": summary};
+        self.set("reasoning", reasoning.or_none());
     }
 
     /// `include`, if there is anything to ask for.
     pub(crate) fn set_include(&mut self, include: Vec<&'static str>) {
         if !include.is_empty() {
-            self.set(
-                "include",
-                Node::List(include.into_iter().map(Node::word).collect()),
-            );
+            let include: Vec<_> = include.into_iter().map(Node::word).collect();
+            self.set("include", include);
         }
     }
 
@@ -168,10 +157,8 @@ impl<'a> Draft<'a> {
         }
         let limit = limit.as_number().filter(|limit| *limit > 0);
         let limit = limit.ok_or_else(|| Refusal::invalid(name, "must be a positive integer"))?;
-        self.set(
-            "max_output_tokens",
-            Node::number(limit.min(model.max_output()).max(LEAST_OUTPUT)),
-        );
+        let limit = limit.min(model.max_output()).max(LEAST_OUTPUT);
+        self.set("max_output_tokens", limit);
         Ok(())
     }
 
@@ -230,17 +217,15 @@ impl<'a> Draft<'a> {
 
     /// The body of a request that is answered by a stream.
     pub(crate) fn into_body(mut self) -> (Vec<u8>, Vec<String>) {
-        self.set("store", Node::Bool(false));
-        self.set("stream", Node::Bool(true));
+        self.set("store", false);
+        self.set("stream", true);
         (serialise(self.members), self.dropped.into_names())
     }
 
     /// The body of a request that only counts the tokens of the prompt.
     pub(crate) fn into_count(self) -> (Vec<u8>, Vec<String>) {
-        (
-            serialise(self.members.only(&COUNTED)),
-            self.dropped.into_names(),
-        )
+        let members = self.members.only(&COUNTED);
+        (serialise(members), self.dropped.into_names())
     }
 }
 
@@ -248,9 +233,7 @@ impl<'a> Draft<'a> {
 fn serialise(mut members: Object<'_>) -> Vec<u8> {
     let mut ordered = Object::default();
     for name in ORDER {
-        ordered.push_some(name, members.remove(name));
+        ordered.push(name, members.remove(name));
     }
-    let mut out = String::new();
-    write(&Node::Object(ordered), &mut out);
-    out.into_bytes()
+    to_string(&ordered.into()).into_bytes()
 }

@@ -2,14 +2,15 @@
 //! fact, so that what fails before can still be a proper HTTP answer. It has no socket and no clock: the exchange calls
 //! it when something has come, or when time has passed.
 
-use super::client_side::ClientSide;
+use super::Protocol;
+use super::client_side::{ClientSide, client_side, write_error, write_ping};
 use super::error::Answer;
 use super::fact::Fact;
 use super::failure::{Failure, UpstreamError};
 use super::json::{BYTE_ORDER_MARK, parse};
 use super::reader::Reader;
 use super::response_context::ResponseContext;
-use super::sse::{Decoder, Event};
+use super::sse::Decoder;
 use crate::codec::error::Cause;
 use std::borrow::Cow;
 
@@ -73,10 +74,11 @@ pub enum Output {
 /// One answer, converted as it comes.
 #[derive(Debug)]
 pub struct ResponseConverter {
+    protocol: Protocol,
     delivery: Delivery,
     body: Body,
     reader: Reader,
-    client: ClientSide,
+    client: Box<dyn ClientSide>,
     ending: Option<Ending>,
     /// The ending has been handed over.
     told: bool,
@@ -105,9 +107,10 @@ impl ResponseConverter {
     /// An answer to the request that left this context.
     pub fn new(context: ResponseContext, delivery: Delivery) -> Self {
         ResponseConverter {
+            protocol: context.protocol,
             body: Body::Unknown(Vec::new()),
             reader: Reader::new(delivery.limits.waiting),
-            client: ClientSide::new(context, &delivery),
+            client: client_side(context, &delivery),
             delivery,
             ending: None,
             told: false,
@@ -188,8 +191,8 @@ impl ResponseConverter {
         if self.ending.is_some() {
             return self.output();
         }
-        let (protocol, id) = (self.client.protocol(), &self.delivery.request_id);
-        let answer = (!self.has_begun()).then(|| error.answer(protocol, id));
+        let id = &self.delivery.request_id;
+        let answer = (!self.has_begun()).then(|| error.answer(self.protocol, id));
         self.fail(error.failure());
         match answer {
             // It may hand on more of the upstream's words than a failure has.
@@ -210,7 +213,7 @@ impl ResponseConverter {
     /// So much time has passed without a fact that the answer should begin: a stream begins, so that pings may follow.
     pub fn commit(&mut self) -> Output {
         if self.ending.is_none() {
-            self.client.begin(&self.reader.head);
+            self.client.begin();
         }
         self.output()
     }
@@ -218,8 +221,11 @@ impl ResponseConverter {
     /// So much time has passed without a byte for the client that it should get one. Only to be called while the
     /// upstream's connection lives: a ping must not hide one that is dead.
     pub fn ping(&mut self) -> Output {
-        if self.ending.is_none() && self.has_begun() {
-            self.client.ping();
+        if self.ending.is_none()
+            && self.has_begun()
+            && let Some(out) = self.client.stream()
+        {
+            write_ping(self.protocol, out);
         }
         self.output()
     }
@@ -284,7 +290,12 @@ impl ResponseConverter {
         match &mut self.body {
             Body::Unknown(_) => {} // it was kept
             Body::Events(decoder) => match decoder.feed(piece) {
-                Ok(events) => events.iter().for_each(|event| self.take_event(event)),
+                Ok(events) => {
+                    for event in &events {
+                        let facts = self.reader.feed(event);
+                        self.take_all(facts);
+                    }
+                }
                 Err(_) => self.fail(Failure::Unreadable("an event of too many bytes")),
             },
             Body::Json(body) if body.len() + piece.len() > self.delivery.limits.whole => {
@@ -294,22 +305,16 @@ impl ResponseConverter {
         }
     }
 
-    /// Takes one event.
-    fn take_event(&mut self, event: &Event) {
-        let facts = self.reader.feed(event);
-        self.take_all(facts);
-    }
-
     /// Takes facts in order; after the end none counts.
     fn take_all(&mut self, facts: Vec<Fact>) {
         for fact in facts {
             match fact {
                 Fact::Failed(failure) => self.fail(failure),
-                Fact::Done(_) if self.ending.is_none() => {
-                    self.client.fact(fact, &self.reader.head);
-                    self.ending = Some(Ending::Done);
+                fact if self.ending.is_none() => {
+                    let is_last = matches!(fact, Fact::Done(_));
+                    self.client.fact(fact);
+                    self.ending = is_last.then_some(Ending::Done);
                 }
-                fact if self.ending.is_none() => self.client.fact(fact, &self.reader.head),
                 _ => {}
             }
             if self.client.whole_length() > self.delivery.limits.whole {
@@ -329,45 +334,44 @@ impl ResponseConverter {
     fn output(&mut self) -> Output {
         let begun = self.has_begun();
         match &self.ending {
-            None => {
-                let bytes = self.client.take_written();
-                if bytes.is_empty() {
-                    Output::Nothing
-                } else {
-                    Output::Write(bytes)
-                }
-            }
+            None => match self.client.stream() {
+                Some(out) if !out.is_empty() => Output::Write(std::mem::take(out)),
+                _ => Output::Nothing,
+            },
             Some(_) if std::mem::replace(&mut self.told, true) => Output::Nothing,
             Some(Ending::Done) => self.done(),
-            Some(Ending::Failed(failure)) if begun => {
-                self.client.error(failure);
-                Output::End {
-                    bytes: self.client.take_written(),
-                    whole: false,
+            Some(Ending::Failed(failure)) => match self.client.stream() {
+                Some(out) if begun => {
+                    write_error(self.protocol, failure.error_object(self.protocol), out);
+                    Output::End {
+                        bytes: std::mem::take(out),
+                        whole: false,
+                    }
                 }
-            }
-            Some(Ending::Failed(failure)) => Output::Answer(self.failed(failure)),
+                _ => Output::Answer(self.failed(failure)),
+            },
         }
     }
 
     /// The last output of an answer that has ended as it should.
     fn done(&mut self) -> Output {
-        match self.client.take_whole() {
-            None => Output::End {
-                bytes: self.client.take_written(),
+        if let Some(out) = self.client.stream() {
+            return Output::End {
+                bytes: std::mem::take(out),
                 whole: true,
-            },
-            Some(Ok(body)) => Output::Answer(Answer::json(200, body)),
-            Some(Err(failure)) => {
-                let answer = self.failed(&failure);
-                self.ending = Some(Ending::Failed(failure));
-                Output::Answer(answer)
+            };
+        }
+        match self.client.take_whole() {
+            Some(body) => Output::Answer(Answer::text(200, body.into_bytes())),
+            None => {
+                self.ending = Some(Ending::Failed(Failure::Cut));
+                Output::Answer(self.failed(&Failure::Cut))
             }
         }
     }
 
     /// The HTTP answer of a failure.
     fn failed(&self, failure: &Failure) -> Answer {
-        failure.answer(self.client.protocol(), &self.delivery.request_id)
+        failure.answer(self.protocol, &self.delivery.request_id)
     }
 }

@@ -29,9 +29,9 @@ pub(crate) fn repair<'a>(schema: Option<&Node<'a>>) -> Node<'a> {
     }
     schema.remove("enum");
     schema.remove("not");
-    schema.set("type", Node::word("object"));
+    schema.set("type", "object");
     if !matches!(schema.get("properties"), Some(Node::Object(_))) {
-        schema.set("properties", Node::Object(Object::default()));
+        schema.set("properties", Object::default());
     }
     Node::Object(schema)
 }
@@ -53,7 +53,7 @@ fn with_items(schema: Node<'_>) -> Node<'_> {
             let mut schema = schema.map_values(repaired_member);
             let has_items = schema.get("items").is_some() || schema.get("prefixItems").is_some();
             if is_array(&schema) && !has_items {
-                schema.push("items", Node::Object(Object::default()));
+                schema.push("items", Object::default());
             }
             Node::Object(schema)
         }
@@ -94,7 +94,7 @@ fn merge<'a>(schema: &mut Object<'a>, combined: &str, branches: &[Node<'a>]) {
         .chain(own)
         .flat_map(|properties| properties.clone().into_members())
         .collect();
-    schema.set("properties", Node::Object(Object::of_members(properties)));
+    schema.set("properties", Object::of_members(properties));
     let Some(needed) = branches
         .iter()
         .map(|branch| required(branch))
@@ -120,7 +120,7 @@ fn require(schema: &mut Object<'_>, names: &BTreeSet<String>) {
     if list.is_empty() {
         schema.remove("required");
     } else {
-        schema.set("required", Node::List(list));
+        schema.set("required", list);
     }
 }
 

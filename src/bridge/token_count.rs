@@ -3,21 +3,13 @@
 
 use super::Protocol;
 use super::error::{Answer, Refusal};
-use super::json::{Node, parse_document, to_string};
+use super::json::{object, parse_document};
 
 /// The client's answer to what `/responses/input_tokens` has answered; without an upstream's answer, status 0 will do.
 pub fn token_count_answer(status: u16, body: &[u8], request_id: &str) -> Answer {
-    let counted = || {
-        parse_document(body)
-            .ok()?
-            .member("input_tokens")?
-            .as_number()
-    };
+    let counted = || parse_document(body).ok()?.member_number("input_tokens");
     match counted().filter(|_| status == 200) {
-        Some(tokens) => {
-            let body = Node::object([("input_tokens", Node::number(tokens))]);
-            Answer::json(200, to_string(&body).into_bytes())
-        }
+        Some(tokens) => Answer::json(200, object! {"input_tokens": tokens}),
         None => Refusal::no_token_count().answer(Protocol::Messages, request_id),
     }
 }

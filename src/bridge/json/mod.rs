@@ -6,7 +6,7 @@ mod reader;
 mod writer;
 
 pub(crate) use reader::{BYTE_ORDER_MARK, parse, parse_document, without_mark};
-pub(crate) use writer::{escape, to_string, write};
+pub(crate) use writer::{escape, to_string};
 
 use crate::codec::json::unescape;
 use std::borrow::Cow;
@@ -44,6 +44,57 @@ pub(crate) struct Half(String);
 /// The members of an object, in order. No two have one name.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Object<'a>(Vec<(Cow<'a, str>, Node<'a>)>);
+
+/// An object of these members, in this order. A value of `None` leaves its member out.
+macro_rules! object {
+    ($($name:literal: $value:expr),* $(,)?) => {{
+        let mut object = $crate::bridge::json::Object::default();
+        $(object.push($name, $value);)*
+        object
+    }};
+}
+pub(crate) use object;
+
+/// What can be the value of a member; of `None` there is none.
+pub(crate) trait MemberValue<'a> {
+    /// The value as it is kept.
+    fn into_node(self) -> Option<Node<'a>>;
+}
+
+impl<'a, T: MemberValue<'a>> MemberValue<'a> for Option<T> {
+    fn into_node(self) -> Option<Node<'a>> {
+        self?.into_node()
+    }
+}
+
+macro_rules! member_values {
+    ($($from:ty: |$value:ident| $node:expr;)*) => {
+        $(impl<'a> MemberValue<'a> for $from {
+            fn into_node(self) -> Option<Node<'a>> {
+                let $value = self;
+                Some($node)
+            }
+        })*
+    };
+}
+
+member_values! {
+    Node<'a>: |node| node;
+    Object<'a>: |object| Node::Object(object);
+    Vec<Node<'a>>: |items| Node::List(items);
+    Text<'a>: |text| Node::Text(text);
+    &Text<'a>: |text| Node::Text(text.clone());
+    // A word of a protocol, which needs no escape. Other texts are no constants, and have to be `Node::text`.
+    &'static str: |word| Node::word(word);
+    bool: |flag| Node::Bool(flag);
+    u64: |number| Node::Number(number.to_string().into());
+}
+
+impl<'a> From<Object<'a>> for Node<'a> {
+    fn from(object: Object<'a>) -> Self {
+        Node::Object(object)
+    }
+}
 
 impl<'a> Text<'a> {
     /// The JSON form of a plain text.
@@ -106,24 +157,21 @@ impl<'a> Object<'a> {
             .map(|(_, value)| value)
     }
 
-    /// Sets a member: in its place if it is there, else at the end.
-    pub(crate) fn set(&mut self, name: impl Into<Cow<'a, str>>, value: Node<'a>) {
-        let name = name.into();
+    /// Sets a member, if there is a value for it: in its place if it is there, else at the end.
+    pub(crate) fn set(&mut self, name: impl Into<Cow<'a, str>>, value: impl MemberValue<'a>) {
+        let (name, Some(value)) = (name.into(), value.into_node()) else {
+            return;
+        };
         match self.0.iter_mut().find(|(key, _)| *key == name) {
             Some((_, old)) => *old = value,
             None => self.0.push((name, value)),
         }
     }
 
-    /// Adds a member that is known not to be there.
-    pub(crate) fn push(&mut self, name: impl Into<Cow<'a, str>>, value: Node<'a>) {
-        self.0.push((name.into(), value));
-    }
-
-    /// Adds a member if there is a value for it.
-    pub(crate) fn push_some(&mut self, name: &'static str, value: Option<Node<'a>>) {
-        if let Some(value) = value {
-            self.push(name, value);
+    /// Adds a member that is known not to be there, if there is a value for it.
+    pub(crate) fn push(&mut self, name: impl Into<Cow<'a, str>>, value: impl MemberValue<'a>) {
+        if let Some(value) = value.into_node() {
+            self.0.push((name.into(), value));
         }
     }
 
@@ -167,16 +215,14 @@ impl<'a> Object<'a> {
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// The object, unless it has no member.
+    pub(crate) fn or_none(self) -> Option<Self> {
+        (!self.is_empty()).then_some(self)
+    }
 }
 
 impl<'a> Node<'a> {
-    /// An object of these members.
-    pub(crate) fn object<const N: usize>(members: [(&'static str, Node<'a>); N]) -> Self {
-        Node::Object(Object(
-            members.map(|(name, value)| (name.into(), value)).into(),
-        ))
-    }
-
     /// A string that needs no escape: a word of a protocol.
     pub(crate) fn word(word: &'a str) -> Self {
         Node::Text(Text::word(word))
@@ -190,11 +236,6 @@ impl<'a> Node<'a> {
     /// A plain text, or null.
     pub(crate) fn text_or_null(plain: Option<&str>) -> Self {
         plain.map_or(Node::Null, Node::text)
-    }
-
-    /// A whole number.
-    pub(crate) fn number(number: u64) -> Self {
-        Node::Number(number.to_string().into())
     }
 
     /// The object, if it is one.
@@ -244,6 +285,17 @@ impl<'a> Node<'a> {
     /// The plain text of a member that is a string.
     pub(crate) fn member_text(&self, name: &str) -> Option<Cow<'_, str>> {
         self.member(name)?.as_text()
+    }
+
+    /// The same, unless it is empty.
+    pub(crate) fn some_text(&self, name: &str) -> Option<String> {
+        let text = self.member_text(name)?;
+        (!text.is_empty()).then(|| text.into_owned())
+    }
+
+    /// The whole number of a member.
+    pub(crate) fn member_number(&self, name: &str) -> Option<u64> {
+        self.member(name)?.as_number()
     }
 
     /// The list of a member, or none.

@@ -3,7 +3,7 @@
 use super::{Node, Text};
 
 /// Writes a value without any white space.
-pub(crate) fn write(node: &Node<'_>, out: &mut String) {
+fn write(node: &Node<'_>, out: &mut String) {
     match node {
         Node::Null => out.push_str("null"),
         Node::Bool(true) => out.push_str("true"),
