@@ -7,10 +7,11 @@ use super::client_side::{ClientSide, client_side, write_error, write_ping};
 use super::error::Answer;
 use super::fact::Fact;
 use super::failure::{Failure, UpstreamError};
-use super::json::{BYTE_ORDER_MARK, parse};
+use super::json::parse;
 use super::reader::Reader;
 use super::response_context::ResponseContext;
 use super::sse::Decoder;
+use crate::codec::BYTE_ORDER_MARK;
 use crate::codec::error::Cause;
 use std::borrow::Cow;
 
@@ -285,7 +286,6 @@ impl ResponseConverter {
         rest.to_vec().into()
     }
 
-    /// Reads a piece of the body.
     fn read(&mut self, piece: &[u8]) {
         match &mut self.body {
             Body::Unknown(_) => {} // it was kept
@@ -370,7 +370,6 @@ impl ResponseConverter {
         }
     }
 
-    /// The HTTP answer of a failure.
     fn failed(&self, failure: &Failure) -> Answer {
         failure.answer(self.protocol, &self.delivery.request_id)
     }

@@ -14,6 +14,9 @@ pub mod sse;
 pub mod trace_context;
 pub mod websocket;
 
+/// What some programs put in front of UTF-8, and readers of JSON refuse (RFC 8259 §8.1).
+pub const BYTE_ORDER_MARK: &[u8; 3] = b"\xef\xbb\xbf";
+
 /// At most `limit` bytes of the beginning of a text, and no part of a character.
 pub fn cut(text: &str, limit: usize) -> &str {
     &text[..text.floor_char_boundary(limit)]

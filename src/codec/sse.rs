@@ -3,7 +3,7 @@
 
 use memchr::memchr2;
 
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+use crate::codec::BYTE_ORDER_MARK;
 
 const DATA: &[u8] = b"data";
 

@@ -4,13 +4,12 @@ use super::document::Document;
 use super::paths::Shape;
 use super::tally::{Protocol, Tally};
 use super::{DECODED_LIMIT, Observed, UsageState, text};
+use crate::codec::BYTE_ORDER_MARK;
 use crate::codec::content_coding::{Coding, Decoder};
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::sse::{EventStream, Part};
 use crate::policy::endpoint::Endpoint;
 use http::{HeaderMap, Method};
-
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// How many bytes tell an event stream: the longest beginning of a line, `event:` or `retry:`.
 const OPENING_BYTES: usize = 6;

@@ -5,7 +5,7 @@
 mod reader;
 mod writer;
 
-pub(crate) use reader::{BYTE_ORDER_MARK, parse, parse_document, without_mark};
+pub(crate) use reader::{parse, parse_document, without_mark};
 pub(crate) use writer::{escape, to_string};
 
 use crate::codec::json::unescape;

@@ -2,6 +2,7 @@
 //! say; what it lets pass is taken apart here. Of members of one name the last wins, as most readers have it.
 
 use super::{Node, Object, Text};
+use crate::codec::BYTE_ORDER_MARK;
 use crate::codec::json::{Fault, Interest, Key, Scanner, Value, Visitor, unescape};
 use memchr::memchr2;
 use std::borrow::Cow;
@@ -15,9 +16,6 @@ const FEW_MEMBERS: usize = 12;
 
 /// Digits of `\u0041`.
 const CODE_UNIT: usize = 4;
-
-/// What some programs write before UTF-8.
-pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// A body as it came: a byte order mark may stand before its text (RFC 8259 §8.1).
 pub(crate) fn parse_document(body: &[u8]) -> Result<Node<'_>, Fault> {

@@ -12,6 +12,7 @@ use fields::Reader;
 pub use fields::{ClientTier, MEMBER, RequestFields};
 use layout::{Layout, Options, Removable, Surveyor};
 
+use crate::codec::BYTE_ORDER_MARK;
 use crate::codec::json::{Fault, Kernel, Scanner};
 
 /// The tier that is asked for where fast mode is.
@@ -46,9 +47,6 @@ const INNER_GROWTH: usize = Tier::Priority.member().len() - r#""service_tier":0,
 
 /// Room kept in front of the body for all that an edit can add.
 const HEADROOM: usize = Tier::Priority.member().len() + STREAM_OPTIONS.len() + INNER_GROWTH;
-
-/// What some editors put in front of UTF-8, and parsers of JSON refuse (RFC 8259 §8.1).
-const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
 
 /// A tier that can be set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
