@@ -9,7 +9,7 @@ use jiff::tz::TimeZone;
 use rust_decimal::Decimal;
 use serde::Deserialize;
 
-use super::{Entry, MAX_PRICE, MAX_PRICE_DECIMALS, MAX_TOKENS, Prices, Rates, Tier};
+use super::{CLASSES, Entry, MAX_PRICE, MAX_PRICE_DECIMALS, MAX_TOKENS, Prices, Rates, Tier};
 use crate::codec::service_tier::KNOWN_TIERS;
 use crate::config::diagnostic::{Diagnostic, Diagnostics, Location, nearest};
 use crate::config::field::{Field, List, Members, Section};
@@ -132,15 +132,7 @@ impl Resolver {
     fn warn_of_small(&self, entries: &[Entry], location: Location) {
         let tiers = entries.iter().flat_map(|entry| &entry.tiers);
         let rates = tiers.flat_map(|tier| [Some(&tier.short), tier.long.as_ref()]);
-        let figures = rates.flatten().flat_map(|rates| {
-            [
-                rates.input,
-                rates.cached_input,
-                rates.cache_write,
-                rates.cache_write_long,
-                rates.output,
-            ]
-        });
+        let figures = rates.flatten().flat_map(|rates| rates.0);
         let most = figures.flatten().max().unwrap_or_default();
         if !most.is_zero() && most < LEAST_PRICE {
             let message = "these look like prices of one token each; they are meant in USD per million tokens";
@@ -203,13 +195,13 @@ impl Resolver {
             let given = section.read(member.location, &self.errors);
             tiers.push(Tier {
                 name,
-                short: Rates {
-                    input: self.price(&given.input),
-                    cached_input: self.price(&given.cached_input),
-                    cache_write: self.price(&given.cache_write),
-                    cache_write_long: self.price(&given.cache_write_long),
-                    output: self.price(&given.output),
-                },
+                short: self.rates([
+                    &given.input,
+                    &given.cached_input,
+                    &given.cache_write,
+                    &given.cache_write_long,
+                    &given.output,
+                ]),
                 long: self.long(&given.long, has_long),
             });
         }
@@ -237,13 +229,17 @@ impl Resolver {
             let message = "`long` never applies without `long_context_above`";
             self.errors.add(field.location(), message);
         }
-        Some(Rates {
-            input: self.price(&given.input),
-            cached_input: self.price(&given.cached_input),
-            cache_write: self.price(&given.cache_write),
-            cache_write_long: self.price(&given.cache_write_long),
-            output: self.price(&given.output),
-        })
+        Some(self.rates([
+            &given.input,
+            &given.cached_input,
+            &given.cache_write,
+            &given.cache_write_long,
+            &given.output,
+        ]))
+    }
+
+    fn rates(&self, classes: [&Field<Amount>; CLASSES]) -> Rates {
+        Rates(classes.map(|field| self.price(field)))
     }
 
     fn price(&self, field: &Field<Amount>) -> Option<Decimal> {

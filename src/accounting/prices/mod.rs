@@ -47,25 +47,13 @@ struct Tier {
     long: Option<Rates>,
 }
 
+/// Classes of tokens that have prices of their own: input, cached input, cache writes, cache writes that live for an hour or
+/// longer, output.
+const CLASSES: usize = 5;
+
 /// USD per million tokens of each class; `None` where no price is known.
 #[derive(Clone, Copy, Debug)]
-struct Rates {
-    input: Option<Decimal>,
-    cached_input: Option<Decimal>,
-    cache_write: Option<Decimal>,
-    /// Writes that live for an hour or longer.
-    cache_write_long: Option<Decimal>,
-    output: Option<Decimal>,
-}
-
-/// Tokens by how they are priced.
-struct Billable {
-    input: u64,
-    cached_input: u64,
-    cache_write: u64,
-    cache_write_long: u64,
-    output: u64,
-}
+struct Rates([Option<Decimal>; CLASSES]);
 
 impl Prices {
     /// Revision of the price file: `sha256:` and 12 hexadecimal digits of the file.
@@ -87,7 +75,7 @@ impl Prices {
         tier: Option<&str>,
         usage: &Usage,
     ) -> Option<Decimal> {
-        let tokens = Billable::of(usage)?;
+        let tokens = billable(usage)?;
         let entry = self.entry(at, model)?;
         let tier = entry.tier(tier.unwrap_or("default"))?;
         let rates = if entry.is_long(usage) {
@@ -95,7 +83,7 @@ impl Prices {
         } else {
             tier.short
         };
-        rates.cost(&tokens)
+        rates.cost(tokens)
     }
 
     /// Whether some model has a price of the fast tier at that time.
@@ -135,36 +123,11 @@ impl Entry {
     }
 }
 
-impl Billable {
-    fn of(usage: &Usage) -> Option<Billable> {
-        let cached_input = usage.cached_input_tokens.unwrap_or(0);
-        let all_written = usage.cache_write_tokens.unwrap_or(0);
-        let cache_write_long = usage.cache_write_long_tokens.unwrap_or(0);
-        let input = usage
-            .input_tokens?
-            .checked_sub(cached_input)?
-            .checked_sub(all_written)?;
-        Some(Billable {
-            input,
-            cached_input,
-            cache_write: all_written.checked_sub(cache_write_long)?,
-            cache_write_long,
-            output: usage.output_tokens?,
-        })
-    }
-}
-
 impl Rates {
-    fn cost(&self, tokens: &Billable) -> Option<Decimal> {
-        let classes = [
-            (self.input, tokens.input),
-            (self.cached_input, tokens.cached_input),
-            (self.cache_write, tokens.cache_write),
-            (self.cache_write_long, tokens.cache_write_long),
-            (self.output, tokens.output),
-        ];
+    fn cost(&self, tokens: [u64; CLASSES]) -> Option<Decimal> {
+        let classes = self.0.into_iter().zip(tokens);
         let mut cost = Decimal::ZERO;
-        for (price, tokens) in classes.into_iter().filter(|(_, tokens)| *tokens > 0) {
+        for (price, tokens) in classes.filter(|(_, tokens)| *tokens > 0) {
             if tokens > MAX_TOKENS {
                 return None;
             }
@@ -174,6 +137,21 @@ impl Rates {
         cost.set_scale(cost.scale() + PRICE_UNIT_EXPONENT).ok()?;
         Some(cost.normalize())
     }
+}
+
+/// The tokens of each class.
+fn billable(usage: &Usage) -> Option<[u64; CLASSES]> {
+    let cached = usage.cached_input_tokens.unwrap_or(0);
+    let written = usage.cache_write_tokens.unwrap_or(0);
+    let written_long = usage.cache_write_long_tokens.unwrap_or(0);
+    let read = usage.input_tokens?.checked_sub(cached)?;
+    Some([
+        read.checked_sub(written)?,
+        cached,
+        written.checked_sub(written_long)?,
+        written_long,
+        usage.output_tokens?,
+    ])
 }
 
 #[cfg(test)]
@@ -211,10 +189,7 @@ prices:
 
     fn diagnostics(text: &str) -> Vec<String> {
         let diagnostics = Prices::parse(Path::new("prices.yaml"), text.as_bytes()).unwrap_err();
-        diagnostics
-            .iter()
-            .map(|diagnostic| diagnostic.to_string())
-            .collect()
+        diagnostics.iter().map(ToString::to_string).collect()
     }
 
     fn tokens(input: u64, cached: u64, cache_write: u64, output: u64) -> Usage {
@@ -229,116 +204,90 @@ prices:
     }
 
     /// The cost by [`TABLE`], late in 2026.
-    fn cost(model: &str, tier: Option<&str>, usage: &Usage) -> Option<String> {
+    fn cost(model: &str, tier: impl Into<Option<&'static str>>, usage: Usage) -> Option<String> {
         let at = "2026-11-01T00:00:00Z".parse().unwrap();
-        table(TABLE)
-            .cost(at, model, tier, usage)
-            .map(|cost| cost.to_string())
+        let cost = table(TABLE).cost(at, model, tier.into(), &usage);
+        cost.map(|cost| cost.to_string())
+    }
+
+    /// The cost by a table that has these tiers for every model.
+    fn cost_by(tiers: &str, tier: &str, usage: Usage) -> Option<String> {
+        let text = format!("version: 1\nprices: [{{models: ['*'], tiers: {{{tiers}}}}}]\n");
+        let cost = table(&text).cost(Timestamp::UNIX_EPOCH, "m", Some(tier), &usage);
+        cost.map(|cost| cost.to_string())
     }
 
     #[test]
     fn each_class_of_tokens_has_its_price() {
-        let expected = Some("0.0134".to_owned()); // 500 × 4 + 3,000 × 0.4 + 40 × 5 + 500 × 20, in millionths
-        assert_eq!(
-            cost("new-model", Some("default"), &tokens(3540, 3000, 40, 500)),
-            expected
-        );
+        // 500 × 4 + 3,000 × 0.4 + 40 × 5 + 500 × 20, in millionths
+        let told = cost("new-model", "default", tokens(3540, 3000, 40, 500));
+        assert_eq!(told.as_deref(), Some("0.0134"));
         let untold = Usage {
             cached_input_tokens: None,
             cache_write_tokens: None,
             ..tokens(1, 0, 0, 0)
         };
-        assert_eq!(
-            cost("new-model", None, &untold),
-            Some("0.000004".to_owned())
-        );
-        assert_eq!(
-            cost("new-model", None, &tokens(0, 0, 0, 0)),
-            Some("0".to_owned())
-        );
+        assert_eq!(cost("new-model", None, untold).as_deref(), Some("0.000004"));
+        let nothing = tokens(0, 0, 0, 0);
+        assert_eq!(cost("new-model", None, nothing).as_deref(), Some("0"));
     }
 
     #[test]
     fn the_first_entry_whose_day_has_come_decides() {
         let prices = table(TABLE);
-        let cost = |at: &str| {
-            prices.cost(
-                at.parse().unwrap(),
-                "new-model",
-                None,
-                &tokens(1_000_000, 0, 0, 0),
-            )
-        };
-        assert_eq!(cost("2026-07-08T23:59:59.999999Z"), None);
-        assert_eq!(cost("2026-07-09T00:00:00Z"), Some(Decimal::from(5)));
-        assert_eq!(cost("2026-08-20T23:59:59.999999Z"), Some(Decimal::from(5)));
-        assert_eq!(cost("2026-08-21T01:00:00+02:00"), Some(Decimal::from(5)));
-        assert_eq!(cost("2026-08-21T00:00:00Z"), Some(Decimal::from(4)));
+        let usage = tokens(1_000_000, 0, 0, 0);
+        for (at, usd) in [
+            ("2026-07-08T23:59:59.999999Z", None),
+            ("2026-07-09T00:00:00Z", Some(5)),
+            ("2026-08-20T23:59:59.999999Z", Some(5)),
+            ("2026-08-21T01:00:00+02:00", Some(5)),
+            ("2026-08-21T00:00:00Z", Some(4)),
+        ] {
+            let cost = prices.cost(at.parse().unwrap(), "new-model", None, &usage);
+            assert_eq!(cost, usd.map(Decimal::from), "{at}");
+        }
     }
 
     #[test]
     fn a_missing_price_is_never_another_price() {
         let (input, output) = (tokens(100, 0, 0, 0), tokens(0, 0, 0, 100));
-        assert_eq!(cost("other-model", None, &input), None);
-        assert_eq!(cost("long-a", Some("ultrafast"), &input), None);
-        assert_eq!(
-            cost("long-a", Some("auto"), &input),
-            cost("long-a", None, &input)
-        );
-        assert_eq!(cost("long-a", Some("flex"), &input), None);
-        assert_eq!(cost("long-a", Some("flex"), &output), None);
-        assert_eq!(
-            cost("long-a", Some("priority"), &tokens(100, 1, 0, 0)),
-            None
-        );
-        assert_eq!(
-            cost("long-a", Some("priority"), &input),
-            Some("0.0005".to_owned())
-        );
+        assert_eq!(cost("other-model", None, input), None);
+        assert_eq!(cost("long-a", "ultrafast", input), None);
+        assert_eq!(cost("long-a", "auto", input), cost("long-a", None, input));
+        assert_eq!(cost("long-a", "flex", input), None);
+        assert_eq!(cost("long-a", "flex", output), None);
+        assert_eq!(cost("long-a", "priority", tokens(100, 1, 0, 0)), None);
+        assert_eq!(cost("long-a", "priority", input).as_deref(), Some("0.0005"));
         // The first entry that matches decides, also where a later one would have the price.
-        assert_eq!(cost("new-model", Some("priority"), &input), None);
+        assert_eq!(cost("new-model", "priority", input), None);
     }
 
     #[test]
     fn long_context_reprices_the_whole_request() {
-        assert_eq!(
-            cost("long-a", None, &tokens(1000, 0, 0, 0)),
-            Some("0.0025".to_owned())
-        );
-        assert_eq!(
-            cost("long-a", None, &tokens(1001, 0, 0, 2)),
-            Some("0.00505".to_owned())
-        );
-        assert_eq!(cost("long-a", None, &tokens(1001, 1001, 0, 0)), None);
-        assert_eq!(
-            cost("long-a", Some("priority"), &tokens(1001, 0, 0, 0)),
-            None
-        );
+        let cost = |tier, usage| cost("long-a", tier, usage);
+        let short = cost(None, tokens(1000, 0, 0, 0));
+        assert_eq!(short.as_deref(), Some("0.0025"));
+        let long = cost(None, tokens(1001, 0, 0, 2));
+        assert_eq!(long.as_deref(), Some("0.00505"));
+        assert_eq!(cost(None, tokens(1001, 1001, 0, 0)), None);
+        assert_eq!(cost(Some("priority"), tokens(1001, 0, 0, 0)), None);
     }
 
     #[test]
     fn usage_that_cannot_be_right_has_no_cost() {
-        assert_eq!(cost("new-model", None, &tokens(100, 60, 41, 0)), None);
-        assert_eq!(
-            cost("new-model", None, &tokens(0, u64::MAX, u64::MAX, 0)),
-            None
-        );
-        assert_eq!(
-            cost(
-                "new-model",
-                None,
-                &Usage {
-                    output_tokens: None,
-                    ..tokens(1, 0, 0, 0)
-                }
-            ),
-            None
-        );
-        assert_eq!(cost("new-model", None, &Usage::default()), None);
-        assert_eq!(
-            cost("new-model", None, &tokens(MAX_TOKENS + 1, 0, 0, 0)),
-            None
-        );
+        let without_output = Usage {
+            output_tokens: None,
+            ..tokens(1, 0, 0, 0)
+        };
+        for usage in [
+            tokens(100, 60, 41, 0),
+            tokens(0, u64::MAX, u64::MAX, 0),
+            without_output,
+            Usage::default(),
+            tokens(MAX_TOKENS + 1, 0, 0, 0),
+        ] {
+            assert_eq!(cost("new-model", None, usage), None, "{usage:?}");
+        }
     }
 
     #[test]
@@ -349,34 +298,22 @@ prices:
             ("LONG-", "Priority"),
             ("extra-Wide", "FAST"),
         ] {
-            assert_eq!(
-                cost(model, Some(tier), &input),
-                Some("0.0005".to_owned()),
-                "{model} {tier}"
-            );
+            let told = cost(model, tier, input);
+            assert_eq!(told.as_deref(), Some("0.0005"), "{model} {tier}");
         }
         for model in ["long", "wide", "along-b", "x-wider", ""] {
-            assert_eq!(cost(model, None, &input), None, "{model}");
+            assert_eq!(cost(model, None, input), None, "{model}");
         }
     }
 
     #[test]
     fn the_largest_numbers_are_exact() {
-        let text = "version: 1\nprices:\n- {models: [m], tiers: {default: {input: 999999.999999999, output: 1000000}}}\n";
-        let cost = table(text).cost(
-            Timestamp::UNIX_EPOCH,
-            "m",
-            None,
-            &tokens(MAX_TOKENS, 0, 0, MAX_TOKENS - 1),
-        );
-        assert_eq!(cost.unwrap().to_string(), "1999999999998.999");
-        let cost = table(text).cost(
-            Timestamp::UNIX_EPOCH,
-            "m",
-            None,
-            &tokens(MAX_TOKENS - 1, 0, 0, MAX_TOKENS),
-        );
-        assert_eq!(cost.unwrap().to_string(), "1999999999998.999000000000001");
+        let tiers = "default: {input: 999999.999999999, output: 1000000}";
+        let cost = |input, output| cost_by(tiers, "default", tokens(input, 0, 0, output));
+        let told = cost(MAX_TOKENS, MAX_TOKENS - 1);
+        assert_eq!(told.as_deref(), Some("1999999999998.999"));
+        let told = cost(MAX_TOKENS - 1, MAX_TOKENS);
+        assert_eq!(told.as_deref(), Some("1999999999998.999000000000001"));
     }
 
     #[test]
@@ -423,13 +360,9 @@ prices:
             cache_write_long_tokens: Some(long),
             ..tokens(write, 0, write, 0)
         };
-        let text = |more: &str| {
-            let tiers = format!("{{default: {{input: 1, cache_write: 2{more}, output: 1}}}}");
-            format!("version: 1\nprices: [{{models: ['*'], tiers: {tiers}}}]\n")
-        };
         let cost = |more: &str, usage: Usage| {
-            let cost = table(&text(more)).cost(Timestamp::UNIX_EPOCH, "m", None, &usage);
-            cost.map(|cost| cost.to_string())
+            let tiers = format!("default: {{input: 1, cache_write: 2{more}, output: 1}}");
+            cost_by(&tiers, "default", usage)
         };
         let both = ", cache_write_long: 8";
         assert_eq!(cost(both, written(100, 25)).as_deref(), Some("0.00035"));
@@ -440,12 +373,7 @@ prices:
 
     #[test]
     fn a_tier_of_another_name_is_the_same_tier_where_the_table_has_none_of_that_name() {
-        let cost = |tiers: &str, tier: &str| {
-            let text = format!("version: 1\nprices: [{{models: ['*'], tiers: {{{tiers}}}}}]\n");
-            let usage = tokens(1_000_000, 0, 0, 0);
-            let cost = table(&text).cost(Timestamp::UNIX_EPOCH, "m", Some(tier), &usage);
-            cost.map(|cost| cost.to_string())
-        };
+        let cost = |tiers, tier| cost_by(tiers, tier, tokens(1_000_000, 0, 0, 0));
         let openai = "default: {input: 1}, priority: {input: 2}";
         assert_eq!(cost(openai, "standard").as_deref(), Some("1"));
         assert_eq!(cost(openai, "Fast").as_deref(), Some("2"));
@@ -465,30 +393,19 @@ prices:
 
     #[test]
     fn the_prices_that_are_shipped_can_be_read() {
-        let prices = Prices::load(Path::new(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/conf/prices.yaml"
-        )))
-        .unwrap();
-        let cost = |model, tier| {
-            let usage = tokens(1_000_000, 0, 0, 1_000_000);
-            prices.cost(
-                "2026-11-22T00:00:00Z".parse().unwrap(),
-                model,
-                Some(tier),
-                &usage,
-            )
-        };
-        assert_eq!(
-            cost("gpt-4o-2024-11-20", "priority"),
-            Some("21.25".parse().unwrap())
-        );
-        assert_eq!(
-            cost("gpt-4o-2024-05-13", "priority"),
-            Some("35".parse().unwrap())
-        );
-        assert_eq!(cost("gpt-6-astra", "fast"), Some("190".parse().unwrap()));
-        assert_eq!(cost("gpt-5.5", "priority"), None);
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/conf/prices.yaml");
+        let prices = Prices::load(Path::new(path)).unwrap();
+        let at = "2026-11-22T00:00:00Z".parse().unwrap();
+        let usage = tokens(1_000_000, 0, 0, 1_000_000);
+        for (model, tier, usd) in [
+            ("gpt-4o-2024-11-20", "priority", Some("21.25")),
+            ("gpt-4o-2024-05-13", "priority", Some("35")),
+            ("gpt-6-astra", "fast", Some("190")),
+            ("gpt-5.5", "priority", None),
+        ] {
+            let cost = prices.cost(at, model, Some(tier), &usage);
+            assert_eq!(cost, usd.map(|usd| usd.parse().unwrap()), "{model} {tier}");
+        }
     }
 
     proptest! {
