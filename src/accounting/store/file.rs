@@ -243,6 +243,12 @@ mod tests {
     use rust_decimal::Decimal;
     use std::os::unix::fs::PermissionsExt;
 
+    /// Exchanges budgets alone.
+    fn exchange(store: &StateFile, budgets: &Budgets, now: Timestamp) {
+        let background = BackgroundResponses::default();
+        store.exchange(budgets, &background, now).unwrap();
+    }
+
     #[test]
     fn sums_are_there_after_a_restart_by_group_and_by_key() {
         let folder = tempfile::tempdir().unwrap();
@@ -253,17 +259,11 @@ mod tests {
                 let rule = rule(Period::Month, scope);
                 let budgets = Budgets::default();
                 let store = StateFile::open(&path).unwrap();
-                store
-                    .exchange(&budgets, &BackgroundResponses::default(), now)
-                    .unwrap();
+                exchange(&store, &budgets, now);
                 let account = rule.account(&"fast".into(), &[7; 32]);
                 budgets.charge(&rule, &account, usd("0.000000000000001"), now);
-                store
-                    .exchange(&budgets, &BackgroundResponses::default(), now)
-                    .unwrap();
-                store
-                    .exchange(&budgets, &BackgroundResponses::default(), now)
-                    .unwrap();
+                exchange(&store, &budgets, now);
+                exchange(&store, &budgets, now);
                 let expected = usd("0.000000000000001") * Decimal::from(round);
                 assert_eq!(budgets.standing(&rule, &account, now).spent, expected);
             }
@@ -283,9 +283,7 @@ mod tests {
             let (store, budgets) = (StateFile::open(&path).unwrap(), Budgets::default());
             for _ in 0..ROUNDS {
                 budgets.charge(&rule, &account, usd("0.01"), now);
-                store
-                    .exchange(&budgets, &BackgroundResponses::default(), now)
-                    .unwrap();
+                exchange(&store, &budgets, now);
             }
             (store, budgets)
         };
@@ -293,9 +291,7 @@ mod tests {
             [scope.spawn(process), scope.spawn(process)].map(|process| process.join().unwrap())
         });
         for (store, budgets) in both {
-            store
-                .exchange(&budgets, &BackgroundResponses::default(), now)
-                .unwrap();
+            exchange(&store, &budgets, now);
             let spent = budgets.standing(&rule, &account, now).spent;
             assert_eq!(spent, usd("0.01") * Decimal::from(2 * ROUNDS));
         }
@@ -309,9 +305,7 @@ mod tests {
         let account = rule.account(&"fast".into(), &[7; 32]);
         let budgets = Budgets::default();
         budgets.charge(&rule, &account, usd("3"), at(NOW));
-        store
-            .exchange(&budgets, &BackgroundResponses::default(), at(NOW))
-            .unwrap();
+        exchange(&store, &budgets, at(NOW));
         let count = || {
             let database = store.database().unwrap();
             let transaction = database.begin_write().unwrap();
@@ -320,9 +314,7 @@ mod tests {
         };
         for (now, kept) in [("2026-12-01T00:00:00Z", 1), ("2026-12-09T00:00:00Z", 0)] {
             let fresh = Budgets::default();
-            store
-                .exchange(&fresh, &BackgroundResponses::default(), at(now))
-                .unwrap();
+            exchange(&store, &fresh, at(now));
             assert_eq!(fresh.standing(&rule, &account, at(now)).spent, usd("0"));
             assert_eq!(count(), kept, "{now}");
         }
@@ -346,13 +338,9 @@ mod tests {
         budgets.charge(&rule, &account, usd("1"), now);
         assert_eq!(budgets.standing(&rule, &account, now).spent, usd("2"));
         std::fs::remove_dir(&path).unwrap();
-        store
-            .exchange(&budgets, &BackgroundResponses::default(), now)
-            .unwrap();
+        exchange(&store, &budgets, now);
         let restarted = Budgets::default();
-        store
-            .exchange(&restarted, &BackgroundResponses::default(), now)
-            .unwrap();
+        exchange(&store, &restarted, now);
         assert_eq!(restarted.standing(&rule, &account, now).spent, usd("2"));
     }
 

@@ -22,6 +22,15 @@ fn usage(counts: [u64; 5]) -> Usage {
     }
 }
 
+fn in_and_out(usage: Usage) -> [Option<u64>; 2] {
+    [usage.input_tokens, usage.output_tokens]
+}
+
+/// Tokens that were written to a cache, and those of them that live long.
+fn written(usage: Usage) -> [Option<u64>; 2] {
+    [usage.cache_write_tokens, usage.cache_write_long_tokens]
+}
+
 fn some(text: &str) -> Option<String> {
     Some(text.to_owned())
 }
@@ -276,24 +285,16 @@ fn a_plain_response_has_its_facts_at_the_top() {
 
 #[test]
 fn a_plain_answer_may_have_failed_or_be_still_to_be_made() {
-    assert!(
-        plain(
-            Responses,
-            r#"{"status":"failed","error":{"code":"x"},"usage":null}"#
-        )
-        .failed
-    );
+    let failed = r#"{"status":"failed","error":{"code":"x"},"usage":null}"#;
+    assert!(plain(Responses, failed).failed);
     assert!(plain(Messages, r#"{"type":"error","error":{"type":"x"}}"#).failed);
-    let queued = plain(
-        Responses,
-        r#"{"id":"r","status":"queued","service_tier":"auto","usage":null}"#,
-    );
+    let queued = r#"{"id":"r","status":"queued","service_tier":"auto","usage":null}"#;
     let expected = Observed {
         response_id: some("r"),
         usage_state: UsageState::Deferred,
         ..Observed::default()
     };
-    assert_eq!(queued, expected);
+    assert_eq!(plain(Responses, queued), expected);
     assert_eq!(plain(Responses, "<html>"), Observed::default());
     assert_eq!(plain(Responses, ""), Observed::default());
 }
@@ -764,21 +765,13 @@ fn a_refusal_of_the_tier_names_it() {
         "",
     ];
     for endpoint in [Responses, ChatCompletions, Messages] {
+        let refuses =
+            |status, body: &str| refuses_tier(endpoint, status, &HeaderMap::new(), body.as_bytes());
         for body in refusals {
-            assert!(
-                refuses_tier(endpoint, 400, &HeaderMap::new(), body.as_bytes()),
-                "{body}"
-            );
-            assert!(
-                !refuses_tier(endpoint, 500, &HeaderMap::new(), body.as_bytes()),
-                "{body}"
-            );
+            assert!(refuses(400, body) && !refuses(500, body), "{body}");
         }
         for body in others {
-            assert!(
-                !refuses_tier(endpoint, 400, &HeaderMap::new(), body.as_bytes()),
-                "{body}"
-            );
+            assert!(!refuses(400, body), "{body}");
         }
     }
 }
@@ -843,7 +836,7 @@ fn zeros_at_the_end_take_no_count_of_a_response_away() {
     let under_way = r#"{"type":"response.in_progress","response":{"id":"r","usage":{"input_tokens":5,"output_tokens":1}}}"#;
     let end = r#"{"type":"response.completed","response":{"id":"r","status":"completed","usage":{"input_tokens":0,"output_tokens":0}}}"#;
     let told = stream(Responses, &[under_way, end]).usage;
-    assert_eq!((told.input_tokens, told.output_tokens), (Some(5), Some(1)));
+    assert_eq!(in_and_out(told), [5, 1].map(Some));
 }
 
 #[test]
@@ -879,11 +872,7 @@ fn cache_hits_are_read_in_the_spellings_of_compatible_upstreams() {
             format!(r#"{{"prompt_tokens":100,"completion_tokens":7,"total_tokens":107,{usage}}}"#);
         let told = chat_usage(&usage);
         assert_eq!(told.cached_input_tokens, Some(40), "{upstream}");
-        assert_eq!(
-            (told.input_tokens, told.output_tokens),
-            (Some(100), Some(7)),
-            "{upstream}"
-        );
+        assert_eq!(in_and_out(told), [100, 7].map(Some), "{upstream}");
     }
     let written = r#"{"prompt_tokens":100,"completion_tokens":7,"prompt_tokens_details":{"cached_tokens":1,"cache_write_tokens":9}}"#;
     assert_eq!(chat_usage(written).cache_write_tokens, Some(9));
@@ -894,13 +883,11 @@ fn the_other_api_s_names_count_where_its_own_say_nothing() {
     let told = chat_usage(
         r#"{"prompt_tokens":0,"completion_tokens":0,"input_tokens":5,"output_tokens":6,"output_tokens_details":{"reasoning_tokens":2}}"#,
     );
-    assert_eq!(
-        (told.input_tokens, told.output_tokens, told.reasoning_tokens),
-        (Some(5), Some(6), Some(2))
-    );
+    assert_eq!(in_and_out(told), [5, 6].map(Some));
+    assert_eq!(told.reasoning_tokens, Some(2));
     let body = r#"{"usage":{"prompt_tokens":5,"completion_tokens":6,"input_tokens":7}}"#;
     let told = plain(Responses, body).usage;
-    assert_eq!((told.input_tokens, told.output_tokens), (Some(7), Some(6)));
+    assert_eq!(in_and_out(told), [7, 6].map(Some));
 }
 
 #[test]
@@ -909,20 +896,14 @@ fn what_an_upstream_counts_beside_its_counts_is_in_its_total() {
     let grok = chat_usage(
         r#"{"prompt_tokens":10120,"completion_tokens":1499,"total_tokens":14428,"prompt_tokens_details":{"cached_tokens":128},"completion_tokens_details":{"reasoning_tokens":2809}}"#,
     );
-    assert_eq!(
-        (grok.input_tokens, grok.output_tokens),
-        (Some(10_120), Some(4308))
-    );
+    assert_eq!(in_and_out(grok), [10_120, 4308].map(Some));
     let gemini =
         chat_usage(r#"{"completion_tokens":744,"prompt_tokens":1469,"total_tokens":2496}"#);
     assert_eq!(gemini.output_tokens, Some(1027));
     let cache_beside = chat_usage(
         r#"{"prompt_tokens":10,"completion_tokens":5,"total_tokens":55,"cache_read_input_tokens":40}"#,
     );
-    assert_eq!(
-        (cache_beside.input_tokens, cache_beside.output_tokens),
-        (Some(50), Some(5))
-    );
+    assert_eq!(in_and_out(cache_beside), [50, 5].map(Some));
     let openai = chat_usage(
         r#"{"prompt_tokens":10,"completion_tokens":5,"total_tokens":15,"completion_tokens_details":{"reasoning_tokens":4}}"#,
     );
@@ -940,15 +921,8 @@ fn what_an_upstream_counts_beside_its_counts_is_in_its_total() {
 fn moonshot_tells_its_usage_in_the_last_choice() {
     let last = r#"{"id":"c1","choices":[{"index":0,"delta":{},"finish_reason":"stop","usage":{"prompt_tokens":1336,"completion_tokens":31,"total_tokens":1367,"cached_tokens":1280}}]}"#;
     let observed = stream(ChatCompletions, &[CHUNK, last, "[DONE]"]);
-    let told = observed.usage;
-    assert_eq!(
-        (
-            told.input_tokens,
-            told.cached_input_tokens,
-            told.output_tokens
-        ),
-        (Some(1336), Some(1280), Some(31))
-    );
+    assert_eq!(in_and_out(observed.usage), [1336, 31].map(Some));
+    assert_eq!(observed.usage.cached_input_tokens, Some(1280));
     assert_eq!(observed.usage_state, UsageState::Final);
 }
 
@@ -964,58 +938,31 @@ fn a_zero_that_comes_late_takes_no_count_away() {
     );
     let delta = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"input_tokens":0,"cache_read_input_tokens":0,"output_tokens":15}}"#;
     let told = stream(Messages, &[&start, delta, MESSAGE_STOP]).usage;
-    assert_eq!(
-        (
-            told.input_tokens,
-            told.cached_input_tokens,
-            told.output_tokens
-        ),
-        (Some(1035), Some(1000), Some(15))
-    );
+    assert_eq!(in_and_out(told), [1035, 15].map(Some));
+    assert_eq!(told.cached_input_tokens, Some(1000));
     // The last count that is none of these stands: they are cumulative.
     let delta = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"input_tokens":20,"output_tokens":3}}"#;
     let told = stream(Messages, &[MESSAGE_START, MESSAGE_DELTA, delta]).usage;
-    assert_eq!((told.input_tokens, told.output_tokens), (Some(36), Some(3)));
+    assert_eq!(in_and_out(told), [36, 3].map(Some));
 }
 
 #[test]
 fn cache_writes_are_told_apart_by_how_long_they_live() {
     let body = r#"{"usage":{"input_tokens":1,"cache_creation_input_tokens":70,"cache_creation":{"ephemeral_5m_input_tokens":20,"ephemeral_1h_input_tokens":50},"output_tokens":1}}"#;
-    let told = plain(Messages, body).usage;
-    assert_eq!(
-        (
-            told.input_tokens,
-            told.cache_write_tokens,
-            told.cache_write_long_tokens
-        ),
-        (Some(71), Some(70), Some(50))
-    );
-    let told = plain(
-        Messages,
-        &body.replace("\"cache_creation_input_tokens\":70,", ""),
-    )
-    .usage;
-    assert_eq!(
-        (told.input_tokens, told.cache_write_tokens),
-        (Some(71), Some(70))
-    );
+    let without_sum = body.replace("\"cache_creation_input_tokens\":70,", "");
+    for body in [body, &without_sum] {
+        let told = plain(Messages, body).usage;
+        assert_eq!(told.input_tokens, Some(71));
+        assert_eq!(written(told), [70, 50].map(Some));
+    }
     let details = r#"{"cached_tokens":0,"cache_write_tokens":100,"cache_write_tokens_details":{"ttl_30m_tokens":40,"ttl_12h_tokens":60}}"#;
-    let told = plain(
-        Responses,
-        &format!(r#"{{"usage":{{"input_tokens":100,"input_tokens_details":{details}}}}}"#),
-    )
-    .usage;
-    assert_eq!(
-        (told.cache_write_tokens, told.cache_write_long_tokens),
-        (Some(100), Some(60))
-    );
+    let body = format!(r#"{{"usage":{{"input_tokens":100,"input_tokens_details":{details}}}}}"#);
+    let told = plain(Responses, &body).usage;
+    assert_eq!(written(told), [100, 60].map(Some));
     let told = chat_usage(&format!(
         r#"{{"prompt_tokens":100,"prompt_tokens_details":{details}}}"#
     ));
-    assert_eq!(
-        (told.cache_write_tokens, told.cache_write_long_tokens),
-        (Some(100), Some(60))
-    );
+    assert_eq!(written(told), [100, 60].map(Some));
 }
 
 #[test]
@@ -1026,17 +973,14 @@ fn compaction_is_counted_and_an_attempt_that_was_declined_is_not() {
         );
         let told = plain(Messages, &body);
         assert_eq!(told.served_tier.as_deref(), Some("standard"));
-        (
-            told.usage.input_tokens.unwrap(),
-            told.usage.output_tokens.unwrap(),
-        )
+        in_and_out(told.usage).map(Option::unwrap)
     };
     let compacted = r#"[{"type":"compaction","input_tokens":180000,"output_tokens":3500},{"type":"message","input_tokens":23000,"output_tokens":1000}]"#;
-    assert_eq!(message(compacted), (203_000, 4500));
+    assert_eq!(message(compacted), [203_000, 4500]);
     let cached = r#"[ {"type":"message","input_tokens":1,"cache_read_input_tokens":10,"cache_creation_input_tokens":5,"cache_creation":{"ephemeral_1h_input_tokens":5},"output_tokens":2} , {"type":"message","input_tokens":1,"cache_read_input_tokens":10,"output_tokens":2}]"#;
-    assert_eq!(message(cached), (27, 4));
+    assert_eq!(message(cached), [27, 4]);
     let declined = r#"[{"type":"message","input_tokens":500,"output_tokens":9},{"type":"fallback_message","input_tokens":510,"output_tokens":70}]"#;
-    assert_eq!(message(declined), (510, 70));
+    assert_eq!(message(declined), [510, 70]);
     for none in [
         "[]",
         "null",
@@ -1044,10 +988,10 @@ fn compaction_is_counted_and_an_attempt_that_was_declined_is_not() {
         r#"{"a":[{"input_tokens":5}]}"#,
         r#""[{}]""#,
     ] {
-        assert_eq!(message(none), (23_000, 1000), "{none}");
+        assert_eq!(message(none), [23_000, 1000], "{none}");
     }
     let tricky = r#"["]",{"type":"compaction","note":"}],\"{","input_tokens":7,"deep":{"input_tokens":1},"output_tokens":1}]"#;
-    assert_eq!(message(tricky), (7, 1));
+    assert_eq!(message(tricky), [7, 1]);
 }
 
 #[test]
@@ -1055,10 +999,7 @@ fn iterations_at_the_end_of_a_stream_count() {
     let delta = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":15,"iterations":[{"type":"compaction","input_tokens":1000,"output_tokens":50},{"type":"message","input_tokens":25,"output_tokens":15}]}}"#;
     let told = stream(Messages, &[MESSAGE_START, delta, MESSAGE_STOP]).usage;
     // And what only stands beside them: 5 read from the cache and 10 written.
-    assert_eq!(
-        (told.input_tokens, told.output_tokens),
-        (Some(1040), Some(65))
-    );
+    assert_eq!(in_and_out(told), [1040, 65].map(Some));
 }
 
 #[test]
@@ -1103,19 +1044,10 @@ fn media(path: &str, body: &str) -> Option<Observed> {
 #[test]
 fn images_and_audio_are_read_where_they_tell_tokens() {
     let usage = r#""usage":{"total_tokens":100,"input_tokens":50,"output_tokens":50,"input_tokens_details":{"text_tokens":10,"image_tokens":40}}"#;
-    let image = media(
-        "/v1/images/generations",
-        &format!(r#"{{"created":1,"data":[{{"b64_json":"x"}}],{usage}}}"#),
-    )
-    .unwrap();
-    assert_eq!(
-        (
-            image.usage.input_tokens,
-            image.usage.output_tokens,
-            image.usage_state
-        ),
-        (Some(50), Some(50), UsageState::Final)
-    );
+    let body = format!(r#"{{"created":1,"data":[{{"b64_json":"x"}}],{usage}}}"#);
+    let image = media("/v1/images/generations", &body).unwrap();
+    assert_eq!(in_and_out(image.usage), [50, 50].map(Some));
+    assert_eq!(image.usage_state, UsageState::Final);
     let events = format!(
         "data: {{\"type\":\"image_generation.partial_image\",\"b64_json\":\"x\"}}\n\nevent: image_generation.completed\ndata: {{\"type\":\"image_generation.completed\",{usage}}}\n\n"
     );
@@ -1124,20 +1056,14 @@ fn images_and_audio_are_read_where_they_tell_tokens() {
         (streamed.usage, streamed.usage_state),
         (image.usage, UsageState::Final)
     );
-    let text = media(
-        "/openai/v1/audio/transcriptions",
-        r#"{"text":"x","usage":{"type":"tokens","input_tokens":14,"output_tokens":3}}"#,
-    )
-    .unwrap();
+    let tokens = r#"{"text":"x","usage":{"type":"tokens","input_tokens":14,"output_tokens":3}}"#;
+    let text = media("/openai/v1/audio/transcriptions", tokens).unwrap();
     assert_eq!(
         (text.usage.input_tokens, text.usage_state),
         (Some(14), UsageState::Final)
     );
-    let seconds = media(
-        "/v1/audio/transcriptions",
-        r#"{"text":"x","usage":{"type":"duration","seconds":9}}"#,
-    )
-    .unwrap();
+    let duration = r#"{"text":"x","usage":{"type":"duration","seconds":9}}"#;
+    let seconds = media("/v1/audio/transcriptions", duration).unwrap();
     assert_eq!(
         (seconds.usage_state, seconds.lacks_end),
         (UsageState::None, false)
@@ -1339,11 +1265,8 @@ fn what_clients_pass_over_takes_no_counts_away() {
 // What relays repeat.
 
 fn message_usage(usage: &str) -> Usage {
-    plain(
-        Messages,
-        &format!(r#"{{"type":"message","usage":{{{usage}}}}}"#),
-    )
-    .usage
+    let body = format!(r#"{{"type":"message","usage":{{{usage}}}}}"#);
+    plain(Messages, &body).usage
 }
 
 #[test]
@@ -1352,8 +1275,7 @@ fn lifetimes_that_are_told_in_two_places_count_once() {
         r#""cache_creation":{"ephemeral_5m_input_tokens":100,"ephemeral_1h_input_tokens":200}"#;
     let again = r#""claude_cache_creation_5_m_tokens":100,"claude_cache_creation_1_h_tokens":200"#;
     let details = r#""prompt_tokens_details":{"cached_creation_tokens":300,"cache_creation_token_details":{"ephemeral_5m_input_tokens":100,"ephemeral_1h_input_tokens":200}}"#;
-    let written = |usage: Usage| (usage.cache_write_tokens, usage.cache_write_long_tokens);
-    let expected = (Some(300), Some(200));
+    let expected = [300, 200].map(Some);
     for told in [
         once,
         again,
@@ -1374,7 +1296,7 @@ fn lifetimes_that_are_told_in_two_places_count_once() {
         assert_eq!(written(usage), expected, "{told}");
     }
     let more = r#""input_tokens":1,"cache_creation_input_tokens":30,"cache_creation":{"ephemeral_1h_input_tokens":40}"#;
-    assert_eq!(written(message_usage(more)), (Some(30), Some(30)));
+    assert_eq!(written(message_usage(more)), [30, 30].map(Some));
 }
 
 #[test]
@@ -1402,10 +1324,7 @@ fn a_prompt_that_turns_out_to_be_cached_counts_once() {
     );
     let late_zero = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"input_tokens":0,"output_tokens":5}}"#;
     let usage = stream(Messages, &[start, late_zero]).usage;
-    assert_eq!(
-        (usage.input_tokens, usage.output_tokens),
-        (Some(1000), Some(5))
-    );
+    assert_eq!(in_and_out(usage), [1000, 5].map(Some));
 }
 
 #[test]
@@ -1413,8 +1332,5 @@ fn cache_and_reasoning_that_both_stand_beside_the_counts_are_added() {
     let usage = chat_usage(
         r#"{"prompt_tokens":60,"completion_tokens":10,"total_tokens":160,"prompt_tokens_details":{"cached_tokens":40},"completion_tokens_details":{"reasoning_tokens":50}}"#,
     );
-    assert_eq!(
-        (usage.input_tokens, usage.output_tokens),
-        (Some(100), Some(60))
-    );
+    assert_eq!(in_and_out(usage), [100, 60].map(Some));
 }

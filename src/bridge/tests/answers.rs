@@ -15,10 +15,8 @@ fn converter_of(case: &Value) -> ResponseConverter {
         Endpoint::Messages
     };
     let mut converter = converter(endpoint, &case["request"]);
-    assert_eq!(
-        converter.upstream_head(Some("text/event-stream; charset=utf-8")),
-        Output::Nothing
-    );
+    let head = converter.upstream_head(Some("text/event-stream; charset=utf-8"));
+    assert_eq!(head, Output::Nothing);
     converter
 }
 
@@ -34,15 +32,12 @@ fn check(case: &Value, received: &Received, how: &str) {
             assert_eq!(json!(received.whole), case["whole"], "{name}, {how}");
         }
         Some(answer) => {
-            let headers = answer
-                .headers
-                .iter()
-                .filter(|(name, _)| *name != "content-type");
-            let headers: serde_json::Map<String, Value> = headers
-                .map(|(name, value)| ((*name).to_owned(), json!(value)))
-                .collect();
-            let answer =
-                json!({"status": answer.status, "headers": headers, "body": parsed(&answer.body)});
+            let headers = answer.headers.iter();
+            let headers = headers.filter(|(name, _)| *name != "content-type");
+            let headers = headers.map(|(name, value)| ((*name).to_owned(), json!(value)));
+            let headers: serde_json::Map<String, Value> = headers.collect();
+            let body = parsed(&answer.body);
+            let answer = json!({"status": answer.status, "headers": headers, "body": body});
             assert_eq!(answer, case["answer"], "{name}, {how}");
         }
     }
@@ -65,11 +60,8 @@ fn every_answer_of_the_fixtures_is_converted_as_they_say_however_it_is_cut() {
 fn a_body_that_breaks_off_at_any_byte_never_ends_well() {
     for case in &cases() {
         let body = stream_of(events_of(case), "\n");
-        let last = body
-            .iter()
-            .rposition(|byte| *byte == b'}')
-            .expect("an event");
-        for end in (0..last).step_by(5) {
+        let last = body.iter().rposition(|byte| *byte == b'}');
+        for end in (0..last.expect("an event")).step_by(5) {
             let received = play(converter_of(case), &body[..end], usize::MAX);
             let status = received.answer.as_ref().map(|answer| answer.status);
             assert!(
@@ -83,28 +75,16 @@ fn a_body_that_breaks_off_at_any_byte_never_ends_well() {
 
 #[test]
 fn every_event_of_messages_has_its_name_and_one_line_of_data() {
-    for case in cases()
-        .iter()
-        .filter(|case| case["protocol"] == "messages" && case["stream"].is_array())
-    {
-        let received = play(
-            converter_of(case),
-            &stream_of(events_of(case), "\n"),
-            usize::MAX,
-        );
-        let text = text_of(received.stream);
-        for event in text
-            .strip_suffix("\n\n")
-            .expect("a whole event")
-            .split("\n\n")
-        {
+    let is_stream = |case: &&Value| case["protocol"] == "messages" && case["stream"].is_array();
+    for case in cases().iter().filter(is_stream) {
+        let body = stream_of(events_of(case), "\n");
+        let text = text_of(play(converter_of(case), &body, usize::MAX).stream);
+        let events = text.strip_suffix("\n\n").expect("a whole event");
+        for event in events.split("\n\n") {
             let (name, data) = event.split_once('\n').expect("two lines");
-            let data: Value =
-                serde_json::from_str(data.strip_prefix("data: ").expect("data")).expect("JSON");
-            assert_eq!(
-                name,
-                format!("event: {}", data["type"].as_str().expect("a type"))
-            );
+            let data = parsed(data.strip_prefix("data: ").expect("data").as_bytes());
+            let kind = data["type"].as_str().expect("a type");
+            assert_eq!(name, format!("event: {kind}"));
         }
     }
 }
@@ -117,13 +97,10 @@ fn a_body_of_one_response_object_is_read_whatever_its_head_says() {
     for content_type in [Some("application/json"), Some("text/event-stream"), None] {
         let mut converter = converter(Endpoint::Messages, &json!({}));
         assert_eq!(converter.upstream_head(content_type), Output::Nothing);
-        let answer = play(converter, response.to_string().as_bytes(), 5)
-            .answer
-            .expect("an answer");
-        assert_eq!(
-            (answer.status, &parsed(&answer.body)["content"][0]["text"]),
-            (200, &json!("Hi"))
-        );
+        let received = play(converter, response.to_string().as_bytes(), 5);
+        let answer = received.answer.expect("an answer");
+        assert_eq!(answer.status, 200);
+        assert_eq!(parsed(&answer.body)["content"][0]["text"], "Hi");
     }
 }
 
@@ -140,15 +117,9 @@ fn a_body_that_is_no_finished_response_is_no_answer() {
     ];
     let running = json!({"status": "in_progress", "output": []}).to_string();
     for body in bodies.into_iter().chain([running.as_str()]) {
-        let received = play(
-            converter(Endpoint::Messages, &json!({"stream": true})),
-            body.as_bytes(),
-            4,
-        );
-        assert!(
-            received.answer.is_some_and(|answer| answer.status >= 500),
-            "{body}"
-        );
+        let converter = converter(Endpoint::Messages, &json!({"stream": true}));
+        let answer = play(converter, body.as_bytes(), 4).answer;
+        assert!(answer.is_some_and(|answer| answer.status >= 500), "{body}");
     }
     let html = converter(Endpoint::Chat, &json!({})).upstream_head(Some("text/html"));
     assert!(matches!(html, Output::Answer(answer) if answer.status == 502));
@@ -162,22 +133,13 @@ fn a_stream_that_waits_long_begins_without_a_fact_and_is_kept_alive() {
         panic!("nothing was written")
     };
     assert!(text_of(start).contains("\"id\":\"msg_own\""));
-    assert_eq!(
-        converter.ping(),
-        Output::Write(b"event: ping\ndata: {\"type\":\"ping\"}\n\n".to_vec())
-    );
-    let body = stream_of(
-        &[json!({"type": "response.failed", "response": {"error": {"message": "late"}}})],
-        "\n",
-    );
-    assert!(matches!(
-        converter.feed(&body),
-        Output::End { whole: false, .. }
-    ));
-    assert_eq!(
-        (converter.ping(), converter.finish()),
-        (Output::Nothing, Output::Nothing)
-    );
+    let ping = b"event: ping\ndata: {\"type\":\"ping\"}\n\n".to_vec();
+    assert_eq!(converter.ping(), Output::Write(ping));
+    let failed = json!({"type": "response.failed", "response": {"error": {"message": "late"}}});
+    let end = converter.feed(&stream_of(&[failed], "\n"));
+    assert!(matches!(end, Output::End { whole: false, .. }));
+    assert_eq!(converter.ping(), Output::Nothing);
+    assert_eq!(converter.finish(), Output::Nothing);
 }
 
 #[test]
@@ -189,11 +151,9 @@ fn a_chat_stream_keeps_the_id_of_its_first_chunk() {
     let text = json!({"type": "response.output_text.delta", "output_index": 0, "delta": "x"});
     let created = json!({"type": "response.created", "response": {"id": "resp_9", "model": "m"}});
     received.take(converter.feed(&stream_of(&[created, text], "\n")));
+    let mut chunks = received.data().into_iter();
     assert!(
-        received
-            .data()
-            .iter()
-            .all(|chunk| chunk["id"] == "chatcmpl-own"),
+        chunks.all(|chunk| chunk["id"] == "chatcmpl-own"),
         "{received:?}"
     );
 }
@@ -201,10 +161,8 @@ fn a_chat_stream_keeps_the_id_of_its_first_chunk() {
 #[test]
 fn who_wants_no_stream_gets_nothing_before_the_end() {
     let mut converter = converter(Endpoint::Messages, &json!({}));
-    assert_eq!(
-        (converter.commit(), converter.ping()),
-        (Output::Nothing, Output::Nothing)
-    );
+    assert_eq!(converter.commit(), Output::Nothing);
+    assert_eq!(converter.ping(), Output::Nothing);
     let text = json!({"type": "response.output_text.delta", "output_index": 0, "delta": "x"});
     assert_eq!(converter.feed(&stream_of(&[text], "\n")), Output::Nothing);
     assert!(matches!(converter.timed_out(), Output::Answer(answer) if answer.status == 504));
@@ -238,49 +196,27 @@ fn what_must_be_held_is_bounded() {
         waiting: 1000,
         whole: 300,
     };
-    let fed = |event: Value, times: usize, stream: bool| {
+    let told = |events: Vec<Value>, stream: bool, what: &str| {
         let body = format!(
             r#"{{"model":"claude-a","stream":{stream},"messages":[{{"role":"user","content":"q"}}]}}"#
         );
-        let context = messages(&body).unwrap().context;
-        let converter = ResponseConverter::new(
-            context,
-            Delivery {
-                limits,
-                ..delivery()
-            },
-        );
-        play(converter, &stream_of(&vec![event; times], "\n"), 50)
-            .answer
-            .map(|answer| text_of(answer.body))
-    };
-    let text = |length: usize| json!({"type": "response.output_text.delta", "output_index": 0, "delta": "x".repeat(length)});
-    let told = |answer: Option<String>, what: &str| {
-        assert!(
-            answer.clone().is_some_and(|body| body.contains(what)),
-            "{answer:?}"
-        )
-    };
-    told(fed(text(300), 1, true), "an event of too many bytes");
-    told(fed(text(100), 4, false), "an answer of too many bytes");
-    let body = r#"{"model":"claude-a","stream":true,"messages":[{"role":"user","content":"q"}]}"#;
-    let converter = ResponseConverter::new(
-        messages(body).unwrap().context,
-        Delivery {
+        let delivery = Delivery {
             limits,
             ..delivery()
-        },
-    );
+        };
+        let converter = ResponseConverter::new(messages(&body).unwrap().context, delivery);
+        let answer = play(converter, &stream_of(&events, "\n"), 50).answer;
+        let body = text_of(answer.expect("an answer").body);
+        assert!(body.contains(what), "{body}");
+    };
+    let text = |length: usize| json!({"type": "response.output_text.delta", "output_index": 0, "delta": "x".repeat(length)});
+    told(vec![text(300)], true, "an event of too many bytes");
+    told(vec![text(100); 4], false, "an answer of too many bytes");
     let mut events = vec![
         json!({"type": "response.output_item.added", "output_index": 1, "item": {"type": "message"}}),
     ];
     events.extend(vec![text(50); 20]);
-    told(
-        play(converter, &stream_of(&events, "\n"), 50)
-            .answer
-            .map(|answer| text_of(answer.body)),
-        "has to wait",
-    );
+    told(events, true, "has to wait");
 }
 
 #[test]
@@ -292,12 +228,8 @@ fn tool_names_come_back_as_the_client_has_them() {
     let name = &sent["tools"][0]["name"];
     let item = json!({"type": "function_call", "id": "f", "call_id": "c", "name": name, "arguments": "{}"});
     let done = json!({"type": "response.output_item.done", "output_index": 0, "item": item});
-    let data = play(
-        converter(Endpoint::Messages, &tools),
-        &stream_of(&[done], "\n"),
-        9,
-    )
-    .data();
+    let converter = converter(Endpoint::Messages, &tools);
+    let data = play(converter, &stream_of(&[done], "\n"), 9).data();
     assert_eq!(data[1]["content_block"]["name"], json!(long));
 }
 
@@ -336,13 +268,8 @@ fn a_character_that_is_cut_into_two_deltas_is_one_for_the_client() {
     for (events, expected) in cases {
         let mut events: Vec<&str> = events.iter().map(String::as_str).collect();
         events.push(DONE);
-        let answer = play(
-            converter(Endpoint::Messages, &json!({})),
-            &raw_stream(&events),
-            9,
-        );
-        let content = &parsed(&answer.answer.expect("an answer").body)["content"];
-        assert_eq!(content[0]["text"], expected, "{events:?}");
+        let message = parsed(&answer_to(&raw_stream(&events), 9).body);
+        assert_eq!(message["content"][0]["text"], expected, "{events:?}");
     }
 }
 
@@ -356,8 +283,7 @@ fn so_it_is_in_arguments_and_in_thinking() {
     let done = r#"{"type":"response.output_item.done","output_index":0,"item":{"type":"function_call","id":"f","call_id":"c","name":"T"}}"#;
     for added in [call, unnamed] {
         let body = raw_stream(&[added, first, second, done, DONE]);
-        let answer = play(converter(Endpoint::Messages, &json!({})), &body, 9).answer;
-        let message = parsed(&answer.expect("an answer").body);
+        let message = parsed(&answer_to(&body, 9).body);
         assert_eq!(message["content"][0]["input"], json!({"a": "🙂"}));
     }
     let first = r#"{"type":"response.reasoning_summary_text.delta","output_index":0,"summary_index":0,"delta":"\ud83d"}"#;
@@ -373,46 +299,29 @@ fn so_it_is_in_arguments_and_in_thinking() {
 fn an_event_whose_data_do_not_say_what_it_is_is_what_its_name_says() {
     let named = |line_end: &str| {
         let events = [
+            ("output_text.delta", r#"{"output_index":1,"delta":"b"}"#),
             (
-                "response.output_text.delta",
-                r#"{"output_index":1,"delta":"b"}"#,
-            ),
-            (
-                "response.output_item.done",
+                "output_item.done",
                 r#"{"output_index":1,"item":{"type":"message"}}"#,
             ),
-            ("response.completed", r#"{"response":{"output":[]}}"#),
+            ("completed", r#"{"response":{"output":[]}}"#),
         ];
         let first =
             r#"{"type":"response.output_item.added","output_index":0,"item":{"type":"reasoning"}}"#;
         let mut body = format!("event: x{line_end}data: {first}{line_end}{line_end}");
         for (name, data) in events {
-            body += &format!("data: {data}{line_end}event:{name}{line_end}{line_end}");
+            body += &format!("data: {data}{line_end}event:response.{name}{line_end}{line_end}");
         }
         body
     };
     for line_end in ["\n", "\r\n"] {
-        let received = play(
-            converter(Endpoint::Messages, &json!({})),
-            named(line_end).as_bytes(),
-            5,
-        );
-        let message = parsed(&received.answer.expect("an answer").body);
+        let message = parsed(&answer_to(named(line_end).as_bytes(), 5).body);
         assert_eq!(message["content"], json!([{"type": "text", "text": "b"}]));
     }
-    for (name, status) in [("error", 429), ("message", 429), ("response.failed", 429)] {
+    for name in ["error", "message", "response.failed"] {
         let error = r#"{"error":{"code":"rate_limit_exceeded","message":"m"}}"#;
         let body = format!("event: {name}\ndata: {error}\n\n");
-        let received = play(
-            converter(Endpoint::Messages, &json!({})),
-            body.as_bytes(),
-            5,
-        );
-        assert_eq!(
-            received.answer.map(|answer| answer.status),
-            Some(status),
-            "{name}"
-        );
+        assert_eq!(answer_to(body.as_bytes(), 5).status, 429, "{name}");
     }
 }
 
@@ -439,13 +348,8 @@ fn a_response_that_was_cancelled_is_a_failure_however_that_is_told() {
     let answer = play(converter(Endpoint::Chat, &json!({})), whole.as_bytes(), 9).answer;
     assert_eq!(answer.map(|answer| answer.status), Some(500));
     let done = r#"{"type":"response.done","response":{"status":"incomplete","output":[]}}"#;
-    let answer = play(
-        converter(Endpoint::Messages, &json!({})),
-        &raw_stream(&[text, done]),
-        9,
-    )
-    .answer;
-    assert_eq!(parsed(&answer.unwrap().body)["stop_reason"], "max_tokens");
+    let message = parsed(&answer_to(&raw_stream(&[text, done]), 9).body);
+    assert_eq!(message["stop_reason"], "max_tokens");
 }
 
 #[test]
@@ -462,8 +366,7 @@ fn a_byte_order_mark_before_an_answer_is_taken_off_however_it_is_cut() {
             ("\u{feff}", 500),
         ] {
             let body = [mark.as_bytes(), body].concat();
-            let answer = play(converter(Endpoint::Messages, &json!({})), &body, piece).answer;
-            let answer = answer.expect("an answer");
+            let answer = answer_to(&body, piece);
             if body.ends_with(b" \n{}") {
                 let told = text_of(answer.body);
                 assert!(told.contains("no finished response"), "{told}");
@@ -474,8 +377,7 @@ fn a_byte_order_mark_before_an_answer_is_taken_off_however_it_is_cut() {
         }
     }
     for body in [b"\xef\xbb".as_slice(), b"\xef\xbb\xbf", b" \xef"] {
-        let answer = play(converter(Endpoint::Messages, &json!({})), body, 1).answer;
-        assert_eq!(answer.map(|answer| answer.status), Some(502));
+        assert_eq!(answer_to(body, 1).status, 502);
     }
 }
 
@@ -492,12 +394,7 @@ fn many_items_that_are_done_leave_room_for_what_waits() {
             "item": {"type": "function_call", "id": id, "call_id": id, "name": "T", "arguments": "{}"}}));
     }
     events.push(json!({"type": "response.completed", "response": {"output": []}}));
-    let answer = play(
-        converter(Endpoint::Messages, &json!({})),
-        &stream_of(&events, "\n"),
-        1 << 16,
-    );
-    let message = parsed(&answer.answer.expect("an answer").body);
+    let message = parsed(&answer_to(&stream_of(&events, "\n"), 1 << 16).body);
     assert_eq!(message["content"].as_array().map(Vec::len), Some(10_000));
 }
 

@@ -45,105 +45,31 @@ fn each_rule_gives_its_status_type_and_text() {
     let window = "maximum context length is 272000 tokens. However, you sent 300,123 tokens.";
     let odd = "the upstream's answer cannot be read: a status that is neither 200 nor an error";
     let unverified = "The encrypted content gAAA could not be verified.";
+    #[rustfmt::skip]
     let cases = [
-        (
-            400,
-            coded("x", window),
-            (400, "invalid_request_error", too_long),
-            true,
-        ),
-        (
-            413,
-            json!({"detail": "context window"}),
-            (400, "invalid_request_error", overflow),
-            true,
-        ),
-        (
-            400,
-            coded("invalid_encrypted_content", "m"),
-            (400, "invalid_request_error", signature),
-            true,
-        ),
-        (
-            400,
-            coded("x", unverified),
-            (400, "invalid_request_error", signature),
-            true,
-        ),
-        (
-            429,
-            coded("insufficient_quota", "m"),
-            (429, "rate_limit_error", "m"),
-            true,
-        ),
-        (
-            429,
-            json!({"detail": "m"}),
-            (429, "rate_limit_error", "m"),
-            false,
-        ),
-        (
-            500,
-            coded("rate_limit_exceeded", "m"),
-            (429, "rate_limit_error", "m"),
-            false,
-        ),
-        (
-            503,
-            coded("slow_down", "m"),
-            (529, "overloaded_error", "m"),
-            false,
-        ),
-        (
-            529,
-            Value::Null,
-            (529, "overloaded_error", "upstream error"),
-            false,
-        ),
-        (
-            401,
-            json!({"error": "m"}),
-            (401, "authentication_error", "m"),
-            true,
-        ),
-        (403, coded("x", "m"), (403, "permission_error", "m"), true),
-        (404, coded("x", "m"), (404, "not_found_error", "m"), true),
-        (
-            400,
-            coded("model_not_found", "m"),
-            (404, "not_found_error", "m"),
-            true,
-        ),
-        (413, coded("x", "m"), (413, "request_too_large", "m"), true),
-        (504, coded("x", "m"), (504, "timeout_error", "m"), false),
-        (
-            422,
-            coded("x", "m"),
-            (400, "invalid_request_error", "m"),
-            true,
-        ),
-        (
-            409,
-            coded("x", "m"),
-            (409, "invalid_request_error", "m"),
-            true,
-        ),
-        (
-            502,
-            json!("<html>"),
-            (502, "api_error", "upstream error"),
-            false,
-        ),
-        (302, Value::Null, (502, "api_error", odd), false),
-        (
-            206,
-            json!({"error": {"message": "m"}}),
-            (502, "api_error", odd),
-            false,
-        ),
-        (304, json!("x"), (502, "api_error", odd), false),
+        (400, coded("x", window), 400, "invalid_request_error", too_long, true),
+        (413, json!({"detail": "context window"}), 400, "invalid_request_error", overflow, true),
+        (400, coded("invalid_encrypted_content", "m"), 400, "invalid_request_error", signature, true),
+        (400, coded("x", unverified), 400, "invalid_request_error", signature, true),
+        (429, coded("insufficient_quota", "m"), 429, "rate_limit_error", "m", true),
+        (429, json!({"detail": "m"}), 429, "rate_limit_error", "m", false),
+        (500, coded("rate_limit_exceeded", "m"), 429, "rate_limit_error", "m", false),
+        (503, coded("slow_down", "m"), 529, "overloaded_error", "m", false),
+        (529, Value::Null, 529, "overloaded_error", "upstream error", false),
+        (401, json!({"error": "m"}), 401, "authentication_error", "m", true),
+        (403, coded("x", "m"), 403, "permission_error", "m", true),
+        (404, coded("x", "m"), 404, "not_found_error", "m", true),
+        (400, coded("model_not_found", "m"), 404, "not_found_error", "m", true),
+        (413, coded("x", "m"), 413, "request_too_large", "m", true),
+        (504, coded("x", "m"), 504, "timeout_error", "m", false),
+        (422, coded("x", "m"), 400, "invalid_request_error", "m", true),
+        (409, coded("x", "m"), 409, "invalid_request_error", "m", true),
+        (502, json!("<html>"), 502, "api_error", "upstream error", false),
+        (302, Value::Null, 502, "api_error", odd, false),
+        (206, json!({"error": {"message": "m"}}), 502, "api_error", odd, false),
+        (304, json!("x"), 502, "api_error", odd, false),
     ];
-    for (status, body, (expected, kind, message), no_retry) in cases {
+    for (status, body, expected, kind, message, no_retry) in cases {
         let headers = if no_retry { never.clone() } else { Vec::new() };
         let expected = (expected, kind.to_owned(), message.to_owned(), headers);
         assert_eq!(told(status, &body), expected, "{status} {body}");

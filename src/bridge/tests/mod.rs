@@ -133,6 +133,12 @@ fn play(mut converter: ResponseConverter, body: &[u8], piece: usize) -> Received
     received
 }
 
+/// The answer that a client of Messages gets who wants no stream.
+fn answer_to(body: &[u8], piece: usize) -> Answer {
+    let received = play(converter(Endpoint::Messages, &json!({})), body, piece);
+    received.answer.expect("an answer")
+}
+
 /// The bytes of a stream of these events.
 fn stream_of(events: &[Value], line_end: &str) -> Vec<u8> {
     let event = |event: &Value| {
