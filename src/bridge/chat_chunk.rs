@@ -7,7 +7,6 @@ use super::json::{Node, Object, object, to_string};
 use super::response_context::ResponseContext;
 use super::sse::write_event;
 
-/// One chunk of the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Chunk {
     /// The first.
@@ -62,7 +61,6 @@ pub(crate) struct Envelope {
 }
 
 impl Finish {
-    /// Its word on the wire.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Finish::Stop => "stop",
@@ -75,7 +73,6 @@ impl Finish {
 }
 
 impl Chunk {
-    /// Writes it into a stream.
     pub(crate) fn write(&self, context: &ResponseContext, envelope: &Envelope, out: &mut Vec<u8>) {
         let legacy = context.legacy_functions;
         let (delta, finish) = match self {
@@ -119,7 +116,6 @@ fn write_end(usage: &Usage, context: &ResponseContext, envelope: &Envelope, out:
     write_event(None, "[DONE]", out);
 }
 
-/// Writes a chunk with these choices.
 fn write_chunk(
     choices: Vec<Node<'_>>,
     usage: Option<Node<'_>>,

@@ -4,26 +4,24 @@
 use super::error::Refusal;
 use super::input::{CallKind, Input, Part, Role, orphan, output_text, tool_output};
 use super::json::{Node, Text, object};
-use super::names::{ToolNames, call_id};
+use super::names::call_id;
 use super::record::{Content, Record};
-use super::request::Dropped;
+use super::request::Draft;
 use crate::config::bridge::ToolMedia;
 
 /// Reads the messages one after the other.
-pub(crate) struct Conversation<'a, 'c> {
-    names: &'c mut ToolNames,
-    dropped: &'c mut Dropped,
+pub(crate) struct Conversation<'a, 'u, 'd> {
+    /// Takes what is found besides input: names of tools, and what is dropped.
+    draft: &'d mut Draft<'a, 'u>,
     input: Input<'a>,
     /// Calls of the legacy form so far: they have no ids.
     legacy_calls: usize,
 }
 
-impl<'a, 'c> Conversation<'a, 'c> {
-    /// Starts with no message. Names of tools and of what is dropped are put down where the caller wants them.
-    pub(crate) fn new(names: &'c mut ToolNames, dropped: &'c mut Dropped) -> Self {
+impl<'a, 'u, 'd> Conversation<'a, 'u, 'd> {
+    pub(crate) fn new(draft: &'d mut Draft<'a, 'u>) -> Self {
         Conversation {
-            names,
-            dropped,
+            draft,
             input: Input::default(),
             legacy_calls: 0,
         }
@@ -53,7 +51,6 @@ impl<'a, 'c> Conversation<'a, 'c> {
         Ok(())
     }
 
-    /// The list of input items.
     pub(crate) fn finish(self) -> Node<'a> {
         self.input.finish()
     }
@@ -76,7 +73,7 @@ impl<'a, 'c> Conversation<'a, 'c> {
                     match part.word("type")?.as_ref() {
                         "text" => parts.extend(part.some_text("text")?.map(output_text)),
                         "refusal" => parts.extend(part.some_text("refusal")?.map(refusal)),
-                        other => self.dropped.add(&format!("assistant.{other}")),
+                        other => self.draft.dropped.add(&format!("assistant.{other}")),
                     }
                 }
             }
@@ -101,7 +98,11 @@ impl<'a, 'c> Conversation<'a, 'c> {
             return self.function_call(id, &call.need_record("function")?);
         }
         let custom = call.need_record("custom")?;
-        let name = self.names.upstream(&custom.need_text("name")?.plain())?;
+        let name = self
+            .draft
+            .context
+            .names
+            .upstream(&custom.need_text("name")?.plain())?;
         let input = custom.text("input")?.cloned().unwrap_or(Text::word(""));
         self.input.call(CallKind::Custom, id, name, input);
         Ok(())
@@ -109,7 +110,11 @@ impl<'a, 'c> Conversation<'a, 'c> {
 
     /// A call of a function, whose arguments are JSON text already.
     fn function_call(&mut self, id: String, function: &Record<'_, 'a>) -> Result<(), Refusal> {
-        let name = self.names.upstream(&function.need_text("name")?.plain())?;
+        let name = self
+            .draft
+            .context
+            .names
+            .upstream(&function.need_text("name")?.plain())?;
         let arguments = function
             .some_text("arguments")?
             .cloned()
@@ -122,7 +127,7 @@ impl<'a, 'c> Conversation<'a, 'c> {
     fn result(&mut self, id: String, message: &Record<'_, 'a>) -> Result<(), Refusal> {
         let (output, _) = tool_output(parts_of(message, true)?, ToolMedia::Inline);
         if let Err(output) = self.input.output(id, output) {
-            self.dropped.add("tool.orphan");
+            self.draft.dropped.add("tool.orphan");
             self.input.say(Role::User, orphan(output));
         }
         Ok(())

@@ -6,12 +6,9 @@ use super::chat_input::Conversation;
 use super::chat_tools::{choice, declared};
 use super::error::Refusal;
 use super::json::{Node, Object, Text, object};
-use super::models::Model;
-use super::names::ToolNames;
 use super::options::{UpstreamBridge, UpstreamKind};
 use super::record::Record;
 use super::request::Draft;
-use super::response_context::ResponseContext;
 
 /// Members that mean something here. The others are reported as dropped.
 const KNOWN: [&str; 31] = [
@@ -54,42 +51,35 @@ const REFUSED: [&str; 3] = ["prediction", "logit_bias", "audio"];
 /// Members that only OpenAI itself takes.
 const OPENAI_ONLY: [&str; 3] = ["metadata", "safety_identifier", "prompt_cache_retention"];
 
-/// The request to send, and what its answer needs.
-pub(crate) fn convert<'a>(
+/// The request to send.
+pub(crate) fn convert<'a, 'u>(
     body: &Record<'_, 'a>,
-    upstream: &UpstreamBridge,
-) -> Result<(Draft<'a>, ResponseContext), Refusal> {
-    let asked = body.word("model")?;
-    let model = Model::find(&asked, &upstream.models)?;
+    upstream: &'u UpstreamBridge,
+) -> Result<Draft<'a, 'u>, Refusal> {
+    let mut draft = Draft::new(Protocol::Chat, &body.word("model")?, upstream)?;
     refuse_unsupported(body)?;
-    let mut context = ResponseContext::new(Protocol::Chat, &asked, &model, upstream);
-    context.stream = body.flag("stream")?;
-    context.usage_chunk = wants_usage(body)?;
-    context.legacy_functions = body.says("functions");
+    draft.context.stream = body.flag("stream")?;
+    draft.context.usage_chunk = wants_usage(body)?;
+    draft.context.legacy_functions = body.says("functions");
 
-    let mut draft = Draft::new(&model, upstream);
-    let mut names = ToolNames::default();
-    let mut conversation = Conversation::new(&mut names, &mut draft.dropped);
+    let mut conversation = Conversation::new(&mut draft);
     conversation.read(body)?;
     let input = conversation.finish();
-    set_tools(&mut draft, body, &mut names, context.legacy_functions)?;
-    context.names = names;
+    set_tools(&mut draft, body)?;
     draft.set("input", input);
-    set_effort(&mut draft, body, &model)?;
+    set_effort(&mut draft, body)?;
     set_text(&mut draft, body)?;
-    set_logprobs(&mut draft, body, &model, upstream)?;
-    let completion = body.node("max_completion_tokens").is_some();
-    let limit = if completion {
-        "max_completion_tokens"
-    } else {
-        "max_tokens"
+    set_logprobs(&mut draft, body)?;
+    let limit = match body.node("max_completion_tokens") {
+        Some(_) => "max_completion_tokens",
+        None => "max_tokens",
     };
-    draft.set_limit(body, limit, &model, upstream)?;
-    draft.set_sampling(body, &model, upstream)?;
-    context.stops = draft.take_stops("stop", stops(body)?, upstream)?;
-    set_passed(&mut draft, body, upstream)?;
+    draft.set_limit(body, limit)?;
+    draft.set_sampling(body)?;
+    draft.set_stops("stop", stops(body)?)?;
+    set_passed(&mut draft, body)?;
     draft.dropped.unknown_members(body, &KNOWN);
-    Ok((draft, context))
+    Ok(draft)
 }
 
 /// The tier that the client itself asks for, in the upstream's words.
@@ -135,17 +125,11 @@ fn wants_usage(body: &Record<'_, '_>) -> Result<bool, Refusal> {
 }
 
 /// The tools and what is said about their choice; nothing of it where there is no tool.
-fn set_tools<'a>(
-    draft: &mut Draft<'a>,
-    body: &Record<'_, 'a>,
-    names: &mut ToolNames,
-    legacy: bool,
-) -> Result<(), Refusal> {
-    let tools = declared(body, names)?;
+fn set_tools<'a>(draft: &mut Draft<'a, '_>, body: &Record<'_, 'a>) -> Result<(), Refusal> {
+    let tools = declared(body, &mut draft.context.names)?;
     let choice = choice(body)?;
-    let parallel = body
-        .maybe_flag("parallel_tool_calls")?
-        .or(legacy.then_some(false));
+    let legacy = draft.context.legacy_functions.then_some(false);
+    let parallel = body.maybe_flag("parallel_tool_calls")?.or(legacy);
     if !tools.is_empty() {
         draft.set("tools", tools);
         draft.set("tool_choice", choice);
@@ -155,12 +139,9 @@ fn set_tools<'a>(
 }
 
 /// `reasoning_effort`, where the model takes one.
-fn set_effort(
-    draft: &mut Draft<'_>,
-    body: &Record<'_, '_>,
-    model: &Model<'_>,
-) -> Result<(), Refusal> {
+fn set_effort(draft: &mut Draft<'_, '_>, body: &Record<'_, '_>) -> Result<(), Refusal> {
     let asked = body.word("reasoning_effort")?;
+    let model = &draft.model;
     let effort = model.effort(asked.parse().ok()).filter(|_| model.reasoning);
     draft.set_reasoning(effort, None);
     if effort.is_none() && !asked.is_empty() {
@@ -170,7 +151,7 @@ fn set_effort(
 }
 
 /// `text`: the format of the answer, and how wordy it is.
-fn set_text<'a>(draft: &mut Draft<'a>, body: &Record<'_, 'a>) -> Result<(), Refusal> {
+fn set_text<'a>(draft: &mut Draft<'a, '_>, body: &Record<'_, 'a>) -> Result<(), Refusal> {
     let format = body.record("response_format")?;
     let format = format.map(|format| output_format(&format)).transpose()?;
     let text = object! {"format": format.flatten(), "verbosity": body.some_text("verbosity")?};
@@ -203,16 +184,11 @@ fn schema_format<'a>(schema: &Record<'_, 'a>) -> Result<Object<'a>, Refusal> {
 }
 
 /// `logprobs`, where the model takes it.
-fn set_logprobs<'a>(
-    draft: &mut Draft<'a>,
-    body: &Record<'_, 'a>,
-    model: &Model<'_>,
-    upstream: &UpstreamBridge,
-) -> Result<(), Refusal> {
+fn set_logprobs<'a>(draft: &mut Draft<'a, '_>, body: &Record<'_, 'a>) -> Result<(), Refusal> {
     if !body.flag("logprobs")? {
         return Ok(());
     }
-    if model.reasoning || upstream.kind == UpstreamKind::Codex {
+    if !draft.takes_sampling() {
         draft.dropped.add("logprobs");
         return Ok(());
     }
@@ -230,18 +206,15 @@ fn stops<'n, 'a>(body: &Record<'n, 'a>) -> Result<Vec<&'n Text<'a>>, Refusal> {
 }
 
 /// What passes as it is, where the upstream takes it.
-fn set_passed<'a>(
-    draft: &mut Draft<'a>,
-    body: &Record<'_, 'a>,
-    upstream: &UpstreamBridge,
-) -> Result<(), Refusal> {
+fn set_passed<'a>(draft: &mut Draft<'a, '_>, body: &Record<'_, 'a>) -> Result<(), Refusal> {
     draft.set("prompt_cache_key", body.some_text("prompt_cache_key")?);
     body.record("metadata")?;
     body.text("safety_identifier")?;
     body.text("prompt_cache_retention")?;
+    let is_openai = draft.upstream.kind == UpstreamKind::OpenAi;
     for name in OPENAI_ONLY {
         match body.node(name) {
-            Some(value) if upstream.kind == UpstreamKind::OpenAi => draft.set(name, value.clone()),
+            Some(value) if is_openai => draft.set(name, value.clone()),
             Some(_) => draft.dropped.add(name),
             None => {}
         }

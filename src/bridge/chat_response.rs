@@ -89,7 +89,6 @@ impl ClientSide for ChatResponse {
 }
 
 impl ChatResponse {
-    /// Starts with nothing given.
     pub(crate) fn new(context: ResponseContext, delivery: &Delivery) -> Self {
         ChatResponse {
             head: Head::default(),
@@ -129,7 +128,6 @@ impl ChatResponse {
         }
     }
 
-    /// Gives text, if there is any.
     fn text(&mut self, text: String) {
         if !text.is_empty() {
             self.start();
@@ -143,7 +141,6 @@ impl ChatResponse {
         self.text(held);
     }
 
-    /// Gives a call as it begins.
     fn call(&mut self, call: Call) {
         self.flush();
         self.hidden = self.context.legacy_functions && self.calls > 0;
@@ -162,7 +159,6 @@ impl ChatResponse {
         self.kind = call.kind;
     }
 
-    /// Gives the end.
     fn done(&mut self, last: Final) {
         self.start();
         self.flush();

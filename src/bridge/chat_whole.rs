@@ -28,7 +28,6 @@ struct WholeCall {
 }
 
 impl WholeCompletion {
-    /// Adds a chunk.
     pub(crate) fn add(&mut self, chunk: Chunk) {
         match chunk {
             Chunk::Role => {}
@@ -74,7 +73,6 @@ impl WholeCompletion {
         Some(to_string(&completion.into()))
     }
 
-    /// The assistant's message.
     fn message(&self, context: &ResponseContext) -> Object<'static> {
         let calls = self.calls.iter().map(|whole| {
             let id_and_name = Some((whole.id.as_str(), whole.name.as_str()));

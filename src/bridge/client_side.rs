@@ -60,7 +60,6 @@ impl<W: Default> Sink<W> {
         }
     }
 
-    /// The stream, if it is one.
     pub(crate) fn stream(&mut self) -> Option<&mut Vec<u8>> {
         match self {
             Sink::Stream(out) => Some(out),
@@ -68,7 +67,6 @@ impl<W: Default> Sink<W> {
         }
     }
 
-    /// The whole answer, if it is one.
     pub(crate) fn whole(&self) -> Option<&W> {
         match self {
             Sink::Stream(_) => None,

@@ -143,9 +143,7 @@ impl Answer {
 /// The members of an error, before they are put in a protocol's shape.
 #[derive(Clone, Debug)]
 pub(crate) struct ErrorWords {
-    /// `type`.
     pub(crate) kind: Cow<'static, str>,
-    /// `message`.
     pub(crate) message: String,
     /// `param`, of Chat.
     pub(crate) param: Option<String>,
@@ -154,7 +152,6 @@ pub(crate) struct ErrorWords {
 }
 
 impl ErrorWords {
-    /// The `error` object.
     pub(crate) fn object(&self, protocol: Protocol) -> Object<'static> {
         let (kind, message) = (Node::text(&self.kind), Node::text(&self.message));
         match protocol {

@@ -36,7 +36,6 @@ pub(crate) enum Fact {
     Failed(Failure),
 }
 
-/// A tool call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Call {
     /// What its result has to name.
@@ -47,7 +46,6 @@ pub(crate) struct Call {
     pub(crate) kind: CallKind,
 }
 
-/// The end of an answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Final {
     /// Why it is not complete, if it is not.

@@ -124,7 +124,6 @@ impl Failure {
         }
     }
 
-    /// What the client is told.
     fn verdict(&self, protocol: Protocol) -> Verdict {
         let (status, kind, message) = match self {
             Failure::Reported(report) => return report.verdict(protocol),

@@ -46,7 +46,6 @@ pub(crate) enum Part<'a> {
     Media(Node<'a>),
 }
 
-/// One item of the list.
 #[derive(Clone, Debug)]
 enum Item<'a> {
     /// Something said.
@@ -72,7 +71,6 @@ enum Item<'a> {
     Reasoning(Text<'a>),
 }
 
-/// Collects the items.
 #[derive(Debug, Default)]
 pub(crate) struct Input<'a> {
     /// In the order in which they are sent.
@@ -89,12 +87,10 @@ impl<'a> Part<'a> {
         Part::Text(Text::word(word))
     }
 
-    /// Whether it is a text.
     pub(crate) fn is_text(&self) -> bool {
         matches!(self, Part::Text(_))
     }
 
-    /// The text, if it is one.
     pub(crate) fn into_text(self) -> Option<Text<'a>> {
         match self {
             Part::Text(text) => Some(text),
@@ -112,7 +108,6 @@ impl<'a> Part<'a> {
 }
 
 impl Role {
-    /// The word for it.
     fn word(self) -> &'static str {
         match self {
             Role::Developer => "developer",
@@ -185,7 +180,6 @@ impl<'a> Input<'a> {
         self.items.push(Item::Reasoning(encrypted));
     }
 
-    /// Adds a call.
     pub(crate) fn call(&mut self, kind: CallKind, id: String, name: Text<'a>, arguments: Text<'a>) {
         self.calls.insert(id.clone(), kind);
         self.items.push(Item::Call {
@@ -206,7 +200,6 @@ impl<'a> Input<'a> {
         Ok(())
     }
 
-    /// Whether nobody says anything.
     pub(crate) fn is_empty(&self) -> bool {
         self.items.is_empty()
     }

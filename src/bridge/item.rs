@@ -69,7 +69,6 @@ pub(crate) struct Item {
 }
 
 impl Sent {
-    /// Adds what was sent.
     fn push(&mut self, more: &str) {
         self.length += more.len();
         self.digest.update(more);
@@ -254,7 +253,6 @@ impl Item {
         Ok(())
     }
 
-    /// More of the arguments.
     fn more_arguments(&mut self, delta: String) -> Result<(), Unreadable> {
         if !self.called {
             self.early.push_str(&delta);
@@ -339,7 +337,6 @@ impl Item {
         }
     }
 
-    /// Adds reasoning.
     fn think(&mut self, text: String) {
         self.thought = true;
         self.facts.push(Fact::Thinking(text));

@@ -4,7 +4,6 @@
 use super::json::{Node, Object, object, parse, to_string};
 use super::sse::write_event;
 
-/// One event of the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     /// `message_start`.
@@ -199,7 +198,6 @@ impl Delta {
         Delta::Json(to_string(&object! {"query": Node::text(query)}.into()))
     }
 
-    /// The `delta` object.
     fn object(&self) -> Object<'static> {
         let (kind, member) = match self {
             Delta::Text(_) => ("text_delta", "text"),
@@ -244,7 +242,6 @@ impl Ending {
 }
 
 impl MessagesUsage {
-    /// The `usage` object.
     pub(crate) fn object(&self) -> Object<'static> {
         let thinking = (self.thinking > 0).then(|| object! {"thinking_tokens": self.thinking});
         let searches = (self.searches > 0).then(|| object! {"web_search_requests": self.searches});

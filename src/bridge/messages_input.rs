@@ -1,26 +1,20 @@
 //! The messages of a Messages request as the `input` of a Responses request. What is not known in user content is
 //! refused, because silence would lose what the user said; elsewhere it is dropped and reported.
 
-use super::carrier::Carrier;
 use super::error::Refusal;
 use super::input::{CallKind, Input, Part, Role, orphan, output_text};
 use super::json::{Node, Text, to_string};
 use super::messages_content::{parts_of, result_output};
-use super::models::Model;
-use super::names::{ToolNames, call_id};
-use super::options::UpstreamBridge;
+use super::names::call_id;
 use super::record::{Content, Record};
-use super::request::Dropped;
+use super::request::Draft;
 use crate::config::bridge::SystemAs;
 use std::collections::HashSet;
 
 /// Reads the messages one after the other.
-pub(crate) struct Conversation<'n, 'a, 'c> {
-    upstream: &'c UpstreamBridge,
-    model: &'c Model<'c>,
-    carrier: &'c Carrier,
-    names: &'c mut ToolNames,
-    dropped: &'c mut Dropped,
+pub(crate) struct Conversation<'n, 'a, 'u, 'd> {
+    /// Takes what is found besides input: names of tools, and what is dropped.
+    draft: &'d mut Draft<'a, 'u>,
     input: Input<'a>,
     effort: Option<String>,
     tools: MentionedTools<'n, 'a>,
@@ -47,21 +41,10 @@ pub(crate) struct Read<'n, 'a> {
     pub(crate) tools: MentionedTools<'n, 'a>,
 }
 
-impl<'n, 'a, 'c> Conversation<'n, 'a, 'c> {
-    /// Starts with no message. Names of tools and of what is dropped are put down where the caller wants them.
-    pub(crate) fn new(
-        upstream: &'c UpstreamBridge,
-        model: &'c Model<'c>,
-        carrier: &'c Carrier,
-        names: &'c mut ToolNames,
-        dropped: &'c mut Dropped,
-    ) -> Self {
+impl<'n, 'a, 'u, 'd> Conversation<'n, 'a, 'u, 'd> {
+    pub(crate) fn new(draft: &'d mut Draft<'a, 'u>) -> Self {
         Conversation {
-            upstream,
-            model,
-            carrier,
-            names,
-            dropped,
+            draft,
             input: Input::default(),
             effort: None,
             tools: MentionedTools::default(),
@@ -108,7 +91,7 @@ impl<'n, 'a, 'c> Conversation<'n, 'a, 'c> {
             ));
         }
         if self.input.ends_with_assistant() {
-            self.dropped.add("prefill");
+            self.draft.dropped.add("prefill");
         }
         Ok(())
     }
@@ -170,7 +153,7 @@ impl<'n, 'a, 'c> Conversation<'n, 'a, 'c> {
                 self.tools.loaded.remove(&name);
                 self.tools.removed.insert(name);
             }
-            other => self.dropped.add(&format!("system.{other}")),
+            other => self.draft.dropped.add(&format!("system.{other}")),
         }
         Ok(None)
     }
@@ -211,13 +194,13 @@ impl<'n, 'a, 'c> Conversation<'n, 'a, 'c> {
         block: &Record<'n, 'a>,
         message: &Record<'n, 'a>,
     ) -> Result<Vec<Part<'a>>, Refusal> {
-        let media = self.upstream.options.tool_media;
+        let media = self.draft.upstream.options.tool_media;
         let (output, media) = result_output(block, message.path, media, &mut self.tools.loaded)?;
         let id = call_id(&block.need_text("tool_use_id")?.plain()).into_owned();
         let mut said = match self.input.output(id, output) {
             Ok(()) => Vec::new(),
             Err(output) => {
-                self.dropped.add("tool_result.orphan");
+                self.draft.dropped.add("tool_result.orphan");
                 orphan(output)
             }
         };
@@ -262,7 +245,7 @@ impl<'n, 'a, 'c> Conversation<'n, 'a, 'c> {
             "thinking" => self.thinking(block.text("signature")?),
             "redacted_thinking" => self.thinking(block.text("data")?),
             "tool_use" => self.tool_use(block)?,
-            other => self.dropped.add(&format!("assistant.{other}")),
+            other => self.draft.dropped.add(&format!("assistant.{other}")),
         }
         Ok(())
     }
@@ -278,25 +261,29 @@ impl<'n, 'a, 'c> Conversation<'n, 'a, 'c> {
             "final_answer"
         };
         self.input
-            .assistant_text(text, self.model.phase().then_some(phase));
+            .assistant_text(text, self.draft.model.phase().then_some(phase));
     }
 
     /// Reasoning goes back to where it came from, and nowhere else.
     fn thinking(&mut self, signature: Option<&Text<'a>>) {
-        let replay = self.upstream.options.reasoning_replay && self.model.reasoning;
+        let replay = self.draft.upstream.options.reasoning_replay && self.draft.model.reasoning;
         match signature
             .filter(|_| replay)
-            .and_then(|signature| self.carrier.open(signature))
+            .and_then(|signature| self.draft.context.carrier.open(signature))
         {
             Some(encrypted) => self.input.reasoning(encrypted),
-            None => self.dropped.add("thinking.foreign"),
+            None => self.draft.dropped.add("thinking.foreign"),
         }
     }
 
     /// A call of a tool; its input goes in the client's own spelling.
     fn tool_use(&mut self, block: &Record<'n, 'a>) -> Result<(), Refusal> {
         let id = call_id(&block.need_text("id")?.plain()).into_owned();
-        let name = self.names.upstream(&block.need_text("name")?.plain())?;
+        let name = self
+            .draft
+            .context
+            .names
+            .upstream(&block.need_text("name")?.plain())?;
         let arguments = match block.record("input")? {
             Some(_) => block.node("input").map(to_string).unwrap_or_default(),
             None => "{}".to_owned(),
@@ -316,7 +303,7 @@ impl<'n, 'a, 'c> Conversation<'n, 'a, 'c> {
 
     /// Whether system texts become `instructions`.
     fn as_instructions(&self) -> bool {
-        self.upstream.options.system_as == SystemAs::Instructions
+        self.draft.upstream.options.system_as == SystemAs::Instructions
     }
 }
 

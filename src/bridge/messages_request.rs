@@ -7,11 +7,10 @@ use super::json::{Node, Object, Text, object, parse};
 use super::messages_input::Conversation;
 use super::messages_tools::{Tools, choice};
 use super::models::{Model, effort_of_budget};
-use super::names::{ToolNames, prompt_cache_key};
+use super::names::prompt_cache_key;
 use super::options::{UpstreamBridge, UpstreamKind};
 use super::record::{Content, Record};
 use super::request::Draft;
-use super::response_context::ResponseContext;
 use super::schema::is_strict_safe;
 use super::{ClientRequest, Protocol};
 use crate::config::bridge::{Effort, SystemAs};
@@ -60,13 +59,11 @@ impl<'n> Thinking<'n> {
                 budget: 0,
             });
         };
+        let budget = thinking.number("budget_tokens")?;
         Ok(Thinking {
             kind: thinking.word("type")?,
             display: thinking.word("display")?,
-            budget: thinking
-                .number("budget_tokens")?
-                .and_then(Node::as_number)
-                .unwrap_or(0),
+            budget: budget.and_then(Node::as_number).unwrap_or(0),
         })
     }
 
@@ -90,63 +87,44 @@ impl<'n> Thinking<'n> {
     }
 }
 
-/// The request to send, and what its answer needs.
-pub(crate) fn convert<'a>(
+/// The request to send.
+pub(crate) fn convert<'a, 'u>(
     body: &Record<'_, 'a>,
     request: &ClientRequest<'_>,
-    upstream: &UpstreamBridge,
-) -> Result<(Draft<'a>, ResponseContext), Refusal> {
+    upstream: &'u UpstreamBridge,
+) -> Result<Draft<'a, 'u>, Refusal> {
     refuse_unsupported(body)?;
-    let asked = body.word("model")?;
-    let model = Model::find(&asked, &upstream.models)?;
+    let mut draft = Draft::new(Protocol::Messages, &body.word("model")?, upstream)?;
     let thinking = Thinking::read(body)?;
-    let mut context = ResponseContext::new(Protocol::Messages, &asked, &model, upstream);
-    context.thinking = thinking.is_on() && model.reasoning;
-    context.stream = body.flag("stream")?;
-    context.speed_asked = matches!(body.word("speed")?.as_ref(), "fast" | "standard");
+    draft.context.thinking = thinking.is_on() && draft.model.reasoning;
+    draft.context.stream = body.flag("stream")?;
+    draft.context.speed_asked = matches!(body.word("speed")?.as_ref(), "fast" | "standard");
 
-    let mut draft = Draft::new(&model, upstream);
     let system = system_texts(body, &mut draft)?;
-    let mut names = ToolNames::default();
-    let mut conversation = Conversation::new(
-        upstream,
-        &model,
-        &context.carrier,
-        &mut names,
-        &mut draft.dropped,
-    );
+    let mut conversation = Conversation::new(&mut draft);
     conversation.system(&system);
     conversation.read(body)?;
     let conversation = conversation.finish();
 
-    let tools = Tools::read(body, &conversation.tools, &mut names, &mut draft.dropped)?;
-    context.search = tools.searches();
-    context.names = names;
+    let tools = Tools::read(body, &conversation.tools, &mut draft)?;
+    draft.context.search = tools.searches();
     if upstream.options.system_as == SystemAs::Instructions && !system.is_empty() {
         draft.set("instructions", Text::join(system, "\\n\\n"));
     }
     set_tools(&mut draft, body, tools)?;
     draft.set("input", conversation.input);
-    set_thinking(
-        &mut draft,
-        &thinking,
-        conversation.effort.as_deref(),
-        &model,
-        upstream,
-    );
-    set_include(&mut draft, &context, upstream);
+    set_thinking(&mut draft, &thinking, conversation.effort.as_deref());
+    set_include(&mut draft);
     set_format(&mut draft, body)?;
-    draft.set_limit(body, "max_tokens", &model, upstream)?;
-    draft.set_sampling(body, &model, upstream)?;
-    context.stops = draft.take_stops("stop_sequences", body.texts("stop_sequences")?, upstream)?;
+    draft.set_limit(body, "max_tokens")?;
+    draft.set_sampling(body)?;
+    draft.set_stops("stop_sequences", body.texts("stop_sequences")?)?;
     if let Some(session) = session(body, request) {
-        draft.set(
-            "prompt_cache_key",
-            Node::text(&prompt_cache_key(request.group, &session)),
-        );
+        let key = prompt_cache_key(request.group, &session);
+        draft.set("prompt_cache_key", Node::text(&key));
     }
     draft.dropped.unknown_members(body, &KNOWN);
-    Ok((draft, context))
+    Ok(draft)
 }
 
 /// The tier that the client itself asks for, in the upstream's words. `speed` and the beta of fast mode are no matter of
@@ -173,7 +151,7 @@ fn refuse_unsupported(body: &Record<'_, '_>) -> Result<(), Refusal> {
 /// The texts of `system`.
 fn system_texts<'a>(
     body: &Record<'_, 'a>,
-    draft: &mut Draft<'a>,
+    draft: &mut Draft<'a, '_>,
 ) -> Result<Vec<Text<'a>>, Refusal> {
     let mut texts = Vec::new();
     let mut take = |text: &Text<'a>| {
@@ -196,7 +174,7 @@ fn system_texts<'a>(
 
 /// The tools and what is said about their choice; nothing of it where no tool is left, which is a 400.
 fn set_tools<'a>(
-    draft: &mut Draft<'a>,
+    draft: &mut Draft<'a, '_>,
     body: &Record<'_, 'a>,
     tools: Tools<'a>,
 ) -> Result<(), Refusal> {
@@ -219,38 +197,32 @@ fn set_tools<'a>(
 }
 
 /// `effort` is the word that the client chose.
-fn set_thinking(
-    draft: &mut Draft<'_>,
-    thinking: &Thinking<'_>,
-    effort: Option<&str>,
-    model: &Model<'_>,
-    upstream: &UpstreamBridge,
-) {
-    if !model.reasoning {
+fn set_thinking(draft: &mut Draft<'_, '_>, thinking: &Thinking<'_>, effort: Option<&str>) {
+    if !draft.model.reasoning {
         if thinking.is_on() || effort.is_some() {
             draft.dropped.add("thinking");
         }
         return;
     }
     let shown = thinking.is_on() && thinking.display != "omitted";
-    let summary = upstream.summary().filter(|_| shown);
-    draft.set_reasoning(thinking.effort(effort, model), summary);
+    let summary = draft.upstream.summary().filter(|_| shown);
+    draft.set_reasoning(thinking.effort(effort, &draft.model), summary);
 }
 
 /// `include`: what the upstream has to add to its answer.
-fn set_include(draft: &mut Draft<'_>, context: &ResponseContext, upstream: &UpstreamBridge) {
+fn set_include(draft: &mut Draft<'_, '_>) {
     let mut include = Vec::new();
-    if context.thinking && upstream.options.reasoning_replay {
+    if draft.context.thinking && draft.upstream.options.reasoning_replay {
         include.push("reasoning.encrypted_content");
     }
-    if context.search && upstream.kind == UpstreamKind::OpenAi {
+    if draft.context.search && draft.upstream.kind == UpstreamKind::OpenAi {
         include.push("web_search_call.action.sources");
     }
     draft.set_include(include);
 }
 
 /// `output_config.format`.
-fn set_format<'a>(draft: &mut Draft<'a>, body: &Record<'_, 'a>) -> Result<(), Refusal> {
+fn set_format<'a>(draft: &mut Draft<'a, '_>, body: &Record<'_, 'a>) -> Result<(), Refusal> {
     let config = body.record("output_config")?;
     let format = config.map(|config| config.record("format")).transpose()?;
     let Some(format) = format.flatten() else {

@@ -101,7 +101,6 @@ impl ClientSide for MessagesResponse {
 }
 
 impl MessagesResponse {
-    /// Starts with nothing given.
     pub(crate) fn new(context: ResponseContext, delivery: &Delivery) -> Self {
         MessagesResponse {
             head: Head::default(),
@@ -172,7 +171,6 @@ impl MessagesResponse {
         self.delta(delta);
     }
 
-    /// A call of a tool.
     fn call(&mut self, call: &Call) {
         self.close();
         self.calls += 1;
@@ -193,7 +191,6 @@ impl MessagesResponse {
         self.close_block();
     }
 
-    /// The end.
     fn done(&mut self, last: &Final) {
         self.start();
         self.close();

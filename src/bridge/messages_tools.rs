@@ -6,7 +6,7 @@ use super::json::{Node, object};
 use super::messages_input::MentionedTools;
 use super::names::{ToolNames, tool_name};
 use super::record::Record;
-use super::request::Dropped;
+use super::request::{Draft, Dropped};
 use super::schema::{is_strict_safe, repair};
 use std::collections::HashSet;
 
@@ -36,9 +36,9 @@ impl<'a> Tools<'a> {
     pub(crate) fn read(
         body: &Record<'_, 'a>,
         mentioned: &MentionedTools<'_, 'a>,
-        names: &mut ToolNames,
-        dropped: &mut Dropped,
+        draft: &mut Draft<'a, '_>,
     ) -> Result<Self, Refusal> {
+        let (names, dropped) = (&mut draft.context.names, &mut draft.dropped);
         let listed = body.records("tools")?;
         let mut tools = Tools::default();
         let mut all_loaded = false;

@@ -22,7 +22,6 @@ struct WholeBlock {
 }
 
 impl WholeMessage {
-    /// Adds an event.
     pub(crate) fn add(&mut self, event: Event) {
         match event {
             Event::Start { id } => self.id = id,

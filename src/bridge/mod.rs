@@ -191,7 +191,7 @@ pub fn convert(
         Protocol::Chat => PathStyle::Brackets,
     };
     let body = Record::new(&node, Path::root(style))?;
-    let (draft, context) = match protocol {
+    let mut draft = match protocol {
         Protocol::Messages => messages_request::convert(&body, request, upstream)?,
         Protocol::Chat => chat_request::convert(&body, upstream)?,
     };
@@ -204,15 +204,15 @@ pub fn convert(
         Protocol::Messages => body.text("speed")?.map(|speed| speed.plain().into_owned()),
         Protocol::Chat => None,
     };
-    let (body, dropped) = match request.endpoint {
-        Endpoint::CountTokens => draft.into_count(),
-        Endpoint::Messages | Endpoint::Chat => draft.into_body(),
+    let body = match request.endpoint {
+        Endpoint::CountTokens => draft.take_count_body(),
+        Endpoint::Messages | Endpoint::Chat => draft.take_body(),
     };
     Ok(Converted {
         body,
-        context,
+        context: draft.context,
         client_tier,
         speed,
-        dropped,
+        dropped: draft.dropped.into_names(),
     })
 }

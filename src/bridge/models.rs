@@ -65,7 +65,6 @@ impl<'m> Model<'m> {
         self.entry.effort_off
     }
 
-    /// The most output tokens.
     pub(crate) fn max_output(&self) -> u64 {
         self.entry.max_output.unwrap_or(u64::MAX)
     }

@@ -90,7 +90,6 @@ impl Reader {
         std::mem::take(&mut self.facts)
     }
 
-    /// One event.
     fn event(&mut self, raw: &Event) -> Result<(), Unreadable> {
         let event = parsed(raw)?;
         let kind = kind_of(raw, &event);
@@ -293,7 +292,6 @@ impl Reader {
     }
 }
 
-/// The data of an event.
 fn parsed(raw: &Event) -> Result<Node<'_>, Unreadable> {
     parse(&raw.data).map_err(|_| Unreadable("an event that is not JSON"))
 }

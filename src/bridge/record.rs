@@ -115,7 +115,6 @@ impl<'n, 'a> Record<'n, 'a> {
         Ok(Record { object, path })
     }
 
-    /// All members.
     pub(crate) fn object(&self) -> &'n Object<'a> {
         self.object
     }

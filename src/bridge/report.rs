@@ -21,16 +21,12 @@ const CREDENTIAL_REFUSED: &str = "the upstream refused the gateway's credential"
 /// Numbers of fewer digits are no token counts.
 const TOKEN_DIGITS: usize = 4;
 
-/// An upstream's error.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Report {
     /// Status of its HTTP answer; `None` in a stream.
     pub(crate) status: Option<u16>,
-    /// Its text.
     message: Option<String>,
-    /// Its `type`.
     pub(crate) kind: Option<String>,
-    /// Its `code`.
     code: Option<String>,
     /// The member of the request that it names.
     param: Option<String>,
@@ -44,9 +40,7 @@ pub(crate) struct Report {
 
 /// What a client is told.
 pub(crate) struct Verdict {
-    /// Status of an HTTP answer.
     status: u16,
-    /// The members of the error.
     pub(crate) words: ErrorWords,
     /// Whether the same request may succeed later.
     retry: bool,
@@ -70,7 +64,6 @@ impl Verdict {
         }
     }
 
-    /// The HTTP answer.
     pub(crate) fn answer(&self, protocol: Protocol, request_id: &str) -> Answer {
         let answer = Answer::error(self.status, protocol, &self.words, request_id);
         let answer = answer.retry_after(self.retry_after);

@@ -2,11 +2,13 @@
 //! sampling, the stop sequences, and the order of the members on the wire. What a protocol means is in
 //! [`super::messages_request`] and [`super::chat_request`].
 
+use super::Protocol;
 use super::error::Refusal;
 use super::json::{MemberValue, Node, Object, Text, object, to_string};
 use super::models::Model;
 use super::options::{UpstreamBridge, UpstreamKind};
 use super::record::Record;
+use super::response_context::ResponseContext;
 use crate::config::bridge::{Effort, StopSequences};
 
 /// The members of a request, in the order in which they are sent: what changes least comes first, because the upstream
@@ -87,7 +89,6 @@ impl Dropped {
         }
     }
 
-    /// The names.
     pub(crate) fn into_names(self) -> Vec<String> {
         self.0
     }
@@ -99,24 +100,41 @@ fn is_fit(letter: char) -> bool {
 }
 
 /// The request under way.
-pub(crate) struct Draft<'a> {
-    /// Its members so far.
-    members: Object<'a>,
+pub(crate) struct Draft<'a, 'u> {
+    pub(crate) upstream: &'u UpstreamBridge,
+    pub(crate) model: Model<'u>,
+    /// What its answer needs.
+    pub(crate) context: ResponseContext,
     /// What has no counterpart upstream.
     pub(crate) dropped: Dropped,
+    /// Its members so far.
+    members: Object<'a>,
 }
 
-impl<'a> Draft<'a> {
-    /// A request for this model.
-    pub(crate) fn new(model: &Model<'_>, upstream: &UpstreamBridge) -> Self {
+impl<'a, 'u> Draft<'a, 'u> {
+    /// A request for the model that the client calls so.
+    pub(crate) fn new(
+        protocol: Protocol,
+        asked: &str,
+        upstream: &'u UpstreamBridge,
+    ) -> Result<Self, Refusal> {
+        let model = Model::find(asked, &upstream.models)?;
         let is_codex = upstream.kind == UpstreamKind::Codex;
-        Draft {
+        Ok(Draft {
+            upstream,
+            context: ResponseContext::new(protocol, asked, &model, upstream),
+            dropped: Dropped::default(),
             members: object! {
                 "model": Node::text(&model.name),
                 "instructions": is_codex.then_some(""), // missing, it answers "Instructions are required"
             },
-            dropped: Dropped::default(),
-        }
+            model,
+        })
+    }
+
+    /// Whether sampling and log probabilities can be asked for: reasoning models and codex refuse them.
+    pub(crate) fn takes_sampling(&self) -> bool {
+        !self.model.reasoning && self.upstream.kind != UpstreamKind::Codex
     }
 
     /// Sets a member, if there is a value for it; its place on the wire is that of `ORDER`.
@@ -145,55 +163,41 @@ impl<'a> Draft<'a> {
         &mut self,
         body: &Record<'_, '_>,
         name: &'static str,
-        model: &Model<'_>,
-        upstream: &UpstreamBridge,
     ) -> Result<(), Refusal> {
         let Some(limit) = body.node(name) else {
             return Ok(());
         };
-        if upstream.kind == UpstreamKind::Codex {
+        if self.upstream.kind == UpstreamKind::Codex {
             self.dropped.add("max_tokens");
             return Ok(());
         }
         let limit = limit.as_number().filter(|limit| *limit > 0);
         let limit = limit.ok_or_else(|| Refusal::invalid(name, "must be a positive integer"))?;
-        let limit = limit.min(model.max_output()).max(LEAST_OUTPUT);
+        let limit = limit.min(self.model.max_output()).max(LEAST_OUTPUT);
         self.set("max_output_tokens", limit);
         Ok(())
     }
 
-    /// `temperature` and `top_p`, which reasoning models and codex refuse.
-    pub(crate) fn set_sampling(
-        &mut self,
-        body: &Record<'_, 'a>,
-        model: &Model<'_>,
-        upstream: &UpstreamBridge,
-    ) -> Result<(), Refusal> {
+    /// `temperature` and `top_p`, where they are taken.
+    pub(crate) fn set_sampling(&mut self, body: &Record<'_, 'a>) -> Result<(), Refusal> {
         for name in ["temperature", "top_p"] {
-            let Some(value) = body.number(name)? else {
-                continue;
-            };
-            if model.reasoning || upstream.kind == UpstreamKind::Codex {
-                self.dropped.add(name);
-            } else {
-                self.set(name, value.clone());
+            match body.number(name)? {
+                Some(value) if self.takes_sampling() => self.set(name, value.clone()),
+                Some(_) => self.dropped.add(name),
+                None => {}
             }
         }
         Ok(())
     }
 
     /// The stop sequences to watch for, of those the client named.
-    pub(crate) fn take_stops(
+    pub(crate) fn set_stops(
         &mut self,
         name: &'static str,
         stops: Vec<&Text<'_>>,
-        upstream: &UpstreamBridge,
-    ) -> Result<Vec<String>, Refusal> {
-        let stops: Vec<String> = stops
-            .iter()
-            .filter(|stop| !stop.is_empty())
-            .map(|stop| stop.plain().into_owned())
-            .collect();
+    ) -> Result<(), Refusal> {
+        let stops = stops.iter().filter(|stop| !stop.is_empty());
+        let stops: Vec<String> = stops.map(|stop| stop.plain().into_owned()).collect();
         if stops.len() > STOP_SEQUENCES {
             return Err(Refusal::invalid(name, format!("at most {STOP_SEQUENCES}")));
         }
@@ -201,31 +205,28 @@ impl<'a> Draft<'a> {
             let most = format!("at most {STOP_BYTES} bytes in all");
             return Err(Refusal::invalid(name, most));
         }
-        match upstream.options.stop_sequences {
-            _ if stops.is_empty() => Ok(stops),
-            StopSequences::Emulate => Ok(stops),
-            StopSequences::Drop => {
-                self.dropped.add("stop_sequences");
-                Ok(Vec::new())
+        match self.upstream.options.stop_sequences {
+            _ if stops.is_empty() => {}
+            StopSequences::Emulate => self.context.stops = stops,
+            StopSequences::Drop => self.dropped.add("stop_sequences"),
+            StopSequences::Refuse => {
+                let why = "not supported by this gateway's upstream";
+                return Err(Refusal::invalid(name, why));
             }
-            StopSequences::Refuse => Err(Refusal::invalid(
-                name,
-                "not supported by this gateway's upstream",
-            )),
         }
+        Ok(())
     }
 
-    /// The body of a request that is answered by a stream.
-    pub(crate) fn into_body(mut self) -> (Vec<u8>, Vec<String>) {
+    /// Takes the body of a request that is answered by a stream.
+    pub(crate) fn take_body(&mut self) -> Vec<u8> {
         self.set("store", false);
         self.set("stream", true);
-        (serialise(self.members), self.dropped.into_names())
+        serialise(std::mem::take(&mut self.members))
     }
 
-    /// The body of a request that only counts the tokens of the prompt.
-    pub(crate) fn into_count(self) -> (Vec<u8>, Vec<String>) {
-        let members = self.members.only(&COUNTED);
-        (serialise(members), self.dropped.into_names())
+    /// Takes the body of a request that only counts the tokens of the prompt.
+    pub(crate) fn take_count_body(&mut self) -> Vec<u8> {
+        serialise(std::mem::take(&mut self.members).only(&COUNTED))
     }
 }
 

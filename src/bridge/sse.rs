@@ -13,7 +13,6 @@ pub(crate) struct Decoder {
     data: Vec<u8>,
 }
 
-/// An event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Event {
     /// Its `event` field; empty where it has none, or one that is longer than any that is known.

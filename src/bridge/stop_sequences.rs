@@ -34,7 +34,6 @@ struct Search {
 /// Where in what is held a sequence was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
-    /// Its first byte.
     start: usize,
     /// Which sequence, in the order in which they were listed.
     sequence: usize,
@@ -130,7 +129,6 @@ impl Search {
         first
     }
 
-    /// Goes on by one byte.
     fn step(&mut self, byte: u8) {
         #[cfg(test)]
         {
