@@ -22,9 +22,8 @@ const KEY_PREFIX: &str = "sk-";
 const KEY_SHAPE_BYTES: usize = 16;
 
 /// A text without credentials. Found are: words of the shape of a key; words, and what stands between their slashes, whose
-/// digest `is_known`; and of a text of at
-/// most `searched` bytes also parts of words, where they are made of no more than `MAX_RUNS` runs of letters and digits,
-/// and no letter or digit stands before or behind them.
+/// digest `is_known`; and of a text of at most `searched` bytes also parts of words, where they are made of no more than
+/// `MAX_RUNS` runs of letters and digits, and no letter or digit stands before or behind them.
 pub fn redacted<'a>(
     text: &'a str,
     searched: usize,

@@ -6,13 +6,11 @@ use super::encode::{apply_mask, encode};
 use super::parser::{FrameHeader, FrameParser, Run, Sender, Step};
 use super::{ControlFrame, MAX_FRAGMENTS, Opcode, ProtocolError};
 
-/// Payload is unmasked for a consumer in runs of this many bytes, few enough to stay in the
-/// first-level cache.
+/// Payload is unmasked for a consumer in runs of this many bytes, few enough to stay in the first-level cache.
 const UNMASK_BYTES: usize = 4096;
 
-/// Reads what a client sends. Every byte is held until the frame it belongs to (of a control frame)
-/// or the message it belongs to is complete; after an error or a close frame the reader drops what
-/// follows, so that it cannot be sent on.
+/// Reads what a client sends. Every byte is held until the frame it belongs to (of a control frame) or the message it
+/// belongs to is complete; after an error or a close frame the reader drops what follows, so that it cannot be sent on.
 pub struct ClientReader {
     parser: FrameParser,
     /// The longest message in bytes of joined payload.
@@ -30,13 +28,11 @@ pub struct ClientReader {
 /// What [`ClientReader`] found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientEvent {
-    /// The next bytes of the message that is arriving, to be looked at and not to be sent on. An
-    /// empty message has none.
+    /// The next bytes of the message that is arriving, to be looked at and not to be sent on. An empty message has none.
     Payload(MaskedPayload),
     /// The message whose payload was shown before is complete.
     Message(Message),
-    /// A control frame, which may stand between the fragments of a message. `raw` is the frame as
-    /// it came.
+    /// A control frame, which may stand between the fragments of a message. `raw` is the frame as it came.
     Control {
         /// The frame, decoded.
         frame: ControlFrame,
@@ -58,9 +54,8 @@ pub struct MaskedPayload {
 pub struct Message {
     /// `Text` or `Binary`.
     pub opcode: Opcode,
-    /// The mask of the first frame. It masks a rewritten message too: it is as unpredictable to
-    /// whoever wrote the payload as the client made it, which is all that a mask is for (RFC 6455
-    /// §10.3).
+    /// The mask of the first frame. It masks a rewritten message too: it is as unpredictable to whoever wrote the payload
+    /// as the client made it, which is all that a mask is for (RFC 6455 §10.3).
     pub mask: [u8; 4],
     /// The joined payload, in bytes.
     pub payload_length: usize,
@@ -83,8 +78,7 @@ struct MessageUnderway {
 }
 
 impl ClientReader {
-    /// A reader that refuses messages of more than `limit` bytes, as soon as the header of a frame
-    /// announces them.
+    /// A reader that refuses messages of more than `limit` bytes, as soon as the header of a frame announces them.
     pub fn new(limit: usize) -> Self {
         Self {
             parser: FrameParser::new(Sender::Client),
@@ -112,8 +106,7 @@ impl ClientReader {
         };
     }
 
-    /// The next event, or `None` until more is fed. An error is the last event; so is a close
-    /// frame.
+    /// The next event, or `None` until more is fed. An error is the last event; so is a close frame.
     pub fn next_event(&mut self) -> Option<Result<ClientEvent, ProtocolError>> {
         if self.ended {
             return None;
@@ -214,8 +207,7 @@ impl ClientReader {
 
     /// Lets the chunk go, after its share of an unfinished message has been copied.
     fn hold_chunk(&mut self) {
-        // A header that has begun is in the parser, and may yet turn out to be that of a control
-        // frame.
+        // A header that has begun is in the parser, and may yet turn out to be that of a control frame.
         self.hold_until(self.position.saturating_sub(self.parser.header_read));
         self.chunk = Bytes::new();
         self.position = 0;
@@ -303,9 +295,8 @@ impl MessageUnderway {
         Ok(())
     }
 
-    /// Copies `bytes`. `left` is what is known of the payload still to come; room is made for no
-    /// more than that, and never for more than has already come, so that a length alone, which
-    /// costs a client nothing, takes no memory.
+    /// Copies `bytes`. `left` is what is known of the payload still to come; room is made for no more than that, and never
+    /// for more than has already come, so that a length alone, which costs a client nothing, takes no memory.
     fn hold(&mut self, bytes: &[u8], left: Option<u64>) {
         let needed = self.held.len() + bytes.len();
         if needed > self.held.capacity() {

@@ -24,9 +24,8 @@ pub fn encode(fin: bool, opcode: Opcode, mask: Option<[u8; 4]>, payload: &[u8]) 
     frame
 }
 
-/// One unfragmented frame whose payload is `buffer[start..]`. With [`MAX_HEADER_BYTES`] of room
-/// before `start` the frame is built in place; with less the payload is copied. `start` must lie
-/// within the buffer.
+/// One unfragmented frame whose payload is `buffer[start..]`. With [`MAX_HEADER_BYTES`] of room before `start` the frame is
+/// built in place; with less the payload is copied. `start` must lie within the buffer.
 pub fn encode_in_place(
     opcode: Opcode,
     mask: Option<[u8; 4]>,
@@ -56,8 +55,7 @@ pub fn text_frame(text: &str, mask: Option<[u8; 4]>) -> Vec<u8> {
     encode(true, Opcode::Text, mask, text.as_bytes())
 }
 
-/// A close frame. A reason longer than the 123 bytes there is room for is cut between two
-/// characters.
+/// A close frame. A reason longer than the 123 bytes there is room for is cut between two characters.
 pub fn close_frame(code: u16, reason: &str, mask: Option<[u8; 4]>) -> Vec<u8> {
     let reason = &reason[..reason.floor_char_boundary(MAX_CONTROL_BYTES - 2)];
     let mut payload = code.to_be_bytes().to_vec();
@@ -65,8 +63,7 @@ pub fn close_frame(code: u16, reason: &str, mask: Option<[u8; 4]>) -> Vec<u8> {
     encode(true, Opcode::Close, mask, &payload)
 }
 
-/// Masks or, being its own inverse, unmasks: byte `i` is combined with byte `i mod 4` of the mask
-/// (RFC 6455 §5.3).
+/// Masks or, being its own inverse, unmasks: byte `i` is combined with byte `i mod 4` of the mask (RFC 6455 §5.3).
 pub fn apply_mask(bytes: &mut [u8], mask: [u8; 4]) {
     // A block as long as the mask is repeated is what the compiler turns into vector instructions.
     let key: [u8; 32] = std::array::from_fn(|i| mask[i % 4]);

@@ -1,10 +1,9 @@
 //! The frames of RFC 6455: bytes in, messages and control frames out, and frames back to bytes. Not
 //! the opening handshake, no extension, and no opinion on what a message says.
 //!
-//! The two directions have different readers, because a proxy owes them different things.
-//! [`ClientReader`] hands a message out only when it is whole, so that nothing of it has been sent
-//! on before it was judged. [`ServerReader`] looks on while bytes are relayed, keeps none of them
-//! and cannot fail.
+//! The two directions have different readers, because a proxy owes them different things. [`ClientReader`] hands a message
+//! out only when it is whole, so that nothing of it has been sent on before it was judged. [`ServerReader`] looks on while
+//! bytes are relayed, keeps none of them and cannot fail.
 
 mod client_reader;
 mod encode;
@@ -19,8 +18,7 @@ pub use client_reader::{ClientEvent, ClientReader, MaskedPayload, Message};
 pub use encode::{apply_mask, close_frame, encode, encode_in_place, text_frame};
 pub use server_reader::{ServerEvent, ServerReader};
 
-/// The longest header of a frame, in bytes: two that are always there, eight of length, four of
-/// mask.
+/// The longest header of a frame, in bytes: two that are always there, eight of length, four of mask.
 pub const MAX_HEADER_BYTES: usize = 14;
 
 /// The most frames one message from a client may be cut into. It bounds what headers (of empty

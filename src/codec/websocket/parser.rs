@@ -9,8 +9,7 @@ pub(super) enum Sender {
     Server,
 }
 
-/// Walks frames byte by byte and enforces all rules that do not need the payload. What both readers
-/// stand on.
+/// Walks frames byte by byte and enforces all rules that do not need the payload. What both readers stand on.
 pub(super) struct FrameParser {
     sender: Sender,
     /// The header being read: its first `header_read` bytes are there.

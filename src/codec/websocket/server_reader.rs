@@ -73,8 +73,7 @@ impl ServerReader {
         self.ended
     }
 
-    /// Whether a message of the proxy's own may follow the bytes fed so far: not inside a frame,
-    /// nor between two fragments.
+    /// Whether a message of the proxy's own may follow the bytes fed so far: not inside a frame, nor between two fragments.
     pub fn at_message_boundary(&self) -> bool {
         self.at_frame_boundary() && !self.parser.in_message
     }
