@@ -45,8 +45,9 @@
 //! What an operator sets: `options`, `models`. Requests: `request` has what both protocols share, `messages_request`
 //! (with `messages_input`, `messages_content`, `messages_tools`) and `chat_request` (with `chat_input`, `chat_tools`)
 //! what is theirs; `input`, `schema`, `names` and `carrier` are pieces of the Responses API. Answers: `sse` finds the
-//! events, `reader` and `item` make facts of them, `messages_response` and `chat_response` events and chunks of these,
-//! `response_converter` drives. `error` and `failure` have what goes wrong; `json` and `record` read and write JSON.
+//! events, `reader` and `item` make facts of them, `messages_response` and `chat_response`, the two of `client_side`, events
+//! and chunks of these, `response_converter` drives. `error`, `report` and `failure` have what goes wrong; `json` and `record`
+//! read and write JSON.
 
 mod carrier;
 mod chat_chunk;
