@@ -23,10 +23,11 @@ const SCHEMES: [&str; 6] = [
     "authorization",
 ];
 /// How digests begin that other programs print.
-const DIGEST_STARTS: [&str; 16] = [
+const DIGEST_STARTS: [&str; 9] = [
     "sha256", "sha512", "sha384", "sha224", "sha-256:", "sha-512:", "sha1:", "md5:", "blake",
-    "$2a$", "$2b$", "$2y$", "$argon2", "$5$", "$6$", "$scrypt$",
 ];
+/// What stands between the name of a digest and its digits.
+const BEFORE_DIGITS: [char; 4] = [':', '=', '}', '$'];
 /// Lengths of SHA-256, SHA-384 and SHA-512 as digits.
 const DIGEST_DIGITS: [usize; 3] = [64, 96, 128];
 /// The same of SHA-1 and SHA-224. The 32 of MD5 are no sign of one: Azure's keys have as many.
@@ -34,19 +35,55 @@ const SHORT_DIGEST_DIGITS: [usize; 2] = [40, 56];
 const LOOKS_LIKE_DIGEST: &str = "this looks like a digest, not like an API key; digests are written `sha256:` and 64 hexadecimal digits, in lower case and without spaces";
 /// In the name of a variable that holds a key.
 const SECRET_WORDS: [&str; 3] = ["key", "token", "secret"];
-/// What points to a key in the files of other programs.
-const REFERENCE_STARTS: [&str; 5] = ["env:", "file:", "vault:", "op://", "@"];
-/// What people write until they have a key.
-const PLACEHOLDERS: [&str; 8] = [
-    "changeme",
-    "change-me",
-    "change_me",
-    "todo",
-    "tbd",
-    "fixme",
-    "placeholder",
-    "redacted",
+/// What points to a key in the files of other programs, in lower case.
+const REFERENCE_STARTS: [&str; 16] = [
+    "env:",
+    "file:",
+    "vault:",
+    "secret:",
+    "secretref:",
+    "sops:",
+    "ssm:",
+    "keyring:",
+    "arn:",
+    "projects/",
+    "enc[",
+    "-----begin",
+    "./",
+    "../",
+    "~/",
+    "@",
 ];
+/// What stands around the name of a key where something is to put in the key itself.
+const AROUND_NAMES: [(&str, &str); 8] = [
+    ("${", "}"),
+    ("$(", ")"),
+    ("%(", ")s"),
+    ("#{", "}"),
+    ("{{", "}}"),
+    ("{", "}"),
+    ("[", "]"),
+    ("<", ">"),
+];
+/// What people write until they have a key.
+const PLACEHOLDERS: [&str; 5] = ["todo", "tbd", "fixme", "placeholder", "redacted"];
+/// What clients send that have no key. An upstream of one's own may ask for nothing else.
+const NO_KEYS: [&str; 4] = ["none", "null", "nil", "undefined"];
+/// What they write into one, without hyphens and underscores.
+const IN_PLACEHOLDERS: [&str; 10] = [
+    "changeme",
+    "replaceme",
+    "replacewith",
+    "yourkey",
+    "yourapikey",
+    "yourtoken",
+    "yoursecret",
+    "keyhere",
+    "insertyour",
+    "enteryour",
+];
+/// What stands for the part of a key that is not shown, with its sign, which is found sooner.
+const ELLIPSES: [(char, &str); 2] = [('.', "..."), ('x', "xxxxx")];
 const QUOTES: [char; 10] = ['"', '\'', '`', '“', '”', '„', '‘', '’', '«', '»'];
 
 /// Tells whether a text has a fault.
@@ -104,11 +141,18 @@ const FAULTS: [(IsFound, &str); 12] = [
 /// Why it cannot. The reason does not quote it.
 pub fn check_key(key: &str) -> Result<(), &'static str> {
     check_credential(key)?;
-    let is_digits = key.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if is_digits && DIGEST_DIGITS.contains(&key.len()) {
+    if key.contains([',', ';']) {
+        return Err("an API key has no `,` or `;` in it; several keys are listed one by one");
+    }
+    if NO_KEYS.contains(&key.to_ascii_lowercase().as_str()) {
+        return Err("this is what clients send that have no key");
+    }
+    let digits = key.rsplit(BEFORE_DIGITS).next().unwrap_or(key);
+    let is_digits = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_digits && DIGEST_DIGITS.contains(&digits.len()) {
         return Err(LOOKS_LIKE_DIGEST);
     }
-    if is_digits && SHORT_DIGEST_DIGITS.contains(&key.len()) {
+    if is_digits && SHORT_DIGEST_DIGITS.contains(&digits.len()) {
         return Err(
             "this looks like a SHA-1 digest; if it is an API key, list it as `sha256:` and what `sha256sum` makes of it",
         );
@@ -144,17 +188,43 @@ fn begins_as_digest(text: &str) -> bool {
     let is_number = lower.strip_prefix("0x").is_some_and(|digits| {
         DIGEST_DIGITS.contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
     });
-    is_number || DIGEST_STARTS.iter().any(|start| lower.starts_with(start))
+    is_number || is_crypt(&lower) || DIGEST_STARTS.iter().any(|start| lower.starts_with(start))
 }
 
-/// `changeme`, `sk-...`, `sk-xxxx` or `your-key-here`.
+/// `$2b$…`, `$argon2id$…` or `name:$apr1$…`, as crypt(3) and htpasswd have them, and `{SSHA}…` of RFC 2307.
+fn is_crypt(lower: &str) -> bool {
+    let hash = lower.rsplit(':').next().unwrap_or(lower);
+    let after = |sign| hash.strip_prefix(sign);
+    let scheme = after('$').and_then(|rest| rest.split_once('$'));
+    let scheme = scheme.or_else(|| after('{').and_then(|rest| rest.split_once('}')));
+    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    scheme.is_some_and(|(scheme, rest)| {
+        !scheme.is_empty() && scheme.bytes().all(is_letter) && !rest.is_empty()
+    })
+}
+
+/// `changeme`, `sk-...`, `sk-...abcd`, `sk-xxxx`, `sk-` or `your-key-here`.
 fn is_placeholder(text: &str) -> bool {
     let lower = text.to_ascii_lowercase();
-    let plain = lower.strip_prefix("sk-").unwrap_or(&lower);
+    let plain = lower.trim_matches(['[', ']', '(', ')', '<', '>']);
+    let plain = plain.strip_prefix("sk-").unwrap_or(plain);
     let end = plain.rsplit('-').next().unwrap_or(plain).as_bytes();
     let is_filler =
         end.len() >= 3 && b"x*.".contains(&end[0]) && end.iter().all(|byte| *byte == end[0]);
-    is_filler || PLACEHOLDERS.contains(&plain) || plain.starts_with("your") && plain.contains("key")
+    let is_prefix =
+        plain.is_empty() || text.len() <= 16 && lower.starts_with("sk-") && lower.ends_with('-');
+    // To search for words takes long with a hundred thousand keys, and a key that a program made has digits.
+    let may_have_words = !text.bytes().any(|byte| byte.is_ascii_digit());
+    let has_words = || {
+        let squeezed = lower.replace(['-', '_'], "");
+        IN_PLACEHOLDERS.iter().any(|words| squeezed.contains(words))
+    };
+    let has_ellipsis = |(sign, part): &(char, &str)| lower.contains(*sign) && lower.contains(part);
+    is_filler
+        || is_prefix
+        || PLACEHOLDERS.contains(&plain)
+        || ELLIPSES.iter().any(has_ellipsis)
+        || may_have_words && has_words()
 }
 
 /// `OPENAI_API_KEY=sk-…`, as in files of variables. Base64 has `=` at its end only.
@@ -169,8 +239,8 @@ fn is_assignment(text: &str) -> bool {
     is_name(name) && (is_upper || is_of_key) && !value.trim_start_matches('=').is_empty()
 }
 
-/// `$NAME`, `${NAME}`, `$(…)`, `%NAME%`, `{{…}}`, `<…>`, `env:NAME` or `OPENAI_API_KEY`: what somebody or something was to put
-/// a key in for.
+/// `$NAME`, `${NAME}`, `%NAME%`, `{{…}}`, `<…>`, `env:NAME`, `vault://…`, `/run/secrets/…` or `OPENAI_API_KEY`: what somebody or
+/// something was to put a key in for.
 fn is_reference(text: &str) -> bool {
     let between = |start: &str, end: &str| {
         let inner = text.strip_prefix(start)?.strip_suffix(end)?;
@@ -182,11 +252,20 @@ fn is_reference(text: &str) -> bool {
         let mut words = lower.split('_').skip(1);
         words.any(|word| SECRET_WORDS.contains(&word))
     };
-    REFERENCE_STARTS.iter().any(|start| text.starts_with(start))
+    let lower = text.to_ascii_lowercase();
+    // Base64 may begin with a slash, but has capitals, or more than names of files have.
+    let is_in_path = |byte: u8| byte.is_ascii_lowercase() || b"/._-".contains(&byte);
+    let is_path = text.starts_with('/') && text.bytes().all(is_in_path);
+    is_path
+        || text.contains(':') && text.contains("://")
+        || REFERENCE_STARTS
+            .iter()
+            .any(|start| lower.starts_with(start))
         || is_constant(text) && is_of_key(text)
         || text.strip_prefix('$').is_some_and(is_constant)
+        || text.strip_prefix('!').is_some_and(is_name)
         || between("%", "%").is_some_and(is_constant)
-        || [("${", "}"), ("$(", ")"), ("{{", "}}"), ("<", ">")]
+        || AROUND_NAMES
             .iter()
             .any(|(start, end)| between(start, end).is_some())
 }
@@ -243,7 +322,13 @@ mod tests {
             "demo-key-alice",
             "0f8fad5b-d9cb-469f-a165-70867728950e",
             "n4bQgYhMfWWaL+qgxVrQFaO/TxsrC4Is0V1sFbDwCgg=",
+            "/4bQgYhMfWWaL+qgxVrQFaO/TxsrC4Is0V1sFbDwCgg=",
             "SK_LIVE_0F8FAD5B",
+            "sk-tg-1ff136d67b242b59bc474a62eb31be6202103b10b689381a4c78f10535c8f68e",
+            "0f8fad5b-d9cb-469f-a165-70867728950e:3f2504e04f8911d39a0c0305e82c3301",
+            "pa$$w0rd$1",
+            "a{b}c",
+            "sk-test",
         ] {
             assert_eq!(check_key(key), Ok(()), "{key}");
         }
@@ -302,6 +387,39 @@ mod tests {
             "*",
             "sk-*",
             "k",
+            &digest.replace("sha256:", "{SHA256}"),
+            &digest.replace("sha256:", "hash:"),
+            &digest.replace("sha256:", "sha3-256:"),
+            &digest.replace("sha256:", "pbkdf2$"),
+            "{SSHA}0123456789abcdefghij",
+            "alice:$apr1$x$y",
+            "$y$j9T$x$y",
+            "$pbkdf2-sha256$29000$x$y",
+            "sk-...abcd",
+            "sk-proj-...Ab12",
+            "sk-xxxxx1234",
+            "sk-",
+            "sk-proj-",
+            "REPLACE_ME",
+            "sk-proj-YOUR_KEY_HERE",
+            "[REDACTED]",
+            "none",
+            "undefined",
+            "%(key)s",
+            "#{KEY}",
+            "{key}",
+            "!vault",
+            "vault://secret/key",
+            "https://vault.internal/key",
+            "arn:aws:secretsmanager:us-east-1:1:secret:x",
+            "projects/p/secrets/s/versions/1",
+            "secretRef:x",
+            "ENC[AES256_GCM]",
+            "/run/secrets/key",
+            "~/.key",
+            "./openai.key",
+            "sk-1,sk-2",
+            "sk-1;sk-2",
         ] {
             assert!(check_key(key).is_err(), "{key}");
         }
@@ -316,6 +434,7 @@ mod tests {
         let key = "3f2504e04f8911d39a0c0305e82c3301";
         assert_eq!(check_credential(key), Ok(()));
         assert_eq!(check_credential(&key.repeat(2)), Ok(()));
+        assert_eq!(check_credential("none"), Ok(()));
         for text in [
             "",
             "Bearer sk-1",
