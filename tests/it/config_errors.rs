@@ -599,7 +599,7 @@ fn a_budget_without_a_price_of_the_fast_tier_is_warned_of() {
         said
     };
     let never = "policy.yaml:3:3: warning: no model has a price of tier `priority` today: the budget of this group is never used up\n";
-    assert_eq!(told(""), never);
+    assert!(told("").ends_with(never));
     assert_eq!(told("{models: [m], tiers: {default: {input: 1}}}"), never);
     let later = "{models: [m], effective_from: 2999-01-01, tiers: {fast: {input: 1}}}";
     assert_eq!(told(later), never);

@@ -17,8 +17,10 @@ use crate::config::pattern::Pattern;
 use crate::config::units::Amount;
 use crate::config::yaml;
 
-/// No provider's dearest class of tokens costs less than this, in USD per million.
+/// No model's dearest class of tokens costs less than this, in USD per million.
 const LEAST_PRICE: Decimal = Decimal::from_parts(1, 0, 0, false, 3);
+/// Of all models in a table the dearest output costs more than this, in USD per million.
+const LEAST_OUTPUT_PRICE: Decimal = Decimal::from_parts(1, 0, 0, false, 1);
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -121,22 +123,68 @@ impl Resolver {
         for item in prices.iter() {
             if let Some(entry) = self.entry(item) {
                 self.warn_of_hidden(&entries, &entry, item.location());
-                entries.push(entry);
+                self.warn_of_order(&entry, item.location());
+                entries.push((item.location(), entry));
             }
         }
-        self.warn_of_small(&entries, file.prices.location());
-        Some(entries)
+        if prices.is_empty() {
+            let message = "there is no price: no request has a cost";
+            self.warnings.add(file.prices.location(), message);
+        }
+        self.warn_of_units(&entries, file.prices.location());
+        Some(entries.into_iter().map(|(_, entry)| entry).collect())
     }
 
-    /// Prices are also told by the token, a million times less.
-    fn warn_of_small(&self, entries: &[Entry], location: Location) {
-        let tiers = entries.iter().flat_map(|entry| &entry.tiers);
-        let rates = tiers.flat_map(|tier| [Some(&tier.short), tier.long.as_ref()]);
-        let figures = rates.flatten().flat_map(|rates| rates.0);
-        let most = figures.flatten().max().unwrap_or_default();
-        if !most.is_zero() && most < LEAST_PRICE {
-            let message = "these look like prices of one token each; they are meant in USD per million tokens";
+    /// Prices are also told by the token or by the thousand.
+    fn warn_of_units(&self, entries: &[(Location, Entry)], location: Location) {
+        for (location, entry) in entries {
+            let most = entry.rates().flat_map(Rates::all).max();
+            if most.is_some_and(|most| !most.is_zero() && most < LEAST_PRICE) {
+                let message = "these look like prices of one token each; they are meant in USD per million tokens";
+                self.warnings.add(*location, message);
+            }
+        }
+        let rates = entries.iter().flat_map(|(_, entry)| entry.rates());
+        let most = rates.filter_map(Rates::output).max();
+        if most.is_some_and(|most| (LEAST_PRICE..LEAST_OUTPUT_PRICE).contains(&most)) {
+            let message = "these look like prices of a thousand tokens each; they are meant in USD per million tokens";
             self.warnings.add(location, message);
+        }
+    }
+
+    /// Prices that stand in each other's place, mostly.
+    fn warn_of_order(&self, entry: &Entry, location: Location) {
+        for tier in &entry.tiers {
+            let Rates([input, cached_input, ..]) = tier.short;
+            if cached_input > input && input.is_some() {
+                let message = format!(
+                    "`cached_input` of tier `{}` costs more than `input`",
+                    tier.name
+                );
+                self.warnings.add(location, message);
+            }
+            if tier.short == Rates::default() && tier.long.is_none() {
+                let message = format!(
+                    "tier `{}` has no price: its requests have no cost",
+                    tier.name
+                );
+                self.warnings.add(location, message);
+            }
+        }
+        let tier = |name: &str| entry.tiers.iter().find(|tier| tier.name == name);
+        for (cheap, dear) in [
+            ("default", "priority"),
+            ("default", "fast"),
+            ("flex", "default"),
+            ("batch", "default"),
+        ] {
+            if let (Some(low), Some(high)) = (tier(cheap), tier(dear))
+                && low.short.output() > high.short.output()
+                && high.short.output().is_some()
+            {
+                let message = format!("output costs less on tier `{dear}` than on `{cheap}`");
+                self.warnings.add(location, message);
+            }
         }
     }
 
@@ -254,11 +302,10 @@ impl Resolver {
     }
 
     /// An entry whose every model is taken by entries above it, whose day comes no later, never decides.
-    fn warn_of_hidden(&self, above: &[Entry], entry: &Entry, location: Location) {
+    fn warn_of_hidden(&self, above: &[(Location, Entry)], entry: &Entry, location: Location) {
         let is_taken = |model: &Pattern| {
-            let mut earlier = above
-                .iter()
-                .filter(|other| other.effective_from <= entry.effective_from);
+            let above = above.iter().map(|(_, other)| other);
+            let mut earlier = above.filter(|other| other.effective_from <= entry.effective_from);
             earlier.any(|other| other.models.iter().any(|pattern| pattern.covers(model)))
         };
         if !entry.models.is_empty() && entry.models.iter().all(is_taken) {
@@ -303,11 +350,68 @@ mod tests {
             ))
         };
         assert!(
-            entry("0.00000125")[0].starts_with("p:3:3: warning: these look like prices of one")
+            entry("0.00000125")[0].starts_with("p:3:5: warning: these look like prices of one")
         );
         for figure in ["0", "0.001", "1.25"] {
             assert_eq!(entry(figure), [""; 0], "{figure}");
         }
+    }
+
+    #[test]
+    fn one_entry_by_the_token_is_seen_among_others() {
+        let good = "  - {models: [a], tiers: {default: {input: 5, output: 30}}}\n";
+        let by_token = "  - {models: [b], tiers: {default: {input: 0.000005, output: 0.00003}}}\n";
+        let told = warnings(&format!("{good}{by_token}"));
+        assert_eq!(told.len(), 1);
+        assert!(told[0].starts_with("p:4:5: warning: these look like prices of one token"));
+    }
+
+    #[test]
+    fn prices_by_the_thousand_are_warned_of() {
+        let told = |output: &str| {
+            warnings(&format!(
+                "  - {{models: [a], tiers: {{default: {{input: 0.005, output: {output}}}}}}}\n"
+            ))
+        };
+        assert!(
+            told("0.03")[0].starts_with("p:3:3: warning: these look like prices of a thousand")
+        );
+        assert_eq!(told("0.1"), [""; 0]);
+    }
+
+    #[test]
+    fn prices_in_each_others_place_are_warned_of() {
+        for (tiers, told) in [
+            (
+                "default: {input: 5, cached_input: 6, output: 30}",
+                "`cached_input` of tier `default` costs more than `input`",
+            ),
+            (
+                "default: {output: 30}, priority: {output: 15}",
+                "output costs less on tier `priority` than on `default`",
+            ),
+            (
+                "default: {output: 30}, flex: {output: 60}",
+                "output costs less on tier `default` than on `flex`",
+            ),
+            (
+                "default: {}",
+                "tier `default` has no price: its requests have no cost",
+            ),
+        ] {
+            let all = warnings(&format!("  - {{models: [a], tiers: {{{tiers}}}}}\n"));
+            assert_eq!(all, [format!("p:3:5: warning: {told}")], "{tiers}");
+        }
+        let in_order = "default: {input: 5, cached_input: 5, output: 30}, flex: {output: 30}, priority: {output: 30}";
+        assert_eq!(
+            warnings(&format!("  - {{models: [a], tiers: {{{in_order}}}}}\n")),
+            [""; 0]
+        );
+        let (_, none) = parse(Path::new("p"), b"version: 1\nprices: []\n").unwrap();
+        assert_eq!(
+            none[0].to_string(),
+            "p:2:9: warning: there is no price: no request has a cost"
+        );
     }
 
     #[test]

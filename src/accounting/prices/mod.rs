@@ -52,7 +52,7 @@ struct Tier {
 const CLASSES: usize = 5;
 
 /// USD per million tokens of each class; `None` where no price is known.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Rates([Option<Decimal>; CLASSES]);
 
 impl Prices {
@@ -102,6 +102,12 @@ impl Prices {
 }
 
 impl Entry {
+    /// The prices of every tier, those for long context too.
+    fn rates(&self) -> impl Iterator<Item = &Rates> {
+        let tiers = self.tiers.iter();
+        tiers.flat_map(|tier| [&tier.short].into_iter().chain(&tier.long))
+    }
+
     /// The tier of that name, else the one that is the same under another name: Anthropic calls OpenAI's `default`
     /// `standard`, newer models answer `fast` where they were asked for `priority`, and to ask for `auto` is to name none.
     fn tier(&self, name: &str) -> Option<&Tier> {
@@ -124,6 +130,16 @@ impl Entry {
 }
 
 impl Rates {
+    /// The price of each class that has one.
+    fn all(&self) -> impl Iterator<Item = Decimal> {
+        self.0.into_iter().flatten()
+    }
+
+    fn output(&self) -> Option<Decimal> {
+        let [.., output] = self.0;
+        output
+    }
+
     fn cost(&self, tokens: [u64; CLASSES]) -> Option<Decimal> {
         let classes = self.0.into_iter().zip(tokens);
         let mut cost = Decimal::ZERO;
