@@ -19,7 +19,7 @@ mod running;
 mod same_file;
 mod unpriced;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
 
@@ -165,12 +165,23 @@ fn answer_without_command(why: &clap::Error, streams: &mut Streams<'_>) -> u8 {
     };
     let text = why.render();
     // Nothing can be done where neither can be shown.
-    let _ = if terminal {
+    let _ = if terminal && wants_colours() {
         write!(out, "{}", text.ansi())
     } else {
         write!(out, "{text}")
     };
     code
+}
+
+/// Whether a terminal may be sent colours.
+fn wants_colours() -> bool {
+    let variable = |name| std::env::var_os(name).unwrap_or_default();
+    has_colours(&variable("NO_COLOR"), &variable("TERM"))
+}
+
+/// The same by the variables that say so (<https://no-color.org>, and `TERM` of terminfo(5)).
+fn has_colours(no_color: &OsStr, terminal: &OsStr) -> bool {
+    no_color.is_empty() && terminal != "dumb"
 }
 
 impl Failure {
@@ -526,7 +537,7 @@ fn run_init(folder: &Path, streams: &mut Streams<'_>) -> Ended {
 fn run_demo(streams: &mut Streams<'_>) -> Ended {
     // What the proxy says of itself would stand between the lines; what fails is returned.
     log::set_max_level(LevelFilter::Off);
-    let highlight = streams.out_is_terminal && std::env::var_os("NO_COLOR").is_none();
+    let highlight = streams.out_is_terminal && wants_colours();
     let screen = demo::run(highlight)?;
     streams.print(screen)
 }
@@ -549,6 +560,10 @@ fn check_page(arguments: &ReportArguments) -> Result<(), Failure> {
     let Some(page) = &arguments.html else {
         return Ok(());
     };
+    if page == Path::new("-") {
+        let why = "--html names the file of the page; stdout has the report";
+        return Err(Failure::Usage(why.to_owned()));
+    }
     let inputs = arguments.logs.iter().chain(&arguments.prices);
     let mut inputs = inputs.chain(&arguments.premium);
     match inputs.find(|input| is_same_file(page, input)) {
@@ -619,5 +634,18 @@ fn manual(folder: Option<&Path>, streams: &mut Streams<'_>) -> Ended {
             clap_mangen::Man::new(command).render(&mut page)?;
             streams.print(page)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_wants_no_colours_gets_none() {
+        let has =
+            |no_color: &str, terminal: &str| has_colours(no_color.as_ref(), terminal.as_ref());
+        assert!(has("", "xterm") && has("", ""));
+        assert!(!has("1", "xterm") && !has("", "dumb"));
     }
 }

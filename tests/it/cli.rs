@@ -371,6 +371,17 @@ fn explain_reads_the_key_from_stdin_and_never_prints_one() {
 }
 
 #[test]
+fn explain_of_an_empty_key_shows_the_path() {
+    let site = Site::plain();
+    let done = tiergate(&["explain", "--config", &site.config(), "--key", ""], "");
+    let text = stdout(&done);
+    assert!(
+        text.starts_with("POST /v1/responses is refused: 401"),
+        "{text}"
+    );
+}
+
+#[test]
 fn explain_of_an_upgrade_says_where_the_tier_is_set() {
     let site = Site::plain();
     let upgrade = [
@@ -663,6 +674,26 @@ fn a_reports_page_overwrites_nothing_that_it_is_made_from() {
         assert!(stderr(&done).contains(&told), "{}", stderr(&done));
     }
     assert_eq!(fs::read_to_string(site.path("own.log")).unwrap(), "");
+}
+
+#[test]
+fn a_reports_page_is_a_file() {
+    let site = Site::plain();
+    site.write("access.log", &log_line(1, "fast"));
+    let log = site.path("access.log").to_str().unwrap().to_owned();
+    let done = tiergate(&["report", &log, "--html", "-"], "");
+    assert_eq!(done.status.code(), Some(2));
+    assert!(
+        stderr(&done).contains("--html names the file of the page"),
+        "{done:?}"
+    );
+    let page = site.path("none/page.html").to_str().unwrap().to_owned();
+    let done = tiergate(&["report", &log, "--html", &page], "");
+    assert_eq!(done.status.code(), Some(1));
+    assert!(
+        stderr(&done).contains(&format!("cannot write `{page}`")),
+        "{done:?}"
+    );
 }
 
 #[test]

@@ -524,6 +524,54 @@ fn an_empty_log_is_a_report_without_rows() {
 }
 
 #[test]
+fn a_report_of_nothing_says_why() {
+    let report = || Report::of(&some_lines());
+    for (report, told) in [
+        (
+            Report::new().log("access.log", b""),
+            "there is no request in the logs\n",
+        ),
+        (
+            report().window("2026-10-01", "2026-11-01"),
+            "no request is within that time: those of the logs began from 2026-11-01T08:00:00Z to 2026-11-01T08:00:00Z\n",
+        ),
+        (
+            report().only("service_tier=prioritty"),
+            "no request has `service_tier=prioritty`\n",
+        ),
+        (
+            report()
+                .only("group=fast")
+                .only("status=ok")
+                .only("outcome!=ok")
+                .only("key=Alice"),
+            "no request has `status=ok`\nno request has `key=Alice`\n",
+        ),
+        (
+            report().only("key=alice").only("outcome=denied"),
+            "no request meets all conditions\n",
+        ),
+    ] {
+        let said = report.run();
+        said.result.unwrap();
+        assert_eq!(said.notes, told);
+    }
+    let said = report().only("key=alice").run();
+    assert!(!said.notes.contains("no request"), "{}", said.notes);
+}
+
+#[test]
+fn a_page_that_cannot_be_written_is_named() {
+    let mut report = Report::of(&some_lines());
+    report.options.html = Some("/nowhere/page.html".into());
+    let why = report.run().result.unwrap_err().to_string();
+    assert!(
+        why.starts_with("cannot write `/nowhere/page.html`: "),
+        "{why}"
+    );
+}
+
+#[test]
 fn a_field_that_is_grouped_by_is_not_summed_as_well() {
     let text = Report::of(&some_lines())
         .by("input_tokens,downgraded")

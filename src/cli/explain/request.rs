@@ -104,7 +104,9 @@ impl Request {
     /// Text of the request's that is shown only if the key is not in it.
     pub(super) fn shown<'t>(&self, text: &'t str) -> &'t str {
         match &self.caller {
-            Caller::Key(key) if text.contains(key) => "(not shown: the key is in it)",
+            Caller::Key(key) if !key.is_empty() && text.contains(key) => {
+                "(not shown: the key is in it)"
+            }
             _ => text,
         }
     }

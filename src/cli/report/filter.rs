@@ -1,5 +1,6 @@
 //! Which requests a report counts: conditions on fields, and a window of time.
 
+use std::fmt;
 use std::str::FromStr;
 
 use jiff::civil::Date;
@@ -35,6 +36,14 @@ impl Filter {
             None => raw == self.value,
         };
         is == self.equal
+    }
+}
+
+/// As it is written.
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = if self.equal { "=" } else { "!=" };
+        write!(f, "{}{sign}{}", self.by, self.value)
     }
 }
 

@@ -12,6 +12,7 @@ mod html;
 mod lines;
 pub mod log_reader;
 mod not_in_sum;
+mod selection;
 mod sums;
 pub mod table;
 
@@ -26,10 +27,11 @@ use crate::accounting::access_log::line::{self, Line, Wanted};
 use crate::accounting::prices::Prices;
 use crate::cli::report::column::{Column, Columns, Rate, Sort};
 use crate::cli::report::filter::{Filter, Window};
-use crate::cli::report::group_by::{GroupBy, Values, began};
+use crate::cli::report::group_by::{GroupBy, Values};
 use crate::cli::report::html::Charts;
 pub(crate) use crate::cli::report::lines::Lines;
 use crate::cli::report::not_in_sum::NotInSum;
+use crate::cli::report::selection::Selection;
 use crate::cli::report::sums::Sums;
 pub(crate) use crate::cli::report::sums::{Reading, counts, is_connection, is_refused};
 use crate::cli::report::table::{Cell, Format, Table};
@@ -120,7 +122,14 @@ pub enum ReportError {
         /// What is wrong with it.
         why: String,
     },
-    /// The report, the page or a note cannot be written.
+    /// The page cannot be written. The report was.
+    Page {
+        /// The page, as it was named.
+        path: PathBuf,
+        /// Why it cannot be written.
+        error: io::Error,
+    },
+    /// The report or a note cannot be written.
     Write(io::Error),
 }
 
@@ -149,6 +158,9 @@ impl fmt::Display for ReportError {
                 )
             }
             ReportError::Usage { path, why } => write!(f, "{}: {why}", path.display()),
+            ReportError::Page { path, error } => {
+                write!(f, "cannot write `{}`: {error}", path.display())
+            }
             ReportError::Write(error) => write!(f, "cannot write the report: {error}"),
         }
     }
@@ -181,13 +193,17 @@ pub fn run(
         report.count(line)
     })?;
     report.not_in_sum.tell(notes)?;
+    if report.rows.is_empty() && lines.result().is_ok() {
+        report.selection.tell_none(notes)?;
+    }
     layout.table(&report, notes)?.write(options.format, out)?;
     out.flush()?;
     if let (Some(path), Some(charts)) = (&options.html, &report.charts) {
-        std::fs::write(
-            path,
-            charts.page(&layout.table_for_people(&report), options),
-        )?;
+        let page = charts.page(&layout.table_for_people(&report), options);
+        std::fs::write(path, page).map_err(|error| ReportError::Page {
+            path: path.clone(),
+            error,
+        })?;
     }
     lines.result()
 }
@@ -195,6 +211,7 @@ pub fn run(
 /// The sums so far.
 struct Report<'o> {
     options: &'o Options,
+    selection: Selection<'o>,
     reading: Reading<'o>,
     values: Values,
     /// By the raw JSON of the grouping values, each ended by a line feed, which JSON on one line cannot hold.
@@ -209,6 +226,7 @@ impl<'o> Report<'o> {
     fn new(options: &'o Options) -> Report<'o> {
         Report {
             options,
+            selection: Selection::new(options.window, &options.filters),
             reading: Reading::new(options.prices.as_ref(), options.premium.as_ref()),
             values: Values::new(options.time_zone.clone()),
             rows: HashMap::new(),
@@ -228,11 +246,7 @@ impl<'o> Report<'o> {
 
     /// Counts a line, or says why that cannot be.
     fn count(&mut self, line: &Line<'_>) -> Result<(), String> {
-        if !self.is_in_window(line)? {
-            return Ok(());
-        }
-        let mut filters = self.options.filters.iter();
-        if !filters.all(|filter| filter.takes(&mut self.values, line)) {
+        if !self.selection.takes(line, &mut self.values)? {
             return Ok(());
         }
         let sums = self.reading.sums(line);
@@ -242,15 +256,6 @@ impl<'o> Report<'o> {
             self.add(line, &sums);
         }
         Ok(())
-    }
-
-    fn is_in_window(&self, line: &Line<'_>) -> Result<bool, String> {
-        let window = &self.options.window;
-        if window.is_open() {
-            return Ok(true);
-        }
-        let time = began(line).ok_or("no `time` that could be compared with the window")?;
-        Ok(window.takes(time))
     }
 
     fn add(&mut self, line: &Line<'_>, sums: &Sums) {
