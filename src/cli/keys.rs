@@ -5,6 +5,7 @@ use std::io;
 
 use rustls::crypto::ring;
 
+use crate::config::diagnostic::name_fault;
 use crate::policy::hash_key;
 use crate::policy::key_shape::check_key;
 
@@ -48,8 +49,8 @@ impl NewKey {
 
 /// A name as YAML: as it is where nothing in it means something else, in quotes otherwise.
 fn word(name: &str) -> Result<String, String> {
-    if name.is_empty() || name.chars().any(char::is_control) {
-        return Err("a name is neither empty nor has control characters".to_owned());
+    if let Some(fault) = name_fault(name) {
+        return Err(fault.to_owned());
     }
     let mut letters = name.bytes();
     let first_is_letter = letters
@@ -122,7 +123,12 @@ mod tests {
                 "{line}"
             );
         }
-        assert!(line("g", "").is_err() && line("a\nb", "x").is_err());
+        for name in ["", "a\nb", " a", &"a".repeat(65), "a\u{200b}", "${NAME}"] {
+            assert!(
+                line("g", name).is_err() && line(name, "x").is_err(),
+                "{name}"
+            );
+        }
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use crate::config::variable::{NOT_PUT_IN, has_variable};
+
 /// What the path of a UNIX socket begins with in a setting.
 const UNIX: &str = "unix:";
 /// The longest path that fits a `sockaddr_un` with the zero behind it, in bytes (`unix(7)`).
@@ -95,6 +97,9 @@ pub(crate) fn parse_unix_path(text: &str) -> Result<PathBuf, &'static str> {
     if text.ends_with('/') || text.chars().any(char::is_control) {
         return Err("the path of a UNIX socket ends in `/` or has a control character");
     }
+    if has_variable(text) {
+        return Err(NOT_PUT_IN);
+    }
     Ok(PathBuf::from(text))
 }
 
@@ -125,6 +130,7 @@ mod tests {
             "unix:/run/",
             "unix:/a\nb",
             "unix:@a",
+            "unix:/run/${NAME}.sock",
         ] {
             assert!(parse(text).is_err(), "{text}");
         }

@@ -148,6 +148,14 @@ impl ModelEntry {
             None => name == self.pattern,
         }
     }
+
+    /// Whether this entry is for every name that the other one is for.
+    pub(crate) fn covers(&self, other: &ModelEntry) -> bool {
+        match self.pattern.strip_suffix('*') {
+            Some(beginning) => other.pattern.trim_end_matches('*').starts_with(beginning),
+            None => other.pattern == self.pattern,
+        }
+    }
 }
 
 impl BridgeOptions {

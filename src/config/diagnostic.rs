@@ -7,6 +7,8 @@ use std::cell::RefCell;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::config::variable::{NOT_PUT_IN, has_variable};
+
 /// Diagnostics of one file that are kept; whoever has more needs no list.
 const MAX_MISTAKES: usize = 1000;
 /// Edits between a word and the one that was meant.
@@ -208,15 +210,32 @@ fn bearable_distance(name: &str) -> usize {
 
 /// Names of upstreams, groups and keys go into log lines and metrics.
 pub(crate) fn check_name(name: &str, location: Location, diagnostics: &Diagnostics) {
-    if name.is_empty() {
-        diagnostics.add(location, "the name is empty");
-    } else if name.len() > MAX_NAME_BYTES {
-        diagnostics.add(location, "the name is longer than 64 bytes");
-    } else if name.chars().any(char::is_control) {
-        diagnostics.add(location, "the name has a control character");
-    } else if name.trim() != name {
-        diagnostics.add(location, "the name begins or ends with white space");
+    if let Some(fault) = name_fault(name) {
+        diagnostics.add(location, fault);
     }
+}
+
+/// Why a text is no name.
+pub(crate) fn name_fault(name: &str) -> Option<&'static str> {
+    let fault = match name {
+        "" => "the name is empty",
+        name if name.len() > MAX_NAME_BYTES => "the name is longer than 64 bytes",
+        name if name.chars().any(char::is_control) => "the name has a control character",
+        name if name.chars().any(is_invisible) => "the name has an invisible character",
+        name if name.trim() != name => "the name begins or ends with white space",
+        name if has_variable(name) => NOT_PUT_IN,
+        _ => return None,
+    };
+    Some(fault)
+}
+
+/// Characters without a shape of their own, that join others or turn their direction (Unicode, general category Cf): with them
+/// two names look the same.
+fn is_invisible(sign: char) -> bool {
+    matches!(
+        sign,
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+    )
 }
 
 #[cfg(test)]

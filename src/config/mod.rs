@@ -17,6 +17,7 @@ pub mod traces;
 pub(crate) mod units;
 pub mod upstream;
 pub mod url;
+pub(crate) mod variable;
 pub mod watch;
 pub(crate) mod yaml;
 

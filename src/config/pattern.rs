@@ -1,5 +1,7 @@
 //! Patterns for names of models, as price files and groups have them.
 
+use crate::config::variable::{NOT_PUT_IN, has_variable};
+
 /// What Claude Code puts behind the name of a model for its longer context.
 const LONG_CONTEXT: &str = "[1m]";
 /// Characters of regular expressions, lists and other globs that no model has in its name.
@@ -15,6 +17,9 @@ pub(crate) fn check_model(text: &str) -> Result<(), &'static str> {
     }
     if text.starts_with('/') {
         return Err("expected the name of a model; `/` is in it, not before it");
+    }
+    if has_variable(text) {
+        return Err(NOT_PUT_IN);
     }
     Ok(())
 }

@@ -58,14 +58,14 @@ impl Url {
             );
         }
         if text.contains(['?', '#']) {
-            return Err("the URL of an upstream has no query and no fragment");
+            return Err("the URL has no query and no fragment");
         }
         let uri: Uri = text.parse().map_err(|_| explain(text))?;
         let tls = uri.scheme() == Some(&Scheme::HTTPS);
         let authority = uri.authority().ok_or(NO_HOST)?;
         if authority.as_str().contains('@') {
             return Err(
-                "the URL of an upstream has no user and no password; use `credential_file`",
+                "the URL has no user and no password; keys stand in files (`credential_file`, or `headers_file` of `traces`)",
             );
         }
         let standard = if tls { 443 } else { 80 };

@@ -382,24 +382,109 @@ impl Resolver<'_> {
         if sends_a_tier && group.upstream.kind == UpstreamKind::Codex {
             self.warnings.add(group.location, CODEX_OVER_HTTP);
         }
-        if group.force.is_none() {
-            self.warn_of_no_force(group, given);
-        }
+        self.warn_of_force_rules(group, given);
+        self.warn_of_signal(group, given);
+        self.warn_of_in_flight(group, given);
         if given.budget.is_given() {
             self.warn_of_budget(group, given.budget.location());
         }
     }
 
-    fn warn_of_no_force(&self, group: &Group, given: &GroupSection<'_>) {
-        let rules = [
-            ("except_models", given.except_models.is_given()),
-            ("only_models", given.only_models.is_given()),
-            ("on_tier_refused", given.on_tier_refused.is_given()),
+    /// Settings that say more about a force, where there is none, or none that they could be about.
+    fn warn_of_force_rules(&self, group: &Group, given: &GroupSection<'_>) {
+        let has_all =
+            |models: &[Pattern]| models.iter().any(|model| model.covers(&Pattern::new("*")));
+        let (excepts_all, only_all) = match &group.models {
+            ModelRule::Except(models) => (has_all(models), false),
+            ModelRule::Only(models) => (false, has_all(models)),
+            ModelRule::All => (false, false),
+        };
+        let (except, only) = (&given.except_models, &given.only_models);
+        let refused = &given.on_tier_refused;
+        let about_force = [
+            ("except_models", except.is_given(), except.location()),
+            ("only_models", only.is_given(), only.location()),
+            ("on_tier_refused", refused.is_given(), refused.location()),
+            (
+                "batches",
+                given.batches.is_given(),
+                given.batches.location(),
+            ),
         ];
-        for (name, _) in rules.iter().filter(|(_, is_given)| *is_given) {
+        if group.force.is_none() {
+            for (name, _, location) in about_force.iter().filter(|(_, is_given, _)| *is_given) {
+                let message =
+                    format!("`{name}` has no effect without `force_fast_mode` or `force_tier`");
+                self.warnings.add(*location, message);
+            }
+            return;
+        }
+        if excepts_all {
+            let message = "`except_models` has every model: the force is for none of them";
+            self.warnings.add(except.location(), message);
+        }
+        if only_all {
+            let message = "`only_models` has every model, and has no effect";
+            self.warnings.add(only.location(), message);
+        }
+        if group.force == Some(ForcedTier::None) && refused.is_given() {
             let message =
-                format!("`{name}` has no effect without `force_fast_mode` or `force_tier`");
-            self.warnings.add(group.location, message);
+                "`on_tier_refused` has no effect with `force_tier: none`, which sends no tier";
+            self.warnings.add(refused.location(), message);
+        }
+    }
+
+    /// What a client may ask for is asked on `/v1/messages` of a group whose tier nobody sets.
+    fn warn_of_signal(&self, group: &Group, given: &GroupSection<'_>) {
+        if !given.fast_mode_beta.is_given() {
+            return;
+        }
+        let why = if group.platform != Platform::OpenAi {
+            format!("on platform `{}`", group.platform.as_str())
+        } else if group.force.is_some() {
+            "in a group whose tier is forced".to_owned()
+        } else if group.upstream.messages == MessagesMode::Off {
+            "where the upstream has `messages: off`".to_owned()
+        } else {
+            return;
+        };
+        let message = format!("`fast_mode_beta` has no effect {why}");
+        self.warnings.add(given.fast_mode_beta.location(), message);
+    }
+
+    /// Limits that another one is always reached before.
+    fn warn_of_in_flight(&self, group: &Group, given: &GroupSection<'_>) {
+        let (own, key) = (&given.max_in_flight, &given.max_in_flight_per_key);
+        let all = self.config.limits.requests_in_flight;
+        for (name, field, value, other, bound) in [
+            (
+                "max_in_flight_per_key",
+                key,
+                group.max_in_flight_per_key,
+                "max_in_flight",
+                group.max_in_flight,
+            ),
+            (
+                "max_in_flight_per_key",
+                key,
+                group.max_in_flight_per_key,
+                "limits.requests_in_flight",
+                all,
+            ),
+            (
+                "max_in_flight",
+                own,
+                group.max_in_flight,
+                "limits.requests_in_flight",
+                all,
+            ),
+        ] {
+            if let (Some(value), Some(bound)) = (value, bound)
+                && value > bound
+            {
+                let message = format!("`{name}` is never reached: `{other}` is lower");
+                self.warnings.add(field.location(), message);
+            }
         }
     }
 

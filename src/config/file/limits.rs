@@ -4,6 +4,7 @@ use serde::Deserialize;
 
 use super::Resolver;
 use crate::config::Limits;
+use crate::config::diagnostic::Location;
 use crate::config::field::{Field, Section};
 use crate::config::units::{ByteSize, TimeSpan};
 
@@ -88,10 +89,39 @@ impl Resolver<'_> {
             ),
         };
         self.check_sizes(&given, &limits);
-        if limits.body.max(limits.decoded_body) > limits.buffered {
-            self.warnings.add(field.location(), "`buffered` is less than `body` or `decoded_body`: the largest bodies are always refused");
-        }
+        self.warn_of_relations(&limits, field.location());
         limits
+    }
+
+    /// Limits that another one is always reached before.
+    fn warn_of_relations(&self, limits: &Limits, location: Location) {
+        let per_client = limits.connections_per_client;
+        for (is_so, message) in [
+            (
+                limits.body.max(limits.decoded_body) > limits.buffered,
+                "`buffered` is less than `body` or `decoded_body`: the largest bodies are always refused",
+            ),
+            (
+                limits.websocket_message > limits.buffered,
+                "`buffered` is less than `websocket_message`: the largest messages are always refused",
+            ),
+            (
+                limits.decoded_body < limits.body,
+                "`decoded_body` is less than `body`: the largest bodies are always refused",
+            ),
+            (
+                limits.body_timeout < limits.body_idle_timeout,
+                "`body_idle_timeout` is never reached: `body_timeout` is lower",
+            ),
+            (
+                per_client.is_some_and(|most| most > limits.connections as u64),
+                "`connections_per_client` is never reached: `connections` is lower",
+            ),
+        ] {
+            if is_so {
+                self.warnings.add(location, message);
+            }
+        }
     }
 
     /// Limits that no server would have, or that ordinary requests are above.

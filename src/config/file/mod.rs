@@ -23,7 +23,8 @@ use crate::config::field::{Field, List, Members, OneOrMany, Section, TextOr, Wor
 use crate::config::network::{UNIX_SOCKETS, parse_network};
 use crate::config::units::{Ratio, TimeSpan};
 use crate::config::upstream::UpstreamTls;
-use crate::config::url::Url;
+use crate::config::url::{Destination, Url};
+use crate::config::variable::{NOT_PUT_IN, has_variable};
 use crate::config::{
     Config, Listen, LogFormat, LogSettings, LogTarget, ServerOptions, TlsFiles, Traces,
     TrustedProxies, path, yaml,
@@ -68,6 +69,11 @@ const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST
 const DEFAULT_TIER_PATHS: [&str; 2] = ["/v1/agents", "/v1/agents/sessions"];
 const DEFAULT_DRAIN: Duration = Duration::from_secs(60);
 const MAX_THREADS: u64 = 1024;
+/// Where collectors take spans by OTLP over HTTP, and the port of the other transport (OTLP 1.x, "OTLP/HTTP Default Port",
+/// "OTLP/gRPC Default Port").
+const OTLP_PATH: &str = "/v1/traces";
+const OTLP_GRPC_PORT: u16 = 4317;
+
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct ConfigFile<'a> {
@@ -318,7 +324,12 @@ impl Resolver<'_> {
             },
             &self.errors,
         );
-        TrustedProxies::new(networks.into_iter().flatten().collect(), unix)
+        let networks: Vec<_> = networks.into_iter().flatten().collect();
+        if networks.iter().any(|network| network.prefix_len() == 0) {
+            let message = "every client is trusted, and can name any address as its own";
+            self.warnings.add(field.location(), message);
+        }
+        TrustedProxies::new(networks, unix)
     }
 
     fn upstreams(
@@ -362,6 +373,9 @@ impl Resolver<'_> {
             text if [".gz", ".zst"].iter().any(|end| text.ends_with(end)) => {
                 Err("the log is written as plain text; it is compressed when it is rotated")
             }
+            text if has_conversion(text) => {
+                Err("times are not put into the name of the log; it is renamed when it is rotated")
+            }
             text => self.path_of(text).map(LogTarget::File),
         }
     }
@@ -387,6 +401,9 @@ impl Resolver<'_> {
                 url => Ok(url),
             }
         });
+        if let Some(url) = &endpoint {
+            self.warn_of_collector(url, traces.endpoint.location());
+        }
         let headers_file = self.referenced(&traces.headers_file, ReferencedFile::TraceHeaders);
         let Ratio(sample_ratio) = traces.sample_ratio.or(Ratio(1.0), &self.errors);
         Some(Traces {
@@ -394,6 +411,25 @@ impl Resolver<'_> {
             headers_file,
             sample_ratio,
         })
+    }
+
+    /// What a collector does not take spans at, mostly.
+    fn warn_of_collector(&self, url: &Url, location: Location) {
+        if matches!(
+            url.destination,
+            Destination::Tcp {
+                port: OTLP_GRPC_PORT,
+                ..
+            }
+        ) {
+            let message = "4317 is the port of OTLP over gRPC; OTLP over HTTP is mostly on 4318";
+            self.warnings.add(location, message);
+        }
+        if !url.prefix.is_empty() && !url.prefix.ends_with(OTLP_PATH) {
+            let message =
+                format!("the path does not end in `{OTLP_PATH}`, where collectors take spans");
+            self.warnings.add(location, message);
+        }
     }
 
     fn tier_paths(&self, field: &Field<List<String>>) -> Vec<String> {
@@ -459,13 +495,16 @@ impl Resolver<'_> {
 
     /// A path that is relative to the folder of the configuration.
     fn path_of(&self, text: &str) -> Result<PathBuf, &'static str> {
-        if text.is_empty() {
-            return Err("expected the path of a file");
+        match text {
+            "" => Err("expected the path of a file"),
+            text if text.ends_with('/') => {
+                Err("expected the path of a file; this one is that of a folder")
+            }
+            text if text.trim() != text => Err("the path begins or ends with white space"),
+            text if text.starts_with("~/") => Err("`~` is not put in here; write out the path"),
+            text if has_variable(text) => Err(NOT_PUT_IN),
+            text => Ok(self.path.parent().unwrap_or(Path::new("")).join(text)),
         }
-        if text.ends_with('/') {
-            return Err("expected the path of a file; this one is that of a folder");
-        }
-        Ok(self.path.parent().unwrap_or(Path::new("")).join(text))
     }
 
     /// A file that is opened at start.
@@ -482,4 +521,10 @@ impl Resolver<'_> {
     fn refer(&self, location: Location, file: ReferencedFile) {
         self.files.borrow_mut().push((location, file));
     }
+}
+
+/// Whether a name is to hold a time, as by `strftime`.
+fn has_conversion(name: &str) -> bool {
+    let mut after_signs = name.split('%').skip(1);
+    after_signs.any(|rest| rest.starts_with(|first: char| first.is_ascii_alphabetic()))
 }

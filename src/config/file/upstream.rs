@@ -21,6 +21,7 @@ use crate::config::upstream::{
     Http2, MessagesMode, OnClientAbort, Presets, ServedTier, Upstream, UpstreamKind, UpstreamTls,
 };
 use crate::config::url::{Destination, Url, is_dns_name};
+use crate::config::variable::{NOT_PUT_IN, has_variable};
 use crate::config::{TlsFiles, path};
 
 /// How the URLs of whole endpoints end, and that of all of them; the longest first.
@@ -313,6 +314,50 @@ impl Resolver<'_> {
             );
         }
         self.warn_of_models(upstream, given);
+        self.warn_of_no_effect(upstream, given);
+    }
+
+    /// Settings of what is switched off, other than the defaults.
+    fn warn_of_no_effect(&self, upstream: &Upstream, given: &UpstreamSection<'_>) {
+        let no_http2 = Http2 {
+            enabled: false,
+            ..Http2::default()
+        };
+        let no_ejection = Ejection {
+            consecutive_failures: 0,
+            ..Ejection::default()
+        };
+        let is_plain = upstream.urls.iter().all(|url| !url.tls);
+        let Upstream {
+            http2, ejection, ..
+        } = upstream;
+        for (is_so, location, message) in [
+            (
+                upstream.on_client_abort == OnClientAbort::Cancel
+                    && upstream.abort_drain != DEFAULT_ABORT_DRAIN,
+                given.abort_drain.location(),
+                "`abort_drain` has no effect without `on_client_abort: drain`",
+            ),
+            (
+                is_plain && http2.enabled && *http2 != Http2::default(),
+                given.http2.location(),
+                "`http2` has no effect without https: TLS is where HTTP/2 is agreed on",
+            ),
+            (
+                !http2.enabled && *http2 != no_http2,
+                given.http2.location(),
+                "with `enabled: false` the other settings of `http2` have no effect",
+            ),
+            (
+                ejection.consecutive_failures == 0 && *ejection != no_ejection,
+                given.ejection.location(),
+                "with `consecutive_failures: 0` the other settings of `ejection` have no effect",
+            ),
+        ] {
+            if is_so {
+                self.warnings.add(location, message);
+            }
+        }
     }
 
     /// URLs that are good, and mostly not what was meant.
@@ -431,8 +476,12 @@ impl Resolver<'_> {
         let name = header_name(&member.key, of_key);
         let name = self.errors.note(member.location, name);
         let value = member.value.value(&self.errors)?;
-        let value = HeaderValue::from_str(value);
-        let value = value.map_err(|_| "the value of a header has no control characters");
+        let value = if has_variable(value) {
+            Err(NOT_PUT_IN)
+        } else {
+            HeaderValue::from_str(value)
+                .map_err(|_| "the value of a header has no control characters")
+        };
         let mut value = self.errors.note(member.value.location(), value)?;
         value.set_sensitive(true);
         Some((name?, value))
@@ -493,7 +542,18 @@ impl Resolver<'_> {
     fn models(&self, field: &Field<List<Section<ModelSection>>>) -> Vec<ModelEntry> {
         let items = field.optional(&self.errors);
         let items = items.iter().flat_map(|list| list.iter());
-        items.filter_map(|item| self.model(item)).collect()
+        let mut entries: Vec<ModelEntry> = Vec::new();
+        for item in items {
+            let Some(entry) = self.model(item) else {
+                continue;
+            };
+            if entries.iter().any(|above| above.covers(&entry)) {
+                let message = "this entry never applies: one above it has all of its models";
+                self.warnings.add(item.location(), message);
+            }
+            entries.push(entry);
+        }
+        entries
     }
 
     fn model(&self, item: &Field<Section<ModelSection>>) -> Option<ModelEntry> {
