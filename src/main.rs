@@ -10,7 +10,7 @@ use tiergate::server::logging;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    logging::init();
+    let mut stderr = logging::init();
     let invocation = Invocation::parse(std::env::args_os());
     if let Some(level) = invocation.log_level() {
         logging::set_level(level);
@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     let code = invocation.run(&mut Streams {
         input: &mut BufReader::new(io::stdin()),
         out: &mut io::stdout(),
-        err: &mut io::stderr(),
+        err: &mut stderr,
         input_is_terminal: io::stdin().is_terminal(),
         out_is_terminal: io::stdout().is_terminal(),
         err_is_terminal: io::stderr().is_terminal(),

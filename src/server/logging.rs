@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use env_logger::fmt::Formatter;
+use env_logger::{Logger, Target};
 use jiff::Timestamp;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use parking_lot::Mutex;
 
+use crate::server::stderr::{LogLines, Stderr};
 use crate::server::systemd;
 
 /// A warning or an error that is said again within this time is counted instead.
@@ -20,8 +22,9 @@ const MAX_WATCHED: usize = 64;
 /// What is said where nobody asks for more or less.
 const DEFAULT_LEVEL: LevelFilter = LevelFilter::Info;
 
-/// Sets the process's logger up, at the level of `RUST_LOG` where it names one for tiergate.
-pub fn init() {
+/// Sets the process's logger up, at the level of `RUST_LOG` where it names one for tiergate, and returns where commands may
+/// write between its lines.
+pub fn init() -> Box<dyn Write> {
     let asked = std::env::var("RUST_LOG").ok();
     let level = asked.as_deref().and_then(level_of).unwrap_or(DEFAULT_LEVEL);
     let mut builder = env_logger::Builder::new();
@@ -37,9 +40,20 @@ pub fn init() {
     } else {
         builder.format(line);
     }
-    let logger = Counting::new(builder.build());
-    if log::set_boxed_logger(Box::new(logger)).is_ok() {
+    let stderr = Stderr::start(io::stderr()).ok();
+    if let Some(stderr) = &stderr {
+        builder.target(Target::Pipe(Box::new(LogLines(stderr.clone()))));
+    }
+    let lines = Lines {
+        inner: builder.build(),
+        stderr: stderr.clone(),
+    };
+    if log::set_boxed_logger(Box::new(Counting::new(lines))).is_ok() {
         log::set_max_level(level);
+    }
+    match stderr {
+        Some(stderr) => Box::new(stderr),
+        None => Box::new(io::stderr()),
     }
 }
 
@@ -76,6 +90,29 @@ fn journal_line(out: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
         Level::Debug | Level::Trace => 7,
     };
     writeln!(out, "<{priority}>{}", record.args())
+}
+
+/// A logger whose lines are written when it was flushed.
+struct Lines {
+    inner: Logger,
+    /// None where there is no thread for it: every line then waits for its reader.
+    stderr: Option<Stderr>,
+}
+
+impl Log for Lines {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.inner.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        self.inner.log(record);
+    }
+
+    fn flush(&self) {
+        if let Some(stderr) = &self.stderr {
+            stderr.wait();
+        }
+    }
 }
 
 /// A logger that says a warning or an error once and counts its repeats.

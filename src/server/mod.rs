@@ -14,6 +14,7 @@ mod signals;
 pub(crate) mod socket;
 pub(crate) mod socket_handover;
 mod start_line;
+mod stderr;
 pub(crate) mod systemd;
 pub(crate) mod tls;
 mod trace_export;

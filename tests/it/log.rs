@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 use std::fs::{self, OpenOptions, Permissions};
-use std::io::{BufRead, BufReader};
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::stat::Mode;
@@ -204,20 +204,23 @@ fn pipe(path: &Path) -> fs::File {
     both.unwrap()
 }
 
+/// A program that runs the proxy with this redirection, in the folder that it is started in.
+fn redirected(folder: &Path, redirection: &str) -> PathBuf {
+    let program = folder.join("program");
+    let proxy = env!("CARGO_BIN_EXE_tiergate");
+    let script = format!("#!/bin/bash\nexec -a tiergate {proxy} \"$@\" {redirection}\n");
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    program
+}
+
 #[test]
 fn a_reader_of_stdout_that_stops_does_not_stop_the_proxy() {
     const REQUESTS: usize = 150;
     let upstream = upstream::json("{}").run();
     let folder = tempfile::tempdir().unwrap();
     let reader = pipe(&folder.path().join("pipe"));
-    let program = folder.path().join("program");
-    let script = "#!/bin/bash\nexec -a tiergate PROGRAM \"$@\" > pipe\n";
-    fs::write(
-        &program,
-        script.replace("PROGRAM", env!("CARGO_BIN_EXE_tiergate")),
-    )
-    .unwrap();
-    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    let program = redirected(folder.path(), "> pipe");
     let proxy = proxy::new()
         .upstream(&upstream)
         .program(program)
@@ -238,6 +241,51 @@ fn a_reader_of_stdout_that_stops_does_not_stop_the_proxy() {
     assert_no_gap(&records);
     proxy.await_stderr("the access log is written again");
     assert_eq!(proxy.admin("/readyz").status, 200);
+}
+
+/// Fills a pipe until it takes not a byte more.
+fn fill(pipe: &Path) {
+    let mut full = OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(pipe)
+        .unwrap();
+    for piece in [&[b'x'; 4096][..], b"x"] {
+        while full.write_all(piece).is_ok() {}
+    }
+}
+
+#[test]
+fn a_reader_of_stderr_that_stops_stops_no_request_and_not_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, told) = (folder.path().join("pipe"), folder.path().join("stderr"));
+    let reader = pipe(&path);
+    // It reads until the proxy serves.
+    let reading = std::thread::spawn(move || {
+        let mut reader = BufReader::new(reader);
+        let mut line = String::new();
+        while !line.contains("serves on") {
+            reader.read_line(&mut line).unwrap();
+            fs::write(&told, &line).unwrap();
+        }
+        reader
+    });
+    let mut proxy = proxy::new()
+        .upstream_at("main", &[format!("http://{}", upstream::nobody())], "")
+        .program(redirected(folder.path(), "2> pipe"))
+        .run_in(folder);
+    let _reader = reading.join().unwrap();
+    fill(&path);
+    fs::write(proxy.path("policy.yaml"), "no policy").unwrap();
+    eventually("a failed reload", || {
+        (proxy.status()["policy"]["outcome"] == "failure").then_some(())
+    });
+    for _ in 0..20 {
+        assert_eq!(proxy.client("sk-fast").post(PATH, "{}").status, 502);
+    }
+    assert_eq!(proxy.admin("/healthz").status, 200);
+    proxy.signal(libc::SIGTERM);
+    assert_eq!(proxy.wait().code(), Some(0));
 }
 
 #[test]
