@@ -141,6 +141,8 @@ pub enum Termination {
     UpstreamCut,
     /// The request or the response took longer than a time limit allows.
     Timeout,
+    /// The process came to its end while the upstream was still working on the request.
+    Drained,
     /// The proxy answered in the upstream's place, for this reason.
     Refused(Cause),
 }
@@ -592,7 +594,8 @@ impl RequestRecord {
         match termination {
             Termination::Refused(cause) => cause.outcome(),
             Termination::UpstreamCut => Outcome::UpstreamCut,
-            Termination::Timeout => Outcome::Timeout,
+            Termination::Drained if self.answer.upstream_status.is_some() => Outcome::UpstreamCut,
+            Termination::Drained | Termination::Timeout => Outcome::Timeout,
             Termination::CompletedAfterAbort => Outcome::ClientClosed,
             // Codex and OpenAI's Python SDK leave at the event that ends the stream, before the end of the message.
             Termination::ClientClosed if observed.terminal_event.is_none() => Outcome::ClientClosed,
@@ -718,6 +721,7 @@ fn error(termination: Termination) -> Option<&'static str> {
     match termination {
         Termination::Refused(cause) => Some(cause.code()),
         Termination::Timeout => Some(Cause::UpstreamTimeout.code()),
+        Termination::Drained => Some(Cause::Draining.code()),
         _ => None,
     }
 }

@@ -424,10 +424,11 @@ fn sigterm_cuts_a_stream_that_outlasts_the_drain_and_writes_its_line() {
         json!([
             records[0]["status"],
             records[0]["outcome"],
+            records[0]["error"],
             records[0]["service_tier"],
             records[0]["response_bytes"]
         ]),
-        json!([200, "upstream_cut", "priority", 9])
+        json!([200, "upstream_cut", "draining", "priority", 9])
     );
     upstream.release();
 }
@@ -501,7 +502,18 @@ fn requests_over_http_2_that_outlast_the_drain_have_their_lines() {
     // The one without a length does not reach the upstream before its body is whole.
     upstream.await_heads(1);
     proxy.signal(libc::SIGTERM);
-    assert_eq!(ended(proxy).len(), 3);
+    let records = ended(proxy);
+    let told = |record: &Value| json!([record["outcome"], record["error"]]).to_string();
+    let mut told: Vec<String> = records.iter().map(told).collect();
+    told.sort_unstable();
+    assert_eq!(
+        told,
+        [
+            r#"["rejected","draining"]"#,
+            r#"["rejected","draining"]"#,
+            r#"["timeout","draining"]"#
+        ]
+    );
     // Only what has reached no upstream can still be answered.
     let [reached, with_length, without] = running.map(|asked| asked.join().unwrap());
     assert!(!reached.whole && !without.whole);

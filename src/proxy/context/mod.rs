@@ -499,6 +499,10 @@ impl Drop for RequestContext {
     /// others have settled by now.
     fn drop(&mut self) {
         let termination = match self.termination() {
+            Termination::Whole if self.state.is_drain_over() => match self.record.sent.reached {
+                true => Termination::Drained,
+                false => Termination::Refused(Cause::Draining),
+            },
             Termination::Whole if self.record.answer.upstream_status.is_some() => {
                 Termination::UpstreamCut
             }
