@@ -201,6 +201,10 @@ impl ProxyHttp for TierProxy {
         context: &mut Box<RequestContext>,
     ) -> Result<()> {
         check_response(response, context)?;
+        if replies::is_interim(response.status) {
+            // The response is still to come.
+            return edit_response(session, context, response);
+        }
         if body_filter::is_replayable(session, context) && context.drop_refused_tier(response) {
             let error = Error::explain(TIER_REFUSED, "it is sent once more without a tier");
             return Err(error.into_up());

@@ -293,6 +293,11 @@ fn remove_hop_by_hop(response: &mut ResponseHeader) {
     }
 }
 
+/// Whether another head follows this one (RFC 9110 §15.2).
+pub(super) fn is_interim(status: StatusCode) -> bool {
+    status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS
+}
+
 /// Whether the response has no body, whose end nobody would be told of.
 pub(super) fn is_empty(response: &ResponseHeader) -> bool {
     let length = response.headers.get(header::CONTENT_LENGTH);

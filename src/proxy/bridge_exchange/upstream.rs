@@ -14,6 +14,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use tokio::time::timeout;
 
 use super::decoding::Decoding;
+use crate::proxy::replies::is_interim;
 use crate::upstream::connector::{Http2Session, UpstreamConnector};
 
 /// How long the end of a message may take whose last event is here, before its connection is given up.
@@ -52,9 +53,6 @@ impl Connection {
             http.read_response_header().await?;
             let status = http.response_header().map(|head| head.status);
             // Of the interim ones only 101 is an answer, if one that nobody asked for.
-            let is_interim = |status: http::StatusCode| {
-                status.is_informational() && status != http::StatusCode::SWITCHING_PROTOCOLS
-            };
             if !status.is_some_and(is_interim) {
                 break;
             }

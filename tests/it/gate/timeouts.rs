@@ -69,6 +69,37 @@ fn an_upstream_that_says_half_a_head_within_its_response_timeout() {
 }
 
 #[test]
+fn an_upstream_that_says_no_more_than_hints_within_its_response_timeout() {
+    let hints = Reply::default()
+        .send("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
+        .hold();
+    let upstream = upstream::script([hints]).run();
+    let settings = "response_timeout: 500ms, idle_timeout: 20s";
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, settings)
+        .run();
+    let client = proxy.client("sk-fast");
+    let mut connection = client.connect();
+    connection.send(client.message(PATH, b"{}"));
+    assert_eq!(connection.head().unwrap().status, 103);
+    let answer = within(SOON, || connection.answer());
+    assert_eq!(
+        (answer.status, answer.openai_code().as_str()),
+        (504, "upstream_timeout")
+    );
+    let record = proxy.record();
+    assert_eq!(
+        json!([
+            record["status"],
+            record["upstream_status"],
+            record["outcome"]
+        ]),
+        json!([504, null, "timeout"])
+    );
+    upstream.release();
+}
+
+#[test]
 fn a_request_that_timed_out_on_a_pooled_connection_is_not_sent_again() {
     let replies = [
         reply(200).json("1"),
