@@ -250,9 +250,10 @@ impl ProxyHttp for TierProxy {
     async fn response_trailer_filter(
         &self,
         session: &mut Session,
-        _trailers: &mut HeaderMap,
+        trailers: &mut HeaderMap,
         context: &mut Box<RequestContext>,
     ) -> Result<Option<Bytes>> {
+        replies::edit_trailers(context, trailers);
         let rest = context.rest_of_hidden();
         end_response(session, context);
         Ok(rest)

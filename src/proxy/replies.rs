@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderName, Method, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, Method, StatusCode, Version, header};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::{Error, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -18,7 +18,6 @@ use crate::config::header_name;
 use crate::proxy::context::{Body, RequestContext, without_query};
 use crate::proxy::error_mapping::REFUSED;
 use crate::state::State;
-use crate::upstream::Upstream;
 
 /// What is read of a request that was answered before it was here: a close with bytes unread would take the answer away
 /// from the client (RFC 9112 §9.6).
@@ -250,11 +249,8 @@ pub(super) fn edit_response(
     response: &mut ResponseHeader,
 ) -> Result<()> {
     remove_hop_by_hop(response);
-    let upstream = context.upstream.as_deref();
-    if upstream.is_some_and(Upstream::has_credential) {
-        for name in &ACCOUNT {
-            response.remove_header(name);
-        }
+    for name in account_headers(context) {
+        response.remove_header(name);
     }
     if session.req_header().version == Version::HTTP_10 && !response.status.is_informational() {
         // It knows no chunks (RFC 9112 §6.1), so the end of the connection is the end of the body.
@@ -263,6 +259,21 @@ pub(super) fn edit_response(
     }
     let cors = context.state.config.cors.as_ref();
     cors::allow(cors, &session.req_header().headers, response)
+}
+
+/// What of an upstream's trailers goes no further.
+pub(super) fn edit_trailers(context: &RequestContext, trailers: &mut HeaderMap) {
+    for name in account_headers(context) {
+        trailers.remove(name);
+    }
+}
+
+/// The headers that are not the client's: none where its own key was sent.
+fn account_headers(context: &RequestContext) -> &'static [HeaderName] {
+    match context.upstream.as_deref() {
+        Some(upstream) if upstream.has_credential() => &ACCOUNT,
+        _ => &[],
+    }
 }
 
 /// Frames a response whose length the upstream told, and of which something is to be taken out.

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::support::client::Answer;
 use crate::support::h2::{self, Framing, Reply};
+use crate::support::h2_script;
 use crate::support::proxy::{self, Builder, Proxy};
 use crate::support::upstream::{self, Received, Upstream, reply, script};
 
@@ -287,6 +288,32 @@ fn the_whole_head_of_a_response_over_http2_on_both_sides() {
         let framed = ["connection: keep-alive", "transfer-encoding: chunked"];
         let expected = sorted(&[&kept, more, &framed]);
         assert_eq!(answer_lines(&ask(&proxy)), expected);
+    }
+}
+
+#[test]
+fn the_trailers_of_a_response_do_not_name_the_operators_account() {
+    const TRAILERS: [(&str, &str); 3] = [
+        ("x-checksum", "1"),
+        ("set-cookie", "a=b"),
+        ("openai-organization", "org-operator"),
+    ];
+    for (settings, count) in [("credential_file: up.key", 1), ("", 3)] {
+        let upstream = h2_script::upstream(|peer| {
+            peer.serve(|peer, stream| {
+                peer.respond(stream, 200, &[]);
+                peer.data(stream, b"{}");
+                peer.trailers_of(stream, &TRAILERS);
+            });
+        });
+        let proxy = own_key(proxy::new().upstream_with("main", &upstream, settings))
+            .tls()
+            .run();
+        let headers = [("authorization", "Bearer sk-fast")];
+        let answer = h2::post(proxy.tls_address, &headers, PATH, b"{}", Framing::Length);
+        let is_trailer = |name: &str| TRAILERS.iter().any(|(trailer, _)| *trailer == name);
+        let trailers = answer.headers.iter().filter(|(name, _)| is_trailer(name));
+        assert_eq!(trailers.count(), count, "{settings}");
     }
 }
 

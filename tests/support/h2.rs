@@ -212,10 +212,12 @@ async fn exchange(
     answer
 }
 
+/// Its trailers stand behind its headers.
 async fn read_answer(answer: Response<RecvStream>) -> Answer {
     let (head, mut stream) = answer.into_parts();
     let (body, whole) = read_all(&mut stream).await;
-    let headers = head.headers.iter().map(|(name, value)| {
+    let trailers = stream.trailers().await.ok().flatten().unwrap_or_default();
+    let headers = head.headers.iter().chain(&trailers).map(|(name, value)| {
         let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
         (name.to_string(), value)
     });

@@ -321,8 +321,16 @@ impl Peer {
     }
 
     pub fn trailers(&mut self, stream: u32) {
+        self.trailers_of(stream, &[("x-checksum", "1")]);
+    }
+
+    pub fn trailers_of(&mut self, stream: u32, fields: &[(&str, &str)]) {
+        let fields: Vec<_> = fields
+            .iter()
+            .map(|(name, value)| field(name, value))
+            .collect();
         let flags = END_HEADERS | END_STREAM;
-        self.send(HEADERS, flags, stream, &field("x-checksum", "1"));
+        self.send(HEADERS, flags, stream, &fields.concat());
     }
 
     /// A whole response.
