@@ -34,8 +34,8 @@ pub fn is_unambiguous_answer(headers: &HeaderMap) -> bool {
 }
 
 /// What is to be known early of the head of a response of HTTP/1.1, from the bytes of a connection as they come: its status,
-/// and whether it says twice how long the body is, by a length and by chunks. Such a body is read by its chunks (RFC 9112
-/// §6.3), and whoever wrote it may not know where it ends.
+/// and whether it says more than once how long the body is. By a length and by chunks it is read by its chunks (RFC 9112
+/// §6.3); in any case whoever wrote it may not know where it ends.
 #[derive(Debug, Default)]
 pub struct ResponseHeadScan {
     /// What has come of a head that is not whole.
@@ -85,7 +85,7 @@ impl ResponseHeadScan {
         self.status
     }
 
-    /// Whether that head says twice how long the body is.
+    /// Whether that head says more than once how long the body is.
     pub fn has_two_framings(&self) -> bool {
         self.has_two_framings
     }
@@ -114,17 +114,25 @@ fn is_interim(head: &[u8]) -> bool {
 }
 
 fn has_two_framings(head: &[u8]) -> bool {
-    let has = |name| response_header(head, name).is_some();
-    has(CONTENT_LENGTH) && has(TRANSFER_ENCODING)
+    let framings = [CONTENT_LENGTH, TRANSFER_ENCODING];
+    let lines = framings
+        .into_iter()
+        .flat_map(|name| response_headers(head, name));
+    let members = lines.flat_map(|line| line.split(|byte| *byte == b','));
+    members.take(2).count() > 1
 }
 
-/// The first header of this name in a response's head, as a lenient reader finds it.
-fn response_header<'h>(head: &'h [u8], wanted: &[u8]) -> Option<&'h [u8]> {
-    Lines(Some(head)).find_map(|line| {
+/// The headers of this name in a response's head, as a lenient reader finds them.
+fn response_headers<'h>(head: &'h [u8], wanted: &'h [u8]) -> impl Iterator<Item = &'h [u8]> {
+    Lines(Some(head)).filter_map(move |line| {
         let (name, value) = line.split_at(memchr::memchr(b':', line)?);
         let is_wanted = name.trim_ascii_end().eq_ignore_ascii_case(wanted);
         is_wanted.then(|| value[1..].trim_ascii())
     })
+}
+
+fn response_header<'h>(head: &'h [u8], wanted: &'h [u8]) -> Option<&'h [u8]> {
+    response_headers(head, wanted).next()
 }
 
 /// The body of a response of HTTP/1.1 as far as it is among these bytes, which begin with its head: without its framing, and
@@ -424,6 +432,22 @@ mod tests {
         assert_eq!(scan(&[hints]).0, None);
         assert_eq!(scan(&[hints, b"HTTP/1.1 429 Later\r\n"]).0, None);
         assert_eq!(scan(&[hints, b"HTTP/1.1 429\r\n\r\n"]).0, Some(429));
+    }
+
+    #[test]
+    fn a_length_that_is_told_twice_is_found() {
+        for (lines, is_twice) in [
+            ("Content-Length: 2\r\nContent-Length: 2\r\n", true),
+            ("Content-Length: 2, 2\r\n", true),
+            (
+                "Transfer-Encoding: chunked\r\ntransfer-encoding: chunked\r\n",
+                true,
+            ),
+            ("Content-Length: 2\r\nX: 2, 2\r\n", false),
+        ] {
+            let head = format!("HTTP/1.1 200 OK\r\n{lines}\r\n");
+            assert_eq!(scan(&[head.as_bytes()]), (Some(200), is_twice), "{lines:?}");
+        }
     }
 
     #[test]

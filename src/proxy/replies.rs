@@ -227,9 +227,10 @@ pub(super) async fn continue_upload(session: &mut Session) -> Result<(), Stop> {
 
 /// Refuses a response that the client could take apart in another way than Pingora, and an upgrade that nobody asked for.
 pub(super) fn check_response(
-    response: &ResponseHeader,
+    response: &mut ResponseHeader,
     context: &mut RequestContext,
 ) -> Result<()> {
+    unify_framing(response)?;
     let is_unasked = response.status == StatusCode::SWITCHING_PROTOCOLS && !context.upgrade;
     if !is_unasked && framing::is_unambiguous_answer(&response.headers) {
         return Ok(());
@@ -237,6 +238,23 @@ pub(super) fn check_response(
     let words = "the response of the upstream is not well-formed HTTP";
     context.refusal = Some(Refusal::new(Cause::UpstreamReset, words));
     Error::e_explain(REFUSED, words)
+}
+
+/// Says once what the upstream says several times of the length of its response, and always alike (RFC 9110 §8.6): servers
+/// behind a proxy that copies headers do so.
+fn unify_framing(response: &mut ResponseHeader) -> Result<()> {
+    for name in [header::CONTENT_LENGTH, header::TRANSFER_ENCODING] {
+        let mut members = framing::list_members(&response.headers, &name);
+        let Some(first) = members.next() else {
+            continue;
+        };
+        let others: Vec<_> = members.collect();
+        if !others.is_empty() && others.iter().all(|other| other.eq_ignore_ascii_case(first)) {
+            let first = first.to_vec();
+            response.insert_header(name, first)?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes of the upstream's head the one that the client is to get, but for the request's id.

@@ -478,6 +478,33 @@ fn a_response_with_a_length_and_chunks_is_read_by_its_chunks_and_its_connection_
     assert_eq!(connections, [0, 1, 1]);
 }
 
+#[test]
+fn a_response_that_says_twice_alike_how_long_it_is_is_read_and_its_connection_not_used_again() {
+    let told_twice = [
+        "Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}",
+        "Content-Length: 2, 2\r\n\r\n{}",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    ];
+    for told in told_twice {
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n{told}");
+        let upstream = script([upstream::Reply::default().send(head), reply(200).json("{}")]).run();
+        // One thread has one pool.
+        let proxy = proxy::new()
+            .upstream(&upstream)
+            .setting("server: {threads: 1}")
+            .run();
+        let client = proxy.client("sk-fast");
+        let answer = client.post(PATH, BODY);
+        assert_eq!((answer.status, answer.text()), (200, "{}"), "{told}");
+        let is_framing = |name: &str| matches!(name, "content-length" | "transfer-encoding");
+        let framings = answer.headers.iter().filter(|(name, _)| is_framing(name));
+        assert_eq!(framings.count(), 1, "{told}");
+        assert_eq!(client.post(PATH, BODY).status, 200);
+        let requests = upstream.requests(2);
+        assert_eq!([0, 1].map(|at: usize| requests[at].connection), [0, 1]);
+    }
+}
+
 /// All that a client of HTTP/1.0 gets.
 fn ask_http10(proxy: &Proxy) -> String {
     let mut connection = proxy.anonymous().connect();

@@ -299,8 +299,8 @@ async fn relay(
 
 /// The head of the upstream's answer: what the line tells of it, and who reads its usage.
 fn take_head(context: &mut RequestContext, upstream: &Connection) -> Result<(), Box<Error>> {
-    let head = upstream.response_head()?;
-    check_response(head, context).map_err(|error| error.into_up())?;
+    let mut head = upstream.response_head()?.clone();
+    check_response(&mut head, context).map_err(|error| error.into_up())?;
     // The client was sent nothing of this head, but may have one of our own.
     let told = context.record.answer.status;
     context.record_response_head(head.status, &head.headers);
