@@ -24,6 +24,25 @@ pub fn is_unambiguous_h2(headers: &HeaderMap) -> bool {
     has_one_framing(headers.map(|(name, value)| Some((name.as_str().as_bytes(), value.as_bytes()))))
 }
 
+/// A target in absolute form (RFC 9112 §3.2.2) in the origin form that stands for it; none for a target in another form. Its
+/// host is the proxy's own by whatever name, as that in `Host` is.
+pub fn origin_form(target: &[u8]) -> Option<Vec<u8>> {
+    let schemes = [&b"http://"[..], b"https://"];
+    let scheme = schemes.into_iter().find(|scheme| {
+        let start = target.get(..scheme.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(scheme))
+    })?;
+    let rest = &target[scheme.len()..];
+    let end = rest.iter().position(|byte| b"/?".contains(byte));
+    let (authority, path) = rest.split_at(end.unwrap_or(rest.len()));
+    let slash = if path.starts_with(b"/") {
+        &b""[..]
+    } else {
+        b"/"
+    };
+    (!authority.is_empty()).then(|| [slash, path].concat())
+}
+
 /// What parsed headers show of it for an answer. Nobody reads an answer in the manner of CGI.
 pub fn is_unambiguous_answer(headers: &HeaderMap) -> bool {
     let framings = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
@@ -377,6 +396,24 @@ mod tests {
     }
 
     #[test]
+    fn a_target_in_absolute_form_is_put_into_origin_form() {
+        for (target, expected) in [
+            ("http://h/v1/x?y", Some("/v1/x?y")),
+            ("HTTPS://h:80", Some("/")),
+            ("http://h?http://i/", Some("/?http://i/")),
+            ("http://h//x", Some("//x")),
+            ("http:///x", None),
+            ("/http://h/x", None),
+            ("ftp://h/x", None),
+            ("h:80", None),
+            ("*", None),
+        ] {
+            let found = origin_form(target.as_bytes());
+            assert_eq!(found.as_deref(), expected.map(str::as_bytes), "{target}");
+        }
+    }
+
+    #[test]
     fn a_length_of_http_2_is_told_once_and_in_digits() {
         let map = |values: &[&'static str]| {
             let mut headers = HeaderMap::new();
@@ -414,6 +451,22 @@ mod tests {
     }
 
     #[test]
+    fn a_length_that_is_told_twice_is_found() {
+        for (lines, is_twice) in [
+            ("Content-Length: 2\r\nContent-Length: 2\r\n", true),
+            ("Content-Length: 2, 2\r\n", true),
+            (
+                "Transfer-Encoding: chunked\r\ntransfer-encoding: chunked\r\n",
+                true,
+            ),
+            ("Content-Length: 2\r\nX: 2, 2\r\n", false),
+        ] {
+            let head = format!("HTTP/1.1 200 OK\r\n{lines}\r\n");
+            assert_eq!(scan(&[head.as_bytes()]), (Some(200), is_twice), "{lines:?}");
+        }
+    }
+
+    #[test]
     fn a_body_or_another_response_adds_no_framing() {
         let length =
             "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -432,22 +485,6 @@ mod tests {
         assert_eq!(scan(&[hints]).0, None);
         assert_eq!(scan(&[hints, b"HTTP/1.1 429 Later\r\n"]).0, None);
         assert_eq!(scan(&[hints, b"HTTP/1.1 429\r\n\r\n"]).0, Some(429));
-    }
-
-    #[test]
-    fn a_length_that_is_told_twice_is_found() {
-        for (lines, is_twice) in [
-            ("Content-Length: 2\r\nContent-Length: 2\r\n", true),
-            ("Content-Length: 2, 2\r\n", true),
-            (
-                "Transfer-Encoding: chunked\r\ntransfer-encoding: chunked\r\n",
-                true,
-            ),
-            ("Content-Length: 2\r\nX: 2, 2\r\n", false),
-        ] {
-            let head = format!("HTTP/1.1 200 OK\r\n{lines}\r\n");
-            assert_eq!(scan(&[head.as_bytes()]), (Some(200), is_twice), "{lines:?}");
-        }
     }
 
     #[test]

@@ -348,6 +348,10 @@ impl TierProxy {
         session: &mut Session,
         context: &mut RequestContext,
     ) -> Result<bool, Stop> {
+        if let Some(target) = framing::origin_form(session.req_header().raw_path()) {
+            let set = session.req_header_mut().set_raw_path(&target);
+            set.map_err(|error| Stop::Downstream(error.into_down()))?;
+        }
         let client = session.client_addr().and_then(|address| address.as_inet());
         context.read_head(&policy_head(session), client.map(|address| address.ip()));
         let drains = self.state.is_draining();

@@ -200,7 +200,7 @@ impl HeadEdit<'_> {
         }
         head.remove_header(&header::HOST);
         let invalid = || "a target that HTTP/2 cannot carry";
-        let path = path_and_query(head.raw_path())
+        let path = PathAndQuery::try_from(head.raw_path())
             .or_err_with(ErrorType::InvalidHTTPHeader, invalid)
             .map_err(|error| error.into_down())?;
         let authority = Authority::try_from(self.origin.host.as_bytes());
@@ -223,16 +223,6 @@ pub fn trace_parent(headers: &HeaderMap) -> Option<TraceParent> {
     let mut lines = headers.get_all(&TRACEPARENT).iter();
     let parent = TraceParent::parse(lines.next()?.as_bytes());
     parent.filter(|_| lines.next().is_none())
-}
-
-/// The path of a target in origin form, or in absolute form (RFC 9112 §3.2).
-fn path_and_query(target: &[u8]) -> Result<PathAndQuery, http::Error> {
-    if target.first() == Some(&b'/') {
-        return Ok(PathAndQuery::try_from(target)?);
-    }
-    let uri = Uri::try_from(target)?;
-    let path = uri.path_and_query().cloned();
-    Ok(path.unwrap_or_else(|| PathAndQuery::from_static("/")))
 }
 
 /// Headers that speak of the tier, brought into line with the body.
