@@ -408,6 +408,8 @@ fn end_response(session: &mut Session, context: &mut RequestContext) {
 /// Refuses a head that an upstream, or a proxy before this one, could take apart in another way.
 fn check_framing(session: &mut Session) -> Result<(), Refusal> {
     let unambiguous = match session.as_downstream() {
+        // What follows would be for whoever is at the other end of a tunnel.
+        other if other.req_header().method == Method::CONNECT => false,
         ServerSession::H1(session) => framing::is_unambiguous(&session.get_headers_raw_bytes()),
         other => framing::is_unambiguous_h2(&other.req_header().headers),
     };

@@ -70,9 +70,11 @@ fn h2_options(limits: &Limits) -> H2Options {
     options
 }
 
-/// A connection of HTTP/2 is idle as one of HTTP/1.1 is: Pingora would keep it for ever.
+/// A connection of HTTP/2 is idle as one of HTTP/1.1 is: Pingora would keep it for ever. And CONNECT comes to our phases, which
+/// refuse it: Pingora would do so without a line in the log.
 fn server_options(limits: &Limits) -> HttpServerOptions {
     let mut options = HttpServerOptions::default();
+    options.allow_connect_method_proxying = true;
     options.h2_idle_timeout = Some(limits.keepalive_timeout);
     options
 }

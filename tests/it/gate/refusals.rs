@@ -344,6 +344,21 @@ fn a_malformed_message_gets_an_answer_and_goes_no_further() {
 }
 
 #[test]
+fn a_request_for_a_tunnel_is_refused_and_has_a_line() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let target = "api.openai.com:443";
+    let mut connection = proxy.anonymous().connect();
+    connection.send(format!(
+        "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nAuthorization: Bearer sk-fast\r\n\r\n"
+    ));
+    let answer = connection.answer();
+    assert_refused(&proxy, target, &answer, 400, "invalid_http");
+    connection.assert_closed();
+    upstream.assert_untouched();
+}
+
+#[test]
 fn an_upstream_that_cannot_be_reached_or_gives_no_answer() {
     let proxy = builder().upstream(&upstream::nobody()).run();
     for path in [OPENAI, ANTHROPIC] {
