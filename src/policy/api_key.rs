@@ -22,7 +22,7 @@ pub struct Credential {
     pub digest: [u8; 32],
     /// The first header it came in.
     pub header: CredentialHeader,
-    /// Whether other keys came beside it, which are not to go on.
+    /// Whether other credentials came beside it, which are not to go on.
     pub has_others: bool,
 }
 
@@ -132,12 +132,13 @@ impl Credential {
     ) -> Result<Credential, (NoKey, Option<Credential>)> {
         let mut keys = keys(headers);
         let (key, header) = keys.next().ok_or((NoKey::Missing, None))?;
+        let differ = keys.any(|(other, _)| other != key);
         let first = Credential {
             digest: digest(key),
             header,
-            has_others: keys.any(|(other, _)| other != key),
+            has_others: differ || has_other_scheme(headers),
         };
-        if first.has_others {
+        if differ {
             return first
                 .choose(headers, is_listed)
                 .map_err(|none| (none, Some(first)));
@@ -170,8 +171,8 @@ impl Credential {
         chosen.ok_or(NoKey::Unlisted)
     }
 
-    /// The headers that are removed, and the one value that takes the place of all lines of its header, so that no other key
-    /// goes on; none where no others came.
+    /// The headers that are removed, and the one value that takes the place of all lines of its header, so that no other
+    /// credential goes on; none where no others came.
     pub fn without_others(
         &self,
         headers: &HeaderMap,
@@ -193,6 +194,12 @@ impl Credential {
         };
         Some((removed, (own, line)))
     }
+}
+
+/// Whether it has credentials that are no key.
+fn has_other_scheme(headers: &HeaderMap) -> bool {
+    let mut lines = headers.get_all(AUTHORIZATION).iter();
+    lines.any(|line| !line.is_empty() && bearer_key(line.as_bytes()).is_none())
 }
 
 /// All keys of a request, in the order of their headers.

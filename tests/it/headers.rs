@@ -385,16 +385,21 @@ fn a_key_that_does_not_decide_stays_here() {
     let proxy = proxy::new()
         .upstream_with("main", &upstream, "kind: gateway")
         .run();
-    let client = proxy
-        .anonymous()
-        .header("Authorization", "Bearer foreign-session")
-        .header("X-Api-Key", "sk-fast")
-        .header("Api-Key", "left-over");
-    assert_eq!(client.post("/v1/messages", "{}").status, 200);
-    let request = upstream.request();
-    assert_eq!(request.header("x-api-key"), ["sk-fast"]);
-    assert!(request.header("authorization").is_empty() && request.header("api-key").is_empty());
-    assert_eq!(proxy.record()["key"], "fiona");
+    let client = proxy.anonymous().header("X-Api-Key", "sk-fast");
+    for (name, other) in [
+        ("Authorization", "Bearer foreign-session"),
+        ("Authorization", "Basic Zm9yZWlnbjpzZXNzaW9u"),
+        ("Api-Key", "left-over"),
+    ] {
+        let client = client.clone().header(name, other);
+        assert_eq!(client.post("/v1/messages", "{}").status, 200);
+    }
+    for request in upstream.requests(3) {
+        assert_eq!(request.header("x-api-key"), ["sk-fast"]);
+        assert!(request.header("authorization").is_empty() && request.header("api-key").is_empty());
+    }
+    let records = proxy.access_log(3);
+    assert!(records.iter().all(|record| record["key"] == "fiona"));
 }
 
 #[test]
