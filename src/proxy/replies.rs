@@ -91,8 +91,10 @@ pub(super) fn local_response(state: &State, session: &Session) -> Result<Option<
 
 fn is_health_check(state: &State, request: &RequestHeader) -> bool {
     let path = state.config.health_path.as_deref();
+    let asked = without_query(request.raw_path());
+    let asked = asked.strip_suffix(b"/").unwrap_or(asked);
     matches!(request.method, Method::GET | Method::HEAD)
-        && path.is_some_and(|path| without_query(request.raw_path()) == path.as_bytes())
+        && path.is_some_and(|path| asked.eq_ignore_ascii_case(path.as_bytes()))
 }
 
 /// What `/readyz` says, without the mistakes in files, which are the operator's alone.

@@ -593,7 +593,14 @@ fn a_health_path_needs_no_key_and_leaves_no_line() {
             .head("HEAD", "/health"),
     );
     assert_eq!((headers.status, headers.whole), (200, false));
-    for path in ["/health/", "/healthz", "/v1/health"] {
+    for path in [
+        "/health/",
+        "/Health/?from=balancer",
+        "http://proxy.test/health",
+    ] {
+        assert_eq!(client.get(path).status, 200, "{path}");
+    }
+    for path in ["/health//", "/healthz", "/v1/health"] {
         assert_eq!(client.get(path).status, 401, "{path}");
     }
     assert_eq!(client.post("/health", "{}").status, 401);
