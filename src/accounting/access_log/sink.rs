@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
@@ -44,16 +44,22 @@ impl Sink {
     /// Where the target cannot be opened for appending. That nobody reads it yet is no error.
     pub fn open(target: &LogTarget) -> io::Result<Self> {
         match target {
-            LogTarget::Stdout => Self::stdout(),
-            // Opening it by its path fails where it is a socket, as it is under systemd.
-            LogTarget::File(path) if path == Path::new("/dev/stdout") => Self::stdout(),
+            LogTarget::Stdout => Self::inherited(io::stdout().as_fd()),
+            // Opening these by their path fails where they are sockets, as they are under systemd.
+            LogTarget::File(path) if is_descriptor(path, "stdout", 1) => {
+                Self::inherited(io::stdout().as_fd())
+            }
+            LogTarget::File(path) if is_descriptor(path, "stderr", 2) => {
+                Self::inherited(io::stderr().as_fd())
+            }
             LogTarget::File(path) => Self::at(path)
                 .map_err(|why| io::Error::new(why.kind(), format!("{}: {why}", path.display()))),
         }
     }
 
-    fn stdout() -> io::Result<Self> {
-        let file = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    /// One that the process was started with.
+    fn inherited(descriptor: BorrowedFd<'_>) -> io::Result<Self> {
+        let file = File::from(descriptor.try_clone_to_owned()?);
         let kind = if file.metadata()?.is_file() {
             SinkKind::Regular
         } else {
@@ -143,6 +149,16 @@ impl Sink {
             0
         }
     }
+}
+
+/// Whether the path is one of the names of this process's descriptor.
+fn is_descriptor(path: &Path, name: &str, number: u32) -> bool {
+    let names = [
+        format!("/dev/{name}"),
+        format!("/dev/fd/{number}"),
+        format!("/proc/self/fd/{number}"),
+    ];
+    names.iter().any(|name| path == Path::new(name))
 }
 
 fn is(why: &io::Error, errno: Errno) -> bool {
@@ -237,6 +253,17 @@ fn end_of_half_line(file: &mut File) -> io::Result<Option<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_names_of_stdout_and_stderr_are_known() {
+        let is_stdout = |path: &str| is_descriptor(Path::new(path), "stdout", 1);
+        for path in ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"] {
+            assert!(is_stdout(path), "{path}");
+        }
+        for path in ["/dev/stderr", "/proc/self/fd/11", "/proc/1/fd/1", "stdout"] {
+            assert!(!is_stdout(path), "{path}");
+        }
+    }
 
     #[test]
     fn a_line_that_another_process_is_writing_is_let_be() {
