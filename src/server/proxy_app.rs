@@ -23,6 +23,10 @@ const H2_HEADER_SLACK_BYTES: u32 = 16 * 1024;
 /// nothing holds 64 KiB, and the others go on. The h2 crate takes small frames in proportion to it.
 const H2_CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 
+/// Streams of a client of HTTP/2 that run at once, which is Pingora's default. It may cancel as many before they are looked at
+/// without an end of its connection, on which a balancer may have brought requests of others.
+const H2_STREAMS: u32 = 100;
+
 /// Pingora's proxy with this one's phases and connector.
 pub fn build(state: &Arc<State>) -> Arc<Proxy> {
     let conf = ServerConf {
@@ -60,12 +64,14 @@ fn take(service: pingora::services::listening::Service<Proxy>) -> Proxy {
     unsafe { std::ptr::read(proxy) }
 }
 
-/// Pingora's, with our limit for heads and a larger window.
+/// Pingora's, with our limits for heads and cancelled streams, and a larger window.
 fn h2_options(limits: &Limits) -> H2Options {
     let mut options = default_h2_options();
     // A head within the limit is counted here with what HTTP/2 adds, so that it is refused by us and has its line.
     let header = limits.header.min(MAX_HEADER_BYTES) as u32;
     options.max_header_list_size(header + H2_HEADER_SLACK_BYTES);
+    options.max_concurrent_streams(H2_STREAMS);
+    options.max_pending_accept_reset_streams(H2_STREAMS as usize);
     options.initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES);
     options
 }

@@ -135,6 +135,27 @@ fn requests_that_are_reset_as_soon_as_they_are_sent() {
 }
 
 #[test]
+fn a_client_that_leaves_many_requests_at_once_keeps_the_others() {
+    const LEFT: u32 = 60;
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).tls().run();
+    let mut client = Flooder::connect(&proxy);
+    let block = head("sk-fast", PATH);
+    let begun = (0..=LEFT).map(|round| frame(HEADERS, END_HEADERS, stream_of(round), &block));
+    let left = (0..LEFT).map(|round| frame(RST_STREAM, 0, stream_of(round), CANCEL));
+    let kept = frame(DATA, END_STREAM, stream_of(LEFT), b"{}");
+    let frames: Vec<_> = begun.chain(left).chain([kept]).collect();
+    client.stream.write_all(&frames.concat()).unwrap();
+    eventually("the answer to the request that was kept", || {
+        let lines = proxy.log_lines();
+        let answered = lines
+            .iter()
+            .filter(|line| line.contains("\"outcome\":\"ok\""));
+        (answered.count() == 2).then_some(())
+    });
+}
+
+#[test]
 fn requests_that_are_reset_once_they_are_taken() {
     for key in ["sk-fast", "sk-plain", "sk-nobody"] {
         let upstream = upstream::json("{}").run();
