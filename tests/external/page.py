@@ -28,10 +28,11 @@ PICTURES = PROJECT / "docs/images"
 DEADLINE = 30
 # Each sample of the charts is of ten seconds.
 TRAFFIC_SECONDS = int(os.environ.get("TIERGATE_SECONDS", 150))
+# The budget is far from used up, however many requests the machine sends.
 POLICY = """\
 version: 1
 groups:
-  codex-fast: {platform: openai, force_fast_mode: true, budget: {usd: "40.00", per: day}}
+  codex-fast: {platform: openai, force_fast_mode: true, budget: {usd: "80.00", per: day}}
   codex: {platform: openai}
   claude: {platform: anthropic}
 keys:
@@ -241,10 +242,11 @@ def it_follows_the_dark_scheme(browser, address):
 def what_is_wrong_stands_on_top(browser, address, server, port):
     server.failing = server.downgrading = 0.5
     browser.open(address, 1180, 1000)
-    for _ in range(60):
+    # A share of all requests counts, and how many those are depends on the machine.
+    end = time.monotonic() + DEADLINE
+    while browser.says("document.getElementById('verdict').className") != "critical":
+        assert time.monotonic() < end, text(browser, "problems")
         ask(port, "sk-1")
-    browser.await_true("document.querySelector('#problems li') !== null")
-    browser.await_true("document.getElementById('verdict').className === 'critical'")
     assert "failed at their upstream" in text(browser, "problems"), text(browser, "problems")
     browser.await_true("document.querySelector('#groups tr.critical') !== null")
     assert browser.says("document.title").startswith("(!) ")
