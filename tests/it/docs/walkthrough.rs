@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -276,4 +277,86 @@ fn the_mistake_shown_is_what_check_says_of_it() {
     assert_eq!(said.status.code(), Some(78));
     let said = String::from_utf8(said.stdout).unwrap();
     assert!(read("README.md").contains(said.trim()), "{said}");
+}
+
+/// Folders of the system below `root`, with those that systemd makes, and programs that do nothing in the place of its own.
+fn pretend_system(root: &Path) {
+    let folders = [
+        "bin",
+        "usr/bin",
+        "usr/lib/systemd/system",
+        "usr/lib/sysusers.d",
+        "usr/lib/tmpfiles.d",
+        "etc/logrotate.d",
+        "run/tiergate",
+        "var/log/tiergate",
+    ];
+    for folder in folders {
+        fs::create_dir_all(root.join(folder)).unwrap();
+    }
+    for program in ["systemd-sysusers", "systemd-tmpfiles", "systemctl"] {
+        symlink("/bin/true", root.join("bin").join(program)).unwrap();
+    }
+}
+
+#[test]
+fn an_installation_without_a_package_is_one_that_the_unit_can_start() {
+    let commands = blocks("docs/install.md", "sh").pop().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let system = folder.path().join("system");
+    pretend_system(&system);
+    symlink(root().join("systemd"), folder.path().join("systemd")).unwrap();
+    let program = folder.path().join("tiergate");
+    symlink(env!("CARGO_BIN_EXE_tiergate"), program).unwrap();
+    let below = system.display();
+    let commands = ["usr", "etc", "var", "run"]
+        .iter()
+        .fold(commands, |text, top| {
+            text.replace(&format!(" /{top}/"), &format!(" {below}/{top}/"))
+        });
+    let done = Command::new("sh")
+        .args(["-ec", &commands])
+        .current_dir(folder.path())
+        .env("PATH", format!("{below}/bin:{below}/usr/bin:/usr/bin:/bin"))
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{done:?}");
+
+    let unit = read("systemd/tiergate.service");
+    let started = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("ExecStart=/"));
+    let (program, arguments) = started.unwrap().split_once(' ').unwrap();
+    assert!(system.join(program).exists(), "{program}");
+    let configuration = arguments.split_once(" /").unwrap().1;
+    let checked = run(&system, &["check", "--config", configuration]);
+    assert!(checked.status.success(), "{checked:?}");
+    let configuration = fs::read_to_string(system.join(configuration)).unwrap();
+    for path in ["/var/log/tiergate/access.log", "/run/tiergate/upgrade.sock"] {
+        assert!(
+            configuration.contains(&format!(" {below}{path}")),
+            "{configuration}"
+        );
+    }
+}
+
+/// The service may write nowhere but in the folders that systemd makes for it.
+#[test]
+fn the_unit_has_the_folders_that_the_samples_write_to() {
+    let unit = read("systemd/tiergate.service");
+    let samples = ["conf/tiergate.yaml", "systemd/debian/tiergate.yaml"].map(read);
+    for (folder, directive) in [
+        ("/var/log/tiergate/", "LogsDirectory"),
+        ("/var/lib/tiergate/", "StateDirectory"),
+        ("/run/tiergate/", "RuntimeDirectory"),
+    ] {
+        assert!(
+            samples.iter().all(|sample| sample.contains(folder)),
+            "{folder}"
+        );
+        assert!(
+            unit.contains(&format!("\n{directive}=tiergate\n")),
+            "{directive}"
+        );
+    }
 }
