@@ -53,7 +53,7 @@ def check_metrics():
 
 
 def main():
-    promtool("check", "rules", PROJECT / "conf/alerts.yml")
+    promtool("check", "config", PROJECT / "conf/prometheus.yml")
     promtool("test", "rules", PROJECT / "tests/alerts.yml")
     with tempfile.TemporaryDirectory() as folder:
         check_dashboard(pathlib.Path(folder))
