@@ -279,6 +279,40 @@ fn the_mistake_shown_is_what_check_says_of_it() {
     assert!(read("README.md").contains(said.trim()), "{said}");
 }
 
+/// What stands between backticks in the text, in one line each.
+fn spans(text: &str) -> impl Iterator<Item = String> {
+    let spans = text.split('`').skip(1).step_by(2);
+    spans.map(|span| span.replace('\n', " "))
+}
+
+#[test]
+fn the_reports_that_are_to_be_made_in_trouble_can_be_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = &blocks("docs/access-log.md", "json")[0];
+    fs::write(folder.path().join("access.log"), line).unwrap();
+    let operations = read("docs/operations.md");
+    let (_, runbook) = operations.split_once("\n## Runbook\n").unwrap();
+    let symptoms = read("docs/troubleshooting.md");
+    let (_, symptoms) = symptoms.split_once("\n## The client gets").unwrap();
+    let mut made = 0;
+    for span in spans(runbook).chain(spans(symptoms)) {
+        if let Some(report) = span.strip_prefix("tiergate report ") {
+            let words: Vec<&str> = ["report"].into_iter().chain(report.split(' ')).collect();
+            let done = run(folder.path(), &words);
+            assert!(done.status.success(), "{span}: {done:?}");
+            made += 1;
+        } else if span.starts_with("jq ") {
+            let fields = span
+                .split(['(', '[', ' ', ',', ']'])
+                .filter_map(|word| word.strip_prefix('.'));
+            for field in fields {
+                assert!(line.contains(&format!("\"{field}\":")), "{field} of {span}");
+            }
+        }
+    }
+    assert!(made > 5, "{made}");
+}
+
 /// Folders of the system below `root`, with those that systemd makes, and programs that do nothing in the place of its own.
 fn pretend_system(root: &Path) {
     let folders = [
