@@ -44,6 +44,7 @@ static REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 const NULL: &str = "<null>";
 
 /// Who asks, and for what: the same for every turn of a connection.
+#[derive(Clone)]
 pub struct RequestInfo {
     /// Id of the request, a UUIDv7.
     pub id: Uuid,
@@ -112,7 +113,7 @@ pub struct Sent {
 }
 
 /// What came back.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Answered {
     /// The status that the client was sent.
     pub status: Option<u16>,

@@ -71,7 +71,7 @@ pub(super) async fn from_client(
         websocket.client_ended();
         return Ok(());
     }
-    let output = websocket.client_bytes(chunk, &context.request_info, &context.record);
+    let output = websocket.client_bytes(chunk);
     context.record.sent.bytes += output.to_upstream.len() as u64;
     *body = Some(output.to_upstream);
     if let Some(refusal) = output.refusal {
@@ -103,10 +103,8 @@ pub(super) fn from_upstream(
         return;
     };
     let output = match body {
-        Some(bytes) if !bytes.is_empty() => {
-            websocket.server_bytes(bytes, &context.request_info, &context.record)
-        }
-        _ if end_of_stream && is_late => websocket.server_is_late(&context.request_info),
+        Some(bytes) if !bytes.is_empty() => websocket.server_bytes(bytes),
+        _ if end_of_stream && is_late => websocket.server_is_late(),
         _ if end_of_stream => websocket.server_ended(),
         _ => ServerOutput::default(),
     };

@@ -8,10 +8,8 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::json;
 
-use crate::accounting::record::{
-    Answered, RequestInfo, RequestRecord, Sent, Termination, own_tier,
-};
-use crate::accounting::usage::{EventObserver, Observed};
+use crate::accounting::record::{RequestInfo, RequestRecord, Termination, own_tier};
+use crate::accounting::usage::EventObserver;
 use crate::codec::body_memory::Lease;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::{
@@ -23,11 +21,11 @@ use crate::codec::websocket::{
 };
 use crate::policy::endpoint::Endpoint;
 use crate::policy::in_flight::InFlightPermits;
-use crate::policy::{Credential, Decision, Denied, Group, Policy, TierAction};
+use crate::policy::{Credential, Decision, TierAction};
 use crate::proxy::error_mapping::refuse_unforced;
 use crate::proxy::request_body::refuse_json;
 use crate::proxy::websocket_relay::{HeldMessage, join};
-use crate::proxy::websocket_turns::{OpenTurn, SentMessage, Step, Turns};
+use crate::proxy::websocket_turns::{OpenTurn, REFUSED_STATUS, SentMessage, Turns, Verdict};
 use crate::state::State;
 use crate::upstream::Upstream;
 
@@ -38,8 +36,6 @@ const POLICY_VIOLATION: u16 = 1008;
 const INTERNAL_ERROR: u16 = 1011;
 const SERVICE_RESTART: u16 = 1012;
 const TRY_AGAIN_LATER: u16 = 1013;
-/// The status that the API's own error event names for a message it refuses.
-const REFUSED_STATUS: u16 = 400;
 
 /// What is awaited from the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,16 +74,6 @@ pub struct WebSocketSession {
     /// awaited.
     activity: u64,
     awaited_at: Option<(u64, Awaited)>,
-}
-
-/// A message that is whole, and the policy's say on it.
-struct JudgedMessage<'a> {
-    message: &'a Message,
-    connection: &'a RequestRecord,
-    policy: Arc<Policy>,
-    key: Option<Arc<str>>,
-    group: Option<Arc<Group>>,
-    action: Option<TierAction>,
 }
 
 /// What of a chunk goes on, and what the proxy itself has to say.
@@ -129,39 +115,6 @@ enum MessageError {
     Protocol(ProtocolError),
 }
 
-impl<'a> JudgedMessage<'a> {
-    fn new(
-        message: &'a Message,
-        connection: &'a RequestRecord,
-        policy: Arc<Policy>,
-        decided: &Result<Decision, Denied>,
-    ) -> Self {
-        let (key, group, action) = match decided {
-            Ok(decision) => (&decision.key, Some(decision.group.clone()), decision.action),
-            Err(denied) => (&denied.key, denied.group.clone(), None),
-        };
-        Self {
-            message,
-            connection,
-            policy,
-            key: key.clone(),
-            group,
-            action,
-        }
-    }
-
-    /// The record of the turn that the message begins, or would have begun.
-    fn record(self, turns: &mut Turns, facts: RequestFields) -> RequestRecord {
-        let mut record = turns.next(self.policy, self.connection);
-        record.key = self.key;
-        record.group = self.group;
-        record.action = self.action;
-        record.facts = facts;
-        record.request_bytes = self.message.payload_length as u64;
-        record
-    }
-}
-
 impl MessageError {
     /// What the client is told, and the code that closes its connection.
     fn into_refusal(self) -> (Refusal, u16) {
@@ -186,14 +139,17 @@ impl MessageError {
 }
 
 impl WebSocketSession {
-    /// A session whose handshake was accepted and that has passed nothing yet.
+    /// A session whose handshake was accepted and that has passed nothing yet. `connection`: the record of that request.
     pub fn new(
         state: &Arc<State>,
         upstream: Option<Arc<Upstream>>,
         credential: Credential,
+        request_info: RequestInfo,
+        connection: &RequestRecord,
     ) -> Result<Self, Refusal> {
         Ok(Self {
             state: state.clone(),
+            turns: Turns::new(state, upstream.clone(), request_info, connection),
             upstream,
             credential,
             lease: state.body_memory.lease(0)?,
@@ -204,7 +160,6 @@ impl WebSocketSession {
             held: HeldMessage::default(),
             event: EventObserver::new(),
             event_bytes: 0,
-            turns: Turns::default(),
             pending_close: None,
             closed: false,
             client_closed: false,
@@ -235,45 +190,33 @@ impl WebSocketSession {
     }
 
     /// What came from the client. Messages are judged one by one, each by the policy of that moment.
-    pub fn client_bytes(
-        &mut self,
-        chunk: Bytes,
-        request_info: &RequestInfo,
-        connection: &RequestRecord,
-    ) -> ClientOutput {
+    pub fn client_bytes(&mut self, chunk: Bytes) -> ClientOutput {
         if self.closed || self.pending_close.is_some() {
             return ClientOutput::default();
         }
         let already_open = self.turns.open.len();
         self.client.feed(chunk);
         let mut pieces = Vec::new();
-        match self.judge(&mut pieces, connection) {
+        match self.judge(&mut pieces) {
             Ok(()) => ClientOutput {
                 to_upstream: join(pieces),
                 ..ClientOutput::default()
             },
             Err(error) => {
                 // What was judged good in this chunk is not sent either.
-                let unsent = self.turns.open.split_off(already_open);
-                self.refuse(error, unsent, request_info)
+                self.refuse(error, already_open)
             }
         }
     }
 
     /// What came from the upstream. It goes on as it is, but for an event that refuses a tier without which the message is sent
     /// once more; and the proxy may have something to add.
-    pub fn server_bytes(
-        &mut self,
-        chunk: &Bytes,
-        request_info: &RequestInfo,
-        connection: &RequestRecord,
-    ) -> ServerOutput {
+    pub fn server_bytes(&mut self, chunk: &Bytes) -> ServerOutput {
         if self.closed {
             return ServerOutput::closing(Some(Bytes::new()));
         }
         let mut boundary = None;
         let mut to_upstream = Vec::new();
-        let mut ended = Vec::new();
         let may_retry = self.pending_close.is_none() && !self.client_closed;
         let Self {
             server,
@@ -301,14 +244,10 @@ impl WebSocketSession {
             }
             ServerEvent::MessageEnd { offset } => {
                 *activity += 1;
-                let retries = (may_retry && pass.holds_to(offset)).then_some(&**state);
-                let step = turns.take_event(event.end(), *event_bytes, connection, retries);
-                pass.end_message(offset, !matches!(step, Some(Step::Retried(_))));
-                match step {
-                    Some(Step::Ended(record, observed)) => ended.push((record, observed)),
-                    Some(Step::Retried(message)) => to_upstream.push(message),
-                    None => {}
-                }
+                let may_retry = may_retry && pass.holds_to(offset);
+                let retried = turns.take_event(event.end(), *event_bytes, may_retry);
+                pass.end_message(offset, retried.is_none());
+                to_upstream.extend(retried);
                 let may_close =
                     pending_close.is_some() || (state.is_draining() && turns.open.is_empty());
                 boundary = boundary.or(may_close.then_some(offset));
@@ -318,36 +257,24 @@ impl WebSocketSession {
                 *server_closed |= frame.opcode == Opcode::Close;
             }
             ServerEvent::Stopped(why) => {
-                log::warn!(
-                    "request {}: the upstream's frames cannot be read: {why}",
-                    request_info.id
-                );
+                let id = turns.request_id();
+                log::warn!("request {id}: the upstream's frames cannot be read: {why}");
             }
         });
-        let output = match boundary {
-            Some(at) => {
-                self.closed = true;
-                let last = self.pending_close.take().unwrap_or_else(restart_frame);
-                ServerOutput::closing(Some(pass.end_with(at, last)))
-            }
-            None => {
-                let may_be_held = may_retry && turns.may_be_refused();
-                let header = if may_be_held {
-                    server.begun_header()
-                } else {
-                    0
-                };
-                ServerOutput {
-                    to_client: pass.finish(header, server.has_ended()),
-                    to_upstream,
-                    ends: false,
-                }
-            }
-        };
-        for (record, observed) in ended {
-            self.log_turn(&record, request_info, Termination::Whole, &observed);
+        if let Some(at) = boundary {
+            self.closed = true;
+            let last = self.pending_close.take().unwrap_or_else(restart_frame);
+            return ServerOutput::closing(Some(pass.end_with(at, last)));
         }
-        output
+        let header = match may_retry && turns.may_be_refused() {
+            true => server.begun_header(),
+            false => 0,
+        };
+        ServerOutput {
+            to_client: pass.finish(header, server.has_ended()),
+            to_upstream,
+            ends: false,
+        }
     }
 
     /// The upstream's side has ended. What the client is to be told, if that falls to the proxy.
@@ -365,17 +292,16 @@ impl WebSocketSession {
     }
 
     /// A response takes too long. What the client is told.
-    pub fn server_is_late(&mut self, request_info: &RequestInfo) -> ServerOutput {
+    pub fn server_is_late(&mut self) -> ServerOutput {
         if self.closed || self.server_closed {
             return ServerOutput::default();
         }
         self.closed = true;
-        self.end_turns(Termination::Timeout, request_info);
-        ServerOutput::closing(self.is_client_between_messages().then(|| {
-            let late = Refusal::from(Cause::UpstreamTimeout);
-            let close = close_frame(INTERNAL_ERROR, late.cause.code(), None);
-            Bytes::from([error_frame(&late), close].concat())
-        }))
+        self.turns.end_all(Termination::Timeout);
+        ServerOutput::closing(
+            self.is_client_between_messages()
+                .then(|| refusal_frames(&Cause::UpstreamTimeout.into(), INTERNAL_ERROR)),
+        )
     }
 
     /// Whether a message of the proxy's own may follow what the client has. In the middle of a message the client would take
@@ -384,18 +310,18 @@ impl WebSocketSession {
         self.server.at_message_boundary() || self.held.is_holding()
     }
 
-    /// Whether the upstream has said that it closes; its client may then leave in any way.
-    pub fn has_server_closed(&self) -> bool {
-        self.server_closed
-    }
-
     /// The client's side has ended.
     pub fn client_ended(&mut self) {
         self.client_closed = true;
     }
 
     /// The connection is gone: every response that still ran is accounted for. Returns how the connection ended.
-    pub fn finish(&mut self, termination: Termination, request_info: &RequestInfo) -> Termination {
+    pub fn finish(&mut self, termination: Termination) -> Termination {
+        let termination = match termination {
+            // The upstream has said that it closes; its client may then leave in any way.
+            Termination::ClientClosed if self.server_closed => Termination::Whole,
+            other => other,
+        };
         let cut = match termination {
             Termination::Whole if self.client_closed => Termination::ClientClosed,
             Termination::Whole => Termination::UpstreamCut,
@@ -404,52 +330,21 @@ impl WebSocketSession {
             other => other,
         };
         let cut_in_turn = !self.turns.open.is_empty();
-        self.end_turns(cut, request_info);
+        self.turns.end_all(cut);
         match termination {
             Termination::Whole if cut_in_turn => cut,
             other => other,
         }
     }
 
-    /// Accounts for every response that still runs.
-    fn end_turns(&mut self, termination: Termination, request_info: &RequestInfo) {
-        for open in std::mem::take(&mut self.turns.open) {
-            self.log_turn(&open.record, request_info, termination, &open.observed());
-        }
-    }
-
-    fn log_turn(
-        &self,
-        record: &RequestRecord,
-        request_info: &RequestInfo,
-        termination: Termination,
-        observed: &Observed,
-    ) {
-        let upstream = self.upstream.as_deref();
-        let upstream = upstream.map(|upstream| &*upstream.config);
-        record.log(
-            &self.state.ledger(),
-            request_info,
-            upstream,
-            termination,
-            observed,
-        );
-    }
-
     /// Judges all messages that are whole, and gathers what goes on.
-    fn judge(
-        &mut self,
-        pieces: &mut Vec<Bytes>,
-        connection: &RequestRecord,
-    ) -> Result<(), MessageError> {
+    fn judge(&mut self, pieces: &mut Vec<Bytes>) -> Result<(), MessageError> {
         while let Some(event) = self.client.next_event() {
             match event.map_err(MessageError::Protocol)? {
                 ClientEvent::Payload(piece) => {
                     self.read_piece(|take| piece.for_each_unmasked(take))
                 }
-                ClientEvent::Message(message) => {
-                    pieces.push(self.judge_message(message, connection)?)
-                }
+                ClientEvent::Message(message) => pieces.push(self.judge_message(message)?),
                 ClientEvent::Control { frame, raw } => {
                     // Behind the upstream's own it is an answer.
                     self.client_closed |= frame.opcode == Opcode::Close && !self.server_closed;
@@ -485,11 +380,7 @@ impl WebSocketSession {
     }
 
     /// What goes on in place of a message.
-    fn judge_message(
-        &mut self,
-        message: Message,
-        connection: &RequestRecord,
-    ) -> Result<Bytes, MessageError> {
+    fn judge_message(&mut self, message: Message) -> Result<Bytes, MessageError> {
         let depth = self.state.limits.json_depth;
         let rewriter = self
             .message
@@ -508,17 +399,18 @@ impl WebSocketSession {
             Some(fault) => Err(fault),
             None => rewriter.finish(edits),
         };
-        let judged = JudgedMessage::new(&message, connection, policy, &decided);
+        let verdict = Verdict::new(policy, &decided);
         let (body, decision) = match (read, decided) {
             (Ok(body), _) if !is_create && !body.facts.several_types => return Ok(message.raw),
             // Whatever it is, it is nothing that a group without force would have changed.
             (Err(_), Ok(decision)) if decision.action.is_none() => return Ok(message.raw),
             (Err(fault), Ok(_)) => {
-                return Err(self.refuse_turn(judged, None, refuse_json(&fault, depth)));
+                let facts = RequestFields::default();
+                return Err(self.refuse_turn(verdict, &message, facts, refuse_json(&fault, depth)));
             }
             (read, Err(denied)) => {
-                let facts = read.ok().map(|body| body.facts);
-                return Err(self.refuse_turn(judged, facts, denied.cause.into()));
+                let facts = read.map(|body| body.facts).unwrap_or_default();
+                return Err(self.refuse_turn(verdict, &message, facts, denied.cause.into()));
             }
             (Ok(body), Ok(decision)) => (body, decision),
         };
@@ -529,8 +421,8 @@ impl WebSocketSession {
             )
         });
         match over_budget.or(ambiguous) {
-            Some(refusal) => Err(self.refuse_turn(judged, Some(body.facts), refusal)),
-            None => self.begin_turn(judged, &decision, body),
+            Some(refusal) => Err(self.refuse_turn(verdict, &message, body.facts, refusal)),
+            None => self.begin_turn(verdict, &message, &decision, body),
         }
     }
 
@@ -570,16 +462,17 @@ impl WebSocketSession {
     /// A `response.create` that may go on.
     fn begin_turn(
         &mut self,
-        judged: JudgedMessage<'_>,
+        verdict: Verdict,
+        message: &Message,
         decision: &Decision,
         body: Rewritten,
     ) -> Result<Bytes, MessageError> {
         let permits = match self.acquire_permits(decision) {
             Ok(permits) => permits,
-            Err(refusal) => return Err(self.refuse_turn(judged, Some(body.facts), refusal)),
+            Err(refusal) => return Err(self.refuse_turn(verdict, message, body.facts, refusal)),
         };
-        let message = judged.message;
-        let mut record = judged.record(&mut self.turns, RequestFields::default());
+        let mut record = self.turns.next(verdict, RequestFields::default());
+        record.request_bytes = message.payload_length as u64;
         record.permits = Some(permits);
         let action = decision.action.filter(|action| action.changes());
         let sent = match action {
@@ -645,46 +538,23 @@ impl WebSocketSession {
     /// A turn of which nothing goes to the upstream; the refusal which follows will close it.
     fn refuse_turn(
         &mut self,
-        judged: JudgedMessage<'_>,
-        facts: Option<RequestFields>,
+        verdict: Verdict,
+        message: &Message,
+        facts: RequestFields,
         refusal: Refusal,
     ) -> MessageError {
-        let record = judged.record(&mut self.turns, facts.unwrap_or_default());
+        let mut record = self.turns.next(verdict, facts);
+        record.request_bytes = message.payload_length as u64;
         self.turns.begin_refused(record);
         MessageError::Refused(refusal)
     }
 
-    /// Tells the client why, now or when the server's message under way has ended.
-    fn refuse(
-        &mut self,
-        error: MessageError,
-        unsent: Vec<OpenTurn>,
-        request_info: &RequestInfo,
-    ) -> ClientOutput {
+    /// Tells the client why, now or when the server's message under way has ended. Of the turns from `first` on nothing was
+    /// sent.
+    fn refuse(&mut self, error: MessageError, first: usize) -> ClientOutput {
         let (refusal, code) = error.into_refusal();
-        for mut open in unsent {
-            open.record.sent = Sent::default();
-            open.record.answer = Answered {
-                status: Some(REFUSED_STATUS),
-                transport: open.record.answer.transport,
-                ..Answered::default()
-            };
-            let termination = Termination::Refused(refusal.cause);
-            open.record.log(
-                &self.state.ledger(),
-                request_info,
-                None,
-                termination,
-                &Observed::default(),
-            );
-        }
-        let frames = Bytes::from(
-            [
-                error_frame(&refusal),
-                close_frame(code, refusal.cause.code(), None),
-            ]
-            .concat(),
-        );
+        self.turns.refuse_from(first, refusal.cause);
+        let frames = refusal_frames(&refusal, code);
         ClientOutput {
             to_upstream: Bytes::new(),
             to_client: self.close_client(frames),
@@ -707,8 +577,8 @@ impl WebSocketSession {
     }
 }
 
-/// The event with which the API itself refuses a message, so that clients need not know the proxy.
-fn error_frame(refusal: &Refusal) -> Vec<u8> {
+/// The event with which the API itself refuses a message, so that clients need not know the proxy, and the close.
+fn refusal_frames(refusal: &Refusal, close_code: u16) -> Bytes {
     let event = json!({
         "type": "error",
         "status": REFUSED_STATUS,
@@ -719,7 +589,8 @@ fn error_frame(refusal: &Refusal) -> Vec<u8> {
             "param": null,
         },
     });
-    text_frame(&event.to_string(), None)
+    let close = close_frame(close_code, refusal.cause.code(), None);
+    Bytes::from([text_frame(&event.to_string(), None), close].concat())
 }
 
 fn restart_frame() -> Bytes {

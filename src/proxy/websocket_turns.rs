@@ -1,20 +1,23 @@
-//! The responses on one WebSocket: which of them a message of the server belongs to, what is known of each, and which of the
-//! client's messages is sent once more because its tier was refused.
+//! The responses on one WebSocket: which of them a message of the server belongs to, what is known of each, which of the
+//! client's messages is sent once more because its tier was refused, and the line of each.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use uuid::Uuid;
 
-use crate::accounting::record::{RequestRecord, Sent};
+use crate::accounting::record::{Answered, RequestInfo, RequestRecord, Sent, Termination};
 use crate::accounting::usage::{Event, EventTally, Observed};
-use crate::codec::body_memory::{BodyMemory, Lease};
+use crate::codec::body_memory::BodyMemory;
+use crate::codec::error::Cause;
 use crate::codec::service_tier::{RequestFields, Rewriter};
 use crate::codec::websocket::{Message, Opcode, apply_mask, encode_in_place};
 use crate::config::Limits;
-use crate::policy::{Group, Policy, TierAction};
+use crate::policy::{Decision, Denied, Group, Policy, TierAction};
 use crate::proxy::request_body::waiting_piece;
 use crate::state::State;
+use crate::upstream::Upstream;
 
 /// The event by which the server refuses a message, or ends a response.
 const ERROR: &str = "error";
@@ -22,14 +25,22 @@ const ERROR: &str = "error";
 const CREATED: &str = "response.created";
 /// The event that some upstreams send behind the one that ended a response.
 const DONE: &str = "response.done";
+/// The status that the API's own error event names for a message it refuses.
+pub const REFUSED_STATUS: u16 = 400;
 /// Responses that may run at once. The API allows 16; those beyond are judged and billed as well, up to here.
 const MAX_OPEN_TURNS: usize = 1024;
 /// Responses whose ends are remembered, in case they are told again.
 const MAX_REMEMBERED: usize = 64;
 
 /// The responses of one connection.
-#[derive(Default)]
 pub struct Turns {
+    state: Arc<State>,
+    upstream: Option<Arc<Upstream>>,
+    /// The request that the connection began with, its keys, and what it was answered.
+    request_info: RequestInfo,
+    key_digest: Option<[u8; 32]>,
+    sent_key_digest: Option<[u8; 32]>,
+    answer: Answered,
     /// Those that run, in the order in which their messages were sent.
     pub open: Vec<OpenTurn>,
     /// Responses that have ended, the newest last.
@@ -38,8 +49,8 @@ pub struct Turns {
     may_be_done_again: bool,
     /// Responses so far.
     count: u64,
-    /// What a response that no message asked for inherits from the one before it.
-    last: Option<TurnTemplate>,
+    /// What a response that no message asked for inherits from the one before it, or from the connection.
+    last: TurnTemplate,
 }
 
 /// A response that runs, or is awaited.
@@ -67,35 +78,48 @@ pub struct SentMessage {
     /// The whole frame, whose last bytes are the payload.
     frame: Bytes,
     payload_length: usize,
-    _lease: Lease,
 }
 
-/// What an event of the server's means for its turn.
-pub enum Step {
-    /// The turn is over, and this is what it came to.
-    Ended(Box<RequestRecord>, Observed),
-    /// The upstream refuses the tier, and this message is sent without it. The client is not to see the event.
-    Retried(Bytes),
-}
-
-/// The policy's say on a message, and what was sent for it.
+/// The policy's say on a message.
 #[derive(Clone)]
-struct TurnTemplate {
+pub struct Verdict {
     policy: Arc<Policy>,
     key: Option<Arc<str>>,
     group: Option<Arc<Group>>,
     action: Option<TierAction>,
+}
+
+/// The policy's say on a message, and what was sent for it.
+struct TurnTemplate {
+    verdict: Verdict,
     sent: Sent,
     facts: RequestFields,
+}
+
+impl Verdict {
+    pub fn new(policy: Arc<Policy>, decided: &Result<Decision, Denied>) -> Self {
+        let (key, group, action) = match decided {
+            Ok(decision) => (&decision.key, Some(&decision.group), decision.action),
+            Err(denied) => (&denied.key, denied.group.as_ref(), None),
+        };
+        Self {
+            policy,
+            key: key.clone(),
+            group: group.cloned(),
+            action,
+        }
+    }
 }
 
 impl TurnTemplate {
     fn of(record: &RequestRecord) -> Self {
         Self {
-            policy: record.policy.clone(),
-            key: record.key.clone(),
-            group: record.group.clone(),
-            action: record.action,
+            verdict: Verdict {
+                policy: record.policy.clone(),
+                key: record.key.clone(),
+                group: record.group.clone(),
+                action: record.action,
+            },
             sent: record.sent.without_bytes(),
             facts: record.facts.clone(),
         }
@@ -121,31 +145,56 @@ impl OpenTurn {
         }
         tally
     }
-
-    /// What its response has come to so far.
-    pub fn observed(&self) -> Observed {
-        self.tally.observed()
-    }
 }
 
 impl Turns {
-    /// A turn with what the connection knows of it.
-    pub fn next(&mut self, policy: Arc<Policy>, connection: &RequestRecord) -> RequestRecord {
+    /// None yet, on a connection that `connection` began.
+    pub fn new(
+        state: &Arc<State>,
+        upstream: Option<Arc<Upstream>>,
+        request_info: RequestInfo,
+        connection: &RequestRecord,
+    ) -> Self {
+        let answer = &connection.answer;
+        Self {
+            state: state.clone(),
+            upstream,
+            request_info,
+            key_digest: connection.key_digest,
+            sent_key_digest: connection.sent_key_digest,
+            answer: Answered {
+                status: answer.status,
+                upstream_status: answer.upstream_status,
+                upstream_request_id: answer.upstream_request_id.clone(),
+                transport: answer.transport,
+                ..Answered::default()
+            },
+            open: Vec::new(),
+            ended: VecDeque::new(),
+            may_be_done_again: false,
+            count: 0,
+            last: TurnTemplate::of(connection),
+        }
+    }
+
+    /// The record of the next turn, which begins now.
+    pub fn next(&mut self, verdict: Verdict, facts: RequestFields) -> RequestRecord {
         self.count += 1;
-        let mut record = RequestRecord::new(self.count, policy);
-        record.answer.status = connection.answer.status;
-        record.answer.upstream_status = connection.answer.upstream_status;
-        record.answer.upstream_request_id = connection.answer.upstream_request_id.clone();
-        record.answer.transport = connection.answer.transport;
-        record.key_digest = connection.key_digest;
-        record.sent_key_digest = connection.sent_key_digest;
+        let mut record = RequestRecord::new(self.count, verdict.policy);
+        record.key = verdict.key;
+        record.group = verdict.group;
+        record.action = verdict.action;
+        record.facts = facts;
+        record.answer = self.answer.clone();
+        record.key_digest = self.key_digest;
+        record.sent_key_digest = self.sent_key_digest;
         record
     }
 
     /// The message of a turn goes to the upstream. `message`: it may be sent once more.
     pub fn begin(&mut self, record: RequestRecord, message: Option<SentMessage>) {
         let stream_id = record.facts.stream_id.clone();
-        self.last = Some(TurnTemplate::of(&record));
+        self.last = TurnTemplate::of(&record);
         self.open.push(OpenTurn {
             stream_id,
             message,
@@ -158,6 +207,11 @@ impl Turns {
         self.open.push(OpenTurn::new(record));
     }
 
+    /// The id of the request that the connection began with.
+    pub fn request_id(&self) -> Uuid {
+        self.request_info.id
+    }
+
     /// Whether another turn may begin.
     pub fn has_room(&self) -> bool {
         self.open.len() < MAX_OPEN_TURNS
@@ -168,24 +222,18 @@ impl Turns {
         self.open.iter().any(|open| open.message.is_some())
     }
 
-    /// Takes note of a message of the server. Returns what it means for a turn, where that is more than that it goes on.
-    /// `retries`: where there is memory for a message that is sent once more, if one may be.
-    pub fn take_event(
-        &mut self,
-        event: Event,
-        bytes: u64,
-        connection: &RequestRecord,
-        retries: Option<&State>,
-    ) -> Option<Step> {
-        let at = self.turn_of(&event, connection)?;
+    /// Takes note of a message of the server's, and writes the line of the turn that it ends. Returns the client's message that
+    /// is sent once more, where the server's refuses a tier without which it is; the client is not to see the refusal then.
+    pub fn take_event(&mut self, event: Event, bytes: u64, may_retry: bool) -> Option<Bytes> {
+        let at = self.turn_of(&event)?;
         if event.response_id.is_some() || event.observed.is_some() {
             // A response has begun, or will not begin.
             let message = self.open[at].message.take();
             if refuses_tier(&event)
-                && let (Some(message), Some(state)) = (message, retries)
-                && let Some(message) = self.retry(at, message, state)
+                && let Some(message) = message.filter(|_| may_retry)
+                && let Some(message) = self.retry(at, message)
             {
-                return Some(Step::Retried(message));
+                return Some(message);
             }
         }
         let open = &mut self.open[at];
@@ -198,7 +246,7 @@ impl Turns {
         open.has_begun |= event.observed.is_none();
         event.observed?;
         let ended = self.open.remove(at);
-        let observed = ended.observed();
+        self.log(&ended, Termination::Whole);
         self.may_be_done_again = !matches!(event.kind.as_deref(), Some(DONE | ERROR));
         if let Some(id) = ended.response_id {
             if self.ended.len() == MAX_REMEMBERED {
@@ -207,29 +255,61 @@ impl Turns {
             let has_begun = ended.has_begun;
             self.ended.push_back(EndedResponse { id, has_begun });
         }
-        Some(Step::Ended(Box::new(ended.record), observed))
+        None
+    }
+
+    /// Accounts for every response that still runs.
+    pub fn end_all(&mut self, termination: Termination) {
+        for open in std::mem::take(&mut self.open) {
+            self.log(&open, termination);
+        }
+    }
+
+    /// Of the turns from this one on nothing goes to the upstream after all.
+    pub fn refuse_from(&mut self, first: usize, cause: Cause) {
+        for mut open in self.open.split_off(first) {
+            open.record.sent = Sent::default();
+            open.record.answer = Answered {
+                status: Some(REFUSED_STATUS),
+                transport: self.answer.transport,
+                ..Answered::default()
+            };
+            let (ledger, info) = (self.state.ledger(), &self.request_info);
+            let termination = Termination::Refused(cause);
+            open.record
+                .log(&ledger, info, None, termination, &Observed::default());
+        }
+    }
+
+    fn log(&self, open: &OpenTurn, termination: Termination) {
+        let (ledger, info) = (self.state.ledger(), &self.request_info);
+        let upstream = self.upstream.as_deref();
+        let upstream = upstream.map(|upstream| &*upstream.config);
+        let observed = open.tally.observed();
+        open.record
+            .log(&ledger, info, upstream, termination, &observed);
     }
 
     /// The message of a turn as it is sent once more, without the tier that was refused; the turn is the newest then. None, and
     /// the turn as it was, where it cannot be sent.
-    fn retry(&mut self, at: usize, message: SentMessage, state: &State) -> Option<Bytes> {
+    fn retry(&mut self, at: usize, message: SentMessage) -> Option<Bytes> {
         let action = self.open[at].record.action?.without_tier();
-        let (frame, payload_length, tier) = message.without_tier(action, &state.limits)?;
-        let frame = waiting_piece(frame, &state.body_memory).ok()?;
+        let (frame, payload_length, tier) = message.without_tier(action, &self.state.limits)?;
+        let frame = waiting_piece(frame, &self.state.body_memory).ok()?;
         let mut open = self.open.remove(at);
         open.response_id = None;
         open.tally = OpenTurn::new_tally(&open.record);
         open.record.tier_refused = true;
         open.record.action = Some(action);
         open.record.sent_whole(payload_length as u64, tier);
-        self.last = Some(TurnTemplate::of(&open.record));
+        self.last = TurnTemplate::of(&open.record);
         self.open.push(open);
         Some(frame)
     }
 
     /// Which turn a message of the server belongs to. One that names a response which nobody waits for begins a turn: a
     /// steered response goes on in a successor that no message of the client created.
-    fn turn_of(&mut self, event: &Event, connection: &RequestRecord) -> Option<usize> {
+    fn turn_of(&mut self, event: &Event) -> Option<usize> {
         let Some(id) = event.response_id.as_deref() else {
             return self.turn_without_id(event);
         };
@@ -252,7 +332,7 @@ impl Turns {
             .or_else(|| self.open.iter().position(waits))
         {
             Some(at) => at,
-            None => self.begin_successor(event, connection)?,
+            None => self.begin_successor(event)?,
         };
         self.open[at].response_id = Some(id.to_owned());
         Some(at)
@@ -294,20 +374,18 @@ impl Turns {
         self.open.iter().position(may_be)
     }
 
-    fn begin_successor(&mut self, event: &Event, connection: &RequestRecord) -> Option<usize> {
+    fn begin_successor(&mut self, event: &Event) -> Option<usize> {
         if !self.has_room() {
             return None;
         }
-        let last = self
-            .last
-            .clone()
-            .unwrap_or_else(|| TurnTemplate::of(connection));
-        let mut record = self.next(last.policy, connection);
-        record.key = last.key;
-        record.group = last.group;
-        record.action = last.action;
-        record.facts = last.facts;
-        record.sent = last.sent;
+        let TurnTemplate {
+            verdict,
+            sent,
+            facts,
+        } = &self.last;
+        let (verdict, sent, facts) = (verdict.clone(), sent.clone(), facts.clone());
+        let mut record = self.next(verdict, facts);
+        record.sent = sent;
         self.open.push(OpenTurn {
             stream_id: event.stream_id.clone(),
             ..OpenTurn::new(record)
@@ -324,13 +402,11 @@ impl SentMessage {
         payload_length: usize,
         memory: &Arc<BodyMemory>,
     ) -> Option<Self> {
-        let lease = memory.lease(frame.len() as u64).ok()?;
         Some(Self {
             opcode: message.opcode,
             mask: message.mask,
-            frame,
+            frame: waiting_piece(frame, memory).ok()?,
             payload_length,
-            _lease: lease,
         })
     }
 

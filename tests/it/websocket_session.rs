@@ -138,7 +138,7 @@ fn run(key: &str, client: &[Bytes], server: &[Bytes]) -> Outcome {
     let Ok(decision) = policy.decide(&head) else {
         panic!("a key of the policy");
     };
-    let arrival = RequestInfo {
+    let request = RequestInfo {
         id: uuid::Uuid::now_v7(),
         client: None,
         user_agent: None,
@@ -151,21 +151,23 @@ fn run(key: &str, client: &[Bytes], server: &[Bytes]) -> Outcome {
     connection.answer.status = Some(101);
     connection.answer.upstream_status = Some(101);
     let upstream = state.upstream("main").cloned();
-    let Ok(mut conversation) = WebSocketSession::new(&state, upstream, decision.credential) else {
+    let credential = decision.credential;
+    let session = WebSocketSession::new(&state, upstream, credential, request, &connection);
+    let Ok(mut conversation) = session else {
         panic!("there is memory for it");
     };
     let (mut to_upstream, mut to_client) = (Vec::new(), Vec::new());
     for chunk in client {
-        let passed = conversation.client_bytes(chunk.clone(), &arrival, &connection);
+        let passed = conversation.client_bytes(chunk.clone());
         to_upstream.extend(passed.to_upstream);
         to_client.extend(passed.to_client.unwrap_or_default());
     }
     for chunk in server {
-        let relayed = conversation.server_bytes(chunk, &arrival, &connection);
+        let relayed = conversation.server_bytes(chunk);
         to_client.extend(relayed.to_client.unwrap_or_else(|| chunk.clone()));
         to_upstream.extend(relayed.to_upstream.concat());
     }
-    conversation.finish(Termination::Whole, &arrival);
+    conversation.finish(Termination::Whole);
     let log = fs::read_to_string(folder.path().join("access.log")).unwrap();
     Outcome {
         to_upstream,

@@ -382,11 +382,13 @@ impl RequestContext {
         let Some(credential) = self.credential else {
             return Err(Cause::Internal.into());
         };
-        let websocket = WebSocketSession::new(&self.state, self.upstream.clone(), credential)?;
-        self.websocket = Some(Box::new(websocket));
         // It is the responses on it that count.
         self.record.permits = None;
         self.record.action = None;
+        let (upstream, info) = (self.upstream.clone(), self.request_info.clone());
+        let websocket =
+            WebSocketSession::new(&self.state, upstream, credential, info, &self.record)?;
+        self.websocket = Some(Box::new(websocket));
         Ok(())
     }
 
@@ -463,16 +465,7 @@ impl RequestContext {
             self.record.facts = body.finish();
         }
         let termination = match &mut self.websocket {
-            Some(websocket) => {
-                let in_order =
-                    termination == Termination::ClientClosed && websocket.has_server_closed();
-                let termination = if in_order {
-                    Termination::Whole
-                } else {
-                    termination
-                };
-                websocket.finish(termination, &self.request_info)
-            }
+            Some(websocket) => websocket.finish(termination),
             None => termination,
         };
         let observed = self
