@@ -90,9 +90,7 @@ fn report(context: &RequestContext) -> Option<String> {
 
 /// Notes the status that the client is sent, if it is still there.
 fn set_client_status(context: &mut RequestContext, status: u16) {
-    let client = context.client.as_ref();
-    let has_left = client.is_some_and(|client| client.has_client_left());
-    context.record.answer.status = (!has_left).then_some(status);
+    context.record.answer.status = (!context.has_client_left()).then_some(status);
 }
 
 pub(super) async fn head(

@@ -13,9 +13,11 @@ use crate::accounting::usage::refuses_tier;
 use crate::codec::error::Cause;
 use crate::codec::service_tier::Rewriter;
 use crate::policy::TierAction;
+use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::error_mapping::{
     FailureContext, TIER_REFUSED, is_stale_connection, is_unprocessed,
 };
+use crate::upstream::Upstream;
 use crate::upstream::connector::control::{AwaitedPhase, StreamControl};
 use crate::upstream::error_text::describe_error;
 
@@ -24,8 +26,8 @@ use crate::upstream::error_text::describe_error;
 const STALE_TIME: Duration = Duration::from_millis(200);
 
 impl RequestContext {
-    /// Where the next attempt goes, by a connection of its own where a pooled one has ended under the attempt before; none while
-    /// no address is known.
+    /// Where the next attempt goes, by a connection of its own where a pooled one has ended under the attempt before; none
+    /// while no address is known.
     pub fn next_peer(&mut self) -> Option<HttpPeer> {
         self.stream = None;
         let upstream = self.upstream.as_ref()?;
@@ -59,7 +61,7 @@ impl RequestContext {
         }
     }
 
-    /// The upstream's side of a WebSocket is to end.
+    /// The upstream's connection is to read as ended: the request is refused, or a WebSocket is over.
     pub fn end_upstream(&self) {
         if let Some(stream) = &self.stream {
             stream.end();
@@ -100,11 +102,6 @@ impl RequestContext {
         true
     }
 
-    /// Whether the newest error only asks for the attempt without the tier.
-    pub fn is_tier_refused(error: &Error) -> bool {
-        *error.etype() == TIER_REFUSED
-    }
-
     /// What is awaited from here on, and for how long.
     pub fn enter(&self, phase: AwaitedPhase, limit: Option<Duration>) {
         if let Some(stream) = &self.stream {
@@ -130,7 +127,7 @@ impl RequestContext {
         reused: bool,
         replayable: bool,
     ) -> Box<Error> {
-        if Self::is_tier_refused(&error) {
+        if *error.etype() == TIER_REFUSED {
             error.set_retry(replayable);
             return error;
         }
@@ -165,36 +162,30 @@ impl RequestContext {
     }
 
     fn may_try_again(&self) -> bool {
+        let may_go_on = |upstream: &Arc<Upstream>| self.attempts.may_go_on(upstream);
         self.record.answer.upstream_status.is_none()
             && self.refusal.is_none()
-            && self
-                .upstream
-                .as_ref()
-                .is_some_and(|upstream| self.attempts.may_go_on(upstream))
+            && self.upstream.as_ref().is_some_and(may_go_on)
     }
 
     /// What is known of it when an error ends it.
     pub fn failure_context(&self) -> FailureContext {
+        let (client, stream) = (self.client.as_deref(), self.stream.as_deref());
         FailureContext {
             refusal: self.refusal.as_ref().map(|refusal| refusal.cause),
             is_answered: self.record.answer.upstream_status.is_some(),
-            expired: self.stream.as_ref().and_then(|stream| stream.expired()),
-            is_drained: self
-                .client
-                .as_ref()
-                .is_some_and(|client| client.is_body_cut()),
+            expired: stream.and_then(StreamControl::expired),
+            is_drained: client.is_some_and(ClientConnection::is_body_cut),
         }
     }
 
     /// No connection could be made for an attempt. The error says whether there is to be another one.
     pub fn connect_failed(&mut self, mut error: Box<Error>) -> Box<Error> {
-        let again = match &self.upstream {
-            Some(upstream) => {
-                self.attempts
-                    .record_connect_failure(upstream, &error, self.only_http1)
-            }
-            None => false,
-        };
+        let upstream = self.upstream.as_ref();
+        let again = upstream.is_some_and(|upstream| {
+            let attempts = &mut self.attempts;
+            attempts.record_connect_failure(upstream, &error, self.only_http1)
+        });
         error.set_retry(again);
         error
     }
@@ -216,15 +207,11 @@ impl RequestContext {
     fn log_failure(&self, cause: Cause, error: &Error) {
         let (id, code, why) = (self.request_info.id, cause.code(), describe_error(error));
         log::debug!("request {id}: {code}: {why}");
-        match (&self.upstream, self.attempts.address()) {
-            (Some(upstream), Some(address)) => {
-                log::warn!(
-                    "upstream `{}` {}: {why}",
-                    upstream.config.name,
-                    address.socket
-                );
-            }
-            (Some(upstream), None) => log::warn!("upstream `{}`: {why}", upstream.config.name),
+        let name = self.upstream.as_ref().map(|upstream| &upstream.config.name);
+        let socket = self.attempts.address().map(|address| &address.socket);
+        match (name, socket) {
+            (Some(name), Some(socket)) => log::warn!("upstream `{name}` {socket}: {why}"),
+            (Some(name), None) => log::warn!("upstream `{name}`: {why}"),
             (None, _) => log::warn!("{code}: {why}"),
         }
     }

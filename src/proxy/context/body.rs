@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::{Body, RequestContext, RequestInfo};
+use super::{Body, RequestContext};
 use crate::accounting::record::own_tier;
 use crate::codec::error::{Cause, Refusal};
 use crate::policy::{BetaHeader, Condition, TierAction};
@@ -104,11 +104,9 @@ impl RequestContext {
 
     /// Whether a chat stream is to be asked for its usage.
     pub fn requests_usage(&self) -> bool {
-        let upstream = self.upstream.as_ref();
-        let RequestInfo {
-            endpoint, method, ..
-        } = &self.request_info;
-        upstream.is_some_and(|upstream| requests_usage(&upstream.config, *endpoint, method))
+        let (upstream, info) = (self.upstream.as_ref(), &self.request_info);
+        upstream
+            .is_some_and(|upstream| requests_usage(&upstream.config, info.endpoint, &info.method))
     }
 
     /// The bytes that now leave for the upstream: the last place to find that they are not what was ordered.

@@ -20,7 +20,7 @@ use crate::codec::chat_usage_chunk::UsageChunkFilter;
 use crate::codec::cut;
 use crate::codec::error::{Answer, Cause, Refusal};
 use crate::config::{ChatStreamUsage, OnClientAbort};
-use crate::policy::endpoint::{Endpoint, Protocol};
+use crate::policy::endpoint::Endpoint;
 use crate::policy::{Credential, Decision, Denied, Head};
 use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::request_body::{BufferedBody, StreamedBody};
@@ -194,8 +194,8 @@ impl RequestContext {
 
     /// Whether the newest attempt runs over HTTP/2.
     pub fn is_http2_upstream(&self) -> bool {
-        let stream = self.stream.as_ref();
-        stream.is_some_and(|stream| stream.is_http2())
+        let stream = self.stream.as_deref();
+        stream.is_some_and(StreamControl::is_http2)
     }
 
     /// What makes of the client's head the one that the upstream is to get.
@@ -237,19 +237,10 @@ impl RequestContext {
         HeaderValue::from_str(id).expect("a UUID can stand in a header")
     }
 
-    pub fn protocol(&self) -> Protocol {
-        self.request_info.endpoint.protocol()
-    }
-
-    /// Whether answers to this request are read for usage and tier.
-    pub fn is_observed(&self) -> bool {
-        let RequestInfo {
-            endpoint,
-            method,
-            path,
-            ..
-        } = &self.request_info;
-        is_observed(*endpoint, method, path.as_bytes())
+    /// Whether responses to this request are read for usage and tier.
+    fn is_observed(&self) -> bool {
+        let info = &self.request_info;
+        is_observed(info.endpoint, &info.method, info.path.as_bytes())
     }
 
     /// The request is with the upstream, which may charge for it. Should the client leave now, the response is read on where
@@ -263,29 +254,24 @@ impl RequestContext {
         }
     }
 
-    fn has_client_left(&self) -> bool {
-        let client = self.client.as_ref();
-        client.is_some_and(|client| client.has_client_left())
+    /// Whether the client has left and its response is read on.
+    pub fn has_client_left(&self) -> bool {
+        let client = self.client.as_deref();
+        client.is_some_and(ClientConnection::has_client_left)
     }
 
-    /// Looks at the next piece of the answer.
+    /// Looks at the next piece of the response.
     pub fn observe(&mut self, bytes: &[u8]) {
         self.record.answer.bytes += bytes.len() as u64;
         let Some(observer) = &mut self.observer else {
             return;
         };
         // Many clients leave at the event that ends a stream, and have then left in good order.
-        let had_all = observer.has_terminal_event();
-        let has_left = self
-            .client
-            .as_ref()
-            .is_some_and(|client| client.has_client_left());
-        self.outlived |= has_left && !had_all;
+        let client = self.client.as_deref();
+        let client = client.filter(|_| !observer.has_terminal_event());
+        self.outlived |= client.is_some_and(ClientConnection::has_client_left);
         observer.feed(bytes);
-        if let Some(client) = &self.client
-            && !had_all
-            && observer.has_terminal_event()
-        {
+        if let Some(client) = client.filter(|_| observer.has_terminal_event()) {
             client.response_complete();
         }
     }
@@ -327,47 +313,36 @@ impl RequestContext {
     /// The proxy's own answer for `refusal`, which the client is now sent.
     pub fn answer_refusal(&mut self) -> Option<(Cause, Answer)> {
         let refusal = self.refusal.as_ref()?;
-        let answer = refusal.answer(self.protocol(), Some(&self.request_info.id.to_string()));
-        let cause = refusal.cause;
+        let (info, cause) = (&self.request_info, refusal.cause);
+        let answer = refusal.answer(info.endpoint.protocol(), Some(&info.id.to_string()));
         self.record.permits = None;
         self.record.answer.status = Some(answer.status);
         Some((cause, answer))
     }
 
-    /// The head of an answer is here.
+    /// The head of a response is here: what the line tells of it, and who looks at its body.
     pub fn record_response_head(&mut self, status: StatusCode, headers: &HeaderMap) {
-        self.read_answer(status.as_u16(), headers);
-        if let Some(upstream) = &self.upstream {
-            self.attempts.record_response(upstream, status.as_u16());
-        }
-    }
-
-    fn read_answer(&mut self, status: u16, headers: &HeaderMap) {
+        let status = status.as_u16();
         let transport = transport(status, headers);
-        self.record
-            .answer
-            .read_head(status, headers, self.record.began.elapsed(), transport);
+        let time = self.record.began.elapsed();
+        let answer = &mut self.record.answer;
+        answer.read_head(status, headers, time, transport);
         if self.has_client_left() {
             // Nobody got it.
             self.record.answer.status = None;
         }
-        let upstream = self.upstream.as_ref();
-        let hides = upstream.is_some_and(|upstream| {
-            upstream.config.chat_stream_usage == ChatStreamUsage::RequestAndHide
-        });
-        let is_plain = !headers.contains_key(header::CONTENT_ENCODING);
-        if hides && self.usage_requested && is_plain && status < 300 {
-            self.usage_filter = Some(UsageChunkFilter::new());
+        if let Some(upstream) = &self.upstream {
+            self.attempts.record_response(upstream, status);
+            let hides = upstream.config.chat_stream_usage == ChatStreamUsage::RequestAndHide;
+            let is_plain = !headers.contains_key(header::CONTENT_ENCODING);
+            if hides && self.usage_requested && is_plain && status < 300 {
+                self.usage_filter = Some(UsageChunkFilter::new());
+            }
         }
-        if self.is_observed() && status != 101 {
+        if status != 101 {
             let event_stream = transport == Transport::Sse;
-            let RequestInfo {
-                endpoint,
-                method,
-                path,
-                ..
-            } = &self.request_info;
-            let request = (*endpoint, method, path.as_bytes());
+            let info = &self.request_info;
+            let request = (info.endpoint, &info.method, info.path.as_bytes());
             self.observer = ResponseObserver::for_request(request, event_stream, headers);
             if let Some(observer) = &mut self.observer
                 && self.record.facts.background == Some(true)
@@ -468,15 +443,10 @@ impl RequestContext {
             Some(websocket) => websocket.finish(termination),
             None => termination,
         };
-        let observed = self
-            .observer
-            .take()
-            .map(ResponseObserver::finish)
-            .unwrap_or_default();
-        let is_refused = self
-            .refusal
-            .as_ref()
-            .is_some_and(|refusal| refusal.cause.status() < 500);
+        let observed = self.observer.take().map(ResponseObserver::finish);
+        let observed = observed.unwrap_or_default();
+        let refusal = self.refusal.as_ref();
+        let is_refused = refusal.is_some_and(|refusal| refusal.cause.status() < 500);
         // Of a held body that is refused nothing has left.
         let has_tried = self.attempts.has_begun() && (self.record.sent.reached || !is_refused);
         let tried = self.upstream.as_deref().filter(|_| has_tried);
@@ -525,13 +495,10 @@ pub(crate) fn logged_path(path: &[u8]) -> String {
 }
 
 fn transport(status: u16, headers: &HeaderMap) -> Transport {
-    let kind = headers
-        .get(http::header::CONTENT_TYPE)
-        .map(|kind| kind.as_bytes())
-        .unwrap_or_default();
-    let event_stream = kind
-        .get(..17)
-        .is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"));
+    const EVENT_STREAM: &[u8] = b"text/event-stream";
+    let kind = headers.get(header::CONTENT_TYPE);
+    let start = kind.and_then(|kind| kind.as_bytes().get(..EVENT_STREAM.len()));
+    let event_stream = start.is_some_and(|start| start.eq_ignore_ascii_case(EVENT_STREAM));
     match (status, event_stream) {
         (101, _) => Transport::WebSocket,
         (_, true) => Transport::Sse,
