@@ -126,13 +126,8 @@ pub(super) async fn respond_locally(
         context.leave_unlogged();
     }
     context.record.answer.status = Some(status);
-    let unread = send(session, context, answer.head, answer.body).await?;
-    context.finish(Termination::Whole);
-    context.body = Body::None;
-    if unread {
-        linger(session).await;
-    }
-    Ok(())
+    let LocalResponse { head, body, .. } = answer;
+    send(session, context, head, body, Termination::Whole).await
 }
 
 /// Sends the answer for the refusal of a request, writes its line, and reads on for a moment.
@@ -157,22 +152,18 @@ pub(super) async fn answer_refusal(
     }
     let cors = context.state.config.cors.as_ref();
     cors::allow(cors, &session.req_header().headers, &mut head)?;
-    let unread = send(session, context, head, answer.body).await?;
-    context.finish(Termination::Refused(cause));
-    context.body = Body::None;
-    if unread {
-        linger(session).await;
-    }
-    Ok(())
+    let termination = Termination::Refused(cause);
+    send(session, context, head, answer.body, termination).await
 }
 
-/// Sends a response of the proxy's own. Whether some of the request's body is still to come.
+/// Sends a response of the proxy's own, writes its line, and reads for a moment what is still to come of the request.
 async fn send(
     session: &mut Session,
-    context: &RequestContext,
+    context: &mut RequestContext,
     mut head: ResponseHeader,
     body: Bytes,
-) -> Result<bool> {
+    termination: Termination,
+) -> Result<()> {
     head.insert_header(&REQUEST_ID, context.request_id())?;
     let unread = !session.is_body_done();
     if unread {
@@ -185,10 +176,15 @@ async fn send(
     if !bodyless {
         session.write_response_body(Some(body), true).await?;
     }
-    Ok(unread)
+    context.finish(termination);
+    context.body = Body::None;
+    if unread {
+        linger(session).await;
+    }
+    Ok(())
 }
 
-/// Reads what a refused client still sends, for a while: a close with bytes unread would take the answer away from it.
+/// Reads what a client still sends that was answered, for a while.
 async fn linger(session: &mut Session) {
     let read = async {
         let mut left = LINGERING_CLOSE_BYTES;
