@@ -141,13 +141,8 @@ impl BufferedBody {
         };
         let mut lease = self.lease;
         lease.shrink_to(buffer.capacity() as u64);
-        let bytes = Bytes::from_owner(Leased {
-            buffer,
-            start,
-            _lease: lease,
-        });
         Ok(ReadyBody {
-            bytes,
+            bytes: leased(buffer, lease).slice(start..),
             facts,
             is_original,
             usage_requested,
@@ -242,16 +237,22 @@ impl Inspection {
     }
 }
 
-/// The bytes of a ready body. They count as held until the last of them has been sent.
-struct Leased {
-    buffer: Vec<u8>,
-    start: usize,
+/// Bytes that count as held until the last of them has been sent.
+fn leased(bytes: impl AsRef<[u8]> + Send + 'static, lease: Lease) -> Bytes {
+    Bytes::from_owner(Leased {
+        bytes,
+        _lease: lease,
+    })
+}
+
+struct Leased<B> {
+    bytes: B,
     _lease: Lease,
 }
 
-impl AsRef<[u8]> for Leased {
+impl<B: AsRef<[u8]>> AsRef<[u8]> for Leased<B> {
     fn as_ref(&self) -> &[u8] {
-        &self.buffer[self.start..]
+        self.bytes.as_ref()
     }
 }
 
@@ -261,21 +262,7 @@ impl AsRef<[u8]> for Leased {
 /// Where all bodies together would take more than that.
 pub fn waiting_piece(piece: Bytes, memory: &Arc<BodyMemory>) -> Result<Bytes, Refusal> {
     let lease = memory.lease(piece.len() as u64)?;
-    Ok(Bytes::from_owner(WaitingPiece {
-        piece,
-        _lease: lease,
-    }))
-}
-
-struct WaitingPiece {
-    piece: Bytes,
-    _lease: Lease,
-}
-
-impl AsRef<[u8]> for WaitingPiece {
-    fn as_ref(&self) -> &[u8] {
-        &self.piece
-    }
+    Ok(leased(piece, lease))
 }
 
 fn keep(
