@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{client_left, cut};
 use crate::accounting::record::Termination;
-use crate::bridge::{Delivery, Limits, Output, ResponseConverter, STREAM_HEADERS, UpstreamError};
+use crate::bridge::{Delivery, Limits, Output, ResponseConverter, STREAM_HEADERS};
 use crate::codec::body_memory::Lease;
 use crate::codec::error::{Cause, Refusal};
 use crate::config::ServedTier;
@@ -34,7 +34,8 @@ const YIELD_EVERY: Duration = Duration::from_millis(5);
 
 /// An answer to a client.
 pub(super) struct Client {
-    converter: ResponseConverter,
+    /// What becomes of the upstream's words; [`Client::apply`] does what it says.
+    pub converter: ResponseConverter,
     /// When something has to be written, if nothing comes before.
     keepalive: Option<Keepalive>,
     /// Memory for an answer that the client gets whole.
@@ -134,31 +135,6 @@ impl Client {
         }
     }
 
-    /// The request is sent again, without the tier that the upstream refused.
-    pub fn without_tier(&mut self) {
-        self.converter.without_tier();
-    }
-
-    pub fn upstream_head(&mut self, content_type: Option<&str>) -> Output {
-        self.converter.upstream_head(content_type)
-    }
-
-    pub fn upstream_error(&mut self, error: &UpstreamError<'_>) -> Output {
-        self.converter.upstream_error(error)
-    }
-
-    pub fn feed(&mut self, piece: &[u8]) -> Output {
-        self.converter.feed(piece)
-    }
-
-    pub fn undecodable(&mut self) -> Output {
-        self.converter.undecodable()
-    }
-
-    pub fn finish(&mut self) -> Output {
-        self.converter.finish()
-    }
-
     /// The upstream's answer has broken off.
     pub fn broken(&mut self, context: &RequestContext, error: &Error) -> Output {
         match context.failure_context().termination_of(error) {
@@ -169,7 +145,7 @@ impl Client {
         }
     }
 
-    /// No answer came. Where the stream has head_sent for want of one, that is told in it.
+    /// No response came. Where the head of a stream was sent for want of one, that is told in it.
     pub async fn fail(
         mut self,
         session: &mut Session,

@@ -150,10 +150,12 @@ impl Bridge {
         };
         let status = context.record.answer.upstream_status.unwrap_or_default();
         let output = if status == 200 {
-            client.upstream_head(upstream.content_type())
+            client.converter.upstream_head(upstream.content_type())
         } else {
             let body = read_whole(session, context, &mut client, &mut upstream).await?;
-            client.upstream_error(&upstream_error(context, &upstream, status, &body))
+            client
+                .converter
+                .upstream_error(&upstream_error(context, &upstream, status, &body))
         };
         if !client.apply(session, context, output).await? {
             relay(session, context, &mut client, &mut upstream).await?;
@@ -247,7 +249,7 @@ impl Bridge {
             Ok(()) => {
                 let head = upstream.response_head();
                 if head.is_ok_and(|head| context.drop_refused_tier(head)) {
-                    client.without_tier();
+                    client.converter.without_tier();
                     return Ok(Err(tier_refused()));
                 }
                 Ok(Ok(upstream))
@@ -265,7 +267,7 @@ async fn relay(
     upstream: &mut Connection,
 ) -> Result<(), Stop> {
     let Some(mut decoding) = upstream.decoding() else {
-        let output = client.undecodable();
+        let output = client.converter.undecodable();
         client.apply(session, context, output).await?;
         return Ok(());
     };
@@ -275,8 +277,8 @@ async fn relay(
             Ok(Some(piece)) => piece,
             ended => {
                 let output = match ended {
-                    Ok(_) if decoding.ends_here() => client.finish(),
-                    Ok(_) => client.undecodable(),
+                    Ok(_) if decoding.ends_here() => client.converter.finish(),
+                    Ok(_) => client.converter.undecodable(),
                     Err(error) => client.broken(context, &error),
                 };
                 client.apply(session, context, output).await?;
@@ -286,8 +288,8 @@ async fn relay(
         context.observe(&piece);
         for part in decoding.parts(&piece) {
             let output = match decoding.decode(part) {
-                Ok(decoded) => client.feed(&decoded),
-                Err(_) => client.undecodable(),
+                Ok(decoded) => client.converter.feed(&decoded),
+                Err(_) => client.converter.undecodable(),
             };
             if client.apply(session, context, output).await? {
                 return Ok(());
