@@ -18,9 +18,10 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::upstream::waker_slot::WakerSlot;
 
 /// What is awaited from the upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AwaitedPhase {
     /// Nothing: no request runs on the connection.
+    #[default]
     Idle,
     /// The client's body is on its way; the limit is for its next piece.
     RequestBody,
@@ -38,7 +39,7 @@ pub enum AwaitedPhase {
 #[derive(Debug)]
 pub struct StreamControl(Mutex<State>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
     phase: AwaitedPhase,
     /// How long the connection may be waited for in this phase; none for as long as it takes.
@@ -71,8 +72,9 @@ struct State {
 }
 
 /// Whether an error response is kept back until it is whole.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 enum KeptError {
+    #[default]
     Unwanted,
     Wanted,
     /// Its body, or the beginning of one that is long.
@@ -84,8 +86,9 @@ enum KeptError {
 /// Pingora queues the end of the (empty) request for the upstream, and picks at random between that and the response. Where
 /// the 101 comes first, it takes the end for that of the upgraded connection and closes it (cloudflare/pingora#946). So the
 /// response is read only once that end was taken: in the poll after the one in which it was queued.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum UpgradeGate {
+    #[default]
     Open,
     Opening,
     Closed,
@@ -108,22 +111,8 @@ pub fn carried<T: Send + Sync + 'static>(digest: Option<&Digest>) -> Option<Arc<
 impl StreamControl {
     pub fn new(is_http2: bool) -> Arc<Self> {
         Arc::new(Self(Mutex::new(State {
-            phase: AwaitedPhase::Idle,
-            limit: None,
-            epoch: 0,
-            expired: None,
-            has_received: false,
             is_http2,
-            is_shared: false,
-            error: KeptError::Unwanted,
-            is_ended: false,
-            drains: false,
-            holds_request: false,
-            upgrades: false,
-            upgrade: UpgradeGate::Open,
-            messages: VecDeque::new(),
-            sleeps_until: None,
-            waker: WakerSlot::default(),
+            ..State::default()
         })))
     }
 
