@@ -112,8 +112,9 @@ impl UpstreamConnector {
     }
 }
 
-/// The stream, if it can begin at once on a connection that lasts. Pingora opens streams by its own limit only; above the server's, which may have come
-/// or changed since the connection was pooled (RFC 9113 §6.5.2), they would wait in the h2 crate until others end.
+/// The stream, if it can begin at once on a connection that lasts. Pingora opens streams by its own limit only; above the
+/// server's, which may have come or changed since the connection was pooled (RFC 9113 §6.5.2), they would wait in the h2
+/// crate until others end.
 async fn within_limit(session: PingoraSession) -> Option<PingoraSession> {
     let connection = session.conn.clone();
     if notes_of(&connection).is_some_and(|notes| notes.is_worn()) {
@@ -138,16 +139,25 @@ fn notes_of(connection: &ConnectionRef) -> Option<Arc<ServerNotes>> {
     carried(Some(connection.digest()))
 }
 
-/// The peer as the transport is to see it, and whether HTTP/2 may be agreed on.
-fn transport_peer<P: Peer + 'static>(peer: &P) -> Result<(HttpPeer, bool)> {
-    let Some(peer) = (peer as &dyn Any).downcast_ref::<HttpPeer>() else {
-        return Err(not_ours());
+/// The peer as Pingora hands it to a connector, which is always one of [`own_peer`].
+fn http_peer<P: Peer + 'static>(peer: &P) -> Option<&HttpPeer> {
+    (peer as &dyn Any).downcast_ref()
+}
+
+/// Whether HTTP/2 may be agreed on with this peer.
+fn takes_http2(peer: &HttpPeer) -> bool {
+    matches!(&peer.options.alpn, ALPN::Custom(name) if name.protocol() == ANY_VERSION)
+}
+
+/// The peer as the transport is to see it.
+fn transport_peer<P: Peer + 'static>(peer: &P) -> Option<HttpPeer> {
+    let mut peer = http_peer(peer)?.clone();
+    peer.options.alpn = if takes_http2(&peer) {
+        ALPN::H2H1
+    } else {
+        ALPN::H1
     };
-    let any_version =
-        matches!(&peer.options.alpn, ALPN::Custom(name) if name.protocol() == ANY_VERSION);
-    let mut peer = peer.clone();
-    peer.options.alpn = if any_version { ALPN::H2H1 } else { ALPN::H1 };
-    Ok((peer, any_version))
+    Some(peer)
 }
 
 /// An error of a connection as one of the upstream's. What the operating system forbids, Pingora calls internal: a packet
@@ -171,7 +181,7 @@ impl Connector for UpstreamConnector {
         &self,
         peer: &P,
     ) -> Result<(Connection<Self::Session>, bool)> {
-        let (peer, _) = transport_peer(peer)?;
+        let peer = transport_peer(peer).ok_or_else(not_ours)?;
         Ok((self.connect(&peer).await?, false))
     }
 
@@ -179,19 +189,16 @@ impl Connector for UpstreamConnector {
         &self,
         peer: &P,
     ) -> Option<Self::Session> {
-        let any = (peer as &dyn Any).downcast_ref::<HttpPeer>()?;
-        if !matches!(&any.options.alpn, ALPN::Custom(name) if name.protocol() == ANY_VERSION) {
-            return None;
-        }
+        let peer = http_peer(peer).filter(|peer| takes_http2(peer))?;
         // A connection that cannot take another stream is no reason to fail: the next one is a new one.
         let session = loop {
-            let session = self.http2.reused_http_session(any).await.ok()??;
+            let session = self.http2.reused_http_session(peer).await.ok()??;
             if let Some(session) = within_limit(session).await {
                 break session;
             }
         };
         // Where the server allows fewer streams than we do, a connection seems shared that is not.
-        let is_shared = session.conn.free_stream_slots() + 1 < any.options.max_h2_streams;
+        let is_shared = session.conn.free_stream_slots() + 1 < peer.options.max_h2_streams;
         let session = Http2Session::new(session);
         if is_shared {
             session.control().note_shared();
@@ -205,7 +212,7 @@ impl Connector for UpstreamConnector {
         peer: &P,
         idle_timeout: Option<Duration>,
     ) {
-        let Ok((peer, _)) = transport_peer(peer) else {
+        let Some(peer) = transport_peer(peer) else {
             return;
         };
         if session.ends_later() {
