@@ -2,7 +2,6 @@
 //! time and a size for a whole request head (cloudflare/pingora#447), responses that are read on although their client
 //! has left, the pieces of a response written together, and an end to floods of HTTP/2 frames.
 
-use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,12 +9,12 @@ use std::task::{Context, Poll, Waker, ready};
 
 use async_trait::async_trait;
 use pingora::protocols::raw_connect::ProxyDigest;
-use pingora::protocols::{GetProxyDigest, IO, Shutdown};
+use pingora::protocols::{IO, Shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep};
 
 use crate::codec::http2_flood::Http2Flood;
-use crate::proxy::client_connection::ClientConnection;
+use crate::proxy::client_connection::{ClientConnection, Wait};
 use crate::proxy::error_mapping::head_too_large;
 use crate::upstream::delegated::delegate_to_io;
 use crate::upstream::write_buffer::WriteBuffer;
@@ -30,6 +29,8 @@ const PREFACE_BYTES: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 pub struct Downstream<S: IO> {
     io: S,
     version: Version,
+    /// Carries the [`ClientConnection`] to the requests; none over HTTP/2.
+    digest: Option<Arc<ProxyDigest>>,
     sleep: Option<Pin<Box<Sleep>>>,
     /// Written by Pingora and not yet sent.
     gathered: WriteBuffer,
@@ -41,7 +42,6 @@ pub struct Downstream<S: IO> {
 enum Version {
     Http1 {
         connection: Arc<ClientConnection>,
-        digest: Option<Arc<ProxyDigest>>,
         /// Whether what is written may wait for the next read. Pingora flushes after each piece that it has at hand, and
         /// reads from the client whenever it waits for more of a response.
         gathers: bool,
@@ -57,35 +57,29 @@ enum Version {
 impl<S: IO> Downstream<S> {
     /// A connection whose requests are those of `connection`.
     pub fn http1(io: S, connection: Arc<ClientConnection>) -> Self {
-        let digest = connection.digest();
-        Self::new(
-            io,
-            Version::Http1 {
-                connection,
-                digest,
-                gathers: true,
-            },
-        )
+        let (digest, gathers) = (connection.digest(), true);
+        let version = Version::Http1 {
+            connection,
+            gathers,
+        };
+        Self::new(io, version, digest)
     }
 
     /// The preface is to be here at `until`.
     pub fn http2(io: S, until: Instant) -> Self {
-        let preface = PREFACE_BYTES;
-        let flood = Http2Flood::default();
-        Self::new(
-            io,
-            Version::Http2 {
-                preface,
-                until,
-                flood,
-            },
-        )
+        let version = Version::Http2 {
+            preface: PREFACE_BYTES,
+            until,
+            flood: Http2Flood::default(),
+        };
+        Self::new(io, version, None)
     }
 
-    fn new(io: S, version: Version) -> Self {
+    fn new(io: S, version: Version, digest: Option<Arc<ProxyDigest>>) -> Self {
         Self {
             io,
             version,
+            digest,
             sleep: None,
             gathered: WriteBuffer::new(KEPT_BYTES),
             broken: false,
@@ -109,12 +103,7 @@ impl<S: IO> Downstream<S> {
         match &self.version {
             Version::Http1 { connection, .. } => connection.wait(cx).poll(&mut self.sleep, cx),
             Version::Http2 { preface: 0, .. } => Poll::Pending,
-            Version::Http2 { until, .. } => {
-                let sleep = self
-                    .sleep
-                    .get_or_insert_with(|| Box::pin(sleep_until(*until)));
-                sleep.as_mut().poll(cx)
-            }
+            Version::Http2 { until, .. } => Wait::Until(*until).poll(&mut self.sleep, cx),
         }
     }
 
@@ -125,7 +114,6 @@ impl<S: IO> Downstream<S> {
             Version::Http1 {
                 connection,
                 gathers,
-                ..
             } => {
                 // Pingora looks for a client that goes away by reading one byte. If it finds the next request instead, it
                 // reads no more until this response has ended, so that no read would send what is gathered.
@@ -285,14 +273,3 @@ impl<S: IO> Shutdown for Downstream<S> {
 }
 
 delegate_to_io!(Downstream<S>, S: IO);
-
-impl<S: IO> GetProxyDigest for Downstream<S> {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        match &self.version {
-            Version::Http1 { digest, .. } => digest.clone(),
-            Version::Http2 { .. } => None,
-        }
-    }
-
-    fn set_proxy_digest(&mut self, _digest: ProxyDigest) {}
-}

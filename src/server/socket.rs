@@ -1,7 +1,7 @@
 //! Sockets of TCP and UNIX alike: those that listen, and the connections that are accepted on them.
 
 use std::fs::{self, Metadata, Permissions};
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -20,10 +20,12 @@ use pingora::protocols::{
     TimingDigest, UniqueID,
 };
 use socket2::{Domain, SockAddr, Type};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+use tokio_util::either::Either;
 
 use crate::config::SocketAddress;
+use crate::upstream::delegated::delegate_writes_to_io;
 
 /// Connections that wait to be accepted.
 const BACKLOG: u16 = 4096;
@@ -60,11 +62,7 @@ pub struct Socket {
     digest: Arc<SocketDigest>,
 }
 
-#[derive(Debug)]
-enum Io {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
+type Io = Either<TcpStream, UnixStream>;
 
 /// How long another process may hold an address as this one starts: one that is just ending, or was killed a moment ago.
 const BIND_WAIT: Duration = Duration::from_secs(2);
@@ -183,11 +181,11 @@ impl ListeningSocket {
         match self {
             Self::Tcp(listener) => {
                 let (socket, peer) = listener.accept().await?;
-                Ok((Socket::new(Io::Tcp(socket)), Some(peer)))
+                Ok((Socket::new(Io::Left(socket)), Some(peer)))
             }
             Self::Unix(listener, _) => {
                 let (socket, _) = listener.accept().await?;
-                Ok((Socket::new(Io::Unix(socket)), None))
+                Ok((Socket::new(Io::Right(socket)), None))
             }
         }
     }
@@ -299,7 +297,7 @@ fn find_stale(path: &Path) -> io::Result<bool> {
 
 impl Socket {
     fn new(io: Io) -> Self {
-        let digest = SocketDigest::from_raw_fd(io.as_raw_fd());
+        let digest = SocketDigest::from_raw_fd(raw_fd(&io));
         Self {
             io,
             accepted: SystemTime::now(),
@@ -315,13 +313,20 @@ impl Socket {
 
     /// Sets what connections of clients over TCP need.
     pub fn prepare(&self) {
-        let Io::Tcp(client) = &self.io else {
+        let Io::Left(client) = &self.io else {
             return;
         };
         // Answers are written whole or flushed at once; Nagle's delay would only hold their last piece back.
         let _ = client.set_nodelay(true);
         keep_alive(client);
         limit_unsent(client);
+    }
+}
+
+fn raw_fd(io: &Io) -> RawFd {
+    match io {
+        Io::Left(tcp) => tcp.as_raw_fd(),
+        Io::Right(unix) => unix.as_raw_fd(),
     }
 }
 
@@ -355,69 +360,17 @@ fn keep_alive(client: &TcpStream) {
     }
 }
 
-impl AsRawFd for Io {
-    fn as_raw_fd(&self) -> RawFd {
-        match self {
-            Io::Tcp(io) => io.as_raw_fd(),
-            Io::Unix(io) => io.as_raw_fd(),
-        }
-    }
-}
-
 impl AsyncRead for Socket {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Tcp(io) => Pin::new(io).poll_read(cx, buf),
-            Io::Unix(io) => Pin::new(io).poll_read(cx, buf),
-        }
+        Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Socket {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.io {
-            Io::Tcp(io) => Pin::new(io).poll_write(cx, buf),
-            Io::Unix(io) => Pin::new(io).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.io {
-            Io::Tcp(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-            Io::Unix(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Tcp(io) => Pin::new(io).poll_flush(cx),
-            Io::Unix(io) => Pin::new(io).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Tcp(io) => Pin::new(io).poll_shutdown(cx),
-            Io::Unix(io) => Pin::new(io).poll_shutdown(cx),
-        }
-    }
-}
+delegate_writes_to_io!(Socket);
 
 #[async_trait]
 impl Shutdown for Socket {
@@ -429,7 +382,7 @@ impl Shutdown for Socket {
 
 impl UniqueID for Socket {
     fn id(&self) -> RawFd {
-        self.io.as_raw_fd()
+        raw_fd(&self.io)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a wrapper of a connection leaves to the connection within it.
 
-/// Implements Pingora's traits of a connection for a wrapper, by its field `io`: all that say who and what is connected. How the
-/// connection ends, and what its proxy digest carries, is for each wrapper to say.
+/// Implements Pingora's traits of a connection for a wrapper, by its field `io`: all that say who and what is connected. Its
+/// field `digest` is what the connection's proxy digest carries. How the connection ends is for each wrapper to say.
 macro_rules! delegate_to_io {
     ($wrapper:ty $(, $io:ident: $bound:ident)?) => {
         impl $(<$io: $bound>)? pingora_core::protocols::UniqueID for $wrapper {
@@ -53,7 +53,62 @@ macro_rules! delegate_to_io {
                 self.io.set_socket_digest(digest);
             }
         }
+
+        impl $(<$io: $bound>)? pingora_core::protocols::GetProxyDigest for $wrapper {
+            fn get_proxy_digest(
+                &self,
+            ) -> Option<std::sync::Arc<pingora_core::protocols::raw_connect::ProxyDigest>> {
+                self.digest.clone()
+            }
+
+            fn set_proxy_digest(
+                &mut self,
+                _digest: pingora_core::protocols::raw_connect::ProxyDigest,
+            ) {
+            }
+        }
     };
 }
 
-pub(crate) use delegate_to_io;
+/// Implements tokio's writing for a wrapper that adds nothing to it, by its field `io`.
+macro_rules! delegate_writes_to_io {
+    ($wrapper:ty) => {
+        impl tokio::io::AsyncWrite for $wrapper {
+            fn poll_write(
+                mut self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+                buf: &[u8],
+            ) -> std::task::Poll<std::io::Result<usize>> {
+                std::pin::Pin::new(&mut self.io).poll_write(cx, buf)
+            }
+
+            fn poll_write_vectored(
+                mut self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+                bufs: &[std::io::IoSlice<'_>],
+            ) -> std::task::Poll<std::io::Result<usize>> {
+                std::pin::Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+            }
+
+            fn is_write_vectored(&self) -> bool {
+                self.io.is_write_vectored()
+            }
+
+            fn poll_flush(
+                mut self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<std::io::Result<()>> {
+                std::pin::Pin::new(&mut self.io).poll_flush(cx)
+            }
+
+            fn poll_shutdown(
+                mut self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<std::io::Result<()>> {
+                std::pin::Pin::new(&mut self.io).poll_shutdown(cx)
+            }
+        }
+    };
+}
+
+pub(crate) use {delegate_to_io, delegate_writes_to_io};

@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
 use pingora_core::protocols::raw_connect::ProxyDigest;
-use pingora_core::protocols::{GetProxyDigest, Shutdown, Stream};
+use pingora_core::protocols::{Shutdown, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
@@ -372,11 +372,3 @@ impl Shutdown for Http1Stream {
 }
 
 delegate_to_io!(Http1Stream);
-
-impl GetProxyDigest for Http1Stream {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.digest.clone()
-    }
-
-    fn set_proxy_digest(&mut self, _digest: ProxyDigest) {}
-}

@@ -10,12 +10,12 @@ use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 use pingora_core::protocols::raw_connect::ProxyDigest;
-use pingora_core::protocols::{GetProxyDigest, Shutdown, Stream};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use pingora_core::protocols::{Shutdown, Stream};
+use tokio::io::{AsyncRead, ReadBuf};
 
 use super::control::carrying;
 use crate::codec::http2_frames::{DATA, FrameScan};
-use crate::upstream::delegated::delegate_to_io;
+use crate::upstream::delegated::{delegate_to_io, delegate_writes_to_io};
 
 /// Empty DATA frames after which a connection takes no further request. The h2 crate closes a connection at its 101st.
 const EMPTY_FRAMES: u32 = 50;
@@ -89,36 +89,6 @@ impl AsyncRead for Http2Stream {
     }
 }
 
-impl AsyncWrite for Http2Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
-    }
-}
-
 #[async_trait]
 impl Shutdown for Http2Stream {
     async fn shutdown(&mut self) {
@@ -127,11 +97,4 @@ impl Shutdown for Http2Stream {
 }
 
 delegate_to_io!(Http2Stream);
-
-impl GetProxyDigest for Http2Stream {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.digest.clone()
-    }
-
-    fn set_proxy_digest(&mut self, _digest: ProxyDigest) {}
-}
+delegate_writes_to_io!(Http2Stream);
