@@ -1,12 +1,12 @@
 //! What changes when one policy takes the place of another: told to the operator at each reload, and reason to hold one that
 //! loses most of its keys.
 
-use std::cmp::Ordering;
 use std::fmt::Write;
 
 use crate::config::pattern::Pattern;
 use crate::config::units::counted;
 use crate::config::watch::Review;
+use crate::policy::api_key::Key;
 use crate::policy::group::{BudgetRule, ForcedTier, ModelRule};
 use crate::policy::{Group, Policy};
 
@@ -72,28 +72,19 @@ fn changes(old: &Policy, new: &Policy) -> Vec<String> {
 
 /// Counts of keys only: which they are is nobody's business in a log of the system.
 fn keys(old: &Policy, new: &Policy) -> Option<String> {
-    let (mut added, mut removed, mut changed) = (0, 0, 0);
-    let (old, new) = (listed(old), listed(new));
-    let (mut left, mut right) = (old.iter().peekable(), new.iter().peekable());
-    loop {
-        let order = match (left.peek(), right.peek()) {
-            (None, None) => break,
-            (None, Some(_)) => Ordering::Greater,
-            (Some(_), None) => Ordering::Less,
-            (Some(left), Some(right)) => left.0.cmp(right.0),
+    let missing = |from: &Policy, others: &Policy| {
+        let keys = from.keys.iter();
+        keys.filter(|key| !others.lists_key(&key.digest)).count()
+    };
+    let (added, removed) = (missing(new, old), missing(old, new));
+    let differs = |key: &&Key| {
+        let state = |policy: &Policy, key: &Key| {
+            (policy.groups[key.group as usize].name.clone(), key.enabled)
         };
-        match order {
-            Ordering::Less => {
-                removed += 1;
-                left.next();
-            }
-            Ordering::Greater => {
-                added += 1;
-                right.next();
-            }
-            Ordering::Equal => changed += usize::from(left.next() != right.next()),
-        }
-    }
+        let before = old.keys.find(&key.digest);
+        before.is_some_and(|before| state(old, before) != state(new, key))
+    };
+    let changed = new.keys.iter().filter(differs).count();
     let mut told = String::from("keys");
     for (count, sign) in [(added, "+"), (removed, "−")] {
         if count > 0 {
@@ -107,27 +98,13 @@ fn keys(old: &Policy, new: &Policy) -> Option<String> {
     (added + removed + changed > 0).then_some(told)
 }
 
-/// Digest, group and state of each key, by digest.
-fn listed(policy: &Policy) -> Vec<(&[u8; 32], &str, bool)> {
-    let keys = policy.keys();
-    let mut listed: Vec<_> = keys
-        .map(|key| (key.id, &*key.group.name, key.enabled))
-        .collect();
-    listed.sort_unstable();
-    listed
-}
-
 fn groups(old: &Policy, new: &Policy) -> Vec<String> {
-    let find = |policy: &Policy, name: &str| {
-        let mut groups = policy.groups().iter();
-        groups.find(|group| *group.name == *name).cloned()
-    };
     let mut changes = Vec::new();
     for group in new.groups() {
-        match find(old, &group.name) {
+        match old.group(&group.name) {
             None => changes.push(format!("group {} is new", group.name)),
             Some(before) => {
-                let (before, after) = (settings(&before), settings(group));
+                let (before, after) = (settings(before), settings(group));
                 let pairs = before.into_iter().zip(after);
                 let differ = pairs.filter(|(before, after)| before != after);
                 let value = |value: Option<String>| value.unwrap_or_else(|| "null".to_owned());
@@ -143,7 +120,7 @@ fn groups(old: &Policy, new: &Policy) -> Vec<String> {
         }
     }
     let gone = old.groups().iter();
-    let gone = gone.filter(|group| find(new, &group.name).is_none());
+    let gone = gone.filter(|group| new.group(&group.name).is_none());
     changes.extend(gone.map(|group| format!("group {} is gone", group.name)));
     changes
 }
