@@ -454,34 +454,17 @@ impl Resolver<'_> {
 
     /// Limits that another one is always reached before.
     fn warn_of_in_flight(&self, group: &Group, given: &GroupSection<'_>) {
-        let (own, key) = (&given.max_in_flight, &given.max_in_flight_per_key);
         let all = self.config.limits.requests_in_flight;
-        for (name, field, value, other, bound) in [
-            (
-                "max_in_flight_per_key",
-                key,
-                group.max_in_flight_per_key,
-                "max_in_flight",
-                group.max_in_flight,
-            ),
-            (
-                "max_in_flight_per_key",
-                key,
-                group.max_in_flight_per_key,
-                "limits.requests_in_flight",
-                all,
-            ),
-            (
-                "max_in_flight",
-                own,
-                group.max_in_flight,
-                "limits.requests_in_flight",
-                all,
-            ),
-        ] {
-            if let (Some(value), Some(bound)) = (value, bound)
-                && value > bound
-            {
+        let limits = [
+            ("max_in_flight_per_key", group.max_in_flight_per_key),
+            ("max_in_flight", group.max_in_flight),
+            ("limits.requests_in_flight", all),
+        ];
+        let fields = [&given.max_in_flight_per_key, &given.max_in_flight];
+        for (at, field) in fields.into_iter().enumerate() {
+            let (name, value) = limits[at];
+            let lower = |(_, bound): &&(_, Option<u64>)| bound.is_some() && value > *bound;
+            for (other, _) in limits[at + 1..].iter().filter(lower) {
                 let message = format!("`{name}` is never reached: `{other}` is lower");
                 self.warnings.add(field.location(), message);
             }
