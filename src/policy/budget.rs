@@ -398,84 +398,40 @@ mod tests {
         }
     }
 
+    /// Of a period in a zone at a moment, the first hours of it and of the next.
     #[track_caller]
-    fn assert_window(per: Period, name: &str, now: &str, begins: &str, ends: &str) {
-        let window = per.window(at(now), &zone(name));
-        let expected = Window {
-            begins: at(begins),
-            ends: at(ends),
-        };
-        assert_eq!(window, expected, "{per:?} {name} {now}");
+    fn assert_windows(now: &str, table: &[(Period, &str, &str)]) {
+        for (per, name, expected) in table {
+            let window = per.window(at(now), &zone(name));
+            let (begins, ends) = expected.split_once(' ').unwrap();
+            let [begins, ends] = [begins, ends].map(|hour| at(&format!("{hour}:00:00Z")));
+            assert_eq!(window, Window { begins, ends }, "{per:?} {name} {now}");
+        }
     }
 
     #[test]
     fn a_window_is_the_day_week_or_month_of_its_time_zone() {
-        let now = "2026-11-30T03:00:00Z";
-        assert_window(
-            Period::Day,
-            "UTC",
-            now,
-            "2026-11-30T00:00:00Z",
-            "2026-12-01T00:00:00Z",
-        );
-        assert_window(
-            Period::Week,
-            "UTC",
-            now,
-            "2026-11-30T00:00:00Z",
-            "2026-12-07T00:00:00Z",
-        );
-        assert_window(
-            Period::Month,
-            "UTC",
-            now,
-            "2026-11-01T00:00:00Z",
-            "2026-12-01T00:00:00Z",
-        );
         let west = "America/Los_Angeles";
-        assert_window(
-            Period::Day,
-            west,
-            now,
-            "2026-11-29T08:00:00Z",
-            "2026-11-30T08:00:00Z",
-        );
-        assert_window(
-            Period::Week,
-            west,
-            now,
-            "2026-11-23T08:00:00Z",
-            "2026-11-30T08:00:00Z",
-        );
-        // The month begins in summer time.
-        assert_window(
-            Period::Month,
-            west,
-            now,
-            "2026-11-01T07:00:00Z",
-            "2026-12-01T08:00:00Z",
-        );
+        let table = [
+            (Period::Day, "UTC", "2026-11-30T00 2026-12-01T00"),
+            (Period::Week, "UTC", "2026-11-30T00 2026-12-07T00"),
+            (Period::Month, "UTC", "2026-11-01T00 2026-12-01T00"),
+            (Period::Day, west, "2026-11-29T08 2026-11-30T08"),
+            (Period::Week, west, "2026-11-23T08 2026-11-30T08"),
+            // The month begins in summer time.
+            (Period::Month, west, "2026-11-01T07 2026-12-01T08"),
+        ];
+        assert_windows("2026-11-30T03:00:00Z", &table);
     }
 
     #[test]
     fn days_on_which_clocks_are_set_are_shorter_or_longer() {
-        let zone = "Europe/Berlin";
-        let spring = "2026-03-29T12:00:00Z";
-        assert_window(
-            Period::Day,
-            zone,
-            spring,
-            "2026-03-28T23:00:00Z",
-            "2026-03-29T22:00:00Z",
-        );
-        let autumn = "2026-10-25T12:00:00Z";
-        assert_window(
-            Period::Day,
-            zone,
-            autumn,
-            "2026-10-24T22:00:00Z",
-            "2026-10-25T23:00:00Z",
-        );
+        for (now, expected) in [
+            ("2026-03-29T12:00:00Z", "2026-03-28T23 2026-03-29T22"),
+            ("2026-10-25T12:00:00Z", "2026-10-24T22 2026-10-25T23"),
+        ] {
+            assert_windows(now, &[(Period::Day, "Europe/Berlin", expected)]);
+        }
     }
 
     #[test]

@@ -298,43 +298,19 @@ mod tests {
 
     #[test]
     fn any_prefix_any_case_and_one_trailing_slash_name_the_endpoint() {
-        let table = [
-            (
-                Endpoint::Responses,
-                "/responses /v1/responses /V1/Responses/ /backend-api/codex/responses /a/b/c/responses",
-            ),
-            (
-                Endpoint::ResponsesCompact,
-                "/responses/compact /v1/Responses/COMPACT/",
-            ),
-            (
-                Endpoint::ChatCompletions,
-                "/chat/completions /openai/v1/chat/completions/ /V1/CHAT/COMPLETIONS",
-            ),
-            (
-                Endpoint::Messages,
-                "/messages /messages/ /v1/messages /api/V1/Messages/",
-            ),
-            (
-                Endpoint::Extra,
-                "/v1/agents /v1/AGENTS/ /v1/agents/sessions",
-            ),
-            (
-                Endpoint::Embeddings,
-                "/embeddings /v1/Embeddings/ /openai/v1/embeddings",
-            ),
-            (
-                Endpoint::Completions,
-                "/completions /v1/completions /V1/Completions/",
-            ),
-            (
-                Endpoint::ResponsesItem,
-                "/responses/resp_1 /v1/Responses/resp_1/ /v1/responses/resp_1/cancel /v1/responses/resp_1/input_items",
-            ),
-        ];
-        for (expected, paths) in table {
+        for line in [
+            "responses /responses /v1/responses /V1/Responses/ /backend-api/codex/responses /a/b/c/responses",
+            "responses_compact /responses/compact /v1/Responses/COMPACT/",
+            "chat_completions /chat/completions /openai/v1/chat/completions/ /V1/CHAT/COMPLETIONS",
+            "messages /messages /messages/ /v1/messages /api/V1/Messages/",
+            "extra /v1/agents /v1/AGENTS/ /v1/agents/sessions",
+            "embeddings /embeddings /v1/Embeddings/ /openai/v1/embeddings",
+            "completions /completions /v1/completions /V1/Completions/",
+            "responses_item /responses/resp_1 /v1/Responses/resp_1/ /v1/responses/resp_1/cancel /v1/responses/resp_1/input_items",
+        ] {
+            let (expected, paths) = line.split_once(' ').unwrap();
             for path in paths.split(' ') {
-                assert_eq!(endpoint(path), expected, "{path}");
+                assert_eq!(endpoint(path).as_str(), expected, "{path}");
             }
         }
     }
