@@ -82,6 +82,10 @@ impl Health {
     /// Whether a request is to be sent here. Where an ejection has ended it is so for one request, and for no other until
     /// that one has fared well or `trial` is over.
     pub fn admits(&self, trial: Duration) -> bool {
+        self.admits_at(now, trial)
+    }
+
+    fn admits_at(&self, now: impl FnOnce() -> u64, trial: Duration) -> bool {
         match self.closed_until.load(Ordering::Relaxed) {
             OPEN => true,
             CLOSED => false,
@@ -249,10 +253,17 @@ mod tests {
     }
 
     fn admits(health: &Health, at: u64) -> bool {
-        match health.closed_until.load(Ordering::Relaxed) {
-            OPEN => true,
-            CLOSED => false,
-            until => health.admits_after(until, TRIAL, at),
+        health.admits_at(|| at, TRIAL)
+    }
+
+    /// So many checks in a row are enough.
+    fn checks(threshold: u32) -> HealthCheck {
+        HealthCheck {
+            path: None,
+            interval: Duration::ZERO,
+            timeout: Duration::ZERO,
+            unhealthy_threshold: threshold,
+            healthy_threshold: threshold,
         }
     }
 
@@ -310,13 +321,11 @@ mod tests {
 
     #[test]
     fn an_address_is_never_ejected_where_the_settings_say_so() {
-        let (health, never) = (
-            Health::default(),
-            Ejection {
-                consecutive_failures: 0,
-                ..settings()
-            },
-        );
+        let health = Health::default();
+        let never = Ejection {
+            consecutive_failures: 0,
+            ..settings()
+        };
         for at in 1..100 {
             assert_eq!(health.record_failure_at(at, "refused", &never), None);
         }
@@ -325,13 +334,7 @@ mod tests {
 
     #[test]
     fn checks_close_an_address_and_open_it_again() {
-        let settings = HealthCheck {
-            path: None,
-            interval: Duration::ZERO,
-            timeout: Duration::ZERO,
-            unhealthy_threshold: 2,
-            healthy_threshold: 2,
-        };
+        let settings = checks(2);
         let health = Health::default();
         let check = |passed: bool| {
             let failure = (!passed).then_some("refused");
@@ -349,17 +352,10 @@ mod tests {
 
     #[test]
     fn a_passed_check_does_not_end_an_ejection() {
-        let settings = HealthCheck {
-            path: None,
-            interval: Duration::ZERO,
-            timeout: Duration::ZERO,
-            unhealthy_threshold: 1,
-            healthy_threshold: 1,
-        };
         let health = Health::default();
         fail(&health, 1);
         fail(&health, 1);
-        health.checked(None, &settings);
+        health.checked(None, &checks(1));
         assert!(!admits(&health, 500));
         assert!(!health.snapshot().healthy);
         assert!(health.record_success());
