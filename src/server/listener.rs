@@ -304,24 +304,22 @@ impl ListenerOptions {
         };
         client.tell_peer(peer);
         let connection = ClientConnection::new(context.head_limits, head_until);
+        let mut is_http1 = true;
         let stream: Stream = match &self.acceptor {
             None => Box::new(Downstream::http1(client, connection.clone())),
             Some(acceptor) => {
                 let stream = acceptor.current().tls_handshake(client).await;
                 let stream = stream.map_err(io::Error::other)?;
-                if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-                    return Ok(AcceptedConnection {
-                        stream: Box::new(Downstream::http2(stream, head_until)),
-                        connection: None,
-                        _client_slot: client_slot,
-                    });
+                is_http1 = stream.selected_alpn_proto() != Some(ALPN::H2);
+                match is_http1 {
+                    true => Box::new(Downstream::http1(stream, connection.clone())),
+                    false => Box::new(Downstream::http2(stream, head_until)),
                 }
-                Box::new(Downstream::http1(stream, connection.clone()))
             }
         };
         Ok(AcceptedConnection {
             stream,
-            connection: Some(connection),
+            connection: is_http1.then_some(connection),
             _client_slot: client_slot,
         })
     }
