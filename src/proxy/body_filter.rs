@@ -18,12 +18,13 @@ use crate::proxy::error_mapping::REFUSED;
 use crate::proxy::replies::{LINGERING_CLOSE_BYTES, LINGERING_CLOSE_TIME, Stop, continue_upload};
 use crate::proxy::request_body::{BufferedBody, StreamedBody, waiting_piece};
 
-/// Bytes that an upstream of HTTP/2 takes before it has said more (RFC 9113 §6.9.2). So much of a body hardly ever waits, and is
-/// not counted.
+/// Bytes that an upstream of HTTP/2 takes before it has said more (RFC 9113 §6.9.2). So much of a body hardly ever waits,
+/// and is not counted.
 const INITIAL_WINDOW: u64 = 65_535;
 /// What Pingora keeps of a body for another attempt, in bytes. The rest of a body that is read before a peer is chosen has
 /// to fit, for Pingora sends such a body only by replaying what it kept.
 const PINGORA_REPLAY_BYTES: u64 = 64 * 1024;
+
 /// Reads a body that is to be rewritten, if its length is known; makes the others ready to be passed on.
 ///
 /// # Errors

@@ -1,7 +1,6 @@
-//! An upgraded connection in Pingora's filters: the bytes of both sides go through the [`WebSocketSession`], where their messages
-//! are judged, and what it says is done.
-//!
-//! [`WebSocketSession`]: crate::proxy::websocket_session::WebSocketSession
+//! An upgraded connection in Pingora's filters: the bytes of both sides go through the
+//! [`WebSocketSession`](crate::proxy::websocket_session::WebSocketSession), where their messages are judged, and what it
+//! says is done.
 
 use bytes::Bytes;
 use pingora_core::Error;

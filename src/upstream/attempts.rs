@@ -145,13 +145,13 @@ mod tests {
 
     /// The last number of the address that a new request would go to.
     fn next(upstream: &Upstream) -> u8 {
-        let mut route = Attempts::default();
-        route.next(upstream).unwrap();
-        number(&route)
+        let mut attempts = Attempts::default();
+        attempts.next(upstream).unwrap();
+        number(&attempts)
     }
 
-    fn number(route: &Attempts) -> u8 {
-        match &route.address.as_ref().unwrap().socket {
+    fn number(attempts: &Attempts) -> u8 {
+        match &attempts.address.as_ref().unwrap().socket {
             SocketAddress::Tcp(SocketAddr::V4(socket)) => socket.ip().octets()[3],
             _ => 0,
         }
@@ -176,12 +176,12 @@ mod tests {
         upstream.take_sockets(0, sockets(0..100));
         upstream.take_sockets(1, sockets(100..200));
         assert_eq!(upstream.addresses().len(), MAX_ADDRESSES);
-        let mut route = Attempts {
+        let mut attempts = Attempts {
             start_index: 63,
             ..Attempts::default()
         };
         for _ in 0..MAX_ADDRESSES + 1 {
-            assert!(route.next(&upstream).is_some());
+            assert!(attempts.next(&upstream).is_some());
         }
     }
 
@@ -204,11 +204,11 @@ mod tests {
         for ejected in [0, 2] {
             upstream.record_failure(&upstream.addresses()[ejected], "x");
         }
-        let mut route = Attempts::default();
+        let mut attempts = Attempts::default();
         let mut tried = Vec::new();
-        while tried.is_empty() || route.record_connect_failure(&upstream, &refused(), false) {
-            route.next(&upstream).unwrap();
-            tried.push(number(&route));
+        while tried.is_empty() || attempts.record_connect_failure(&upstream, &refused(), false) {
+            attempts.next(&upstream).unwrap();
+            tried.push(number(&attempts));
         }
         tried[..2].sort_unstable();
         tried[2..].sort_unstable();
@@ -219,12 +219,12 @@ mod tests {
     fn a_dead_connection_of_the_pool_does_not_speak_against_its_address() {
         let upstream = upstream("http://h");
         upstream.take_sockets(0, sockets([1]));
-        let mut route = Attempts::default();
-        route.next(&upstream).unwrap();
+        let mut attempts = Attempts::default();
+        attempts.next(&upstream).unwrap();
         let dead = Error::new(ErrorType::H2Error);
-        assert!(route.record_connect_failure(&upstream, &dead, false));
+        assert!(attempts.record_connect_failure(&upstream, &dead, false));
         assert!(upstream.addresses()[0].health.snapshot().healthy);
-        route.next(&upstream).unwrap();
-        assert!(!route.record_connect_failure(&upstream, &refused(), false));
+        attempts.next(&upstream).unwrap();
+        assert!(!attempts.record_connect_failure(&upstream, &refused(), false));
     }
 }
