@@ -32,8 +32,10 @@ const EVENT_TIME: Duration = Duration::from_millis(50);
 /// How long an exchange works on what is there before it lets others run, and looks after its client.
 const YIELD_EVERY: Duration = Duration::from_millis(5);
 
-/// An answer to a client.
-pub(super) struct Client {
+/// A client, its request, and the answer to it.
+pub(super) struct Client<'a> {
+    pub session: &'a mut Session,
+    pub context: &'a mut RequestContext,
     /// What becomes of the upstream's words; [`Client::apply`] does what it says.
     pub converter: ResponseConverter,
     /// When something has to be written, if nothing comes before.
@@ -58,9 +60,13 @@ struct Keepalive {
     since: Option<Instant>,
 }
 
-impl Client {
+impl<'a> Client<'a> {
     /// For a request whose bytes are ready to leave.
-    pub fn new(context: &RequestContext, prepared: &Prepared) -> Self {
+    pub fn new(
+        session: &'a mut Session,
+        context: &'a mut RequestContext,
+        prepared: &Prepared,
+    ) -> Self {
         let options = &prepared.conversion.upstream.options;
         let answered = prepared.context.clone();
         let keepalive = answered.stream.then_some(Keepalive {
@@ -73,6 +79,8 @@ impl Client {
         Self {
             lease: lease.filter(|_| !answered.stream),
             converter: ResponseConverter::new(answered, delivery(context, prepared)),
+            session,
+            context,
             keepalive,
             head_sent: false,
             completed: None,
@@ -81,10 +89,14 @@ impl Client {
     }
 
     /// For a request that gets a short answer and nothing before.
-    pub fn silent(context: &RequestContext, prepared: &Prepared) -> Self {
+    pub fn silent(
+        session: &'a mut Session,
+        context: &'a mut RequestContext,
+        prepared: &Prepared,
+    ) -> Self {
         Self {
             keepalive: None,
-            ..Self::new(context, prepared)
+            ..Self::new(session, context, prepared)
         }
     }
 
@@ -98,8 +110,6 @@ impl Client {
     /// Waits for something of the upstream, keeps the stream alive, and notices a client that leaves.
     pub async fn wait<T>(
         &mut self,
-        session: &mut Session,
-        context: &mut RequestContext,
         work: impl Future<Output = Result<T>>,
     ) -> Result<Result<T>, Stop> {
         tokio::pin!(work);
@@ -108,21 +118,17 @@ impl Client {
             tokio::select! {
                 biased;
                 done = &mut work => return Ok(done),
-                left = session.as_downstream_mut().read_body_or_idle(true) => {
-                    return Err(gone(context, left));
+                left = self.session.as_downstream_mut().read_body_or_idle(true) => {
+                    return Err(gone(self.context, left));
                 }
-                () = until(due) => self.send_keepalive(session, context).await?,
+                () = until(due) => self.send_keepalive().await?,
             }
         }
     }
 
     /// Between two pieces of an answer: where more of it is always there, nobody waits, so that neither other requests would
     /// have their turn nor a client that leaves would be noticed.
-    pub async fn yield_when_due(
-        &mut self,
-        session: &mut Session,
-        context: &mut RequestContext,
-    ) -> Result<(), Stop> {
+    pub async fn yield_when_due(&mut self) -> Result<(), Stop> {
         if self.last_yield.elapsed() < YIELD_EVERY {
             return Ok(());
         }
@@ -130,14 +136,20 @@ impl Client {
         self.last_yield = Instant::now();
         tokio::select! {
             biased;
-            left = session.as_downstream_mut().read_body_or_idle(true) => Err(gone(context, left)),
+            left = self.session.as_downstream_mut().read_body_or_idle(true) => Err(gone(self.context, left)),
             () = std::future::ready(()) => Ok(()),
         }
     }
 
+    /// The status of the upstream's newest response, once its head is here.
+    pub fn upstream_status(&self) -> u16 {
+        let answer = &self.context.record.answer;
+        answer.upstream_status.unwrap_or_default()
+    }
+
     /// The upstream's answer has broken off.
-    pub fn broken(&mut self, context: &RequestContext, error: &Error) -> Output {
-        match context.failure_context().termination_of(error) {
+    pub fn broken(&mut self, error: &Error) -> Output {
+        match self.context.failure_context().termination_of(error) {
             Termination::Timeout | Termination::Refused(Cause::UpstreamTimeout) => {
                 self.converter.timed_out()
             }
@@ -146,19 +158,14 @@ impl Client {
     }
 
     /// No response came. Where the head of a stream was sent for want of one, that is told in it.
-    pub async fn fail(
-        mut self,
-        session: &mut Session,
-        context: &mut RequestContext,
-        error: &Error,
-    ) -> Result<(), Stop> {
+    pub async fn fail(mut self, error: &Error) -> Result<(), Stop> {
         if self.head_sent {
-            let output = self.broken(context, error);
-            self.apply(session, context, output).await?;
-            return self.end(session).await;
+            let output = self.broken(error);
+            self.apply(output).await?;
+            return self.end().await;
         }
-        context.conclude_failure(error);
-        let refusal = context.refusal.take();
+        self.context.conclude_failure(error);
+        let refusal = self.context.refusal.take();
         Err(Stop::Refused(
             refusal.unwrap_or_else(|| Cause::UpstreamReset.into()),
         ))
@@ -166,16 +173,11 @@ impl Client {
 
     /// Does what the bridge says. True when the answer is over; its last bytes are still to be written by
     /// [`Client::end`].
-    pub async fn apply(
-        &mut self,
-        session: &mut Session,
-        context: &mut RequestContext,
-        output: Output,
-    ) -> Result<bool, Stop> {
+    pub async fn apply(&mut self, output: Output) -> Result<bool, Stop> {
         self.account(&output)?;
         if matches!(output, Output::End { .. } | Output::Answer(_))
             && let Some(name) = self.converter.dropped()
-            && let Some((_, dropped)) = &mut context.record.bridge
+            && let Some((_, dropped)) = &mut self.context.record.bridge
         {
             let separator = if dropped.is_empty() { "" } else { "," };
             dropped.push_str(separator);
@@ -184,23 +186,23 @@ impl Client {
         match output {
             Output::Nothing => Ok(false),
             Output::Write(bytes) => {
-                self.write(session, context, bytes).await?;
+                self.write(bytes).await?;
                 Ok(false)
             }
             Output::End { bytes, whole } => {
                 self.completed = Some(whole);
                 if !self.head_sent {
-                    self.begin(session, context).await?;
+                    self.begin().await?;
                 }
                 // Nor is a client to have the end of what is not in the log; and it may ask again at once.
-                context.finish(self.termination());
-                write::body(session, context, bytes, false).await?;
+                self.context.finish(self.termination());
+                write::body(self.session, self.context, bytes, false).await?;
                 Ok(true)
             }
             Output::Answer(answer) => {
                 self.completed = Some(true);
                 let termination = self.termination();
-                write::answer(session, context, &answer, termination).await?;
+                write::answer(self.session, self.context, &answer, termination).await?;
                 Ok(true)
             }
         }
@@ -222,14 +224,15 @@ impl Client {
     }
 
     /// Ends the message that the answer is in, in good order or so that the client can tell.
-    pub async fn end(self, session: &mut Session) -> Result<(), Stop> {
+    pub async fn end(self) -> Result<(), Stop> {
         match (self.head_sent, self.completed) {
-            (true, Some(true)) => session
+            (true, Some(true)) => self
+                .session
                 .write_response_body(None, true)
                 .await
                 .map_err(|error| Stop::Downstream(error.into_down())),
             (true, _) => {
-                if session.as_downstream().is_http2() {
+                if self.session.as_downstream().is_http2() {
                     sleep(EVENT_TIME).await;
                 }
                 Err(cut())
@@ -265,30 +268,21 @@ impl Client {
     }
 
     /// The upstream lives and says nothing: the client is to see that its request does, too.
-    async fn send_keepalive(
-        &mut self,
-        session: &mut Session,
-        context: &mut RequestContext,
-    ) -> Result<(), Stop> {
+    async fn send_keepalive(&mut self) -> Result<(), Stop> {
         let output = match self.converter.has_begun() {
             true => self.converter.ping(),
             false => self.converter.commit(),
         };
         self.reset_keepalive();
-        self.apply(session, context, output).await?;
+        self.apply(output).await?;
         Ok(())
     }
 
-    async fn write(
-        &mut self,
-        session: &mut Session,
-        context: &mut RequestContext,
-        bytes: Vec<u8>,
-    ) -> Result<(), Stop> {
+    async fn write(&mut self, bytes: Vec<u8>) -> Result<(), Stop> {
         if !self.head_sent {
-            self.begin(session, context).await?;
+            self.begin().await?;
         }
-        write::body(session, context, bytes, false).await?;
+        write::body(self.session, self.context, bytes, false).await?;
         self.reset_keepalive();
         Ok(())
     }
@@ -301,19 +295,16 @@ impl Client {
     }
 
     /// The head of a stream.
-    async fn begin(
-        &mut self,
-        session: &mut Session,
-        context: &mut RequestContext,
-    ) -> Result<(), Stop> {
+    async fn begin(&mut self) -> Result<(), Stop> {
         self.head_sent = true;
-        let mut head = write::head_of(context, 200, &STREAM_HEADERS).map_err(Stop::Downstream)?;
-        let client = session.req_header().version;
+        let mut head =
+            write::head_of(self.context, 200, &STREAM_HEADERS).map_err(Stop::Downstream)?;
+        let client = self.session.req_header().version;
         if client == Version::HTTP_11 {
             let chunked = head.insert_header(header::TRANSFER_ENCODING, "chunked");
             chunked.map_err(Stop::Downstream)?;
         }
-        write::head(session, context, head).await
+        write::head(self.session, self.context, head).await
     }
 }
 

@@ -128,84 +128,71 @@ impl Bridge {
             }
         };
         match conversion.endpoint {
-            bridge::Endpoint::CountTokens => self.count(session, context, &prepared).await,
+            bridge::Endpoint::CountTokens => {
+                let client = Client::silent(session, context, &prepared);
+                self.count(client, &prepared).await
+            }
             bridge::Endpoint::Messages | bridge::Endpoint::Chat => {
-                let client = Client::new(context, &prepared);
-                self.generate(session, context, client, &prepared).await
+                let client = Client::new(session, context, &prepared);
+                self.generate(client, &prepared).await
             }
         }
     }
 
     /// The upstream's events, as they come, become the client's answer.
-    async fn generate(
-        &self,
-        session: &mut Session,
-        context: &mut RequestContext,
-        mut client: Client,
-        prepared: &Prepared,
-    ) -> Result<(), Stop> {
-        let mut upstream = match self.reach(session, context, &mut client, prepared).await? {
+    async fn generate(&self, mut client: Client<'_>, prepared: &Prepared) -> Result<(), Stop> {
+        let mut upstream = match self.reach(&mut client, prepared).await? {
             Ok(upstream) => upstream,
-            Err(error) => return client.fail(session, context, &error).await,
+            Err(error) => return client.fail(&error).await,
         };
-        let status = context.record.answer.upstream_status.unwrap_or_default();
+        let status = client.upstream_status();
         let output = if status == 200 {
             client.converter.upstream_head(upstream.content_type())
         } else {
-            let body = read_whole(session, context, &mut client, &mut upstream).await?;
-            client
-                .converter
-                .upstream_error(&upstream_error(context, &upstream, status, &body))
+            let body = read_whole(&mut client, &mut upstream).await?;
+            let error = upstream_error(client.context, &upstream, status, &body);
+            client.converter.upstream_error(&error)
         };
-        if !client.apply(session, context, output).await? {
-            relay(session, context, &mut client, &mut upstream).await?;
+        if !client.apply(output).await? {
+            relay(&mut client, &mut upstream).await?;
         }
-        context.enter(AwaitedPhase::Idle, None);
+        client.context.enter(AwaitedPhase::Idle, None);
         upstream.release();
-        client.end(session).await
+        client.end().await
     }
 
     /// The upstream's count, or that there is none.
-    async fn count(
-        &self,
-        session: &mut Session,
-        context: &mut RequestContext,
-        prepared: &Prepared,
-    ) -> Result<(), Stop> {
-        let mut client = Client::silent(context, prepared);
-        let id = context.request_info.id.to_string();
-        match self.reach(session, context, &mut client, prepared).await? {
+    async fn count(&self, mut client: Client<'_>, prepared: &Prepared) -> Result<(), Stop> {
+        let (status, body, termination) = match self.reach(&mut client, prepared).await? {
             Ok(mut upstream) => {
-                let status = context.record.answer.upstream_status.unwrap_or_default();
-                let body = read_whole(session, context, &mut client, &mut upstream).await?;
-                context.enter(AwaitedPhase::Idle, None);
+                let body = read_whole(&mut client, &mut upstream).await?;
+                client.context.enter(AwaitedPhase::Idle, None);
                 upstream.release();
-                let answer = token_count_answer(status, &body, &id);
-                let termination = context.termination();
-                write::answer(session, context, &answer, termination).await
+                let termination = client.context.termination();
+                (client.upstream_status(), body, termination)
             }
             Err(error) => {
-                let termination = context.failure_context().termination_of(&error);
-                let answer = token_count_answer(0, b"", &id);
-                write::answer(session, context, &answer, termination).await
+                let failure = client.context.failure_context();
+                (0, Vec::new(), failure.termination_of(&error))
             }
-        }
+        };
+        let id = client.context.request_info.id.to_string();
+        let answer = token_count_answer(status, &body, &id);
+        write::answer(client.session, client.context, &answer, termination).await
     }
 
     /// Sends the request and waits for the head of an answer, in as many attempts as there may be.
     async fn reach(
         &self,
-        session: &mut Session,
-        context: &mut RequestContext,
-        client: &mut Client,
+        client: &mut Client<'_>,
         prepared: &Prepared,
     ) -> Result<Result<Connection, Box<Error>>, Stop> {
         loop {
-            match self.attempt(session, context, client, prepared).await? {
+            match self.attempt(client, prepared).await? {
                 Err(error) if error.retry() => {}
                 Err(error) => return Ok(Err(error)),
                 Ok(upstream) => {
-                    let taken = take_head(context, &upstream);
+                    let taken = take_head(client.context, &upstream);
                     return Ok(taken.map(|()| upstream));
                 }
             }
@@ -215,86 +202,77 @@ impl Bridge {
     /// One attempt. Its error says whether there is to be another one.
     async fn attempt(
         &self,
-        session: &mut Session,
-        context: &mut RequestContext,
-        client: &mut Client,
+        client: &mut Client<'_>,
         prepared: &Prepared,
     ) -> Result<Result<Connection, Box<Error>>, Stop> {
-        let Some(peer) = context.next_peer() else {
+        let Some(peer) = client.context.next_peer() else {
             return Ok(Err(no_address()));
         };
         let connecting = Connection::open(&self.connector, peer);
-        let (mut upstream, reused) = match client.wait(session, context, connecting).await? {
+        let (mut upstream, reused) = match client.wait(connecting).await? {
             Ok(opened) => opened,
-            Err(error) => return Ok(Err(context.connect_failed(error).into_up())),
+            Err(error) => return Ok(Err(client.context.connect_failed(error).into_up())),
         };
-        context.stream = StreamControl::of(upstream.digest());
-        let head = request::upstream_head(session, context, prepared);
+        client.context.stream = StreamControl::of(upstream.digest());
+        let head = request::upstream_head(client.session, client.context, prepared);
         let head = head.map_err(Stop::Downstream)?;
-        context.begin_attempt();
-        let body = context.send_ready()?;
-        let is_kept = context
-            .record
-            .action
-            .is_none_or(|action| action.body == Edit::Keep);
-        if is_kept {
-            context.record.sent.tier.clone_from(&prepared.tier);
+        client.context.begin_attempt();
+        let body = client.context.send_ready()?;
+        let record = &mut client.context.record;
+        let action = record.action;
+        if action.is_none_or(|action| action.body == Edit::Keep) {
+            record.sent.tier.clone_from(&prepared.tier);
         }
-        context.ignore_client_abort();
+        client.context.ignore_client_abort();
         client.request_leaves();
-        match client
-            .wait(session, context, upstream.send(head, body))
-            .await?
-        {
+        match client.wait(upstream.send(head, body)).await? {
             Ok(()) => {
                 let head = upstream.response_head();
-                if head.is_ok_and(|head| context.drop_refused_tier(head)) {
+                if head.is_ok_and(|head| client.context.drop_refused_tier(head)) {
                     client.converter.without_tier();
                     return Ok(Err(tier_refused()));
                 }
                 Ok(Ok(upstream))
             }
-            Err(error) => Ok(Err(context.attempt_failed(error.into_up(), reused, true))),
+            Err(error) => {
+                let error = error.into_up();
+                Ok(Err(client.context.attempt_failed(error, reused, true)))
+            }
         }
     }
 }
 
 /// Reads an answer and gives the client what becomes of it, but for its end.
-async fn relay(
-    session: &mut Session,
-    context: &mut RequestContext,
-    client: &mut Client,
-    upstream: &mut Connection,
-) -> Result<(), Stop> {
+async fn relay(client: &mut Client<'_>, upstream: &mut Connection) -> Result<(), Stop> {
     let Some(mut decoding) = upstream.decoding() else {
         let output = client.converter.undecodable();
-        client.apply(session, context, output).await?;
+        client.apply(output).await?;
         return Ok(());
     };
     loop {
-        let read = client.wait(session, context, upstream.read()).await?;
+        let read = client.wait(upstream.read()).await?;
         let piece = match read {
             Ok(Some(piece)) => piece,
             ended => {
                 let output = match ended {
                     Ok(_) if decoding.ends_here() => client.converter.finish(),
                     Ok(_) => client.converter.undecodable(),
-                    Err(error) => client.broken(context, &error),
+                    Err(error) => client.broken(&error),
                 };
-                client.apply(session, context, output).await?;
+                client.apply(output).await?;
                 return Ok(());
             }
         };
-        context.observe(&piece);
+        client.context.observe(&piece);
         for part in decoding.parts(&piece) {
             let output = match decoding.decode(part) {
                 Ok(decoded) => client.converter.feed(&decoded),
                 Err(_) => client.converter.undecodable(),
             };
-            if client.apply(session, context, output).await? {
+            if client.apply(output).await? {
                 return Ok(());
             }
-            client.yield_when_due(session, context).await?;
+            client.yield_when_due().await?;
         }
     }
 }
@@ -317,19 +295,14 @@ fn take_head(context: &mut RequestContext, upstream: &Connection) -> Result<(), 
 }
 
 /// The beginning of a short answer, decoded. One that breaks says what it said until then.
-async fn read_whole(
-    session: &mut Session,
-    context: &mut RequestContext,
-    client: &mut Client,
-    upstream: &mut Connection,
-) -> Result<Vec<u8>, Stop> {
+async fn read_whole(client: &mut Client<'_>, upstream: &mut Connection) -> Result<Vec<u8>, Stop> {
     let mut body = Vec::new();
     let mut decoding = upstream.decoding();
     while body.len() < ERROR_BYTES {
-        let Ok(Some(piece)) = client.wait(session, context, upstream.read()).await? else {
+        let Ok(Some(piece)) = client.wait(upstream.read()).await? else {
             break;
         };
-        context.observe(&piece);
+        client.context.observe(&piece);
         let Some(decoding) = &mut decoding else {
             break; // it says nothing that can be read
         };
