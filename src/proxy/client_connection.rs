@@ -7,11 +7,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use pingora_core::protocols::Digest;
-use pingora_core::protocols::raw_connect::ProxyDigest;
 use tokio::time::Instant;
 
-use crate::upstream::connector::control::{StreamControl, carried, carrying};
+use crate::upstream::connector::control::StreamControl;
 use crate::upstream::waker_slot::WakerSlot;
 
 /// From the event that ends a stream to the end of its message, where the client has left.
@@ -93,16 +91,6 @@ impl ClientConnection {
             grace_ends: None,
             waker: WakerSlot::default(),
         })))
-    }
-
-    /// The one in a connection's digest; none for HTTP/2, whose streams have no connection of their own.
-    pub fn of(digest: Option<&Digest>) -> Option<Arc<Self>> {
-        carried(digest)
-    }
-
-    /// What carries it in a digest.
-    pub fn digest(self: &Arc<Self>) -> Option<Arc<ProxyDigest>> {
-        carrying(self)
     }
 
     /// The next request is awaited.

@@ -36,7 +36,6 @@ use crate::codec::framing;
 use crate::policy::Head;
 use crate::policy::endpoint::Endpoint;
 use crate::proxy::bridge_exchange::Bridge;
-use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::context::{RequestContext, head_bytes, without_query};
 use crate::proxy::error_mapping::{TIER_REFUSED, no_address, refused};
 use crate::proxy::replies::{
@@ -45,7 +44,7 @@ use crate::proxy::replies::{
 };
 use crate::state::State;
 use crate::upstream::connector::UpstreamConnector;
-use crate::upstream::connector::control::StreamControl;
+use crate::upstream::connector::control::carried;
 
 /// How long what a client of HTTP/2 is still to get may take to leave, before its stream is reset.
 const FLUSH_TIME: Duration = Duration::from_millis(50);
@@ -80,7 +79,7 @@ impl ProxyHttp for TierProxy {
         session: &mut Session,
         context: &mut Box<RequestContext>,
     ) -> Result<()> {
-        context.client = ClientConnection::of(session.digest());
+        context.client = carried(session.digest());
         if let Some(client) = &context.client {
             client.head_is_read();
         }
@@ -138,7 +137,7 @@ impl ProxyHttp for TierProxy {
         digest: Option<&Digest>,
         context: &mut Box<RequestContext>,
     ) -> Result<()> {
-        context.stream = StreamControl::of(digest);
+        context.stream = carried(digest);
         Ok(())
     }
 

@@ -16,6 +16,7 @@ use tokio::time::{Instant, Sleep};
 use crate::codec::http2_flood::Http2Flood;
 use crate::proxy::client_connection::{ClientConnection, Wait};
 use crate::proxy::error_mapping::head_too_large;
+use crate::upstream::connector::control::carrying;
 use crate::upstream::delegated::delegate_to_io;
 use crate::upstream::write_buffer::WriteBuffer;
 
@@ -57,7 +58,7 @@ enum Version {
 impl<S: IO> Downstream<S> {
     /// A connection whose requests are those of `connection`.
     pub fn http1(io: S, connection: Arc<ClientConnection>) -> Self {
-        let (digest, gathers) = (connection.digest(), true);
+        let (digest, gathers) = (carrying(&connection), true);
         let version = Version::Http1 {
             connection,
             gathers,

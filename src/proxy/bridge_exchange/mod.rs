@@ -37,7 +37,7 @@ use crate::proxy::error_mapping::{TIER_REFUSED, no_address};
 use crate::proxy::replies::{Stop, check_response};
 use crate::state::State;
 use crate::upstream::connector::UpstreamConnector;
-use crate::upstream::connector::control::{AwaitedPhase, StreamControl};
+use crate::upstream::connector::control::{AwaitedPhase, carried};
 
 /// The most that is read of an upstream's answer that is no success, and of a token count, in bytes.
 const ERROR_BYTES: usize = 256 * 1024;
@@ -213,7 +213,7 @@ impl Bridge {
             Ok(opened) => opened,
             Err(error) => return Ok(Err(client.context.connect_failed(error).into_up())),
         };
-        client.context.stream = StreamControl::of(upstream.digest());
+        client.context.stream = carried(upstream.digest());
         let head = request::upstream_head(client.session, client.context, prepared);
         let head = head.map_err(Stop::Downstream)?;
         client.context.begin_attempt();

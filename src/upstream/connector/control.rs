@@ -116,16 +116,6 @@ impl StreamControl {
         })))
     }
 
-    /// The one in a connection's digest, where the connection has one.
-    pub fn of(digest: Option<&Digest>) -> Option<Arc<Self>> {
-        carried(digest)
-    }
-
-    /// What carries it in a digest.
-    pub fn digest(self: &Arc<Self>) -> Option<Arc<ProxyDigest>> {
-        carrying(self)
-    }
-
     /// A request begins on the connection. `holds_request`: nothing of it is to leave before [`Self::release_request`].
     /// `upgrades`: it asks for a WebSocket.
     pub fn begin(&self, holds_request: bool, upgrades: bool) {

@@ -19,7 +19,7 @@ use crate::codec::framing::{ResponseHeadScan, response_body, without_interim};
 use crate::upstream::delegated::delegate_to_io;
 use crate::upstream::write_buffer::WriteBuffer;
 
-use super::control::{AwaitedPhase, StreamControl, Watchdog};
+use super::control::{AwaitedPhase, StreamControl, Watchdog, carrying};
 use super::error_prefix::ErrorPrefix;
 
 /// What of the buffer for writing is kept while nothing is in it, in bytes.
@@ -57,7 +57,7 @@ impl Http1Stream {
     pub fn new(io: Stream) -> Self {
         let control = StreamControl::new(false);
         Self {
-            digest: control.digest(),
+            digest: carrying(&control),
             watchdog: Watchdog::new(control),
             io,
             gathered: WriteBuffer::new(KEPT_BYTES),

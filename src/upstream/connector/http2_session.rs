@@ -26,7 +26,7 @@ use pingora_core::protocols::{Digest, UniqueIDType};
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 
-use super::control::{AwaitedPhase, StreamControl, Watchdog, carried};
+use super::control::{AwaitedPhase, StreamControl, Watchdog, carried, carrying};
 use super::error_prefix::ErrorPrefix;
 use super::http2_body::{BodyWriter, OutgoingBody, unsent};
 use super::http2_stream::ServerNotes;
@@ -72,7 +72,7 @@ impl Http2Session {
         let control = StreamControl::new(true);
         let notes = carried(session.digest());
         let mut digest = session.digest().cloned().unwrap_or_default();
-        digest.proxy_digest = control.digest();
+        digest.proxy_digest = carrying(&control);
         Self {
             session,
             watchdog: Watchdog::new(control),
