@@ -72,12 +72,12 @@ impl Endpoint {
         }
     }
 
-    /// Whether answers of it may tell a model and usage, so that they are asked for without a content coding.
+    /// Whether responses of it may tell a model and usage, so that they are asked for without a content coding.
     pub fn tells_usage(self) -> bool {
         self != Endpoint::Other
     }
 
-    /// Whether a good answer to a request that makes something always tells what was used.
+    /// Whether a good response to a request that makes something always tells what was used.
     pub fn must_tell_usage(self) -> bool {
         match self {
             Endpoint::Responses

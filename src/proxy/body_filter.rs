@@ -13,9 +13,11 @@ use crate::codec::service_tier::Edits;
 use crate::config::{self, ChatStreamUsage};
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{Condition, TierAction};
+use crate::proxy::client_response::{
+    LINGERING_CLOSE_BYTES, LINGERING_CLOSE_TIME, Stop, continue_upload,
+};
 use crate::proxy::context::{Body, RequestContext};
 use crate::proxy::error_mapping::REFUSED;
-use crate::proxy::replies::{LINGERING_CLOSE_BYTES, LINGERING_CLOSE_TIME, Stop, continue_upload};
 use crate::proxy::request_body::{BufferedBody, StreamedBody, waiting_piece};
 
 /// Bytes that an upstream of HTTP/2 takes before it has said more (RFC 9113 §6.9.2). So much of a body hardly ever waits,

@@ -12,7 +12,7 @@ use crate::config::Cors;
 const MAX_AGE: &str = "7200";
 const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE";
 
-/// What an upstream says of pages: its answer is for its own origin, not for the proxy's.
+/// What an upstream says of pages: its response is for its own origin, not for the proxy's.
 const OF_UPSTREAM: [HeaderName; 6] = [
     header::ACCESS_CONTROL_ALLOW_CREDENTIALS,
     header::ACCESS_CONTROL_ALLOW_HEADERS,
@@ -22,7 +22,7 @@ const OF_UPSTREAM: [HeaderName; 6] = [
     header::ACCESS_CONTROL_MAX_AGE,
 ];
 
-/// The answer to a preflight of a page that may call the proxy; none for every other request.
+/// The response to a preflight of a page that may call the proxy; none for every other request.
 ///
 /// # Errors
 /// Where a header cannot be made.
@@ -63,7 +63,7 @@ pub(super) fn allow(
     for name in OF_UPSTREAM {
         response.remove_header(&name);
     }
-    // A cache must not give one page's answer to another.
+    // A cache must not give one page's response to another.
     response.append_header(header::VARY, "Origin")?;
     let Some(origin) = allowed_origin(cors, request) else {
         return Ok(());

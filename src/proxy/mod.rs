@@ -5,10 +5,10 @@ pub(crate) mod body_filter;
 pub(crate) mod bridge_exchange;
 pub(crate) mod client_connection;
 mod client_ip;
+mod client_response;
 pub(crate) mod context;
 mod cors;
 pub(crate) mod error_mapping;
-mod replies;
 pub(crate) mod request_body;
 pub(crate) mod upstream_request;
 mod websocket_exchange;
@@ -36,12 +36,12 @@ use crate::codec::framing;
 use crate::policy::Head;
 use crate::policy::endpoint::Endpoint;
 use crate::proxy::bridge_exchange::Bridge;
+use crate::proxy::client_response::{
+    LINGERING_CLOSE_TIME, REQUEST_ID, Stop, check_response, drop_length, edit_response,
+    local_response, send_local, send_refusal, withhold_interim,
+};
 use crate::proxy::context::{RequestContext, head_bytes, without_query};
 use crate::proxy::error_mapping::{TIER_REFUSED, no_address, refused};
-use crate::proxy::replies::{
-    LINGERING_CLOSE_TIME, REQUEST_ID, Stop, answer_refusal, check_response, drop_length,
-    edit_response, local_response, respond_locally, withhold_interim,
-};
 use crate::state::State;
 use crate::upstream::connector::UpstreamConnector;
 use crate::upstream::connector::control::carried;
@@ -105,11 +105,11 @@ impl ProxyHttp for TierProxy {
             Ok(answered) => Ok(answered),
             Err(Stop::Refused(refusal)) => {
                 context.refusal = Some(refusal);
-                answer_refusal(session, context).await?;
+                send_refusal(session, context).await?;
                 Ok(true)
             }
-            Err(Stop::Answered(answer)) => {
-                respond_locally(session, context, *answer).await?;
+            Err(Stop::Local(response)) => {
+                send_local(session, context, *response).await?;
                 Ok(true)
             }
             Err(Stop::Downstream(error)) => Err(error),
@@ -200,7 +200,7 @@ impl ProxyHttp for TierProxy {
         context: &mut Box<RequestContext>,
     ) -> Result<()> {
         check_response(response, context)?;
-        if replies::is_interim(response.status) {
+        if client_response::is_interim(response.status) {
             // The response is still to come.
             return edit_response(session, context, response);
         }
@@ -220,7 +220,7 @@ impl ProxyHttp for TierProxy {
             session.set_read_timeout(None);
             return websocket_exchange::begin(context);
         }
-        if replies::is_empty(response) {
+        if client_response::is_empty(response) {
             context.end_response();
         }
         Ok(())
@@ -252,7 +252,7 @@ impl ProxyHttp for TierProxy {
         trailers: &mut HeaderMap,
         context: &mut Box<RequestContext>,
     ) -> Result<Option<Bytes>> {
-        replies::edit_trailers(context, trailers);
+        client_response::edit_trailers(context, trailers);
         let rest = context.rest_of_hidden();
         end_response(session, context);
         Ok(rest)
@@ -290,7 +290,7 @@ impl ProxyHttp for TierProxy {
         if context.conclude_failure(error) {
             session.set_keepalive(None);
             // A client that cannot be written to has gone; its line says what it would have been told.
-            let _ = answer_refusal(session, context).await;
+            let _ = send_refusal(session, context).await;
         } else if session.as_downstream().is_http2() && *error.esource() == ErrorSource::Upstream {
             // Pingora resets the stream next, and the h2 crate then drops what it has not yet sent of the response.
             tokio::time::sleep(FLUSH_TIME).await;
@@ -359,9 +359,9 @@ impl TierProxy {
         }
         check_framing(session)?;
         withhold_interim(session);
-        let answer = local_response(&self.state, session).map_err(Stop::Downstream)?;
-        if let Some(answer) = answer {
-            return Err(Stop::Answered(Box::new(answer)));
+        let response = local_response(&self.state, session).map_err(Stop::Downstream)?;
+        if let Some(response) = response {
+            return Err(Stop::Local(Box::new(response)));
         }
         self.admit(session, context)?;
         if drains && self.state.is_drain_over() {

@@ -316,7 +316,7 @@ impl Socket {
         let Io::Left(client) = &self.io else {
             return;
         };
-        // Answers are written whole or flushed at once; Nagle's delay would only hold their last piece back.
+        // Responses are written whole or flushed at once; Nagle's delay would only hold their last piece back.
         let _ = client.set_nodelay(true);
         keep_alive(client);
         limit_unsent(client);

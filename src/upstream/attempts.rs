@@ -108,7 +108,7 @@ impl Attempts {
         }
     }
 
-    /// The head of an answer is here.
+    /// The head of a response is here.
     pub fn record_response(&self, upstream: &Upstream, status: u16) {
         let Some(address) = &self.address else {
             return;

@@ -1,5 +1,5 @@
 //! Asks the addresses of upstreams whether they work, where the configuration wants it: a connection, or a GET without
-//! credentials, apart from all requests. What follows from the answers is that of
+//! credentials, apart from all requests. What follows from the responses is that of
 //! [`outlier_detection`](super::outlier_detection).
 
 use std::sync::Arc;
@@ -91,7 +91,7 @@ async fn check(
     }
 }
 
-/// The status of the answer; none where a connection was all that was asked for.
+/// The status of the response; none where a connection was all that was asked for.
 async fn ask(
     connector: &Connector,
     peer: &HttpPeer,

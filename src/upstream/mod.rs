@@ -173,7 +173,7 @@ impl Upstream {
         self.retries.load(Ordering::Relaxed)
     }
 
-    /// A request had the beginning of an answer from there.
+    /// A request had the beginning of a response from there.
     fn record_success(&self, address: &Address) {
         if address.health.record_success() {
             log::info!(

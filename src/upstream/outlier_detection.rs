@@ -108,7 +108,7 @@ impl Health {
         ended
     }
 
-    /// A request has had the beginning of an answer. True where the address was ejected until now.
+    /// A request has had the beginning of a response. True where the address was ejected until now.
     pub fn record_success(&self) -> bool {
         if !self.has_failures.load(Ordering::Relaxed) {
             return false;

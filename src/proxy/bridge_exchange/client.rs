@@ -19,8 +19,8 @@ use crate::codec::error::{Cause, Refusal};
 use crate::config::ServedTier;
 use crate::proxy::bridge_exchange::request::Prepared;
 use crate::proxy::bridge_exchange::write;
+use crate::proxy::client_response::Stop;
 use crate::proxy::context::RequestContext;
-use crate::proxy::replies::Stop;
 
 /// The most of an answer that is held to be sent whole, and of one event, in bytes.
 const ANSWER_BYTES: u64 = 32 << 20;

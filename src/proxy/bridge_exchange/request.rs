@@ -13,8 +13,8 @@ use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::Edits;
 use crate::policy::CredentialHeader;
 use crate::proxy::body_filter::{content_length, expect_body, read_pieces};
+use crate::proxy::client_response::{Stop, continue_upload};
 use crate::proxy::context::{Body, RequestContext};
-use crate::proxy::replies::{Stop, continue_upload};
 use crate::proxy::request_body::BufferedBody;
 
 use crate::upstream::Upstream;

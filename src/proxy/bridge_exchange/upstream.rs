@@ -14,7 +14,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use tokio::time::timeout;
 
 use super::decoding::Decoding;
-use crate::proxy::replies::is_interim;
+use crate::proxy::client_response::is_interim;
 use crate::upstream::connector::{Http2Session, UpstreamConnector};
 
 /// How long the end of a message may take whose last event is here, before its connection is given up.

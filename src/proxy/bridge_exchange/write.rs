@@ -11,9 +11,9 @@ use super::conversion::refusal_of;
 use crate::accounting::record::Termination;
 use crate::bridge::{Answer, Protocol, REPORT_HEADER, Refusal as BridgeRefusal};
 use crate::policy::endpoint::Endpoint;
+use crate::proxy::client_response::{REQUEST_ID, Stop};
 use crate::proxy::context::RequestContext;
 use crate::proxy::cors;
-use crate::proxy::replies::{REQUEST_ID, Stop};
 
 static BRIDGE_REPORT: HeaderName = HeaderName::from_static(REPORT_HEADER);
 static UPSTREAM_REQUEST_ID: HeaderName = HeaderName::from_static("request-id");

@@ -80,7 +80,7 @@ pub struct RequestContext {
     pub only_http1: bool,
     /// A pooled connection has ended as the request crossed its end.
     has_met_stale: bool,
-    /// More of the answer came after its client had left.
+    /// More of the response came after its client had left.
     outlived: bool,
     /// When its line was written.
     logged_at: Option<Instant>,
@@ -92,7 +92,7 @@ pub enum Body {
     Streamed(Box<StreamedBody>),
     /// It is held, and Pingora drives: no length was announced.
     Buffered(Box<BufferedBody>),
-    /// It is known good and goes out whole; kept for another attempt until an answer begins.
+    /// It is known good and goes out whole; kept for another attempt until a response begins.
     Ready(Bytes),
     /// There is none, or it is gone.
     None,
@@ -300,7 +300,7 @@ impl RequestContext {
         (!rest.is_empty()).then_some(rest)
     }
 
-    /// The answer has ended, and what is left is for the client to read.
+    /// The response has ended, and what is left is for the client to read.
     pub fn end_response(&mut self) {
         if self.websocket.is_some() {
             return;
@@ -310,8 +310,8 @@ impl RequestContext {
         self.finish(self.termination());
     }
 
-    /// The proxy's own answer for `refusal`, which the client is now sent.
-    pub fn answer_refusal(&mut self) -> Option<(Cause, Answer)> {
+    /// The proxy's own response for `refusal`, which the client is now sent.
+    pub fn refusal_response(&mut self) -> Option<(Cause, Answer)> {
         let refusal = self.refusal.as_ref()?;
         let (info, cause) = (&self.request_info, refusal.cause);
         let answer = refusal.answer(info.endpoint.protocol(), Some(&info.id.to_string()));
@@ -367,7 +367,7 @@ impl RequestContext {
         Ok(())
     }
 
-    /// How it ended where nobody said: the answer was whole, or the proxy refused.
+    /// How it ended where nobody said: the response was whole, or the proxy refused.
     pub fn termination(&self) -> Termination {
         self.failure_context().termination()
     }

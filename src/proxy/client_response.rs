@@ -1,4 +1,4 @@
-//! What the client is told: the proxy's own answers, and what of an upstream's head goes no further.
+//! The response as the client gets it: the proxy's own responses, and what of an upstream's head goes no further.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::proxy::context::{Body, RequestContext, without_query};
 use crate::proxy::error_mapping::REFUSED;
 use crate::state::State;
 
-/// What is read of a request that was answered before it was here: a close with bytes unread would take the answer away
+/// What is read of a request that was answered before it was here: a close with bytes unread would take the response away
 /// from the client (RFC 9112 §9.6).
 pub(super) const LINGERING_CLOSE_TIME: Duration = Duration::from_secs(2);
 pub(super) const LINGERING_CLOSE_BYTES: usize = 1 << 20;
@@ -53,8 +53,8 @@ static ACCOUNT: [HeaderName; 6] = [
 /// Why a request goes no further.
 pub(super) enum Stop {
     Refused(Refusal),
-    /// It is answered without an upstream.
-    Answered(Box<LocalResponse>),
+    /// It has a response without an upstream.
+    Local(Box<LocalResponse>),
     /// The client's connection failed.
     Downstream(Box<Error>),
 }
@@ -116,22 +116,22 @@ fn health(state: &State) -> Result<LocalResponse> {
 }
 
 /// Sends a response that needs no upstream, and writes its line where it has one.
-pub(super) async fn respond_locally(
+pub(super) async fn send_local(
     session: &mut Session,
     context: &mut RequestContext,
-    answer: LocalResponse,
+    response: LocalResponse,
 ) -> Result<()> {
-    let status = answer.head.status.as_u16();
-    if !answer.is_logged {
+    let status = response.head.status.as_u16();
+    if !response.is_logged {
         context.leave_unlogged();
     }
     context.record.answer.status = Some(status);
-    let LocalResponse { head, body, .. } = answer;
+    let LocalResponse { head, body, .. } = response;
     send(session, context, head, body, Termination::Whole).await
 }
 
-/// Sends the answer for the refusal of a request, writes its line, and reads on for a moment.
-pub(super) async fn answer_refusal(
+/// Sends the response for the refusal of a request, writes its line, and reads on for a moment.
+pub(super) async fn send_refusal(
     session: &mut Session,
     context: &mut RequestContext,
 ) -> Result<()> {
@@ -143,7 +143,7 @@ pub(super) async fn answer_refusal(
     if has_begun {
         return Ok(());
     }
-    let Some((cause, answer)) = context.answer_refusal() else {
+    let Some((cause, answer)) = context.refusal_response() else {
         return Ok(());
     };
     let mut head = ResponseHeader::build(answer.status, Some(6))?;
