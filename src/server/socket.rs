@@ -13,13 +13,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use nix::errno::Errno;
-use nix::sys::socket::{setsockopt, sockopt};
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
     TimingDigest, UniqueID,
 };
-use socket2::{Domain, SockAddr, Type};
+use socket2::{Domain, SockAddr, SockRef, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio_util::either::Either;
@@ -32,9 +31,10 @@ const BACKLOG: u16 = 4096;
 /// Who may connect to a UNIX socket: the owner of the process and its group, which a web server in front is made a member of.
 const SOCKET_MODE: u32 = 0o660;
 /// A client that answers none of the probes is gone after two minutes.
-const KEEPALIVE_IDLE_SECONDS: u32 = 60;
-const KEEPALIVE_INTERVAL_SECONDS: u32 = 15;
-const KEEPALIVE_PROBES: u32 = 4;
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(60))
+    .with_interval(Duration::from_secs(15))
+    .with_retries(4);
 /// What may wait in the kernel unsent for a client, in bytes.
 #[cfg(target_os = "linux")]
 const UNSENT_BYTES: u32 = 128 * 1024;
@@ -334,8 +334,7 @@ fn raw_fd(io: &Io) -> RawFd {
 /// then take nothing for so long that a client which has become slow looks like one that reads nothing.
 #[cfg(target_os = "linux")]
 fn limit_unsent(client: &TcpStream) {
-    let socket = socket2::SockRef::from(client);
-    if let Err(why) = socket.set_tcp_notsent_lowat(UNSENT_BYTES) {
+    if let Err(why) = SockRef::from(client).set_tcp_notsent_lowat(UNSENT_BYTES) {
         log::debug!("no limit for what waits unsent for a client: {why}");
     }
 }
@@ -345,17 +344,7 @@ fn limit_unsent(_client: &TcpStream) {}
 
 /// Has the kernel find out that a client is gone which never says so: a WebSocket may be silent for as long as it likes.
 fn keep_alive(client: &TcpStream) {
-    let set = setsockopt(client, sockopt::KeepAlive, &true)
-        .and_then(|()| setsockopt(client, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE_SECONDS))
-        .and_then(|()| {
-            setsockopt(
-                client,
-                sockopt::TcpKeepInterval,
-                &KEEPALIVE_INTERVAL_SECONDS,
-            )
-        })
-        .and_then(|()| setsockopt(client, sockopt::TcpKeepCount, &KEEPALIVE_PROBES));
-    if let Err(why) = set {
+    if let Err(why) = SockRef::from(client).set_tcp_keepalive(&KEEPALIVE) {
         log::debug!("no TCP keepalive for a client: {why}");
     }
 }
