@@ -8,7 +8,7 @@ use pingora_core::protocols::http::ServerSession;
 use pingora_core::{Error, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::cors;
 use crate::accounting::record::Termination;
@@ -23,6 +23,9 @@ use crate::state::State;
 /// from the client (RFC 9112 §9.6).
 pub(super) const LINGERING_CLOSE_TIME: Duration = Duration::from_secs(2);
 pub(super) const LINGERING_CLOSE_BYTES: usize = 1 << 20;
+
+/// How long the last frames of a response over HTTP/2 may take to leave before its stream is reset.
+const FLUSH_TIME: Duration = Duration::from_millis(50);
 
 /// The id of a request, told to its client.
 pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static(header_name::REQUEST_ID);
@@ -197,6 +200,14 @@ async fn linger(session: &mut Session) {
     };
     // Time is up for whoever still sends.
     let _ = timeout(LINGERING_CLOSE_TIME, read).await;
+}
+
+/// Lets what a client of HTTP/2 is still to get leave before its stream is reset, with which the h2 crate drops what it has not
+/// yet sent. Nothing tells when a frame has left.
+pub(super) async fn flush(session: &Session) {
+    if session.as_downstream().is_http2() {
+        sleep(FLUSH_TIME).await;
+    }
 }
 
 /// Keeps interim responses from a client of HTTP/1.0, which knows none (RFC 9110 §15.2, §10.1.1).

@@ -46,9 +46,6 @@ use crate::state::State;
 use crate::upstream::connector::UpstreamConnector;
 use crate::upstream::connector::control::carried;
 
-/// How long what a client of HTTP/2 is still to get may take to leave, before its stream is reset.
-const FLUSH_TIME: Duration = Duration::from_millis(50);
-
 /// Pingora's loop over our phases and our connections.
 pub type Proxy = HttpProxy<TierProxy, UpstreamConnector>;
 
@@ -291,9 +288,9 @@ impl ProxyHttp for TierProxy {
             session.set_keepalive(None);
             // A client that cannot be written to has gone; its line says what it would have been told.
             let _ = send_refusal(session, context).await;
-        } else if session.as_downstream().is_http2() && *error.esource() == ErrorSource::Upstream {
-            // Pingora resets the stream next, and the h2 crate then drops what it has not yet sent of the response.
-            tokio::time::sleep(FLUSH_TIME).await;
+        } else if *error.esource() == ErrorSource::Upstream {
+            // Pingora resets a stream next.
+            client_response::flush(session).await;
         }
         FailToProxy {
             error_code: context.record.answer.status.unwrap_or(0),

@@ -8,7 +8,7 @@ use http::{Version, header};
 use pingora_core::{Error, Result};
 use pingora_proxy::Session;
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use super::{client_left, cut};
@@ -19,15 +19,11 @@ use crate::codec::error::{Cause, Refusal};
 use crate::config::ServedTier;
 use crate::proxy::bridge_exchange::request::Prepared;
 use crate::proxy::bridge_exchange::write;
-use crate::proxy::client_response::Stop;
+use crate::proxy::client_response::{Stop, flush};
 use crate::proxy::context::RequestContext;
 
 /// The most of an answer that is held to be sent whole, and of one event, in bytes.
 const ANSWER_BYTES: u64 = 32 << 20;
-
-/// For the event that tells of a failure to leave before the reset of its HTTP/2 stream, which would take it along; nothing
-/// tells when a frame has left.
-const EVENT_TIME: Duration = Duration::from_millis(50);
 
 /// How long an exchange works on what is there before it lets others run, and looks after its client.
 const YIELD_EVERY: Duration = Duration::from_millis(5);
@@ -232,9 +228,7 @@ impl<'a> Client<'a> {
                 .await
                 .map_err(|error| Stop::Downstream(error.into_down())),
             (true, _) => {
-                if self.session.as_downstream().is_http2() {
-                    sleep(EVENT_TIME).await;
-                }
+                flush(self.session).await;
                 Err(cut())
             }
             (false, _) => Ok(()),
