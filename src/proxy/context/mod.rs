@@ -221,10 +221,9 @@ impl RequestContext {
             is_http2: self.is_http2_upstream(),
             trace: self.request_info.trace,
             length: match &self.body {
-                Body::Ready(_) if self.is_original => Length::Same,
-                Body::Ready(bytes) => Length::Known(bytes.len()),
+                Body::Ready(bytes) if !self.is_original => Length::Known(bytes.len()),
                 Body::Buffered(_) => Length::Unknown,
-                Body::Streamed(_) | Body::None => Length::Same,
+                Body::Ready(_) | Body::Streamed(_) | Body::None => Length::Same,
             },
         })
     }
