@@ -1,36 +1,29 @@
 //! A WebSocket on the responses endpoint: every message of the client is judged before any of it goes on, and every
 //! response has a turn and a line of its own. It is given the bytes of both sides and says what goes on; it reads and
-//! writes no socket.
+//! writes no socket. What becomes of a message is [`judgement`]'s.
+
+mod judgement;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use jiff::Timestamp;
 use serde_json::json;
 
-use crate::accounting::record::{RequestInfo, RequestRecord, Termination, own_tier};
+use crate::accounting::record::{RequestInfo, RequestRecord, Termination};
 use crate::accounting::usage::EventObserver;
 use crate::codec::body_memory::Lease;
 use crate::codec::error::{Cause, Refusal};
-use crate::codec::service_tier::{
-    BodyFault, ClientTier, Edits, PRIORITY, RequestFields, Rewriter, Rewritten, canonical,
-};
+use crate::codec::service_tier::{BodyFault, Rewriter};
 use crate::codec::websocket::{
-    ClientEvent, ClientReader, Message, Opcode, ProtocolError, ServerEvent, ServerReader,
-    close_frame, encode_in_place, text_frame,
+    ClientReader, Opcode, ServerEvent, ServerReader, close_frame, text_frame,
 };
-use crate::policy::endpoint::Endpoint;
-use crate::policy::in_flight::InFlightPermits;
-use crate::policy::{Credential, Decision, TierAction};
-use crate::proxy::error_mapping::refuse_unforced;
-use crate::proxy::request_body::refuse_json;
+use crate::policy::Credential;
 use crate::proxy::websocket_relay::{HeldMessage, join};
-use crate::proxy::websocket_turns::{OpenTurn, REFUSED_STATUS, SentMessage, Turns, Verdict};
+use crate::proxy::websocket_turns::{OpenTurn, REFUSED_STATUS, Turns};
 use crate::state::State;
 use crate::upstream::Upstream;
+use judgement::MessageError;
 
-/// The message that begins a response (<https://platform.openai.com/docs/guides/websocket-mode>).
-const RESPONSE_CREATE: &str = "response.create";
 /// RFC 6455 §7.4.1, and the registry of close codes for the last two.
 const POLICY_VIOLATION: u16 = 1008;
 const INTERNAL_ERROR: u16 = 1011;
@@ -105,35 +98,6 @@ impl ServerOutput {
             ends: frames.is_some(),
             to_client: frames,
             to_upstream: Vec::new(),
-        }
-    }
-}
-
-/// Why bytes of the client are not passed on.
-enum MessageError {
-    Refused(Refusal),
-    Protocol(ProtocolError),
-}
-
-impl MessageError {
-    /// What the client is told, and the code that closes its connection.
-    fn into_refusal(self) -> (Refusal, u16) {
-        match self {
-            MessageError::Refused(refusal) => {
-                let code = match refusal.cause {
-                    Cause::BufferFull | Cause::TooManyRequests => TRY_AGAIN_LATER,
-                    Cause::Internal => INTERNAL_ERROR,
-                    _ => POLICY_VIOLATION,
-                };
-                (refusal, code)
-            }
-            MessageError::Protocol(error) => {
-                let cause = match error {
-                    ProtocolError::MessageTooBig { .. } => Cause::BodyTooLarge,
-                    _ => Cause::InvalidHttp,
-                };
-                (Refusal::new(cause, error.to_string()), error.close_code())
-            }
         }
     }
 }
@@ -335,218 +299,6 @@ impl WebSocketSession {
             Termination::Whole if cut_in_turn => cut,
             other => other,
         }
-    }
-
-    /// Judges all messages that are whole, and gathers what goes on.
-    fn judge(&mut self, pieces: &mut Vec<Bytes>) -> Result<(), MessageError> {
-        while let Some(event) = self.client.next_event() {
-            match event.map_err(MessageError::Protocol)? {
-                ClientEvent::Payload(piece) => {
-                    self.read_piece(|take| piece.for_each_unmasked(take))
-                }
-                ClientEvent::Message(message) => pieces.push(self.judge_message(message)?),
-                ClientEvent::Control { frame, raw } => {
-                    // Behind the upstream's own it is an answer.
-                    self.client_closed |= frame.opcode == Opcode::Close && !self.server_closed;
-                    pieces.push(raw);
-                }
-            }
-            self.account()?;
-        }
-        self.account()
-    }
-
-    fn read_piece(&mut self, unmasked: impl FnOnce(&mut dyn FnMut(&[u8]))) {
-        let depth = self.state.limits.json_depth;
-        let rewriter = self
-            .message
-            .get_or_insert_with(|| Rewriter::for_message(depth));
-        let fault = &mut self.fault;
-        unmasked(&mut |piece| {
-            if fault.is_none() {
-                *fault = rewriter.push(piece).err();
-            }
-        });
-    }
-
-    /// Keeps what is held within the budget of the process.
-    fn account(&mut self) -> Result<(), MessageError> {
-        let held = self.client.held_bytes() + self.message.as_ref().map_or(0, Rewriter::capacity);
-        self.lease
-            .grow_to(held as u64)
-            .map_err(MessageError::Refused)?;
-        self.lease.shrink_to(held as u64);
-        Ok(())
-    }
-
-    /// What goes on in place of a message.
-    fn judge_message(&mut self, message: Message) -> Result<Bytes, MessageError> {
-        let depth = self.state.limits.json_depth;
-        let rewriter = self
-            .message
-            .take()
-            .unwrap_or_else(|| Rewriter::for_message(depth));
-        let policy = self.state.policy.current();
-        let mut decided = policy.decide_turn(&self.credential, Endpoint::Responses, false);
-        let is_create = self.may_create(rewriter.facts());
-        let over_budget = match &mut decided {
-            Ok(decision) if is_create => self.resolve_action(decision, rewriter.facts()).err(),
-            _ => None,
-        };
-        let action = decided.as_ref().ok().and_then(|decision| decision.action);
-        let edits = action.map_or(Edits::default(), |action| action.edits(false));
-        let read = match self.fault.take() {
-            Some(fault) => Err(fault),
-            None => rewriter.finish(edits),
-        };
-        let verdict = Verdict::new(policy, &decided);
-        let (body, decision) = match (read, decided) {
-            (Ok(body), _) if !is_create && !body.facts.several_types => return Ok(message.raw),
-            // Whatever it is, it is nothing that a group without force would have changed.
-            (Err(_), Ok(decision)) if decision.action.is_none() => return Ok(message.raw),
-            (Err(fault), Ok(_)) => {
-                let facts = RequestFields::default();
-                return Err(self.refuse_turn(verdict, &message, facts, refuse_json(&fault, depth)));
-            }
-            (read, Err(denied)) => {
-                let facts = read.map(|body| body.facts).unwrap_or_default();
-                return Err(self.refuse_turn(verdict, &message, facts, denied.cause.into()));
-            }
-            (Ok(body), Ok(decision)) => (body, decision),
-        };
-        let ambiguous = body.facts.several_types.then(|| {
-            Refusal::new(
-                Cause::InvalidJson,
-                "the message has several members that may be its `type`",
-            )
-        });
-        match over_budget.or(ambiguous) {
-            Some(refusal) => Err(self.refuse_turn(verdict, &message, body.facts, refusal)),
-            None => self.begin_turn(verdict, &message, &decision, body),
-        }
-    }
-
-    /// Whether an upstream may begin a response for a message: one whose `type` says so, also in other spellings of it. Some
-    /// gateways take a message without a type for one (Wei-Shaw/sub2api does).
-    fn may_create(&self, facts: &RequestFields) -> bool {
-        let is_gateway = || {
-            let upstream = self.upstream.as_ref();
-            upstream.is_some_and(|upstream| upstream.config.kind.is_gateway())
-        };
-        facts.kind.as_deref().map_or_else(is_gateway, |kind| {
-            let kind = kind.trim_matches(|letter: char| letter.is_whitespace() || letter == '\0');
-            kind.is_empty() || kind.eq_ignore_ascii_case(RESPONSE_CREATE)
-        })
-    }
-
-    /// Decides what only the message itself tells, and what is left of the budget.
-    fn resolve_action(
-        &self,
-        decision: &mut Decision,
-        facts: &RequestFields,
-    ) -> Result<(), Refusal> {
-        let group = &decision.group;
-        let action = decision.action;
-        let settled = action.and_then(|action| group.settle(action, facts));
-        let (key, budgets) = (&decision.credential.digest, &self.state.budgets);
-        // Whichever of them the upstream reads.
-        let inner = facts.inner_tier.as_ref().map(ClientTier::as_str);
-        let mut own = own_tier(facts).into_iter().chain(inner);
-        let own = own.find(|tier| canonical(tier) == PRIORITY);
-        let now = Timestamp::now();
-        let allowed = group.within_budget(settled, own, key, budgets, now);
-        decision.action = allowed.map_err(Refusal::over_budget)?;
-        Ok(())
-    }
-
-    /// A `response.create` that may go on.
-    fn begin_turn(
-        &mut self,
-        verdict: Verdict,
-        message: &Message,
-        decision: &Decision,
-        body: Rewritten,
-    ) -> Result<Bytes, MessageError> {
-        let permits = match self.acquire_permits(decision) {
-            Ok(permits) => permits,
-            Err(refusal) => return Err(self.refuse_turn(verdict, message, body.facts, refusal)),
-        };
-        let mut record = self.turns.next(verdict, RequestFields::default());
-        record.request_bytes = message.payload_length as u64;
-        record.permits = Some(permits);
-        let action = decision.action.filter(|action| action.changes());
-        let sent = match action {
-            Some(action) => self.rewritten_frame(&mut record, message, action, body),
-            None => {
-                record.facts = body.facts;
-                record.sent_whole(message.payload_length as u64, None);
-                Ok((message.raw.clone(), None))
-            }
-        };
-        match sent {
-            Ok((frame, kept)) => {
-                self.activity += 1;
-                self.turns.begin(record, kept);
-                Ok(frame)
-            }
-            Err(refusal) => {
-                self.turns.begin_refused(record);
-                Err(MessageError::Refused(refusal))
-            }
-        }
-    }
-
-    fn acquire_permits(&self, decision: &Decision) -> Result<InFlightPermits, Refusal> {
-        if !self.turns.has_room() {
-            return Err(Refusal::new(
-                Cause::BufferFull,
-                "too many responses run on this connection",
-            ));
-        }
-        let in_flight = &self.state.in_flight;
-        in_flight.enter(&decision.group, &decision.credential.digest)
-    }
-
-    /// The message with the tier that was decided, and a copy of it where it may have to be sent without the tier.
-    fn rewritten_frame(
-        &mut self,
-        record: &mut RequestRecord,
-        message: &Message,
-        action: TierAction,
-        body: Rewritten,
-    ) -> Result<(Bytes, Option<SentMessage>), Refusal> {
-        let (buffer, start, facts) = body.into_parts();
-        record.facts = facts;
-        let (depth, turn) = (self.state.limits.json_depth, record.number);
-        let tier = action
-            .outgoing_tier(&buffer[start..], depth, true)
-            .map_err(|_| refuse_unforced(&self.state, format_args!("turn {turn}")))?;
-        let payload_length = buffer.len() - start;
-        record.sent_whole(payload_length as u64, tier);
-        let frame = encode_in_place(message.opcode, Some(message.mask), buffer, start);
-        let group = record.group.as_ref();
-        if !group.is_some_and(|group| group.retries_without_tier(action)) {
-            return Ok((frame, None));
-        }
-        // What was counted for it so far is the frame by now.
-        self.lease.shrink_to(self.client.held_bytes() as u64);
-        let memory = &self.state.body_memory;
-        let kept = SentMessage::keep(message, frame.clone(), payload_length, memory);
-        Ok((frame, kept))
-    }
-
-    /// A turn of which nothing goes to the upstream; the refusal which follows will close it.
-    fn refuse_turn(
-        &mut self,
-        verdict: Verdict,
-        message: &Message,
-        facts: RequestFields,
-        refusal: Refusal,
-    ) -> MessageError {
-        let mut record = self.turns.next(verdict, facts);
-        record.request_bytes = message.payload_length as u64;
-        self.turns.begin_refused(record);
-        MessageError::Refused(refusal)
     }
 
     /// Tells the client why, now or when the server's message under way has ended. Of the turns from `first` on nothing was
