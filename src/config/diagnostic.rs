@@ -230,11 +230,11 @@ pub(crate) fn name_fault(name: &str) -> Option<&'static str> {
 }
 
 /// Characters without a shape of their own, that join others or turn their direction (Unicode, general category Cf): with them
-/// two names look the same.
+/// two names look the same. Those that scripts and emoji are spelled with (U+200C and U+200D) are none.
 fn is_invisible(sign: char) -> bool {
     matches!(
         sign,
-        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
     )
 }
 

@@ -7,7 +7,7 @@ pub(crate) const NOT_PUT_IN: &str = "variables are not put in here; write out wh
 /// Shortest name of a variable that is taken for one after a bare `$`.
 const LEAST_NAME: usize = 2;
 
-/// Whether a text has a variable or an expression of a template in it: `${NAME}`, `$NAME`, `$(…)`, `{{…}}` or `%(name)s`.
+/// Whether a text has a variable or an expression of a template in it: `$NAME`, or what [`has_expression`] sees.
 pub(crate) fn has_variable(text: &str) -> bool {
     let is_of_name = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
     let is_name = |rest: &str| {
@@ -15,10 +15,14 @@ pub(crate) fn has_variable(text: &str) -> bool {
         !rest.starts_with(|first: char| first.is_ascii_digit()) && name.count() >= LEAST_NAME
     };
     let mut after_signs = text.split('$').skip(1);
-    ["${", "$(", "{{", "%("]
-        .iter()
-        .any(|start| text.contains(start))
-        || after_signs.any(is_name)
+    has_expression(text) || after_signs.any(is_name)
+}
+
+/// Whether a text has a variable in brackets in it: `${NAME}`, `$(…)`, `{{…}}` or `%(name)s`. A secret may have a `$` before
+/// letters.
+pub(crate) fn has_expression(text: &str) -> bool {
+    let mut starts = ["${", "$(", "{{", "%("].iter();
+    starts.any(|start| text.contains(start))
 }
 
 #[cfg(test)]
@@ -40,5 +44,6 @@ mod tests {
         for text in ["a.log", "a$b", "5$", "$1", "$10", "100%", "{a}", "x$Y", ""] {
             assert!(!has_variable(text), "{text}");
         }
+        assert!(has_expression("Bearer ${TOKEN}") && !has_expression("p$AB1"));
     }
 }

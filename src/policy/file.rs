@@ -404,7 +404,6 @@ impl Resolver<'_> {
         let about_force = [
             ("except_models", except.is_given(), except.location()),
             ("only_models", only.is_given(), only.location()),
-            ("on_tier_refused", refused.is_given(), refused.location()),
             (
                 "batches",
                 given.batches.is_given(),
@@ -416,6 +415,10 @@ impl Resolver<'_> {
                 let message =
                     format!("`{name}` has no effect without `force_fast_mode` or `force_tier`");
                 self.warnings.add(*location, message);
+            }
+            if refused.is_given() && !group.may_ask() {
+                let message = "`on_tier_refused` has no effect where nothing sets a tier";
+                self.warnings.add(refused.location(), message);
             }
             return;
         }

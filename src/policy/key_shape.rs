@@ -82,8 +82,10 @@ const IN_PLACEHOLDERS: [&str; 10] = [
     "insertyour",
     "enteryour",
 ];
-/// What stands for the part of a key that is not shown, with its sign, which is found sooner.
-const ELLIPSES: [(char, &str); 2] = [('.', "..."), ('x', "xxxxx")];
+/// What stands for the part of a key that is not shown.
+const ELLIPSES: [&str; 3] = ["...", "xxxxx", "XXXXX"];
+/// Up to this length of a key in bytes; a long random key may have such a part by chance.
+const MAX_ELLIPSED: usize = 40;
 const QUOTES: [char; 10] = ['"', '\'', '`', '“', '”', '„', '‘', '’', '«', '»'];
 
 /// Tells whether a text has a fault.
@@ -219,11 +221,12 @@ fn is_placeholder(text: &str) -> bool {
         let squeezed = lower.replace(['-', '_'], "");
         IN_PLACEHOLDERS.iter().any(|words| squeezed.contains(words))
     };
-    let has_ellipsis = |(sign, part): &(char, &str)| lower.contains(*sign) && lower.contains(part);
+    let has_ellipsis =
+        || text.len() <= MAX_ELLIPSED && ELLIPSES.iter().any(|part| text.contains(part));
     is_filler
         || is_prefix
         || PLACEHOLDERS.contains(&plain)
-        || ELLIPSES.iter().any(has_ellipsis)
+        || has_ellipsis()
         || may_have_words && has_words()
 }
 

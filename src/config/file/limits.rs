@@ -107,7 +107,7 @@ impl Resolver<'_> {
             ),
             (
                 limits.decoded_body < limits.body,
-                "`decoded_body` is less than `body`: the largest bodies are always refused",
+                "`decoded_body` is less than `body`: the largest compressed bodies are always refused",
             ),
             (
                 limits.body_timeout < limits.body_idle_timeout,

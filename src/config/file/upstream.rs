@@ -21,7 +21,7 @@ use crate::config::upstream::{
     Http2, MessagesMode, OnClientAbort, Presets, ServedTier, Upstream, UpstreamKind, UpstreamTls,
 };
 use crate::config::url::{Destination, Url, is_dns_name};
-use crate::config::variable::{NOT_PUT_IN, has_variable};
+use crate::config::variable::{NOT_PUT_IN, has_expression};
 use crate::config::{TlsFiles, path};
 
 /// How the URLs of whole endpoints end, and that of all of them; the longest first.
@@ -476,7 +476,7 @@ impl Resolver<'_> {
         let name = header_name(&member.key, of_key);
         let name = self.errors.note(member.location, name);
         let value = member.value.value(&self.errors)?;
-        let value = if has_variable(value) {
+        let value = if has_expression(value) {
             Err(NOT_PUT_IN)
         } else {
             HeaderValue::from_str(value)
