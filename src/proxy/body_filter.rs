@@ -19,6 +19,7 @@ use crate::proxy::client_response::{
 use crate::proxy::context::{Body, RequestContext};
 use crate::proxy::error_mapping::REFUSED;
 use crate::proxy::request_body::{BufferedBody, StreamedBody, waiting_piece};
+use crate::proxy::upstream_request::ROUTING_HINT;
 
 /// Bytes that an upstream of HTTP/2 takes before it has said more (RFC 9113 §6.9.2). So much of a body hardly ever waits,
 /// and is not counted.
@@ -41,8 +42,9 @@ pub(super) async fn take_body(
     let is_http2 = session.as_downstream().is_http2();
     context.body_idle = is_http2.then_some(limits.body_idle_timeout);
     let headers = &session.req_header().headers;
-    let is_coded = headers.contains_key(header::CONTENT_ENCODING);
-    let hold = hold_of(context, length, is_empty, is_coded)?;
+    let has_two_heads =
+        headers.contains_key(header::CONTENT_ENCODING) || headers.contains_key(&ROUTING_HINT);
+    let hold = hold_of(context, length, is_empty, has_two_heads)?;
     let memory = &context.state.body_memory;
     let Some(hold) = hold else {
         let body = StreamedBody::open(headers, length, &limits, memory)?;
@@ -73,12 +75,12 @@ fn hold_of(
     context: &mut RequestContext,
     length: Option<u64>,
     is_empty: bool,
-    is_coded: bool,
+    has_two_heads: bool,
 ) -> Result<Option<Hold>, Refusal> {
     let method = &context.request_info.method;
     let mut action = action_for_body(context.record.action, method, is_empty);
     if length.is_none() && !is_empty {
-        context.resolve_without_body(is_coded)?;
+        context.resolve_without_body(has_two_heads)?;
         action = context.record.action;
     }
     let for_budget = !is_empty && context.holds_for_budget();

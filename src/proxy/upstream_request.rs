@@ -19,7 +19,7 @@ use crate::upstream::{Origin, Upstream};
 /// The headers of W3C Trace Context.
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-static ROUTING_HINT: HeaderName = HeaderName::from_static("x-codex-routing-hint");
+pub(super) static ROUTING_HINT: HeaderName = HeaderName::from_static("x-codex-routing-hint");
 
 /// Headers that speak of one connection only (RFC 9110 §7.6.1, RFC 9113 §8.2.2). Pingora removes them where it speaks
 /// HTTP/1.1.

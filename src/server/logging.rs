@@ -1,8 +1,10 @@
 //! What is said on stderr: a line for each event, with the time where no journal adds it, and one line for a failure that
 //! happens again and again, with a count.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::collections::HashMap;
 use std::io::{self, Write};
+use std::panic::PanicHookInfo;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -50,11 +52,22 @@ pub fn init() -> Box<dyn Write> {
     };
     if log::set_boxed_logger(Box::new(Counting::new(lines))).is_ok() {
         log::set_max_level(level);
+        std::panic::set_hook(Box::new(tell_panic));
     }
     match stderr {
         Some(stderr) => Box::new(stderr),
         None => Box::new(io::stderr()),
     }
+}
+
+/// Says that a thread panics, as a line of the log: the default hook would wait for the reader of stderr, for ever.
+fn tell_panic(panic: &PanicHookInfo<'_>) {
+    let trace = Backtrace::capture();
+    match trace.status() {
+        BacktraceStatus::Captured => log::error!("{panic}\n{trace}"),
+        _ => log::error!("{panic}"),
+    }
+    log::logger().flush();
 }
 
 /// Says more or less from now on.

@@ -275,6 +275,8 @@ fn announce_ready(state: &State, inherited: Option<InheritedSockets>) {
     if let Some(Err(why)) = inherited.map(InheritedSockets::confirm) {
         log::warn!("the process whose sockets were taken over has ended: {why}");
     }
+    // What the files are warned of may be more than waits for stderr's reader at once.
+    log::logger().flush();
     log::info!("{}", start_line(state));
 }
 

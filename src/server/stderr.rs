@@ -2,6 +2,7 @@
 //! no end of the process.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
@@ -112,6 +113,11 @@ impl Write for Stderr {
         self.0.put(text);
         self.wait();
         Ok(text.len())
+    }
+
+    /// In one piece, so that no line of the log stands in the middle.
+    fn write_fmt(&mut self, words: fmt::Arguments<'_>) -> io::Result<()> {
+        self.write_all(words.to_string().as_bytes())
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -36,6 +36,8 @@ prices:
       priority: {input: 2, cached_input: 2, output: 2}
 ";
 const PATH: &str = "/v1/responses";
+/// How long an error is kept back for its end.
+const KEPT_TIME: Duration = Duration::from_secs(2);
 const BODY: &str = r#"{"model":"m-1","service_tier":"flex","n":1.0}"#;
 const REFUSAL: &str =
     r#"{"error":{"message":"no","code":"unsupported_value","param":"service_tier"}}"#;
@@ -189,6 +191,26 @@ fn gzip(text: &str) -> Vec<u8> {
     let mut encoder = GzEncoder::new(text.as_bytes(), Compression::fast());
     encoder.read_to_end(&mut coded).unwrap();
     coded
+}
+
+#[test]
+fn a_response_may_take_its_time_behind_hints() {
+    let response = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: ";
+    let hinted = Reply::default()
+        .send("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
+        .wait(KEPT_TIME + Duration::from_millis(500))
+        .send(format!("{response}{}\r\n\r\n{SERVED}", SERVED.len()));
+    let upstream = upstream::script([hinted]).run();
+    let proxy = proxy_to(&upstream);
+    let client = proxy.client("sk-fast");
+    let mut connection = client.connect();
+    connection.send(client.message(PATH, BODY.as_bytes()));
+    assert_eq!(connection.head().unwrap().status, 103);
+    assert_eq!(connection.answer().text(), SERVED);
+    assert_told(
+        &proxy.record(),
+        &json!({"outcome": "ok", "tier_refused": false}),
+    );
 }
 
 #[test]

@@ -196,7 +196,7 @@ impl RequestContext {
             return false;
         };
         self.refusal.get_or_insert_with(|| cause.into());
-        if cause.status() >= 500 {
+        if cause.status() >= 500 && cause != Cause::Draining {
             self.log_failure(cause, error);
         }
         true

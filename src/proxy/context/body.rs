@@ -50,13 +50,14 @@ impl RequestContext {
 
     /// Decides what has to be known before the body: of a body without a length the head is made before it is read. So what
     /// the body says counts only where the head is the same in both cases: elsewhere it cannot ask for the fast tier, nor take
-    /// the request out of the force. `is_coded`: the head tells a coding of the body.
+    /// the request out of the force. `has_two_heads`: it tells a coding of the body,
+    /// or a hint of the tier.
     ///
     /// # Errors
     /// As above.
-    pub fn resolve_without_body(&mut self, is_coded: bool) -> Result<(), Refusal> {
+    pub fn resolve_without_body(&mut self, has_two_heads: bool) -> Result<(), Refusal> {
         let action = self.record.action.and_then(|action| {
-            let has_one_head = action.beta_header == BetaHeader::Keep && !is_coded;
+            let has_one_head = action.beta_header == BetaHeader::Keep && !has_two_heads;
             match action.condition {
                 Condition::FastSpeed | Condition::ModelRule if has_one_head => Some(action),
                 Condition::FastSpeed => None,

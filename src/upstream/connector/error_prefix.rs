@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tokio::time::{Sleep, sleep};
 
+use crate::codec::framing::without_interim;
+
 /// The most of a response that is kept back, in bytes.
 const MAX_PREFIX_BYTES: usize = 64 * 1024;
 /// How long more of it is waited for. Errors are small, and most come in one piece.
@@ -20,6 +22,11 @@ pub(super) struct ErrorPrefix {
 }
 
 impl ErrorPrefix {
+    /// Whether there is more than interim responses of HTTP/1.1, behind which the response itself may take its time.
+    pub fn has_begun(&self) -> bool {
+        !without_interim(&self.bytes).is_empty()
+    }
+
     /// Whether no more is kept back.
     pub fn is_full(&self) -> bool {
         self.bytes.len() >= MAX_PREFIX_BYTES

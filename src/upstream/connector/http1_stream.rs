@@ -191,20 +191,21 @@ impl Http1Stream {
             let mut read = ReadBuf::new(&mut room);
             let polled = self.poll_receive(cx, &mut read);
             let has_ended = match polled {
-                Poll::Pending if self.error.bytes.is_empty() => return Poll::Pending,
+                Poll::Pending if !self.error.has_begun() => return Poll::Pending,
                 Poll::Pending => self.error.poll_over(cx).is_ready(),
                 Poll::Ready(Ok(())) => read.filled().is_empty(),
-                Poll::Ready(Err(error)) if self.error.bytes.is_empty() => {
+                Poll::Ready(Err(error)) if !self.error.has_begun() => {
                     return Poll::Ready(Err(error));
                 }
                 Poll::Ready(Err(_)) => true,
             };
             self.error.bytes.extend_from_slice(read.filled());
+            let has_begun = self.error.has_begun();
             let status = self.head.status();
-            let body = status
-                .is_none_or(|status| (400..500).contains(&status))
-                .then(|| response_body(&self.error.bytes).unwrap_or_default());
-            let is_open = body.as_ref().is_some_and(|(_, is_whole)| !is_whole);
+            let may_be_error =
+                has_begun && status.is_none_or(|status| (400..500).contains(&status));
+            let body = may_be_error.then(|| response_body(&self.error.bytes).unwrap_or_default());
+            let is_open = !has_begun || body.as_ref().is_some_and(|(_, is_whole)| !is_whole);
             if !is_open || has_ended || self.error.is_full() {
                 let bytes = std::mem::take(&mut self.error).bytes;
                 // An interim response that the client had would forbid another attempt.

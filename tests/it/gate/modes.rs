@@ -223,6 +223,38 @@ fn a_coded_body_that_cannot_be_looked_at_to_its_end_tells_nothing() {
 }
 
 #[test]
+fn the_hint_of_a_tier_agrees_with_a_body_whatever_its_framing() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .policy(
+            "version: 1\ngroups: {fast: {platform: openai, force_fast_mode: true, except_models: [m-mini]}}\n\
+             keys: {sk-fast: fast}\n",
+        )
+        .run();
+    let client = proxy
+        .client("sk-fast")
+        .header("x-codex-routing-hint", "a=1;tier=default");
+    for (model, framing) in [
+        ("m", "length"),
+        ("m-mini", "length"),
+        ("m", "chunks"),
+        ("m-mini", "chunks"),
+    ] {
+        let body = format!(r#"{{"model":"{model}"}}"#);
+        match framing {
+            "length" => client.post("/v1/responses", &body),
+            _ => client.post_chunked("/v1/responses", &[body.as_bytes()]),
+        };
+        let received = upstream.requests(upstream.received().len());
+        let request = received.last().unwrap();
+        let hint = request.header("x-codex-routing-hint")[0] == "a=1;tier=priority";
+        let forced = request.text().contains("priority");
+        assert_eq!(hint, forced, "{model}, {framing}");
+    }
+}
+
+#[test]
 fn headers_pass_but_for_those_of_the_connection() {
     let upstream = upstream::json("{}").run();
     let proxy = proxy::new().upstream(&upstream).run();
