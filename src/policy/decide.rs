@@ -154,13 +154,6 @@ impl Group {
     }
 
     /// What is done where nothing is forced and the client may ask.
-    /// Whether a client may ask for fast mode by a signal of its own, where no tier is forced.
-    pub(super) fn may_ask(&self) -> bool {
-        self.platform == Platform::OpenAi
-            && self.fast_mode_beta != FastModeSignal::Off
-            && self.upstream.messages != MessagesMode::Off
-    }
-
     fn asked_action(&self, endpoint: Endpoint, beta_asked: bool) -> Option<TierAction> {
         let condition = match self.fast_mode_beta {
             FastModeSignal::Header if beta_asked => Condition::Always,

@@ -17,6 +17,7 @@ use crate::config::pattern::Pattern;
 use crate::config::units::Amount;
 use crate::config::{Config, MessagesMode, Upstream, UpstreamKind, yaml};
 use crate::policy::api_key::{KeyTable, NewKey, digest};
+use crate::policy::endpoint::Endpoint;
 use crate::policy::group::{
     AtLimit, BudgetRule, FastModeSignal, ForcedTier, ModelRule, OnTierRefused, Period, Scope,
 };
@@ -416,7 +417,8 @@ impl Resolver<'_> {
                     format!("`{name}` has no effect without `force_fast_mode` or `force_tier`");
                 self.warnings.add(*location, message);
             }
-            if refused.is_given() && !group.may_ask() {
+            let asked = group.action(Endpoint::Messages, true);
+            if refused.is_given() && asked == Ok(None) {
                 let message = "`on_tier_refused` has no effect where nothing sets a tier";
                 self.warnings.add(refused.location(), message);
             }

@@ -446,6 +446,14 @@ fn doubly_framed() -> upstream::Reply {
         .send("0\r\n\r\n")
 }
 
+/// A proxy that meets every idle connection to its upstream again: one thread has one pool.
+fn proxy_with_one_pool(upstream: &Upstream) -> Proxy {
+    proxy::new()
+        .upstream(upstream)
+        .setting("server: {threads: 1}")
+        .run()
+}
+
 #[test]
 fn a_response_with_a_length_and_chunks_is_read_by_its_chunks_and_its_connection_not_used_again() {
     let upstream = script([
@@ -454,11 +462,7 @@ fn a_response_with_a_length_and_chunks_is_read_by_its_chunks_and_its_connection_
         reply(200).json("{}"),
     ])
     .run();
-    // One thread has one pool.
-    let proxy = proxy::new()
-        .upstream(&upstream)
-        .setting("server: {threads: 1}")
-        .run();
+    let proxy = proxy_with_one_pool(&upstream);
     let client = proxy.client("sk-fast");
     let answer = client.post(PATH, BODY);
     assert_eq!((answer.status, answer.whole), (200, true));
@@ -493,11 +497,7 @@ fn a_response_that_says_twice_alike_how_long_it_is_is_read_and_its_connection_no
     for told in told_twice {
         let head = format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n{told}");
         let upstream = script([upstream::Reply::default().send(head), reply(200).json("{}")]).run();
-        // One thread has one pool.
-        let proxy = proxy::new()
-            .upstream(&upstream)
-            .setting("server: {threads: 1}")
-            .run();
+        let proxy = proxy_with_one_pool(&upstream);
         let client = proxy.client("sk-fast");
         let answer = client.post(PATH, BODY);
         assert_eq!((answer.status, answer.text()), (200, "{}"), "{told}");
