@@ -56,10 +56,9 @@ impl FileEvents {
         inotify::add_watch(&self.queue, path, flags).ok()
     }
 
-    /// Watches the names in a folder.
+    /// Watches the names in a folder. Not each write to what is in it: the access log may be there.
     pub fn watch_folder(&self, path: &Path) -> Option<i32> {
-        let flags = WatchFlags::MODIFY
-            | WatchFlags::CLOSE_WRITE
+        let flags = WatchFlags::CLOSE_WRITE
             | WatchFlags::CREATE
             | WatchFlags::DELETE
             | WatchFlags::MOVED_FROM
