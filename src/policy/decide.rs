@@ -345,6 +345,11 @@ mod tests {
             r#"{"model":"a\u0000"}"#,
             r#"{"model":"\ud800a"}"#,
             r#"{"model":"é"}"#,
+            r#"{"model":"a","models":["b"]}"#,
+            r#"{"model":"a","Model\u017f":"b"}"#,
+            r#"{"fallbacks":[{"model":"b"}],"model":"a"}"#,
+            r#"{"model":"a","context_window_fallbacks":[{"a":["b"]}]}"#,
+            r#"{"content_policy_fallbac\u212as":{},"model":"a"}"#,
         ] {
             let facts = facts(body);
             assert!(!except.exempts(&facts) && !only.exempts(&facts), "{body}");
@@ -352,6 +357,7 @@ mod tests {
         let long = facts(&format!(r#"{{"model":"{}"}}"#, "a".repeat(257)));
         assert!(!except.exempts(&long) && !only.exempts(&long));
         assert!(except.exempts(&facts(r#"{"m\u006fdel":"\u0061"}"#)));
+        assert!(except.exempts(&facts(r#"{"model":"a","models":null,"fallback":"b"}"#)));
     }
 
     #[test]

@@ -9,6 +9,16 @@ use crate::codec::json::{Interest, Key, Kind, Value, Visitor};
 /// The member that asks for a tier.
 pub const MEMBER: &str = "service_tier";
 
+/// Members that name models to be tried where the one of `model` fails: OpenRouter's
+/// (<https://openrouter.ai/docs/guides/routing/model-fallbacks>), and LiteLLM's, the first of which is Anthropic's as well
+/// (<https://docs.litellm.ai/docs/proxy/client_side_fallbacks>).
+const FURTHER_MODELS: [&str; 4] = [
+    "models",
+    "fallbacks",
+    "context_window_fallbacks",
+    "content_policy_fallbacks",
+];
+
 const TIER_BYTES: usize = 64;
 const MODEL_BYTES: usize = 256;
 const KIND_BYTES: usize = 64;
@@ -68,6 +78,7 @@ pub(super) enum Topic {
     Model {
         exact: bool,
     },
+    FurtherModels,
     Tier {
         exact: bool,
     },
@@ -95,7 +106,7 @@ pub(super) enum InnerTopic {
     Tier,
     /// `stream_options.include_usage`
     IncludeUsage { exact: bool },
-    /// `response.model`
+    /// `response.model`, or one of its [`FURTHER_MODELS`]
     Model,
     #[default]
     Other,
@@ -114,7 +125,9 @@ impl Reader {
         let name = name.unwrap_or_default();
         self.inner = match self.topic {
             Topic::Response if folds_to(name, MEMBER) => InnerTopic::Tier,
-            Topic::Response if folds_to(name, "model") => InnerTopic::Model,
+            Topic::Response if folds_to(name, "model") || names_further_models(name) => {
+                InnerTopic::Model
+            }
             Topic::StreamOptions { .. } if folds_to(name, "include_usage") => {
                 let exact = name == b"include_usage";
                 InnerTopic::IncludeUsage { exact }
@@ -131,10 +144,7 @@ impl Reader {
         match self.inner {
             InnerTopic::Tier => self.facts.inner_tier = Some(ClientTier::of(value)),
             // Which of the two models counts is the upstream's to say.
-            InnerTopic::Model => {
-                self.modelled = true;
-                self.facts.model_is_sole = false;
-            }
+            InnerTopic::Model => self.further_model(),
             InnerTopic::IncludeUsage { .. } | InnerTopic::Other => {}
         }
     }
@@ -145,6 +155,12 @@ impl Reader {
         }
         self.facts.model_is_sole = exact && !self.modelled && is_plain(value);
         self.modelled = true;
+    }
+
+    /// Another model than that of `model` may be served.
+    fn further_model(&mut self) {
+        self.modelled = true;
+        self.facts.model_is_sole = false;
     }
 
     fn tier(&mut self, exact: bool, value: Value<'_>) {
@@ -179,6 +195,8 @@ impl Visitor for Reader {
             Topic::Other | Topic::Response | Topic::StreamOptions { .. } => {}
             Topic::Stream { exact: false } | Topic::Speed { exact: false } => {}
             Topic::Model { exact } => self.model(exact, value),
+            Topic::FurtherModels if value.kind == Kind::Null => {}
+            Topic::FurtherModels => self.further_model(),
             Topic::Tier { exact } => self.tier(exact, value),
             Topic::Stream { exact: true } => facts.stream = boolean(value),
             Topic::Background => facts.background = boolean(value),
@@ -198,9 +216,10 @@ impl Topic {
     fn of(name: &[u8]) -> Topic {
         // Most keys begin with another letter; U+017F, which folds to `s`, with 0xc5.
         match name.first() {
-            Some(b's' | b'm' | b't' | b'r' | b'b' | b'S' | b'M' | b'T' | b'R' | 0xc5) => {
-                Topic::of_candidate(name)
-            }
+            Some(
+                b's' | b'm' | b't' | b'r' | b'b' | b'f' | b'c' | b'S' | b'M' | b'T' | b'R' | b'F'
+                | b'C' | 0xc5,
+            ) => Topic::of_candidate(name),
             _ => Topic::Other,
         }
     }
@@ -227,6 +246,7 @@ impl Topic {
             14..=16 if folds_to(name, "stream_options") => Topic::StreamOptions {
                 exact: name == b"stream_options",
             },
+            _ if names_further_models(name) => Topic::FurtherModels,
             _ => Topic::Other,
         }
     }
@@ -234,8 +254,8 @@ impl Topic {
 
 impl RequestFields {
     /// The model, if every reader of the body finds the same one: a single member that may be read as `model`, spelled so, of
-    /// at most 256 visible ASCII characters and nothing else. Whatever an upstream might trim, fold or replace in a name
-    /// would let it serve another model than the one that was looked at here.
+    /// at most 256 visible ASCII characters and nothing else, and no member that names further models. Whatever an upstream
+    /// might trim, fold or replace in a name would let it serve another model than the one that was looked at here.
     pub fn sole_model(&self) -> Option<&str> {
         self.model.as_deref().filter(|_| self.model_is_sole)
     }
@@ -275,6 +295,11 @@ pub(super) fn folds_to(name: &[u8], member: &str) -> bool {
         };
     }
     rest.is_empty()
+}
+
+/// Whether a member of this name has [`FURTHER_MODELS`].
+fn names_further_models(name: &[u8]) -> bool {
+    FURTHER_MODELS.iter().any(|member| folds_to(name, member))
 }
 
 /// Whether it is the string by which fast mode is asked for, as lenient readers take it.
