@@ -58,6 +58,8 @@ pub struct RequestInfo {
     pub path: String,
     /// Kind of endpoint that the path names.
     pub endpoint: Endpoint,
+    /// Models that path and query name.
+    pub models: Vec<String>,
     /// Its span, where spans are sent anywhere.
     pub trace: Option<TraceContext>,
 }
@@ -512,7 +514,7 @@ impl RequestRecord {
         Texts {
             user_agent: request.user_agent.as_deref().map(clean_words),
             path: clean_words(&request.path),
-            model: logged_model(&self.facts).map(clean),
+            model: logged_model(&self.facts, &request.models).map(clean),
             tier_client: self
                 .facts
                 .service_tier
@@ -713,9 +715,10 @@ pub fn set_tier(action: Option<TierAction>, in_bytes: Option<&str>) -> Option<&s
     in_bytes.or(action.and_then(|action| action.tier_in_header()))
 }
 
-/// The model that a body names, as it is logged.
-pub fn logged_model(facts: &RequestFields) -> Option<&str> {
-    Some(cut(facts.model.as_deref()?, MODEL_BYTES))
+/// The model that a body names, or else its target, as it is logged.
+pub fn logged_model<'a>(facts: &'a RequestFields, in_target: &'a [String]) -> Option<&'a str> {
+    let model = facts.model.as_ref().or(in_target.first())?;
+    Some(cut(model, MODEL_BYTES))
 }
 
 fn error(termination: Termination) -> Option<&'static str> {

@@ -1,13 +1,15 @@
 //! What is done to the tier of a request: decided by the group and the head, and where they leave it open, settled by what
 //! the body says.
 
+use std::borrow::Cow;
+
 use crate::codec::error::Cause;
 use crate::codec::service_tier::{
     Edit, Edits, PRIORITY, RequestFields, Tier, has_no_tier, observed_tier,
 };
 use crate::config::MessagesMode;
 use crate::config::pattern::Pattern;
-use crate::policy::endpoint::Endpoint;
+use crate::policy::endpoint::{Endpoint, add_models};
 use crate::policy::group::{FastModeSignal, ForcedTier, ModelRule, OnTierRefused};
 use crate::policy::{Group, Platform};
 
@@ -106,6 +108,16 @@ impl ModelRule {
         self.exempts_model(facts.sole_model())
     }
 
+    /// Whether the force is for none of these models, of which an upstream may serve any.
+    fn exempts_all(&self, models: &[String]) -> bool {
+        models.iter().all(|model| {
+            // With an escape or parameters in it, some upstream reads another name.
+            let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"%;".contains(&byte);
+            let model = Some(&**model).filter(|model| model.bytes().all(is_plain));
+            self.exempts_model(model)
+        })
+    }
+
     /// Whether the force is not for this model; it is where none can be told.
     pub fn exempts_model(&self, model: Option<&str>) -> bool {
         let is_listed = |patterns: &[Pattern]| {
@@ -131,11 +143,30 @@ impl Group {
         self.forced_tier().is_some()
     }
 
-    /// What is done to a request for this endpoint, as far as its head tells. `Err`: it has to be forced, and the upstream
-    /// knows no way.
+    /// The models that this target names for the group's upstream; see [`add_models`].
+    pub(crate) fn models_in_target(
+        &self,
+        path: &str,
+        query: &[u8],
+        endpoint: Endpoint,
+    ) -> Vec<String> {
+        let mut models = Vec::new();
+        for url in &self.upstream.urls {
+            let path = match &*url.prefix {
+                "" => Cow::Borrowed(path),
+                prefix => Cow::Owned([prefix, path].concat()),
+            };
+            add_models(&mut models, &path, query, endpoint);
+        }
+        models
+    }
+
+    /// What is done to a request for this endpoint, as far as its head tells, whose target names these models. `Err`: it has to
+    /// be forced, and the upstream knows no way.
     pub(crate) fn action(
         &self,
         endpoint: Endpoint,
+        models: &[String],
         beta_asked: bool,
     ) -> Result<Option<TierAction>, Cause> {
         if !endpoint.takes_tier() || self.platform != Platform::OpenAi {
@@ -146,7 +177,10 @@ impl Group {
         };
         let condition = match self.models {
             ModelRule::All => Condition::Always,
-            ModelRule::Except(_) | ModelRule::Only(_) => Condition::ModelRule,
+            ModelRule::Except(_) | ModelRule::Only(_) if self.models.exempts_all(models) => {
+                Condition::ModelRule
+            }
+            ModelRule::Except(_) | ModelRule::Only(_) => Condition::Always,
         };
         let reason = TierReason::GroupForce;
         let action = self.set(forced, endpoint, reason, condition);

@@ -1,5 +1,5 @@
-//! Which endpoint a request path names, and whether every upstream would read the path as we do.
-//! It sees the path alone: bytes in, a value out, no allocation.
+//! Which endpoint a request path names, whether every upstream would read the path as we do, and which models a target names.
+//! It sees the path and the query alone: bytes in, a value out.
 
 pub use crate::codec::error::Protocol;
 
@@ -135,6 +135,37 @@ pub fn classify(path: &[u8], tier_paths: &[String]) -> Path {
         return Path::AMBIGUOUS;
     }
     plain
+}
+
+/// Adds the models that the target of a request names for upstreams which take theirs from there, whatever the body says: what
+/// stands in the path between `deployments`, as Azure OpenAI has it, `engines` or `models`, and the endpoint's own segments;
+/// and the query's `model`, which LiteLLM prefers to both. Of several segments either the first or all of them are the model.
+pub fn add_models(models: &mut Vec<String>, path: &str, query: &[u8], endpoint: Endpoint) {
+    let own_segments = match endpoint {
+        Endpoint::ChatCompletions | Endpoint::ResponsesCompact | Endpoint::Messages => 2,
+        Endpoint::Responses | Endpoint::Embeddings | Endpoint::Completions | Endpoint::Extra => 1,
+        Endpoint::ResponsesItem | Endpoint::Other => return,
+    };
+    if let Some(model) = model_in_path(path, own_segments) {
+        models.push(model.to_owned());
+        models.extend(model.split_once('/').map(|(first, _)| first.to_owned()));
+    }
+    let members = form_urlencoded::parse(query);
+    let named = members.filter(|(name, _)| name.eq_ignore_ascii_case("model"));
+    models.extend(named.map(|(_, model)| model.into_owned()));
+}
+
+fn model_in_path(path: &str, own_segments: usize) -> Option<&str> {
+    const MARKS: [&str; 3] = ["deployments", "engines", "models"];
+    let path = path.strip_suffix('/').unwrap_or(path);
+    let mut rest = path.rsplitn(own_segments + 1, '/').nth(own_segments)?;
+    while let Some((segment, behind)) = rest.split_once('/') {
+        rest = behind;
+        if MARKS.iter().any(|mark| segment.eq_ignore_ascii_case(mark)) {
+            return Some(rest);
+        }
+    }
+    None
 }
 
 /// What of a segment is compared.
@@ -436,6 +467,38 @@ mod tests {
         }
         for path in ["/v1/agents;x", "/v1/agents/sessions/s;x"] {
             assert!(!is_ambiguous(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_target_may_name_the_model() {
+        for (target, models) in [
+            (
+                "/openai/deployments/gpt-5.5/chat/completions?api-version=1",
+                "gpt-5.5",
+            ),
+            ("/Engines/a/chat/completions/", "a"),
+            ("/models/org/a/chat/completions", "org/a org"),
+            ("/v1/deployments/a/responses", "a"),
+            ("/deployments/a/responses/compact", "a"),
+            ("/deployments/chat/chat/completions", "chat"),
+            ("/deployments/a/v1/messages", "a"),
+            (
+                "/deployments/a/embeddings?model=b&mod%65l=c%2Fd&models=e",
+                "a b c/d",
+            ),
+            ("/v1/responses?x=1&Model=b", "b"),
+            ("/models/chat/completions", ""),
+            ("/v1/chat/completions", ""),
+            ("/messages", ""),
+            ("/v1/deployments/a", ""),
+            ("/v1/realtime?model=a", ""),
+            ("/xdeployments/a/responses", ""),
+        ] {
+            let (path, query) = target.split_once('?').unwrap_or((target, ""));
+            let mut found = Vec::new();
+            add_models(&mut found, path, query.as_bytes(), endpoint(path));
+            assert_eq!(found.join(" "), models, "{target}");
         }
     }
 

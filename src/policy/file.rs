@@ -417,7 +417,7 @@ impl Resolver<'_> {
                     format!("`{name}` has no effect without `force_fast_mode` or `force_tier`");
                 self.warnings.add(*location, message);
             }
-            let asked = group.action(Endpoint::Messages, true);
+            let asked = group.action(Endpoint::Messages, &[], true);
             if refused.is_given() && asked == Ok(None) {
                 let message = "`on_tier_refused` has no effect where nothing sets a tier";
                 self.warnings.add(refused.location(), message);

@@ -112,6 +112,8 @@ pub struct Head<'a> {
     pub method: &'a Method,
     /// As received, without the query.
     pub path: &'a [u8],
+    /// As received, without the question mark; empty where there is none.
+    pub query: &'a [u8],
     /// Headers as received.
     pub headers: &'a HeaderMap,
 }
@@ -129,6 +131,8 @@ pub struct Decision {
     pub group: Arc<Group>,
     /// Kind of endpoint that the path names.
     pub endpoint: Endpoint,
+    /// Models that path and query name, of which an upstream may serve any whatever the body says.
+    pub models: Vec<String>,
     /// None: the request goes on as it is.
     pub action: Option<TierAction>,
 }
@@ -231,11 +235,15 @@ impl Policy {
         if path.batches && key_context.group.is_forced() && !key_context.group.batches_allowed {
             return Err(key_context.denied(Cause::BatchesNotForced));
         }
-        key_context.decide(asks_for_fast_mode(request.headers))
+        // A path that is not ambiguous is plain ASCII.
+        let plain = String::from_utf8_lossy(request.path);
+        let group = &key_context.group;
+        let models = group.models_in_target(&plain, request.query, path.endpoint);
+        key_context.decide(models, asks_for_fast_mode(request.headers))
     }
 
     /// The decision on a further turn of a connection whose first request was decided by this policy or an earlier one.
-    /// `beta_asked`: the connection's request [asked for fast mode](asks_for_fast_mode).
+    /// `models`: those that the connection's request named in its target.
     ///
     /// # Errors
     /// As [`Policy::decide`].
@@ -243,9 +251,10 @@ impl Policy {
         &self,
         credential: &Credential,
         endpoint: Endpoint,
-        beta_asked: bool,
+        models: &[String],
     ) -> Result<Decision, Denied> {
-        self.key_context(credential, endpoint)?.decide(beta_asked)
+        let key_context = self.key_context(credential, endpoint)?;
+        key_context.decide(models.to_vec(), false)
     }
 
     fn key_context(
@@ -343,8 +352,8 @@ impl KeyContext {
         }
     }
 
-    fn decide(self, beta_asked: bool) -> Result<Decision, Denied> {
-        let action = match self.group.action(self.endpoint, beta_asked) {
+    fn decide(self, models: Vec<String>, beta_asked: bool) -> Result<Decision, Denied> {
+        let action = match self.group.action(self.endpoint, &models, beta_asked) {
             Ok(action) => action,
             Err(cause) => return Err(self.denied(cause)),
         };
@@ -354,6 +363,7 @@ impl KeyContext {
             key_location: self.key_location,
             group: self.group,
             endpoint: self.endpoint,
+            models,
             action,
         })
     }

@@ -82,6 +82,7 @@ fn decide(
     policy.decide(&Head {
         method: &Method::POST,
         path: path.as_bytes(),
+        query: b"",
         headers: &map,
     })
 }
@@ -253,7 +254,7 @@ fn every_tier_is_forced_as_its_upstream_can_be_told() {
     for (forced, row) in tiers.into_iter().zip(table) {
         for (name, expected) in upstreams.into_iter().zip(row.split(", ")) {
             let group = group(name, |group| group.force = Some(forced));
-            let action = group.action(Endpoint::Messages, true);
+            let action = group.action(Endpoint::Messages, &[], true);
             let done = match action {
                 Ok(action) => action.map(|done| format!("{:?} {:?}", done.body, done.beta_header)),
                 Err(Cause::MessagesNotForced) => Some("refused".to_owned()),
@@ -268,7 +269,7 @@ fn every_tier_is_forced_as_its_upstream_can_be_told() {
                 Endpoint::ChatCompletions,
                 Endpoint::Extra,
             ] {
-                let action = group.action(endpoint, false).unwrap().unwrap();
+                let action = group.action(endpoint, &[], false).unwrap().unwrap();
                 assert_eq!(action.body, forced.tier().map_or(Edit::Remove, Edit::Set));
                 assert_eq!(action.beta_header, if fast { Keep } else { Remove });
             }
@@ -277,7 +278,7 @@ fn every_tier_is_forced_as_its_upstream_can_be_told() {
                 Endpoint::ResponsesItem,
                 Endpoint::Other,
             ] {
-                assert_eq!(group.action(endpoint, true).unwrap(), None);
+                assert_eq!(group.action(endpoint, &[], true).unwrap(), None);
             }
         }
     }
@@ -289,7 +290,10 @@ fn a_model_that_the_force_is_not_for_leaves_the_request_as_it_came() {
     let group = group("forced-tier", |group| {
         group.models = ModelRule::Except(mini)
     });
-    let action = group.action(Endpoint::Responses, false).unwrap().unwrap();
+    let action = group
+        .action(Endpoint::Responses, &[], false)
+        .unwrap()
+        .unwrap();
     assert_eq!(action.condition, Condition::ModelRule);
     let settled = group
         .settle(action, &read(r#"{"model":"gpt-mini"}"#))
@@ -307,13 +311,47 @@ fn a_model_that_the_force_is_not_for_leaves_the_request_as_it_came() {
 }
 
 #[test]
+fn a_model_of_the_target_that_the_force_is_for_is_forced_whatever_the_body_says() {
+    let group = |prefix: &str| {
+        let policy = parse(&POLICY.replace(
+            "upstream: tier, force_fast_mode: true}\n  forced-beta",
+            "upstream: tier, force_fast_mode: true, only_models: [gpt]}\n  forced-beta",
+        ));
+        let group = policy.unwrap().group("forced-tier").unwrap().clone();
+        let mut group = Arc::into_inner(group).unwrap();
+        Arc::make_mut(&mut group.upstream).urls[0].prefix = prefix.to_owned();
+        group
+    };
+    for (prefix, path, condition) in [
+        ("", "/v1/responses", Condition::ModelRule),
+        ("", "/deployments/other/responses", Condition::ModelRule),
+        ("", "/deployments/gpt/responses", Condition::Always),
+        ("", "/deployments/gpt/other/responses", Condition::Always),
+        ("/deployments/gpt", "/responses", Condition::Always),
+        ("/deployments", "/GPT/responses", Condition::Always),
+    ] {
+        let group = group(prefix);
+        let models = group.models_in_target(path, b"", Endpoint::Responses);
+        let action = group.action(Endpoint::Responses, &models, false);
+        assert_eq!(
+            action.unwrap().unwrap().condition,
+            condition,
+            "{prefix}{path}"
+        );
+    }
+}
+
+#[test]
 fn the_speed_in_the_body_asks_where_the_group_says_so_and_the_header_does_not() {
     let group = group("plain-both", |group| {
         group.fast_mode_beta = FastModeSignal::Speed
     });
     for beta in [true, false] {
-        assert_eq!(group.action(Endpoint::Responses, beta), Ok(None));
-        let action = group.action(Endpoint::Messages, beta).unwrap().unwrap();
+        assert_eq!(group.action(Endpoint::Responses, &[], beta), Ok(None));
+        let action = group
+            .action(Endpoint::Messages, &[], beta)
+            .unwrap()
+            .unwrap();
         assert_eq!(action.condition, Condition::FastSpeed);
         assert_eq!(group.settle(action, &read(r#"{"speed":"standard"}"#)), None);
         assert_eq!(group.settle(action, &read("{}")), None);
@@ -344,7 +382,10 @@ fn past_its_budget_a_group_goes_as_it_came_or_is_refused_and_only_for_priority()
         };
         let group = group("forced-both", |group| group.budget = Some(rule));
         let budgets = Budgets::default();
-        let action = group.action(Endpoint::Responses, false).unwrap().unwrap();
+        let action = group
+            .action(Endpoint::Responses, &[], false)
+            .unwrap()
+            .unwrap();
         let within = |action, own, key| group.within_budget(action, own, key, &budgets, now);
         group.charge(&key, Some("default"), "9".parse().unwrap(), &budgets, now);
         group.charge(
@@ -625,7 +666,7 @@ fn a_further_turn_is_decided_by_the_policy_of_its_time() {
     let again = |text: &str| {
         parse(text)
             .unwrap()
-            .decide_turn(&first.credential, first.endpoint, false)
+            .decide_turn(&first.credential, first.endpoint, &[])
     };
     let forced =
         again(&POLICY.replace("k-plain-tier: plain-tier", "k-plain-tier: forced-tier")).unwrap();

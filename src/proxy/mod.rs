@@ -40,7 +40,7 @@ use crate::proxy::client_response::{
     LINGERING_CLOSE_TIME, REQUEST_ID, Stop, check_response, drop_length, edit_response,
     local_response, send_local, send_refusal, withhold_interim,
 };
-use crate::proxy::context::{RequestContext, head_bytes, without_query};
+use crate::proxy::context::{RequestContext, head_bytes, path_and_query};
 use crate::proxy::error_mapping::{TIER_REFUSED, no_address, refused};
 use crate::state::State;
 use crate::upstream::connector::UpstreamConnector;
@@ -430,9 +430,11 @@ fn announces_body(head: &RequestHeader) -> bool {
 
 fn policy_head(session: &Session) -> Head<'_> {
     let head = session.req_header();
+    let (path, query) = path_and_query(head.raw_path());
     Head {
         method: &head.method,
-        path: without_query(head.raw_path()),
+        path,
+        query,
         headers: &head.headers,
     }
 }

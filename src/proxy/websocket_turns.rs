@@ -212,6 +212,11 @@ impl Turns {
         self.request_info.id
     }
 
+    /// The models that the target of that request named.
+    pub fn models(&self) -> &[String] {
+        &self.request_info.models
+    }
+
     /// Whether another turn may begin.
     pub fn has_room(&self) -> bool {
         self.open.len() < MAX_OPEN_TURNS

@@ -133,6 +133,7 @@ fn run(key: &str, client: &[Bytes], server: &[Bytes]) -> Outcome {
     let head = Head {
         method: &Method::GET,
         path: b"/v1/responses",
+        query: b"",
         headers: &headers,
     };
     let Ok(decision) = policy.decide(&head) else {
@@ -145,6 +146,7 @@ fn run(key: &str, client: &[Bytes], server: &[Bytes]) -> Outcome {
         method: Method::GET,
         path: "/v1/responses".to_owned(),
         endpoint: Endpoint::Responses,
+        models: Vec::new(),
         trace: None,
     };
     let mut connection = RequestRecord::new(0, policy);

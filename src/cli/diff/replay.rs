@@ -19,6 +19,7 @@ const ENDPOINT: Field = Field::named("endpoint");
 const KEY: Field = Field::named("key");
 const MODEL: Field = Field::named("model");
 const OF_REQUEST: Field = Field::named("of_request");
+const PATH: Field = Field::named("path");
 const SERVICE_TIER: Field = Field::named("service_tier");
 const SERVICE_TIER_BILLED: Field = Field::named("service_tier_billed");
 const SERVICE_TIER_CLIENT: Field = Field::named("service_tier_client");
@@ -28,11 +29,12 @@ const TIER_REFUSED: Field = Field::named("tier_refused");
 const TIME: Field = Field::named("time");
 
 /// The fields that it looks at.
-pub(super) const FIELDS: [Field; 11] = [
+pub(super) const FIELDS: [Field; 12] = [
     ENDPOINT,
     KEY,
     MODEL,
     OF_REQUEST,
+    PATH,
     SERVICE_TIER,
     SERVICE_TIER_BILLED,
     SERVICE_TIER_CLIENT,
@@ -205,7 +207,11 @@ fn action(line: &Line<'_>, group: &Group) -> Result<Option<TierAction>, Refused>
     };
     // Whichever way it asked then, it is taken to ask that way again.
     let asked = line.text(TIER_REASON).as_deref() == Some(TierReason::FastModeBeta.as_str());
-    let action = group.action(endpoint, asked).map_err(|_| Refused)?;
+    // Queries are not logged.
+    let path = line.text(PATH).unwrap_or_default();
+    let models = group.models_in_target(&path, b"", endpoint);
+    let action = group.action(endpoint, &models, asked);
+    let action = action.map_err(|_| Refused)?;
     Ok(action.and_then(|action| match action.condition {
         Condition::FastSpeed if !asked => None,
         Condition::ModelRule if group.models.exempts_model(line.text(MODEL).as_deref()) => {

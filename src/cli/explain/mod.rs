@@ -24,7 +24,7 @@ use crate::policy::endpoint::Endpoint;
 use crate::policy::group::{BudgetRule, Scope};
 use crate::policy::{Decision, Denied, Group, Head, Policy, TierAction};
 use crate::proxy::bridge_exchange::conversion::{self, Conversion};
-use crate::proxy::context::{logged_path, without_query};
+use crate::proxy::context::{logged_path, path_and_query, without_query};
 use crate::upstream::Upstream;
 use body::{OutgoingBody, carry, convert};
 use headers::{header_edits, outgoing_head};
@@ -99,9 +99,11 @@ pub fn explain(
     spent: &SpentOf<'_>,
     now: Timestamp,
 ) -> Explanation {
+    let (path, query) = path_and_query(request.head.raw_path());
     let asked = Head {
         method: &request.head.method,
-        path: without_query(request.head.raw_path()),
+        path,
+        query,
         headers: &request.head.headers,
     };
     let mut explanation = Explanation::new(config, policy, request);
@@ -284,14 +286,15 @@ impl Explanation {
         self.upstream_url = Some(urls_of(&upstream));
         self.body = carried.shown(request);
         self.record.upstream = Some(settings.name.clone());
-        self.record.take_outgoing(request, carried);
+        self.record
+            .take_outgoing(request, &decision.models, carried);
         Ok(())
     }
 }
 
 impl Record {
     /// Takes over what is known of a request once its outgoing body is.
-    fn take_outgoing(&mut self, request: &Request, outgoing: OutgoingBody) {
+    fn take_outgoing(&mut self, request: &Request, models: &[String], outgoing: OutgoingBody) {
         let shown = |text: &str| request.shown(text).to_owned();
         let sent = outgoing.rewritten.as_ref().unwrap_or(&request.body);
         self.upstream_request_bytes = sent.len() as u64;
@@ -299,7 +302,7 @@ impl Record {
             self.bridge_dropped = Some(shown(&converted.dropped.join(",")));
             self.model_upstream = Some(shown(&converted.context.upstream_model));
         }
-        self.model = logged_model(&outgoing.facts).map(shown);
+        self.model = logged_model(&outgoing.facts, models).map(shown);
         let asked = outgoing.facts.service_tier.as_ref();
         self.service_tier_client = asked.map(|tier| shown(tier.as_str()));
         self.service_tier = outgoing.tier.as_deref().map(shown);

@@ -145,7 +145,8 @@ impl Conversion {
             bridge::Endpoint::Chat => Endpoint::ChatCompletions,
             bridge::Endpoint::CountTokens => return Ok(None),
         };
-        let action = group.action(endpoint, asked)?;
+        // The upstream gets another target.
+        let action = group.action(endpoint, &[], asked)?;
         Ok(action.and_then(|action| group.settle(action, facts)))
     }
 

@@ -111,6 +111,7 @@ impl RequestContext {
                 method: http::Method::GET,
                 path: String::new(),
                 endpoint: Endpoint::Other,
+                models: Vec::new(),
                 trace: None,
             },
             credential: None,
@@ -173,6 +174,7 @@ impl RequestContext {
     pub fn admit(&mut self, decision: Decision, head_bytes: u64) -> Result<(), Refusal> {
         let state = &self.state;
         self.request_info.endpoint = decision.endpoint;
+        self.request_info.models = decision.models;
         self.record.key = decision.key;
         self.record.action = decision.action;
         self.credential = Some(decision.credential);
@@ -485,8 +487,15 @@ pub(crate) fn head_bytes(target: &[u8], headers: &HeaderMap) -> u64 {
 
 /// The part of a request's target that is compared and logged.
 pub(crate) fn without_query(target: &[u8]) -> &[u8] {
-    let end = target.iter().position(|byte| *byte == b'?');
-    &target[..end.unwrap_or(target.len())]
+    path_and_query(target).0
+}
+
+/// A request's target, taken apart at its question mark.
+pub(crate) fn path_and_query(target: &[u8]) -> (&[u8], &[u8]) {
+    match target.iter().position(|byte| *byte == b'?') {
+        Some(at) => (&target[..at], &target[at + 1..]),
+        None => (target, b""),
+    }
 }
 
 pub(crate) fn logged_path(path: &[u8]) -> String {

@@ -100,7 +100,8 @@ impl WebSocketSession {
             .take()
             .unwrap_or_else(|| Rewriter::for_message(depth));
         let policy = self.state.policy.current();
-        let mut decided = policy.decide_turn(&self.credential, Endpoint::Responses, false);
+        let mut decided =
+            policy.decide_turn(&self.credential, Endpoint::Responses, self.turns.models());
         let is_create = self.may_create(rewriter.facts());
         let over_budget = match &mut decided {
             Ok(decision) if is_create => self.resolve_action(decision, rewriter.facts()).err(),

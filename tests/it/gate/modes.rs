@@ -433,6 +433,42 @@ fn a_tier_that_stays_because_the_force_is_set_aside_is_told_and_billed() {
 }
 
 #[test]
+fn a_model_of_the_target_that_the_force_is_for_is_forced_whatever_the_body_names() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().policy(RULES).upstream(&upstream).run();
+    let client = proxy.client("sk-rules");
+    let cases = [
+        (
+            "/openai/deployments/gpt-5/chat/completions?api-version=1",
+            true,
+        ),
+        (
+            "/openai/deployments/gpt-5-mini/chat/completions?api-version=1",
+            false,
+        ),
+        ("/engines/gpt-5-mini;x/chat/completions", true),
+        ("/models/gpt-5/x-mini/chat/completions", true),
+        ("/models/chat/completions", false),
+        ("/v1/chat/completions?model=gpt-5", true),
+        ("/v1/chat/completions?model=gpt-5-mini&mod%65l=gpt-5", true),
+        ("/v1/chat/completions?model=gpt-5-mini&user=gpt-5", false),
+    ];
+    for (at, (path, forced)) in cases.into_iter().enumerate() {
+        client.post(path, r#"{"model":"x-mini"}"#);
+        let sent = upstream.requests(at + 1)[at].text().contains("priority");
+        assert_eq!(sent, forced, "{path}");
+        let record = &proxy.access_log(at + 1)[at];
+        assert_eq!(record["tier_reason"] == "model_exempt", !forced, "{path}");
+        assert_eq!(record["model"], "x-mini");
+    }
+    // It takes both, for a body that names no model is forced.
+    client.post("/openai/deployments/gpt-5-mini/chat/completions", "{}");
+    let record = &proxy.access_log(cases.len() + 1)[cases.len()];
+    let told = [&record["tier_reason"], &record["model"]];
+    assert_eq!(told, ["group_force", "gpt-5-mini"]);
+}
+
+#[test]
 fn a_spent_budget_refuses_the_fast_tier_that_clients_ask_for_themselves() {
     let upstream = upstream::json(UNNAMED).run();
     let proxy = proxy::new()

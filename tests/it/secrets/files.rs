@@ -276,6 +276,7 @@ fn no_debug_form_holds_a_key_or_its_digest() {
     let asked = tiergate::policy::Head {
         method: &http::Method::POST,
         path: b"/v1/responses",
+        query: b"",
         headers: &headers,
     };
     let decision = policy.decide(&asked).unwrap();
