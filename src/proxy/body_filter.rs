@@ -272,7 +272,7 @@ pub(crate) fn requests_usage(
     method: &Method,
 ) -> bool {
     endpoint == Endpoint::ChatCompletions
-        && method == Method::POST
+        && !may_be_empty(method)
         && upstream.chat_stream_usage != ChatStreamUsage::Client
 }
 

@@ -171,6 +171,25 @@ fn embeddings_cost_their_input_and_legacy_completions_both() {
 }
 
 #[test]
+fn what_tells_usage_is_billed_whatever_the_method_is_spelled() {
+    for method in ["post", "Post", "PUT", "QUERY"] {
+        let upstream = upstream::json(&made("big", "priority")).run();
+        let proxy = proxy::new().upstream(&upstream).prices(PRICES).run();
+        let client = proxy.client("sk-fast");
+        let body = r#"{"model":"big"}"#;
+        let length = body.len().to_string();
+        let mut request = client
+            .clone()
+            .header("Content-Length", &length)
+            .head(method, "/v1/responses");
+        request.extend(body.as_bytes());
+        client.exchange(&request);
+        let told = json!({"method": method, "service_tier": "priority", "usage_state": "final", "cost_usd": "0.014"});
+        assert_told(&proxy.record(), &told);
+    }
+}
+
+#[test]
 fn a_key_has_the_same_id_in_every_line() {
     let upstream = upstream::json("{}").run();
     let proxy = proxy::new().upstream(&upstream).run();

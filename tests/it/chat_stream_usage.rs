@@ -63,6 +63,21 @@ fn a_chunk_that_the_client_did_not_ask_for_is_hidden_however_the_stream_is_frame
 }
 
 #[test]
+fn usage_is_asked_for_whatever_the_method_is_spelled() {
+    let upstream = upstream::sse(&[TEXT, USAGE, DONE]).run();
+    let proxy = proxy_to(&upstream, "request");
+    let client = proxy.client("sk-plain");
+    let length = BODY.len().to_string();
+    let head = client
+        .clone()
+        .header("Content-Length", &length)
+        .head("post", PATH);
+    client.exchange(&[head.as_slice(), BODY.as_bytes()].concat());
+    assert_eq!(asked(&upstream), json!({"include_usage": true}));
+    assert_billed(&proxy);
+}
+
+#[test]
 fn a_stream_is_searched_whatever_its_type_says() {
     for kind in ["", "Content-Type: application/json\r\n"] {
         let body = [TEXT, USAGE, DONE].concat();

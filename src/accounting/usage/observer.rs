@@ -76,7 +76,7 @@ struct Opening {
     over: bool,
 }
 
-/// Whether answers on this endpoint are observed. The path is that of the request, without its query.
+/// Whether answers to such a request are observed. The path is without its query.
 pub fn is_observed(endpoint: Endpoint, method: &Method, path: &[u8]) -> bool {
     protocol(endpoint, method, path).is_some()
 }
@@ -92,13 +92,14 @@ pub fn refuses_tier(endpoint: Endpoint, status: u16, headers: &HeaderMap, body: 
     (400..500).contains(&status) && observe().unwrap_or_default()
 }
 
+/// The endpoint decides, not the method: there are upstreams that take `post` for POST
+/// (<https://github.com/pgjones/hypercorn>), and an answer that tells usage has used it.
 fn protocol(endpoint: Endpoint, method: &Method, path: &[u8]) -> Option<Protocol> {
-    match (endpoint, method) {
-        // What was made in the background is fetched.
-        (Endpoint::ResponsesItem, &Method::GET | &Method::POST) => Some(Protocol::Responses),
-        (Endpoint::Other, &Method::POST) if is_media(path) => Some(Protocol::Media),
-        (endpoint, &Method::POST) => Protocol::of(endpoint),
-        _ => None,
+    match endpoint {
+        // The answer has no body, whatever its head says.
+        _ if *method == Method::HEAD => None,
+        Endpoint::Other if is_media(path) => Some(Protocol::Media),
+        endpoint => Protocol::of(endpoint),
     }
 }
 

@@ -241,7 +241,8 @@ impl RequestContext {
     /// Whether responses to this request are read for usage and tier.
     fn is_observed(&self) -> bool {
         let info = &self.request_info;
-        is_observed(info.endpoint, &info.method, info.path.as_bytes())
+        // Of a WebSocket it is the messages that are read.
+        !self.upgrade && is_observed(info.endpoint, &info.method, info.path.as_bytes())
     }
 
     /// The request is with the upstream, which may charge for it. Should the client leave now, the response is read on where
