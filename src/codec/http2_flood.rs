@@ -46,6 +46,11 @@ impl Http2Flood {
         self.credit > 0
     }
 
+    /// Whether what came is whole frames, and whole heads.
+    pub fn is_between_frames(&self) -> bool {
+        self.frames.is_between_frames()
+    }
+
     /// So many bytes went to the client.
     pub fn record_written(&mut self, count: usize) {
         self.written += count as u64;

@@ -16,6 +16,8 @@ pub const CONTINUATION: u8 = 9;
 
 /// Of DATA and HEADERS: the last of its stream.
 const END_STREAM: u8 = 1;
+/// Of HEADERS and CONTINUATION: the last of its head.
+const END_HEADERS: u8 = 4;
 
 /// Where the bytes stand in their frames.
 #[derive(Debug, Default)]
@@ -25,6 +27,8 @@ pub struct FrameScan {
     length: usize,
     /// Bytes of its payload that are still to come and are passed over.
     payload: usize,
+    /// The next frame is to go on with a head.
+    in_head: bool,
 }
 
 /// A frame, when it has begun.
@@ -55,8 +59,15 @@ impl FrameScan {
                 show(self.header());
                 self.payload = self.payload_bytes() + HEADER_BYTES - self.length;
                 self.length = 0;
+                let [_, _, _, kind, flags, ..] = self.begin;
+                self.in_head = matches!(kind, HEADERS | CONTINUATION) && flags & END_HEADERS == 0;
             }
         }
+    }
+
+    /// Whether a frame of any type may come next.
+    pub fn is_between_frames(&self) -> bool {
+        self.length == 0 && self.payload == 0 && !self.in_head
     }
 
     /// How much of a frame is read before it is shown.
@@ -122,6 +133,27 @@ mod tests {
             let pieces = bytes.chunks(step);
             pieces.for_each(|piece| scan.feed(piece, |frame| seen.push(frame)));
             assert_eq!(seen, expected, "{step}");
+        }
+    }
+
+    #[test]
+    fn any_frame_may_come_where_none_has_begun_and_no_head() {
+        let mut scan = FrameScan::default();
+        assert!(scan.is_between_frames());
+        let frames = [
+            (frame(DATA, 0, b"body"), true),
+            (frame(HEADERS, 1, b"he"), false),
+            (frame(CONTINUATION, 0, b""), false),
+            (frame(CONTINUATION, 4, b"ad"), true),
+        ];
+        for (bytes, is_between) in frames {
+            let (last, before) = bytes.split_last().unwrap();
+            for &byte in before {
+                scan.feed(&[byte], |_| {});
+                assert!(!scan.is_between_frames());
+            }
+            scan.feed(&[*last], |_| {});
+            assert_eq!(scan.is_between_frames(), is_between);
         }
     }
 }

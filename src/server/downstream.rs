@@ -1,6 +1,7 @@
 //! A client's connection as Pingora reads and writes it, outside of TLS. It adds what Pingora 0.9.1 does not do itself: a
 //! time and a size for a whole request head (cloudflare/pingora#447), responses that are read on although their client
-//! has left, the pieces of a response written together, and an end to floods of HTTP/2 frames.
+//! has left, the pieces of a response written together, an end to floods of HTTP/2 frames, and a time for the client's part in
+//! the end of a connection of HTTP/2.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -12,6 +13,7 @@ use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{IO, Shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, Sleep};
+use tokio_util::sync::ReusableBoxFuture;
 
 use crate::codec::http2_flood::Http2Flood;
 use crate::proxy::client_connection::{ClientConnection, Wait};
@@ -24,6 +26,8 @@ use crate::upstream::write_buffer::WriteBuffer;
 const KEPT_BYTES: usize = 4 * 1024;
 /// The preface of HTTP/2 (RFC 9113 §3.4).
 const PREFACE_BYTES: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
+/// The answer to the PING with which the h2 crate asks whether its first GOAWAY has arrived (its `Ping::SHUTDOWN`).
+const SHUTDOWN_PONG: &[u8] = b"\0\0\x08\x06\x01\0\0\0\0\x0b\x7b\xa2\xf0\x8b\x9b\xfe\x54";
 
 /// A connection over which requests come, plain or on top of TLS.
 #[derive(Debug)]
@@ -52,6 +56,12 @@ enum Version {
         preface: usize,
         until: Instant,
         flood: Http2Flood,
+        /// Ready when a drain has waited for the client; none afterwards.
+        drain: Option<ReusableBoxFuture<'static, ()>>,
+        /// What is still to be read of [`SHUTDOWN_PONG`] then. At a drain the h2 crate takes streams until the client has
+        /// answered its PING, however long that takes, and ends the connection with the last of them. A client that is gone,
+        /// or takes the GOAWAY for the end, never answers.
+        pong: &'static [u8],
     },
 }
 
@@ -66,12 +76,14 @@ impl<S: IO> Downstream<S> {
         Self::new(io, version, digest)
     }
 
-    /// The preface is to be here at `until`.
-    pub fn http2(io: S, until: Instant) -> Self {
+    /// The preface is to be here at `until`. When `drain` is ready, a drain waits for nothing of the client but what has begun.
+    pub fn http2(io: S, until: Instant, drain: impl Future<Output = ()> + Send + 'static) -> Self {
         let version = Version::Http2 {
             preface: PREFACE_BYTES,
             until,
             flood: Http2Flood::default(),
+            drain: Some(ReusableBoxFuture::new(drain)),
+            pong: SHUTDOWN_PONG,
         };
         Self::new(io, version, None)
     }
@@ -101,10 +113,43 @@ impl<S: IO> Downstream<S> {
 
     /// Ready where the client has had its time.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match &self.version {
+        match &mut self.version {
             Version::Http1 { connection, .. } => connection.wait(cx).poll(&mut self.sleep, cx),
             Version::Http2 { preface: 0, .. } => Poll::Pending,
-            Version::Http2 { until, .. } => Wait::Until(*until).poll(&mut self.sleep, cx),
+            Version::Http2 { until, drain, .. } => match poll_drain(drain, cx) {
+                Poll::Ready(()) => Poll::Ready(()),
+                Poll::Pending => Wait::Until(*until).poll(&mut self.sleep, cx),
+            },
+        }
+    }
+
+    /// Ready with as much of the [`SHUTDOWN_PONG`] as `buf` takes, where a drain has waited for that of the client.
+    fn poll_pong(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<()> {
+        let Version::Http2 {
+            preface: 0,
+            flood,
+            drain,
+            pong,
+            ..
+        } = &mut self.version
+        else {
+            return Poll::Pending;
+        };
+        ready!(poll_drain(drain, cx));
+        if pong.is_empty() || !flood.is_between_frames() {
+            return Poll::Pending;
+        }
+        let (read, unread) = pong.split_at(pong.len().min(buf.remaining()));
+        buf.put_slice(read);
+        *pong = unread;
+        Poll::Ready(())
+    }
+
+    /// Whether the rest of the [`SHUTDOWN_PONG`] is to be read before anything else.
+    fn has_begun_pong(&self) -> bool {
+        match self.version {
+            Version::Http1 { .. } => false,
+            Version::Http2 { pong, .. } => !pong.is_empty() && pong.len() < SHUTDOWN_PONG.len(),
         }
     }
 
@@ -185,6 +230,18 @@ impl<S: IO> Downstream<S> {
     }
 }
 
+/// Ready once a drain has waited for the client, and from then on.
+fn poll_drain(
+    drain: &mut Option<ReusableBoxFuture<'static, ()>>,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    if let Some(waits) = drain {
+        ready!(waits.poll(cx));
+        *drain = None;
+    }
+    Poll::Ready(())
+}
+
 impl<S: IO> AsyncRead for Downstream<S> {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -199,7 +256,10 @@ impl<S: IO> AsyncRead for Downstream<S> {
             let _ = this.written(sent.map(|()| 0), 0);
         }
         let (before, room) = (buf.filled().len(), buf.remaining());
-        let read = Pin::new(&mut this.io).poll_read(cx, buf);
+        let read = match this.has_begun_pong() {
+            true => Poll::Pending,
+            false => Pin::new(&mut this.io).poll_read(cx, buf),
+        };
         let count = buf.filled().len() - before;
         if count > 0 && !this.record_read(&buf.filled()[before..], room) {
             return this.refuse(cx);
@@ -211,6 +271,9 @@ impl<S: IO> AsyncRead for Downstream<S> {
         };
         if read.is_ready() && !(has_ended && this.client_aborted()) {
             return read;
+        }
+        if this.poll_pong(cx, buf).is_ready() {
+            return Poll::Ready(Ok(()));
         }
         ready!(this.poll_late(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))

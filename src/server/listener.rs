@@ -313,7 +313,11 @@ impl ListenerOptions {
                 is_http1 = stream.selected_alpn_proto() != Some(ALPN::H2);
                 match is_http1 {
                     true => Box::new(Downstream::http1(stream, connection.clone())),
-                    false => Box::new(Downstream::http2(stream, head_until)),
+                    false => {
+                        let state = context.state.clone();
+                        let drain = async move { state.drain_waits().await };
+                        Box::new(Downstream::http2(stream, head_until, drain))
+                    }
                 }
             }
         };

@@ -262,7 +262,7 @@ impl State {
         self.draining.is_cancelled()
     }
 
-    /// Returns when a drain has waited long enough for connections that are about to bring a request.
+    /// Returns when a drain has waited long enough for connections that are about to bring a request, or to end.
     pub async fn drain_waits(&self) {
         self.draining.cancelled().await;
         tokio::time::sleep(DRAIN_WAIT).await;

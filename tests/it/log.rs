@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 use std::fs::{self, OpenOptions, Permissions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,11 +12,12 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
 use crate::support::client::Connection;
+use crate::support::frames::{self, DATA, END_HEADERS, END_STREAM, HEADERS, head};
 use crate::support::h2::{self, Framing};
 use crate::support::proxy::{self, Proxy, lines_of};
 use crate::support::upstream::{self, Upstream, reply};
 use crate::support::websocket::frame;
-use crate::support::{eventually, object_of, record};
+use crate::support::{eventually, object_of, record, tls};
 use serde_json::{Value, json};
 
 const PATH: &str = "/v1/responses";
@@ -546,6 +548,68 @@ fn an_idle_process_ends_at_once() {
     );
     assert_eq!(records.len(), 1);
     idle.assert_closed();
+}
+
+#[test]
+fn a_drain_does_not_wait_for_clients_of_http_2_that_have_fallen_silent() {
+    let script = [
+        reply(200).json("{}"),
+        reply(200)
+            .sse_begun(&["data: 1\n\n"])
+            .hold()
+            .chunk("data: 2\n\n")
+            .send("0\r\n\r\n"),
+        reply(200).json("{}"),
+    ];
+    let upstream = upstream::script(script).run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .tls()
+        .setting("server: {drain: 60s}")
+        .run();
+    let connect = || frames::begin(TcpStream::connect(proxy.tls_address).unwrap());
+    let request = |stream| {
+        let head = frames::frame(
+            HEADERS,
+            END_HEADERS,
+            stream,
+            &head("sk-plain", "/v1/embeddings"),
+        );
+        [head, frames::frame(DATA, END_STREAM, stream, b"{}")].concat()
+    };
+    let _asked_nothing = connect();
+    let mut preface = tls::client(TcpStream::connect(proxy.tls_address).unwrap(), b"h2");
+    preface.write_all(b"PRI * ").unwrap();
+    let mut answered = connect();
+    answered.write_all(&request(1)).unwrap();
+    proxy.access_log(1);
+    let mut running = connect();
+    running.write_all(&request(1)).unwrap();
+    upstream.await_heads(2);
+    proxy.signal(libc::SIGTERM);
+    // It is heard for a while.
+    answered.write_all(&request(3)).unwrap();
+    eventually("the end of the others", || {
+        (proxy.metric("tiergate_connections") == 1.0).then_some(())
+    });
+    upstream.release();
+    let begun = Instant::now();
+    let records = ended(proxy);
+    let time = begun.elapsed();
+    assert!(time < Duration::from_secs(5), "{time:?}");
+    let told: Vec<_> = records
+        .iter()
+        .map(|record| json!([record["outcome"], record["response_bytes"]]))
+        .collect();
+    assert_eq!(
+        told,
+        [json!(["ok", 2]), json!(["ok", 2]), json!(["ok", 18])]
+    );
+    let mut read = Vec::new();
+    // The proxy's part of the end of TLS may be missing.
+    let _ = running.read_to_end(&mut read);
+    let last = frames::frame(DATA, 0, 1, b"data: 2\n\n");
+    assert!(read.windows(last.len()).any(|window| window == last));
 }
 
 #[test]
