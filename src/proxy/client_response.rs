@@ -234,14 +234,16 @@ pub(super) async fn continue_upload(session: &mut Session) -> Result<(), Stop> {
         .map_err(|error| Stop::Downstream(error.into_down()))
 }
 
-/// Refuses a response that the client could take apart in another way than Pingora, and an upgrade that nobody asked for.
+/// Refuses a response that the client could take apart in another way than Pingora, and an upgrade that nobody asked for or
+/// that HTTP/1.0, which knows none (RFC 9110 §7.8), agrees to: Pingora would take it for an answer without an end.
 pub(super) fn check_response(
     response: &mut ResponseHeader,
     context: &mut RequestContext,
 ) -> Result<()> {
     unify_framing(response)?;
-    let is_unasked = response.status == StatusCode::SWITCHING_PROTOCOLS && !context.upgrade;
-    if !is_unasked && framing::is_unambiguous_answer(&response.headers) {
+    let may_upgrade = context.upgrade && response.version == Version::HTTP_11;
+    let is_upgrade = response.status == StatusCode::SWITCHING_PROTOCOLS;
+    if (may_upgrade || !is_upgrade) && framing::is_unambiguous_answer(&response.headers) {
         return Ok(());
     }
     let words = "the response of the upstream is not well-formed HTTP";

@@ -120,3 +120,18 @@ fn an_upgrade_that_nobody_asked_for_opens_nothing() {
         );
     }
 }
+
+#[test]
+fn an_upgrade_over_http_1_0_opens_nothing() {
+    let (upstream, proxy) = start(|_| {
+        b"HTTP/1.0 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+            .to_vec()
+    });
+    for path in ["/a/other", "/a/responses"] {
+        assert_eq!(ask(&proxy, "GET", path, WEBSOCKET), [502], "{path}");
+    }
+    for line in proxy.stop() {
+        assert_eq!(line["error"], "upstream_reset");
+    }
+    assert_eq!(upstream.requests().len(), 2);
+}
