@@ -59,8 +59,9 @@ impl WebSocketSession {
                 }
                 ClientEvent::Message(message) => pieces.push(self.judge_message(message)?),
                 ClientEvent::Control { frame, raw } => {
-                    // Behind the upstream's own it is an answer.
-                    self.client_closed |= frame.opcode == Opcode::Close && !self.server_closed;
+                    if frame.opcode == Opcode::Close {
+                        self.client_ended();
+                    }
                     pieces.push(raw);
                 }
             }

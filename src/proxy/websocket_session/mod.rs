@@ -60,7 +60,7 @@ pub struct WebSocketSession {
     pending_close: Option<Bytes>,
     /// Nothing more goes on in either direction.
     closed: bool,
-    /// Which side has said that it closes.
+    /// Which side has closed first.
     client_closed: bool,
     server_closed: bool,
     /// Messages that began, went on with or ended a response, and how many of them were seen when something was last
@@ -274,9 +274,9 @@ impl WebSocketSession {
         self.server.at_message_boundary() || self.held.is_holding()
     }
 
-    /// The client's side has ended.
+    /// The client has said that it closes, or its side has ended. Behind the upstream's own close it is an answer.
     pub fn client_ended(&mut self) {
-        self.client_closed = true;
+        self.client_closed |= !self.server_closed;
     }
 
     /// The connection is gone: every response that still ran is accounted for. Returns how the connection ended.

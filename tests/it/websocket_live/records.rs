@@ -9,6 +9,10 @@ use super::ends::{
 use crate::support::proxy::{self, Proxy};
 use crate::support::record::with;
 use crate::support::upstream;
+use crate::support::websocket::frame;
+
+/// The first byte of a close frame.
+const CLOSE: u8 = 0x88;
 
 /// An event that ends or begins the response of this id.
 fn event(kind: &str, id: &str) -> String {
@@ -619,6 +623,32 @@ fn a_turn_that_the_upstream_cuts() {
             bytes_unknown(with(connection(), connection_line)),
         ]
     );
+}
+
+#[test]
+fn a_turn_that_the_upstream_closes_is_cut_by_it_however_the_client_leaves() {
+    let upstream = ends::upstream();
+    for answers in [true, false] {
+        let proxy = proxy_to(&upstream);
+        let mut socket = upstream.open(&proxy, "sk-fast");
+        socket.client.say(CREATE);
+        socket.server.hear_text();
+        answer(&mut socket, &[CREATED]);
+        let close = |mask| frame(CLOSE, &1011_u16.to_be_bytes(), mask);
+        socket.server.raw(&close(None));
+        assert_eq!(socket.client.read_raw(4), close(None));
+        if answers {
+            socket.client.raw(&close(Some([1, 2, 3, 4])));
+        }
+        socket.client.vanish();
+        let told: Vec<_> = proxy
+            .access_log(2)
+            .iter()
+            .map(|line| json!([line["turn"], line["outcome"]]))
+            .collect();
+        let cut = [json!([1, "upstream_cut"]), json!([0, "upstream_cut"])];
+        assert_eq!(told, cut, "{answers}");
+    }
 }
 
 #[test]
