@@ -111,8 +111,8 @@ impl ModelRule {
     /// Whether the force is for none of these models, of which an upstream may serve any.
     fn exempts_all(&self, models: &[String]) -> bool {
         models.iter().all(|model| {
-            // With an escape or parameters in it, some upstream reads another name.
-            let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"%;".contains(&byte);
+            // With an escape, parameters or a list in it, some upstream reads another name.
+            let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"%;,".contains(&byte);
             let model = Some(&**model).filter(|model| model.bytes().all(is_plain));
             self.exempts_model(model)
         })
@@ -377,6 +377,7 @@ mod tests {
             r#"{"Model":"a"}"#,
             r#"{"model":"a "}"#,
             r#"{"model":"a\u0000"}"#,
+            r#"{"model":"b,a"}"#,
             r#"{"model":"\ud800a"}"#,
             r#"{"model":"é"}"#,
             r#"{"model":"a","models":["b"]}"#,

@@ -255,7 +255,8 @@ impl Topic {
 impl RequestFields {
     /// The model, if every reader of the body finds the same one: a single member that may be read as `model`, spelled so, of
     /// at most 256 visible ASCII characters and nothing else, and no member that names further models. Whatever an upstream
-    /// might trim, fold or replace in a name would let it serve another model than the one that was looked at here.
+    /// might trim, fold or replace in a name would let it serve another model than the one that was looked at here; and a
+    /// comma is for LiteLLM between two models.
     pub fn sole_model(&self) -> Option<&str> {
         self.model.as_deref().filter(|_| self.model_is_sole)
     }
@@ -310,7 +311,8 @@ pub(super) fn says_fast(value: Value<'_>) -> bool {
 
 fn is_plain(value: Value<'_>) -> bool {
     let is_visible = |text: Cow<'_, str>| {
-        text.len() <= MODEL_BYTES && text.bytes().all(|byte| byte.is_ascii_graphic())
+        let is_plain = |byte: u8| byte.is_ascii_graphic() && byte != b',';
+        text.len() <= MODEL_BYTES && text.bytes().all(is_plain)
     };
     !value.cut && value.text().is_some_and(is_visible)
 }
