@@ -57,7 +57,8 @@ enum Inspection {
 impl BufferedBody {
     /// Makes room for a body, and refuses by its head what can be refused by it.
     ///
-    /// `length` is the `Content-Length`, none for a chunked body. `may_stay`: it depends on the body whether it is changed.
+    /// `length` is the `Content-Length`, none for a chunked body, whose head tells of no coding by now. `may_stay`: it depends
+    /// on the body whether it is changed.
     pub fn open(
         headers: &HeaderMap,
         length: Option<u64>,
@@ -74,7 +75,9 @@ impl BufferedBody {
         Ok(Self {
             lease,
             limits: limits.clone(),
-            coded: coding.filter(|_| may_stay).map(|_| Vec::new()),
+            coded: coding
+                .filter(|_| may_stay && length.is_some())
+                .map(|_| Vec::new()),
             decoder: coding.map(Decoder::new),
             // A body within `limits.body` fits a `usize`: the limit is far below the address space.
             rewriter: Rewriter::new(limits.json_depth, length.unwrap_or(0) as usize),

@@ -40,7 +40,12 @@ impl RequestContext {
     /// # Errors
     /// Where the budget of the fast tier is used up and its requests are to be refused.
     fn resolve_action(&mut self) -> Result<(), Refusal> {
-        let Some(group) = &self.record.group else {
+        let Some(group) = self
+            .record
+            .group
+            .as_ref()
+            .filter(|_| !self.head_fits_action)
+        else {
             return Ok(());
         };
         let action = self.record.action;
@@ -70,7 +75,11 @@ impl RequestContext {
         self.record.action = action;
         // What the body is still to settle goes by the budget then.
         match action.map(|action| action.condition) {
-            None | Some(Condition::Always) => self.spend_budget(),
+            None => self.spend_budget(),
+            Some(Condition::Always) => {
+                self.head_fits_action = true;
+                self.spend_budget()
+            }
             Some(Condition::FastSpeed | Condition::ModelRule) => Ok(()),
         }
     }

@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::Write;
 
+use crate::support::client::chunk;
 use crate::support::upstream::{self, Received};
 use crate::support::{eventually, proxy};
 
@@ -522,6 +523,55 @@ fn what_a_body_decides_holds_without_a_length_too() {
         let record = &proxy.access_log(at + 1)[at];
         assert_eq!(record["service_tier"].as_str(), tier);
     }
+}
+
+#[test]
+fn a_coded_body_without_a_length_that_goes_as_it_came_is_sent_on_decoded() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().policy(RULES).upstream(&upstream).run();
+    let body = r#"{"model":"m","service_tier":"flex"}"#;
+    let coded = coded("gzip", body);
+    let client = proxy.client("sk-own").header("Content-Encoding", "gzip");
+    client.post_chunked("/v1/responses", &[&coded]);
+    client.post("/v1/responses", &coded);
+    let received = upstream.requests(2);
+    assert_eq!(received[0].text(), body);
+    assert_eq!(received[0].header("content-encoding"), [""; 0]);
+    assert_eq!(received[1].body, coded);
+    assert_eq!(received[1].header("content-encoding"), ["gzip"]);
+}
+
+#[test]
+fn a_budget_that_is_spent_while_a_body_arrives_does_not_change_what_its_head_says() {
+    let upstream = upstream::json(UNNAMED).run();
+    let proxy = proxy::new()
+        .policy(RULES)
+        .prices(RULED_PRICES)
+        .upstream(&upstream)
+        .run();
+    let client = proxy.client("sk-spent");
+    let coded = coded("gzip", r#"{"model":"m"}"#);
+    let slow = client
+        .clone()
+        .header("Content-Encoding", "gzip")
+        .header("Transfer-Encoding", "chunked");
+    let mut connection = slow.connect();
+    let (first, rest) = coded.split_at(5);
+    connection.send([slow.head("POST", "/v1/responses"), chunk(first)].concat());
+    eventually("a connection for it", || {
+        (upstream.connections() == 1).then_some(())
+    });
+    client.post("/v1/responses", r#"{"model":"m"}"#);
+    proxy.access_log(1);
+    connection.send([chunk(rest), b"0\r\n\r\n".to_vec()].concat());
+    assert_eq!(connection.answer().status, 200);
+    let forced = r#"{"service_tier":"priority","model":"m"}"#;
+    for received in upstream.requests(2) {
+        assert_eq!(received.text(), forced);
+    }
+    let record = &proxy.access_log(2)[1];
+    let told = [&record["tier_reason"], &record["service_tier"]];
+    assert_eq!(told, ["group_force", "priority"]);
 }
 
 #[test]
