@@ -305,13 +305,12 @@ pub fn refuse_json(fault: &BodyFault, depth: usize) -> Refusal {
 fn check_content_type(headers: &HeaderMap) -> Result<(), Refusal> {
     for value in headers.get_all(CONTENT_TYPE) {
         let value = String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase();
-        let mut parts = value.split(';').map(str::trim);
-        if parts
-            .next()
-            .is_some_and(|kind| kind.starts_with("multipart/"))
-        {
+        // Of several lines that became one, any may count.
+        let mut kinds = value.split(',').map(str::trim);
+        if kinds.any(|kind| kind.starts_with("multipart/")) {
             return Err(Cause::UnsupportedContentType.into());
         }
+        let parts = value.split([';', ',']).map(str::trim);
         for parameter in parts {
             let Some((name, charset)) = parameter.split_once('=') else {
                 continue;

@@ -2,6 +2,7 @@
 
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
+use memchr::memmem;
 use pingora_core::{Error, ErrorType, OrErr, Result};
 use pingora_http::RequestHeader;
 
@@ -73,6 +74,8 @@ pub struct HeadEdit<'a> {
     /// The request's span, where headers of traces are written.
     pub trace: Option<TraceContext>,
     pub length: Length,
+    /// The body was held: what was decided goes by what it says as JSON.
+    pub is_held: bool,
 }
 
 /// Of the body that goes to the upstream.
@@ -121,6 +124,7 @@ impl HeadEdit<'_> {
             head.insert_header(header::HOST, self.origin.host.clone())?;
         }
         self.edit_as_configured(head)?;
+        self.set_content_type(head)?;
         // No setting takes a tier out of a request again.
         match self.action {
             Some(action) => set_tier_headers(head, action, self.endpoint),
@@ -188,6 +192,20 @@ impl HeadEdit<'_> {
                 Ok(())
             }
         }
+    }
+
+    /// A body that was read as JSON is not to be read as a form, in which the same bytes may say something else: LiteLLM and
+    /// new-api go by the type.
+    fn set_content_type(&self, head: &mut RequestHeader) -> Result<()> {
+        let is_form = |value: &HeaderValue| {
+            let kind = value.as_bytes().to_ascii_lowercase();
+            memmem::find(&kind, b"form").is_some()
+        };
+        let mut kinds = head.headers.get_all(header::CONTENT_TYPE).iter();
+        if !self.is_held || !kinds.any(is_form) {
+            return Ok(());
+        }
+        head.insert_header(header::CONTENT_TYPE, "application/json")
     }
 
     /// What Pingora does to a head that goes out over HTTP/2, which it leaves to whoever brings a connector.
@@ -384,6 +402,7 @@ mod tests {
             is_http2,
             trace: None,
             length: Length::Known(20),
+            is_held: true,
         };
         edit.apply(&mut head).unwrap();
         let mut lines: Vec<String> = head

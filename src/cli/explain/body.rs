@@ -27,6 +27,8 @@ pub(super) struct OutgoingBody {
     pub tier: Option<String>,
     /// None: the client's own bytes.
     pub rewritten: Option<Bytes>,
+    /// It was read whole before anything was decided.
+    pub is_held: bool,
     pub converted: Option<Converted>,
 }
 
@@ -70,6 +72,7 @@ pub(super) fn carry(
             .map(str::to_owned),
             facts,
             rewritten: None,
+            is_held: false,
             converted: None,
         });
     }
@@ -89,6 +92,7 @@ pub(super) fn carry(
     Ok(OutgoingBody {
         tier: tier.map(str::to_owned),
         rewritten: (!ready.is_original).then_some(ready.bytes),
+        is_held: true,
         facts: ready.facts,
         converted: None,
     })
@@ -131,6 +135,7 @@ pub(super) fn convert(
         facts: ready.facts,
         tier: outgoing.tier,
         rewritten: Some(outgoing.bytes),
+        is_held: true,
         converted: Some(converted),
     })
 }

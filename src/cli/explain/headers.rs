@@ -1,17 +1,17 @@
 //! The head of a request as its upstream gets it, and what has become of the client's headers.
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderName, header};
 use pingora_http::RequestHeader;
 
 use super::Request;
+use super::body::OutgoingBody;
 use crate::codec::error::{Cause, Refusal};
 use crate::policy::{CredentialHeader, Decision};
 use crate::proxy::bridge_exchange::conversion::Conversion;
 use crate::proxy::upstream_request::{HeadEdit, Length};
 use crate::upstream::Upstream;
 
-/// The head as the upstream gets it, with the body `rewritten` in place of the client's.
+/// The head as the upstream gets it with this body.
 ///
 /// # Errors
 /// Where a value cannot stand in a header.
@@ -20,7 +20,7 @@ pub(super) fn outgoing_head(
     decision: &Decision,
     upstream: &Upstream,
     conversion: Option<&Conversion>,
-    rewritten: &Option<Bytes>,
+    carried: &OutgoingBody,
 ) -> Result<RequestHeader, Refusal> {
     let converted = conversion.map(|conversion| conversion.upstream.path(conversion.endpoint));
     let own_target = request.head.raw_path();
@@ -39,10 +39,11 @@ pub(super) fn outgoing_head(
         endpoint: decision.endpoint,
         action: decision.action,
         upgrade: conversion.is_none() && request.upgrades(decision.endpoint),
-        length: match rewritten {
+        length: match &carried.rewritten {
             Some(bytes) => Length::Known(bytes.len()),
             None => Length::Same,
         },
+        is_held: carried.is_held,
     };
     let edited = match conversion {
         Some(conversion) => conversion

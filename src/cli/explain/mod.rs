@@ -274,8 +274,7 @@ impl Explanation {
     ) -> Result<(), Refusal> {
         let settings = &decision.group.upstream;
         let upstream = upstream_of(settings)?;
-        let rewritten = &carried.rewritten;
-        let outgoing = outgoing_head(request, decision, &upstream, conversion.as_ref(), rewritten)?;
+        let outgoing = outgoing_head(request, decision, &upstream, conversion.as_ref(), &carried)?;
         self.edits = header_edits(request, &outgoing, upstream.has_credential());
         let target = String::from_utf8_lossy(outgoing.raw_path());
         // Which one is a matter of turns; the first stands for all.

@@ -230,6 +230,7 @@ impl RequestContext {
                 Body::Buffered(_) => Length::Unknown,
                 Body::Ready(_) | Body::Streamed(_) | Body::None => Length::Same,
             },
+            is_held: matches!(self.body, Body::Ready(_) | Body::Buffered(_)),
         })
     }
 

@@ -170,6 +170,25 @@ fn the_beta_header_asks_for_priority_where_nothing_is_forced() {
 }
 
 #[test]
+fn a_body_that_was_read_as_json_is_sent_as_json_and_not_as_a_form() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let form = "Application/x-www-form-urlencoded";
+    let text = "text/plain;charset=utf-8";
+    let cases = [
+        ("sk-fast", form, "application/json"),
+        ("sk-fast", text, text),
+        ("sk-plain", form, form),
+    ];
+    for (at, (key, kind, sent)) in cases.into_iter().enumerate() {
+        let client = proxy.client(key).header("Content-Type", kind);
+        let answer = client.post("/v1/responses", r#"{"a":"&service_tier=flex&"}"#);
+        assert_eq!(answer.status, 200);
+        assert_eq!(upstream.requests(at + 1)[at].header("content-type"), [sent]);
+    }
+}
+
+#[test]
 fn bodies_under_a_content_coding_are_sent_on_decoded() {
     let body = r#"{"a":"text that is coded","service_tier":"flex"}"#;
     let upstream = upstream::json("{}").run();

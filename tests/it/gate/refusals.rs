@@ -218,6 +218,15 @@ fn bad_bodies() -> Vec<Case> {
             "unsupported_content_type",
         ),
         (
+            Some((
+                "Content-Type",
+                "application/json, multipart/form-data; boundary=x",
+            )),
+            b"{}".to_vec(),
+            415,
+            "unsupported_content_type",
+        ),
+        (
             Some(("Content-Type", "application/json; charset=UTF-16")),
             b"{}".to_vec(),
             415,
