@@ -82,6 +82,7 @@ fn readings(path: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         ("Tomcat", clean(&decode(&without_parameters(path)))),
         ("Tomcat behind a decoder", clean(&without_parameters(&once))),
         ("IIS", clean(&with_slashes(&once))),
+        ("Windows", clean(&without_ends(&clean(&once)))),
         ("one behind a decoder", clean(&with_slashes(&twice))),
         ("one behind two decoders", clean(&decode(&twice))),
         (
@@ -160,6 +161,18 @@ fn with_slashes(path: &[u8]) -> Vec<u8> {
 fn without_parameters(path: &[u8]) -> Vec<u8> {
     let segments = path.split(|&byte| byte == b'/');
     let plain: Vec<&[u8]> = segments.map(|segment| until(segment, b";")).collect();
+    plain.join(&b'/')
+}
+
+/// Each segment without spaces and dots at its end.
+fn without_ends(path: &[u8]) -> Vec<u8> {
+    let segments = path.split(|&byte| byte == b'/');
+    let plain: Vec<&[u8]> = segments
+        .map(|segment| {
+            let end = segment.iter().rposition(|byte| !b" .".contains(byte));
+            &segment[..end.map_or(0, |last| last + 1)]
+        })
+        .collect();
     plain.join(&b'/')
 }
 

@@ -126,11 +126,11 @@ pub fn classify(path: &[u8], tier_paths: &[String]) -> Path {
         return Path::AMBIGUOUS;
     }
     let plain = Path::of_segments(path, tier_paths, Cut::Nothing);
-    // Some servers drop `;parameters` before they choose a handler, others take them for a part of the name.
-    let may_have_parameters = path.iter().any(|byte| b";%".contains(byte));
+    // Some servers choose a handler by less of the name than others.
+    let may_be_cut = path.iter().any(|byte| b";%.".contains(byte));
     if !plain.is_gated()
-        && may_have_parameters
-        && Path::of_segments(path, tier_paths, Cut::Parameters).is_gated()
+        && may_be_cut
+        && Path::of_segments(path, tier_paths, Cut::Suffix).is_gated()
     {
         return Path::AMBIGUOUS;
     }
@@ -172,15 +172,15 @@ fn model_in_path(path: &str, own_segments: usize) -> Option<&str> {
 #[derive(Clone, Copy, PartialEq)]
 enum Cut {
     Nothing,
-    /// The part up to the first `;`.
-    Parameters,
+    /// The part before a suffix that some servers drop.
+    Suffix,
 }
 
 impl Cut {
     fn matches(self, segment: &[u8], name: &[u8]) -> bool {
         let compared = match self {
             Cut::Nothing => segment,
-            Cut::Parameters => without_parameters(segment),
+            Cut::Suffix => without_suffix(segment),
         };
         compared.eq_ignore_ascii_case(name)
     }
@@ -251,14 +251,28 @@ fn last_segment(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// The segment up to its first `;`, which may be escaped: whoever stands behind a server that decodes sees it plain.
-fn without_parameters(segment: &[u8]) -> &[u8] {
+/// The segment without `;parameters`, and without spaces and dots at its end, which Windows drops. They may be escaped:
+/// whoever stands behind a server that decodes sees them plain.
+fn without_suffix(segment: &[u8]) -> &[u8] {
     let begins_parameters = |at: &usize| match segment[*at] {
         b'%' => escaped_byte(&segment[at + 1..]) == Some(b';'),
         byte => byte == b';',
     };
     let end = (0..segment.len()).find(begins_parameters);
-    &segment[..end.unwrap_or(segment.len())]
+    let mut name = &segment[..end.unwrap_or(segment.len())];
+    while let Some(shorter) = name.strip_suffix(b".").or_else(|| without_space(name)) {
+        name = shorter;
+    }
+    name
+}
+
+/// The segment without the escaped space that it ends with, if it does.
+fn without_space(segment: &[u8]) -> Option<&[u8]> {
+    let mut before = segment.strip_suffix(b"20")?;
+    while let Some(shorter) = before.strip_suffix(b"25") {
+        before = shorter;
+    }
+    before.strip_suffix(b"%")
 }
 
 /// Bytes that a path may not hold, or that servers are known to fold into others: a backslash is a slash to some, an
@@ -281,11 +295,11 @@ fn has_ambiguous_byte(path: &[u8]) -> bool {
     false
 }
 
-/// Empty and dot segments, after `;parameters` are dropped too: `..;` climbs on some servers. `path` has lost its one
-/// trailing slash.
+/// Empty and dot segments, also those that are so without their suffix: `..;` climbs on some servers. `path` has lost its
+/// one trailing slash.
 fn has_ambiguous_segment(path: &[u8]) -> bool {
     let mut segments = path.split(|&byte| byte == b'/').skip(1);
-    segments.any(|segment| matches!(without_parameters(segment), b"" | b"." | b".."))
+    segments.any(|segment| without_suffix(segment).is_empty())
 }
 
 /// What `%` and the bytes after it come to, however often they are decoded: `%2572` is `r` to whoever decodes twice.
@@ -455,6 +469,21 @@ mod tests {
     }
 
     #[test]
+    fn spaces_and_dots_are_ambiguous_only_where_dropping_them_would_matter() {
+        for path in "/v1/responses%20 /v1/responses. /v1/responses%20.%2520/ /v1/chat%20/completions /v1/batches%20%20 \
+            /v1/messages%20;x /v1/files/...  /v1/files/..%20/b /v1/files/%20"
+            .split_ascii_whitespace()
+        {
+            assert!(is_ambiguous(path.as_bytes()), "{path}");
+        }
+        for path in "/v1/responses%20x /v1/responses2520 /v1/files/a%20 /v1/files/a. /v1/models/gpt-5.5 /v1/files/%C3%A9"
+            .split_ascii_whitespace()
+        {
+            assert!(!is_ambiguous(path.as_bytes()), "{path}");
+        }
+    }
+
+    #[test]
     fn path_parameters_do_not_hide_a_tier_path() {
         let tier_paths = ["/v1/agents/sessions".to_owned()];
         let is_ambiguous = |path: &str| classify(path.as_bytes(), &tier_paths).ambiguous;
@@ -510,10 +539,10 @@ mod tests {
             classify(&path, &[]);
         }
 
-        /// Decoding, dropping parameters and resolving dots, as any upstream might, turns no accepted path that is not
-        /// gated into one that is.
+        /// Decoding, dropping parameters, spaces and dots, and resolving dots, as any upstream might, turns no accepted path
+        /// that is not gated into one that is.
         #[test]
-        fn an_accepted_path_stays_what_it_is(path in "(/(responses|v1|chat|completions|messages|compact|\\.|\\.\\.|%2e|%2F|r|;|%72|\\\\|%3b){0,3}){1,5}") {
+        fn an_accepted_path_stays_what_it_is(path in "(/(responses|v1|chat|completions|messages|compact|\\.|\\.\\.|%2e|%2F|r|;|%72|\\\\|%3b|%20){0,3}){1,5}") {
             let seen = classify(path.as_bytes(), &[]);
             let read = lenient_reading(&path);
             let again = classify(read.as_bytes(), &[]);
@@ -526,15 +555,16 @@ mod tests {
             .replace("%2e", ".")
             .replace("%2F", "/")
             .replace("%72", "r")
+            .replace("%20", " ")
             .replace('\\', "/");
         let mut segments: Vec<&str> = Vec::new();
         for segment in decoded.split('/') {
-            match segment.split(';').next().unwrap() {
-                "" | "." => {}
+            match segment.split(';').next().unwrap().trim_end_matches(' ') {
                 ".." => drop(segments.pop()),
-                name => segments.push(name),
+                name => segments.push(name.trim_end_matches(['.', ' '])),
             }
         }
+        segments.retain(|name| !name.is_empty());
         format!("/{}", segments.join("/"))
     }
 }
