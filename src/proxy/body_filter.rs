@@ -79,14 +79,22 @@ fn hold_of(
 ) -> Result<Option<Hold>, Refusal> {
     let method = &context.request_info.method;
     let mut action = action_for_body(context.record.action, method, is_empty);
-    if length.is_none() && !is_empty {
+    let has_length = length.is_some() || is_empty;
+    if !has_length {
         context.resolve_without_body(has_two_heads)?;
         action = context.record.action;
     }
+    let requests_usage = context.requests_usage();
     let for_budget = !is_empty && context.holds_for_budget();
-    let is_held = is_held(action, context.requests_usage(), for_budget);
-    let may_stay =
-        action.is_none_or(|action| action.condition != Condition::Always) || context.has_budget();
+    let is_held = is_held(action, requests_usage, for_budget);
+    let may_stay = match has_length {
+        true => {
+            let is_settled = action.is_some_and(|action| action.condition == Condition::Always);
+            !is_settled || context.has_budget()
+        }
+        // Its head says by now whether the body is still coded.
+        false => !requests_usage && !action.is_some_and(|action| action.changes()),
+    };
     let hold = if may_stay {
         Hold::MayStay
     } else {
@@ -107,7 +115,7 @@ async fn read_body(
         // Nothing would make Pingora send the body.
         return Err(Cause::Internal.into());
     }
-    context.finish_buffered()?;
+    context.finish_buffered(false)?;
     context.complete_body();
     Ok(())
 }
@@ -180,7 +188,7 @@ pub(super) fn filter_piece(
             context.record.request_bytes += piece.len() as u64;
             held.push(&piece)?;
             if ends {
-                context.finish_buffered()?;
+                context.finish_buffered(true)?;
             }
             *body = Some(whole_at_end(ends, context)?);
         }

@@ -17,6 +17,7 @@ use crate::config::Limits;
 pub struct BufferedBody {
     lease: Lease,
     limits: Arc<Limits>,
+    may_stay: bool,
     decoder: Option<Decoder>,
     /// The bytes of a coded body as they came, where it may go on so.
     coded: Option<Vec<u8>>,
@@ -57,8 +58,8 @@ enum Inspection {
 impl BufferedBody {
     /// Makes room for a body, and refuses by its head what can be refused by it.
     ///
-    /// `length` is the `Content-Length`, none for a chunked body, whose head tells of no coding by now. `may_stay`: it depends
-    /// on the body whether it is changed.
+    /// `length` is the `Content-Length`, none for a chunked body. `may_stay`: it depends on the body whether it is changed; of
+    /// one without a length, nothing in it is changed.
     pub fn open(
         headers: &HeaderMap,
         length: Option<u64>,
@@ -75,14 +76,18 @@ impl BufferedBody {
         Ok(Self {
             lease,
             limits: limits.clone(),
-            coded: coding
-                .filter(|_| may_stay && length.is_some())
-                .map(|_| Vec::new()),
+            may_stay,
+            coded: coding.filter(|_| may_stay).map(|_| Vec::new()),
             decoder: coding.map(Decoder::new),
             // A body within `limits.body` fits a `usize`: the limit is far below the address space.
             rewriter: Rewriter::new(limits.json_depth, length.unwrap_or(0) as usize),
             received: 0,
         })
+    }
+
+    /// Whether it may go on as it came.
+    pub fn may_stay(&self) -> bool {
+        self.may_stay
     }
 
     /// What the body says, as far as it was read.
@@ -122,6 +127,7 @@ impl BufferedBody {
     /// The end of the body: what is to be sent in its place. Without edits that is what came.
     pub fn finish(self, edits: Edits) -> Result<ReadyBody, Refusal> {
         let depth = self.limits.json_depth;
+        let is_coded = self.decoder.is_some();
         if let Some(decoder) = self.decoder {
             decoder.finish()?;
         }
@@ -136,11 +142,11 @@ impl BufferedBody {
             ));
         }
         let usage_requested = rewritten.usage_requested;
-        let is_original = edits.tier == Edit::Keep && !edits.remove_fast_speed && !usage_requested;
+        let is_same = edits.tier == Edit::Keep && !edits.remove_fast_speed && !usage_requested;
         let (buffer, start, facts) = rewritten.into_parts();
-        let (buffer, start) = match self.coded.filter(|_| is_original) {
-            Some(coded) => (coded, 0),
-            None => (buffer, start),
+        let (buffer, start, is_original) = match self.coded.filter(|_| is_same) {
+            Some(coded) => (coded, 0, true),
+            None => (buffer, start, is_same && !is_coded),
         };
         let mut lease = self.lease;
         lease.shrink_to(buffer.capacity() as u64);

@@ -39,15 +39,17 @@ pub const HOP_BY_HOP: [&str; 10] = [
 
 /// Headers of a request that name an account, beside those of [`CredentialHeader`]: a provider refuses another account's
 /// beside the proxy's own key, or books the request to it.
-const ACCOUNT: [&str; 8] = [
+const ACCOUNT: [&str; 10] = [
     "anthropic-organization-id",
     "anthropic-workspace-id",
     "chatgpt-account-id",
     "cookie",
+    "ocp-apim-subscription-key",
     "openai-organization",
     "openai-project",
     "x-goog-api-key",
     "x-goog-user-project",
+    "x-litellm-api-key",
 ];
 
 /// What members of `sec-websocket-protocol` begin with that name an account: browsers can set no other header on a WebSocket
@@ -98,12 +100,16 @@ impl HeadEdit<'_> {
         if !prefix.is_empty() {
             head.set_raw_path(&[prefix, self.target].concat())?;
         }
+        if self.is_http2 {
+            // Before anything is set, which the client might name.
+            for name in connection_headers(&head.headers) {
+                head.remove_header(&name);
+            }
+        }
         head.remove_header(&header::EXPECT);
         if !self.upgrade {
             head.remove_header(&header::UPGRADE);
-            if !self.is_http2 {
-                head.remove_header(&header::CONNECTION);
-            }
+            head.remove_header(&header::CONNECTION);
         } else if self.endpoint == Endpoint::Responses {
             // A compressed message could not be looked at.
             head.remove_header(&header::SEC_WEBSOCKET_EXTENSIONS);
@@ -210,9 +216,6 @@ impl HeadEdit<'_> {
 
     /// What Pingora does to a head that goes out over HTTP/2, which it leaves to whoever brings a connector.
     fn make_http2(&self, head: &mut RequestHeader) -> Result<()> {
-        for name in connection_headers(&head.headers) {
-            head.remove_header(&name);
-        }
         for name in HOP_BY_HOP {
             head.remove_header(name);
         }

@@ -18,7 +18,7 @@ const FORCED: usize = BODY.len() + r#""service_tier":"priority","#.len();
 const KINDS: [&str; 5] = ["openai", "codex", "gateway", "codex_gateway", "anthropic"];
 
 /// What a client sends beside its key and a body: headers of every sort that is told apart.
-const REQUEST: [(&str, &str); 30] = [
+const REQUEST: [(&str, &str); 34] = [
     ("user-agent", "client/1"),
     ("content-type", "application/json"),
     ("x-custom", "a"),
@@ -28,6 +28,8 @@ const REQUEST: [(&str, &str); 30] = [
     ("openai-organization", "org-client"),
     ("openai-project", "proj-client"),
     ("chatgpt-account-id", "account-client"),
+    ("ocp-apim-subscription-key", "apim-client"),
+    ("x-litellm-api-key", "litellm-client"),
     ("cookie", "session=client"),
     ("x-goog-api-key", "goog-client"),
     // Of what stands in front.
@@ -46,7 +48,9 @@ const REQUEST: [(&str, &str); 30] = [
     ("cf-ray", "1-FRA"),
     ("cf-connecting-ip", "198.51.100.1"),
     ("cdn-loop", "cloudflare"),
-    // Of one connection.
+    // Of one connection. What the proxy sets itself stays, whatever a client says of it.
+    ("connection", "accept-encoding, x-named"),
+    ("x-named", "1"),
     ("te", "trailers"),
     ("trailer", "x-after"),
     ("keep-alive", "timeout=5"),
@@ -54,12 +58,14 @@ const REQUEST: [(&str, &str); 30] = [
     ("accept-encoding", "gzip"),
 ];
 
-const ACCOUNT: [&str; 5] = [
+const ACCOUNT: [&str; 7] = [
     "chatgpt-account-id: account-client",
     "cookie: session=client",
+    "ocp-apim-subscription-key: apim-client",
     "openai-organization: org-client",
     "openai-project: proj-client",
     "x-goog-api-key: goog-client",
+    "x-litellm-api-key: litellm-client",
 ];
 
 const IN_FRONT: [&str; 15] = [

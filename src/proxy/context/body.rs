@@ -11,14 +11,17 @@ use crate::proxy::body_filter::{edits, requests_usage};
 use crate::proxy::error_mapping::refuse_unforced;
 
 impl RequestContext {
-    /// All of a held body is here.
+    /// All of a held body is here. `head_is_sent`: what [`Self::resolve_without_body`] has decided is decided.
     ///
     /// # Errors
     /// Where it is not what can be sent.
-    pub fn finish_buffered(&mut self) -> Result<(), Refusal> {
+    pub fn finish_buffered(&mut self, head_is_sent: bool) -> Result<(), Refusal> {
         if let Body::Buffered(held) = std::mem::replace(&mut self.body, Body::None) {
             self.record.facts = held.facts().clone();
-            self.resolve_action()?;
+            let decided = self.record.action.filter(|_| head_is_sent);
+            if decided.is_none_or(|action| action.condition != Condition::Always) {
+                self.resolve_action()?;
+            }
             let ready = held.finish(edits(self.record.action, self.requests_usage()))?;
             self.record.facts = ready.facts;
             self.is_original = ready.is_original;
@@ -40,12 +43,7 @@ impl RequestContext {
     /// # Errors
     /// Where the budget of the fast tier is used up and its requests are to be refused.
     fn resolve_action(&mut self) -> Result<(), Refusal> {
-        let Some(group) = self
-            .record
-            .group
-            .as_ref()
-            .filter(|_| !self.head_fits_action)
-        else {
+        let Some(group) = &self.record.group else {
             return Ok(());
         };
         let action = self.record.action;
@@ -75,11 +73,7 @@ impl RequestContext {
         self.record.action = action;
         // What the body is still to settle goes by the budget then.
         match action.map(|action| action.condition) {
-            None => self.spend_budget(),
-            Some(Condition::Always) => {
-                self.head_fits_action = true;
-                self.spend_budget()
-            }
+            None | Some(Condition::Always) => self.spend_budget(),
             Some(Condition::FastSpeed | Condition::ModelRule) => Ok(()),
         }
     }

@@ -67,8 +67,6 @@ pub struct RequestContext {
     pub trailers_seen: bool,
     /// How deep the body that leaves may be nested: one that was converted is deeper than the client's.
     pub json_depth: usize,
-    /// The head is made for the action, which what the body says and what others spend can change no more.
-    head_fits_action: bool,
     /// The body goes on as it came, although it was held.
     is_original: bool,
     /// The upstream was asked for a usage chunk that the client did not ask for.
@@ -133,7 +131,6 @@ impl RequestContext {
             body_complete: false,
             trailers_seen: false,
             json_depth: state.limits.json_depth,
-            head_fits_action: false,
             is_original: false,
             usage_requested: false,
             usage_filter: None,
@@ -227,8 +224,8 @@ impl RequestContext {
             trace: self.request_info.trace,
             length: match &self.body {
                 Body::Ready(bytes) if !self.is_original => Length::Known(bytes.len()),
-                Body::Buffered(_) => Length::Unknown,
-                Body::Ready(_) | Body::Streamed(_) | Body::None => Length::Same,
+                Body::Buffered(held) if !held.may_stay() => Length::Unknown,
+                Body::Buffered(_) | Body::Ready(_) | Body::Streamed(_) | Body::None => Length::Same,
             },
             is_held: matches!(self.body, Body::Ready(_) | Body::Buffered(_)),
         })

@@ -545,19 +545,32 @@ fn what_a_body_decides_holds_without_a_length_too() {
 }
 
 #[test]
-fn a_coded_body_without_a_length_that_goes_as_it_came_is_sent_on_decoded() {
+fn a_coded_body_without_a_length_agrees_with_its_head() {
     let upstream = upstream::json("{}").run();
-    let proxy = proxy::new().policy(RULES).upstream(&upstream).run();
-    let body = r#"{"model":"m","service_tier":"flex"}"#;
-    let coded = coded("gzip", body);
-    let client = proxy.client("sk-own").header("Content-Encoding", "gzip");
-    client.post_chunked("/v1/responses", &[&coded]);
-    client.post("/v1/responses", &coded);
-    let received = upstream.requests(2);
-    assert_eq!(received[0].text(), body);
-    assert_eq!(received[0].header("content-encoding"), [""; 0]);
-    assert_eq!(received[1].body, coded);
-    assert_eq!(received[1].header("content-encoding"), ["gzip"]);
+    let proxy = proxy::new()
+        .policy(RULES)
+        .upstream_with("main", &upstream, "chat_stream_usage: request")
+        .run();
+    let coded = coded("gzip", r#"{"model":"m"}"#);
+    let cases = [
+        ("sk-spent", "/v1/responses", false),
+        // Held for the budget, it goes on as it came.
+        ("sk-own", "/v1/responses", true),
+        // It might have had to ask for its usage.
+        ("sk-own", "/v1/chat/completions", false),
+    ];
+    for (at, (key, path, is_same)) in cases.into_iter().enumerate() {
+        let client = proxy.client(key).header("Content-Encoding", "gzip");
+        client.post_chunked(path, &[&coded]);
+        let request = &upstream.requests(at + 1)[at];
+        let coding = request.header("content-encoding");
+        if is_same {
+            assert_eq!((&request.body, coding), (&coded, vec!["gzip"]));
+        } else {
+            assert!(request.text().contains(r#""model":"m""#), "{path}");
+            assert_eq!(coding, [""; 0], "{path}");
+        }
+    }
 }
 
 #[test]
