@@ -1,12 +1,15 @@
 //! Responses that are made in the background: who asked for them, until somebody fetches what they came to. The usage of
 //! such a response is told by the first answer that has its terminal status, and is billed once, to who created it.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+use crate::policy::hash_key;
 
 /// Responses that are remembered at once. Beyond it the oldest is forgotten, and its usage is not billed.
 pub const MAX_RESPONSES: usize = 100_000;
@@ -33,6 +36,15 @@ pub struct BackgroundCreate {
     pub service_tier: Option<String>,
     pub service_tier_client: Option<String>,
     pub tier_reason: Option<String>,
+}
+
+/// What a response is remembered by: its id, or the digest of one that is long.
+pub fn background_id(response_id: &str) -> Cow<'_, str> {
+    const LONGEST: usize = 128;
+    match response_id.len() {
+        ..=LONGEST => response_id.into(),
+        _ => hash_key(response_id.as_bytes()).into(),
+    }
 }
 
 /// The responses that are still to be billed, by their ids.

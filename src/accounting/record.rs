@@ -12,7 +12,7 @@ use rust_decimal::Decimal;
 use uuid::Uuid;
 
 use crate::accounting::access_log::{AccessLog, AccessRecord, Millis, Transport};
-use crate::accounting::background::{BackgroundCreate, BackgroundResponses};
+use crate::accounting::background::{BackgroundCreate, BackgroundResponses, background_id};
 use crate::accounting::metrics::Metrics;
 use crate::accounting::prices::Prices;
 use crate::accounting::redaction::redacted;
@@ -26,7 +26,7 @@ use crate::codec::trace_context::TraceContext;
 use crate::config::{ServedTier, Upstream};
 use crate::policy::api_key::key_id;
 use crate::policy::budget::Budgets;
-use crate::policy::endpoint::Endpoint;
+use crate::policy::endpoint::{Endpoint, response_id_in_path};
 use crate::policy::in_flight::InFlightPermits;
 use crate::policy::{Group, Policy, TierAction};
 
@@ -35,6 +35,8 @@ const MODEL_BYTES: usize = 128;
 /// HTTP allows any word of any length.
 const METHOD_BYTES: usize = 32;
 const UPSTREAM_ID_BYTES: usize = 128;
+/// The longest id of a response that is logged, in bytes.
+const RESPONSE_ID_BYTES: usize = 128;
 /// Up to this length a text is searched for credentials within its words, in bytes.
 const SEARCHED_BYTES: usize = 128;
 /// The upstream's own name of a request: OpenAI's, and Anthropic's.
@@ -328,8 +330,8 @@ impl RequestRecord {
         let bill = self.bill(billed, &texts, end, prices);
         self.charge(&bill, ledger);
         let line = self.line(&bill, &texts, end);
-        if line.usage_state == UsageState::Deferred {
-            remember(ledger, &line, self.key_digest);
+        if let (UsageState::Deferred, Some(id)) = (line.usage_state, &observed.response_id) {
+            remember(ledger, id, &line, self.key_digest);
         }
         ledger.log.append(&line);
         if let (Some(traces), Some(trace)) = (ledger.traces, &request.trace) {
@@ -460,11 +462,17 @@ impl RequestRecord {
         if !end.is_fetch() || !is_told || !end.observed.settled {
             return None;
         }
-        let id = end.observed.response_id.as_deref()?;
-        match ledger.store {
-            Some(store) => store.settle(ledger.background, id, self.time),
-            None => ledger.background.settle(id, self.time),
-        }
+        // Some gateways make the id of each answer anew: what was asked for is what the create was answered with.
+        let asked = response_id_in_path(&end.request.path);
+        let told = end.observed.response_id.as_deref();
+        let ids = asked
+            .into_iter()
+            .chain(told.filter(|id| Some(*id) != asked));
+        let mut ids = ids.map(background_id);
+        ids.find_map(|id| match ledger.store {
+            Some(store) => store.settle(ledger.background, &id, self.time),
+            None => ledger.background.settle(&id, self.time),
+        })
     }
 
     fn billed<'a>(
@@ -531,7 +539,10 @@ impl RequestRecord {
                 .model_upstream
                 .as_deref()
                 .map(|name| clean(cut(name, MODEL_BYTES))),
-            response_id: observed.response_id.as_deref().map(clean),
+            response_id: observed
+                .response_id
+                .as_deref()
+                .map(|id| clean(cut(id, RESPONSE_ID_BYTES))),
             upstream_request_id: self.answer.upstream_request_id.as_deref().map(clean),
             upstream_error: error.map(clean),
         }
@@ -637,10 +648,13 @@ impl<'a> Billed<'a> {
 }
 
 /// The usage of this request comes with a later one.
-fn remember(ledger: &Ledger<'_>, record: &AccessRecord<'_>, key_digest: Option<[u8; 32]>) {
-    let Some(id) = record.response_id else {
-        return;
-    };
+fn remember(
+    ledger: &Ledger<'_>,
+    response_id: &str,
+    record: &AccessRecord<'_>,
+    key_digest: Option<[u8; 32]>,
+) {
+    let id = background_id(response_id);
     let owned = |text: Option<&str>| text.map(str::to_owned);
     let create = BackgroundCreate {
         request_id: record.request_id,
@@ -656,8 +670,8 @@ fn remember(ledger: &Ledger<'_>, record: &AccessRecord<'_>, key_digest: Option<[
         tier_reason: owned(record.tier_reason),
     };
     match ledger.store {
-        Some(store) => store.remember(ledger.background, id, create),
-        None => ledger.background.remember(id, create),
+        Some(store) => store.remember(ledger.background, &id, create),
+        None => ledger.background.remember(&id, create),
     }
 }
 

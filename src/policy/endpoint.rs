@@ -230,6 +230,13 @@ fn is_response_item(path: &[u8], cut: Cut) -> bool {
         })
 }
 
+/// The id in a path below `…/responses/`, as it stands there.
+pub fn response_id_in_path(path: &str) -> Option<&str> {
+    let mut segments = path.split('/');
+    segments.find(|segment| segment.eq_ignore_ascii_case("responses"))?;
+    segments.next().filter(|id| !id.is_empty())
+}
+
 fn is_listed(path: &[u8], tier_paths: &[String], cut: Cut) -> bool {
     tier_paths.iter().any(|listed| {
         let is_slash = |byte: &u8| *byte == b'/';

@@ -340,6 +340,30 @@ fn an_error_without_an_id_ends_the_response_that_waits_for_its_beginning() {
 }
 
 #[test]
+fn responses_whose_ids_begin_alike_are_told_apart() {
+    let alike = "bGl0ZWxsbTpj".repeat(20);
+    let said = |kind: &str, end: &str, output: u64| {
+        let usage = json!({"output_tokens": output});
+        json!({"type": kind, "response": {"id": format!("{alike}{end}"), "usage": usage}})
+            .to_string()
+    };
+    let lines = lines(
+        2,
+        &[
+            &said("response.created", "a", 0),
+            &said("response.created", "b", 0),
+            &said("response.completed", "b", 2),
+            &said("response.completed", "a", 1),
+        ],
+    );
+    let told: Vec<_> = lines
+        .iter()
+        .map(|line| (line["turn"].as_u64(), line["output_tokens"].as_u64()))
+        .collect();
+    assert_eq!(told, [(Some(2), Some(2)), (Some(1), Some(1))]);
+}
+
+#[test]
 fn an_error_of_a_lane_ends_the_response_that_is_awaited_there() {
     let create = |lane: &str| format!(r#"{{"type":"response.create","stream_id":"{lane}"}}"#);
     let created = |lane: &str| {

@@ -18,7 +18,7 @@ pub const DECODED_LIMIT: u64 = 256 << 20;
 /// The longest `served_tier`, in bytes.
 pub const TIER_BYTES: usize = 64;
 
-/// The longest `response_id`, `model`, error, event type and `stream_id`, in bytes.
+/// The longest `model`, error, event type and `stream_id`, in bytes.
 pub const TEXT_BYTES: usize = 128;
 
 /// What an error names that refuses the tier.
@@ -72,7 +72,8 @@ pub struct Observed {
     pub usage_state: UsageState,
     /// Trimmed, in lower case, at most `TIER_BYTES`. Never `auto`, which says nothing.
     pub served_tier: Option<String>,
-    /// At most `TEXT_BYTES`.
+    /// Whole, for responses are told apart by it: LiteLLM's ids have some hundred bytes and begin alike
+    /// (<https://docs.litellm.ai/docs/response_api>). One of more than a scanner keeps is none.
     pub response_id: Option<String>,
     /// The model that served, at most `TEXT_BYTES`.
     pub model: Option<String>,

@@ -33,7 +33,7 @@ pub struct EventObserver {
 pub struct Event {
     /// The `type`, at most `TEXT_BYTES`; `None` too where the message is no whole JSON object.
     pub kind: Option<String>,
-    /// The `id` of the event's `response`, at most `TEXT_BYTES`.
+    /// The `id` of the event's `response`, whole.
     pub response_id: Option<String>,
     /// The lane that the event belongs to where the connection has several, at most `TEXT_BYTES`.
     pub stream_id: Option<String>,
@@ -211,7 +211,7 @@ impl Event {
         let ends = tally.ended || tally.failed;
         Self {
             kind: text(&facts.kind),
-            response_id: text(&facts.id),
+            response_id: (!facts.id.is_empty()).then(|| facts.id.clone()),
             stream_id: text(&facts.stream_id),
             observed: ends.then(|| tally.observed(Protocol::Responses)),
             tally,

@@ -242,6 +242,8 @@ impl ResponseFields {
         match fact {
             Fact::Kind => learn_text(&mut self.kind, value),
             Fact::StreamId => learn_text(&mut self.stream_id, value),
+            // Cut, two could not be told apart.
+            Fact::Id if value.cut => {}
             Fact::Id => learn_text(&mut self.id, value),
             Fact::Model => learn_text(&mut self.model, value),
             Fact::Tier => learn_text(&mut self.tier, value),

@@ -311,7 +311,7 @@ impl Tally {
                 Some(speed) if speed == "fast" => Some(speed),
                 _ => normalised(&self.tier),
             },
-            response_id: text(&self.id),
+            response_id: (!self.id.is_empty()).then(|| self.id.clone()),
             model: text(&self.model),
             terminal_event: self.terminal.map(str::to_owned),
             failed: self.failed,

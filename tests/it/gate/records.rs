@@ -331,6 +331,47 @@ fn a_response_in_the_background_is_billed_once_to_who_created_it() {
     }
 }
 
+/// LiteLLM's ids begin alike for some hundred bytes, and it makes one anew for each answer.
+#[test]
+fn responses_in_the_background_are_told_apart_by_whole_ids_in_the_path_or_in_the_answer() {
+    let id = |end: &str| format!("resp_{}{end}", "bGl0ZWxsbTpj".repeat(20));
+    let answer = |id: &str, status: &str, output: u64| {
+        let rest = json!({"id": id, "status": status, "usage": {"output_tokens": output}});
+        reply(200).json(&rest.to_string())
+    };
+    let [a, b, c] = ["a", "b", "c"].map(id);
+    let upstream = upstream::script([
+        answer(&a, "queued", 0),
+        answer(&b, "queued", 0),
+        answer(&c, "queued", 0),
+        answer(&a, "completed", 1),
+        answer(&c, "completed", 3),
+        answer(&id("another"), "completed", 2),
+    ])
+    .run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let client = proxy.client("sk-fast");
+    for count in 1..=3 {
+        client.post("/v1/responses", r#"{"model":"m-1","background":true}"#);
+        proxy.access_log(count);
+    }
+    let paths = [a, "elsewhere".to_owned(), b];
+    for (count, path) in paths.iter().enumerate() {
+        client.get(&format!("/v1/responses/{path}"));
+        proxy.access_log(count + 4);
+    }
+    let lines = proxy.access_log_lines(6);
+    let lines: Vec<Value> = lines
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    for (create, fetch, output) in [(0, 3, 1), (2, 4, 3), (1, 5, 2)] {
+        assert_eq!(lines[fetch]["of_request"], lines[create]["request_id"]);
+        assert_eq!(lines[fetch]["output_tokens"], output);
+        assert_eq!(lines[fetch]["response_id"].as_str().unwrap().len(), 128);
+    }
+}
+
 #[test]
 fn a_client_that_goes_away_in_mid_stream() {
     let script = [reply(200).sse_begun(&[CREATED]).hold()];
