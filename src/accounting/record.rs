@@ -42,8 +42,6 @@ const SEARCHED_BYTES: usize = 128;
 /// The upstream's own name of a request: OpenAI's, and Anthropic's.
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
-/// A body that says `null` asks for nothing, like one without the member.
-const NULL: &str = "<null>";
 
 /// Who asks, and for what: the same for every turn of a connection.
 #[derive(Clone)]
@@ -511,7 +509,7 @@ impl RequestRecord {
         let sent = match is_changed {
             _ if !self.sent.reached => None,
             true => self.sent.tier.as_deref(),
-            false => own_tier(&self.facts),
+            false => self.facts.asked_tier(),
         };
         let has_failed = observed.failed
             || self
@@ -523,11 +521,7 @@ impl RequestRecord {
             user_agent: request.user_agent.as_deref().map(clean_words),
             path: clean_words(&request.path),
             model: logged_model(&self.facts, &request.models).map(clean),
-            tier_client: self
-                .facts
-                .service_tier
-                .as_ref()
-                .map(|tier| clean(tier.as_str())),
+            tier_client: self.facts.named_tier().map(clean),
             tier_sent: sent.map(clean),
             tier_served: observed.served_tier.as_deref().map(clean),
             model_served: observed.model.as_deref().map(clean),
@@ -713,15 +707,9 @@ impl Answered {
 pub fn tier_reason(action: Option<TierAction>, facts: &RequestFields) -> &'static str {
     match action {
         Some(action) => action.reason.as_str(),
-        None if own_tier(facts).is_some() => "client",
+        None if facts.asked_tier().is_some() => "client",
         None => "none",
     }
-}
-
-/// The tier of a body that goes on as it came.
-pub fn own_tier(facts: &RequestFields) -> Option<&str> {
-    let tier = facts.service_tier.as_ref()?.as_str();
-    (tier != NULL).then_some(tier)
 }
 
 /// The tier of a request that was changed to ask for it: what its bytes say, or else its header.

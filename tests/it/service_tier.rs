@@ -93,7 +93,7 @@ fn facts(body: &str) -> RequestFields {
 }
 
 fn client_tier(body: &str) -> String {
-    facts(body).service_tier.unwrap().as_str().to_owned()
+    facts(body).named_tier().unwrap().to_owned()
 }
 
 /// The members of an object in their order, duplicates kept, values as spelled.
@@ -571,13 +571,13 @@ proptest! {
         let last = |name: &str| members.iter().rfind(|(key, _)| key == name).map(|(_, value)| value.as_str());
         let text = |raw: &str| serde_json::from_str::<String>(raw).ok();
         if let Some(raw) = last("model") && let Some(model) = text(raw) && model.len() <= 256 {
-            prop_assert_eq!(facts.model, Some(model));
+            prop_assert_eq!(facts.model.as_ref(), Some(&model));
         }
         prop_assert_eq!(facts.stream, last("stream").and_then(|raw| raw.parse().ok()));
         let types = members.iter().filter(|(key, _)| key.eq_ignore_ascii_case("type")).count();
         prop_assert_eq!(facts.several_types, types > 1);
         let tiers = members.iter().filter(|(key, _)| is_tier(key)).count();
-        prop_assert_eq!(facts.service_tier.is_some(), tiers > 0);
+        prop_assert_eq!(facts.named_tier().is_some(), tiers > 0);
     }
 }
 
@@ -976,18 +976,44 @@ fn a_fault_is_told_again() {
 }
 
 #[test]
-fn the_tier_of_the_client_is_that_of_the_last_exact_member() {
+fn the_tier_of_the_client_is_the_dearest_that_any_reader_may_find() {
     assert_eq!(client_tier(r#"{"service_tier":" Flex "}"#), "flex");
     assert_eq!(
-        client_tier(r#"{"service_tier":"flex","service_tier":"auto","Service_Tier":"x"}"#),
+        client_tier(r#"{"service_tier":"auto","service_tier":"flex","Service_Tier":"x"}"#),
         "auto"
     );
+    for (body, asked) in [
+        (
+            r#"{"service_tier":"priority","service_tier":"flex"}"#,
+            Some("priority"),
+        ),
+        (
+            r#"{"service_tier":"flex","SERVICE_TIER":"fast"}"#,
+            Some("fast"),
+        ),
+        (
+            r#"{"service_tier":"flex","Service_Tier":"flex"}"#,
+            Some("flex"),
+        ),
+        (
+            r#"{"service_tier":"default","Service_Tier":"flex"}"#,
+            Some("default"),
+        ),
+        (r#"{"service_tier":"flex","service_tier":null}"#, None),
+        // A reader that knows the one spelling alone finds none.
+        (r#"{"Service_Tier":"flex"}"#, None),
+        (r#"{"Service_Tier":"scale"}"#, None),
+        (r#"{"Service_Tier":"priority"}"#, Some("priority")),
+        (r#"{"service_tier":null}"#, None),
+    ] {
+        assert_eq!(facts(body).asked_tier(), asked, "{body}");
+    }
     assert_eq!(
         client_tier(r#"{"Service_Tier":"x","SERVICE_TIER":"y"}"#),
         "y"
     );
     assert_eq!(client_tier(r#"{"service\u005ftier":"fl\u0065x"}"#), "flex");
-    assert_eq!(facts("{}").service_tier, None);
+    assert_eq!(facts("{}").named_tier(), None);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{BudgetState, Request};
-use crate::accounting::record::{own_tier, set_tier};
+use crate::accounting::record::set_tier;
 use crate::bridge::Converted;
 use crate::codec::body_memory::BodyMemory;
 use crate::codec::error::Refusal;
@@ -67,7 +67,7 @@ pub(super) fn carry(
         return Ok(OutgoingBody {
             tier: match decision.action {
                 Some(_) => set_tier(decision.action, None),
-                None => own_tier(&facts),
+                None => facts.asked_tier(),
             }
             .map(str::to_owned),
             facts,
@@ -87,7 +87,7 @@ pub(super) fn carry(
             let found = action.outgoing_tier(&ready.bytes, limits.json_depth, false)?;
             set_tier(Some(action), found)
         }
-        None => own_tier(&ready.facts),
+        None => ready.facts.asked_tier(),
     };
     Ok(OutgoingBody {
         tier: tier.map(str::to_owned),
@@ -106,7 +106,7 @@ fn within(
     facts: &RequestFields,
 ) -> Result<Option<TierAction>, Refusal> {
     match budget {
-        Some(budget) => budget.allow(&decision.group, action, own_tier(facts)),
+        Some(budget) => budget.allow(&decision.group, action, facts.asked_tier()),
         None => Ok(action),
     }
 }

@@ -302,8 +302,7 @@ impl Record {
             self.model_upstream = Some(shown(&converted.context.upstream_model));
         }
         self.model = logged_model(&outgoing.facts, models).map(shown);
-        let asked = outgoing.facts.service_tier.as_ref();
-        self.service_tier_client = asked.map(|tier| shown(tier.as_str()));
+        self.service_tier_client = outgoing.facts.named_tier().map(shown);
         self.service_tier = outgoing.tier.as_deref().map(shown);
     }
 }

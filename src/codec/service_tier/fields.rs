@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 
+use super::{PRIORITY, canonical};
 use crate::codec::cut;
 use crate::codec::json::{Interest, Key, Kind, Value, Visitor};
 
@@ -19,6 +20,9 @@ const FURTHER_MODELS: [&str; 4] = [
     "content_policy_fallbacks",
 ];
 
+/// A tier of this type asks for nothing.
+const NULL: &str = "<null>";
+
 const TIER_BYTES: usize = 64;
 const MODEL_BYTES: usize = 256;
 const KIND_BYTES: usize = 64;
@@ -31,9 +35,11 @@ pub struct RequestFields {
     pub model: Option<String>,
     /// Whether [`RequestFields::model`] is all that any reader could take for the model; see [`RequestFields::sole_model`].
     pub(super) model_is_sole: bool,
-    /// The tier the client named: of the last `service_tier`, else of the last member that a reader which ignores case
-    /// would take for it.
+    /// The dearest tier that a top-level `service_tier` names.
     pub service_tier: Option<ClientTier>,
+    /// The dearest tier of members that some readers only take for it: in other spellings, and in the `response` object of a
+    /// WebSocket message.
+    pub other_tier: Option<ClientTier>,
     /// The last `type` in any case, if a string, cut to 64 bytes.
     pub kind: Option<String>,
     /// Whether several members may be read as `type`, so that two readers may take the body for different things.
@@ -46,13 +52,19 @@ pub struct RequestFields {
     pub fast_speed: bool,
     /// The last `stream_id`, if a string, cut to 128 bytes: the lane of a WebSocket that the message belongs to.
     pub stream_id: Option<String>,
-    /// Of a WebSocket message: the tier that its `response` object names, by the last member that may be read as it.
-    pub inner_tier: Option<ClientTier>,
 }
 
 /// A tier as a client named it: trimmed, in lower case, cut to 64 bytes; a value that is no string as its type, `<object>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientTier(String);
+
+/// How tiers stand to one another in price.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Dearness {
+    Slow,
+    Standard,
+    Fast,
+}
 
 /// Gathers the facts of one body, whichever way the body goes.
 #[derive(Debug, Default)]
@@ -64,8 +76,6 @@ pub(super) struct Reader {
     pub inner: InnerTopic,
     /// Whether the body is a message of a WebSocket, whose `response` object is looked into.
     enters_response: bool,
-    /// Whether `service_tier` was seen in its own spelling.
-    exact_tier: bool,
     /// Whether any member was seen that may be read as `type`.
     typed: bool,
     /// Whether any member was seen that may be read as `model`.
@@ -142,7 +152,7 @@ impl Reader {
 
     fn inner_value(&mut self, value: Value<'_>) {
         match self.inner {
-            InnerTopic::Tier => self.facts.inner_tier = Some(ClientTier::of(value)),
+            InnerTopic::Tier => ClientTier::of(value).raise(&mut self.facts.other_tier),
             // Which of the two models counts is the upstream's to say.
             InnerTopic::Model => self.further_model(),
             InnerTopic::IncludeUsage { .. } | InnerTopic::Other => {}
@@ -164,10 +174,10 @@ impl Reader {
     }
 
     fn tier(&mut self, exact: bool, value: Value<'_>) {
-        if exact || !self.exact_tier {
-            self.facts.service_tier = Some(ClientTier::of(value));
-            self.exact_tier = exact;
-        }
+        ClientTier::of(value).raise(match exact {
+            true => &mut self.facts.service_tier,
+            false => &mut self.facts.other_tier,
+        });
     }
 }
 
@@ -260,6 +270,22 @@ impl RequestFields {
     pub fn sole_model(&self) -> Option<&str> {
         self.model.as_deref().filter(|_| self.model_is_sole)
     }
+
+    /// The tier that the bytes ask for as they are: the dearest that any reader may find, where one that looks for `service_tier`
+    /// alone may find none. `null` asks for nothing, like no member.
+    pub fn asked_tier(&self) -> Option<&str> {
+        let own = self.service_tier.as_ref();
+        let own_price = own.map_or(Dearness::Standard, ClientTier::dearness);
+        let other = self.other_tier.as_ref();
+        let dearest = other.filter(|other| other.dearness() > own_price).or(own);
+        dearest.map(ClientTier::as_str).filter(|tier| *tier != NULL)
+    }
+
+    /// What the client asked for in any way, for the log.
+    pub fn named_tier(&self) -> Option<&str> {
+        let named = self.service_tier.as_ref().or(self.other_tier.as_ref());
+        self.asked_tier().or(named.map(ClientTier::as_str))
+    }
 }
 
 impl ClientTier {
@@ -278,9 +304,27 @@ impl ClientTier {
             Kind::Array => "<array>",
             Kind::Number => "<number>",
             Kind::Bool => "<bool>",
-            Kind::Null => "<null>",
+            Kind::Null => NULL,
         };
         ClientTier(type_name.to_owned())
+    }
+
+    fn dearness(&self) -> Dearness {
+        match canonical(&self.0) {
+            PRIORITY => Dearness::Fast,
+            "flex" | "batch" => Dearness::Slow,
+            _ => Dearness::Standard,
+        }
+    }
+
+    /// Takes the place of one that is no dearer.
+    fn raise(self, known: &mut Option<ClientTier>) {
+        if known
+            .as_ref()
+            .is_none_or(|known| self.dearness() >= known.dearness())
+        {
+            *known = Some(self);
+        }
     }
 }
 

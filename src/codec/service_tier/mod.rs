@@ -586,7 +586,7 @@ pub fn has_no_tier(outgoing: &[u8], json_depth: usize, is_message: bool) -> bool
     observer.feed(outgoing);
     let is_whole = observer.scanner.finish().is_ok();
     let facts = observer.finish();
-    is_whole && facts.service_tier.is_none() && facts.inner_tier.is_none()
+    is_whole && facts.service_tier.is_none() && facts.other_tier.is_none()
 }
 
 /// Puts spaces in the place of all but white space.

@@ -222,7 +222,7 @@ pub fn outgoing(
         Some(action) => action
             .outgoing_tier(&bytes, json_depth, false)?
             .map(str::to_owned),
-        None => facts.service_tier.map(|tier| tier.as_str().to_owned()),
+        None => facts.asked_tier().map(str::to_owned),
     };
     Ok(Outgoing {
         bytes,

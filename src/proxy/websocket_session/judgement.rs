@@ -4,11 +4,9 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::{INTERNAL_ERROR, POLICY_VIOLATION, TRY_AGAIN_LATER, WebSocketSession};
-use crate::accounting::record::{RequestRecord, own_tier};
+use crate::accounting::record::RequestRecord;
 use crate::codec::error::{Cause, Refusal};
-use crate::codec::service_tier::{
-    ClientTier, Edits, PRIORITY, RequestFields, Rewriter, Rewritten, canonical,
-};
+use crate::codec::service_tier::{Edits, RequestFields, Rewriter, Rewritten};
 use crate::codec::websocket::{ClientEvent, Message, Opcode, ProtocolError, encode_in_place};
 use crate::policy::endpoint::Endpoint;
 use crate::policy::in_flight::InFlightPermits;
@@ -164,11 +162,7 @@ impl WebSocketSession {
         let action = decision.action;
         let settled = action.and_then(|action| group.settle(action, facts));
         let (key, budgets) = (&decision.credential.digest, &self.state.budgets);
-        // Whichever of them the upstream reads.
-        let inner = facts.inner_tier.as_ref().map(ClientTier::as_str);
-        let mut own = own_tier(facts).into_iter().chain(inner);
-        let own = own.find(|tier| canonical(tier) == PRIORITY);
-        let now = Timestamp::now();
+        let (own, now) = (facts.asked_tier(), Timestamp::now());
         let allowed = group.within_budget(settled, own, key, budgets, now);
         decision.action = allowed.map_err(Refusal::over_budget)?;
         Ok(())

@@ -503,9 +503,33 @@ fn a_spent_budget_refuses_the_fast_tier_that_clients_ask_for_themselves() {
     assert_eq!(client.post("/v1/responses", fast).status, 429);
     let chunked = client.post_chunked("/v1/responses", &[fast.as_bytes()]);
     assert_eq!(chunked.status, 429);
+    for either in [
+        r#"{"model":"m","service_tier":"priority","service_tier":"flex"}"#,
+        r#"{"model":"m","service_tier":"flex","SERVICE_TIER":"priority"}"#,
+    ] {
+        assert_eq!(client.post("/v1/responses", either).status, 429, "{either}");
+    }
     let slow = r#"{"model":"m","service_tier":"flex"}"#;
     assert_eq!(client.post("/v1/responses", slow).status, 200);
     assert_eq!(upstream.requests(2)[1].text(), slow);
+}
+
+#[test]
+fn of_several_tiers_that_may_be_read_the_dearest_is_told_and_billed() {
+    let upstream = upstream::json(UNNAMED).run();
+    let proxy = proxy::new().prices(RULED_PRICES).upstream(&upstream).run();
+    let body = r#"{"model":"m","service_tier":"priority","service_tier":"flex"}"#;
+    proxy.client("sk-plain").post("/v1/responses", body);
+    assert_eq!(upstream.request().text(), body);
+    let record = proxy.record();
+    for (member, value) in [
+        ("service_tier", "priority"),
+        ("service_tier_client", "priority"),
+        ("tier_reason", "client"),
+        ("cost_usd", "1"),
+    ] {
+        assert_eq!(record[member], value, "{member}");
+    }
 }
 
 #[test]

@@ -129,10 +129,14 @@ fn a_spent_budget_refuses_the_fast_tier_wherever_a_message_asks_for_it() {
         ends::answer(&mut socket, &[CREATED, &served]);
     }
     proxy.access_log(2);
-    socket
-        .client
-        .say(create(r#""response":{"Service_Tier":"fast"}"#));
-    assert_sent_away(&mut socket, "budget_exhausted", 1008);
+    for tier in [
+        r#""response":{"Service_Tier":"fast"}"#,
+        r#""service_tier":"priority","service_tier":"flex""#,
+    ] {
+        let mut socket = upstream.open(&proxy, "sk-own");
+        socket.client.say(create(tier));
+        assert_sent_away(&mut socket, "budget_exhausted", 1008);
+    }
 }
 
 #[test]
