@@ -148,7 +148,7 @@ fn check_key(policy: &Policy, key: &str, written: &KeyAsWritten) {
         header: CredentialHeader::XApiKey,
         has_others: false,
     };
-    let (found, in_group, cause) = match policy.decide_turn(&credential, Endpoint::Other, false) {
+    let (found, in_group, cause) = match policy.decide_turn(&credential, Endpoint::Other, &[]) {
         Ok(decision) => (decision.key, Some(decision.group), None),
         Err(denied) => (denied.key, denied.group, Some(denied.cause)),
     };
