@@ -101,13 +101,6 @@ impl BackgroundResponses {
 
     /// Its terminal status has come at this time: who created it, for the first who asks. For all others, and of responses
     /// that were not made in the background or are forgotten, none.
-    pub fn settle(&self, response_id: &str, now: Timestamp) -> Option<BackgroundCreate> {
-        let create = self.take(response_id, now)?;
-        self.note_settled(response_id);
-        Some(create)
-    }
-
-    /// The same where the store hears of it from whoever asks.
     pub fn take(&self, response_id: &str, now: Timestamp) -> Option<BackgroundCreate> {
         let mut table = self.table.lock();
         table.forget(now, MAX_RESPONSES);
@@ -234,9 +227,9 @@ mod tests {
     fn the_first_who_asks_gets_the_create_and_all_others_get_none() {
         let responses = BackgroundResponses::default();
         responses.remember("r", create(5));
-        assert_eq!(responses.settle("other", at(6)), None);
-        assert_eq!(responses.settle("r", at(6)), Some(create(5)));
-        assert_eq!(responses.settle("r", at(6)), None);
+        assert_eq!(responses.take("other", at(6)), None);
+        assert_eq!(responses.take("r", at(6)), Some(create(5)));
+        assert_eq!(responses.take("r", at(6)), None);
         assert!(responses.is_empty());
     }
 
@@ -247,7 +240,7 @@ mod tests {
             let id = round.to_string();
             responses.remember(&id, create(round));
             let settled = std::thread::scope(|scope| {
-                let asks = || responses.settle(&id, at(round)).is_some();
+                let asks = || responses.take(&id, at(round)).is_some();
                 let threads: Vec<_> = (0..4).map(|_| scope.spawn(asks)).collect();
                 let asked = threads.into_iter().map(|thread| thread.join().unwrap());
                 asked.filter(|settled| *settled).count()
@@ -262,8 +255,8 @@ mod tests {
         responses.remember("old", create(0));
         responses.remember("new", create(10));
         let week = MAX_AGE.as_secs();
-        assert_eq!(responses.settle("old", at(week + 1)), None);
-        assert!(responses.settle("new", at(week + 1)).is_some());
+        assert_eq!(responses.take("old", at(week + 1)), None);
+        assert!(responses.take("new", at(week + 1)).is_some());
     }
 
     #[test]
@@ -274,11 +267,11 @@ mod tests {
         }
         assert_eq!(responses.len(), MAX_RESPONSES);
         let last = at((MAX_RESPONSES + 10) as i64);
-        assert_eq!(responses.settle("9", last), None);
-        assert!(responses.settle("10", last).is_some());
+        assert_eq!(responses.take("9", last), None);
+        assert!(responses.take("10", last).is_some());
         for number in 0..3 * MAX_RESPONSES {
             responses.remember("x", create(number as i64));
-            responses.settle("x", at(number as i64));
+            responses.take("x", at(number as i64));
         }
         let table = responses.table.lock();
         assert!(table.order.len() <= MAX_RESPONSES);

@@ -94,6 +94,8 @@ pub struct RequestRecord {
     pub bridge: Option<(&'static str, String)>,
     /// The upstream's name of the model, where requests are translated.
     pub model_upstream: Option<String>,
+    /// Who created the response that it fetched, where that is billed by this record.
+    pub created_by: Option<BackgroundCreate>,
     /// Held while it runs.
     pub permits: Option<InFlightPermits>,
     /// When it began, on the monotonic clock, for durations.
@@ -283,6 +285,7 @@ impl RequestRecord {
             tier_refused: false,
             bridge: None,
             model_upstream: None,
+            created_by: None,
             permits: None,
             began: Instant::now(),
             time: Timestamp::now(),
@@ -300,8 +303,38 @@ impl RequestRecord {
         };
     }
 
-    /// Writes its line and counts it. Of a response that is made in the background, the first line with its terminal status
-    /// has the usage, and is billed to the request that created it.
+    /// Of a response that is made in the background, the first record with its terminal status has the usage, and is billed to
+    /// the request that created it. Returns what the response is remembered by, where it is yet to be asked whether another
+    /// process has billed it.
+    pub fn settle(
+        &mut self,
+        ledger: &Ledger<'_>,
+        request: &RequestInfo,
+        observed: &Observed,
+    ) -> Option<String> {
+        let is_fetch = request.endpoint == Endpoint::ResponsesItem;
+        let status = self.answer.upstream_status;
+        if !is_fetch || !observed.settled || status.is_none_or(|status| status >= 400) {
+            return None;
+        }
+        // Some gateways make the id of each answer anew: what was asked for is what the create was answered with.
+        let asked = response_id_in_path(&request.path).into_iter();
+        let ids = asked.chain(observed.response_id.as_deref());
+        let (id, create) = ids.map(background_id).find_map(|id| {
+            let create = ledger.background.take(&id, self.time)?;
+            Some((id.into_owned(), create))
+        })?;
+        self.created_by = Some(create);
+        match ledger.store {
+            Some(store) if store.is_shared() => return Some(id),
+            Some(store) => store.wake(),
+            None => {}
+        }
+        ledger.background.note_settled(&id);
+        None
+    }
+
+    /// Writes its line and counts it.
     pub fn log(
         &self,
         ledger: &Ledger<'_>,
@@ -316,11 +349,10 @@ impl RequestRecord {
             termination,
             observed,
         };
-        let create = self.settle(ledger, end);
         let texts = self.texts(end);
         let key_id = self.key_digest.as_ref().map(key_id);
         let key_id = key_id.as_ref().and_then(|id| std::str::from_utf8(id).ok());
-        let billed = match &create {
+        let billed = match &self.created_by {
             Some(create) => Billed::to(create),
             None => self.billed(&texts, key_id, termination),
         };
@@ -449,28 +481,6 @@ impl RequestRecord {
                 store.wake();
             }
         }
-    }
-
-    /// Who created the response that was fetched, where its terminal status is told for the first time.
-    fn settle(&self, ledger: &Ledger<'_>, end: End<'_>) -> Option<BackgroundCreate> {
-        let is_told = self
-            .answer
-            .upstream_status
-            .is_some_and(|status| status < 400);
-        if !end.is_fetch() || !is_told || !end.observed.settled {
-            return None;
-        }
-        // Some gateways make the id of each answer anew: what was asked for is what the create was answered with.
-        let asked = response_id_in_path(&end.request.path);
-        let told = end.observed.response_id.as_deref();
-        let ids = asked
-            .into_iter()
-            .chain(told.filter(|id| Some(*id) != asked));
-        let mut ids = ids.map(background_id);
-        ids.find_map(|id| match ledger.store {
-            Some(store) => store.settle(ledger.background, &id, self.time),
-            None => ledger.background.settle(&id, self.time),
-        })
     }
 
     fn billed<'a>(
@@ -663,9 +673,9 @@ fn remember(
         service_tier_client: owned(record.service_tier_client),
         tier_reason: owned(record.tier_reason),
     };
-    match ledger.store {
-        Some(store) => store.remember(ledger.background, &id, create),
-        None => ledger.background.remember(&id, create),
+    ledger.background.remember(&id, create);
+    if let Some(store) = ledger.store {
+        store.wake();
     }
 }
 

@@ -309,6 +309,7 @@ impl ProxyHttp for TierProxy {
             Some(error) => context.failure_context().termination_of(error),
             None => context.termination(),
         };
+        context.claim().await;
         context.finish(termination);
     }
 

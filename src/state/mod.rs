@@ -233,6 +233,12 @@ impl State {
         }
     }
 
+    /// Whether a response that was made in the background is billed here. It may wait for the store.
+    pub fn claim(&self, response_id: &str) -> bool {
+        let store = self.store.as_ref();
+        store.is_none_or(|store| store.claim(&self.background, response_id))
+    }
+
     /// Returns when it is time for the next exchange with the store; never without one.
     pub async fn next_exchange(&self) {
         match &self.store {

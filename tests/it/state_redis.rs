@@ -489,14 +489,51 @@ fn a_background_response_is_billed_once_whichever_proxy_sees_its_end() {
     let create = proxies[0].client("sk-fast");
     create.post(PATH, r#"{"model":"big","background":true}"#);
     proxies[0].access_log(1);
+    // The other one has heard of it once it knows the server's newest number.
+    ask(&proxies[0]);
+    await_spent(&proxies[1], 1);
     std::thread::scope(|scope| {
         for fetch in 0..FETCHES {
             let proxy = &proxies[fetch % 2];
             scope.spawn(move || proxy.client("sk-fast").get("/v1/responses/resp_1"));
         }
     });
-    assert_eq!(billed(&proxies, [1 + FETCHES / 2, FETCHES / 2]), 1);
-    proxies.iter().for_each(|proxy| await_spent(proxy, 1));
+    assert_eq!(billed(&proxies, [2 + FETCHES / 2, FETCHES / 2]), 1);
+    proxies.iter().for_each(|proxy| await_spent(proxy, 2));
+}
+
+#[test]
+fn a_response_that_is_fetched_asks_the_server_only_where_it_is_to_be_billed() {
+    let Some(redis) = redis() else { return };
+    let upstream = background();
+    let proxy = member(&upstream, "5", &redis.url()).run();
+    let client = proxy.client("sk-fast");
+    client.post(PATH, r#"{"model":"big","background":true}"#);
+    // What is told of responses goes by scripts, and what others told is read.
+    let asked = || {
+        let told: String = redis::cmd("INFO")
+            .arg("commandstats")
+            .query(&mut redis.client())
+            .unwrap();
+        let calls = |command: &str| {
+            let (_, rest) = told.split_once(&format!("cmdstat_{command}:calls="))?;
+            rest.split_once(',')?.0.parse::<u64>().ok()
+        };
+        ["eval", "get"].map(|command| calls(command).unwrap_or_default())
+    };
+    eventually("the server has heard of it", || {
+        (asked()[0] == 1).then_some(())
+    });
+    client.get("/v1/responses/resp_1");
+    eventually("it is billed", || (asked()[0] >= 2).then_some(()));
+    assert_eq!(billed(std::slice::from_ref(&proxy), [2, 0]), 1);
+    await_spent(&proxy, 1);
+    eventually("the sum is saved", || (asked()[0] == 3).then_some(()));
+    let before = asked();
+    for _ in 0..20 {
+        client.get("/v1/responses/resp_1");
+    }
+    assert_eq!(asked(), before);
 }
 
 #[test]

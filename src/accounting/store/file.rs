@@ -370,13 +370,14 @@ mod tests {
         old.remember("resp_2", create.clone());
         exchange(&old);
         exchange(&new);
-        assert_eq!(new.settle("resp_1", now), Some(create.clone()));
+        assert_eq!(new.take("resp_1", now), Some(create.clone()));
+        new.note_settled("resp_1");
         exchange(&new);
         exchange(&old);
-        assert_eq!(old.settle("resp_1", now), None);
+        assert_eq!(old.take("resp_1", now), None);
         // The next start knows what is left.
         let next = BackgroundResponses::default();
         exchange(&next);
-        assert_eq!((next.len(), next.settle("resp_2", now)), (1, Some(create)));
+        assert_eq!((next.len(), next.take("resp_2", now)), (1, Some(create)));
     }
 }

@@ -1,6 +1,6 @@
 //! What outlives a process and is shared with others: the sums of budgets, and the responses that are still to be billed.
-//! Requests are judged by what is in memory and never wait for the store, but for a moment where a background response is
-//! made or billed; [`Store::exchange`] brings both together.
+//! Requests are judged by what is in memory and never wait for the store; [`Store::exchange`] brings both together. Only the
+//! line by which a background response is billed may wait for a moment, see [`Store::claim`].
 
 mod file;
 mod redis;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rust_decimal::Decimal;
 
-use crate::accounting::background::{BackgroundCreate, BackgroundResponses};
+use crate::accounting::background::BackgroundResponses;
 use crate::accounting::store::file::StateFile;
 use crate::accounting::store::redis::RedisStore;
 use crate::config::StateStore;
@@ -91,31 +91,17 @@ impl Store {
         }
     }
 
-    /// A response is to be billed when it is fetched, here or by another process.
-    pub fn remember(&self, background: &BackgroundResponses, id: &str, create: BackgroundCreate) {
-        match self {
-            Store::File(file) => {
-                background.remember(id, create);
-                file.wake();
-            }
-            Store::Redis(server) => server.remember(background, id, create),
-        }
+    /// Whether processes that run at once bill by it.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Store::Redis(_))
     }
 
-    /// The response's terminal status has come: who created it, for the first who asks. See [`BackgroundResponses::settle`].
-    pub fn settle(
-        &self,
-        background: &BackgroundResponses,
-        id: &str,
-        now: Timestamp,
-    ) -> Option<BackgroundCreate> {
+    /// Whether a response whose terminal status has come is billed here: false where another process has billed it. It may wait
+    /// for the network: not on a thread that serves requests.
+    pub fn claim(&self, background: &BackgroundResponses, id: &str) -> bool {
         match self {
-            Store::File(file) => {
-                let create = background.settle(id, now);
-                file.wake();
-                create
-            }
-            Store::Redis(server) => server.settle(background, id, now),
+            Store::File(_) => true,
+            Store::Redis(server) => server.claim(background, id),
         }
     }
 }

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::accounting::access_log::Transport;
 use crate::accounting::record::{RequestInfo, RequestRecord, Termination, header_text};
-use crate::accounting::usage::{ResponseObserver, is_observed};
+use crate::accounting::usage::{Observed, ResponseObserver, is_observed};
 use crate::codec::chat_usage_chunk::UsageChunkFilter;
 use crate::codec::cut;
 use crate::codec::error::{Answer, Cause, Refusal};
@@ -57,6 +57,10 @@ pub struct RequestContext {
     /// The attempts so far, and the address of the newest.
     pub attempts: Attempts,
     pub observer: Option<ResponseObserver>,
+    /// What it has seen, once the response has ended.
+    observed: Option<Observed>,
+    /// The background response that was fetched, until it is asked whether another process has billed it.
+    unclaimed: Option<String>,
     /// The client asks for a WebSocket.
     pub upgrade: bool,
     /// The WebSocket, once the upstream has agreed to one whose messages are judged.
@@ -126,6 +130,8 @@ impl RequestContext {
             upstream: None,
             attempts: Attempts::default(),
             observer: None,
+            observed: None,
+            unclaimed: None,
             upgrade: false,
             websocket: None,
             body_complete: false,
@@ -309,8 +315,37 @@ impl RequestContext {
             return;
         }
         self.enter(AwaitedPhase::Idle, None);
+        self.settle();
+        if self.unclaimed.is_some() && self.body_complete {
+            // The server that several processes bill by is asked when the client has its response.
+            self.record.permits = None;
+            return;
+        }
         // Nor is a client to have the end of what is not in the log; and it may ask again at once.
         self.finish(self.termination());
+    }
+
+    /// The response has told all that it will.
+    fn settle(&mut self) {
+        if let Some(observer) = self.observer.take() {
+            let observed = self.observed.insert(observer.finish());
+            let ledger = self.state.ledger();
+            self.unclaimed = self.record.settle(&ledger, &self.request_info, observed);
+        }
+    }
+
+    /// Asks whether a background response that was fetched is billed here, where other processes may have billed it. No thread
+    /// that serves requests waits for it.
+    pub async fn claim(&mut self) {
+        self.settle();
+        let Some(id) = self.unclaimed.take() else {
+            return;
+        };
+        let state = self.state.clone();
+        let claim = tokio::task::spawn_blocking(move || state.claim(&id));
+        if !claim.await.unwrap_or(true) {
+            self.record.created_by = None;
+        }
     }
 
     /// The proxy's own response for `refusal`, which the client is now sent.
@@ -446,8 +481,11 @@ impl RequestContext {
             Some(websocket) => websocket.finish(termination),
             None => termination,
         };
-        let observed = self.observer.take().map(ResponseObserver::finish);
-        let observed = observed.unwrap_or_default();
+        self.settle();
+        if let Some(id) = self.unclaimed.take() {
+            self.state.background.note_settled(&id);
+        }
+        let observed = self.observed.take().unwrap_or_default();
         let refusal = self.refusal.as_ref();
         let is_refused = refusal.is_some_and(|refusal| refusal.cause.status() < 500);
         // Of a held body that is refused nothing has left.

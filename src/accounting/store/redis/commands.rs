@@ -112,7 +112,7 @@ pub(super) fn created(text: &str) -> Option<BackgroundCreate> {
 }
 
 /// Name of the key of a response.
-pub(super) fn response_key(id: &str) -> String {
+fn response_key(id: &str) -> String {
     [RESPONSE, id].concat()
 }
 

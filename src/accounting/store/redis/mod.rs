@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 use crate::accounting::background::{BackgroundCreate, BackgroundResponses, MAX_AGE};
 use crate::accounting::store::redis::commands::{
-    CHANGED, INDEX, INDEX_SECONDS, RESPONSE, SEQUENCE, command, response_key,
+    CHANGED, INDEX, INDEX_SECONDS, RESPONSE, SEQUENCE, command,
 };
 use crate::accounting::store::redis::counters::{Counters, Held};
 use crate::accounting::store::{EXCHANGE_EVERY, KEPT_SECONDS, StoreError};
@@ -37,7 +37,7 @@ use crate::policy::budget::{BudgetSum, Budgets};
 
 /// How long an exchange waits for a connection, and for each answer.
 const ANSWER_WAIT: Duration = Duration::from_secs(1);
-/// How long a request may wait, in all.
+/// How long the line of a request may wait, in all.
 const REQUEST_WAIT: Duration = Duration::from_millis(20);
 /// Between two exchanges of a busy process.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
@@ -126,7 +126,7 @@ impl RedisStore {
             .and_then(|()| self.exchange_over(&mut session, budgets, background, now));
         done.map_err(|why| {
             session.link = None;
-            // Nor are requests to wait for it.
+            // Nor is a line to wait for it.
             *self.requests.lock() = None;
             self.told(&why)
         })
@@ -143,38 +143,20 @@ impl RedisStore {
         self.changed.notify_one();
     }
 
-    /// See [`super::Store::remember`]. Where the server is not reached at once, the next exchange tells it.
-    pub fn remember(&self, background: &BackgroundResponses, id: &str, create: BackgroundCreate) {
-        let command = commands::create(id, &create);
-        background.remember(id, create);
-        self.ask(&command, Instant::now() + REQUEST_WAIT);
-        self.wake();
-    }
-
-    /// See [`super::Store::settle`]. Where the server is not reached, what is known here is billed here: rather twice than never.
-    pub fn settle(
-        &self,
-        background: &BackgroundResponses,
-        id: &str,
-        now: Timestamp,
-    ) -> Option<BackgroundCreate> {
-        let deadline = Instant::now() + REQUEST_WAIT;
-        let create = background.take(id, now).or_else(|| {
-            let held = self.ask(&command("GET", &[&response_key(id)]), deadline)?;
-            commands::created(&held?)
-        })?;
-        match self.ask(&commands::bill(id), deadline) {
-            Some(Some(held)) if held.is_empty() => None,
-            Some(_) => Some(create),
+    /// See [`super::Store::claim`]. Where the server does not answer in time it is billed here: rather twice than never.
+    pub fn claim(&self, background: &BackgroundResponses, id: &str) -> bool {
+        match self.ask(&commands::bill(id)) {
+            Some(held) => held.is_none_or(|held| !held.is_empty()),
             None => {
                 background.note_settled(id);
-                Some(create)
+                true
             }
         }
     }
 
-    /// What the server answers to a request's question; none where it does not in time.
-    fn ask(&self, command: &Cmd, deadline: Instant) -> Option<Option<String>> {
+    /// What the server answers to the question of a request; none where it does not in time.
+    fn ask(&self, command: &Cmd) -> Option<Option<String>> {
+        let deadline = Instant::now() + REQUEST_WAIT;
         let mut connection = self.requests.try_lock_until(deadline)?;
         let asked = connection.as_mut()?;
         let left = deadline.saturating_duration_since(Instant::now());
@@ -534,10 +516,10 @@ mod tests {
             "request_id": Uuid::nil(), "time": NOW,
         }))
         .unwrap();
-        store.remember(&background, "resp_1", create.clone());
-        let known = |id: &str| store.settle(&background, id, at(NOW));
-        assert_eq!(known("resp_1"), Some(create));
-        assert_eq!(known("resp_1"), None);
+        background.remember("resp_1", create.clone());
+        assert_eq!(background.take("resp_1", at(NOW)), Some(create));
+        assert!(store.claim(&background, "resp_1"));
+        assert_eq!(background.take("resp_1", at(NOW)), None);
         assert_eq!(background.changes().settled, ["resp_1"]);
     }
 }
