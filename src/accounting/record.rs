@@ -199,6 +199,8 @@ struct Tiers<'a> {
     sent: Option<&'a str>,
     served: Option<&'a str>,
     billed: Option<&'a str>,
+    /// What is billed, by its own name: there may be a price for `fast` beside that for `priority`.
+    priced: Option<&'a str>,
     billed_by: Option<&'static str>,
     downgraded: bool,
 }
@@ -399,7 +401,7 @@ impl RequestRecord {
             .filter(|_| usage != Usage::default())
             .and_then(|prices| {
                 let usage = priced_usage(end.request.endpoint, usage);
-                prices.cost(to.time, priced_model?, tiers.billed, &usage)
+                prices.cost(to.time, priced_model?, tiers.priced, &usage)
             });
         Bill {
             to,
@@ -593,6 +595,7 @@ impl RequestRecord {
             sent,
             served,
             billed: tier.map(canonical),
+            priced: tier,
             billed_by: Some(if by_served { "served" } else { "sent" }),
             downgraded: by_served
                 && sent.map(canonical) == Some(PRIORITY)

@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use crate::accounting::access_log::line::{Field, Line, Wanted};
+use crate::accounting::access_log::line::{Line, Wanted};
 use crate::accounting::prices::Prices;
-use crate::cli::report::{Lines, Reading, ReportError, counts, is_connection};
+use crate::cli::report::{Lines, Reading, ReportError, counts, is_connection, priced_tier};
 use crate::config::diagnostic::{Diagnostic, Location};
 
-const SERVICE_TIER_BILLED: Field = Field::named("service_tier_billed");
 const DEFAULT: &str = "default";
 
 /// Models and tiers that are told one by one. Models are named by clients, who could name a new one each time.
@@ -51,7 +50,7 @@ impl Unpriced {
         if is_connection(line) || counts.iter().all(Option::is_none) {
             return;
         }
-        let tier = line.text(SERVICE_TIER_BILLED);
+        let tier = priced_tier(line);
         if reading
             .price(prices, line, counts, tier.as_deref())
             .is_some()

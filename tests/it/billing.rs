@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tiergate::accounting::access_log::line::{FIELDS, OTEL_FIELDS};
 
+use crate::support::command::{self, stdout};
 use crate::support::eventually;
 use crate::support::proxy::{self, Proxy};
 use crate::support::upstream::{self, Reply, reply};
@@ -94,6 +95,39 @@ fn a_line_names_the_prices_it_was_priced_by() {
     let revision = format!("sha256:{}", hex::encode(&Sha256::digest(PRICES)[..6]));
     let record = billed(reply(200).json(&made("big", "priority")), "");
     assert_told(&record, &json!({"prices": revision}));
+}
+
+#[test]
+fn a_tier_has_the_price_of_its_own_name_where_there_is_one() {
+    let prices = "\
+version: 1
+prices:
+  - models: [both]
+    tiers: {default: {input: 1, output: 1}, priority: {input: 2, output: 2}, fast: {input: 6, output: 6}}
+  - models: [fast]
+    tiers: {default: {input: 1, output: 1}, fast: {input: 6, output: 6}}
+  - models: [priority]
+    tiers: {default: {input: 1, output: 1}, priority: {input: 2, output: 2}}
+";
+    for (model, cost) in [("both", "0.006"), ("fast", "0.006"), ("priority", "0.002")] {
+        let usage = r#""usage":{"input_tokens":1000,"output_tokens":0}"#;
+        let answer = format!(r#"{{"id":"r","model":"{model}","service_tier":"fast",{usage}}}"#);
+        let upstream = upstream::json(&answer).run();
+        let proxy = proxy::new().upstream(&upstream).prices(prices).run();
+        proxy.client("sk-fast").post("/v1/responses", "{}");
+        let told = json!({"service_tier_billed": "priority", "cost_usd": cost});
+        assert_told(&proxy.record(), &told);
+        let arguments = [
+            "report",
+            "--prices",
+            "prices.yaml",
+            "--format",
+            "csv",
+            "access.log",
+        ];
+        let report = stdout(&command::run(proxy.path(""), &arguments));
+        assert!(report.contains(cost), "{report}");
+    }
 }
 
 #[test]

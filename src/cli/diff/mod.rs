@@ -14,7 +14,7 @@ use serde::{Serialize, Serializer};
 use crate::accounting::access_log::line::{Field, Line, Wanted};
 use crate::accounting::prices::Prices;
 use crate::cli::diff::replay::Replay;
-use crate::cli::report::{Lines, Reading, ReportError, counts, is_connection};
+use crate::cli::report::{Lines, Reading, ReportError, counts, is_connection, priced_tier};
 use crate::policy::changes::{FORCE_FAST_MODE, FORCE_TIER, settings};
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{Group, ListedKey, Policy};
@@ -24,7 +24,6 @@ const GROUP: Field = Field::named("group");
 const INPUT_TOKENS: Field = Field::named("input_tokens");
 const KEY: Field = Field::named("key");
 const OUTPUT_TOKENS: Field = Field::named("output_tokens");
-const SERVICE_TIER_BILLED: Field = Field::named("service_tier_billed");
 
 /// Of a [`Rule`]: the tier that is forced, else [`CLIENT`].
 const TIER: &str = "tier";
@@ -329,9 +328,9 @@ impl<'d> Count<'d> {
         };
         let counts = counts(line);
         let price = |tier: Option<&str>| self.reading.price(prices, line, counts, tier);
-        let billed = line.text(SERVICE_TIER_BILLED);
+        let tier = priced_tier(line);
         let has_usage = counts.iter().any(Option::is_some);
-        let before = has_usage.then(|| price(billed.as_deref())).flatten();
+        let before = has_usage.then(|| price(tier.as_deref())).flatten();
         if !is_affected {
             return self.replay.keep(line, before);
         }

@@ -33,7 +33,9 @@ pub(crate) use crate::cli::report::lines::Lines;
 use crate::cli::report::not_in_sum::NotInSum;
 use crate::cli::report::selection::Selection;
 use crate::cli::report::sums::Sums;
-pub(crate) use crate::cli::report::sums::{Reading, counts, is_connection, is_refused};
+pub(crate) use crate::cli::report::sums::{
+    Reading, counts, is_connection, is_refused, priced_tier,
+};
 use crate::cli::report::table::{Cell, Format, Table};
 
 /// What billing asks for first; the default of `--by`.

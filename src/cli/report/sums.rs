@@ -113,8 +113,9 @@ impl<'o> Reading<'o> {
         let counts = counts(line);
         let has_usage = counts.iter().any(Option::is_some);
         let billed = line.text(SERVICE_TIER_BILLED);
+        let priced = priced_tier(line);
         let cost = match self.prices {
-            Some(prices) if has_usage => self.price(prices, line, counts, billed.as_deref()),
+            Some(prices) if has_usage => self.price(prices, line, counts, priced.as_deref()),
             Some(_) => None,
             None => told_cost(line),
         };
@@ -186,8 +187,8 @@ impl<'o> Reading<'o> {
             return false;
         };
         let told = told_cost(line);
-        let billed = line.text(SERVICE_TIER_BILLED);
-        let would_be = |model| cost(prices, line, model, counts, billed.as_deref());
+        let tier = priced_tier(line);
+        let would_be = |model| cost(prices, line, model, counts, tier.as_deref());
         told == would_be(model) && told != would_be(other)
     }
 }
@@ -227,6 +228,17 @@ fn sum(a: Option<Decimal>, b: Option<Decimal>) -> Result<Option<Decimal>, TooLar
 /// What a line tells of its tokens.
 pub(crate) fn counts(line: &Line<'_>) -> Counts {
     TOKENS.map(|field| line.count(field))
+}
+
+/// The tier that is billed, by the name that it was served or sent by: there may be a price for `fast` beside that for
+/// `priority`.
+pub(crate) fn priced_tier<'l>(line: &Line<'l>) -> Option<Cow<'l, str>> {
+    let own_name = match line.raw(TIER_BILLED_BY) {
+        "\"served\"" => line.text(SERVICE_TIER_SERVED),
+        "\"sent\"" => line.text(SERVICE_TIER),
+        _ => None,
+    };
+    own_name.or_else(|| line.text(SERVICE_TIER_BILLED))
 }
 
 /// The cost that the line holds.
