@@ -100,6 +100,15 @@ impl Usage {
         self.join(newer, |old, new| if new > 0 { new } else { old });
     }
 
+    /// Takes over all counts that are told, zeros as well.
+    fn replace(&mut self, newer: Self) {
+        self.join(newer, |_, new| new);
+        // They are part of these.
+        let written = self.cache_write_tokens.unwrap_or(0);
+        let long = &mut self.cache_write_long_tokens;
+        *long = long.map(|long| long.min(written));
+    }
+
     /// Whether any count is more than zero.
     fn has_counts(mut self) -> bool {
         self.counts_mut()

@@ -228,7 +228,7 @@ impl Tally {
             set(text, told);
         }
         self.usage.update(newer.usage);
-        self.iterations.update(newer.iterations);
+        self.iterations.replace(newer.iterations);
         self.terminal = newer.terminal.or(self.terminal);
         self.ended |= newer.ended;
         self.failed |= newer.failed;
@@ -275,7 +275,7 @@ impl Tally {
         let (usage, iterations) = (document.usage(), document.iterations());
         if usage != Usage::default() || iterations != Usage::default() {
             self.usage.update(usage);
-            self.iterations.update(iterations);
+            self.iterations.replace(iterations);
             self.ended &= document.is_whole();
         }
     }
@@ -288,7 +288,10 @@ impl Tally {
 
     pub fn observed(&self, protocol: Protocol) -> Observed {
         let mut usage = self.usage;
-        usage.update(self.iterations);
+        if self.iterations.has_counts() {
+            // Their zeros as well: the cache of an attempt that is not charged for is in the other counts.
+            usage.replace(self.iterations);
+        }
         if protocol == Protocol::Messages {
             usage = usage.with_cache_in_input();
         }

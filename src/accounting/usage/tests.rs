@@ -1002,6 +1002,16 @@ fn iterations_at_the_end_of_a_stream_count() {
 }
 
 #[test]
+fn an_attempt_that_was_declined_leaves_nothing_of_its_cache() {
+    let start = r#"{"type":"message_start","message":{"usage":{"input_tokens":100,"cache_read_input_tokens":20000,"cache_creation_input_tokens":300,"cache_creation":{"ephemeral_1h_input_tokens":300},"output_tokens":1}}}"#;
+    let delta = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":1000,"iterations":[{"type":"message","input_tokens":100,"cache_read_input_tokens":20000,"cache_creation_input_tokens":300,"output_tokens":10},{"type":"fallback_message","input_tokens":24000,"cache_read_input_tokens":0,"cache_creation_input_tokens":0,"output_tokens":1000}]}}"#;
+    let told = stream(Messages, &[start, delta, MESSAGE_STOP]).usage;
+    assert_eq!(in_and_out(told), [24_000, 1000].map(Some));
+    assert_eq!(told.cached_input_tokens, Some(0));
+    assert_eq!(written(told), [0, 0].map(Some));
+}
+
+#[test]
 fn thinking_is_told_as_reasoning() {
     let body = r#"{"usage":{"input_tokens":1,"output_tokens":9,"output_tokens_details":{"thinking_tokens":7}}}"#;
     assert_eq!(plain(Messages, body).usage.reasoning_tokens, Some(7));
