@@ -295,8 +295,10 @@ impl Tally {
         if protocol == Protocol::Messages {
             usage = usage.with_cache_in_input();
         }
+        // Nobody fetches what an operator's own path makes: see `Endpoint::ResponsesItem`.
+        let may_wait = self.background && protocol != Protocol::Unknown;
+        let waits = may_wait && !self.settled && !self.id.is_empty();
         // What it counts so far is not what it will come to.
-        let waits = self.background && !self.settled && !self.id.is_empty();
         if waits {
             usage = Usage::default();
         }

@@ -1012,6 +1012,13 @@ fn an_attempt_that_was_declined_leaves_nothing_of_its_cache() {
 }
 
 #[test]
+fn a_session_of_an_own_path_is_no_background_response() {
+    let body = r#"{"id":"sess_1","status":"in_progress","background":true}"#;
+    assert_eq!(plain(Extra, body).usage_state, UsageState::None);
+    assert_eq!(plain(Responses, body).usage_state, UsageState::Deferred);
+}
+
+#[test]
 fn thinking_is_told_as_reasoning() {
     let body = r#"{"usage":{"input_tokens":1,"output_tokens":9,"output_tokens_details":{"thinking_tokens":7}}}"#;
     assert_eq!(plain(Messages, body).usage.reasoning_tokens, Some(7));
