@@ -131,6 +131,18 @@ prices:
 }
 
 #[test]
+fn text_and_audio_together_have_no_price() {
+    let usage = r#""usage":{"prompt_tokens":100,"prompt_tokens_details":{"audio_tokens":30},"completion_tokens":9}"#;
+    let answer = format!(r#"{{"id":"c","model":"big","choices":[],{usage}}}"#);
+    let upstream = upstream::json(&answer).run();
+    let proxy = proxy::new().upstream(&upstream).prices(PRICES).run();
+    proxy.client("sk-plain").post("/v1/chat/completions", "{}");
+    let told = json!({"usage_state": "final", "input_tokens": 100, "cost_usd": null});
+    assert_told(&proxy.record(), &told);
+    assert_eq!(proxy.metric("tiergate_unpriced_total"), 1.0);
+}
+
+#[test]
 fn an_echo_of_auto_does_not_decide_what_is_billed() {
     let told = json!({
         "service_tier_served": null, "service_tier_billed": "priority", "tier_billed_by": "sent",

@@ -92,6 +92,11 @@ impl Document {
         usage
     }
 
+    /// Whether there are tokens of several media that have prices of their own.
+    pub fn mixes_media(&self) -> bool {
+        self.paths.mixes_media()
+    }
+
     /// The sum over `iterations`, where they are there: the counts beside them leave out what compaction used.
     pub fn iterations(&self) -> Usage {
         match &self.array {

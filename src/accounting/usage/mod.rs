@@ -68,6 +68,8 @@ impl UsageState {
 pub struct Observed {
     /// The token counts that the response reported.
     pub usage: Usage,
+    /// They are of several media that have prices of their own, such as text and audio.
+    pub mixes_media: bool,
     /// How complete these counts are.
     pub usage_state: UsageState,
     /// Trimmed, in lower case, at most `TIER_BYTES`. Never `auto`, which says nothing.

@@ -76,6 +76,16 @@ struct Counts {
     /// Tokens that were written to a cache, by their lifetimes, in each place that tells it.
     written: [Written; WrittenIn::COUNT],
     total: Option<u64>,
+    /// Which media the tokens are told to be of, of the input and of the output.
+    media: [Media; 2],
+}
+
+/// Media of which there are tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Media {
+    text: bool,
+    audio: bool,
+    image: bool,
 }
 
 /// Tokens that were written to a cache.
@@ -169,8 +179,23 @@ enum Fact {
     Count(Spelling, Class),
     Total,
     Written { place: WrittenIn, is_long: bool },
+    Medium(Side, Medium),
     Error(ErrorPart),
     FlatError(ErrorPart),
+}
+
+/// Of the tokens.
+#[derive(Clone, Copy, Debug)]
+enum Side {
+    Input,
+    Output,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Medium {
+    Text,
+    Audio,
+    Image,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -228,6 +253,19 @@ impl ResponseFields {
         }
     }
 
+    /// Whether there are tokens of several media that have prices of their own: on the endpoints of images and audio, whose
+    /// models may have input or output of one medium only, where several are told; elsewhere where there is any but text,
+    /// unless it is an image to look at, which is charged for as text is (<https://platform.openai.com/docs/pricing>).
+    pub fn mixes_media(&self, shape: Shape) -> bool {
+        let [input, output] = self.counts.media;
+        match shape {
+            Shape::Media => [input, output]
+                .iter()
+                .any(|media| media.text && (media.audio || media.image)),
+            _ => input.audio || output.audio || output.image,
+        }
+    }
+
     /// The error that the document tells of, if it does.
     pub fn told_error(&self) -> Option<&ErrorFields> {
         let flat = &self.flat_error;
@@ -256,6 +294,7 @@ impl ResponseFields {
             Fact::Count(spelling, class) => self.counts.learn(spelling, class, value),
             Fact::Total => learn_count(&mut self.counts.total, value),
             Fact::Written { place, is_long } => self.counts.learn_written(place, is_long, value),
+            Fact::Medium(side, medium) => self.counts.learn_medium(side, medium, value),
             Fact::Error(part) => self.error.learn(part, value),
             Fact::FlatError(part) => self.flat_error.learn(part, value),
         }
@@ -325,6 +364,18 @@ impl Counts {
         }
     }
 
+    fn learn_medium(&mut self, side: Side, medium: Medium, value: Value<'_>) {
+        let mut told = None;
+        learn_count(&mut told, value);
+        let media = &mut self.media[side as usize];
+        let is_there = match medium {
+            Medium::Text => &mut media.text,
+            Medium::Audio => &mut media.audio,
+            Medium::Image => &mut media.image,
+        };
+        *is_there |= told.is_some_and(|count| count > 0);
+    }
+
     /// What the first place tells that tells more than zeros, else what the first tells.
     fn written(&self) -> Written {
         let first = |least| {
@@ -366,6 +417,10 @@ impl Paths {
 
     pub fn usage(&self) -> Usage {
         self.facts.usage(self.shape)
+    }
+
+    pub fn mixes_media(&self) -> bool {
+        self.facts.mixes_media(self.shape)
     }
 
     pub fn awaits_kind(&self) -> bool {
@@ -573,9 +628,9 @@ impl Object {
             (ResponsesUsage, b"output_tokens") | (ChatUsage, b"completion_tokens") => {
                 count(Native, Output)
             }
-            (ResponsesUsage, b"input_tokens_details") | (ChatUsage, b"prompt_tokens_details") => {
-                Member::Inner(InputDetails(Native))
-            }
+            // The latter is that of transcriptions (<https://platform.openai.com/docs/api-reference/audio/json-object>).
+            (ResponsesUsage, b"input_tokens_details" | b"input_token_details")
+            | (ChatUsage, b"prompt_tokens_details") => Member::Inner(InputDetails(Native)),
             (ResponsesUsage, b"output_tokens_details")
             | (ChatUsage, b"completion_tokens_details") => Member::Inner(OutputDetails(Native)),
             (ResponsesUsage | ChatUsage, key) => foreign_member_of_usage(key),
@@ -594,6 +649,8 @@ impl Object {
             (OutputDetails(spelling), b"reasoning_tokens" | b"thinking_tokens") => {
                 count(spelling, Reasoning)
             }
+            (InputDetails(_), key) => medium_member(Side::Input, key),
+            (OutputDetails(_), key) => medium_member(Side::Output, key),
             (Object::Lifetimes(place), key) => match lifetime(key) {
                 Some(seconds) => Member::Fact(Fact::Written {
                     place,
@@ -632,6 +689,16 @@ fn foreign_member_of_usage(key: &[u8]) -> Member {
         b"total_tokens" => Member::Fact(Fact::Total),
         _ => Member::Other,
     }
+}
+
+fn medium_member(side: Side, key: &[u8]) -> Member {
+    let medium = match key {
+        b"text_tokens" => Medium::Text,
+        b"audio_tokens" => Medium::Audio,
+        b"image_tokens" => Medium::Image,
+        _ => return Member::Other,
+    };
+    Member::Fact(Fact::Medium(side, medium))
 }
 
 fn written_member(is_long: bool) -> Member {

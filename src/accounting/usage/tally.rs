@@ -33,6 +33,7 @@ pub(super) struct Tally {
     usage: Usage,
     /// The newest sums over a message's iterations.
     iterations: Usage,
+    mixes_media: bool,
     pub terminal: Option<&'static str>,
     /// The response came to its end, and what it told is final.
     pub ended: bool,
@@ -229,6 +230,7 @@ impl Tally {
         }
         self.usage.update(newer.usage);
         self.iterations.replace(newer.iterations);
+        self.mixes_media |= newer.mixes_media;
         self.terminal = newer.terminal.or(self.terminal);
         self.ended |= newer.ended;
         self.failed |= newer.failed;
@@ -276,6 +278,7 @@ impl Tally {
         if usage != Usage::default() || iterations != Usage::default() {
             self.usage.update(usage);
             self.iterations.replace(iterations);
+            self.mixes_media |= document.mixes_media();
             self.ended &= document.is_whole();
         }
     }
@@ -304,6 +307,7 @@ impl Tally {
         }
         Observed {
             usage,
+            mixes_media: self.mixes_media,
             usage_state: match self.ended {
                 _ if waits => UsageState::Deferred,
                 true if usage != Usage::default() => UsageState::Final,

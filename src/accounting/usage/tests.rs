@@ -1019,6 +1019,54 @@ fn a_session_of_an_own_path_is_no_background_response() {
 }
 
 #[test]
+fn media_that_have_prices_of_their_own_are_noted() {
+    let mixes = |side: &str, details: &str| {
+        let chat = format!(
+            r#"{{"usage":{{"prompt_tokens":9,"completion_tokens":9,"{}":{{{details}}}}}}}"#,
+            match side {
+                "input" => "prompt_tokens_details",
+                _ => "completion_tokens_details",
+            }
+        );
+        let made =
+            format!(r#"{{"usage":{{"input_tokens":9,"{side}_tokens_details":{{{details}}}}}}}"#);
+        [
+            plain(ChatCompletions, &chat).mixes_media,
+            media("/v1/images/edits", &made).unwrap().mixes_media,
+        ]
+    };
+    for (side, details, mixed) in [
+        (
+            "input",
+            r#""text_tokens":9,"audio_tokens":0,"image_tokens":0"#,
+            [false, false],
+        ),
+        ("input", r#""audio_tokens":9"#, [true, false]),
+        ("input", r#""image_tokens":9"#, [false, false]),
+        (
+            "input",
+            r#""text_tokens":1,"image_tokens":8"#,
+            [false, true],
+        ),
+        ("output", r#""audio_tokens":5"#, [true, false]),
+        ("output", r#""image_tokens":9"#, [true, false]),
+        (
+            "output",
+            r#""text_tokens":1,"image_tokens":8"#,
+            [true, true],
+        ),
+    ] {
+        assert_eq!(mixes(side, details), mixed, "{side} {details}");
+    }
+    let transcribed = r#"{"text":"x","usage":{"input_tokens":9,"input_token_details":{"text_tokens":1,"audio_tokens":8},"output_tokens":2}}"#;
+    assert!(
+        media("/v1/audio/transcriptions", transcribed)
+            .unwrap()
+            .mixes_media
+    );
+}
+
+#[test]
 fn thinking_is_told_as_reasoning() {
     let body = r#"{"usage":{"input_tokens":1,"output_tokens":9,"output_tokens_details":{"thinking_tokens":7}}}"#;
     assert_eq!(plain(Messages, body).usage.reasoning_tokens, Some(7));
