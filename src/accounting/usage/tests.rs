@@ -2,6 +2,7 @@ use super::observer::{Body, BodyDecoder};
 use super::tally::{Protocol, Tally};
 use super::*;
 use crate::codec::content_coding::Coding;
+use crate::codec::json::CAPTURE_BYTES;
 use crate::policy::endpoint::Endpoint;
 use crate::policy::endpoint::Endpoint::{ChatCompletions, Extra, Messages, Other, Responses};
 use http::HeaderMap;
@@ -113,6 +114,19 @@ fn the_type_may_come_after_the_response() {
     let other = format!(r#"{{{response},"type":"response.steered"}}"#);
     assert!(stream(Responses, &[&other]).lacks_end);
     assert_eq!(stream(Responses, &[&other]).response_id, None);
+}
+
+#[test]
+fn an_id_is_told_whole_or_not_at_all() {
+    let told = |length: usize| {
+        let id = "i".repeat(length);
+        let answer = format!(r#"{{"id":"{id}","model":"{id}"}}"#);
+        let observed = plain(Responses, &answer);
+        assert_eq!(observed.model.unwrap().len(), TEXT_BYTES);
+        observed.response_id.is_some_and(|told| told == id)
+    };
+    assert!(told(TEXT_BYTES + 1) && told(CAPTURE_BYTES));
+    assert!(!told(CAPTURE_BYTES + 1));
 }
 
 #[test]
@@ -253,13 +267,10 @@ fn wrong_types_are_as_if_they_were_not_there() {
 #[test]
 fn the_tier_is_normalised_and_texts_but_the_id_are_cut_at_a_character() {
     let long = "\u{e9}".repeat(100);
-    let body = format!(r#"{{"service_tier":"{long}","id":"a{long}","model":"{long}"}}"#);
+    let body = format!(r#"{{"service_tier":"{long}","model":"a{long}"}}"#);
     let observed = plain(Responses, &body);
     assert_eq!(observed.served_tier, Some("\u{e9}".repeat(32)));
-    assert_eq!(observed.response_id, Some(format!("a{long}")));
-    let longer = plain(Responses, &format!(r#"{{"id":"{}"}}"#, "a".repeat(1537)));
-    assert_eq!(longer.response_id, None);
-    assert_eq!(observed.model, Some("\u{e9}".repeat(64)));
+    assert_eq!(observed.model, Some(format!("a{}", "\u{e9}".repeat(63))));
     let spelled = plain(Responses, r#"{"service_tier":" Fl\u0045X\t"}"#);
     assert_eq!(spelled.served_tier, some("flex"));
     assert_eq!(
