@@ -475,6 +475,18 @@ fn no_text_of_a_client_is_a_formula_in_a_spreadsheet() {
 }
 
 #[test]
+fn what_has_no_price_is_told_by_the_model_that_would_be_priced() {
+    let served = r#"{"model_served":"model-b","tier_billed_by":"served","cost_usd":null}"#;
+    let asked = r#"{"model_served":"model-b","tier_billed_by":"sent","cost_usd":"0.1"}"#;
+    let lines = [line(1, served), line(2, asked)];
+    let said = Report::of(&lines).by("group").run();
+    assert_eq!(
+        said.notes,
+        "not in the sum: requests without a price: 1 (1 of model `model-b` on tier `priority`)\n"
+    );
+}
+
+#[test]
 fn what_is_not_in_the_sum_is_told_by_reason() {
     let mut lines = some_lines();
     lines.push(line(

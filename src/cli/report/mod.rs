@@ -254,7 +254,7 @@ impl<'o> Report<'o> {
         let sums = self.reading.sums(line);
         // A WebSocket's connection line counts nothing. It must not make a row of zeros either.
         if sums.requests > 0 {
-            self.not_in_sum.note(line, &sums);
+            self.not_in_sum.note(line, &sums, &self.reading);
             self.add(line, &sums);
         }
         Ok(())

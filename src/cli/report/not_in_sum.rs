@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use crate::accounting::access_log::line::{Field, Line};
 use crate::cli::report::sums::{
-    MODEL, OUTCOME, SERVICE_TIER_BILLED, Sums, USAGE_STATE, is_partial,
+    OUTCOME, Reading, SERVICE_TIER_BILLED, Sums, USAGE_STATE, counts, is_partial,
 };
 
 const ENDPOINT: Field = Field::named("endpoint");
@@ -36,9 +36,10 @@ impl NotInSum {
     pub(super) const FIELDS: [Field; 3] = [ENDPOINT, ERROR, USAGE_STATE];
 
     /// Takes note of a line that was counted with these sums.
-    pub(super) fn note(&mut self, line: &Line<'_>, sums: &Sums) {
+    pub(super) fn note(&mut self, line: &Line<'_>, sums: &Sums, reading: &Reading<'_>) {
         if sums.unpriced > 0 {
-            self.unpriced.add(without_price(line));
+            let model = reading.priced_model(line, counts(line));
+            self.unpriced.add(without_price(line, model.as_deref()));
         }
         if is_partial(line) && sums.cost.is_none() && sums.unpriced == 0 {
             self.without_output += 1;
@@ -107,15 +108,16 @@ impl Reasons {
 }
 
 /// Texts of clients are shown without control characters.
-fn without_price(line: &Line<'_>) -> String {
-    let quoted = |field: Field, none: &str| match line.text(field) {
+fn without_price(line: &Line<'_>, model: Option<&str>) -> String {
+    let quoted = |text: Option<&str>, none: &str| match text {
         Some(text) => format!("`{}`", text.escape_debug()),
         None => none.to_owned(),
     };
+    let tier = line.text(SERVICE_TIER_BILLED);
     format!(
         "of model {} on tier {}",
-        quoted(MODEL, "unknown"),
-        quoted(SERVICE_TIER_BILLED, "`default`")
+        quoted(model, "unknown"),
+        quoted(tier.as_deref(), "`default`")
     )
 }
 
