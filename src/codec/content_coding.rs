@@ -45,7 +45,9 @@ pub struct Decoder {
 }
 
 enum Engine {
-    Flate(Decompress),
+    /// With several members: whether they are read.
+    Gzip(Decompress, bool),
+    Deflate(Decompress),
     Zstd(DCtx<'static>),
     Brotli(Box<BrotliState<StandardAlloc, StandardAlloc, StandardAlloc>>),
 }
@@ -98,8 +100,8 @@ impl Decoder {
     /// A decoder at the beginning of a body.
     pub fn new(coding: Coding) -> Self {
         let engine = match coding {
-            Coding::Gzip => Engine::Flate(Decompress::new_gzip(DEFLATE_WINDOW_LOG)),
-            Coding::Deflate => Engine::Flate(Decompress::new(true)),
+            Coding::Gzip => Engine::Gzip(gzip_engine(), false),
+            Coding::Deflate => Engine::Deflate(Decompress::new(true)),
             Coding::Zstd => Engine::Zstd(zstd_engine()),
             Coding::Brotli => Engine::Brotli(Box::new(BrotliState::new(
                 StandardAlloc::default(),
@@ -112,6 +114,16 @@ impl Decoder {
             piece: vec![0; PIECE].into_boxed_slice(),
             ended: false,
         }
+    }
+
+    /// The same for what is only looked at: a gzip body may have several members (RFC 1952 §2.2). Each costs a new state, so that
+    /// clients have none of it.
+    pub fn with_members(coding: Coding) -> Self {
+        let mut decoder = Self::new(coding);
+        if let Engine::Gzip(_, has_members) = &mut decoder.engine {
+            *has_members = true;
+        }
+        decoder
     }
 
     /// What it holds at the moment, in bytes. It grows to the window that the data ask for as soon as they do.
@@ -133,7 +145,7 @@ impl Decoder {
             if self.ended && chunk.is_empty() {
                 break;
             }
-            if self.ended && !self.engine.may_go_on() {
+            if self.ended && !self.engine.begin_again() {
                 return Err(broken("data follow its end"));
             }
             let step = self.engine.step(chunk, &mut self.piece)?;
@@ -161,14 +173,19 @@ impl Decoder {
 }
 
 impl Engine {
-    /// Whether data may follow their end: a zstd body is one frame or several (RFC 8878 §3).
-    fn may_go_on(&self) -> bool {
-        matches!(self, Engine::Zstd(_))
+    /// Makes ready for data that follow their end, where they may: a zstd body is one frame or several (RFC 8878 §3).
+    fn begin_again(&mut self) -> bool {
+        match self {
+            Engine::Gzip(engine, true) => *engine = gzip_engine(),
+            Engine::Zstd(_) => {}
+            Engine::Gzip(_, false) | Engine::Deflate(_) | Engine::Brotli(_) => return false,
+        }
+        true
     }
 
     fn memory(&self) -> u64 {
         match self {
-            Engine::Flate(_) => TABLES + (1 << DEFLATE_WINDOW_LOG),
+            Engine::Gzip(..) | Engine::Deflate(_) => TABLES + (1 << DEFLATE_WINDOW_LOG),
             Engine::Zstd(engine) => engine.sizeof() as u64,
             // Not negative: 0, then a power of two.
             Engine::Brotli(engine) => TABLES + u64::try_from(engine.ringbuffer_size).unwrap_or(0),
@@ -177,11 +194,15 @@ impl Engine {
 
     fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<Step, Refusal> {
         match self {
-            Engine::Flate(engine) => flate_step(engine, input, output),
+            Engine::Gzip(engine, _) | Engine::Deflate(engine) => flate_step(engine, input, output),
             Engine::Zstd(engine) => zstd_step(engine, input, output),
             Engine::Brotli(engine) => brotli_step(engine, input, output),
         }
     }
+}
+
+fn gzip_engine() -> Decompress {
+    Decompress::new_gzip(DEFLATE_WINDOW_LOG)
 }
 
 fn flate_step(engine: &mut Decompress, input: &[u8], output: &mut [u8]) -> Result<Step, Refusal> {
@@ -355,6 +376,24 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn several_members_are_read_of_what_is_only_looked_at() {
+        let data = encoded(Coding::Gzip, PLAIN).repeat(2);
+        let cause = Err(Cause::InvalidContentEncoding);
+        assert_eq!(decoded(Coding::Gzip, &data, 7), cause);
+        for step in [1, 7, data.len()] {
+            let (mut decoder, mut out) = (Decoder::with_members(Coding::Gzip), Vec::new());
+            for chunk in data.chunks(step) {
+                let mut take = |piece: &[u8]| {
+                    out.extend_from_slice(piece);
+                    Ok(())
+                };
+                decoder.push(chunk, &mut take).unwrap();
+            }
+            assert_eq!(out, PLAIN.repeat(2), "by {step}");
         }
     }
 

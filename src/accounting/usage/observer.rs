@@ -239,7 +239,7 @@ impl EventTally {
 impl BodyDecoder {
     pub(super) fn new(coding: Coding) -> Self {
         Self {
-            decoder: Decoder::new(coding),
+            decoder: Decoder::with_members(coding),
             left: DECODED_LIMIT,
         }
     }
