@@ -75,6 +75,18 @@ fn sent_body(upstream: &Upstream) -> Value {
 }
 
 #[test]
+fn an_upstream_that_takes_nothing_of_a_converted_request_for_its_idle_timeout() {
+    let upstream = upstream::script([upstream::silence().before_body()]).run();
+    let proxy = bridging(&upstream, "response_timeout: 1m, idle_timeout: 300ms").run();
+    // More than socket buffers take.
+    let long = json!({"system": "x".repeat(16_000_000)});
+    let answer = claude(&proxy, "sk-fast").post(MESSAGES, question(long));
+    assert_eq!(answer.status, 504);
+    assert_eq!(proxy.record()["error"], "upstream_timeout");
+    upstream.release();
+}
+
+#[test]
 fn a_forced_stream_of_messages_is_sent_as_responses_with_priority_and_has_one_line_with_its_usage()
 {
     let upstream = streaming();

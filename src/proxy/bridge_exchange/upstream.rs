@@ -34,7 +34,8 @@ impl Connection {
         connector: &Arc<Connector<UpstreamConnector>>,
         peer: HttpPeer,
     ) -> Result<(Self, bool)> {
-        let (http, reused) = connector.get_http_session(&peer).await?;
+        let (mut http, reused) = connector.get_http_session(&peer).await?;
+        http.set_write_timeout(peer.options.write_timeout);
         let connection = Self {
             http: Some(http),
             peer,

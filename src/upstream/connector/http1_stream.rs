@@ -44,6 +44,8 @@ pub(super) struct Http1Stream {
     /// What came of a response while its request was written, from `taken` on.
     early: Vec<u8>,
     taken: usize,
+    /// The last piece of the request that came was not taken.
+    is_stuck: bool,
     /// Runs while an upstream that has begun its response takes nothing of its request.
     stall: Option<Pin<Box<Sleep>>>,
     /// The response came before its request was taken. No more of the request is sent, and the connection is not used
@@ -64,6 +66,7 @@ impl Http1Stream {
             message: Bytes::new(),
             early: Vec::new(),
             taken: 0,
+            is_stuck: false,
             stall: None,
             answered_early: false,
             error: ErrorPrefix::default(),
@@ -153,6 +156,34 @@ impl Http1Stream {
             if count == 0 {
                 return None;
             }
+        }
+    }
+
+    /// Gathers a piece of the request, or writes it behind what was gathered.
+    fn poll_write_piece(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.answered_early {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        let holds = self.control().holds_request();
+        let has_room = self.gathered.has_room(buf.len());
+        if holds || (has_room && self.message.is_empty()) {
+            self.gathered.push(buf);
+            return Poll::Ready(Ok(buf.len()));
+        }
+        let written = match self.poll_send(cx) {
+            Poll::Ready(Ok(())) => {
+                self.gathered.written_past();
+                Pin::new(&mut self.io).poll_write(cx, buf)
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        };
+        match written {
+            Poll::Ready(Ok(count)) => {
+                self.stall = None;
+                Poll::Ready(Ok(count))
+            }
+            stuck => self.poll_stuck(cx, buf, stuck),
         }
     }
 
@@ -308,6 +339,10 @@ impl AsyncRead for Http1Stream {
         if this.control().is_ended() || this.is_used_up() {
             return Poll::Ready(Ok(()));
         }
+        if this.is_stuck {
+            // Pingora reads only between two writes: it has given this one up, and would read without a limit.
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         this.poll_response(cx, buf)
     }
 }
@@ -319,30 +354,9 @@ impl AsyncWrite for Http1Stream {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.answered_early {
-            return Poll::Ready(Ok(buf.len()));
-        }
-        let holds = this.control().holds_request();
-        let has_room = this.gathered.has_room(buf.len());
-        if holds || (has_room && this.message.is_empty()) {
-            this.gathered.push(buf);
-            return Poll::Ready(Ok(buf.len()));
-        }
-        let written = match this.poll_send(cx) {
-            Poll::Ready(Ok(())) => {
-                this.gathered.written_past();
-                Pin::new(&mut this.io).poll_write(cx, buf)
-            }
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending => Poll::Pending,
-        };
-        match written {
-            Poll::Ready(Ok(count)) => {
-                this.stall = None;
-                Poll::Ready(Ok(count))
-            }
-            stuck => this.poll_stuck(cx, buf, stuck),
-        }
+        let written = this.poll_write_piece(cx, buf);
+        this.is_stuck = written.is_pending();
+        written
     }
 
     /// What is gathered goes out when the response is next read.

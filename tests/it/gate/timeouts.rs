@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::support::client::{Connection, chunk};
+use crate::support::h2::{self, Framing};
 use crate::support::upstream::{self, Reply, reply};
 use crate::support::{eventually, object_of, proxy, tls};
 
@@ -143,6 +144,32 @@ fn an_upstream_that_falls_silent_for_its_idle_timeout() {
         json!([record["status"], record["outcome"], record["error"]]),
         json!([200, "timeout", "upstream_timeout"])
     );
+    upstream.release();
+}
+
+#[test]
+fn an_upstream_that_takes_nothing_of_a_request_for_its_idle_timeout() {
+    // More than socket buffers take.
+    let body = object_of(16_000_000);
+    let deaf = || upstream::silence().before_body();
+    let upstream = upstream::script([deaf(), deaf(), deaf()]).run();
+    let settings = "response_timeout: 20s, idle_timeout: 300ms";
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, settings)
+        .tls()
+        .run();
+    let headers = [("authorization", "Bearer sk-plain")];
+    let statuses = [
+        within(SOON, || proxy.client("sk-plain").post(PATH, &body).status),
+        within(SOON, || proxy.client("sk-fast").post(PATH, &body).status),
+        within(SOON, || {
+            h2::post(proxy.tls_address, &headers, PATH, &body, Framing::Length).status
+        }),
+    ];
+    assert_eq!(statuses, [504; 3]);
+    for record in proxy.access_log(3) {
+        assert_eq!(record["error"], "upstream_timeout");
+    }
     upstream.release();
 }
 

@@ -113,6 +113,23 @@ fn the_servers_close_comes_through_and_is_no_fault() {
 }
 
 #[test]
+fn a_server_that_takes_nothing_for_its_idle_timeout_is_left() {
+    let upstream = ends::plain_upstream();
+    let settings = "response_timeout: 1m, idle_timeout: 300ms";
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, settings)
+        .run();
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    let message = json!({"type": "x", "input": "y".repeat(60_000)});
+    socket.client.insist(&message.to_string());
+    let record = proxy.record();
+    assert_eq!(
+        (&record["turn"], &record["outcome"]),
+        (&json!(0), &json!("timeout"))
+    );
+}
+
+#[test]
 fn a_drain_ends_an_idle_socket_at_once() {
     let upstream = ends::upstream();
     let mut proxy = proxy::new().upstream(&upstream).run();

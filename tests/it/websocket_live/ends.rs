@@ -207,6 +207,11 @@ impl End {
         self.socket.send(message).expect("a peer that listens");
     }
 
+    /// Says this again and again, until nothing more is taken.
+    pub fn insist(&mut self, text: &str) {
+        while self.socket.send(Message::text(text)).is_ok() {}
+    }
+
     /// One frame of a text message.
     pub fn fragment(&mut self, first: bool, last: bool, text: &str) {
         let kind = if first { Data::Text } else { Data::Continue };
