@@ -49,6 +49,11 @@ use crate::upstream::connector::control::carried;
 /// Pingora's loop over our phases and our connections.
 pub type Proxy = HttpProxy<TierProxy, UpstreamConnector>;
 
+/// The longest head, in bytes, of a request that shares a connection with others. nginx ends the whole connection of HTTP/2 for
+/// a header of more than 8 KB or a head of 32, as it is set by default (its `large_client_header_buffers`); over HTTP/1.1
+/// it refuses the request.
+const SHARED_HEAD_BYTES: u64 = 8 * 1024;
+
 /// The proxy as Pingora runs it.
 pub struct TierProxy {
     /// What all requests share.
@@ -382,7 +387,9 @@ impl TierProxy {
         let head = session.req_header();
         let decision = context.record.policy.decide(&policy_head(session));
         let decision = decision.map_err(|denied| context.deny(denied))?;
-        context.admit(decision, head_bytes(head.raw_path(), &head.headers))?;
+        let head_bytes = head_bytes(head.raw_path(), &head.headers);
+        context.admit(decision, head_bytes)?;
+        context.only_http1 = head_bytes > SHARED_HEAD_BYTES;
         let request_info = &context.request_info;
         context.upgrade =
             session.is_upgrade_req() && may_upgrade(&request_info.method, request_info.endpoint);

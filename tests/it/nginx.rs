@@ -165,6 +165,32 @@ fn all_requests_through_an_nginx_with_http_2_are_answered_and_logged() {
 }
 
 #[test]
+fn a_head_that_nginx_finds_too_long_ends_no_other_request() {
+    if !is_installed() {
+        return;
+    }
+    let event = "data: {\"type\":\"response.completed\"}\n\n";
+    let upstream = upstream::script([reply(200).sse_begun(&[event]).hold().chunk(event).chunk("")]);
+    let upstream = upstream.run_plain();
+    let nginx = nginx_before_upstream(&upstream);
+    let proxy = proxy::new().upstream(&nginx).run();
+    let client = proxy.client("sk-fast");
+    let mut connection = client.connect();
+    connection.send(client.message(PATH, b"{}"));
+    assert_eq!(connection.head().unwrap().status, 200);
+    for length in [9_000, 40_000] {
+        let client = client.clone().header("X-Long", &"l".repeat(length));
+        assert_eq!(client.post(PATH, "{}").status, 400, "{length}");
+    }
+    upstream.release();
+    let events = std::iter::from_fn(|| connection.chunk());
+    assert_eq!(
+        events.collect::<Vec<_>>().concat(),
+        event.repeat(2).as_bytes()
+    );
+}
+
+#[test]
 fn the_sample_for_an_nginx_in_front_passes_everything_on_as_it_comes() {
     if !is_installed() {
         return;

@@ -79,8 +79,8 @@ pub struct RequestContext {
     usage_filter: Option<UsageChunkFilter>,
     /// The upstream refused the tier, and the request is to be sent without it.
     without_tier: bool,
-    /// It cannot go over HTTP/2, whatever the upstream speaks: it is a WebSocket, its client knows no chunks, or the upstream
-    /// has asked for HTTP/1.1.
+    /// It cannot go over HTTP/2, whatever the upstream speaks: it is a WebSocket, its client knows no chunks, its head could
+    /// end a connection that others use, or the upstream has asked for HTTP/1.1.
     pub only_http1: bool,
     /// A pooled connection has ended as the request crossed its end.
     has_met_stale: bool,
