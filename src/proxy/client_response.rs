@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method, StatusCode, Version, header};
+use http::{HeaderMap, HeaderName, Method, StatusCode, Uri, Version, header};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::{Error, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -22,7 +22,7 @@ use crate::state::State;
 /// What is read of a request that was answered before it was here: a close with bytes unread would take the response away
 /// from the client (RFC 9112 §9.6).
 pub(super) const LINGERING_CLOSE_TIME: Duration = Duration::from_secs(2);
-pub(super) const LINGERING_CLOSE_BYTES: usize = 1 << 20;
+pub(super) const LINGERING_CLOSE_BYTES: usize = 64 << 20;
 
 /// How long the last frames of a response over HTTP/2 may take to leave before its stream is reset.
 const FLUSH_TIME: Duration = Duration::from_millis(50);
@@ -281,6 +281,11 @@ pub(super) fn edit_response(
     for name in account_headers(context) {
         response.remove_header(name);
     }
+    if response.status.is_redirection()
+        && let Some(location) = location_here(context, &response.headers)
+    {
+        response.insert_header(header::LOCATION, location)?;
+    }
     if session.req_header().version == Version::HTTP_10 && !response.status.is_informational() {
         // It knows no chunks (RFC 9112 §6.1), so the end of the connection is the end of the body.
         response.remove_header(&header::TRANSFER_ENCODING);
@@ -288,6 +293,24 @@ pub(super) fn edit_response(
     }
     let cors = context.state.config.cors.as_ref();
     cors::allow(cors, &session.req_header().headers, response)
+}
+
+/// Where a redirect leads that names the upstream by its own address: a client that followed it as it is would go past the
+/// proxy. What is behind the address is a path of the proxy, without the prefix that the upstream's URL puts before it.
+fn location_here(context: &RequestContext, headers: &HeaderMap) -> Option<String> {
+    let origin = context.attempts.origin()?;
+    let location = headers.get(header::LOCATION)?.to_str().ok()?;
+    let url = Uri::try_from(location).ok()?;
+    let is_own = match url.authority() {
+        Some(authority) => authority
+            .as_str()
+            .eq_ignore_ascii_case(origin.host.to_str().ok()?),
+        None => !origin.url.prefix.is_empty(),
+    };
+    let path = url.path_and_query().filter(|_| is_own)?.as_str();
+    let below = path.strip_prefix(origin.url.prefix.as_str());
+    let below = below.filter(|below| below.starts_with('/'));
+    Some(below.unwrap_or(path).to_owned())
 }
 
 /// What of an upstream's trailers goes no further.

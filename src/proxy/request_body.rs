@@ -13,6 +13,11 @@ use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::{BodyFault, Edit, Edits, Observer, RequestFields, Rewriter};
 use crate::config::Limits;
 
+/// A body that passes as it comes may have so many pieces of any size, and further ones of so many bytes on the average. Each is
+/// a frame towards HTTP/2, and servers end a whole connection for too many frames with too little in them.
+const FREE_PIECES: u64 = 1 << 17;
+const LEAST_PIECE_BYTES: u64 = 16;
+
 /// A body on its way in.
 pub struct BufferedBody {
     lease: Lease,
@@ -41,6 +46,7 @@ pub struct StreamedBody {
     memory: Arc<BodyMemory>,
     coding: Option<Coding>,
     received: u64,
+    pieces: u64,
     observer: Observer,
     look: Inspection,
 }
@@ -176,6 +182,7 @@ impl StreamedBody {
         Ok(Self {
             coding,
             received: 0,
+            pieces: 0,
             observer: Observer::new(limits.json_depth),
             look: Inspection::at(coding, limits, memory),
             limits: limits.clone(),
@@ -186,16 +193,22 @@ impl StreamedBody {
     /// Forgets what came so far: it will come again, for another attempt.
     pub fn restart(&mut self) {
         self.received = 0;
+        self.pieces = 0;
         self.observer = Observer::new(self.limits.json_depth);
         self.look = Inspection::at(self.coding, &self.limits, &self.memory);
     }
 
     /// # Errors
-    /// Where the body goes over the limit. What it says can never be wrong here.
+    /// Where the body goes over the limit, or comes in too small pieces. What it says can never be wrong here.
     pub fn pass(&mut self, chunk: &[u8]) -> Result<(), Refusal> {
         self.received += chunk.len() as u64;
+        self.pieces += u64::from(!chunk.is_empty());
         if self.received > self.limits.body {
             return Err(Cause::BodyTooLarge.into());
+        }
+        if self.pieces > FREE_PIECES && self.received < self.pieces * LEAST_PIECE_BYTES {
+            let words = "the body comes in too many small pieces";
+            return Err(Refusal::new(Cause::InvalidHttp, words));
         }
         let Self {
             observer,

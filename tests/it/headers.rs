@@ -516,6 +516,42 @@ fn a_response_that_says_twice_alike_how_long_it_is_is_read_and_its_connection_no
     }
 }
 
+#[test]
+fn a_redirect_to_the_upstreams_own_address_stays_with_the_proxy() {
+    let cases = [
+        ("{URL}/v1/responses?a=b", "/v1/responses?a=b"),
+        ("https://127.0.0.1:{PORT}/base/v1/x", "/v1/x"),
+        ("/base/v1/x", "/v1/x"),
+        ("{URL}/basement", "/basement"),
+        ("{URL}", "/"),
+        ("http://127.0.0.1/v1/x", "http://127.0.0.1/v1/x"),
+        (
+            "https://other.test:{PORT}/base/v1/x",
+            "https://other.test:{PORT}/base/v1/x",
+        ),
+    ];
+    for (told, expected) in cases {
+        let address = upstream::nobody();
+        let (url, port) = (format!("http://{address}"), address.port().to_string());
+        let here = |text: &str| text.replace("{URL}", &url).replace("{PORT}", &port);
+        let head = format!(
+            "HTTP/1.1 307 X\r\nLocation: {}\r\nContent-Length: 0\r\n\r\n",
+            here(told)
+        );
+        let _upstream = script([upstream::Reply::default().send(head)]).run_at(address);
+        let proxy = proxy::new()
+            .upstream_at("main", &[format!("{url}/base")], "")
+            .run();
+        let answer = proxy.client("sk-fast").post(PATH, BODY);
+        let location = answer.header("location");
+        assert_eq!(
+            (answer.status, location),
+            (307, Some(&*here(expected))),
+            "{told}"
+        );
+    }
+}
+
 /// All that a client of HTTP/1.0 gets.
 fn ask_http10(proxy: &Proxy) -> String {
     let mut connection = proxy.anonymous().connect();

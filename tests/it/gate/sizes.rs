@@ -162,3 +162,16 @@ fn a_body_that_passes_is_not_held() {
     assert_eq!(connection.answer().status, 200);
     assert_eq!(upstream.request().text(), "first last");
 }
+
+#[test]
+fn a_body_in_too_many_small_pieces_does_not_pass() {
+    let (upstream, proxy) = forced();
+    let client = proxy.client("sk-plain");
+    let pieces = vec![b"x".as_slice(); 1 << 17];
+    assert_eq!(client.post_chunked("/v1/files", &pieces).status, 200);
+    let answer = client.post_chunked("/v1/files", &[&pieces[..], &[b"x"]].concat());
+    let told = (answer.status, answer.openai_code());
+    assert_eq!(told, (400, "invalid_http".to_owned()));
+    upstream.await_ended(1);
+    assert!(!upstream.received()[1].whole);
+}
