@@ -28,7 +28,7 @@ use crate::policy::api_key::key_id;
 use crate::policy::budget::Budgets;
 use crate::policy::endpoint::{Endpoint, response_id_in_path};
 use crate::policy::in_flight::InFlightPermits;
-use crate::policy::{Group, Policy, TierAction};
+use crate::policy::{ClientBeta, Group, Policy, TierAction};
 
 /// The longest model that is logged, in bytes.
 const MODEL_BYTES: usize = 128;
@@ -80,6 +80,8 @@ pub struct RequestRecord {
     pub group: Option<Arc<Group>>,
     /// What is done to set the tier.
     pub action: Option<TierAction>,
+    /// What the client's own fast-mode token is to the upstream.
+    pub client_beta: ClientBeta,
     /// What the client's body says; of a body that passes as it is, also what the upstream gets.
     pub facts: RequestFields,
     /// Bytes of the body that came from the client.
@@ -280,6 +282,7 @@ impl RequestRecord {
             sent_key_digest: None,
             group: None,
             action: None,
+            client_beta: ClientBeta::Ignored,
             facts: RequestFields::default(),
             request_bytes: 0,
             sent: Sent::default(),
@@ -521,7 +524,7 @@ impl RequestRecord {
         let sent = match is_changed {
             _ if !self.sent.reached => None,
             true => self.sent.tier.as_deref(),
-            false => self.facts.asked_tier(),
+            false => own_tier(self.client_beta, &self.facts),
         };
         let has_failed = observed.failed
             || self
@@ -722,6 +725,14 @@ pub fn tier_reason(action: Option<TierAction>, facts: &RequestFields) -> &'stati
         Some(action) => action.reason.as_str(),
         None if facts.asked_tier().is_some() => "client",
         None => "none",
+    }
+}
+
+/// The tier of a request that goes as it came.
+pub fn own_tier(beta: ClientBeta, facts: &RequestFields) -> Option<&str> {
+    match beta {
+        ClientBeta::Asks => Some(PRIORITY),
+        ClientBeta::Ignored | ClientBeta::Removed => facts.asked_tier(),
     }
 }
 

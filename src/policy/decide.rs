@@ -39,6 +39,18 @@ pub enum BetaHeader {
     Remove,
 }
 
+/// What the fast-mode token of a client's own `anthropic-beta` is to its upstream, where no action sets or removes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientBeta {
+    /// It says nothing to it, or there is none.
+    #[default]
+    Ignored,
+    /// It asks for the fast tier.
+    Asks,
+    /// It would ask, and the group says that it does not: it is taken away.
+    Removed,
+}
+
 /// What the body of a request has to say for an action to be taken. Where it is not [`Condition::Always`], nothing of the
 /// request may be sent before its body was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,6 +197,20 @@ impl Group {
         let reason = TierReason::GroupForce;
         let action = self.set(forced, endpoint, reason, condition);
         action.map(Some).ok_or(Cause::MessagesNotForced)
+    }
+
+    /// What a client's own fast-mode token is to the upstream. `beta_asked`: there is one.
+    pub(crate) fn client_beta(&self, endpoint: Endpoint, beta_asked: bool) -> ClientBeta {
+        let is_read = matches!(
+            self.upstream.messages,
+            MessagesMode::Beta | MessagesMode::TierAndBeta
+        );
+        let is_messages = endpoint == Endpoint::Messages && self.platform == Platform::OpenAi;
+        match (self.force, self.fast_mode_beta) {
+            _ if !(beta_asked && is_read && is_messages) => ClientBeta::Ignored,
+            (None, FastModeSignal::Speed | FastModeSignal::Off) => ClientBeta::Removed,
+            _ => ClientBeta::Asks,
+        }
     }
 
     /// What is done where nothing is forced and the client may ask.

@@ -26,7 +26,7 @@ use crate::config::Upstream;
 pub use crate::config::diagnostic::{Diagnostic, Location};
 pub use crate::policy::api_key::{Credential, CredentialHeader, hash_key};
 use crate::policy::api_key::{KeyTable, NoKey};
-pub use crate::policy::decide::{BetaHeader, Condition, TierAction, TierReason};
+pub use crate::policy::decide::{BetaHeader, ClientBeta, Condition, TierAction, TierReason};
 use crate::policy::endpoint::Endpoint;
 use crate::policy::group::BudgetRule;
 pub use crate::policy::group::{FastModeSignal, ForcedTier, ModelRule, OnTierRefused};
@@ -133,7 +133,9 @@ pub struct Decision {
     pub endpoint: Endpoint,
     /// Models that path and query name, of which an upstream may serve any whatever the body says.
     pub models: Vec<String>,
-    /// None: the request goes on as it is.
+    /// What the client's own fast-mode token is to the upstream.
+    pub client_beta: ClientBeta,
+    /// None: the request goes on as it is, but for that token.
     pub action: Option<TierAction>,
 }
 
@@ -357,6 +359,7 @@ impl KeyContext {
             Ok(action) => action,
             Err(cause) => return Err(self.denied(cause)),
         };
+        let client_beta = self.group.client_beta(self.endpoint, beta_asked);
         Ok(Decision {
             credential: self.credential,
             key: self.key,
@@ -364,6 +367,7 @@ impl KeyContext {
             group: self.group,
             endpoint: self.endpoint,
             models,
+            client_beta,
             action,
         })
     }

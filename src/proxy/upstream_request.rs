@@ -12,8 +12,8 @@ use crate::codec::trace_context::{TraceContext, TraceParent};
 use crate::config::ForwardedHeaders;
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{
-    ANTHROPIC_BETA, BetaHeader, Credential, CredentialHeader, FAST_MODE_BETA, TierAction,
-    asks_for_fast_mode,
+    ANTHROPIC_BETA, BetaHeader, ClientBeta, Credential, CredentialHeader, FAST_MODE_BETA,
+    TierAction, asks_for_fast_mode,
 };
 use crate::upstream::{Origin, Upstream};
 
@@ -71,6 +71,7 @@ pub struct HeadEdit<'a> {
     pub credential: Option<Credential>,
     pub endpoint: Endpoint,
     pub action: Option<TierAction>,
+    pub client_beta: ClientBeta,
     pub upgrade: bool,
     pub is_http2: bool,
     /// The request's span, where headers of traces are written.
@@ -132,8 +133,16 @@ impl HeadEdit<'_> {
         self.edit_as_configured(head)?;
         self.set_content_type(head)?;
         // No setting takes a tier out of a request again.
+        let set = self
+            .action
+            .map_or(BetaHeader::Keep, |action| action.beta_header);
+        let beta_header = match self.client_beta {
+            ClientBeta::Removed if set == BetaHeader::Keep => BetaHeader::Remove,
+            _ => set,
+        };
+        set_beta_header(head, beta_header, self.endpoint)?;
         match self.action {
-            Some(action) => set_tier_headers(head, action, self.endpoint),
+            Some(action) => set_routing_hint(head, action),
             None => Ok(()),
         }
     }
@@ -246,15 +255,10 @@ pub fn trace_parent(headers: &HeaderMap) -> Option<TraceParent> {
     parent.filter(|_| lines.next().is_none())
 }
 
-/// Headers that speak of the tier, brought into line with the body.
-fn set_tier_headers(
-    head: &mut RequestHeader,
-    action: TierAction,
-    endpoint: Endpoint,
-) -> Result<()> {
-    let sets_beta = action.beta_header == BetaHeader::Set && endpoint == Endpoint::Messages;
-    let removes_beta =
-        action.beta_header == BetaHeader::Remove && asks_for_fast_mode(&head.headers);
+/// The fast-mode token, where it is to be there or not.
+fn set_beta_header(head: &mut RequestHeader, is_to: BetaHeader, endpoint: Endpoint) -> Result<()> {
+    let sets_beta = is_to == BetaHeader::Set && endpoint == Endpoint::Messages;
+    let removes_beta = is_to == BetaHeader::Remove && asks_for_fast_mode(&head.headers);
     if sets_beta || removes_beta {
         let tokens: Vec<&[u8]> = list_members(&head.headers, &ANTHROPIC_BETA)
             .filter(|token| !token.is_empty() && *token != FAST_MODE_BETA.as_bytes())
@@ -263,6 +267,11 @@ fn set_tier_headers(
         let tokens = joined(&tokens, b",")?;
         set_or_remove(head, &ANTHROPIC_BETA, tokens)?;
     }
+    Ok(())
+}
+
+/// Codex's hint of the tier, brought into line with the body.
+fn set_routing_hint(head: &mut RequestHeader, action: TierAction) -> Result<()> {
     if action.changes()
         && let Some(hint) = head.headers.get(&ROUTING_HINT)
     {
@@ -401,6 +410,7 @@ mod tests {
                 remove_fast_speed: false,
                 condition: Condition::Always,
             }),
+            client_beta: ClientBeta::Ignored,
             upgrade: false,
             is_http2,
             trace: None,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{BudgetState, Request};
-use crate::accounting::record::set_tier;
+use crate::accounting::record::{own_tier, set_tier};
 use crate::bridge::Converted;
 use crate::codec::body_memory::BodyMemory;
 use crate::codec::error::Refusal;
@@ -65,9 +65,9 @@ pub(super) fn carry(
         let facts = streamed.finish();
         decision.action = within(allowed_by, decision, decision.action, &facts)?;
         return Ok(OutgoingBody {
-            tier: match decision.action {
-                Some(_) => set_tier(decision.action, None),
-                None => facts.asked_tier(),
+            tier: match decision.action.filter(TierAction::changes) {
+                Some(action) => set_tier(Some(action), None),
+                None => own_tier(decision.client_beta, &facts),
             }
             .map(str::to_owned),
             facts,
@@ -81,13 +81,13 @@ pub(super) fn carry(
     let settled = action.and_then(|action| decision.group.settle(action, held.facts()));
     decision.action = within(allowed_by, decision, settled, held.facts())?;
     let ready = held.finish(edits(decision.action, requests_usage))?;
-    let changed = decision.action.filter(|action| action.changes());
+    let changed = decision.action.filter(TierAction::changes);
     let tier = match changed {
         Some(action) => {
             let found = action.outgoing_tier(&ready.bytes, limits.json_depth, false)?;
             set_tier(Some(action), found)
         }
-        None => ready.facts.asked_tier(),
+        None => own_tier(decision.client_beta, &ready.facts),
     };
     Ok(OutgoingBody {
         tier: tier.map(str::to_owned),
@@ -106,7 +106,10 @@ fn within(
     facts: &RequestFields,
 ) -> Result<Option<TierAction>, Refusal> {
     match budget {
-        Some(budget) => budget.allow(&decision.group, action, facts.asked_tier()),
+        Some(budget) => {
+            let own = own_tier(decision.client_beta, facts);
+            budget.allow(&decision.group, action, own)
+        }
         None => Ok(action),
     }
 }

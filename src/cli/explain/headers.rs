@@ -38,6 +38,7 @@ pub(super) fn outgoing_head(
         credential: Some(decision.credential),
         endpoint: decision.endpoint,
         action: decision.action,
+        client_beta: decision.client_beta,
         upgrade: conversion.is_none() && request.upgrades(decision.endpoint),
         length: match &carried.rewritten {
             Some(bytes) => Length::Known(bytes.len()),

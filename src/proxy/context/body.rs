@@ -4,6 +4,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::{Body, RequestContext};
+use crate::accounting::record::own_tier;
 use crate::codec::error::{Cause, Refusal};
 use crate::policy::{BetaHeader, Condition, TierAction};
 use crate::proxy::body_filter::{edits, requests_usage};
@@ -85,7 +86,8 @@ impl RequestContext {
         let (Some(group), Some(credential)) = (&self.record.group, &self.credential) else {
             return Ok(());
         };
-        let (action, own) = (self.record.action, self.record.facts.asked_tier());
+        let record = &self.record;
+        let (action, own) = (record.action, own_tier(record.client_beta, &record.facts));
         let (budgets, now) = (&self.state.budgets, Timestamp::now());
         let allowed = group.within_budget(action, own, &credential.digest, budgets, now);
         self.record.action = allowed.map_err(Refusal::over_budget)?;

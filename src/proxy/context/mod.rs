@@ -183,6 +183,7 @@ impl RequestContext {
         self.request_info.models = decision.models;
         self.record.key = decision.key;
         self.record.action = decision.action;
+        self.record.client_beta = decision.client_beta;
         self.credential = Some(decision.credential);
         self.record.key_digest = Some(decision.credential.digest);
         self.upstream = state.upstream(&decision.group.upstream.name).cloned();
@@ -225,6 +226,7 @@ impl RequestContext {
             credential: self.credential,
             endpoint: self.request_info.endpoint,
             action: self.record.action,
+            client_beta: self.record.client_beta,
             upgrade: self.upgrade,
             is_http2: self.is_http2_upstream(),
             trace: self.request_info.trace,

@@ -533,6 +533,63 @@ fn of_several_tiers_that_may_be_read_the_dearest_is_told_and_billed() {
 }
 
 #[test]
+fn a_fast_mode_header_that_its_upstream_reads_is_told_and_billed_or_taken_away() {
+    let upstream = upstream::json(UNNAMED).run();
+    let policy = RULES.replace(
+        "keys:\n",
+        "  off: {platform: openai, fast_mode_beta: false}\nkeys:\n  sk-off: {group: off, name: olaf}\n",
+    );
+    let proxy = proxy::new()
+        .policy(&policy)
+        .prices(RULED_PRICES)
+        .upstream_with("main", &upstream, "messages: tier_and_beta")
+        .run();
+    let kept = format!("x-1,{BETA}");
+    let cases = [
+        (
+            "sk-rules",
+            r#"{"model":"m-mini"}"#,
+            &*kept,
+            Some("priority"),
+        ),
+        ("sk-spent", r#"{"model":"m"}"#, &*kept, Some("priority")),
+        ("sk-spent", r#"{"model":"n"}"#, &*kept, Some("priority")),
+        ("sk-speed", r#"{"model":"m"}"#, "x-1", None),
+        (
+            "sk-speed",
+            r#"{"model":"m","speed":"fast"}"#,
+            &*kept,
+            Some("priority"),
+        ),
+        ("sk-off", r#"{"model":"m","speed":"fast"}"#, "x-1", None),
+    ];
+    for (at, (key, body, sent, tier)) in cases.into_iter().enumerate() {
+        let client = proxy.client(key).header("anthropic-beta", &kept);
+        client.post("/v1/messages", body);
+        let request = &upstream.requests(at + 1)[at];
+        assert_eq!(request.header("anthropic-beta"), [sent], "{key} {body}");
+        let record = &proxy.access_log(at + 1)[at];
+        assert_eq!(record["service_tier"].as_str(), tier, "{key} {body}");
+        let cost = if tier.is_some() { "1" } else { "0.5" };
+        assert_eq!(record["cost_usd"], cost, "{key} {body}");
+    }
+    let reasons: Vec<_> = proxy
+        .access_log(cases.len())
+        .iter()
+        .map(|record| record["tier_reason"].as_str().unwrap().to_owned())
+        .collect();
+    let expected = [
+        "model_exempt",
+        "group_force",
+        "budget_exhausted",
+        "none",
+        "fast_mode_beta",
+        "none",
+    ];
+    assert_eq!(reasons, expected);
+}
+
+#[test]
 fn what_a_body_decides_holds_without_a_length_too() {
     let upstream = upstream::json("{}").run();
     let proxy = proxy::new().policy(RULES).upstream(&upstream).run();
