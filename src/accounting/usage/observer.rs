@@ -8,7 +8,7 @@ use crate::codec::BYTE_ORDER_MARK;
 use crate::codec::content_coding::{Coding, Decoder};
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::sse::{EventStream, Part};
-use crate::policy::endpoint::Endpoint;
+use crate::policy::endpoint::{Endpoint, classify};
 use http::{HeaderMap, Method};
 
 /// How many bytes tell an event stream: the longest beginning of a line, `event:` or `retry:`.
@@ -99,6 +99,8 @@ fn protocol(endpoint: Endpoint, method: &Method, path: &[u8]) -> Option<Protocol
         // The answer has no body, whatever its head says.
         _ if *method == Method::HEAD => None,
         Endpoint::Other if is_media(path) => Some(Protocol::Media),
+        // An operator may list one that is known, such as the legacy completions.
+        Endpoint::Extra => Protocol::of(classify(path, &[]).endpoint).or(Some(Protocol::Unknown)),
         endpoint => Protocol::of(endpoint),
     }
 }

@@ -1117,6 +1117,21 @@ fn media(path: &str, body: &str) -> Option<Observed> {
 }
 
 #[test]
+fn a_listed_path_is_read_as_what_it_is_without_the_list() {
+    let chunk = "data: {\"id\":\"c\",\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":2}}\n\n";
+    for (path, state) in [
+        ("/v1/completions", UsageState::Final),
+        ("/v1/agents", UsageState::None),
+    ] {
+        let request = (Endpoint::Extra, &http::Method::POST, path.as_bytes());
+        let mut observer = ResponseObserver::for_request(request, true, &HeaderMap::new()).unwrap();
+        observer.feed(chunk.as_bytes());
+        observer.feed(b"data: [DONE]\n\n");
+        assert_eq!(observer.finish().usage_state, state, "{path}");
+    }
+}
+
+#[test]
 fn images_and_audio_are_read_where_they_tell_tokens() {
     let usage = r#""usage":{"total_tokens":100,"input_tokens":50,"output_tokens":50,"input_tokens_details":{"text_tokens":10,"image_tokens":40}}"#;
     let body = format!(r#"{{"created":1,"data":[{{"b64_json":"x"}}],{usage}}}"#);
