@@ -38,8 +38,13 @@ pub struct BackgroundCreate {
     pub tier_reason: Option<String>,
 }
 
-/// What a response is remembered by: its id, or the digest of one that is long.
-pub fn background_id(response_id: &str) -> Cow<'_, str> {
+/// What a response is remembered by: the name of its upstream, and its id there.
+pub fn background_id(upstream: &str, response_id: &str) -> String {
+    [upstream, "/", &id_or_digest(response_id)].concat()
+}
+
+/// The id, or the digest of one that is long. Responses were once remembered by it alone.
+pub fn id_or_digest(response_id: &str) -> Cow<'_, str> {
     const LONGEST: usize = 128;
     match response_id.len() {
         ..=LONGEST => response_id.into(),

@@ -12,7 +12,9 @@ use rust_decimal::Decimal;
 use uuid::Uuid;
 
 use crate::accounting::access_log::{AccessLog, AccessRecord, Millis, Transport};
-use crate::accounting::background::{BackgroundCreate, BackgroundResponses, background_id};
+use crate::accounting::background::{
+    BackgroundCreate, BackgroundResponses, background_id, id_or_digest,
+};
 use crate::accounting::metrics::Metrics;
 use crate::accounting::prices::Prices;
 use crate::accounting::redaction::redacted;
@@ -315,6 +317,7 @@ impl RequestRecord {
         &mut self,
         ledger: &Ledger<'_>,
         request: &RequestInfo,
+        upstream: &str,
         observed: &Observed,
     ) -> Option<String> {
         let is_fetch = request.endpoint == Endpoint::ResponsesItem;
@@ -325,9 +328,11 @@ impl RequestRecord {
         // Some gateways make the id of each answer anew: what was asked for is what the create was answered with.
         let asked = response_id_in_path(&request.path).into_iter();
         let ids = asked.chain(observed.response_id.as_deref());
-        let (id, create) = ids.map(background_id).find_map(|id| {
+        let mut names =
+            ids.flat_map(|id| [background_id(upstream, id), id_or_digest(id).into_owned()]);
+        let (id, create) = names.find_map(|id| {
             let create = ledger.background.take(&id, self.time)?;
-            Some((id.into_owned(), create))
+            Some((id, create))
         })?;
         self.created_by = Some(create);
         match ledger.store {
@@ -664,7 +669,7 @@ fn remember(
     record: &AccessRecord<'_>,
     key_digest: Option<[u8; 32]>,
 ) {
-    let id = background_id(response_id);
+    let id = background_id(record.upstream.unwrap_or_default(), response_id);
     let owned = |text: Option<&str>| text.map(str::to_owned);
     let create = BackgroundCreate {
         request_id: record.request_id,

@@ -300,6 +300,40 @@ fn a_background_response_is_charged_to_the_budget_of_who_created_it_and_not_of_w
 }
 
 #[test]
+fn an_id_of_one_upstream_settles_nothing_of_another() {
+    let queued = r#"{"id":"resp_1","status":"queued","background":true}"#;
+    let ours = upstream::script([
+        reply(200).json(queued),
+        reply(200).json(&made("big", "priority")),
+    ])
+    .run();
+    let theirs = upstream::json(&made("small", "priority")).run();
+    let policy = "\
+version: 1
+groups:
+  ours: {platform: openai, upstream: ours, force_fast_mode: true}
+  theirs: {platform: openai, upstream: theirs}
+keys:
+  sk-ours: {group: ours, name: ours}
+  sk-theirs: {group: theirs, name: theirs}
+";
+    let proxy = proxy::new()
+        .upstream_with("ours", &ours, "")
+        .upstream_with("theirs", &theirs, "")
+        .policy(policy)
+        .run();
+    let (us, them) = (proxy.client("sk-ours"), proxy.client("sk-theirs"));
+    us.post("/v1/responses", r#"{"model":"big","background":true}"#);
+    proxy.access_log(1);
+    them.get("/v1/responses/resp_1");
+    let told = json!({"key": "theirs", "of_request": null, "usage_state": "none"});
+    assert_told(&proxy.access_log(2)[1], &told);
+    us.get("/v1/responses/resp_1");
+    let told = json!({"key": "ours", "usage_state": "final", "model_served": "big"});
+    assert_told(&proxy.access_log(3)[2], &told);
+}
+
+#[test]
 fn a_background_response_of_a_group_that_is_gone_charges_no_budget() {
     let upstream = background_upstream();
     let policy = BUDGETS.replace("SCOPE", "group");

@@ -332,7 +332,11 @@ impl RequestContext {
         if let Some(observer) = self.observer.take() {
             let observed = self.observed.insert(observer.finish());
             let ledger = self.state.ledger();
-            self.unclaimed = self.record.settle(&ledger, &self.request_info, observed);
+            let upstream = self.upstream.as_ref();
+            let name = upstream.map_or("", |upstream| &upstream.config.name);
+            self.unclaimed = self
+                .record
+                .settle(&ledger, &self.request_info, name, observed);
         }
     }
 

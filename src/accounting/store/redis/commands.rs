@@ -10,7 +10,7 @@ use crate::policy::budget::{Account, BudgetSum, Window};
 
 /// `tiergate:budget:PERIOD:BEGINS:ENDS:KEY:GROUP`, a hash of processes and what each has spent, in USD. KEY is the digest, or `-`.
 const SUM: &str = "tiergate:budget:";
-/// `tiergate:background:ID`: who created the response, as JSON; empty once it is billed.
+/// `tiergate:background:UPSTREAM/ID`: who created the response, as JSON; empty once it is billed.
 pub(super) const RESPONSE: &str = "tiergate:background:";
 /// A sorted set of all keys by the number of their last change.
 pub(super) const INDEX: &str = "tiergate:index";
