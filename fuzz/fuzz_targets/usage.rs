@@ -305,12 +305,13 @@ fn tier(endpoint: Endpoint, answer: &Value) -> Option<String> {
         (!name.is_empty() && name != "auto").then(|| name.to_owned())
     };
     let usage = &answer["usage"];
-    match endpoint {
-        Endpoint::Messages => named(&usage["speed"])
-            .filter(|speed| speed == "fast")
-            .or_else(|| named(&usage["service_tier"])),
+    let fast = named(&usage["speed"]).filter(|speed| speed == "fast");
+    let at_the_top = match endpoint {
+        Endpoint::Messages => None,
         _ => named(&answer["service_tier"]),
-    }
+    };
+    fast.or(at_the_top)
+        .or_else(|| named(&usage["service_tier"]))
 }
 
 fn text(value: &Value) -> Option<String> {

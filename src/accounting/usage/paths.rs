@@ -43,6 +43,8 @@ pub(super) struct ResponseFields {
     pub id: String,
     pub model: String,
     pub tier: String,
+    /// The tier that the usage of an answer of chat or Responses names.
+    pub usage_tier: String,
     pub speed: String,
     pub status: String,
     /// The response was asked for in the background.
@@ -171,6 +173,7 @@ enum Fact {
     Id,
     Model,
     Tier,
+    UsageTier,
     Speed,
     Status,
     Background,
@@ -223,6 +226,7 @@ impl ResponseFields {
             &mut self.id,
             &mut self.model,
             &mut self.tier,
+            &mut self.usage_tier,
             &mut self.speed,
             &mut self.status,
         ] {
@@ -285,6 +289,7 @@ impl ResponseFields {
             Fact::Id => learn_text(&mut self.id, value),
             Fact::Model => learn_text(&mut self.model, value),
             Fact::Tier => learn_text(&mut self.tier, value),
+            Fact::UsageTier => learn_text(&mut self.usage_tier, value),
             Fact::Speed => learn_text(&mut self.speed, value),
             Fact::Status => learn_text(&mut self.status, value),
             Fact::ErrorStatus => learn_count(&mut self.error_status, value),
@@ -633,6 +638,9 @@ impl Object {
             | (ChatUsage, b"prompt_tokens_details") => Member::Inner(InputDetails(Native)),
             (ResponsesUsage, b"output_tokens_details")
             | (ChatUsage, b"completion_tokens_details") => Member::Inner(OutputDetails(Native)),
+            // What LiteLLM hands on of an answer of Anthropic's.
+            (ResponsesUsage | ChatUsage, b"service_tier") => Member::Fact(Fact::UsageTier),
+            (ResponsesUsage | ChatUsage, b"speed") => Member::Fact(Fact::Speed),
             (ResponsesUsage | ChatUsage, key) => foreign_member_of_usage(key),
             (InputDetails(spelling), b"cached_tokens") => count(spelling, CachedInput),
             (InputDetails(spelling), b"cache_write_tokens") => count(spelling, CacheWrite),

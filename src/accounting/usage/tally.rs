@@ -29,6 +29,7 @@ pub(super) struct Tally {
     id: String,
     model: String,
     tier: String,
+    usage_tier: String,
     speed: String,
     usage: Usage,
     /// The newest sums over a message's iterations.
@@ -224,6 +225,7 @@ impl Tally {
             (&mut self.id, &newer.id),
             (&mut self.model, &newer.model),
             (&mut self.tier, &newer.tier),
+            (&mut self.usage_tier, &newer.usage_tier),
             (&mut self.speed, &newer.speed),
         ] {
             set(text, told);
@@ -269,6 +271,7 @@ impl Tally {
         if !facts.tier.trim().eq_ignore_ascii_case("auto") {
             set(&mut self.tier, &facts.tier);
         }
+        set(&mut self.usage_tier, &facts.usage_tier);
         set(&mut self.speed, &facts.speed);
     }
 
@@ -318,7 +321,7 @@ impl Tally {
             // (<https://platform.claude.com/docs/en/build-with-claude/fast-mode>).
             served_tier: match normalised(&self.speed) {
                 Some(speed) if speed == "fast" => Some(speed),
-                _ => normalised(&self.tier),
+                _ => normalised(&self.tier).or_else(|| normalised(&self.usage_tier)),
             },
             response_id: (!self.id.is_empty()).then(|| self.id.clone()),
             model: text(&self.model),

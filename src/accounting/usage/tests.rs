@@ -1023,6 +1023,33 @@ fn an_attempt_that_was_declined_leaves_nothing_of_its_cache() {
 }
 
 #[test]
+fn the_usage_names_the_tier_where_the_answer_does_not() {
+    let told = |tier: &str, usage: &str| {
+        let usage = format!(r#""usage":{{"prompt_tokens":1,"completion_tokens":1,{usage}}}"#);
+        let body = format!(r#"{{"id":"c","choices":[],{tier}{usage}}}"#);
+        let served = plain(ChatCompletions, &body).served_tier;
+        assert_eq!(
+            stream(ChatCompletions, &[&body, "[DONE]"]).served_tier,
+            served
+        );
+        served
+    };
+    let standard = r#""service_tier":"standard""#;
+    let fast = r#""service_tier":"standard","speed":"fast""#;
+    assert_eq!(told("", standard), some("standard"));
+    assert_eq!(told("", fast), some("fast"));
+    assert_eq!(
+        told(r#""service_tier":"priority","#, standard),
+        some("priority")
+    );
+    assert_eq!(
+        told(r#""service_tier":"auto","#, standard),
+        some("standard")
+    );
+    assert_eq!(told("", r#""service_tier":null,"speed":"standard""#), None);
+}
+
+#[test]
 fn a_session_of_an_own_path_is_no_background_response() {
     let body = r#"{"id":"sess_1","status":"in_progress","background":true}"#;
     assert_eq!(plain(Extra, body).usage_state, UsageState::None);
