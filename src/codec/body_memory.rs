@@ -45,6 +45,17 @@ impl BodyMemory {
         lease.grow_to(bytes)?;
         Ok(lease)
     }
+
+    /// Leases nothing yet.
+    ///
+    /// # Errors
+    /// [`Cause::BufferFull`] where so many bytes are not free, which may come.
+    pub fn lease_later(self: &Arc<Self>, bytes: u64) -> Result<Lease, Refusal> {
+        match self.used().checked_add(bytes) {
+            Some(sum) if sum <= self.limit => self.lease(0),
+            _ => Err(Cause::BufferFull.into()),
+        }
+    }
 }
 
 impl Lease {

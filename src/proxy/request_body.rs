@@ -78,7 +78,8 @@ impl BufferedBody {
         if length.is_some_and(|length| length > limits.body) {
             return Err(Cause::BodyTooLarge.into());
         }
-        let lease = memory.lease(length.unwrap_or(0))?;
+        // A length alone, which costs a client nothing, takes no memory.
+        let lease = memory.lease_later(length.unwrap_or(0))?;
         Ok(Self {
             lease,
             limits: limits.clone(),
@@ -127,7 +128,7 @@ impl BufferedBody {
             }
             keep(rewriter, lease, decoded, limits.json_depth)
         })?;
-        lease.grow_to(rewriter.capacity() as u64 + decoder.memory() + coded_bytes)
+        lease.grow_to(rewriter.memory() as u64 + decoder.memory() + coded_bytes)
     }
 
     /// The end of the body: what is to be sent in its place. Without edits that is what came.
@@ -297,7 +298,7 @@ fn keep(
     rewriter
         .push(plain)
         .map_err(|fault| refuse_json(&fault, depth))?;
-    lease.grow_to(rewriter.capacity() as u64)
+    lease.grow_to(rewriter.memory() as u64)
 }
 
 /// The refusal of a body that cannot be rewritten; `depth` is the limit that it was read under.

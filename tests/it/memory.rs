@@ -71,24 +71,23 @@ fn forty_stalled_bodies_stay_within_the_buffer() {
     let idle = proxy.memory(NOW);
     let body = object_of(4_000_000);
     let client = proxy.client("sk-fast");
-    let stalled: Vec<Connection> = (0..40)
-        .map(|_| {
-            let mut connection = client.connect();
-            connection.send(client.head_of(PATH, body.len()));
-            connection.send(&body[..body.len() / 2]);
-            connection
-        })
-        .collect();
-    // Ten of them fit, with what is remembered of each. The others are refused by their heads, and their lines are there.
-    let refused = proxy.access_log(1 + 30);
+    let begin = |_| {
+        let mut connection = client.connect();
+        connection.send(client.head_of(PATH, body.len()));
+        connection.send(&body[..body.len() / 2]);
+        connection
+    };
+    let held = || proxy.status()["buffered_bytes"].as_u64().unwrap();
+    // Nineteen halves fit, with what is remembered of each, before there is no room for another whole.
+    let mut stalled: Vec<Connection> = (0..19).map(begin).collect();
+    eventually("the halves", || (held() >= 38 * MB).then_some(()));
+    // The others are refused by their heads, and their lines are there.
+    stalled.extend((0..21).map(begin));
+    let refused = proxy.access_log(1 + 21);
     let causes = refused[1..].iter().map(|record| &record["error"]);
     assert!(causes.into_iter().all(|cause| cause == "buffer_full"));
-    eventually("half bodies are here", || {
-        (proxy.memory(NOW) >= idle + 10 * MB).then_some(())
-    });
-    let status = proxy.status();
-    let buffered = status["buffered_bytes"].as_u64().unwrap();
-    assert!((39 * MB..=41 * MB).contains(&buffered), "{status}");
+    assert!(proxy.memory(NOW) >= idle + 30 * MB);
+    assert!((38 * MB..=41 * MB).contains(&held()), "{}", held());
     let taken = proxy.memory(PEAK) - idle;
     assert!(taken <= 50 * MB, "{taken} bytes");
     drop(stalled);

@@ -48,6 +48,9 @@ const INNER_GROWTH: usize = Tier::Priority.member().len() - r#""service_tier":0,
 /// Room kept in front of the body for all that an edit can add.
 const HEADROOM: usize = Tier::Priority.member().len() + STREAM_OPTIONS.len() + INNER_GROWTH;
 
+/// How much of an announced body is reserved before any of it is here, in bytes.
+const BEGINNING: usize = 256 * 1024;
+
 /// A tier that can be set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tier {
@@ -106,6 +109,8 @@ pub enum BodyFault {
 pub struct Rewriter {
     /// `HEADROOM` bytes, then the body.
     buffer: Vec<u8>,
+    /// The announced length in bytes, or 0.
+    announced: usize,
     /// How much of the buffer was checked.
     checked: usize,
     mark: ByteOrderMark,
@@ -174,11 +179,11 @@ impl Tier {
 }
 
 impl Rewriter {
-    /// A rewriter of one body. `json_depth` is the most brackets inside one another, the outermost counted; `expected_len`
-    /// the announced length in bytes, or 0. All of it is reserved at once: a buffer that grows is copied, and for a moment
-    /// there twice. Memory that is reserved costs nothing until bytes arrive.
-    pub fn new(json_depth: usize, expected_len: usize) -> Rewriter {
-        Rewriter::with_kernel(json_depth, expected_len, Kernel::detect())
+    /// A rewriter of one body. `json_depth` is the most brackets inside one another, the outermost counted; `announced` the
+    /// announced length in bytes, or 0. All of it is reserved once its beginning is here: a buffer that grows is copied, and
+    /// for a moment there twice. Memory that is reserved costs nothing until bytes arrive, but has addresses.
+    pub fn new(json_depth: usize, announced: usize) -> Rewriter {
+        Rewriter::with_kernel(json_depth, announced, Kernel::detect())
     }
 
     /// A rewriter of one message of a WebSocket, whose tier may stand in a `response` object as well.
@@ -190,11 +195,12 @@ impl Rewriter {
     }
 
     #[doc(hidden)]
-    pub fn with_kernel(json_depth: usize, expected_len: usize, kernel: Kernel) -> Rewriter {
-        let mut buffer = Vec::with_capacity(HEADROOM + expected_len);
+    pub fn with_kernel(json_depth: usize, announced: usize, kernel: Kernel) -> Rewriter {
+        let mut buffer = Vec::with_capacity(HEADROOM + announced.min(BEGINNING));
         buffer.resize(HEADROOM, b' ');
         Rewriter {
             buffer,
+            announced,
             checked: HEADROOM,
             mark: ByteOrderMark::default(),
             begun: false,
@@ -245,9 +251,15 @@ impl Rewriter {
         self.len() == 0
     }
 
-    /// Bytes allocated for the body and what is known of it; a little more than [`Rewriter::len`] where it had to grow.
-    pub fn capacity(&self) -> usize {
-        self.buffer.capacity() - HEADROOM + self.layout.memory()
+    /// Bytes that the body and what is known of it take. What was reserved for an announced length counts as it is filled; a
+    /// buffer that had to grow counts whole.
+    pub fn memory(&self) -> usize {
+        let capacity = self.buffer.capacity() - HEADROOM;
+        let buffer = match capacity > self.announced {
+            true => capacity,
+            false => self.len(),
+        };
+        buffer + self.layout.memory()
     }
 
     /// What is known so far: for the decision on a whole body, and for the log line of one that is refused.
@@ -445,11 +457,17 @@ impl Rewriter {
         scanned.map_err(|fault| BodyFault::at(fault, skipped))
     }
 
-    /// Makes room for `more` bytes beyond what was announced.
+    /// Makes room for `more` bytes: for all that was announced, and twice what is needed beyond.
     fn reserve(&mut self, more: usize) {
         let needed = self.buffer.len() + more;
         if needed > self.buffer.capacity() {
-            self.buffer.reserve_exact(2 * needed - self.buffer.len());
+            let announced = HEADROOM + self.announced;
+            let capacity = if needed <= announced {
+                announced
+            } else {
+                2 * needed
+            };
+            self.buffer.reserve_exact(capacity - self.buffer.len());
         }
     }
 }

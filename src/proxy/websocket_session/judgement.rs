@@ -83,7 +83,7 @@ impl WebSocketSession {
 
     /// Keeps what is held within the budget of the process.
     fn account(&mut self) -> Result<(), MessageError> {
-        let held = self.client.held_bytes() + self.message.as_ref().map_or(0, Rewriter::capacity);
+        let held = self.client.held_bytes() + self.message.as_ref().map_or(0, Rewriter::memory);
         self.lease
             .grow_to(held as u64)
             .map_err(MessageError::Refused)?;
