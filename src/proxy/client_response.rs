@@ -22,7 +22,7 @@ use crate::state::State;
 /// What is read of a request that was answered before it was here: a close with bytes unread would take the response away
 /// from the client (RFC 9112 §9.6).
 pub(super) const LINGERING_CLOSE_TIME: Duration = Duration::from_secs(2);
-pub(super) const LINGERING_CLOSE_BYTES: usize = 64 << 20;
+pub(super) const LINGERING_CLOSE_BYTES: usize = 1 << 20;
 
 /// How long the last frames of a response over HTTP/2 may take to leave before its stream is reset.
 const FLUSH_TIME: Duration = Duration::from_millis(50);
