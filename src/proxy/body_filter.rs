@@ -13,9 +13,7 @@ use crate::codec::service_tier::Edits;
 use crate::config::{self, ChatStreamUsage};
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{Condition, TierAction};
-use crate::proxy::client_response::{
-    LINGERING_CLOSE_BYTES, LINGERING_CLOSE_TIME, Stop, continue_upload,
-};
+use crate::proxy::client_response::{Stop, continue_upload, is_lingering};
 use crate::proxy::context::{Body, RequestContext};
 use crate::proxy::error_mapping::REFUSED;
 use crate::proxy::request_body::{BufferedBody, StreamedBody, waiting_piece};
@@ -228,15 +226,12 @@ fn whole_at_end(ends: bool, context: &mut RequestContext) -> Result<Bytes, Refus
 /// A piece that nobody waits for: the upstream has answered without it, or it is behind the end. Its message stays as it
 /// is.
 pub(super) fn drop_piece(
-    session: &Session,
     body: &mut Option<Bytes>,
     ends: bool,
     context: &RequestContext,
 ) -> Result<()> {
-    let is_over = session.body_bytes_read() > LINGERING_CLOSE_BYTES
-        || context
-            .logged_at()
-            .is_some_and(|since| since.elapsed() > LINGERING_CLOSE_TIME);
+    let answered = context.logged_at();
+    let is_over = answered.is_some_and(|answered| !is_lingering(answered, &context.state));
     if ends || is_over {
         let error = Error::explain(REFUSED, "the request goes on behind its response");
         return Err(error.into_down());

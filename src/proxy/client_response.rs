@@ -1,6 +1,6 @@
 //! The response as the client gets it: the proxy's own responses, and what of an upstream's head goes no further.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, StatusCode, Uri, Version, header};
@@ -19,10 +19,10 @@ use crate::proxy::context::{Body, RequestContext, without_query};
 use crate::proxy::error_mapping::REFUSED;
 use crate::state::State;
 
-/// What is read of a request that was answered before it was here: a close with bytes unread would take the response away
-/// from the client (RFC 9112 §9.6).
-pub(super) const LINGERING_CLOSE_TIME: Duration = Duration::from_secs(2);
-pub(super) const LINGERING_CLOSE_BYTES: usize = 1 << 20;
+/// How long a request is read on that was answered before it was here, in all and between two reads: a close with bytes unread
+/// would take the response away from the client (RFC 9112 §9.6). Some clients look for one only when they have sent all.
+const LINGERING_CLOSE_TIME: Duration = Duration::from_secs(30);
+pub(super) const LINGERING_CLOSE_IDLE: Duration = Duration::from_secs(2);
 
 /// How long the last frames of a response over HTTP/2 may take to leave before its stream is reset.
 const FLUSH_TIME: Duration = Duration::from_millis(50);
@@ -182,24 +182,29 @@ async fn send(
     context.finish(termination);
     context.body = Body::None;
     if unread {
-        linger(session).await;
+        linger(session, &context.state).await;
     }
     Ok(())
 }
 
 /// Reads what a client still sends that was answered, for a while.
-async fn linger(session: &mut Session) {
-    let read = async {
-        let mut left = LINGERING_CLOSE_BYTES;
-        while let Ok(Some(chunk)) = session.read_request_body().await {
-            left = left.saturating_sub(chunk.len());
-            if left == 0 {
-                break;
-            }
+async fn linger(session: &mut Session, state: &State) {
+    let answered = Instant::now();
+    while is_lingering(answered, state) {
+        let read = timeout(LINGERING_CLOSE_IDLE, session.read_request_body());
+        if !matches!(read.await, Ok(Ok(Some(_)))) {
+            return;
         }
+    }
+}
+
+/// Whether a request that was `answered` is still read on. At a drain nobody is waited for as long as that.
+pub(super) fn is_lingering(answered: Instant, state: &State) -> bool {
+    let most = match state.is_draining() {
+        true => LINGERING_CLOSE_IDLE,
+        false => LINGERING_CLOSE_TIME,
     };
-    // Time is up for whoever still sends.
-    let _ = timeout(LINGERING_CLOSE_TIME, read).await;
+    answered.elapsed() < most
 }
 
 /// Lets what a client of HTTP/2 is still to get leave before its stream is reset, with which the h2 crate drops what it has not

@@ -37,7 +37,7 @@ use crate::policy::Head;
 use crate::policy::endpoint::Endpoint;
 use crate::proxy::bridge_exchange::Bridge;
 use crate::proxy::client_response::{
-    LINGERING_CLOSE_TIME, REQUEST_ID, Stop, check_response, drop_length, edit_response,
+    LINGERING_CLOSE_IDLE, REQUEST_ID, Stop, check_response, drop_length, edit_response,
     local_response, send_local, send_refusal, withhold_interim,
 };
 use crate::proxy::context::{RequestContext, head_bytes, path_and_query};
@@ -173,7 +173,7 @@ impl ProxyHttp for TierProxy {
         }
         let ends = end_of_stream || body.is_none();
         if context.is_logged() {
-            return body_filter::drop_piece(session, body, ends, context);
+            return body_filter::drop_piece(body, ends, context);
         }
         if ends && !end_of_stream && context.is_sent() {
             body_filter::end_by_trailers(context)?;
@@ -405,7 +405,7 @@ impl TierProxy {
 fn end_response(session: &mut Session, context: &mut RequestContext) {
     context.end_response();
     if !context.body_complete {
-        session.set_read_timeout(Some(LINGERING_CLOSE_TIME));
+        session.set_read_timeout(Some(LINGERING_CLOSE_IDLE));
     }
 }
 

@@ -145,6 +145,12 @@ impl<S: Read + Write> Connection<S> {
         let _ = self.reader.get_mut().write_all(bytes.as_ref());
     }
 
+    /// The same, of which the proxy is to take all.
+    pub fn send_whole(&mut self, bytes: impl AsRef<[u8]>) {
+        let sent = self.reader.get_mut().write_all(bytes.as_ref());
+        sent.expect("a proxy that takes all of it");
+    }
+
     pub fn answer(&mut self) -> Answer {
         self.try_answer().expect("an answer before the end")
     }
