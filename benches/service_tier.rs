@@ -61,7 +61,7 @@ fn rewrite_portably(bencher: Bencher, name: &str) {
 fn observe(bencher: Bencher, name: &str) {
     let body = body(name);
     bencher.counter(BytesCount::new(body.len())).bench(|| {
-        let mut observer = Observer::new(DEPTH);
+        let mut observer = Observer::new();
         black_box(&body)
             .chunks(CHUNK)
             .for_each(|chunk| observer.feed(chunk));

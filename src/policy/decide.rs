@@ -360,7 +360,7 @@ mod tests {
     use crate::codec::service_tier::Observer;
 
     fn facts(body: &str) -> RequestFields {
-        let mut observer = Observer::new(10);
+        let mut observer = Observer::new();
         observer.feed(body.as_bytes());
         observer.finish()
     }

@@ -680,7 +680,7 @@ mod tests {
 
     /// What a body says that names this model.
     fn names(model: &str) -> crate::codec::service_tier::RequestFields {
-        let mut observer = crate::codec::service_tier::Observer::new(4);
+        let mut observer = crate::codec::service_tier::Observer::new();
         observer.feed(format!(r#"{{"model":"{model}"}}"#).as_bytes());
         observer.finish()
     }

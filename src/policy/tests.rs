@@ -421,7 +421,7 @@ fn past_its_budget_a_group_goes_as_it_came_or_is_refused_and_only_for_priority()
 }
 
 fn read(body: &str) -> RequestFields {
-    let mut observer = Observer::new(10);
+    let mut observer = Observer::new();
     observer.feed(body.as_bytes());
     observer.finish()
 }

@@ -184,7 +184,7 @@ impl StreamedBody {
             coding,
             received: 0,
             pieces: 0,
-            observer: Observer::new(limits.json_depth),
+            observer: Observer::new(),
             look: Inspection::at(coding, limits, memory),
             limits: limits.clone(),
             memory: memory.clone(),
@@ -195,7 +195,7 @@ impl StreamedBody {
     pub fn restart(&mut self) {
         self.received = 0;
         self.pieces = 0;
-        self.observer = Observer::new(self.limits.json_depth);
+        self.observer = Observer::new();
         self.look = Inspection::at(self.coding, &self.limits, &self.memory);
     }
 
@@ -211,12 +211,7 @@ impl StreamedBody {
             let words = "the body comes in too many small pieces";
             return Err(Refusal::new(Cause::InvalidHttp, words));
         }
-        let Self {
-            observer,
-            look,
-            limits,
-            ..
-        } = self;
+        let Self { observer, look, .. } = self;
         match look {
             Inspection::Plain => observer.feed(chunk),
             Inspection::Stopped => {}
@@ -234,7 +229,7 @@ impl StreamedBody {
                     .is_err()
                 {
                     *look = Inspection::Stopped;
-                    *observer = Observer::new(limits.json_depth);
+                    *observer = Observer::new();
                 }
             }
         }

@@ -173,9 +173,14 @@ impl Scanner {
     /// A scanner that also passes over what is no JSON and what many readers take all the same: bytes that are no UTF-8, control
     /// characters and unknown escapes in strings, and the numbers `NaN`, `Infinity` and `-Infinity`, as Python writes them.
     pub fn lenient(depth_limit: usize) -> Scanner {
+        Scanner::new(depth_limit).made_lenient()
+    }
+
+    #[doc(hidden)]
+    pub fn made_lenient(self) -> Scanner {
         Scanner {
             is_lenient: true,
-            ..Scanner::new(depth_limit)
+            ..self
         }
     }
 

@@ -37,6 +37,10 @@ pub fn canonical(tier: &str) -> &str {
     if tier == "fast" { PRIORITY } else { tier }
 }
 
+/// How deep a body is looked at that passes unchanged: Go's `encoding/json` reads so deep. It bounds the memory of the scanner,
+/// a bit for each.
+const OBSERVED_DEPTH: usize = 10_000;
+
 /// What a body begins with that asks for usage and did not before.
 const STREAM_OPTIONS: &str = r#""stream_options":{"include_usage":true},"#;
 /// A member of `stream_options` that asks for usage.
@@ -135,12 +139,15 @@ pub struct Rewritten {
     pub usage_is_unclear: bool,
 }
 
-/// Reads the facts off a body that passes unchanged. It stops at the first fault, and never fails.
+/// Reads the facts off a body that passes unchanged, also where it is JSON for lenient readers only. It stops at the first
+/// fault, and never fails.
 #[derive(Debug)]
 pub struct Observer {
     mark: ByteOrderMark,
     scanner: Scanner,
     reader: Reader,
+    /// The first byte that is no white space.
+    first: Option<u8>,
 }
 
 /// Passes over a byte order mark at the beginning of a body.
@@ -265,6 +272,13 @@ impl Rewriter {
     /// What is known so far: for the decision on a whole body, and for the log line of one that is refused.
     pub fn facts(&self) -> &RequestFields {
         &self.reader.facts
+    }
+
+    /// Who reads on in a message that cannot be rewritten, and has read all that was pushed.
+    pub fn observer_of_message(&self) -> Observer {
+        let mut observer = Observer::for_message();
+        observer.feed(&self.buffer[HEADROOM..]);
+        observer
     }
 
     /// A whole body without all that asks for a tier: a buffer, and where in it the body begins (it ends with the buffer). `None` where it is
@@ -543,39 +557,63 @@ impl Rewritten {
 }
 
 impl Observer {
-    /// An observer that looks no further than `json_depth` brackets inside one another.
-    pub fn new(json_depth: usize) -> Observer {
-        Observer::with_kernel(json_depth, Kernel::detect())
+    /// An observer of one body.
+    pub fn new() -> Observer {
+        Observer::with_kernel(Kernel::detect())
     }
 
     /// An observer of one message of a WebSocket.
-    pub fn for_message(json_depth: usize) -> Observer {
+    pub fn for_message() -> Observer {
         Observer {
             reader: Reader::new(true),
-            ..Observer::new(json_depth)
+            ..Observer::new()
         }
     }
 
     #[doc(hidden)]
-    pub fn with_kernel(json_depth: usize, kernel: Kernel) -> Observer {
+    pub fn with_kernel(kernel: Kernel) -> Observer {
         Observer {
             mark: ByteOrderMark::default(),
-            scanner: Scanner::with_kernel(json_depth, kernel),
+            scanner: Scanner::with_kernel(OBSERVED_DEPTH, kernel).made_lenient(),
             reader: Reader::default(),
+            first: None,
         }
     }
 
     /// Looks at the next bytes.
     pub fn feed(&mut self, chunk: &[u8]) {
         let (replayed, chunk) = self.mark.pass(chunk);
+        let first = || {
+            chunk
+                .iter()
+                .copied()
+                .find(|byte| !byte.is_ascii_whitespace())
+        };
+        self.first = self.first.or_else(first);
         // The scanner remembers a fault and looks at nothing more; what was seen before it stays true.
         let _ = self.scanner.feed(replayed, &mut self.reader);
         let _ = self.scanner.feed(chunk, &mut self.reader);
     }
 
+    /// What was seen so far.
+    pub fn facts(&self) -> &RequestFields {
+        &self.reader.facts
+    }
+
+    /// Whether it begins as an object does.
+    pub fn is_object(&self) -> bool {
+        self.first == Some(b'{')
+    }
+
     /// What was seen.
     pub fn finish(self) -> RequestFields {
         self.reader.facts
+    }
+}
+
+impl Default for Observer {
+    fn default() -> Observer {
+        Observer::new()
     }
 }
 
@@ -596,15 +634,10 @@ pub fn observed_tier(outgoing: &[u8]) -> Option<&'static str> {
 /// Whether no member that may be read as `service_tier` is in these bytes as they leave, at the top level or, in a message of a
 /// WebSocket, in a `response` object of it. It reads all of them once more, so it is for those few bodies that may have none.
 pub fn has_no_tier(outgoing: &[u8], json_depth: usize, is_message: bool) -> bool {
-    let mut observer = if is_message {
-        Observer::for_message(json_depth)
-    } else {
-        Observer::new(json_depth)
-    };
-    observer.feed(outgoing);
-    let is_whole = observer.scanner.finish().is_ok();
-    let facts = observer.finish();
-    is_whole && facts.service_tier.is_none() && facts.other_tier.is_none()
+    let (mut scanner, mut reader) = (Scanner::new(json_depth), Reader::new(is_message));
+    let scanned = scanner.feed(outgoing, &mut reader);
+    let is_whole = scanned.and_then(|()| scanner.finish()).is_ok();
+    is_whole && reader.facts.named_tier().is_none()
 }
 
 /// Puts spaces in the place of all but white space.

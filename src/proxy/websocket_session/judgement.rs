@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use super::{INTERNAL_ERROR, POLICY_VIOLATION, TRY_AGAIN_LATER, WebSocketSession};
 use crate::accounting::record::RequestRecord;
 use crate::codec::error::{Cause, Refusal};
-use crate::codec::service_tier::{Edits, RequestFields, Rewriter, Rewritten};
+use crate::codec::service_tier::{BodyFault, Edits, Observer, RequestFields, Rewriter, Rewritten};
 use crate::codec::websocket::{ClientEvent, Message, Opcode, ProtocolError, encode_in_place};
 use crate::policy::endpoint::Endpoint;
 use crate::policy::in_flight::InFlightPermits;
@@ -22,6 +22,54 @@ const RESPONSE_CREATE: &str = "response.create";
 pub(super) enum MessageError {
     Refused(Refusal),
     Protocol(ProtocolError),
+}
+
+/// A message under way.
+pub(super) enum MessageReader {
+    /// It is good so far, and can be rewritten.
+    Good(Rewriter),
+    /// It is not, for this fault; what it says to lenient readers is looked at all the same.
+    Faulty(BodyFault, Box<Observer>),
+}
+
+impl MessageReader {
+    fn new(json_depth: usize) -> Self {
+        Self::Good(Rewriter::for_message(json_depth))
+    }
+
+    fn push(&mut self, piece: &[u8]) {
+        match self {
+            Self::Good(rewriter) => {
+                if let Err(fault) = rewriter.push(piece) {
+                    let observer = rewriter.observer_of_message();
+                    *self = Self::Faulty(fault, observer.into());
+                }
+            }
+            Self::Faulty(_, observer) => observer.feed(piece),
+        }
+    }
+
+    fn facts(&self) -> &RequestFields {
+        match self {
+            Self::Good(rewriter) => rewriter.facts(),
+            Self::Faulty(_, observer) => observer.facts(),
+        }
+    }
+
+    /// Bytes that are held of it.
+    fn held(&self) -> usize {
+        match self {
+            Self::Good(rewriter) => rewriter.memory(),
+            Self::Faulty(..) => 0,
+        }
+    }
+
+    fn finish(self, edits: Edits) -> Result<Rewritten, BodyFault> {
+        match self {
+            Self::Good(rewriter) => rewriter.finish(edits),
+            Self::Faulty(fault, _) => Err(fault),
+        }
+    }
 }
 
 impl MessageError {
@@ -70,20 +118,15 @@ impl WebSocketSession {
 
     fn read_piece(&mut self, unmasked: impl FnOnce(&mut dyn FnMut(&[u8]))) {
         let depth = self.state.limits.json_depth;
-        let rewriter = self
+        let reader = self
             .message
-            .get_or_insert_with(|| Rewriter::for_message(depth));
-        let fault = &mut self.fault;
-        unmasked(&mut |piece| {
-            if fault.is_none() {
-                *fault = rewriter.push(piece).err();
-            }
-        });
+            .get_or_insert_with(|| MessageReader::new(depth));
+        unmasked(&mut |piece| reader.push(piece));
     }
 
     /// Keeps what is held within the budget of the process.
     fn account(&mut self) -> Result<(), MessageError> {
-        let held = self.client.held_bytes() + self.message.as_ref().map_or(0, Rewriter::memory);
+        let held = self.client.held_bytes() + self.message.as_ref().map_or(0, MessageReader::held);
         self.lease
             .grow_to(held as u64)
             .map_err(MessageError::Refused)?;
@@ -94,62 +137,68 @@ impl WebSocketSession {
     /// What goes on in place of a message.
     fn judge_message(&mut self, message: Message) -> Result<Bytes, MessageError> {
         let depth = self.state.limits.json_depth;
-        let rewriter = self
-            .message
-            .take()
-            .unwrap_or_else(|| Rewriter::for_message(depth));
+        let reader = self.message.take();
+        let reader = reader.unwrap_or_else(|| MessageReader::new(depth));
+        let facts = reader.facts().clone();
         let policy = self.state.policy.current();
         let mut decided =
             policy.decide_turn(&self.credential, Endpoint::Responses, self.turns.models());
-        let is_create = self.may_create(rewriter.facts());
+        let is_create = self.may_create(&reader);
         let over_budget = match &mut decided {
-            Ok(decision) if is_create => self.resolve_action(decision, rewriter.facts()).err(),
+            Ok(decision) if is_create => self.resolve_action(decision, &facts).err(),
             _ => None,
         };
         let action = decided.as_ref().ok().and_then(|decision| decision.action);
         let edits = action.map_or(Edits::default(), |action| action.edits(false));
-        let read = match self.fault.take() {
-            Some(fault) => Err(fault),
-            None => rewriter.finish(edits),
-        };
+        let read = reader.finish(edits);
         let verdict = Verdict::new(policy, &decided);
+        let may_begin = is_create || facts.several_types;
         let (body, decision) = match (read, decided) {
-            (Ok(body), _) if !is_create && !body.facts.several_types => return Ok(message.raw),
-            // Whatever it is, it is nothing that a group without force would have changed.
-            (Err(_), Ok(decision)) if decision.action.is_none() => return Ok(message.raw),
-            (Err(fault), Ok(_)) => {
-                let facts = RequestFields::default();
-                return Err(self.refuse_turn(verdict, &message, facts, refuse_json(&fault, depth)));
-            }
+            (Ok(_), _) if !may_begin => return Ok(message.raw),
             (read, Err(denied)) => {
                 let facts = read.map(|body| body.facts).unwrap_or_default();
                 return Err(self.refuse_turn(verdict, &message, facts, denied.cause.into()));
             }
-            (Ok(body), Ok(decision)) => (body, decision),
+            (Err(fault), Ok(decision)) if must_be_good(&decision, may_begin) => {
+                let facts = RequestFields::default();
+                return Err(self.refuse_turn(verdict, &message, facts, refuse_json(&fault, depth)));
+            }
+            (Err(_), Ok(_)) if !may_begin => return Ok(message.raw),
+            (read, Ok(decision)) => (read.ok(), decision),
         };
-        let ambiguous = body.facts.several_types.then(|| {
+        let ambiguous = facts.several_types.then(|| {
             Refusal::new(
                 Cause::InvalidJson,
                 "the message has several members that may be its `type`",
             )
         });
         match over_budget.or(ambiguous) {
-            Some(refusal) => Err(self.refuse_turn(verdict, &message, body.facts, refusal)),
-            None => self.begin_turn(verdict, &message, &decision, body),
+            Some(refusal) => Err(self.refuse_turn(verdict, &message, facts, refusal)),
+            None => self.begin_turn(verdict, &message, &decision, facts, body),
         }
     }
 
     /// Whether an upstream may begin a response for a message: one whose `type` says so, also in other spellings of it. Some
-    /// gateways take a message without a type for one (Wei-Shaw/sub2api does).
-    fn may_create(&self, facts: &RequestFields) -> bool {
+    /// gateways take a message without a type for one (Wei-Shaw/sub2api does), and of an object that cannot be read to its end
+    /// the type may not be known.
+    fn may_create(&self, reader: &MessageReader) -> bool {
         let is_gateway = || {
             let upstream = self.upstream.as_ref();
             upstream.is_some_and(|upstream| upstream.config.kind.is_gateway())
         };
-        facts.kind.as_deref().map_or_else(is_gateway, |kind| {
-            let kind = kind.trim_matches(|letter: char| letter.is_whitespace() || letter == '\0');
-            kind.is_empty() || kind.eq_ignore_ascii_case(RESPONSE_CREATE)
-        })
+        let without_type = || match reader {
+            MessageReader::Good(_) => is_gateway(),
+            MessageReader::Faulty(_, observer) => observer.is_object(),
+        };
+        reader
+            .facts()
+            .kind
+            .as_deref()
+            .map_or_else(without_type, |kind| {
+                let kind =
+                    kind.trim_matches(|letter: char| letter.is_whitespace() || letter == '\0');
+                kind.is_empty() || kind.eq_ignore_ascii_case(RESPONSE_CREATE)
+            })
     }
 
     /// Decides what only the message itself tells, and what is left of the budget.
@@ -168,26 +217,27 @@ impl WebSocketSession {
         Ok(())
     }
 
-    /// A `response.create` that may go on.
+    /// A `response.create` that may go on, with a body that could be rewritten or none.
     fn begin_turn(
         &mut self,
         verdict: Verdict,
         message: &Message,
         decision: &Decision,
-        body: Rewritten,
+        facts: RequestFields,
+        body: Option<Rewritten>,
     ) -> Result<Bytes, MessageError> {
         let permits = match self.acquire_permits(decision) {
             Ok(permits) => permits,
-            Err(refusal) => return Err(self.refuse_turn(verdict, message, body.facts, refusal)),
+            Err(refusal) => return Err(self.refuse_turn(verdict, message, facts, refusal)),
         };
-        let mut record = self.turns.next(verdict, RequestFields::default());
+        let mut record = self.turns.next(verdict, facts);
         record.request_bytes = message.payload_length as u64;
         record.permits = Some(permits);
         let action = decision.action.filter(|action| action.changes());
-        let sent = match action {
-            Some(action) => self.rewritten_frame(&mut record, message, action, body),
-            None => {
-                record.facts = body.facts;
+        let sent = match (action, body) {
+            (Some(action), Some(body)) => self.rewritten_frame(&mut record, message, action, body),
+            (Some(_), None) => Err(Cause::Internal.into()),
+            (None, _) => {
                 record.sent_whole(message.payload_length as u64, None);
                 Ok((message.raw.clone(), None))
             }
@@ -224,8 +274,7 @@ impl WebSocketSession {
         action: TierAction,
         body: Rewritten,
     ) -> Result<(Bytes, Option<SentMessage>), Refusal> {
-        let (buffer, start, facts) = body.into_parts();
-        record.facts = facts;
+        let (buffer, start, _) = body.into_parts();
         let (depth, turn) = (self.state.limits.json_depth, record.number);
         let tier = action
             .outgoing_tier(&buffer[start..], depth, true)
@@ -257,4 +306,10 @@ impl WebSocketSession {
         self.turns.begin_refused(record);
         MessageError::Refused(refusal)
     }
+}
+
+/// Whether a message that cannot be read is refused: where it would have been rewritten, and where a budget is to see its tier,
+/// as over HTTP. What such a message would have begun goes on as it came elsewhere.
+fn must_be_good(decision: &Decision, may_begin: bool) -> bool {
+    decision.action.is_some() || (may_begin && decision.group.holds_for_budget())
 }

@@ -13,7 +13,6 @@ use crate::accounting::record::{RequestInfo, RequestRecord, Termination};
 use crate::accounting::usage::EventObserver;
 use crate::codec::body_memory::Lease;
 use crate::codec::error::{Cause, Refusal};
-use crate::codec::service_tier::{BodyFault, Rewriter};
 use crate::codec::websocket::{
     ClientReader, Opcode, ServerEvent, ServerReader, close_frame, text_frame,
 };
@@ -22,7 +21,7 @@ use crate::proxy::websocket_relay::{HeldMessage, join};
 use crate::proxy::websocket_turns::{OpenTurn, REFUSED_STATUS, Turns};
 use crate::state::State;
 use crate::upstream::Upstream;
-use judgement::MessageError;
+use judgement::{MessageError, MessageReader};
 
 /// RFC 6455 §7.4.1, and the registry of close codes for the last two.
 const POLICY_VIOLATION: u16 = 1008;
@@ -48,9 +47,8 @@ pub struct WebSocketSession {
     credential: Credential,
     lease: Lease,
     client: ClientReader,
-    /// The client's message under way, and the first fault in it.
-    message: Option<Rewriter>,
-    fault: Option<BodyFault>,
+    /// The client's message under way.
+    message: Option<MessageReader>,
     server: ServerReader,
     held: HeldMessage,
     event: EventObserver,
@@ -119,7 +117,6 @@ impl WebSocketSession {
             lease: state.body_memory.lease(0)?,
             client: ClientReader::new(state.limits.websocket_message as usize),
             message: None,
-            fault: None,
             server: ServerReader::new(),
             held: HeldMessage::default(),
             event: EventObserver::new(),
