@@ -145,7 +145,7 @@ impl BufferedBody {
         if edits.request_usage && rewritten.usage_is_unclear {
             return Err(Refusal::new(
                 Cause::InvalidJson,
-                "the body has several members that may be its `stream`, `stream_options` or `include_usage`",
+                "readers may differ on the body's `stream`, `stream_options` or `include_usage`",
             ));
         }
         let usage_requested = rewritten.usage_requested;

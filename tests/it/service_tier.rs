@@ -693,6 +693,12 @@ fn a_body_with_two_readings_of_what_it_streams_is_known() {
         r#"{"stream":false,"stream":true}"#,
         r#"{"stream":true,"Stream":false}"#,
         r#"{"\u017ftream":true}"#,
+        r#"{"stream":1}"#,
+        r#"{"stream":"true","stream_options":{}}"#,
+        r#"{"stream":true,"stream_options":{"include_usage":0}}"#,
+        r#"{"stream":true,"stream_options":{"include_usage":"false"}}"#,
+        r#"{"stream":true,"stream_options":[]}"#,
+        r#"{"stream":true,"stream_options":false}"#,
     ] {
         assert!(is_unclear(body), "{body}");
     }
@@ -701,6 +707,8 @@ fn a_body_with_two_readings_of_what_it_streams_is_known() {
         r#"{"stream":true,"n":{"stream":false}}"#,
         r#"{"Stream":false,"stream":null}"#,
         r#"{"stream_options":{},"Stream_Options":{}}"#,
+        r#"{"stream":true,"stream_options":null}"#,
+        r#"{"stream":false,"stream_options":0}"#,
     ] {
         assert!(!is_unclear(body), "{body}");
     }
@@ -1019,19 +1027,6 @@ fn the_tier_of_the_client_is_the_dearest_that_any_reader_may_find() {
 }
 
 #[test]
-fn a_tier_that_is_no_string_is_told_by_its_type() {
-    for (value, told) in [
-        (r#"{"tier":"flex","service_tier":"x"}"#, "<object>"),
-        ("[1]", "<array>"),
-        ("-1", "<number>"),
-        ("true", "<bool>"),
-        ("null", "<null>"),
-    ] {
-        assert_eq!(client_tier(&format!(r#"{{"service_tier":{value}}}"#)), told);
-    }
-}
-
-#[test]
 fn what_lenient_readers_take_is_observed_behind_what_is_no_json() {
     let deep = [&b"["[..]; 600].concat();
     let deep = [&deep[..], &[&b"]"[..]; 600].concat()].concat();
@@ -1048,6 +1043,19 @@ fn what_lenient_readers_take_is_observed_behind_what_is_no_json() {
         let mut observer = Observer::new();
         observer.feed(&body);
         assert_eq!(observer.finish().asked_tier(), Some("priority"));
+    }
+}
+
+#[test]
+fn a_tier_that_is_no_string_is_told_by_its_type() {
+    for (value, told) in [
+        (r#"{"tier":"flex","service_tier":"x"}"#, "<object>"),
+        ("[1]", "<array>"),
+        ("-1", "<number>"),
+        ("true", "<bool>"),
+        ("null", "<null>"),
+    ] {
+        assert_eq!(client_tier(&format!(r#"{{"service_tier":{value}}}"#)), told);
     }
 }
 

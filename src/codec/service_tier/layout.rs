@@ -64,8 +64,11 @@ pub(super) struct StreamOptions {
     is_asked: bool,
     /// Members of the object that may be read as `include_usage`.
     usages: usize,
-    /// An object has several of these, or one in a spelling that some readers do not know.
+    /// An object has several of these, or one in a spelling that some readers do not know; or a value is of a type that some
+    /// readers take for `true` or `false`, as Python does.
     has_unclear_usage: bool,
+    /// A member that may be read as `stream` has a value of such a type.
+    has_unclear_stream: bool,
 }
 
 /// The value of the one `stream_options`.
@@ -194,6 +197,7 @@ impl Surveyor<'_> {
             Topic::Speed { .. } if says_fast(value) => Some(Removable::FastSpeed),
             Topic::Stream { .. } => {
                 layout.stream_options.is_asked |= value.raw == b"true";
+                layout.stream_options.has_unclear_stream |= !is_boolean_or_null(value.kind);
                 None
             }
             Topic::StreamOptions { .. } => {
@@ -266,7 +270,8 @@ impl StreamOptions {
 
     /// Whether some reader may take the body for one that asks for a stream, and another may find other options in it.
     pub fn is_unclear(&self) -> bool {
-        self.is_asked && (self.streams > 1 || self.count > 1 || self.has_unclear_usage)
+        let is_unclear = self.streams > 1 || self.count > 1 || self.has_unclear_usage;
+        self.has_unclear_stream || (self.is_asked && is_unclear)
     }
 
     fn begin(&mut self, exact: bool) {
@@ -287,7 +292,7 @@ impl StreamOptions {
 
     fn end_usage(&mut self, exact: bool, value: Value<'_>, end: usize) {
         self.usages += 1;
-        self.has_unclear_usage |= !exact || self.usages > 1;
+        self.has_unclear_usage |= !exact || self.usages > 1 || !is_boolean_or_null(value.kind);
         self.value = match value.kind {
             _ if !exact || self.usages > 1 => Options::Other,
             Kind::Bool if value.raw == b"true" => Options::On,
@@ -298,6 +303,7 @@ impl StreamOptions {
     }
 
     fn end(&mut self, kind: Kind, end: usize) {
+        self.has_unclear_usage |= !matches!(kind, Kind::Object | Kind::Null);
         self.value = match (kind, std::mem::take(&mut self.value)) {
             (Kind::Object, Options::Missing) => Options::Object {
                 at: end - 1,
@@ -308,4 +314,8 @@ impl StreamOptions {
             _ => Options::Other,
         };
     }
+}
+
+fn is_boolean_or_null(kind: Kind) -> bool {
+    matches!(kind, Kind::Bool | Kind::Null)
 }
