@@ -13,6 +13,9 @@ use crate::policy::endpoint::{Endpoint, add_models};
 use crate::policy::group::{FastModeSignal, ForcedTier, ModelRule, OnTierRefused};
 use crate::policy::{Group, Platform};
 
+/// What Claude Code appends to a model's name to ask for the window of a million tokens.
+const LONG_CONTEXT: &str = "[1m]";
+
 /// What is done to the tier of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TierAction {
@@ -132,14 +135,18 @@ impl ModelRule {
 
     /// Whether the force is not for this model; it is where none can be told.
     pub fn exempts_model(&self, model: Option<&str>) -> bool {
+        let Some(model) = model else {
+            return false;
+        };
+        // The bridge serves both by the same model.
+        let bare = model.strip_suffix(LONG_CONTEXT).unwrap_or(model);
         let is_listed = |patterns: &[Pattern]| {
-            let model = model?;
-            Some(patterns.iter().any(|pattern| pattern.matches(model)))
+            [model, bare].map(|model| patterns.iter().any(|pattern| pattern.matches(model)))
         };
         match self {
             ModelRule::All => false,
-            ModelRule::Except(patterns) => is_listed(patterns) == Some(true),
-            ModelRule::Only(patterns) => is_listed(patterns) == Some(false),
+            ModelRule::Except(patterns) => is_listed(patterns) == [true; 2],
+            ModelRule::Only(patterns) => is_listed(patterns) == [false; 2],
         }
     }
 }
@@ -378,6 +385,9 @@ mod tests {
             ("gpt-5.5-MINI", true, false),
             ("O9", true, true),
             ("o9x", false, true),
+            ("gpt-5.5[1m]", false, false),
+            ("o9[1m]", false, true),
+            ("gpt-mini[1m]", false, true),
         ] {
             let facts = facts(&format!(r#"{{"model":"{model}"}}"#));
             assert!(!ModelRule::All.exempts(&facts));
