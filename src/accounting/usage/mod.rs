@@ -4,6 +4,7 @@
 
 mod document;
 mod elements;
+mod list;
 mod observer;
 mod paths;
 mod tally;

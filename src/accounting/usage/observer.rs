@@ -1,6 +1,7 @@
 //! Those who look on: at the body of an HTTP response, and at the messages on a WebSocket.
 
 use super::document::Document;
+use super::list::List;
 use super::paths::Shape;
 use super::tally::{Protocol, Tally};
 use super::{DECODED_LIMIT, Observed, UsageState, text};
@@ -62,6 +63,8 @@ pub(super) struct Body {
     opening: Opening,
     /// `None` before the first bytes, and where the body is one document.
     events: Option<EventStream>,
+    /// The body is a list of chat answers.
+    list: Option<List>,
     document: Document,
     tally: Tally,
 }
@@ -267,6 +270,7 @@ impl Body {
             event_stream,
             opening: Opening::default(),
             events: None,
+            list: None,
             document: Document::new(protocol.shape(event_stream)),
             tally: Tally::default(),
         }
@@ -294,6 +298,8 @@ impl Body {
         }
         self.events = event_stream.then(EventStream::new);
         let (opening, length) = (self.opening.bytes, self.opening.length);
+        let is_list = !event_stream && self.protocol == Protocol::Chat && opening[0] == b'[';
+        self.list = is_list.then(List::default);
         self.read(&opening[..length]);
     }
 
@@ -301,13 +307,17 @@ impl Body {
         let Self {
             protocol,
             events,
+            list,
             document,
             tally,
             ..
         } = self;
-        match events {
-            Some(events) => events.feed(piece, &mut |part| take(part, *protocol, document, tally)),
-            None => document.feed(piece),
+        match (events, list) {
+            (Some(events), _) => {
+                events.feed(piece, &mut |part| take(part, *protocol, document, tally));
+            }
+            (None, Some(list)) => take_listed(piece, list, document, tally),
+            (None, None) => document.feed(piece),
         }
     }
 
@@ -319,6 +329,7 @@ impl Body {
         let Self {
             protocol,
             events,
+            list,
             mut document,
             mut tally,
             ..
@@ -328,7 +339,10 @@ impl Body {
             Some(events) => {
                 events.finish(&mut |part| take(part, protocol, &mut document, &mut tally));
             }
-            None => tally.add_answer(&document),
+            None => match list {
+                Some(list) => tally.ended &= list.is_whole(),
+                None => tally.add_answer(&document),
+            },
         }
         let observed = tally.observed(protocol);
         Observed {
@@ -351,6 +365,21 @@ fn take(part: Part<'_>, protocol: Protocol, document: &mut Document, tally: &mut
             tally.add_event(protocol, document, kind);
             document.reset();
         }
+    }
+}
+
+/// Each element is an answer of its own.
+fn take_listed(mut piece: &[u8], list: &mut List, document: &mut Document, tally: &mut Tally) {
+    while !piece.is_empty() {
+        let (element, is_end, rest) = list.split(piece);
+        document.feed(element);
+        if is_end {
+            let mut answer = Tally::default();
+            answer.add_answer(document);
+            tally.add_listed(&answer);
+            document.reset();
+        }
+        piece = rest;
     }
 }
 

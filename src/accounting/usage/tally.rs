@@ -242,6 +242,21 @@ impl Tally {
         self.settled |= newer.settled;
     }
 
+    /// Takes over what another answer in the same list told: all of it was used, and where several models served, no one of
+    /// them has the price.
+    pub fn add_listed(&mut self, answer: &Tally) {
+        let usage = self.usage.plus(answer.usage);
+        let models = match (&*self.model, &*answer.model) {
+            (model, other) if model.is_empty() || other.is_empty() || model == other => None,
+            (model, other) => Some([model, other].join(",")),
+        };
+        self.join(answer);
+        self.usage = usage;
+        if let Some(models) = models {
+            self.model = models;
+        }
+    }
+
     fn fail(&mut self, facts: &ResponseFields) {
         self.failed = true;
         self.tell_error(facts);

@@ -280,6 +280,32 @@ fn the_tier_is_normalised_and_texts_but_the_id_are_cut_at_a_character() {
 }
 
 #[test]
+fn the_answers_of_a_list_are_added_up() {
+    let answer = |model: &str, prompt: u64| {
+        format!(
+            r#"{{"id":"c","model":"{model}","service_tier":"default","choices":[{{"message":{{"content":"],}}\""}}}}],
+            "usage":{{"prompt_tokens":{prompt},"completion_tokens":2}}}}"#
+        )
+    };
+    let of = |models: [&str; 2]| {
+        let answers = [answer(models[0], 10), answer(models[1], 30)];
+        plain(ChatCompletions, &format!(" [ {} ] ", answers.join(" , ")))
+    };
+    let observed = of(["m", "m"]);
+    assert_eq!(observed.usage.input_tokens, Some(40));
+    assert_eq!(observed.usage.output_tokens, Some(4));
+    assert_eq!(observed.usage_state, UsageState::Final);
+    assert_eq!(observed.model, some("m"));
+    assert_eq!(of(["m", "n"]).model, some("m,n"));
+    let cut = format!("[{},{}", answer("m", 10), &answer("m", 30)[..40]);
+    assert_eq!(
+        plain(ChatCompletions, &cut).usage_state,
+        UsageState::Partial
+    );
+    assert_eq!(plain(ChatCompletions, "[]").usage_state, UsageState::None);
+}
+
+#[test]
 fn a_plain_response_has_its_facts_at_the_top() {
     let body = &COMPLETED[r#"{"type":"response.completed","response":"#.len()..COMPLETED.len() - 1];
     let expected = Observed {
