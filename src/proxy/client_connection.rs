@@ -158,6 +158,12 @@ impl ClientConnection {
         self.0.lock().awaits_body = awaits;
     }
 
+    /// Whether a request runs of which nothing more is to come.
+    pub fn runs_whole_request(&self) -> bool {
+        let state = self.0.lock();
+        state.phase == Phase::Request && !state.awaits_body
+    }
+
     /// Whether the rest of the body was not waited for because the drain was over.
     pub fn is_body_cut(&self) -> bool {
         self.0.lock().body_cut

@@ -1,7 +1,7 @@
 //! A client's connection as Pingora reads and writes it, outside of TLS. It adds what Pingora 0.9.1 does not do itself: a
 //! time and a size for a whole request head (cloudflare/pingora#447), responses that are read on although their client
-//! has left, the pieces of a response written together, an end to floods of HTTP/2 frames, and a time for the client's part in
-//! the end of a connection of HTTP/2.
+//! has left, clients that are seen to leave behind a next request, the pieces of a response written together, an end to
+//! floods of HTTP/2 frames, and a time for the client's part in the end of a connection of HTTP/2.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -24,6 +24,8 @@ use crate::upstream::write_buffer::WriteBuffer;
 
 /// What of the buffer for writing is kept while nothing is in it, in bytes.
 const KEPT_BYTES: usize = 4 * 1024;
+/// What is read of a next request while one runs, in bytes. A client that has sent more is not seen to leave.
+const AHEAD_BYTES: usize = 16 * 1024;
 /// The preface of HTTP/2 (RFC 9113 §3.4).
 const PREFACE_BYTES: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 /// The answer to the PING with which the h2 crate asks whether its first GOAWAY has arrived (its `Ping::SHUTDOWN`).
@@ -47,9 +49,8 @@ pub struct Downstream<S: IO> {
 enum Version {
     Http1 {
         connection: Arc<ClientConnection>,
-        /// Whether what is written may wait for the next read. Pingora flushes after each piece that it has at hand, and
-        /// reads from the client whenever it waits for more of a response.
-        gathers: bool,
+        /// What came of the next request while Pingora only looked whether the client was there.
+        ahead: Vec<u8>,
     },
     /// A connection is read by a task of its own, which belongs to no request. So many bytes of its preface are missing.
     Http2 {
@@ -68,10 +69,10 @@ enum Version {
 impl<S: IO> Downstream<S> {
     /// A connection whose requests are those of `connection`.
     pub fn http1(io: S, connection: Arc<ClientConnection>) -> Self {
-        let (digest, gathers) = (carrying(&connection), true);
+        let digest = carrying(&connection);
         let version = Version::Http1 {
             connection,
-            gathers,
+            ahead: Vec::new(),
         };
         Self::new(io, version, digest)
     }
@@ -99,8 +100,10 @@ impl<S: IO> Downstream<S> {
         }
     }
 
+    /// Whether what is written may wait for the next read. Pingora flushes after each piece that it has at hand, and reads from
+    /// the client whenever it waits for more of a response.
     fn gathers(&self) -> bool {
-        matches!(self.version, Version::Http1 { gathers: true, .. })
+        matches!(self.version, Version::Http1 { .. })
     }
 
     /// Whether the request goes on without its client, which has left.
@@ -145,27 +148,40 @@ impl<S: IO> Downstream<S> {
         Poll::Ready(())
     }
 
-    /// Whether the rest of the [`SHUTDOWN_PONG`] is to be read before anything else.
-    fn has_begun_pong(&self) -> bool {
-        match self.version {
-            Version::Http1 { .. } => false,
-            Version::Http2 { pong, .. } => !pong.is_empty() && pong.len() < SHUTDOWN_PONG.len(),
+    /// Reads from the client what Pingora is to see.
+    fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.version {
+            Version::Http1 { connection, ahead } => {
+                if buf.remaining() == 1 && connection.runs_whole_request() {
+                    return poll_ahead(&mut self.io, ahead, cx);
+                }
+                if !ahead.is_empty() {
+                    let count = ahead.len().min(buf.remaining());
+                    buf.put_slice(&ahead[..count]);
+                    ahead.drain(..count);
+                    if ahead.is_empty() {
+                        *ahead = Vec::new();
+                    }
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            // The rest of it is to be read before anything else.
+            Version::Http2 { pong, .. } if !pong.is_empty() && *pong != SHUTDOWN_PONG => {
+                return Poll::Pending;
+            }
+            Version::Http2 { .. } => {}
         }
+        Pin::new(&mut self.io).poll_read(cx, buf)
     }
 
-    /// These bytes came, in answer to a read of at most `room`. False where a head is too long to be read on, or the client
-    /// floods.
-    fn record_read(&mut self, bytes: &[u8], room: usize) -> bool {
+    /// These bytes came. False where a head is too long to be read on, or the client floods.
+    fn record_read(&mut self, bytes: &[u8]) -> bool {
         match &mut self.version {
-            Version::Http1 {
-                connection,
-                gathers,
-            } => {
-                // Pingora looks for a client that goes away by reading one byte. If it finds the next request instead, it
-                // reads no more until this response has ended, so that no read would send what is gathered.
-                *gathers &= room > 1;
-                connection.record_read(bytes.len())
-            }
+            Version::Http1 { connection, .. } => connection.record_read(bytes.len()),
             Version::Http2 { preface, flood, .. } => {
                 let (_, frames) = bytes.split_at(bytes.len().min(*preface));
                 *preface = preface.saturating_sub(bytes.len());
@@ -230,6 +246,25 @@ impl<S: IO> Downstream<S> {
     }
 }
 
+/// Ready when the client is gone. What comes of its next request is put into `ahead`: Pingora looks for a client that goes away
+/// by reading one byte, and if it found the next request instead, it would look no more until the response has ended.
+fn poll_ahead(
+    io: &mut (impl AsyncRead + Unpin),
+    ahead: &mut Vec<u8>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
+    while ahead.len() < AHEAD_BYTES {
+        let mut room = [0; 1024];
+        let mut read = ReadBuf::new(&mut room);
+        ready!(Pin::new(&mut *io).poll_read(cx, &mut read))?;
+        if read.filled().is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        ahead.extend_from_slice(read.filled());
+    }
+    Poll::Pending
+}
+
 /// Ready once a drain has waited for the client, and from then on.
 fn poll_drain(
     drain: &mut Option<ReusableBoxFuture<'static, ()>>,
@@ -256,12 +291,9 @@ impl<S: IO> AsyncRead for Downstream<S> {
             let _ = this.written(sent.map(|()| 0), 0);
         }
         let (before, room) = (buf.filled().len(), buf.remaining());
-        let read = match this.has_begun_pong() {
-            true => Poll::Pending,
-            false => Pin::new(&mut this.io).poll_read(cx, buf),
-        };
+        let read = this.poll_receive(cx, buf);
         let count = buf.filled().len() - before;
-        if count > 0 && !this.record_read(&buf.filled()[before..], room) {
+        if count > 0 && !this.record_read(&buf.filled()[before..]) {
             return this.refuse(cx);
         }
         let has_ended = match &read {

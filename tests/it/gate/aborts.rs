@@ -159,6 +159,30 @@ fn an_answer_that_begins_after_its_client_left_is_read_and_has_no_status() {
 }
 
 #[test]
+fn a_client_that_leaves_behind_its_next_request_is_seen_to_leave() {
+    for behind in [
+        "\r\n",
+        "P",
+        "POST /v1/responses HTTP/1.1\r\nHost: h\r\n\r\n",
+    ] {
+        let replies = [upstream::silence(), reply(200).sse_begun(&[CREATED]).hold()];
+        let upstream = upstream::script(replies).run();
+        let proxy = proxy::new().upstream(&upstream).tls().run();
+        let client = proxy.client("sk-fast");
+        for number in 1..3 {
+            let mut connection = client.connect();
+            connection.send(client.message(PATH, BODY));
+            upstream.await_heads(number);
+            connection.send(behind);
+            drop(connection);
+            let record = proxy.access_log(number).remove(number - 1);
+            assert_eq!(record["outcome"], "client_closed", "{behind}");
+        }
+        upstream.release();
+    }
+}
+
+#[test]
 fn a_client_that_has_ended_its_side_only_still_gets_its_answer() {
     let upstream = upstream::script([stream()]).run();
     let proxy = patient(&upstream);

@@ -25,6 +25,29 @@ fn a_connection_serves_one_request_after_another() {
 }
 
 #[test]
+fn a_request_that_comes_while_another_runs_is_answered_behind_it() {
+    let first = reply(200)
+        .sse_begun(&["data: 1\n\n"])
+        .hold()
+        .chunk("data: 2\n\n")
+        .send("0\r\n\r\n");
+    let upstream = upstream::script([first, reply(200).json("{}")]).run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let client = proxy.client("sk-plain");
+    let mut connection = client.connect();
+    connection.send(client.message(PATH, b"{}"));
+    assert_eq!(connection.head().unwrap().status, 200);
+    assert_eq!(connection.chunk().unwrap(), b"data: 1\n\n");
+    let next = object_of(100_000);
+    connection.send(client.message(PATH, &next));
+    upstream.release();
+    assert_eq!(connection.chunk().unwrap(), b"data: 2\n\n");
+    assert_eq!(connection.chunk(), None);
+    assert_eq!(connection.answer().text(), "{}");
+    assert_eq!(upstream.requests(2)[1].body, next);
+}
+
+#[test]
 fn requests_that_come_in_one_packet_are_told_apart() {
     let upstream = upstream::json("{}").run();
     let proxy = proxy::new().upstream(&upstream).run();
