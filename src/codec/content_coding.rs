@@ -42,6 +42,8 @@ pub struct Decoder {
     piece: Box<[u8]>,
     /// The coded data said that it ends here; nothing may follow.
     ended: bool,
+    /// The last piece came out full, so that more may be left inside.
+    full: bool,
 }
 
 enum Engine {
@@ -113,6 +115,7 @@ impl Decoder {
             engine,
             piece: vec![0; PIECE].into_boxed_slice(),
             ended: false,
+            full: false,
         }
     }
 
@@ -140,25 +143,32 @@ impl Decoder {
         mut chunk: &[u8],
         take: &mut dyn FnMut(&[u8]) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
-        let mut full = false;
-        while !chunk.is_empty() || full {
-            if self.ended && chunk.is_empty() {
-                break;
-            }
-            if self.ended && !self.engine.begin_again() {
-                return Err(broken("data follow its end"));
-            }
-            let step = self.engine.step(chunk, &mut self.piece)?;
-            if step.consumed == 0 && step.produced == 0 && !chunk.is_empty() {
-                return Err(broken("it cannot be decoded"));
-            }
-            take(&self.piece[..step.produced])?;
-            chunk = &chunk[step.consumed..];
-            self.ended = step.ended;
-            // A piece that came out full may have left more inside.
-            full = step.produced == self.piece.len();
+        while let Some(piece) = self.next_piece(&mut chunk)? {
+            take(piece)?;
         }
         Ok(())
+    }
+
+    /// The next piece that comes out of a chunk, maybe empty; what was used for it is taken off the chunk. None where nothing
+    /// is left of it.
+    ///
+    /// # Errors
+    /// Those of [`Decoder::push`].
+    pub fn next_piece(&mut self, chunk: &mut &[u8]) -> Result<Option<&[u8]>, Refusal> {
+        if chunk.is_empty() && (self.ended || !self.full) {
+            return Ok(None);
+        }
+        if self.ended && !self.engine.begin_again() {
+            return Err(broken("data follow its end"));
+        }
+        let step = self.engine.step(chunk, &mut self.piece)?;
+        if step.consumed == 0 && step.produced == 0 && !chunk.is_empty() {
+            return Err(broken("it cannot be decoded"));
+        }
+        *chunk = &chunk[step.consumed..];
+        self.ended = step.ended;
+        self.full = step.produced == self.piece.len();
+        Ok(Some(&self.piece[..step.produced]))
     }
 
     /// # Errors

@@ -17,6 +17,7 @@ use crate::proxy::client_response::{Stop, continue_upload, is_lingering};
 use crate::proxy::context::{Body, RequestContext};
 use crate::proxy::error_mapping::REFUSED;
 use crate::proxy::request_body::{BufferedBody, StreamedBody, waiting_piece};
+use crate::proxy::time_slice::TimeSlice;
 use crate::proxy::upstream_request::ROUTING_HINT;
 
 /// Bytes that an upstream of HTTP/2 takes before it has said more (RFC 9113 §6.9.2). So much of a body hardly ever waits,
@@ -153,16 +154,17 @@ pub(super) async fn read_pieces(
         let Some(chunk) = read.map_err(|error| Stop::Downstream(error.into_down()))? else {
             break;
         };
-        filter_piece(&mut Some(chunk), false, context)?;
+        filter_piece(&mut Some(chunk), false, context).await?;
     }
     Ok(())
 }
 
-/// One piece of a request body on its way to the upstream. A held body comes out as one piece, at its end.
+/// One piece of a request body on its way to the upstream. A held body comes out as one piece, at its end. Others have their
+/// turns while a coded one is decoded, which may be a thousand times as long.
 ///
 /// # Errors
 /// Where the body cannot be sent.
-pub(super) fn filter_piece(
+pub(super) async fn filter_piece(
     body: &mut Option<Bytes>,
     ends: bool,
     context: &mut RequestContext,
@@ -176,15 +178,21 @@ pub(super) fn filter_piece(
     }
     let piece = body.clone().unwrap_or_default();
     context.begin_piece();
+    let (mut left, mut time) = (&piece[..], TimeSlice::begin());
     match &mut context.body {
         Body::Streamed(streamed) => {
             context.record.request_bytes += piece.len() as u64;
-            streamed.pass(&piece)?;
+            streamed.begin_piece(&piece)?;
+            while streamed.look_at(&mut left) {
+                time.end_when_due().await;
+            }
             pass_piece(body, piece, ends, context)?;
         }
         Body::Buffered(held) => {
             context.record.request_bytes += piece.len() as u64;
-            held.push(&piece)?;
+            while held.push_part(&mut left)? {
+                time.end_when_due().await;
+            }
             if ends {
                 context.finish_buffered(true)?;
             }

@@ -10,6 +10,7 @@ pub(crate) mod context;
 mod cors;
 pub(crate) mod error_mapping;
 pub(crate) mod request_body;
+mod time_slice;
 pub(crate) mod upstream_request;
 mod websocket_exchange;
 mod websocket_relay;
@@ -177,7 +178,7 @@ impl ProxyHttp for TierProxy {
         }
         if ends && !end_of_stream && context.is_sent() {
             body_filter::end_by_trailers(context)?;
-        } else if let Err(refusal) = body_filter::filter_piece(body, ends, context) {
+        } else if let Err(refusal) = body_filter::filter_piece(body, ends, context).await {
             context.refusal = Some(refusal);
             // Over HTTP/2 Pingora would wait for the response all the same.
             context.end_upstream();

@@ -102,33 +102,44 @@ impl BufferedBody {
         self.rewriter.facts()
     }
 
-    pub fn push(&mut self, chunk: &[u8]) -> Result<(), Refusal> {
-        self.received += chunk.len() as u64;
-        if self.received > self.limits.body {
-            return Err(Cause::BodyTooLarge.into());
-        }
+    pub fn push(&mut self, mut chunk: &[u8]) -> Result<(), Refusal> {
+        while self.push_part(&mut chunk)? {}
+        Ok(())
+    }
+
+    /// Takes a part off a chunk: a plain one whole, of a coded one what decodes to some kilobytes. False where nothing is left
+    /// of it.
+    pub fn push_part(&mut self, chunk: &mut &[u8]) -> Result<bool, Refusal> {
         let Self {
             lease,
             limits,
             decoder,
             coded,
             rewriter,
+            received,
             ..
         } = self;
+        let Some(decoder) = decoder else {
+            let plain = std::mem::take(chunk);
+            count(received, plain, limits)?;
+            return keep(rewriter, lease, plain, limits.json_depth).map(|()| false);
+        };
+        let before = *chunk;
+        let Some(decoded) = decoder.next_piece(chunk)? else {
+            return Ok(false);
+        };
+        let part = &before[..before.len() - chunk.len()];
+        count(received, part, limits)?;
         let coded_bytes = coded.as_mut().map_or(0, |coded| {
-            coded.extend_from_slice(chunk);
+            coded.extend_from_slice(part);
             coded.capacity() as u64
         });
-        let Some(decoder) = decoder else {
-            return keep(rewriter, lease, chunk, limits.json_depth);
-        };
-        decoder.push(chunk, &mut |decoded| {
-            if (rewriter.len() + decoded.len()) as u64 > limits.decoded_body {
-                return Err(Cause::DecodedBodyTooLarge.into());
-            }
-            keep(rewriter, lease, decoded, limits.json_depth)
-        })?;
-        lease.grow_to(rewriter.memory() as u64 + decoder.memory() + coded_bytes)
+        if (rewriter.len() + decoded.len()) as u64 > limits.decoded_body {
+            return Err(Cause::DecodedBodyTooLarge.into());
+        }
+        keep(rewriter, lease, decoded, limits.json_depth)?;
+        lease.grow_to(rewriter.memory() as u64 + decoder.memory() + coded_bytes)?;
+        Ok(true)
     }
 
     /// The end of the body: what is to be sent in its place. Without edits that is what came.
@@ -200,40 +211,46 @@ impl StreamedBody {
     }
 
     /// # Errors
-    /// Where the body goes over the limit, or comes in too small pieces. What it says can never be wrong here.
-    pub fn pass(&mut self, chunk: &[u8]) -> Result<(), Refusal> {
-        self.received += chunk.len() as u64;
-        self.pieces += u64::from(!chunk.is_empty());
-        if self.received > self.limits.body {
-            return Err(Cause::BodyTooLarge.into());
-        }
+    /// Those of [`Self::begin_piece`]. What it says can never be wrong here.
+    pub fn pass(&mut self, mut piece: &[u8]) -> Result<(), Refusal> {
+        self.begin_piece(piece)?;
+        while self.look_at(&mut piece) {}
+        Ok(())
+    }
+
+    /// A piece is here, to be looked at and passed on.
+    ///
+    /// # Errors
+    /// Where the body goes over the limit with it, or comes in too small pieces.
+    pub fn begin_piece(&mut self, piece: &[u8]) -> Result<(), Refusal> {
+        count(&mut self.received, piece, &self.limits)?;
+        self.pieces += u64::from(!piece.is_empty());
         if self.pieces > FREE_PIECES && self.received < self.pieces * LEAST_PIECE_BYTES {
             let words = "the body comes in too many small pieces";
             return Err(Refusal::new(Cause::InvalidHttp, words));
         }
+        Ok(())
+    }
+
+    /// Takes a part off a piece to look at it, as [`BufferedBody::push_part`] does.
+    pub fn look_at(&mut self, piece: &mut &[u8]) -> bool {
         let Self { observer, look, .. } = self;
         match look {
-            Inspection::Plain => observer.feed(chunk),
-            Inspection::Stopped => {}
+            Inspection::Plain => observer.feed(std::mem::take(piece)),
+            Inspection::Stopped => *piece = &[],
             Inspection::Decoded(decoder, left, lease) => {
-                let looked = decoder.push(chunk, &mut |decoded| {
-                    *left = left
-                        .checked_sub(decoded.len() as u64)
-                        .ok_or(Cause::DecodedBodyTooLarge)?;
-                    observer.feed(decoded);
-                    Ok(())
-                });
-                // Where there is no memory for it, the body passes all the same.
-                if looked
-                    .and_then(|()| lease.grow_to(decoder.memory()))
-                    .is_err()
-                {
-                    *look = Inspection::Stopped;
-                    *observer = Observer::new();
+                match look_inside(decoder, left, lease, observer, piece) {
+                    Ok(goes_on) => return goes_on,
+                    // Where there is no memory for it, the body passes all the same.
+                    Err(_) => {
+                        *look = Inspection::Stopped;
+                        *observer = Observer::new();
+                        *piece = &[];
+                    }
                 }
             }
         }
-        Ok(())
+        false
     }
 
     /// What the body said.
@@ -253,6 +270,34 @@ impl Inspection {
             Err(_) => Inspection::Stopped,
         }
     }
+}
+
+/// Looks at what the next part of a chunk decodes to, if anything is left of it.
+fn look_inside(
+    decoder: &mut Decoder,
+    left: &mut u64,
+    lease: &mut Lease,
+    observer: &mut Observer,
+    chunk: &mut &[u8],
+) -> Result<bool, Refusal> {
+    let Some(decoded) = decoder.next_piece(chunk)? else {
+        return Ok(false);
+    };
+    *left = left
+        .checked_sub(decoded.len() as u64)
+        .ok_or(Cause::DecodedBodyTooLarge)?;
+    observer.feed(decoded);
+    lease.grow_to(decoder.memory())?;
+    Ok(true)
+}
+
+/// Counts what was received of a body.
+fn count(received: &mut u64, part: &[u8], limits: &Limits) -> Result<(), Refusal> {
+    *received += part.len() as u64;
+    if *received > limits.body {
+        return Err(Cause::BodyTooLarge.into());
+    }
+    Ok(())
 }
 
 /// Bytes that count as held until the last of them has been sent.

@@ -98,6 +98,34 @@ fn forty_stalled_bodies_stay_within_the_buffer() {
     assert_eq!(proxy.access_log(1 + 40 + 1)[41]["outcome"], "ok");
 }
 
+#[test]
+fn others_have_their_turns_while_a_few_bytes_are_decoded_to_very_many() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("server: {threads: 1}")
+        .run();
+    let mut zstd = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    zstd.write_all(b"{\"a\":[").unwrap();
+    let numbers = "1,".repeat(500_000);
+    for _ in 0..50 {
+        zstd.write_all(numbers.as_bytes()).unwrap();
+    }
+    zstd.write_all(b"1]}").unwrap();
+    let coded = zstd.finish().unwrap();
+    assert!(coded.len() < 20_000, "{} bytes", coded.len());
+    let client = proxy.client("sk-fast").header("Content-Encoding", "zstd");
+    let mut connection = client.connect();
+    connection.send(client.message(PATH, &coded));
+    eventually("a part of the body", || {
+        let held = proxy.status()["buffered_bytes"].as_u64().unwrap();
+        (MB..25 * MB).contains(&held).then_some(())
+    });
+    assert_eq!(proxy.client("sk-fast").post(PATH, "{}").status, 200);
+    assert_eq!(proxy.access_log(1)[0]["request_bytes"], 2);
+    assert_eq!(connection.answer().status, 200);
+}
+
 /// Short bodies whose codings ask for the largest windows that are taken: 8 MiB and 16 MiB.
 fn wide_windows() -> [(&'static str, Vec<u8>); 2] {
     let body = object_of(1000);

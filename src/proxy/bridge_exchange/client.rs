@@ -7,7 +7,6 @@ use bytes::Bytes;
 use http::{Version, header};
 use pingora_core::{Error, Result};
 use pingora_proxy::Session;
-use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
@@ -21,12 +20,10 @@ use crate::proxy::bridge_exchange::request::Prepared;
 use crate::proxy::bridge_exchange::write;
 use crate::proxy::client_response::{Stop, flush};
 use crate::proxy::context::RequestContext;
+use crate::proxy::time_slice::TimeSlice;
 
 /// The most of an answer that is held to be sent whole, and of one event, in bytes.
 const ANSWER_BYTES: u64 = 32 << 20;
-
-/// How long an exchange works on what is there before it lets others run, and looks after its client.
-const YIELD_EVERY: Duration = Duration::from_millis(5);
 
 /// A client, its request, and the answer to it.
 pub(super) struct Client<'a> {
@@ -42,8 +39,8 @@ pub(super) struct Client<'a> {
     head_sent: bool,
     /// How it ended, once it has.
     completed: Option<bool>,
-    /// Since when it has not let others run.
-    last_yield: Instant,
+    /// Since when it has neither let others run nor looked after its client.
+    time: TimeSlice,
 }
 
 /// What keeps a stream alive.
@@ -80,7 +77,7 @@ impl<'a> Client<'a> {
             keepalive,
             head_sent: false,
             completed: None,
-            last_yield: Instant::now(),
+            time: TimeSlice::begin(),
         }
     }
 
@@ -125,11 +122,9 @@ impl<'a> Client<'a> {
     /// Between two pieces of an answer: where more of it is always there, nobody waits, so that neither other requests would
     /// have their turn nor a client that leaves would be noticed.
     pub async fn yield_when_due(&mut self) -> Result<(), Stop> {
-        if self.last_yield.elapsed() < YIELD_EVERY {
+        if !self.time.end_when_due().await {
             return Ok(());
         }
-        yield_now().await;
-        self.last_yield = Instant::now();
         tokio::select! {
             biased;
             left = self.session.as_downstream_mut().read_body_or_idle(true) => Err(gone(self.context, left)),
