@@ -201,13 +201,6 @@ pub fn convert(
         Endpoint::Chat => chat_request::client_tier(&body, upstream.kind)?,
         Endpoint::CountTokens => None,
     };
-    // Without a tier the upstream has the choice, as with `auto`, and takes the default one.
-    if client_tier.is_none()
-        && request.endpoint != Endpoint::CountTokens
-        && !matches!(&*body.word("service_tier")?, "" | "auto" | "default")
-    {
-        draft.dropped.add("service_tier");
-    }
     let speed = match protocol {
         Protocol::Messages => body.text("speed")?.map(|speed| speed.plain().into_owned()),
         Protocol::Chat => None,

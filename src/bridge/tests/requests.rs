@@ -230,24 +230,6 @@ fn a_body_that_is_no_json_object_is_refused() {
 }
 
 #[test]
-fn a_tier_that_is_left_out_is_told() {
-    let dropped = |endpoint, kind, tier: &str| {
-        let body = format!(
-            r#"{{"model":"gpt-5.5","max_tokens":9,"service_tier":"{tier}","messages":[{{"role":"user","content":"q"}}]}}"#
-        );
-        let converted = convert(&request(endpoint, &body), &upstream_of_kind(kind)).unwrap();
-        converted.dropped.contains(&"service_tier".to_owned())
-    };
-    let (chat, messages) = (Endpoint::Chat, Endpoint::Messages);
-    assert!(dropped(chat, UpstreamKind::Codex, "flex"));
-    assert!(!dropped(chat, UpstreamKind::Codex, "priority"));
-    assert!(!dropped(chat, UpstreamKind::Codex, "auto"));
-    assert!(!dropped(chat, UpstreamKind::OpenAi, "flex"));
-    assert!(dropped(messages, UpstreamKind::Codex, "standard_only"));
-    assert!(!dropped(messages, UpstreamKind::OpenAi, "standard_only"));
-}
-
-#[test]
 fn where_requests_go_and_which_headers_stay() {
     let mut codex = upstream_of_kind(UpstreamKind::Codex);
     assert_eq!(codex.path(Endpoint::Messages), "/responses");
