@@ -66,8 +66,6 @@ struct State {
     upgrade: UpgradeGate,
     /// Messages of the proxy's own for an upgraded connection, oldest first.
     messages: VecDeque<Bytes>,
-    /// Until when the connection sleeps; a limit that ends before it wakes it.
-    sleeps_until: Option<Instant>,
     waker: WakerSlot,
 }
 
@@ -141,12 +139,8 @@ impl StreamControl {
         state.phase = phase;
         state.limit = limit;
         state.epoch = state.epoch.wrapping_add(1);
-        if state.drains {
-            state.waker.wake();
-        }
-        let Some(limit) = limit else { return };
-        let due = Instant::now() + limit;
-        if state.sleeps_until.is_none_or(|until| due < until) {
+        // Where the connection is waited for already, the limit is measured from now.
+        if state.drains || limit.is_some() {
             state.waker.wake();
         }
     }
@@ -321,7 +315,6 @@ impl Watchdog {
             self.since = None;
         }
         let Some(limit) = state.limit else {
-            state.sleeps_until = None;
             return Poll::Pending;
         };
         let due = *self.since.get_or_insert_with(Instant::now) + limit;
@@ -334,7 +327,6 @@ impl Watchdog {
             if sleep.deadline() > due || sleep.is_elapsed() {
                 sleep.as_mut().reset(due);
             }
-            state.sleeps_until = Some(sleep.deadline());
             if sleep.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }

@@ -1,7 +1,7 @@
 //! How connections begin, stay and end.
 
 use std::process::Child;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tungstenite::Message;
@@ -110,6 +110,25 @@ fn the_servers_close_comes_through_and_is_no_fault() {
     assert_eq!(socket.client.hear(), heard);
     socket.client.vanish();
     assert_eq!(proxy.record()["outcome"], "ok");
+}
+
+#[test]
+fn a_response_that_falls_silent_is_given_up_its_idle_timeout_after_its_last_message() {
+    let upstream = ends::upstream();
+    let settings = "response_timeout: 1s, idle_timeout: 1s";
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, settings)
+        .run();
+    for _ in 0..4 {
+        let mut socket = upstream.open(&proxy, "sk-fast");
+        socket.client.say(CREATE);
+        socket.server.hear_text();
+        ends::answer(&mut socket, &[CREATED]);
+        let begun = Instant::now();
+        socket.client.hear_refusal();
+        let time = begun.elapsed();
+        assert!(time < Duration::from_millis(1700), "{time:?}");
+    }
 }
 
 #[test]
