@@ -27,14 +27,14 @@ pub(super) enum MessageError {
 /// A message under way.
 pub(super) enum MessageReader {
     /// It is good so far, and can be rewritten.
-    Good(Rewriter),
+    Good(Box<Rewriter>),
     /// It is not, for this fault; what it says to lenient readers is looked at all the same.
     Faulty(BodyFault, Box<Observer>),
 }
 
 impl MessageReader {
     fn new(json_depth: usize) -> Self {
-        Self::Good(Rewriter::for_message(json_depth))
+        Self::Good(Rewriter::for_message(json_depth).into())
     }
 
     fn push(&mut self, piece: &[u8]) {
