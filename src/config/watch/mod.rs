@@ -35,6 +35,8 @@ const POLL_OFTEN: Duration = Duration::from_millis(25);
 const SETTLED_AFTER: Duration = Duration::from_millis(100);
 /// A file that never settles is taken after this all the same.
 const MAX_SETTLE_TIME: Duration = Duration::from_secs(1);
+/// A file that could not be read for a reason that may pass is read again after this.
+const READ_AGAIN: Duration = Duration::from_secs(1);
 /// How much more willing than others the reload thread is to wait. With 100,000 keys exchanged on the one busy core that
 /// serves, more makes the reload slower and requests no faster.
 const NICE: i32 = 5;
@@ -259,7 +261,13 @@ impl WatchedFile {
         self.read = fingerprint(&self.path);
         self.seen = self.read;
         self.changing = None;
-        FileBytes::read(&self.path)
+        let content = FileBytes::read(&self.path);
+        if content.as_ref().is_err_and(may_pass) {
+            // Nothing will be seen of it when it does.
+            let later = Instant::now() + READ_AGAIN;
+            self.changing = Some((later, later));
+        }
+        content
     }
 }
 
@@ -316,6 +324,13 @@ impl Watches {
     }
 }
 
+/// Whether a file may be read some other time without a change of its own: descriptors are wanting, or its server is away.
+fn may_pass(why: &io::Error) -> bool {
+    use io::ErrorKind::{IsADirectory, NotFound, PermissionDenied};
+    let is_of_file = matches!(why.kind(), IsADirectory | NotFound | PermissionDenied);
+    why.raw_os_error().is_some() && !is_of_file
+}
+
 fn fingerprint(path: &Path) -> Fingerprint {
     let found = fs::metadata(path).ok()?;
     Some((
@@ -351,6 +366,21 @@ mod tests {
         assert_eq!(read_after(&mut file, start), None);
         fs::write(&path, "ab").unwrap();
         assert_eq!(read_after(&mut file, start), Some(SETTLED_AFTER));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_for_now_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        // It is there, and cannot be read from its beginning (EIO).
+        std::os::unix::fs::symlink("/proc/self/mem", &path).unwrap();
+        let mut file = WatchedFile::new(&path);
+        let start = Instant::now();
+        assert!(file.read().is_err());
+        assert!(read_after(&mut file, start).is_some_and(|time| time >= READ_AGAIN));
+        fs::remove_file(&path).unwrap();
+        assert!(file.read().is_err());
+        assert_eq!(read_after(&mut file, start), None);
     }
 
     #[test]
