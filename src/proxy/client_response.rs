@@ -291,6 +291,10 @@ pub(super) fn edit_response(
     {
         response.insert_header(header::LOCATION, location)?;
     }
+    if response.version == Version::HTTP_10 {
+        // The version is that of the connection (RFC 9110 §6.2), and chunks are read as such in no older one.
+        response.set_version(Version::HTTP_11);
+    }
     if session.req_header().version == Version::HTTP_10 && !response.status.is_informational() {
         // It knows no chunks (RFC 9112 §6.1), so the end of the connection is the end of the body.
         response.remove_header(&header::TRANSFER_ENCODING);

@@ -107,8 +107,12 @@ async fn ask(
     head.insert_header(http::header::USER_AGENT, USER_AGENT)?;
     session.write_request_header(Box::new(head)).await?;
     session.finish_request_body().await?;
-    session.read_response_header().await?;
-    Ok(session
-        .response_header()
-        .map(|answer| answer.status.as_u16()))
+    loop {
+        session.read_response_header().await?;
+        let status = session.response_header().map(|answer| answer.status);
+        // An interim response is none.
+        if !status.is_some_and(|status| status.is_informational()) {
+            return Ok(status.map(|status| status.as_u16()));
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! What upstreams may do over HTTP/1.1 (RFC 9112), with TLS as they are spoken to and plain, and what their requests come
 //! to: early answers, and ends of connections.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -22,6 +22,21 @@ const AT_ONCE: Duration = Duration::from_secs(10);
 /// Each script, with TLS and without.
 fn both(script: impl Fn() -> Script) -> [Upstream; 2] {
     [script().run(), script().run_plain()]
+}
+
+#[test]
+fn an_answer_of_http_1_0_goes_on_in_the_version_of_the_proxy() {
+    let answer = "HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+    for upstream in both(|| upstream::script([Reply::default().send(answer).close()])) {
+        let proxy = proxy::new().upstream(&upstream).run();
+        let connection = proxy.anonymous().connect();
+        let mut socket = connection.socket();
+        let message = proxy.client("sk-fast").message(PATH, BODY);
+        socket.write_all(&message).unwrap();
+        let mut line = [0; 12];
+        socket.read_exact(&mut line).unwrap();
+        assert_eq!(&line, b"HTTP/1.1 200");
+    }
 }
 
 /// Sends a large body, which is held, streamed, or streamed without a length.

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::support::eventually;
 use crate::support::proxy::{self, Proxy};
-use crate::support::upstream::{self, nobody, reply};
+use crate::support::upstream::{self, Reply, nobody, reply};
 
 const PATH: &str = "/v1/responses";
 
@@ -76,12 +76,15 @@ fn without_a_path_a_connection_is_enough() {
 
 #[test]
 fn an_address_that_does_not_answer_its_checks_in_time_fails_them() {
-    let silent = upstream::script([upstream::silence()]).run_plain();
-    let urls = [format!("http://{}", silent.address)];
-    let proxy = proxy_to(&urls, "path: /, interval: 20ms, timeout: 50ms");
-    let told = await_check(&proxy, 0, false);
-    assert_eq!(told["last_error"]["what"], "check: no answer within 50ms");
-    silent.release();
+    let hints = Reply::default().send("HTTP/1.1 103 Early Hints\r\n\r\n");
+    for reply in [upstream::silence(), hints.hold()] {
+        let silent = upstream::script([reply]).run_plain();
+        let urls = [format!("http://{}", silent.address)];
+        let proxy = proxy_to(&urls, "path: /, interval: 20ms, timeout: 50ms");
+        let told = await_check(&proxy, 0, false);
+        assert_eq!(told["last_error"]["what"], "check: no answer within 50ms");
+        silent.release();
+    }
 }
 
 #[test]
