@@ -540,7 +540,7 @@ impl RequestRecord {
         Texts {
             user_agent: request.user_agent.as_deref().map(clean_words),
             path: clean_words(&request.path),
-            model: logged_model(&self.facts, &request.models).map(clean),
+            model: logged_model(&self.facts).map(clean),
             tier_client: self.facts.named_tier().map(clean),
             tier_sent: sent.map(clean),
             tier_served: observed.served_tier.as_deref().map(clean),
@@ -746,10 +746,9 @@ pub fn set_tier(action: Option<TierAction>, in_bytes: Option<&str>) -> Option<&s
     in_bytes.or(action.and_then(|action| action.tier_in_header()))
 }
 
-/// The model that a body names, or else its target, as it is logged.
-pub fn logged_model<'a>(facts: &'a RequestFields, in_target: &'a [String]) -> Option<&'a str> {
-    let model = facts.model.as_ref().or(in_target.first())?;
-    Some(cut(model, MODEL_BYTES))
+/// The model that a body names, as it is logged. One that only the target names may be a deployment's name, which has no price.
+pub fn logged_model(facts: &RequestFields) -> Option<&str> {
+    facts.model.as_deref().map(|model| cut(model, MODEL_BYTES))
 }
 
 fn error(termination: Termination) -> Option<&'static str> {

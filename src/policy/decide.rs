@@ -54,6 +54,17 @@ pub enum ClientBeta {
     Removed,
 }
 
+impl ClientBeta {
+    /// The same with a body that was read: where it has to say that fast mode is on, and does, the token is true.
+    pub fn with_body(self, action: Option<TierAction>, facts: &RequestFields) -> Self {
+        let goes_by_speed = action.is_some_and(|action| action.condition == Condition::FastSpeed);
+        match self {
+            Self::Removed if goes_by_speed && facts.fast_speed => Self::Asks,
+            other => other,
+        }
+    }
+}
+
 /// What the body of a request has to say for an action to be taken. Where it is not [`Condition::Always`], nothing of the
 /// request may be sent before its body was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,9 +137,11 @@ impl ModelRule {
     /// Whether the force is for none of these models, of which an upstream may serve any.
     fn exempts_all(&self, models: &[String]) -> bool {
         models.iter().all(|model| {
-            // With an escape, parameters or a list in it, some upstream reads another name.
+            // With an escape, parameters or a list in it, or a dot at its end, some upstream reads another name.
             let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"%;,".contains(&byte);
-            let model = Some(&**model).filter(|model| model.bytes().all(is_plain));
+            let model = Some(&**model)
+                .filter(|model| model.bytes().all(is_plain))
+                .filter(|model| !model.split('/').any(|segment| segment.ends_with('.')));
             self.exempts_model(model)
         })
     }

@@ -151,7 +151,8 @@ pub fn add_models(models: &mut Vec<String>, path: &str, query: &[u8], endpoint: 
         models.extend(model.split_once('/').map(|(first, _)| first.to_owned()));
     }
     let members = form_urlencoded::parse(query);
-    let named = members.filter(|(name, _)| name.eq_ignore_ascii_case("model"));
+    let named =
+        members.filter(|(name, model)| name.eq_ignore_ascii_case("model") && !model.is_empty());
     models.extend(named.map(|(_, model)| model.into_owned()));
 }
 
@@ -161,7 +162,8 @@ fn model_in_path(path: &str, own_segments: usize) -> Option<&str> {
     let mut rest = path.rsplitn(own_segments + 1, '/').nth(own_segments)?;
     while let Some((segment, behind)) = rest.split_once('/') {
         rest = behind;
-        if MARKS.iter().any(|mark| segment.eq_ignore_ascii_case(mark)) {
+        let is_mark = |mark: &&str| Cut::Suffix.matches(segment.as_bytes(), mark.as_bytes());
+        if MARKS.iter().any(is_mark) {
             return Some(rest);
         }
     }

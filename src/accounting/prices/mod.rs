@@ -6,7 +6,7 @@ mod file;
 use jiff::Timestamp;
 use rust_decimal::Decimal;
 
-use crate::accounting::usage::Usage;
+use crate::accounting::usage::{MODEL_SEPARATOR, Usage};
 use crate::config::pattern::Pattern;
 
 /// The largest price and the most decimals a price may have, and the most tokens of one class that are priced: within these
@@ -94,6 +94,10 @@ impl Prices {
     }
 
     fn entry(&self, at: Timestamp, model: &str) -> Option<&Entry> {
+        // Several have answered, and none of them has the price of all.
+        if model.contains(MODEL_SEPARATOR) {
+            return None;
+        }
         self.entries.iter().find(|entry| {
             let mut models = entry.models.iter();
             entry.effective_from <= at && models.any(|pattern| pattern.matches(model))

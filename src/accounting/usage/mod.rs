@@ -16,6 +16,9 @@ use crate::codec::cut;
 /// How much of a coded response is looked at once it is decoded, in bytes: small data may decode to any amount.
 pub const DECODED_LIMIT: u64 = 256 << 20;
 
+/// Between the models of a list of answers, whose names have none.
+pub const MODEL_SEPARATOR: char = ',';
+
 /// The longest `served_tier`, in bytes.
 pub const TIER_BYTES: usize = 64;
 

@@ -101,7 +101,7 @@ fn protocol(endpoint: Endpoint, method: &Method, path: &[u8]) -> Option<Protocol
     match endpoint {
         // The answer has no body, whatever its head says.
         _ if *method == Method::HEAD => None,
-        Endpoint::Other if is_media(path) => Some(Protocol::Media),
+        Endpoint::Other | Endpoint::Extra if is_media(path) => Some(Protocol::Media),
         // An operator may list one that is known, such as the legacy completions.
         Endpoint::Extra => Protocol::of(classify(path, &[]).endpoint).or(Some(Protocol::Unknown)),
         endpoint => Protocol::of(endpoint),

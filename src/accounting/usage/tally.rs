@@ -2,7 +2,7 @@
 
 use super::document::Document;
 use super::paths::{ResponseFields, Shape};
-use super::{Observed, TIER_BYTES, Usage, UsageState, text};
+use super::{MODEL_SEPARATOR, Observed, TIER_BYTES, Usage, UsageState, text};
 use crate::codec::cut;
 use crate::policy::endpoint::Endpoint;
 
@@ -248,7 +248,9 @@ impl Tally {
         let usage = self.usage.plus(answer.usage);
         let models = match (&*self.model, &*answer.model) {
             (model, other) if model.is_empty() || other.is_empty() || model == other => None,
-            (model, other) => Some([model, other].join(",")),
+            // That there are several is what counts.
+            (model, _) if model.contains(MODEL_SEPARATOR) => Some(model.to_owned()),
+            (model, other) => Some(format!("{model}{MODEL_SEPARATOR}{other}")),
         };
         self.join(answer);
         self.usage = usage;
@@ -283,10 +285,15 @@ impl Tally {
     }
 
     fn tell_tier(&mut self, facts: &ResponseFields) {
-        if !facts.tier.trim().eq_ignore_ascii_case("auto") {
-            set(&mut self.tier, &facts.tier);
+        let told = [
+            (&mut self.tier, &facts.tier),
+            (&mut self.usage_tier, &facts.usage_tier),
+        ];
+        for (tier, told) in told {
+            if !told.trim().eq_ignore_ascii_case("auto") {
+                set(tier, told);
+            }
         }
-        set(&mut self.usage_tier, &facts.usage_tier);
         set(&mut self.speed, &facts.speed);
     }
 

@@ -297,6 +297,9 @@ fn the_answers_of_a_list_are_added_up() {
     assert_eq!(observed.usage_state, UsageState::Final);
     assert_eq!(observed.model, some("m"));
     assert_eq!(of(["m", "n"]).model, some("m,n"));
+    let three = ["m", "n", "m"].map(|model| answer(model, 1)).join(",");
+    let three = plain(ChatCompletions, &format!("[{three}]"));
+    assert_eq!(three.model, some("m,n"));
     let cut = format!("[{},{}", answer("m", 10), &answer("m", 30)[..40]);
     assert_eq!(
         plain(ChatCompletions, &cut).usage_state,
@@ -1182,6 +1185,27 @@ fn a_listed_path_is_read_as_what_it_is_without_the_list() {
         observer.feed(b"data: [DONE]\n\n");
         assert_eq!(observer.finish().usage_state, state, "{path}");
     }
+    let images: &[u8] = b"/v1/images/generations";
+    let made = r#"{"usage":{"input_tokens":5,"output_tokens":9,"output_tokens_details":{"image_tokens":9}}}"#;
+    for endpoint in [Endpoint::Other, Endpoint::Extra] {
+        let request = (endpoint, &http::Method::POST, images);
+        let observer = ResponseObserver::for_request(request, false, &HeaderMap::new());
+        let mut observer = observer.unwrap();
+        observer.feed(made.as_bytes());
+        assert!(!observer.finish().mixes_media, "{endpoint:?}");
+    }
+}
+
+#[test]
+fn auto_is_no_served_tier_wherever_it_stands() {
+    let told = |tier: &str| {
+        plain(
+            ChatCompletions,
+            &format!(r#"{{"choices":[],"usage":{{"prompt_tokens":1,"service_tier":"{tier}"}}}}"#),
+        )
+    };
+    assert_eq!(told("auto").served_tier, None);
+    assert_eq!(told("flex").served_tier, some("flex"));
 }
 
 #[test]

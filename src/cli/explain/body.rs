@@ -78,6 +78,7 @@ pub(super) fn carry(
     }
     let mut held = BufferedBody::open(&head.headers, length, true, &limits, &memory)?;
     held.push(body)?;
+    decision.client_beta = decision.client_beta.with_body(action, held.facts());
     let settled = action.and_then(|action| decision.group.settle(action, held.facts()));
     decision.action = within(allowed_by, decision, settled, held.facts())?;
     let ready = held.finish(edits(decision.action, requests_usage))?;

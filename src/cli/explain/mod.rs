@@ -285,15 +285,14 @@ impl Explanation {
         self.upstream_url = Some(urls_of(&upstream));
         self.body = carried.shown(request);
         self.record.upstream = Some(settings.name.clone());
-        self.record
-            .take_outgoing(request, &decision.models, carried);
+        self.record.take_outgoing(request, carried);
         Ok(())
     }
 }
 
 impl Record {
     /// Takes over what is known of a request once its outgoing body is.
-    fn take_outgoing(&mut self, request: &Request, models: &[String], outgoing: OutgoingBody) {
+    fn take_outgoing(&mut self, request: &Request, outgoing: OutgoingBody) {
         let shown = |text: &str| request.shown(text).to_owned();
         let sent = outgoing.rewritten.as_ref().unwrap_or(&request.body);
         self.upstream_request_bytes = sent.len() as u64;
@@ -301,7 +300,7 @@ impl Record {
             self.bridge_dropped = Some(shown(&converted.dropped.join(",")));
             self.model_upstream = Some(shown(&converted.context.upstream_model));
         }
-        self.model = logged_model(&outgoing.facts, models).map(shown);
+        self.model = logged_model(&outgoing.facts).map(shown);
         self.service_tier_client = outgoing.facts.named_tier().map(shown);
         self.service_tier = outgoing.tier.as_deref().map(shown);
     }

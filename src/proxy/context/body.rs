@@ -43,11 +43,14 @@ impl RequestContext {
     /// # Errors
     /// Where the budget of the fast tier is used up and its requests are to be refused.
     fn resolve_action(&mut self) -> Result<(), Refusal> {
-        let Some(group) = &self.record.group else {
+        let record = &mut self.record;
+        let Some(group) = &record.group else {
             return Ok(());
         };
-        let action = self.record.action;
-        self.record.action = action.and_then(|action| group.settle(action, &self.record.facts));
+        record.client_beta = record.client_beta.with_body(record.action, &record.facts);
+        record.action = record
+            .action
+            .and_then(|action| group.settle(action, &record.facts));
         self.spend_budget()
     }
 

@@ -467,6 +467,10 @@ fn a_model_of_the_target_that_the_force_is_for_is_forced_whatever_the_body_names
             false,
         ),
         ("/engines/gpt-5-mini;x/chat/completions", true),
+        ("/openai/deployments;x/gpt-5/chat/completions", true),
+        ("/openai/deployments%20/gpt-5/chat/completions", true),
+        ("/engines/gpt-5-mini./chat/completions", true),
+        ("/v1/chat/completions?model=", false),
         ("/models/gpt-5/x-mini/chat/completions", true),
         ("/models/chat/completions", false),
         ("/v1/chat/completions?model=gpt-5", true),
@@ -484,8 +488,8 @@ fn a_model_of_the_target_that_the_force_is_for_is_forced_whatever_the_body_names
     // It takes both, for a body that names no model is forced.
     client.post("/openai/deployments/gpt-5-mini/chat/completions", "{}");
     let record = &proxy.access_log(cases.len() + 1)[cases.len()];
-    let told = [&record["tier_reason"], &record["model"]];
-    assert_eq!(told, ["group_force", "gpt-5-mini"]);
+    assert_eq!(record["tier_reason"], "group_force");
+    assert_eq!(record["model"], serde_json::Value::Null);
 }
 
 #[test]
@@ -685,6 +689,31 @@ fn a_budget_that_is_spent_while_a_body_arrives_does_not_change_what_its_head_say
     let record = &proxy.access_log(2)[1];
     let told = [&record["tier_reason"], &record["service_tier"]];
     assert_eq!(told, ["group_force", "priority"]);
+}
+
+#[test]
+fn a_spent_budget_leaves_the_header_of_a_client_whose_body_says_the_same() {
+    let policy = RULES.replace(
+        "fast_mode_beta: speed",
+        "fast_mode_beta: speed, budget: {usd: '0.5', per: month}",
+    );
+    let upstream = upstream::json(UNNAMED).run();
+    let proxy = proxy::new()
+        .policy(&policy)
+        .prices(RULED_PRICES)
+        .upstream_with("main", &upstream, "kind: gateway")
+        .run();
+    let client = proxy.client("sk-speed").header("anthropic-beta", BETA);
+    for at in 0..2 {
+        client.post("/v1/messages", r#"{"model":"m","speed":"fast"}"#);
+        let record = &proxy.access_log(at + 1)[at];
+        assert_eq!(record["service_tier"], "priority", "{at}");
+        let request = &upstream.requests(at + 1)[at];
+        assert_eq!(request.header("anthropic-beta"), [BETA], "{at}");
+    }
+    assert_eq!(proxy.access_log(2)[1]["tier_reason"], "budget_exhausted");
+    client.post("/v1/messages", r#"{"model":"m"}"#);
+    assert_eq!(upstream.requests(3)[2].header("anthropic-beta"), [""; 0]);
 }
 
 #[test]
