@@ -177,12 +177,12 @@ pub(super) async fn filter_piece(
         context.complete_body();
     }
     let piece = body.clone().unwrap_or_default();
-    context.begin_piece();
+    context.restart_where_new();
     let (mut left, mut time) = (&piece[..], TimeSlice::begin());
     match &mut context.body {
         Body::Streamed(streamed) => {
             context.record.request_bytes += piece.len() as u64;
-            streamed.begin_piece(&piece)?;
+            streamed.count_piece(&piece)?;
             while streamed.look_at(&mut left) {
                 time.end_when_due().await;
             }

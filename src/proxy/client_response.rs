@@ -133,7 +133,7 @@ pub(super) async fn send_local(
     send(session, context, head, body, Termination::Whole).await
 }
 
-/// Sends the response for the refusal of a request, writes its line, and reads on for a moment.
+/// Sends the response for the refusal of a request, writes its line, and reads on for a while.
 pub(super) async fn send_refusal(
     session: &mut Session,
     context: &mut RequestContext,
@@ -159,7 +159,7 @@ pub(super) async fn send_refusal(
     send(session, context, head, answer.body, termination).await
 }
 
-/// Sends a response of the proxy's own, writes its line, and reads for a moment what is still to come of the request.
+/// Sends a response of the proxy's own, writes its line, and reads for a while what is still to come of the request.
 async fn send(
     session: &mut Session,
     context: &mut RequestContext,
@@ -311,15 +311,23 @@ fn location_here(context: &RequestContext, headers: &HeaderMap) -> Option<String
     let location = headers.get(header::LOCATION)?.to_str().ok()?;
     let url = Uri::try_from(location).ok()?;
     let is_own = match url.authority() {
-        Some(authority) => authority
-            .as_str()
-            .eq_ignore_ascii_case(origin.host.to_str().ok()?),
+        Some(authority) => {
+            let default_port = match url.scheme_str() {
+                Some("https") => ":443",
+                _ => ":80",
+            };
+            let named = authority.as_str();
+            let named = named.strip_suffix(default_port).unwrap_or(named);
+            named.eq_ignore_ascii_case(origin.host.to_str().ok()?)
+        }
         None => !origin.url.prefix.is_empty(),
     };
     let path = url.path_and_query().filter(|_| is_own)?.as_str();
     let below = path.strip_prefix(origin.url.prefix.as_str());
     let below = below.filter(|below| below.starts_with('/'));
-    Some(below.unwrap_or(path).to_owned())
+    let here = below.unwrap_or(path);
+    // `//` would begin a host.
+    (!here.starts_with("//")).then(|| here.to_owned())
 }
 
 /// What of an upstream's trailers goes no further.

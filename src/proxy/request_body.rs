@@ -62,7 +62,7 @@ enum Inspection {
 }
 
 impl BufferedBody {
-    /// Makes room for a body, and refuses by its head what can be refused by it.
+    /// Sees that there is room for a body, and refuses by its head what can be refused by it.
     ///
     /// `length` is the `Content-Length`, none for a chunked body. `may_stay`: it depends on the body whether it is changed; of
     /// one without a length, nothing in it is changed.
@@ -211,9 +211,9 @@ impl StreamedBody {
     }
 
     /// # Errors
-    /// Those of [`Self::begin_piece`]. What it says can never be wrong here.
+    /// Those of [`Self::count_piece`]. What it says can never be wrong here.
     pub fn pass(&mut self, mut piece: &[u8]) -> Result<(), Refusal> {
-        self.begin_piece(piece)?;
+        self.count_piece(piece)?;
         while self.look_at(&mut piece) {}
         Ok(())
     }
@@ -222,7 +222,7 @@ impl StreamedBody {
     ///
     /// # Errors
     /// Where the body goes over the limit with it, or comes in too small pieces.
-    pub fn begin_piece(&mut self, piece: &[u8]) -> Result<(), Refusal> {
+    pub fn count_piece(&mut self, piece: &[u8]) -> Result<(), Refusal> {
         count(&mut self.received, piece, &self.limits)?;
         self.pieces += u64::from(!piece.is_empty());
         if self.pieces > FREE_PIECES && self.received < self.pieces * LEAST_PIECE_BYTES {

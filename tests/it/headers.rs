@@ -523,6 +523,7 @@ fn a_redirect_to_the_upstreams_own_address_stays_with_the_proxy() {
         ("https://127.0.0.1:{PORT}/base/v1/x", "/v1/x"),
         ("/base/v1/x", "/v1/x"),
         ("{URL}/basement", "/basement"),
+        ("/base//other.test/x", "/base//other.test/x"),
         ("{URL}", "/"),
         ("http://127.0.0.1/v1/x", "http://127.0.0.1/v1/x"),
         (

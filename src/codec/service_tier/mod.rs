@@ -258,6 +258,11 @@ impl Rewriter {
         self.len() == 0
     }
 
+    /// Whether more has come than white space.
+    pub fn has_begun(&self) -> bool {
+        self.begun
+    }
+
     /// Bytes that the body and what is known of it take. What was reserved for an announced length counts as it is filled; a
     /// buffer that had to grow counts whole.
     pub fn memory(&self) -> usize {

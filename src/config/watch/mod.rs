@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::process::setpriority_process;
 use rustix::thread::gettid;
 use tokio::sync::oneshot;
@@ -68,6 +69,8 @@ pub struct WatchedFile {
     watches: Watches,
     /// The long write that goes on has been told of.
     told: bool,
+    /// It could not be read the last time, for a reason that may pass.
+    fails: bool,
 }
 
 /// Where the kernel tells of the file, and whether somebody writes to it by what it has told.
@@ -192,6 +195,7 @@ impl WatchedFile {
             changing: None,
             watches: Watches::default(),
             told: false,
+            fails: false,
         }
     }
 
@@ -244,7 +248,9 @@ impl WatchedFile {
             self.changing = Some((first, now));
             return None;
         }
-        Some(content)
+        let fails = content.as_ref().is_err_and(may_pass);
+        let fails_again = std::mem::replace(&mut self.fails, fails) && fails;
+        (!fails_again).then_some(content)
     }
 
     fn tell_of_long_write(&mut self, time: Duration) {
@@ -326,9 +332,16 @@ impl Watches {
 
 /// Whether a file may be read some other time without a change of its own: descriptors are wanting, or its server is away.
 fn may_pass(why: &io::Error) -> bool {
-    use io::ErrorKind::{IsADirectory, NotFound, PermissionDenied};
-    let is_of_file = matches!(why.kind(), IsADirectory | NotFound | PermissionDenied);
-    why.raw_os_error().is_some() && !is_of_file
+    const PASSING: [Errno; 7] = [
+        Errno::AGAIN,
+        Errno::IO,
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOMEM,
+        Errno::STALE,
+        Errno::TIMEDOUT,
+    ];
+    Errno::from_io_error(why).is_some_and(|why| PASSING.contains(&why))
 }
 
 fn fingerprint(path: &Path) -> Fingerprint {

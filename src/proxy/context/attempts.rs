@@ -110,7 +110,7 @@ impl RequestContext {
     }
 
     /// Something of a body that passes as it comes is about to leave. In a new attempt it comes from its beginning.
-    pub fn begin_piece(&mut self) {
+    pub fn restart_where_new(&mut self) {
         if let Body::Streamed(body) = &mut self.body
             && self.record.sent.renew()
         {

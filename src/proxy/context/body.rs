@@ -56,8 +56,7 @@ impl RequestContext {
 
     /// Decides what has to be known before the body: of a body without a length the head is made before it is read. So what
     /// the body says counts only where the head is the same in both cases: elsewhere it cannot ask for the fast tier, nor take
-    /// the request out of the force. `has_two_heads`: it tells a coding of the body,
-    /// or a hint of the tier.
+    /// the request out of the force. `has_two_heads`: it tells a coding of the body, or a hint of the tier.
     ///
     /// # Errors
     /// As above.

@@ -319,7 +319,7 @@ impl RequestContext {
         self.enter(AwaitedPhase::Idle, None);
         self.settle();
         if self.unclaimed.is_some() && self.body_complete {
-            // The server that several processes bill by is asked when the client has its response.
+            // The server that several processes bill by is asked when the response is whole.
             self.record.permits = None;
             return;
         }

@@ -179,15 +179,15 @@ impl WebSocketSession {
     }
 
     /// Whether an upstream may begin a response for a message: one whose `type` says so, also in other spellings of it. Some
-    /// gateways take a message without a type for one (Wei-Shaw/sub2api does), and of an object that cannot be read to its end
-    /// the type may not be known.
+    /// gateways take a message without a type for one (Wei-Shaw/sub2api does), and of an object with a fault the type may not be
+    /// known.
     fn may_create(&self, reader: &MessageReader) -> bool {
         let is_gateway = || {
             let upstream = self.upstream.as_ref();
             upstream.is_some_and(|upstream| upstream.config.kind.is_gateway())
         };
         let without_type = || match reader {
-            MessageReader::Good(_) => is_gateway(),
+            MessageReader::Good(rewriter) => rewriter.has_begun() && is_gateway(),
             MessageReader::Faulty(_, observer) => observer.is_object(),
         };
         reader

@@ -366,7 +366,7 @@ impl AsyncWrite for Http1Stream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.answered_early {
+        if this.answered_early || this.is_stuck {
             // Nobody reads its end, for which TLS would wait.
             return Poll::Ready(Ok(()));
         }
@@ -380,7 +380,7 @@ impl AsyncWrite for Http1Stream {
 #[async_trait]
 impl Shutdown for Http1Stream {
     async fn shutdown(&mut self) {
-        if !self.answered_early {
+        if !self.answered_early && !self.is_stuck {
             self.io.shutdown().await;
         }
     }

@@ -72,6 +72,17 @@ fn a_group_that_is_not_forced_may_send_what_it_likes() {
     let turns = proxy.access_log(2);
     let turns: Vec<_> = turns.iter().map(|line| line["turn"].as_u64()).collect();
     assert_eq!(turns, [Some(1), Some(0)]);
+    // A gateway may take a message without a type for a create, but not one without anything.
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, "kind: gateway")
+        .run();
+    let mut socket = upstream.open(&proxy, "sk-plain");
+    for message in ["", " \n"] {
+        socket.client.say(message);
+        assert_eq!(socket.server.hear_text(), message);
+    }
+    drop(socket);
+    assert_eq!(proxy.record()["turn"], 0);
 }
 
 /// It is no JSON, and yet Python, among others, reads in it what creates a response.
