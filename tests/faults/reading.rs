@@ -45,20 +45,41 @@ pub fn names_tier(name: &str) -> bool {
         .eq_ignore_ascii_case("service_tier")
 }
 
-/// The tier that a body asks for, as the log is to have it.
+/// The tier that a body asks for, as the log is to have it: the dearest that some reader may find, where one that knows the
+/// name alone finds none of the others.
 pub fn tier(body: &[u8]) -> Option<String> {
     let members = members(body)?;
-    let last = |wanted: &dyn Fn(&str) -> bool| {
-        let found = members.iter().rev().find(|(name, _)| wanted(name));
-        found.map(|(_, value)| value.get())
+    let dearest = |is_exact: bool| {
+        let named = members.iter().filter(|(name, _)| names_tier(name));
+        let such = named.filter(|(name, _)| (name == "service_tier") == is_exact);
+        such.filter_map(|(_, value)| told(value.get()))
+            .max_by_key(|tier| dearness(tier))
     };
-    let value = last(&|name| name == "service_tier").or_else(|| last(&names_tier))?;
+    let (own, other) = (dearest(true), dearest(false));
+    let own_price = own.as_deref().map_or(STANDARD, dearness);
+    let dearer = other.filter(|other| dearness(other) > own_price);
+    dearer.or(own).filter(|tier| tier != "<null>")
+}
+
+const STANDARD: u8 = 1;
+
+/// How tiers stand to one another in price.
+fn dearness(tier: &str) -> u8 {
+    match tier {
+        "flex" | "batch" => STANDARD - 1,
+        "priority" | "fast" => STANDARD + 1,
+        _ => STANDARD,
+    }
+}
+
+/// The value of a member that names the tier, as the log is to have it.
+fn told(value: &str) -> Option<String> {
     let kind = match value.as_bytes()[0] {
         b'"' => {
             let text: String = serde_json::from_str(value).ok()?;
             return Some(text.trim().to_lowercase());
         }
-        b'n' => return None,
+        b'n' => "<null>",
         b'{' => "<object>",
         b'[' => "<array>",
         b't' | b'f' => "<bool>",
