@@ -163,8 +163,10 @@ impl WebSocketSession {
                 let facts = RequestFields::default();
                 return Err(self.refuse_turn(verdict, &message, facts, refuse_json(&fault, depth)));
             }
-            (Err(_), Ok(_)) if !may_begin => return Ok(message.raw),
-            (read, Ok(decision)) => (read.ok(), decision),
+            // Whether its upstream makes anything of it is told by what comes: taken for a create, it would be given the response
+            // of the next one where it does not.
+            (Err(_), Ok(_)) => return Ok(message.raw),
+            (Ok(body), Ok(decision)) => (body, decision),
         };
         let ambiguous = facts.several_types.then(|| {
             Refusal::new(
@@ -217,14 +219,14 @@ impl WebSocketSession {
         Ok(())
     }
 
-    /// A `response.create` that may go on, with a body that could be rewritten or none.
+    /// A `response.create` that may go on.
     fn begin_turn(
         &mut self,
         verdict: Verdict,
         message: &Message,
         decision: &Decision,
         facts: RequestFields,
-        body: Option<Rewritten>,
+        body: Rewritten,
     ) -> Result<Bytes, MessageError> {
         let permits = match self.acquire_permits(decision) {
             Ok(permits) => permits,
@@ -233,11 +235,9 @@ impl WebSocketSession {
         let mut record = self.turns.next(verdict, facts);
         record.request_bytes = message.payload_length as u64;
         record.permits = Some(permits);
-        let action = decision.action.filter(|action| action.changes());
-        let sent = match (action, body) {
-            (Some(action), Some(body)) => self.rewritten_frame(&mut record, message, action, body),
-            (Some(_), None) => Err(Cause::Internal.into()),
-            (None, _) => {
+        let sent = match decision.action.filter(|action| action.changes()) {
+            Some(action) => self.rewritten_frame(&mut record, message, action, body),
+            None => {
                 record.sent_whole(message.payload_length as u64, None);
                 Ok((message.raw.clone(), None))
             }
