@@ -451,7 +451,12 @@ fn sole_model(task: Task, members: &[Member<'_>]) -> Option<String> {
     }
     let names_further = |member: &Member<'_>| {
         let name = folded(&member.key);
-        let lists = ["MODELS", "FALLBACKS", "CONTEXT_WINDOW_FALLBACKS", "CONTENT_POLICY_FALLBACKS"];
+        let lists = [
+            "MODELS",
+            "FALLBACKS",
+            "CONTEXT_WINDOW_FALLBACKS",
+            "CONTENT_POLICY_FALLBACKS",
+        ];
         lists.contains(&&*name) && member.value != "null"
     };
     if members.iter().any(names_further) {
