@@ -3,6 +3,7 @@
 use super::Usage;
 use super::document::DEPTH_LIMIT;
 use super::paths::{Paths, Shape};
+use super::strings::Strings;
 use crate::codec::json::Scanner;
 
 /// The first element of a chat document's `choices`.
@@ -22,9 +23,7 @@ pub(super) struct Iterations {
     paths: Paths,
     /// How many brackets are open within the array.
     depth: u64,
-    in_string: bool,
-    /// The last byte of the string under way was a backslash that escapes the next.
-    escaped: bool,
+    strings: Strings,
     ended: bool,
     /// Attempts at the message itself.
     attempts: Usage,
@@ -103,8 +102,7 @@ impl Iterations {
             scanner: Scanner::lenient(DEPTH_LIMIT),
             paths: Paths::new(Shape::Iteration),
             depth: 0,
-            in_string: false,
-            escaped: false,
+            strings: Strings::default(),
             ended: false,
             attempts: Usage::default(),
             fell_back: false,
@@ -116,7 +114,7 @@ impl Iterations {
     pub fn feed(&mut self, bytes: &[u8]) {
         let mut rest = self.opening.skip(bytes);
         while !self.ended && !rest.is_empty() {
-            if rest[0] == b',' && self.depth == 0 && !self.in_string {
+            if rest[0] == b',' && self.depth == 0 && !self.strings.is_within() {
                 // What stood before it was no object, or has ended.
                 self.restart();
                 rest = &rest[1..];
@@ -139,17 +137,10 @@ impl Iterations {
     /// How many of these bytes belong to the element under way, or stand before the next, and whether it ends with them.
     fn rest_of_element(&mut self, bytes: &[u8]) -> (usize, bool) {
         for (at, byte) in bytes.iter().enumerate() {
-            if self.in_string {
-                match byte {
-                    _ if self.escaped => self.escaped = false,
-                    b'\\' => self.escaped = true,
-                    b'"' => self.in_string = false,
-                    _ => {}
-                }
+            if self.strings.take(*byte) {
                 continue;
             }
             match byte {
-                b'"' => self.in_string = true,
                 b'{' | b'[' => self.depth += 1,
                 b'}' | b']' if self.depth == 1 => {
                     self.depth = 0;

@@ -1,14 +1,14 @@
 //! The answers of one list: LiteLLM serves a chat request for several models so
 //! (<https://docs.litellm.ai/docs/completion/batching>).
 
+use super::strings::Strings;
+
 /// Takes a JSON array apart at its elements. Whether they are valid is for whoever reads them to say.
 #[derive(Debug, Default)]
 pub(super) struct List {
     /// How many brackets are open, that of the array included.
     depth: u64,
-    in_string: bool,
-    /// The last byte of the string under way was a backslash that escapes the next.
-    escaped: bool,
+    strings: Strings,
 }
 
 impl List {
@@ -17,26 +17,19 @@ impl List {
         self.depth == 0
     }
 
-    /// How many of these bytes belong to the element under way, without what stands before it, and whether it ends with them;
-    /// and what is left.
+    /// What of these bytes belongs to the object or array under way, or to the first that begins, and whether it ends with them;
+    /// and what is left. Whatever else stands in the list is passed over.
     pub fn split<'a>(&mut self, bytes: &'a [u8]) -> (&'a [u8], bool, &'a [u8]) {
-        let mut begin = 0;
+        let mut begin = if self.depth > 1 { 0 } else { bytes.len() };
         for (at, byte) in bytes.iter().enumerate() {
-            if self.in_string {
-                match byte {
-                    _ if self.escaped => self.escaped = false,
-                    b'\\' => self.escaped = true,
-                    b'"' => self.in_string = false,
-                    _ => {}
-                }
+            if self.strings.take(*byte) {
                 continue;
             }
             match byte {
-                b'"' => self.in_string = true,
                 b'{' | b'[' => {
                     self.depth += 1;
-                    if self.depth == 1 {
-                        begin = at + 1;
+                    if self.depth == 2 {
+                        begin = at;
                     }
                 }
                 b'}' | b']' => {
@@ -45,7 +38,6 @@ impl List {
                         return (&bytes[begin..=at], true, &bytes[at + 1..]);
                     }
                 }
-                b',' if self.depth == 1 => begin = at + 1,
                 _ => {}
             }
         }

@@ -7,6 +7,7 @@ mod elements;
 mod list;
 mod observer;
 mod paths;
+mod strings;
 mod tally;
 
 pub use observer::{Event, EventObserver, EventTally, ResponseObserver, is_observed, refuses_tier};

@@ -300,6 +300,14 @@ fn the_answers_of_a_list_are_added_up() {
     let three = ["m", "n", "m"].map(|model| answer(model, 1)).join(",");
     let three = plain(ChatCompletions, &format!("[{three}]"));
     assert_eq!(three.model, some("m,n"));
+    let among = plain(
+        ChatCompletions,
+        &format!(r#"["x,", {}, 1, [2]]"#, answer("m", 10)),
+    );
+    assert_eq!(
+        (among.usage.input_tokens, among.model),
+        (Some(10), some("m"))
+    );
     let cut = format!("[{},{}", answer("m", 10), &answer("m", 30)[..40]);
     assert_eq!(
         plain(ChatCompletions, &cut).usage_state,
