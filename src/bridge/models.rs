@@ -4,9 +4,7 @@
 use super::error::Refusal;
 use crate::config::ModelEntry;
 use crate::config::bridge::Effort;
-
-/// What clients append to a name to ask for the window of a million tokens. The upstream's names do not have it.
-const LONG_CONTEXT: &str = "[1m]";
+use crate::config::pattern::without_long_context;
 
 /// What a thinking budget of so many tokens stands for.
 pub(crate) fn effort_of_budget(tokens: u64) -> Effort {
@@ -30,7 +28,7 @@ pub(crate) struct Model<'m> {
 impl<'m> Model<'m> {
     /// Finds the entry for the name that a client sent.
     pub(crate) fn find(asked: &str, entries: &'m [ModelEntry]) -> Result<Self, Refusal> {
-        let bare = asked.strip_suffix(LONG_CONTEXT).unwrap_or(asked);
+        let bare = without_long_context(asked);
         if bare.is_empty() {
             return Err(Refusal::invalid("model", "Field required"));
         }

@@ -7,6 +7,11 @@ const LONG_CONTEXT: &str = "[1m]";
 /// Characters of regular expressions, lists and other globs that no model has in its name.
 const OTHER_SYNTAX: [char; 10] = ['^', '$', '|', ',', '?', '{', '}', '!', '\\', '"'];
 
+/// The name of a model without what asks for its longer context, which no upstream has in its names.
+pub(crate) fn without_long_context(model: &str) -> &str {
+    model.strip_suffix(LONG_CONTEXT).unwrap_or(model)
+}
+
 /// Whether a text can be the name of a model, or a pattern of such.
 ///
 /// # Errors
@@ -40,10 +45,7 @@ impl Pattern {
     /// Where it is in another syntax, in which it would match nothing.
     pub(crate) fn parse(text: &str) -> Result<Pattern, &'static str> {
         check_model(text)?;
-        let has_set = text
-            .strip_suffix(LONG_CONTEXT)
-            .unwrap_or(text)
-            .contains(['[', ']']);
+        let has_set = without_long_context(text).contains(['[', ']']);
         let is_regular = |at: usize| !text[..at].ends_with(|before: char| before.is_ascii_digit());
         let has_any = text.match_indices(".*").any(|(at, _)| is_regular(at));
         if has_set || has_any || text.contains(OTHER_SYNTAX) {

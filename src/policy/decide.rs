@@ -8,13 +8,10 @@ use crate::codec::service_tier::{
     Edit, Edits, PRIORITY, RequestFields, Tier, has_no_tier, observed_tier,
 };
 use crate::config::MessagesMode;
-use crate::config::pattern::Pattern;
+use crate::config::pattern::{Pattern, without_long_context};
 use crate::policy::endpoint::{Endpoint, add_models};
 use crate::policy::group::{FastModeSignal, ForcedTier, ModelRule, OnTierRefused};
 use crate::policy::{Group, Platform};
-
-/// What Claude Code appends to a model's name to ask for the window of a million tokens.
-const LONG_CONTEXT: &str = "[1m]";
 
 /// What is done to the tier of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,7 +149,7 @@ impl ModelRule {
             return false;
         };
         // The bridge serves both by the same model.
-        let bare = model.strip_suffix(LONG_CONTEXT).unwrap_or(model);
+        let bare = without_long_context(model);
         let is_listed = |patterns: &[Pattern]| {
             [model, bare].map(|model| patterns.iter().any(|pattern| pattern.matches(model)))
         };

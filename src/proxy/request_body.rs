@@ -10,6 +10,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use crate::codec::body_memory::{BodyMemory, Lease};
 use crate::codec::content_coding::{Coding, Decoder};
 use crate::codec::error::{Cause, Refusal};
+use crate::codec::framing::list_members;
 use crate::codec::service_tier::{BodyFault, Edit, Edits, Observer, RequestFields, Rewriter};
 use crate::config::Limits;
 
@@ -363,15 +364,13 @@ pub fn refuse_json(fault: &BodyFault, depth: usize) -> Refusal {
 /// The type itself does not matter, for the path says what the body is; but a body in parts or in another charset could
 /// be read by the upstream as something that was not looked at here.
 fn check_content_type(headers: &HeaderMap) -> Result<(), Refusal> {
-    for value in headers.get_all(CONTENT_TYPE) {
-        let value = String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase();
-        // Of several lines that became one, any may count.
-        let mut kinds = value.split(',').map(str::trim);
-        if kinds.any(|kind| kind.starts_with("multipart/")) {
+    // Of several lines that became one, any may count.
+    for value in list_members(headers, &CONTENT_TYPE) {
+        let value = String::from_utf8_lossy(value).to_ascii_lowercase();
+        if value.trim().starts_with("multipart/") {
             return Err(Cause::UnsupportedContentType.into());
         }
-        let parts = value.split([';', ',']).map(str::trim);
-        for parameter in parts {
+        for parameter in value.split(';').map(str::trim) {
             let Some((name, charset)) = parameter.split_once('=') else {
                 continue;
             };

@@ -5,8 +5,9 @@ use std::fs;
 use std::io::Write;
 
 use crate::support::client::chunk;
-use crate::support::upstream::{self, Received};
-use crate::support::{eventually, proxy};
+use crate::support::eventually;
+use crate::support::proxy::{self, Proxy};
+use crate::support::upstream::{self, Received, Upstream};
 
 const BETA: &str = "fast-mode-2026-02-01";
 
@@ -416,6 +417,16 @@ prices:
   - models: ['*']
     tiers: {default: {input: 500, output: 1}, priority: {input: 1000, output: 1}}
 ";
+
+/// A proxy with these.
+fn ruled(upstream: &Upstream) -> Proxy {
+    proxy::new()
+        .policy(RULES)
+        .prices(RULED_PRICES)
+        .upstream(upstream)
+        .run()
+}
+
 /// An answer that does not say which tier served.
 const UNNAMED: &str =
     r#"{"id":"r","status":"completed","usage":{"input_tokens":1000,"output_tokens":0}}"#;
@@ -423,11 +434,7 @@ const UNNAMED: &str =
 #[test]
 fn a_tier_that_stays_because_the_force_is_set_aside_is_told_and_billed() {
     let upstream = upstream::json(UNNAMED).run();
-    let proxy = proxy::new()
-        .policy(RULES)
-        .prices(RULED_PRICES)
-        .upstream(&upstream)
-        .run();
+    let proxy = ruled(&upstream);
     let own = r#"{"model":"m-mini","service_tier":"priority"}"#;
     proxy.client("sk-rules").post("/v1/responses", own);
     // This one spends the whole budget, and the next goes as it came.
@@ -495,11 +502,7 @@ fn a_model_of_the_target_that_the_force_is_for_is_forced_whatever_the_body_names
 #[test]
 fn a_spent_budget_refuses_the_fast_tier_that_clients_ask_for_themselves() {
     let upstream = upstream::json(UNNAMED).run();
-    let proxy = proxy::new()
-        .policy(RULES)
-        .prices(RULED_PRICES)
-        .upstream(&upstream)
-        .run();
+    let proxy = ruled(&upstream);
     let client = proxy.client("sk-own");
     let fast = r#"{"model":"m","service_tier":"priority"}"#;
     assert_eq!(client.post("/v1/responses", fast).status, 200);
@@ -661,11 +664,7 @@ fn a_coded_body_without_a_length_agrees_with_its_head() {
 #[test]
 fn a_budget_that_is_spent_while_a_body_arrives_does_not_change_what_its_head_says() {
     let upstream = upstream::json(UNNAMED).run();
-    let proxy = proxy::new()
-        .policy(RULES)
-        .prices(RULED_PRICES)
-        .upstream(&upstream)
-        .run();
+    let proxy = ruled(&upstream);
     let client = proxy.client("sk-spent");
     let coded = coded("gzip", r#"{"model":"m"}"#);
     let slow = client
