@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::support::client::{Connection, chunk};
+use crate::support::client::{Answer, Connection, chunk};
 use crate::support::h2::{self, Framing};
-use crate::support::upstream::{self, Reply, reply};
+use crate::support::proxy::Proxy;
+use crate::support::upstream::{self, Reply, Upstream, reply};
 use crate::support::{eventually, object_of, proxy, tls};
 
 const PATH: &str = "/v1/responses";
@@ -23,21 +24,24 @@ fn within<T>(most: Duration, work: impl FnOnce() -> T) -> T {
     result
 }
 
-#[test]
-fn an_upstream_that_says_nothing_within_its_response_timeout() {
-    let upstream = upstream::script([upstream::silence()]).run();
-    let proxy = proxy::new()
-        .upstream_with(
-            "main",
-            &upstream,
-            "response_timeout: 300ms, idle_timeout: 20s",
-        )
-        .run();
-    let answer = within(SOON, || proxy.client("sk-fast").post(PATH, "{}"));
+/// `timeouts` are those of the upstream: the one under test short, the others too long to be it.
+fn proxy_that_waits(upstream: &Upstream, timeouts: &str) -> Proxy {
+    proxy::new().upstream_with("main", upstream, timeouts).run()
+}
+
+fn assert_timed_out(answer: &Answer) {
     assert_eq!(
         (answer.status, answer.openai_code().as_str()),
         (504, "upstream_timeout")
     );
+}
+
+#[test]
+fn an_upstream_that_says_nothing_within_its_response_timeout() {
+    let upstream = upstream::script([upstream::silence()]).run();
+    let proxy = proxy_that_waits(&upstream, "response_timeout: 300ms, idle_timeout: 20s");
+    let answer = within(SOON, || proxy.client("sk-fast").post(PATH, "{}"));
+    assert_timed_out(&answer);
     let record = proxy.record();
     assert_eq!(
         json!([
@@ -56,15 +60,9 @@ fn an_upstream_that_says_half_a_head_within_its_response_timeout() {
         .send("HTTP/1.1 200 OK\r\nContent-Le")
         .hold();
     let upstream = upstream::script([half]).run();
-    let settings = "response_timeout: 500ms, idle_timeout: 300ms";
-    let proxy = proxy::new()
-        .upstream_with("main", &upstream, settings)
-        .run();
+    let proxy = proxy_that_waits(&upstream, "response_timeout: 500ms, idle_timeout: 300ms");
     let answer = within(SOON, || proxy.client("sk-fast").post(PATH, "{}"));
-    assert_eq!(
-        (answer.status, answer.openai_code().as_str()),
-        (504, "upstream_timeout")
-    );
+    assert_timed_out(&answer);
     assert_eq!(proxy.record()["error"], "upstream_timeout");
     upstream.release();
 }
@@ -75,19 +73,13 @@ fn an_upstream_that_says_no_more_than_hints_within_its_response_timeout() {
         .send("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
         .hold();
     let upstream = upstream::script([hints]).run();
-    let settings = "response_timeout: 500ms, idle_timeout: 20s";
-    let proxy = proxy::new()
-        .upstream_with("main", &upstream, settings)
-        .run();
+    let proxy = proxy_that_waits(&upstream, "response_timeout: 500ms, idle_timeout: 20s");
     let client = proxy.client("sk-fast");
     let mut connection = client.connect();
     connection.send(client.message(PATH, b"{}"));
     assert_eq!(connection.head().unwrap().status, 103);
     let answer = within(SOON, || connection.answer());
-    assert_eq!(
-        (answer.status, answer.openai_code().as_str()),
-        (504, "upstream_timeout")
-    );
+    assert_timed_out(&answer);
     let record = proxy.record();
     assert_eq!(
         json!([
@@ -108,13 +100,7 @@ fn a_request_that_timed_out_on_a_pooled_connection_is_not_sent_again() {
         reply(200).json("2"),
     ];
     let upstream = upstream::script(replies).run();
-    let proxy = proxy::new()
-        .upstream_with(
-            "main",
-            &upstream,
-            "response_timeout: 300ms, idle_timeout: 20s",
-        )
-        .run();
+    let proxy = proxy_that_waits(&upstream, "response_timeout: 300ms, idle_timeout: 20s");
     let client = proxy.client("sk-fast");
     assert_eq!(client.post(PATH, "{}").text(), "1");
     // Its line says that the connection is back in the pool.
@@ -129,13 +115,7 @@ fn a_request_that_timed_out_on_a_pooled_connection_is_not_sent_again() {
 fn an_upstream_that_falls_silent_for_its_idle_timeout() {
     let script = [reply(200).sse_begun(&["data: 1\n\n"]).hold()];
     let upstream = upstream::script(script).run();
-    let proxy = proxy::new()
-        .upstream_with(
-            "main",
-            &upstream,
-            "response_timeout: 20s, idle_timeout: 300ms",
-        )
-        .run();
+    let proxy = proxy_that_waits(&upstream, "response_timeout: 20s, idle_timeout: 300ms");
     let answer = within(SOON, || proxy.client("sk-fast").post(PATH, "{}"));
     assert_eq!((answer.status, answer.whole), (200, false));
     assert_eq!(answer.text(), "data: 1\n\n");
@@ -179,13 +159,7 @@ fn the_idle_timeout_does_not_end_a_wait_for_the_first_byte() {
         .wait(Duration::from_millis(900))
         .send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")];
     let upstream = upstream::script(script).run();
-    let proxy = proxy::new()
-        .upstream_with(
-            "main",
-            &upstream,
-            "response_timeout: 20s, idle_timeout: 300ms",
-        )
-        .run();
+    let proxy = proxy_that_waits(&upstream, "response_timeout: 20s, idle_timeout: 300ms");
     assert_eq!(proxy.client("sk-fast").post(PATH, "{}").status, 200);
 }
 
@@ -197,13 +171,7 @@ fn the_response_timeout_does_not_end_a_stream_that_has_begun() {
         .chunk("data: 2\n\n")
         .send("0\r\n\r\n")];
     let upstream = upstream::script(script).run();
-    let proxy = proxy::new()
-        .upstream_with(
-            "main",
-            &upstream,
-            "response_timeout: 300ms, idle_timeout: 20s",
-        )
-        .run();
+    let proxy = proxy_that_waits(&upstream, "response_timeout: 300ms, idle_timeout: 20s");
     let answer = proxy.client("sk-fast").post(PATH, "{}");
     assert_eq!(
         (answer.whole, answer.text()),
