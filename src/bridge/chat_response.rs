@@ -4,11 +4,11 @@
 use super::chat_chunk::{Chunk, Envelope, Finish};
 use super::chat_whole::WholeCompletion;
 use super::client_side::{ClientSide, Sink};
+use super::delivery::Delivery;
 use super::fact::{Call, Fact, Final, Head, Incomplete};
 use super::input::CallKind;
 use super::names::call_id;
 use super::response_context::ResponseContext;
-use super::response_converter::Delivery;
 use super::stop_sequences::StopSequences;
 
 /// What a call is called that comes beside another one to a client of the legacy form.

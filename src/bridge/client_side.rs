@@ -1,14 +1,7 @@
 //! The client's half of an answer: facts in, bytes in the client's protocol out, as a stream or put together. It does
 //! not know how the upstream's half is read.
 
-use super::Protocol;
-use super::chat_response::ChatResponse;
 use super::fact::Fact;
-use super::json::{Object, object, to_string};
-use super::messages_response::MessagesResponse;
-use super::response_context::ResponseContext;
-use super::response_converter::Delivery;
-use super::sse::write_event;
 use std::fmt::Debug;
 
 /// The writer of the client's protocol.
@@ -81,29 +74,4 @@ impl<W: Default> Sink<W> {
             Sink::Whole(whole) => Some(std::mem::take(whole)),
         }
     }
-}
-
-/// The writer for the request that left this context.
-pub(crate) fn client_side(context: ResponseContext, delivery: &Delivery) -> Box<dyn ClientSide> {
-    match context.protocol {
-        Protocol::Messages => Box::new(MessagesResponse::new(context, delivery)),
-        Protocol::Chat => Box::new(ChatResponse::new(context, delivery)),
-    }
-}
-
-/// Writes what keeps a silent stream alive; Chat has no event for it.
-pub(crate) fn write_ping(protocol: Protocol, out: &mut Vec<u8>) {
-    match protocol {
-        Protocol::Messages => write_event(Some("ping"), r#"{"type":"ping"}"#, out),
-        Protocol::Chat => out.extend_from_slice(b": ping\n\n"),
-    }
-}
-
-/// Tells the client of a stream that it has failed. No end follows: it would make the answer look whole.
-pub(crate) fn write_error(protocol: Protocol, error: Object<'_>, out: &mut Vec<u8>) {
-    let (name, data) = match protocol {
-        Protocol::Messages => (Some("error"), object! {"type": "error", "error": error}),
-        Protocol::Chat => (None, object! {"error": error}),
-    };
-    write_event(name, &to_string(&data.into()), out);
 }

@@ -2,12 +2,12 @@
 //! one. How an event is written stands in [`super::messages_event`].
 
 use super::client_side::{ClientSide, Sink};
+use super::delivery::Delivery;
 use super::fact::{Call, Fact, Final, Head, Incomplete, Usage};
 use super::messages_event::{Block, Delta, Ending, Event, MessagesUsage};
 use super::messages_whole::WholeMessage;
 use super::names::call_id;
 use super::response_context::ResponseContext;
-use super::response_converter::Delivery;
 use super::stop_sequences::StopSequences;
 
 /// What of the block under way has to be known.

@@ -46,7 +46,7 @@
 //! (with `messages_input`, `messages_content`, `messages_tools`) and `chat_request` (with `chat_input`, `chat_tools`)
 //! what is theirs; `input`, `schema`, `names` and `carrier` are pieces of the Responses API. Answers: `sse` finds the
 //! events, `reader` and `item` make facts of them, `messages_response` and `chat_response`, the two of `client_side`, events
-//! and chunks of these, `response_converter` drives. `error`, `report` and `failure` have what goes wrong; `json` and `record`
+//! and chunks of these, `response_converter` drives, with what `delivery` has. `error`, `report` and `failure` have what goes wrong; `json` and `record`
 //! read and write JSON.
 
 mod carrier;
@@ -57,6 +57,7 @@ mod chat_response;
 mod chat_tools;
 mod chat_whole;
 mod client_side;
+mod delivery;
 mod error;
 mod fact;
 mod failure;
@@ -89,13 +90,14 @@ mod stop_sequences;
 mod tests;
 mod token_count;
 
+pub use delivery::{Delivery, Limits};
 pub use error::{Answer, Refusal};
 pub use failure::UpstreamError;
 pub use headers::{REPORT_HEADER, SESSION_HEADER, STREAM_HEADERS, is_kept_from_upstream};
 pub use model_list::{ModelsRequest, models_answer};
 pub use options::{UpstreamBridge, UpstreamKind};
 pub use response_context::ResponseContext;
-pub use response_converter::{Delivery, Limits, Output, ResponseConverter};
+pub use response_converter::{Output, ResponseConverter};
 pub use token_count::token_count_answer;
 
 use record::{Path, PathStyle, Record};

@@ -3,56 +3,20 @@
 //! it when something has come, or when time has passed.
 
 use super::Protocol;
-use super::client_side::{ClientSide, client_side, write_error, write_ping};
+use super::chat_response::ChatResponse;
+use super::client_side::ClientSide;
+use super::delivery::Delivery;
 use super::error::Answer;
 use super::fact::Fact;
 use super::failure::{Failure, UpstreamError};
-use super::json::parse;
+use super::json::{Object, object, parse, to_string};
+use super::messages_response::MessagesResponse;
 use super::reader::Reader;
 use super::response_context::ResponseContext;
-use super::sse::Decoder;
+use super::sse::{Decoder, write_event};
 use crate::codec::BYTE_ORDER_MARK;
 use crate::codec::error::Cause;
 use std::borrow::Cow;
-
-/// Limits of what is held of one answer, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// One event of the upstream; the last holds the whole answer once more.
-    pub event: usize,
-    /// Events that wait until the item before theirs is whole.
-    pub waiting: usize,
-    /// An answer that is not streamed: the upstream's body, and the text that is put together for the client.
-    pub whole: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits {
-            event: 32 << 20,
-            waiting: 1 << 20,
-            whole: 32 << 20,
-        }
-    }
-}
-
-/// What the exchange knows about an answer besides the request.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Delivery {
-    /// The id of the request in the log; `request_id` of error bodies.
-    pub request_id: String,
-    /// Seconds since 1970; `created` of Chat answers.
-    pub created: u64,
-    /// Stands for the response's id where the answer has to begin before the upstream has named one, or it names none.
-    /// It must differ from answer to answer: Claude Code merges turns whose ids are equal.
-    pub fallback_id: String,
-    /// `service_tier` in the bytes that were sent upstream.
-    pub sent_tier: Option<String>,
-    /// Whether what the upstream says about the tier it served counts.
-    pub tier_trusted: bool,
-    /// What may be held.
-    pub limits: Limits,
-}
 
 /// What the exchange has to do after a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -373,4 +337,29 @@ impl ResponseConverter {
     fn failed(&self, failure: &Failure) -> Answer {
         failure.answer(self.protocol, &self.delivery.request_id)
     }
+}
+
+/// The writer for the request that left this context.
+fn client_side(context: ResponseContext, delivery: &Delivery) -> Box<dyn ClientSide> {
+    match context.protocol {
+        Protocol::Messages => Box::new(MessagesResponse::new(context, delivery)),
+        Protocol::Chat => Box::new(ChatResponse::new(context, delivery)),
+    }
+}
+
+/// Writes what keeps a silent stream alive; Chat has no event for it.
+fn write_ping(protocol: Protocol, out: &mut Vec<u8>) {
+    match protocol {
+        Protocol::Messages => write_event(Some("ping"), r#"{"type":"ping"}"#, out),
+        Protocol::Chat => out.extend_from_slice(b": ping\n\n"),
+    }
+}
+
+/// Tells the client of a stream that it has failed. No end follows: it would make the answer look whole.
+fn write_error(protocol: Protocol, error: Object<'_>, out: &mut Vec<u8>) {
+    let (name, data) = match protocol {
+        Protocol::Messages => (Some("error"), object! {"type": "error", "error": error}),
+        Protocol::Chat => (None, object! {"error": error}),
+    };
+    write_event(name, &to_string(&data.into()), out);
 }

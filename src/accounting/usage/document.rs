@@ -1,14 +1,11 @@
 //! What one JSON document from an upstream says: a whole answer, an event of a stream, or a WebSocket message. What the
 //! facts come to over a whole response is not known here.
 
-use super::Usage;
 use super::elements::{Choice, Iterations};
 use super::paths::{Paths, ResponseFields, Shape};
+use super::{DEPTH_LIMIT, Usage};
 use crate::codec::json::Scanner;
 use memchr::memchr;
-
-/// How deep a document may be nested. It bounds the memory of the scanner, a bit for each.
-pub(super) const DEPTH_LIMIT: usize = 4096;
 
 /// How far into an event the end of its first member is looked for, in bytes.
 const FIRST_MEMBER_BYTES: usize = 256;

@@ -1,9 +1,8 @@
 //! The elements of an array within a document, which the scanner of the document passes over.
 
-use super::Usage;
-use super::document::DEPTH_LIMIT;
 use super::paths::{Paths, Shape};
 use super::strings::Strings;
+use super::{DEPTH_LIMIT, Usage};
 use crate::codec::json::Scanner;
 
 /// The first element of a chat document's `choices`.

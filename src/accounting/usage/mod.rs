@@ -26,6 +26,9 @@ pub const TIER_BYTES: usize = 64;
 /// The longest `model`, error, event type and `stream_id`, in bytes.
 pub const TEXT_BYTES: usize = 128;
 
+/// How deep a document may be nested. It bounds the memory of the scanner, a bit for each.
+const DEPTH_LIMIT: usize = 4096;
+
 /// What an error names that refuses the tier.
 const TIER_NAME: &[u8] = b"service_tier";
 
