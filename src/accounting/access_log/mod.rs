@@ -218,6 +218,7 @@ impl AccessLog {
     /// Writes the line of a request that has ended.
     pub fn append(&self, record: &AccessRecord<'_>) {
         thread_local!(static BODY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
+        let is_billed = record.upstream.is_some();
         BODY.with_borrow_mut(|body| {
             body.clear();
             body.push(b'{');
@@ -226,8 +227,8 @@ impl AccessLog {
             body.pop();
             body.push(b'}');
             match self.format() {
-                LogFormat::Json => self.append_line(&body[1..]),
-                LogFormat::Otel => self.append_line(&renamed(body)),
+                LogFormat::Json => self.append_line(&body[1..], is_billed),
+                LogFormat::Otel => self.append_line(&renamed(body), is_billed),
             }
         });
     }

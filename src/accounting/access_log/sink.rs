@@ -10,9 +10,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::libc::{TIOCOUTQ, c_int};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, major, minor};
 use rustix::io::{Errno, ioctl_fionread};
+use rustix::ioctl;
+use rustix::net::SocketType;
+use rustix::net::sockopt::socket_type;
 
 use crate::config::LogTarget;
 
@@ -136,18 +140,42 @@ impl Sink {
         }
     }
 
-    /// Bytes that a pipe has taken and that nobody is there to read; they end with this process.
-    pub fn unread_bytes(&self) -> u64 {
+    /// Whether the target leads to what this is already: a stream or pipe, which to open anew would only part with what its
+    /// reader has not read.
+    pub fn is_still(&self, target: &LogTarget) -> bool {
         let (SinkKind::Stream, Some(file)) = (self.kind, &self.file) else {
-            return 0;
+            return false;
         };
-        let mut polled = [PollFd::new(file, PollFlags::OUT)];
-        let polled_ok = poll(&mut polled, Some(&Timespec::default())).is_ok();
-        if polled_ok && polled[0].revents().contains(PollFlags::ERR) {
-            ioctl_fionread(file).unwrap_or(0)
-        } else {
-            0
-        }
+        let found = match target {
+            LogTarget::File(path) => fs::metadata(path),
+            LogTarget::Stdout => return true,
+        };
+        let numbers = |found: fs::Metadata| (found.dev(), found.ino());
+        let own = file.metadata().map(numbers).ok();
+        own.is_some() && own == found.map(numbers).ok()
+    }
+
+    /// Whether this is `/dev/null`, which it is too where the process was started with its stdout closed.
+    pub fn is_null(&self) -> bool {
+        let found = self.file.as_ref().and_then(|file| file.metadata().ok());
+        found.is_some_and(|found| {
+            let device = found.rdev();
+            found.file_type().is_char_device() && (major(device), minor(device)) == (1, 3)
+        })
+    }
+
+    /// Whether another FIFO stands at the path by now: its reader has made it anew.
+    pub fn has_new_fifo(&self, target: &LogTarget) -> bool {
+        let LogTarget::File(path) = target else {
+            return false;
+        };
+        let is_fifo = fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo());
+        self.kind == SinkKind::Stream && is_fifo && !self.is_still(target)
+    }
+
+    /// Who reads what this takes, and may leave some of it.
+    pub fn receiver(&self) -> Option<Receiver<'_>> {
+        self.file.as_deref().and_then(Receiver::of)
     }
 }
 
@@ -181,6 +209,82 @@ fn connect(path: &Path) -> io::Result<File> {
         Err(why) => return Err(why),
     };
     Ok(File::from(socket))
+}
+
+/// A pipe or socket, and what it tells of its reader.
+pub(super) struct Receiver<'a> {
+    file: &'a File,
+    kind: ReceiverKind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ReceiverKind {
+    /// It keeps what nobody has read for the next reader, as long as this process has it open.
+    Pipe,
+    /// What its reader has not read goes with the reader.
+    Stream,
+    /// The same, and the kernel does not tell whether there is a reader before something is sent to it.
+    Datagrams,
+}
+
+impl<'a> Receiver<'a> {
+    /// None where this is neither.
+    pub fn of(file: &'a File) -> Option<Self> {
+        let kind = match socket_type(file) {
+            Ok(SocketType::STREAM) => ReceiverKind::Stream,
+            Ok(_) => ReceiverKind::Datagrams,
+            Err(_) if file.metadata().ok()?.file_type().is_fifo() => ReceiverKind::Pipe,
+            Err(_) => return None,
+        };
+        Some(Self { file, kind })
+    }
+
+    /// The most bytes that wait to be read, as long as there is a reader.
+    pub fn unread_bytes(&self) -> usize {
+        let waiting = match self.kind {
+            ReceiverKind::Pipe => ioctl_fionread(self.file).ok(),
+            ReceiverKind::Stream | ReceiverKind::Datagrams => unread_of_socket(self.file),
+        };
+        let waiting = waiting.and_then(|bytes| usize::try_from(bytes).ok());
+        waiting.unwrap_or(usize::MAX)
+    }
+
+    /// Whether the reader is known to be gone with what it had not read.
+    pub fn has_left_some(&self) -> bool {
+        match self.kind {
+            ReceiverKind::Pipe => has_failed(self.file) && self.unread_bytes() > 0,
+            ReceiverKind::Stream => has_failed(self.file),
+            ReceiverKind::Datagrams => false,
+        }
+    }
+
+    /// The same, or nothing is known of it.
+    pub fn may_have_left_some(&self) -> bool {
+        self.kind == ReceiverKind::Datagrams || self.has_left_some()
+    }
+
+    /// Whether what was not read is there for another reader.
+    pub fn keeps_for_the_next(&self) -> bool {
+        self.kind == ReceiverKind::Pipe
+    }
+}
+
+/// What a socket has sent that was not read; 0 too where its reader is gone.
+fn unread_of_socket(file: &File) -> Option<u64> {
+    // SAFETY: TIOCOUTQ, which sockets know as SIOCOUTQ, writes one `int` (`unix(7)`, `tcp(7)`).
+    #[allow(unsafe_code)] // No library has a function for it.
+    let waiting = unsafe {
+        let request = ioctl::Getter::<{ TIOCOUTQ as ioctl::Opcode }, c_int>::new();
+        ioctl::ioctl(file, request)
+    };
+    u64::try_from(waiting.ok()?).ok()
+}
+
+/// Whether the other end is gone; of a socket only where it has left something (`unix(7)`: ECONNRESET).
+fn has_failed(file: &File) -> bool {
+    let mut polled = [PollFd::new(file, PollFlags::OUT)];
+    let is_polled = poll(&mut polled, Some(&Timespec::default())).is_ok();
+    is_polled && polled[0].revents().contains(PollFlags::ERR)
 }
 
 /// Waits until something can be written, for so long at the most.

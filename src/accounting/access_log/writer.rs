@@ -3,7 +3,8 @@
 //! A regular file is written by whoever has a line, in one `write(2)` before [`AccessLog::append_line`] returns, so that even
 //! a process that is killed has the lines of what it answered; what the disk refuses waits, in order, and is tried again. Of
 //! anything else (stdout, a pipe, a socket) the reader may stall or be missing, and a write may never return: there a thread
-//! of its own writes, and lines wait in memory for it.
+//! of its own writes, and lines wait in memory for it. What a reader leaves unread may be lost with it: lines are kept until they
+//! were read, and written again where they may not have been.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -15,7 +16,9 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use uuid::Uuid;
 
-use crate::accounting::access_log::sink::{Sink, SinkKind, await_writable, take_back, write_all};
+use crate::accounting::access_log::sink::{
+    Receiver, Sink, SinkKind, await_writable, take_back, write_all,
+};
 use crate::accounting::access_log::{ADDED, SCHEMA};
 use crate::config::{LogFormat, LogSettings, LogTarget};
 
@@ -62,6 +65,9 @@ struct Writer {
     waiting_bytes: usize,
     /// How much of the first waiting line the sink has taken and keeps, as a pipe does.
     taken: usize,
+    /// Lines that a pipe or socket has taken, whose reader may not have read them, oldest first.
+    unread: VecDeque<Waiting>,
+    unread_bytes: usize,
     has_thread: bool,
     /// The log has been dropped, and the thread is to end.
     closed: bool,
@@ -81,6 +87,8 @@ struct Trouble {
     why: Option<String>,
     /// The most lines that waited at once.
     most_waiting: usize,
+    /// Lines that had no room, of requests that reached no upstream.
+    dropped: usize,
 }
 
 impl AccessLog {
@@ -90,6 +98,9 @@ impl AccessLog {
     pub fn open(settings: LogSettings) -> io::Result<Self> {
         let LogSettings { target, format } = settings;
         let sink = Sink::open(&target)?;
+        if sink.is_null() {
+            log::warn!("the access log goes to /dev/null: no request is accounted for");
+        }
         let instance = Uuid::now_v7();
         let [schema_name, seq_name, instance_name] = ADDED.map(|field| field.name_in(format));
         let log = Self {
@@ -114,10 +125,16 @@ impl AccessLog {
         self.format
     }
 
-    /// Numbers and writes a line, of which `rest` is all behind the members that are added here.
-    pub(super) fn append_line(&self, rest: &[u8]) {
+    /// Numbers and writes a line, of which `rest` is all behind the members that are added here. One that `is_billed` is kept
+    /// however much waits; others are lost beyond the limit, for whoever has no key can make as many as he likes.
+    pub(super) fn append_line(&self, rest: &[u8], is_billed: bool) {
         let mut guard = self.shared.writer.lock();
         let writer = &mut *guard;
+        if !is_billed && writer.waiting_bytes as u64 >= BACKLOG_BYTES {
+            writer.seq += 1;
+            writer.trouble.dropped += 1;
+            return;
+        }
         writer.line.clear();
         let [before, behind] = &self.around_number;
         writer.line.extend_from_slice(before.as_bytes());
@@ -154,6 +171,9 @@ impl AccessLog {
     /// # Errors
     /// Where the new one cannot be opened. Lines wait until it can be; those for a reader go on to it.
     pub fn reopen(&self) -> io::Result<()> {
+        if self.shared.writer.lock().sink.is_still(&self.shared.target) {
+            return Ok(());
+        }
         let opened = Sink::open(&self.shared.target);
         let mut writer = self.shared.writer.lock();
         match opened {
@@ -205,17 +225,12 @@ impl AccessLog {
         while self.shared.is_being_written() && Instant::now() < until {
             std::thread::sleep(FINISH_LOOK);
         }
-        let writer = self.shared.writer.lock();
-        let (lines, unread) = (writer.waiting.len(), writer.sink.unread_bytes());
-        if lines == 0 && unread == 0 {
+        let mut writer = self.shared.writer.lock();
+        let lost = writer.waiting.len() + writer.lost_lines() + writer.trouble.dropped;
+        if lost == 0 {
             return Ok(());
         }
-        let mut lost = format!("the access log cannot be written, lines lost: {lines}");
-        if unread > 0 {
-            lost.push_str(&format!(
-                ", and {unread} bytes of lines in a pipe that nobody reads"
-            ));
-        }
+        let lost = format!("the access log cannot be written, lines lost: {lost}");
         Err(io::Error::other(lost))
     }
 }
@@ -259,10 +274,15 @@ impl Shared {
         };
         // Within the time after which another target may have been opened.
         await_writable(&file, RETRY_AFTER);
+        let unread = Receiver::of(&file).map(|receiver| receiver.unread_bytes());
         let (count, written) = write_all(&file, &next.line[taken..]);
         let mut writer = self.writer.lock();
         // What went to an old target goes to the new one as a whole.
         if writer.opened == opened && writer.sink.kind != SinkKind::Regular {
+            if let Some(unread) = unread.filter(|_| count > 0) {
+                // Its reader was still there when this was taken, so what did not wait by then was read.
+                writer.forget_read(unread);
+            }
             self.take_result(&mut writer, &next, count, written);
             self.publish(&writer);
         }
@@ -279,18 +299,28 @@ impl Shared {
     ) {
         writer.taken += count;
         if writer.taken == next.line.len() {
+            writer.keep_unread();
             writer.pop_first();
             self.note(writer, Ok(()));
         }
         match written {
             Err(why) if why.kind() != io::ErrorKind::WouldBlock => {
+                if !writer.keeps_for_the_next_reader() {
+                    writer.take_back_unread();
+                }
                 if writer.sink.kind == SinkKind::Socket {
                     // A line that the old connection got in part is to be whole on the new one.
                     writer.sink.file = None;
                     writer.taken = 0;
                 }
                 self.note(writer, Err(why));
-                self.wake.wait_for(writer, RETRY_AFTER);
+                if writer.sink.has_new_fifo(&self.target)
+                    && let Ok(sink) = Sink::open(&self.target)
+                {
+                    writer.exchange(sink);
+                } else {
+                    self.wake.wait_for(writer, RETRY_AFTER);
+                }
             }
             _ => {}
         }
@@ -335,8 +365,12 @@ impl Shared {
             Ok(()) if waiting == 0 => {
                 if trouble.why.is_some() {
                     let most = trouble.most_waiting;
+                    let lost = match trouble.dropped {
+                        0 => "none is lost".to_owned(),
+                        dropped => format!("lines of refused requests are lost: {dropped}"),
+                    };
                     log::warn!(
-                        "the access log is written again; up to {most} lines had to wait, and none is lost"
+                        "the access log is written again; up to {most} lines had to wait, and {lost}"
                     );
                 }
                 *trouble = Trouble::default();
@@ -374,6 +408,8 @@ impl Writer {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             taken: 0,
+            unread: VecDeque::new(),
+            unread_bytes: 0,
             has_thread: false,
             closed: false,
             trouble: Trouble::default(),
@@ -443,6 +479,62 @@ impl Writer {
         self.taken = 0;
     }
 
+    fn keeps_for_the_next_reader(&self) -> bool {
+        let receiver = self.sink.receiver();
+        receiver.is_some_and(|receiver| receiver.keeps_for_the_next())
+    }
+
+    /// The first line has been taken by the sink; where somebody reads that, the line is kept until it was read.
+    fn keep_unread(&mut self) {
+        if self.sink.receiver().is_some() {
+            let first = self.waiting.front().cloned();
+            self.unread_bytes += first.as_ref().map_or(0, |first| first.line.len());
+            self.unread.extend(first);
+        }
+    }
+
+    /// No more than so many bytes of what was taken are unread.
+    fn forget_read(&mut self, at_most: usize) {
+        while let Some(first) = self.unread.front()
+            && self.unread_bytes - first.line.len() >= at_most
+        {
+            self.unread_bytes -= first.line.len();
+            self.unread.pop_front();
+        }
+    }
+
+    /// The pipe or socket is given up: what its reader may not have read waits again, before all else.
+    fn take_back_unread(&mut self) {
+        let receiver = self.sink.receiver();
+        let may_be_lost = receiver.is_some_and(|receiver| receiver.may_have_left_some());
+        let unread = std::mem::take(&mut self.unread);
+        let bytes = std::mem::take(&mut self.unread_bytes);
+        if unread.is_empty() || !may_be_lost {
+            return;
+        }
+        log::warn!(
+            "the reader of the access log is gone; the last lines, which it may not have read, are written again: {}",
+            unread.len()
+        );
+        self.waiting_bytes += bytes;
+        self.taken = 0;
+        for line in unread.into_iter().rev() {
+            self.waiting.push_front(line);
+        }
+    }
+
+    /// Lines that a reader has left that is gone.
+    fn lost_lines(&mut self) -> usize {
+        let Some(receiver) = self.sink.receiver().filter(Receiver::has_left_some) else {
+            return 0;
+        };
+        if receiver.keeps_for_the_next() {
+            let unread = receiver.unread_bytes();
+            self.forget_read(unread);
+        }
+        self.unread.len()
+    }
+
     /// The file has taken so much more of a line, and no more. A full file system may do that.
     fn keep_taken(&mut self, file: &File, taken: usize) {
         if taken > 0 && take_back(file, taken).is_err() {
@@ -471,6 +563,7 @@ impl Writer {
 
     /// Goes on with a target that was opened just now.
     fn exchange(&mut self, sink: Sink) {
+        self.take_back_unread();
         self.sink = sink;
         self.is_outdated = false;
         self.opened += 1;
@@ -500,7 +593,7 @@ mod tests {
 
     fn append(log: &AccessLog, numbers: std::ops::Range<u64>) {
         for number in numbers {
-            log.append_line(format!(r#""a":{number}}}"#).as_bytes());
+            log.append_line(format!(r#""a":{number}}}"#).as_bytes(), true);
         }
     }
 
@@ -614,7 +707,7 @@ mod tests {
         log.finish().unwrap();
         drop(reader);
         let lost = log.finish().unwrap_err().to_string();
-        assert!(lost.contains("in a pipe that nobody reads"), "{lost}");
+        assert!(lost.contains("lines lost: 1"), "{lost}");
     }
 
     #[test]
@@ -665,5 +758,133 @@ mod tests {
             let line = std::str::from_utf8(&datagram[..length]).unwrap();
             assert_eq!(number_of(line), expected);
         }
+    }
+
+    fn numbers(lines: impl BufRead) -> Vec<u64> {
+        let lines = lines.lines().map_while(Result::ok);
+        lines.map(|line| number_of(&line)).collect()
+    }
+
+    #[test]
+    fn what_the_reader_of_a_socket_had_not_read_is_sent_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let log = open(&path);
+        append(&log, 0..1);
+        let mut first = listener.accept().unwrap().0;
+        let mut lines = BufReader::new(&mut first);
+        lines.read_line(&mut String::new()).unwrap();
+        // It leaves these.
+        append(&log, 1..20);
+        eventually("all written", || log.is_written());
+        drop(first);
+        assert!(log.finish().unwrap_err().to_string().contains("lost: 19"));
+        append(&log, 20..21);
+        let second = listener.accept().unwrap().0;
+        eventually("all written again", || log.is_written());
+        drop(log);
+        assert_eq!(numbers(BufReader::new(second)), Vec::from_iter(1..21));
+    }
+
+    #[test]
+    fn what_the_reader_of_a_socket_has_read_is_not_sent_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let log = open(&path);
+        for round in 0..3 {
+            append(&log, round * 10..(round + 1) * 10);
+            let mut lines = BufReader::new(listener.accept().unwrap().0).lines();
+            for expected in round * 10..(round + 1) * 10 {
+                assert_eq!(number_of(&lines.next().unwrap().unwrap()), expected);
+            }
+        }
+        eventually("all written", || log.is_written());
+        log.finish().unwrap();
+    }
+
+    #[test]
+    fn datagrams_that_nobody_read_are_sent_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let first = UnixDatagram::bind(&path).unwrap();
+        let log = open(&path);
+        append(&log, 0..3);
+        eventually("all written", || log.is_written());
+        drop(first);
+        fs::remove_file(&path).unwrap();
+        let second = UnixDatagram::bind(&path).unwrap();
+        append(&log, 3..4);
+        for expected in 0..4 {
+            let mut datagram = [0; 4096];
+            let length = second.recv(&mut datagram).unwrap();
+            let line = std::str::from_utf8(&datagram[..length]).unwrap();
+            assert_eq!(number_of(line), expected);
+        }
+    }
+
+    #[test]
+    fn a_fifo_that_is_opened_anew_keeps_what_it_holds_and_what_is_under_way() {
+        const LINES: u64 = 5_000;
+        let folder = tempfile::tempdir().unwrap();
+        let path = fifo(folder.path());
+        let first = reader(&path);
+        let log = open(&path);
+        append(&log, 0..LINES);
+        eventually("a stall", || {
+            log.retry();
+            log.is_stalled()
+        });
+        log.reopen().unwrap();
+        drop(first);
+        log.reopen().unwrap();
+        let mut lines = BufReader::new(File::open(&path).unwrap()).lines();
+        for expected in 0..LINES {
+            assert_eq!(number_of(&lines.next().unwrap().unwrap()), expected);
+        }
+    }
+
+    #[test]
+    fn a_fifo_that_its_reader_makes_anew_gets_what_the_old_one_held() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = fifo(folder.path());
+        let first = reader(&path);
+        let log = open(&path);
+        append(&log, 0..1);
+        let mut line = String::new();
+        BufReader::with_capacity(1, &first)
+            .read_line(&mut line)
+            .unwrap();
+        append(&log, 1..5);
+        eventually("all written", || log.is_written());
+        drop(first);
+        fs::remove_file(&path).unwrap();
+        append(&log, 5..6);
+        eventually("a failed write", || log.errors() > 0);
+        fifo(folder.path());
+        let mut lines = BufReader::new(File::open(&path).unwrap()).lines();
+        for expected in 1..6 {
+            assert_eq!(number_of(&lines.next().unwrap().unwrap()), expected);
+        }
+    }
+
+    #[test]
+    fn what_waits_is_bounded_but_for_what_is_billed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = fifo(folder.path());
+        let log = open(&path);
+        let long = format!(r#""a":0,"b":"{}"}}"#, "b".repeat(1 << 20));
+        for _ in 0..80 {
+            log.append_line(long.as_bytes(), false);
+        }
+        let waiting = || log.shared.writer.lock().waiting.len();
+        assert!(log.is_full());
+        assert_eq!(waiting(), 64);
+        append(&log, 1..3);
+        assert_eq!(waiting(), 66);
+        let lost = log.finish().unwrap_err().to_string();
+        assert!(lost.contains("lines lost: 82"), "{lost}");
+        assert!(log.shared.writer.lock().seq == 82);
     }
 }
