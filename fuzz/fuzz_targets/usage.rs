@@ -11,9 +11,7 @@ use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use tiergate_fuzz::endpoint::Endpoint;
 use tiergate_fuzz::json::CAPTURE_BYTES;
-use tiergate_fuzz::usage::{
-    EventObserver, Observed, ResponseObserver, TEXT_BYTES, TIER_BYTES, Usage, UsageState,
-};
+use tiergate_fuzz::usage::{EventObserver, Observed, ResponseObserver, Usage, UsageState};
 use tiergate_fuzz::{Meter, pieces};
 
 const ENDPOINTS: [Endpoint; 4] = [
@@ -126,10 +124,13 @@ fn observe_however_it_arrives(
 }
 
 fn check_bounds(observed: &Observed) {
-    let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-    assert!(length(&observed.served_tier) <= TIER_BYTES);
-    assert!(length(&observed.response_id) <= CAPTURE_BYTES);
-    assert!(length(&observed.model) <= TEXT_BYTES);
+    for text in [
+        &observed.served_tier,
+        &observed.response_id,
+        &observed.model,
+    ] {
+        assert!(text.as_ref().map_or(0, String::len) <= CAPTURE_BYTES);
+    }
     let has_usage = observed.usage != Usage::default();
     let tells_usage = matches!(
         observed.usage_state,
@@ -300,12 +301,11 @@ fn with_cache_in_input(endpoint: Endpoint, usage: Usage) -> Usage {
 
 fn tier(endpoint: Endpoint, answer: &Value) -> Option<String> {
     let named = |value: &Value| {
-        let name = value.as_str()?.trim().to_lowercase();
-        let name = &name[..name.floor_char_boundary(TIER_BYTES)];
-        (!name.is_empty() && name != "auto").then(|| name.to_owned())
+        let name = text(value)?.trim().to_owned();
+        (!name.is_empty() && !name.eq_ignore_ascii_case("auto")).then_some(name)
     };
     let usage = &answer["usage"];
-    let fast = named(&usage["speed"]).filter(|speed| speed == "fast");
+    let fast = named(&usage["speed"]).filter(|speed| speed.eq_ignore_ascii_case("fast"));
     let at_the_top = match endpoint {
         Endpoint::Messages => None,
         _ => named(&answer["service_tier"]),
@@ -316,7 +316,7 @@ fn tier(endpoint: Endpoint, answer: &Value) -> Option<String> {
 
 fn text(value: &Value) -> Option<String> {
     let text = value.as_str()?;
-    let text = &text[..text.floor_char_boundary(TEXT_BYTES)];
+    let text = &text[..text.floor_char_boundary(CAPTURE_BYTES)];
     (!text.is_empty()).then(|| text.to_owned())
 }
 

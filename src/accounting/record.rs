@@ -23,6 +23,7 @@ use crate::accounting::traces::Traces;
 use crate::accounting::usage::{Observed, Usage, UsageState};
 use crate::codec::cut;
 use crate::codec::error::{Cause, Outcome};
+use crate::codec::json::CAPTURE_BYTES;
 use crate::codec::service_tier::{PRIORITY, RequestFields, canonical};
 use crate::codec::trace_context::TraceContext;
 use crate::config::{ServedTier, Upstream};
@@ -32,15 +33,14 @@ use crate::policy::endpoint::{Endpoint, response_id_in_path};
 use crate::policy::in_flight::InFlightPermits;
 use crate::policy::{ClientBeta, Group, Policy, TierAction};
 
-/// The longest model that is logged, in bytes.
-const MODEL_BYTES: usize = 128;
+/// The longest model, id or error that is logged, in bytes.
+const TEXT_BYTES: usize = 128;
+/// The longest tier that is logged, in bytes.
+const TIER_BYTES: usize = 64;
 /// HTTP allows any word of any length.
 const METHOD_BYTES: usize = 32;
-const UPSTREAM_ID_BYTES: usize = 128;
-/// The longest id of a response that is logged, in bytes.
-const RESPONSE_ID_BYTES: usize = 128;
-/// Up to this length a text is searched for credentials within its words, in bytes.
-const SEARCHED_BYTES: usize = 128;
+/// Up to this length a text is searched for credentials within its words, in bytes; longer ones of others are not kept.
+const SEARCHED_BYTES: usize = CAPTURE_BYTES;
 /// The upstream's own name of a request: OpenAI's, and Anthropic's.
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
@@ -521,7 +521,11 @@ impl RequestRecord {
             [self.key_digest, self.sent_key_digest].contains(&Some(*digest))
                 || self.policy.lists_key(digest)
         };
-        let clean = |text: &'a str| redacted(text, SEARCHED_BYTES, &is_known);
+        // A credential that is cut through is not known any more.
+        let clean =
+            |text: &'a str| shortened(redacted(text, SEARCHED_BYTES, &is_known), TEXT_BYTES);
+        let clean_tier =
+            |tier: &'a str| shortened(redacted(tier, SEARCHED_BYTES, &is_known), TIER_BYTES);
         // These are long, and only the client's own.
         let clean_words = |text: &'a str| redacted(text, 0, &is_known);
         let is_changed =
@@ -540,23 +544,21 @@ impl RequestRecord {
         Texts {
             user_agent: request.user_agent.as_deref().map(clean_words),
             path: clean_words(&request.path),
-            model: logged_model(&self.facts).map(clean),
-            tier_client: self.facts.named_tier().map(clean),
-            tier_sent: sent.map(clean),
-            tier_served: observed.served_tier.as_deref().map(clean),
+            // One that only the target names may be a deployment's name, which has no price.
+            model: self.facts.model.as_deref().map(clean),
+            tier_client: self.facts.named_tier().map(clean_tier),
+            tier_sent: sent.map(clean_tier),
+            tier_served: observed
+                .served_tier
+                .as_deref()
+                .map(|tier| in_lower_case(clean_tier(tier))),
             model_served: observed.model.as_deref().map(clean),
             bridge_dropped: self
                 .bridge
                 .as_ref()
                 .map(|(_, dropped)| clean_words(dropped)),
-            model_upstream: self
-                .model_upstream
-                .as_deref()
-                .map(|name| clean(cut(name, MODEL_BYTES))),
-            response_id: observed
-                .response_id
-                .as_deref()
-                .map(|id| clean(cut(id, RESPONSE_ID_BYTES))),
+            model_upstream: self.model_upstream.as_deref().map(clean),
+            response_id: observed.response_id.as_deref().map(clean),
             upstream_request_id: self.answer.upstream_request_id.as_deref().map(clean),
             upstream_error: error.map(clean),
         }
@@ -720,7 +722,7 @@ impl Answered {
         self.transport = Some(transport);
         self.upstream_request_id = [&X_REQUEST_ID, &REQUEST_ID]
             .iter()
-            .find_map(|name| header_text(headers, name, UPSTREAM_ID_BYTES));
+            .find_map(|name| header_text(headers, name, SEARCHED_BYTES));
     }
 }
 
@@ -746,17 +748,28 @@ pub fn set_tier(action: Option<TierAction>, in_bytes: Option<&str>) -> Option<&s
     in_bytes.or(action.and_then(|action| action.tier_in_header()))
 }
 
-/// The model that a body names, as it is logged. One that only the target names may be a deployment's name, which has no price.
-pub fn logged_model(facts: &RequestFields) -> Option<&str> {
-    facts.model.as_deref().map(|model| cut(model, MODEL_BYTES))
-}
-
 fn error(termination: Termination) -> Option<&'static str> {
     match termination {
         Termination::Refused(cause) => Some(cause.code()),
         Termination::Timeout => Some(Cause::UpstreamTimeout.code()),
         Termination::Drained => Some(Cause::Draining.code()),
         _ => None,
+    }
+}
+
+/// The first bytes of a text, at most so many.
+fn shortened(text: Cow<'_, str>, most: usize) -> Cow<'_, str> {
+    match text {
+        Cow::Borrowed(text) => Cow::Borrowed(cut(text, most)),
+        Cow::Owned(text) => Cow::Owned(cut(&text, most).to_owned()),
+    }
+}
+
+fn in_lower_case(text: Cow<'_, str>) -> Cow<'_, str> {
+    if text.chars().any(char::is_uppercase) {
+        Cow::Owned(text.to_lowercase())
+    } else {
+        text
     }
 }
 

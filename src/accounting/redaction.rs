@@ -21,6 +21,9 @@ const KEY_PREFIX: &str = "sk-";
 /// How many bytes behind `KEY_PREFIX` make a key, and no other word.
 const KEY_SHAPE_BYTES: usize = 16;
 
+/// How a JSON Web Token begins, and its second part: with an object in base64 (RFC 7519 §3).
+const TOKEN_PREFIX: &str = "eyJ";
+
 /// A text without credentials. Found are: words of the shape of a key; words, and what stands between their slashes, whose
 /// digest `is_known`; and of a text of at most `searched` bytes also parts of words, where they are made of no more than
 /// `MAX_RUNS` runs of letters and digits, and no letter or digit stands before or behind them.
@@ -99,16 +102,30 @@ fn next_run(text: &str, from: usize, is_of: fn(u8) -> bool) -> Option<Range<usiz
     Some(from + begin..from + begin + length)
 }
 
-/// From a `sk-` that begins a word, or a part of one, to the end of the word.
+/// From where a word, or a part of one, begins as a key or a token does, to the end of the word.
 fn key_shape(text: &str, word: &Range<usize>) -> Option<Range<usize>> {
     let word_text = &text[word.clone()];
-    let begins = |at: &usize| {
-        let before = word_text[..*at].bytes().next_back();
-        before.is_none_or(|byte| !is_of_run(byte))
-            && word_text.len() - at >= KEY_PREFIX.len() + KEY_SHAPE_BYTES
+    let is_shape = |at: usize| {
+        let (before, rest) = word_text.split_at(at);
+        let begins = before
+            .bytes()
+            .next_back()
+            .is_none_or(|byte| !is_of_run(byte));
+        let is_key =
+            rest.starts_with(KEY_PREFIX) && rest.len() >= KEY_PREFIX.len() + KEY_SHAPE_BYTES;
+        let mut parts = rest.split('.');
+        let is_token = parts
+            .by_ref()
+            .take(2)
+            .all(|part| part.starts_with(TOKEN_PREFIX))
+            && parts.next().is_some();
+        begins && (is_key || is_token)
     };
-    let mut places = word_text.match_indices(KEY_PREFIX).map(|(at, _)| at);
-    places.find(begins).map(|at| word.start + at..word.end)
+    let keys = word_text.match_indices(KEY_PREFIX);
+    let mut places = keys.chain(word_text.match_indices(TOKEN_PREFIX));
+    places
+        .find(|(at, _)| is_shape(*at))
+        .map(|(at, _)| word.start + at..word.end)
 }
 
 /// A part of a word, from the beginning of a run of letters and digits to the end of one.
@@ -185,6 +202,14 @@ mod tests {
             ("sk-proj-abc_DEF-0123456789", "[redacted]"),
             ("x sk-ant-api03-0123456789abcdef y", "x [redacted] y"),
             ("req_sk-0123456789abcdef", "req_[redacted]"),
+            (
+                "at eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln",
+                "at [redacted]",
+            ),
+            (
+                "req_eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.",
+                "req_[redacted]",
+            ),
             ("task-0123456789abcdef01", "task-0123456789abcdef01"),
             ("sk-short", "sk-short"),
             ("gpt-5.5-2026-04-24", "gpt-5.5-2026-04-24"),

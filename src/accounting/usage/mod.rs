@@ -12,19 +12,11 @@ mod tally;
 
 pub use observer::{Event, EventObserver, EventTally, ResponseObserver, is_observed, refuses_tier};
 
-use crate::codec::cut;
-
 /// How much of a coded response is looked at once it is decoded, in bytes: small data may decode to any amount.
 pub const DECODED_LIMIT: u64 = 256 << 20;
 
 /// Between the models of a list of answers, whose names have none.
 pub const MODEL_SEPARATOR: char = ',';
-
-/// The longest `served_tier`, in bytes.
-pub const TIER_BYTES: usize = 64;
-
-/// The longest `model`, error, event type and `stream_id`, in bytes.
-pub const TEXT_BYTES: usize = 128;
 
 /// How deep a document may be nested. It bounds the memory of the scanner, a bit for each.
 const DEPTH_LIMIT: usize = 4096;
@@ -71,7 +63,8 @@ impl UsageState {
     }
 }
 
-/// What was read from a response.
+/// What was read from a response. Its texts are as they were told, as far as a scanner keeps them: who writes them down looks for
+/// credentials first, which are not found where they are cut through.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
     /// The token counts that the response reported.
@@ -80,18 +73,18 @@ pub struct Observed {
     pub mixes_media: bool,
     /// How complete these counts are.
     pub usage_state: UsageState,
-    /// Trimmed, in lower case, at most `TIER_BYTES`. Never `auto`, which says nothing.
+    /// Trimmed. Never `auto`, which says nothing.
     pub served_tier: Option<String>,
     /// Whole, for responses are told apart by it: LiteLLM's ids have some hundred bytes and begin alike
     /// (<https://docs.litellm.ai/docs/response_api>). One of more than a scanner keeps is none.
     pub response_id: Option<String>,
-    /// The model that served, at most `TEXT_BYTES`.
+    /// The model that served.
     pub model: Option<String>,
     /// The type of the event that ended the stream, `[DONE]` for chat; of an `error` event too.
     pub terminal_event: Option<String>,
     /// The upstream said that the response failed.
     pub failed: bool,
-    /// Code of the error that the upstream tells of, else its type; at most `TEXT_BYTES`.
+    /// Code of the error that the upstream tells of, else its type.
     pub error: Option<String>,
     /// An error names the service tier in its code, parameter or message, and no other status than a 4xx.
     pub error_names_tier: bool,
@@ -199,9 +192,8 @@ impl Usage {
     }
 }
 
-/// A text that was told, cut; none where it is empty.
+/// A text that was told; none where it is empty.
 fn text(told: &str) -> Option<String> {
-    let told = cut(told, TEXT_BYTES);
     (!told.is_empty()).then(|| told.to_owned())
 }
 

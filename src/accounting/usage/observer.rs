@@ -32,11 +32,11 @@ pub struct EventObserver {
 /// One message of a Responses WebSocket. Of an event that has no facts, such as a delta, only the kind is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Event {
-    /// The `type`, at most `TEXT_BYTES`; `None` too where the message is no whole JSON object.
+    /// The `type`; `None` too where the message is no whole JSON object.
     pub kind: Option<String>,
     /// The `id` of the event's `response`, whole.
     pub response_id: Option<String>,
-    /// The lane that the event belongs to where the connection has several, at most `TEXT_BYTES`.
+    /// The lane that the event belongs to where the connection has several.
     pub stream_id: Option<String>,
     /// What the response came to, where the event ends one: `response.completed`, `response.incomplete`,
     /// `response.failed`, `response.done`, `response.cancelled`, `response.canceled`, `error`.

@@ -2,8 +2,7 @@
 
 use super::document::Document;
 use super::paths::{ResponseFields, Shape};
-use super::{MODEL_SEPARATOR, Observed, TIER_BYTES, Usage, UsageState, text};
-use crate::codec::cut;
+use super::{MODEL_SEPARATOR, Observed, Usage, UsageState, text};
 use crate::policy::endpoint::Endpoint;
 
 /// Whose rules the documents follow.
@@ -341,11 +340,12 @@ impl Tally {
             },
             // Fast mode runs on any tier, and is what is billed
             // (<https://platform.claude.com/docs/en/build-with-claude/fast-mode>).
-            served_tier: match normalised(&self.speed) {
-                Some(speed) if speed == "fast" => Some(speed),
-                _ => normalised(&self.tier).or_else(|| normalised(&self.usage_tier)),
-            },
-            response_id: (!self.id.is_empty()).then(|| self.id.clone()),
+            served_tier: text(match self.speed.trim() {
+                speed if speed.eq_ignore_ascii_case("fast") => speed,
+                _ if self.tier.trim().is_empty() => self.usage_tier.trim(),
+                _ => self.tier.trim(),
+            }),
+            response_id: text(&self.id),
             model: text(&self.model),
             terminal_event: self.terminal.map(str::to_owned),
             failed: self.failed,
@@ -363,10 +363,4 @@ fn set(text: &mut String, told: &str) {
     if !told.is_empty() && text != told {
         told.clone_into(text);
     }
-}
-
-fn normalised(tier: &str) -> Option<String> {
-    let tier = tier.trim().to_lowercase();
-    let tier = cut(&tier, TIER_BYTES);
-    (!tier.is_empty()).then(|| tier.to_owned())
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::accounting::record::{logged_model, tier_reason};
+use crate::accounting::record::tier_reason;
 use crate::bridge::{Answer, ModelsRequest, UpstreamBridge, models_answer};
 pub use crate::cli::explain::request::{Caller, Request};
 use crate::codec::error::{Cause, Refusal};
@@ -300,7 +300,7 @@ impl Record {
             self.bridge_dropped = Some(shown(&converted.dropped.join(",")));
             self.model_upstream = Some(shown(&converted.context.upstream_model));
         }
-        self.model = logged_model(&outgoing.facts).map(shown);
+        self.model = outgoing.facts.model.as_deref().map(shown);
         self.service_tier_client = outgoing.facts.named_tier().map(shown);
         self.service_tier = outgoing.tier.as_deref().map(shown);
     }

@@ -173,6 +173,16 @@ fn answers(planted: &mut Planted) -> Vec<Reply> {
             "fast",
             "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Request-Id: KEY\r\n\r\ndata: {\"type\":\"error\",\"error\":{\"code\":\"KEY\",\"message\":\"KEY\"}}\n\n",
         ),
+        // Where the log would cut it through.
+        quoting(
+            "fast",
+            &format!(
+                "HTTP/1.1 200 OK\r\nX-Request-Id: {pad}_KEY\r\n\r\n{{\"id\":\"{pad}_KEY\",\"model\":\"{pad}_KEY\",\"service_tier\":\"{half}_KEY\"}}",
+                pad = "a".repeat(116),
+                half = "a".repeat(52),
+            ),
+        ),
+        quoting("fast", "HTTP/1.1 200 OK\r\n\r\n{\"service_tier\":\"KEY\"}"),
         quoting(
             "answer's event",
             "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: {\"type\":\"error\",\"error\":{\"message\":\"KEY\"}}\n\n",
