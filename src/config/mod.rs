@@ -118,8 +118,10 @@ pub enum LogFormat {
 pub enum LogTarget {
     /// The standard output of the process.
     Stdout,
-    /// A file or a named pipe.
+    /// A file, a named pipe, or a UNIX socket that is there at the start.
     File(PathBuf),
+    /// A UNIX socket, which may be there later than this process.
+    Socket(PathBuf),
 }
 
 /// What outlives the process.

@@ -24,6 +24,7 @@ pub(super) fn start_line(state: &State) -> String {
     let access_log = match &config.access_log.target {
         LogTarget::Stdout => "stdout".to_owned(),
         LogTarget::File(path) => path.display().to_string(),
+        LogTarget::Socket(path) => format!("unix:{}", path.display()),
     };
     let policy = state.policy.current();
     format!(

@@ -19,7 +19,7 @@ pub mod websocket;
 use std::time::{Duration, Instant};
 
 /// How long anything may take that is expected to happen. Generous: it is only waited out by a test that fails.
-pub const PATIENCE: Duration = Duration::from_secs(15);
+pub const PATIENCE: Duration = Duration::from_secs(45);
 
 /// Looks again and again until there is something to see.
 pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {

@@ -56,6 +56,7 @@ impl Sink {
             LogTarget::File(path) if is_descriptor(path, "stderr", 2) => {
                 Self::inherited(io::stderr().as_fd())
             }
+            LogTarget::Socket(_) => Ok(Self::of(SinkKind::Socket, None)),
             LogTarget::File(path) => Self::at(path)
                 .map_err(|why| io::Error::new(why.kind(), format!("{}: {why}", path.display()))),
         }
@@ -131,12 +132,14 @@ impl Sink {
     /// Where there still is nobody, or the path leads to something else by now.
     pub fn open_again(target: &LogTarget, kind: SinkKind) -> io::Result<File> {
         match (target, kind) {
-            (LogTarget::File(path), SinkKind::Socket) => connect(path),
+            (LogTarget::File(path) | LogTarget::Socket(path), SinkKind::Socket) => connect(path),
             (LogTarget::File(path), _) => OpenOptions::new()
                 .append(true)
                 .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
                 .open(path),
-            (LogTarget::Stdout, _) => Err(io::ErrorKind::NotConnected.into()),
+            (LogTarget::Stdout | LogTarget::Socket(_), _) => {
+                Err(io::ErrorKind::NotConnected.into())
+            }
         }
     }
 
@@ -147,8 +150,8 @@ impl Sink {
             return false;
         };
         let found = match target {
-            LogTarget::File(path) => fs::metadata(path),
             LogTarget::Stdout => return true,
+            LogTarget::File(path) | LogTarget::Socket(path) => fs::metadata(path),
         };
         let numbers = |found: fs::Metadata| (found.dev(), found.ino());
         let own = file.metadata().map(numbers).ok();

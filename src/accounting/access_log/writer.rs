@@ -584,11 +584,12 @@ mod tests {
     use super::*;
 
     fn open(path: &Path) -> AccessLog {
-        let settings = LogSettings {
-            target: LogTarget::File(path.to_owned()),
-            format: LogFormat::Json,
-        };
-        AccessLog::open(settings).unwrap()
+        open_target(LogTarget::File(path.to_owned()))
+    }
+
+    fn open_target(target: LogTarget) -> AccessLog {
+        let format = LogFormat::Json;
+        AccessLog::open(LogSettings { target, format }).unwrap()
     }
 
     fn append(log: &AccessLog, numbers: std::ops::Range<u64>) {
@@ -743,6 +744,19 @@ mod tests {
         let listener = UnixListener::bind(&path).unwrap();
         let mut lines = BufReader::new(listener.accept().unwrap().0).lines();
         assert_eq!(number_of(&lines.next().unwrap().unwrap()), 1);
+    }
+
+    #[test]
+    fn a_socket_may_come_later_than_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let log = open_target(LogTarget::Socket(path.clone()));
+        append(&log, 0..2);
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut lines = BufReader::new(listener.accept().unwrap().0).lines();
+        for expected in 0..2 {
+            assert_eq!(number_of(&lines.next().unwrap().unwrap()), expected);
+        }
     }
 
     #[test]

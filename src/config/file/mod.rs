@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::config::address::SocketAddress;
+use crate::config::address::{SocketAddress, parse_unix_path, strip_unix};
 use crate::config::diagnostic::{Diagnostic, Diagnostics, Location};
 use crate::config::field::{Field, List, Members, OneOrMany, Section, TextOr, Word};
 use crate::config::network::{UNIX_SOCKETS, parse_network};
@@ -357,13 +357,13 @@ impl Resolver<'_> {
             settings.target = target.unwrap_or(settings.target);
             settings.format = log.format.word(settings.format, &self.errors);
         }
-        if let LogTarget::File(file) = &settings.target {
+        if let LogTarget::File(file) | LogTarget::Socket(file) = &settings.target {
             self.refer(field.location(), ReferencedFile::AccessLog(file.clone()));
         }
         settings
     }
 
-    /// Stdout, or a file for lines of text, which a collector may read.
+    /// Stdout, a file for lines of text, which a collector may read, or a socket.
     fn log_target(&self, text: &str) -> Result<LogTarget, &'static str> {
         match text {
             "-" => Ok(LogTarget::Stdout),
@@ -376,7 +376,10 @@ impl Resolver<'_> {
             text if has_conversion(text) => {
                 Err("times are not put into the name of the log; it is renamed when it is rotated")
             }
-            text => self.path_of(text).map(LogTarget::File),
+            text => match strip_unix(text) {
+                Some(path) => parse_unix_path(path).map(LogTarget::Socket),
+                None => self.path_of(text).map(LogTarget::File),
+            },
         }
     }
 
