@@ -50,12 +50,19 @@ fn follow<T: Send + Sync + 'static>(
     review: impl Fn(&T, &T) -> Review + Send + 'static,
     followers: &mut Vec<FileWatcher>,
 ) -> Result<Arc<HotReloaded<T>>, StartError> {
-    let (watch, file) = (WatchedFile::new(path), path.to_owned());
+    let (mut watch, file) = (WatchedFile::new(path), path.to_owned());
     let parse = move |content: io::Result<FileBytes>| match content {
         Ok(bytes) => parse(&bytes),
         Err(why) => Err(vec![Diagnostic::unreadable(&file, &why)]),
     };
-    let (first, warnings) = parse(FileBytes::read(path)).map_err(StartError::Diagnostics)?;
+    let content = match watch.read_first() {
+        // It gets better by trying again, as no mistake in the file does.
+        Err(why) if why.kind() == io::ErrorKind::ResourceBusy => {
+            return Err(StartError::Io(path.display().to_string(), why));
+        }
+        content => content,
+    };
+    let (first, warnings) = parse(content).map_err(StartError::Diagnostics)?;
     warnings.iter().for_each(Diagnostic::log);
     let live = HotReloaded::new(first);
     let follows = live.clone();

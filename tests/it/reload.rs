@@ -201,7 +201,16 @@ fn write_slowly(mut file: fs::File, text: &str, pause: Duration) {
     }
 }
 
-const SAVES: [(&str, Save); 10] = [
+/// The first half, a long pause, and the rest; `half` is done where the first half is there.
+fn write_with_a_pause(mut file: fs::File, text: &str, half: impl FnOnce()) {
+    let middle = text.find("  sk-k3:").unwrap();
+    file.write_all(&text.as_bytes()[..middle]).unwrap();
+    half();
+    std::thread::sleep(Duration::from_millis(1500));
+    file.write_all(&text.as_bytes()[middle..]).unwrap();
+}
+
+const SAVES: [(&str, Save); 12] = [
     (
         "vim renames the old file and writes a new one",
         |path, text| {
@@ -236,11 +245,18 @@ const SAVES: [(&str, Save); 10] = [
         file.write_all(text.as_bytes()).unwrap();
     }),
     ("a generator that pauses", |path, text| {
-        let mut file = create(path);
-        let half = text.find("  sk-k3:").unwrap();
-        file.write_all(&text.as_bytes()[..half]).unwrap();
-        std::thread::sleep(Duration::from_millis(1500));
-        file.write_all(&text.as_bytes()[half..]).unwrap();
+        write_with_a_pause(create(path), text, || {});
+    }),
+    ("mv before the writer has done", |path, text| {
+        let new = path.with_extension("new");
+        write_with_a_pause(create(&new), text, || fs::rename(&new, path).unwrap());
+    }),
+    ("a symlink to what is being written", |path, text| {
+        let new = path.with_extension("new");
+        write_with_a_pause(create(&new), text, || {
+            symlink(&new, path.with_extension("link")).unwrap();
+            fs::rename(path.with_extension("link"), path).unwrap();
+        });
     }),
     ("a crash half-way, and another attempt", |path, text| {
         let half = text.find("  sk-k0:").unwrap();
@@ -357,6 +373,26 @@ fn a_bad_file_is_kept_out_and_told_of_with_its_place() {
     assert_eq!(status_of(&proxy, "fast"), 200);
     let failed = proxy.metric_of("tiergate_policy_reloads_total", "outcome=\"fail");
     assert!(failed >= 1.0, "{failed}");
+}
+
+#[test]
+fn sighup_waits_for_a_writer() {
+    let (_upstream, proxy) = start();
+    let before = revision(&proxy);
+    let whole = with_key("last");
+    let half = whole.len() / 2;
+    let mut file = create(&proxy.path("policy.yaml"));
+    file.write_all(&whole.as_bytes()[..half]).unwrap();
+    proxy.signal(libc::SIGHUP);
+    let failures = eventually("the end of the reload", || {
+        let reload = proxy.status()["reload"].clone();
+        (reload["count"] == 1).then(|| reload["failures"].to_string())
+    });
+    assert!(failures.contains("is being written"), "{failures}");
+    assert_eq!(revision(&proxy), before);
+    file.write_all(&whole.as_bytes()[half..]).unwrap();
+    drop(file);
+    assert_taken(&proxy, "last");
 }
 
 #[test]

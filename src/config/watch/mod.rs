@@ -2,12 +2,13 @@
 //! whatever way the file is saved, waited out until its writer has closed it, and read as a whole.
 //!
 //! That a file has changed is seen by looking at it (`stat`), which works for renames, for symlinks swapped far up the path
-//! and for file systems that tell nothing. Whether it is whole is told by the kernel where it can be (see
+//! and for file systems that tell nothing. Whether it is whole is told by the kernel where it can be (see [`writers`] and
 //! [`file_events`]); else a file counts as whole once it has settled.
 
 mod file_events;
 mod hot_reloaded;
 mod load_faults;
+mod writers;
 
 use std::ffi::OsString;
 use std::fs;
@@ -24,6 +25,7 @@ use tokio::sync::oneshot;
 
 use crate::config::secret_file::FileBytes;
 use crate::config::watch::file_events::{FileEvent, FileEvents, WatchedPath};
+use crate::config::watch::writers::has_writer;
 
 pub use crate::config::watch::hot_reloaded::{HotReloaded, Load, LoadStatus, Review};
 pub use crate::config::watch::load_faults::LoadFaults;
@@ -41,7 +43,8 @@ const READ_AGAIN: Duration = Duration::from_secs(1);
 /// How much more willing than others the reload thread is to wait. With 100,000 keys exchanged on the one busy core that
 /// serves, more makes the reload slower and requests no faster.
 const NICE: i32 = 5;
-/// A writer that has not closed the file for this long is told of.
+/// A writer that has not closed the file for this long is told of. A start waits for it for so long, and SIGHUP as long as it
+/// has written within this time.
 const LONG_WRITE: Duration = Duration::from_secs(10);
 
 /// A file and what to do when there is something new to read.
@@ -69,6 +72,8 @@ pub struct WatchedFile {
     watches: Watches,
     /// The long write that goes on has been told of.
     told: bool,
+    /// SIGHUP asked for it while it was being written.
+    requested: bool,
     /// It could not be read the last time, for a reason that may pass.
     fails: bool,
 }
@@ -119,6 +124,9 @@ pub fn follow(mut watchers: Vec<FileWatcher>, reload_now: &Receiver<Reloaded>) {
         };
         match reload_now.recv_timeout(wait) {
             Ok(done) => {
+                if let Some(events) = &events {
+                    dispatch(events, &mut watchers);
+                }
                 let results = watchers.iter_mut().map(FileWatcher::load_now);
                 let mut failures: Vec<String> = results.filter_map(Result::err).collect();
                 // A certificate and its key are two files and one failure.
@@ -166,16 +174,15 @@ impl FileWatcher {
     }
 
     fn poll(&mut self) {
+        let requested = self.file.requested;
         if let Some(content) = self.file.poll(Instant::now()) {
-            // Nobody has asked.
-            let _ = (self.load)(FileRead {
-                content,
-                requested: false,
-            });
+            // Whoever has asked has been told to wait.
+            let _ = (self.load)(FileRead { content, requested });
         }
     }
 
     fn load_now(&mut self) -> Result<(), String> {
+        self.file.request(Instant::now())?;
         let content = self.file.read();
         (self.load)(FileRead {
             content,
@@ -195,8 +202,48 @@ impl WatchedFile {
             changing: None,
             watches: Watches::default(),
             told: false,
+            requested: false,
             fails: false,
         }
+    }
+
+    /// What the file holds at a start, once nobody writes to it.
+    ///
+    /// # Errors
+    /// Those of reading it, and `ResourceBusy` where its writer does not close it in time.
+    pub fn read_first(&mut self) -> io::Result<FileBytes> {
+        let until = Instant::now() + LONG_WRITE;
+        while has_writer(&self.path) == Some(true) {
+            if Instant::now() >= until {
+                let why = format!("another process has it open to write to it, for {LONG_WRITE:?}");
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, why));
+            }
+            std::thread::sleep(POLL_OFTEN);
+        }
+        self.read()
+    }
+
+    /// The file is asked for.
+    ///
+    /// # Errors
+    /// Where it is being written: it is read when its writer has closed it. One that goes on and on without writing is not
+    /// waited for.
+    fn request(&mut self, now: Instant) -> Result<(), String> {
+        let changed = fs::metadata(&self.path).and_then(|found| found.modified());
+        let age = changed.ok().and_then(|time| time.elapsed().ok());
+        if age.is_none_or(|age| age >= LONG_WRITE) || !self.is_being_written() {
+            return Ok(());
+        }
+        self.requested = true;
+        self.changing.get_or_insert((now, now));
+        let path = self.path.display();
+        let why = format!("{path} is being written, and is read when its writer has closed it");
+        log::warn!("{why}");
+        Err(why)
+    }
+
+    fn is_being_written(&self) -> bool {
+        has_writer(&self.path).unwrap_or_else(|| self.watches.is_written())
     }
 
     /// Has the kernel tell of the file that the path leads to by now.
@@ -233,7 +280,7 @@ impl WatchedFile {
             self.changing = Some((first, now));
         }
         let (first, last) = self.changing?;
-        if self.watches.is_written() {
+        if self.is_being_written() {
             self.tell_of_long_write(now.duration_since(first));
             return None;
         }
@@ -241,11 +288,13 @@ impl WatchedFile {
         if now.duration_since(last) < SETTLED_AFTER && !is_late {
             return None;
         }
+        let requested = self.requested;
         let content = self.read();
         // Bytes that were written while the file was read do not belong together: it is read again when they settle.
         let is_torn = fingerprint(&self.path) != self.read;
         if is_torn && !is_late {
             self.changing = Some((first, now));
+            self.requested = requested;
             return None;
         }
         let fails = content.as_ref().is_err_and(may_pass);
@@ -257,7 +306,7 @@ impl WatchedFile {
         if time >= LONG_WRITE && !self.told {
             self.told = true;
             log::warn!(
-                "{} is being written for {LONG_WRITE:?} and is read when its writer closes it, or at SIGHUP",
+                "{} is being written for {LONG_WRITE:?} and is read when its writer closes it, or at a SIGHUP after {LONG_WRITE:?} without a change",
                 self.path.display()
             );
         }
@@ -267,6 +316,7 @@ impl WatchedFile {
         self.read = fingerprint(&self.path);
         self.seen = self.read;
         self.changing = None;
+        self.requested = false;
         let content = FileBytes::read(&self.path);
         if content.as_ref().is_err_and(may_pass) {
             // Nothing will be seen of it when it does.
@@ -359,6 +409,8 @@ fn fingerprint(path: &Path) -> Fingerprint {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     const TICK: Duration = Duration::from_millis(10);
@@ -394,6 +446,23 @@ mod tests {
         fs::remove_file(&path).unwrap();
         assert!(file.read().is_err());
         assert_eq!(read_after(&mut file, start), None);
+    }
+
+    #[test]
+    fn a_start_waits_until_the_file_is_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let mut writer = fs::File::create(&path).unwrap();
+        writer.write_all(b"ha").unwrap();
+        let mut file = WatchedFile::new(&path);
+        let first = std::thread::scope(|scope| {
+            let first = scope.spawn(|| file.read_first().unwrap());
+            std::thread::sleep(Duration::from_millis(100));
+            writer.write_all(b"lf").unwrap();
+            drop(writer);
+            first.join().unwrap()
+        });
+        assert_eq!(&first[..], b"half");
     }
 
     #[test]

@@ -1,0 +1,61 @@
+//! Whether somebody has a file open to write to it. The kernel knows at any moment, also of a writer that came before the file
+//! was watched, but tells it only the owner of the file and root.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::libc::{self, c_int};
+use rustix::fs::OFlags;
+
+/// Which signal the process gets if somebody opens the file within the question: one that does nothing (`signal(7)`).
+const F_SETSIG: c_int = 10;
+
+/// None where the kernel does not tell: the file is another user's, or on a file system without leases.
+pub(super) fn has_writer(path: &Path) -> Option<bool> {
+    let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(nonblocking)
+        .open(path)
+        .ok()?;
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    let set = |command: c_int, value: c_int| {
+        // SAFETY: these commands take a number and touch no memory of this process (`fcntl(2)`).
+        #[allow(unsafe_code)] // No library has a function for them.
+        let done = unsafe { libc::fcntl(file.as_raw_fd(), command, value) };
+        if done == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    };
+    set(F_SETSIG, libc::SIGURG).ok()?;
+    // A lease to read is given where nobody writes (`fcntl(2)`, "Leases"). It ends with the descriptor, at once.
+    match set(libc::F_SETLEASE, libc::F_RDLCK.into()) {
+        Ok(()) => Some(false),
+        Err(why) if why.kind() == io::ErrorKind::WouldBlock => Some(true),
+        Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writer_is_known_from_opening_to_closing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        assert_eq!(has_writer(&path), None);
+        let writer = std::fs::File::create(&path).unwrap();
+        let _reader = std::fs::File::open(&path).unwrap();
+        assert_eq!(has_writer(&path), Some(true));
+        drop(writer);
+        assert_eq!(has_writer(&path), Some(false));
+    }
+}
