@@ -328,6 +328,9 @@ const NOT_FOUND: Types = ("invalid_request_error", "not_found_error");
 const SLOW_CLIENT: Types = ("invalid_request_error", "timeout_error");
 const TOO_LARGE: Types = ("invalid_request_error", "request_too_large");
 const RATE_LIMIT: Types = ("rate_limit_error", "rate_limit_error");
+/// Codex stops at this type and tells of it. At any other 429 it waits in silence for as long as `retry-after` says, which may
+/// be to the end of the month (seen with Codex 0.169.0).
+const USAGE_LIMIT: Types = ("usage_limit_reached", "rate_limit_error");
 const SERVER: Types = ("server_error", "api_error");
 const SLOW_SERVER: Types = ("server_error", "timeout_error");
 const OVERLOADED: Types = ("server_error", "overloaded_error");
@@ -390,7 +393,7 @@ const ROWS: [Row; Cause::Internal as usize + 1] = [
         "the request headers are too large"),
     row(Cause::TooManyRequests, 429, "too_many_requests", RATE_LIMIT, Rejected, Soon,
         "too many concurrent requests; retry later"),
-    row(Cause::BudgetExhausted, 429, "budget_exhausted", RATE_LIMIT, Rejected, Soon,
+    row(Cause::BudgetExhausted, 429, "budget_exhausted", USAGE_LIMIT, Rejected, Soon,
         "the budget for the fast service tier is used up; retry later"),
     row(Cause::BodyTooLarge, 413, "body_too_large", TOO_LARGE, Rejected, Never,
         "the request body is too large"),
@@ -491,9 +494,9 @@ mod tests {
     #[test]
     fn a_refusal_may_know_how_long_it_lasts() {
         let refusal = Refusal::from(Cause::BudgetExhausted).with_retry_after(3600);
-        assert_eq!(
-            refusal.answer(Protocol::OpenAi, None).retry_after,
-            Some(3600)
-        );
+        let answer = refusal.answer(Protocol::OpenAi, None);
+        assert_eq!(answer.retry_after, Some(3600));
+        let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+        assert_eq!(body["error"]["type"], "usage_limit_reached");
     }
 }
