@@ -8,12 +8,24 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::libc::{self, c_int};
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, fstatfs};
 
 /// Which signal the process gets if somebody opens the file within the question: one that does nothing (`signal(7)`).
 const F_SETSIG: c_int = 10;
 
-/// None where the kernel does not tell: the file is another user's, or on a file system without leases.
+/// File systems of this machine, by their numbers (`statfs(2)`): ext4, XFS, Btrfs, tmpfs, overlayfs, F2FS and ZFS. Those of a
+/// network refuse a lease for reasons of their own, with the same error.
+const LOCAL: [u64; 7] = [
+    0xEF53,
+    0x5846_5342,
+    0x9123_683E,
+    0x0102_1994,
+    0x794C_7630,
+    0xF2F5_2010,
+    0x2FC1_2FC1,
+];
+
+/// None where the kernel does not tell: the file is another user's, or on a file system whose word is not known.
 pub(super) fn has_writer(path: &Path) -> Option<bool> {
     let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new()
@@ -21,7 +33,8 @@ pub(super) fn has_writer(path: &Path) -> Option<bool> {
         .custom_flags(nonblocking)
         .open(path)
         .ok()?;
-    if !file.metadata().ok()?.is_file() {
+    let is_local = LOCAL.contains(&u64::try_from(fstatfs(&file).ok()?.f_type).ok()?);
+    if !is_local || !file.metadata().ok()?.is_file() {
         return None;
     }
     let set = |command: c_int, value: c_int| {
