@@ -89,9 +89,13 @@ impl Document {
         usage
     }
 
-    /// Whether there are tokens of several media that have prices of their own.
-    pub fn mixes_media(&self) -> bool {
-        self.paths.mixes_media()
+    /// Whether there are tokens that have prices of their own beside those of `model`, which made the answer.
+    pub fn mixes_prices(&self, model: &str) -> bool {
+        let others = match &self.array {
+            Array::Iterations(Some(iterations)) => iterations.models(),
+            _ => "",
+        };
+        self.paths.mixes_prices() || !(others.is_empty() || others == model)
     }
 
     /// The sum over `iterations`, where they are there: the counts beside them leave out what compaction used.

@@ -2,7 +2,7 @@
 
 use super::paths::{Paths, Shape};
 use super::strings::Strings;
-use super::{DEPTH_LIMIT, Usage};
+use super::{DEPTH_LIMIT, Usage, add_model};
 use crate::codec::json::Scanner;
 
 /// The first element of a chat document's `choices`.
@@ -29,6 +29,8 @@ pub(super) struct Iterations {
     fell_back: bool,
     /// Compaction, advisors and what else there may be.
     beside: Usage,
+    /// The models that these name, and those that answered for one that declined.
+    models: String,
 }
 
 /// What stands between a key and the array that is its value.
@@ -106,6 +108,7 @@ impl Iterations {
             attempts: Usage::default(),
             fell_back: false,
             beside: Usage::default(),
+            models: String::new(),
         }
     }
 
@@ -131,6 +134,12 @@ impl Iterations {
     /// Without the attempts of a model that declined, after which another one answered: those are not charged for.
     pub fn sum(&self) -> Usage {
         self.attempts.plus(self.beside)
+    }
+
+    /// The models of what is in the sum beside the message's own attempts, as far as they are named: an advisor has another one
+    /// (<https://platform.claude.com/docs/en/agents-and-tools/tool-use/advisor-tool>).
+    pub fn models(&self) -> &str {
+        &self.models
     }
 
     /// How many of these bytes belong to the element under way, or stand before the next, and whether it ends with them.
@@ -160,7 +169,11 @@ impl Iterations {
     fn end_element(&mut self) {
         if self.scanner.finish().is_ok() {
             let used = self.paths.usage();
-            match self.paths.facts.kind.as_str() {
+            let kind = self.paths.facts.kind.as_str();
+            if kind != "message" && used.has_counts() {
+                add_model(&mut self.models, &self.paths.facts.model);
+            }
+            match kind {
                 "fallback_message" => {
                     if !std::mem::replace(&mut self.fell_back, true) {
                         self.attempts = Usage::default();

@@ -69,8 +69,8 @@ impl UsageState {
 pub struct Observed {
     /// The token counts that the response reported.
     pub usage: Usage,
-    /// They are of several media that have prices of their own, such as text and audio.
-    pub mixes_media: bool,
+    /// They are not all of one price: of several media, such as text and audio, or of another model too, such as an advisor.
+    pub mixes_prices: bool,
     /// How complete these counts are.
     pub usage_state: UsageState,
     /// Trimmed. Never `auto`, which says nothing.
@@ -189,6 +189,16 @@ impl Usage {
         } else {
             self
         }
+    }
+}
+
+/// Adds a model to those that have answered. Of several, that there are is what counts.
+fn add_model(models: &mut String, model: &str) {
+    if models.is_empty() {
+        models.push_str(model);
+    } else if !(model.is_empty() || models == model || models.contains(MODEL_SEPARATOR)) {
+        models.push(MODEL_SEPARATOR);
+        models.push_str(model);
     }
 }
 

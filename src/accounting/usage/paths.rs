@@ -80,6 +80,8 @@ struct Counts {
     total: Option<u64>,
     /// Which media the tokens are told to be of, of the input and of the output.
     media: [Media; 2],
+    /// A hosted tool has used tokens, of a model of its own.
+    of_tools: bool,
 }
 
 /// Media of which there are tokens.
@@ -146,6 +148,9 @@ enum Object {
     MessagesUsage,
     Iteration,
     Media,
+    /// What the hosted tools used, each by its name.
+    ToolUsage,
+    Tool,
     Groq,
     Error,
 }
@@ -183,6 +188,7 @@ enum Fact {
     Total,
     Written { place: WrittenIn, is_long: bool },
     Medium(Side, Medium),
+    ToolTokens,
     Error(ErrorPart),
     FlatError(ErrorPart),
 }
@@ -257,12 +263,14 @@ impl ResponseFields {
         }
     }
 
-    /// Whether there are tokens of several media that have prices of their own: on the endpoints of images and audio, whose
-    /// models may have input or output of one medium only, where several are told; elsewhere where there is any but text,
-    /// unless it is an image to look at, which is charged for as text is (<https://platform.openai.com/docs/pricing>).
-    pub fn mixes_media(&self, shape: Shape) -> bool {
+    /// Whether there are tokens that have prices of their own beside the model's: those of a hosted tool, and of several media.
+    /// On the endpoints of images and audio, whose models may have input or output of one medium only, that is where several
+    /// are told; elsewhere where there is any but text, unless it is an image to look at, which is charged for as text is
+    /// (<https://platform.openai.com/docs/pricing>).
+    pub fn mixes_prices(&self, shape: Shape) -> bool {
         let [input, output] = self.counts.media;
         match shape {
+            _ if self.counts.of_tools => true,
             Shape::Media => [input, output]
                 .iter()
                 .any(|media| media.text && (media.audio || media.image)),
@@ -300,6 +308,7 @@ impl ResponseFields {
             Fact::Total => learn_count(&mut self.counts.total, value),
             Fact::Written { place, is_long } => self.counts.learn_written(place, is_long, value),
             Fact::Medium(side, medium) => self.counts.learn_medium(side, medium, value),
+            Fact::ToolTokens => self.counts.of_tools |= tells_some(value),
             Fact::Error(part) => self.error.learn(part, value),
             Fact::FlatError(part) => self.flat_error.learn(part, value),
         }
@@ -370,15 +379,13 @@ impl Counts {
     }
 
     fn learn_medium(&mut self, side: Side, medium: Medium, value: Value<'_>) {
-        let mut told = None;
-        learn_count(&mut told, value);
         let media = &mut self.media[side as usize];
         let is_there = match medium {
             Medium::Text => &mut media.text,
             Medium::Audio => &mut media.audio,
             Medium::Image => &mut media.image,
         };
-        *is_there |= told.is_some_and(|count| count > 0);
+        *is_there |= tells_some(value);
     }
 
     /// What the first place tells that tells more than zeros, else what the first tells.
@@ -424,8 +431,8 @@ impl Paths {
         self.facts.usage(self.shape)
     }
 
-    pub fn mixes_media(&self) -> bool {
-        self.facts.mixes_media(self.shape)
+    pub fn mixes_prices(&self) -> bool {
+        self.facts.mixes_prices(self.shape)
     }
 
     pub fn awaits_kind(&self) -> bool {
@@ -585,6 +592,13 @@ impl Object {
                 b"usage" => Member::Inner(Object::ChatUsage),
                 _ => Member::Other,
             },
+            Object::ToolUsage => Member::Inner(Object::Tool),
+            Object::Tool => match key {
+                b"input_tokens" | b"output_tokens" | b"total_tokens" => {
+                    Member::Fact(Fact::ToolTokens)
+                }
+                _ => Member::Other,
+            },
             Object::Groq if key == b"usage" => Member::Inner(Object::ChatUsage),
             Object::Groq => Member::Other,
             Object::Error => match key {
@@ -595,6 +609,7 @@ impl Object {
                 _ => Member::Other,
             },
             Object::Iteration if key == b"type" => Member::Fact(Fact::Kind),
+            Object::Iteration if key == b"model" => Member::Fact(Fact::Model),
             Object::MessagesUsage | Object::Iteration => member_of_messages_usage(key),
             _ => self.member_of_usage(key),
         }
@@ -607,6 +622,9 @@ impl Object {
             (_, b"error") => Member::Inner(Object::Error),
             (Object::Response, b"status") => Member::Fact(Fact::Status),
             (Object::Response, b"background") => Member::Fact(Fact::Background),
+            // Not in `usage`: the tokens of the image tool are of an image model
+            // (<https://github.com/Wei-Shaw/sub2api/issues/1999>).
+            (Object::Response, b"tool_usage") => Member::Inner(Object::ToolUsage),
             (Object::Response | Object::Chat, b"service_tier") => Member::Fact(Fact::Tier),
             (Object::Chat, b"choices") => Member::Fact(Fact::Array),
             (Object::Media, b"type") => Member::Fact(Fact::Kind),
@@ -796,6 +814,13 @@ fn learn_count(count: &mut Option<u64>, value: Value<'_>) {
         // Within the range of `u64`, and whole.
         ((0.0..BEYOND).contains(&number)).then(|| number.ceil() as u64)
     });
+}
+
+/// Whether it is a count of more than zero.
+fn tells_some(value: Value<'_>) -> bool {
+    let mut told = None;
+    learn_count(&mut told, value);
+    told.is_some_and(|count| count > 0)
 }
 
 /// The first of two counts, or the second where the first says nothing.

@@ -2,7 +2,7 @@
 
 use super::document::Document;
 use super::paths::{ResponseFields, Shape};
-use super::{MODEL_SEPARATOR, Observed, Usage, UsageState, text};
+use super::{Observed, Usage, UsageState, add_model, text};
 use crate::policy::endpoint::Endpoint;
 
 /// Whose rules the documents follow.
@@ -33,7 +33,7 @@ pub(super) struct Tally {
     usage: Usage,
     /// The newest sums over a message's iterations.
     iterations: Usage,
-    mixes_media: bool,
+    mixes_prices: bool,
     pub terminal: Option<&'static str>,
     /// The response came to its end, and what it told is final.
     pub ended: bool,
@@ -231,7 +231,7 @@ impl Tally {
         }
         self.usage.update(newer.usage);
         self.iterations.replace(newer.iterations);
-        self.mixes_media |= newer.mixes_media;
+        self.mixes_prices |= newer.mixes_prices;
         self.terminal = newer.terminal.or(self.terminal);
         self.ended |= newer.ended;
         self.failed |= newer.failed;
@@ -245,17 +245,11 @@ impl Tally {
     /// them has the price.
     pub fn add_listed(&mut self, answer: &Tally) {
         let usage = self.usage.plus(answer.usage);
-        let models = match (&*self.model, &*answer.model) {
-            (model, other) if model.is_empty() || other.is_empty() || model == other => None,
-            // That there are several is what counts.
-            (model, _) if model.contains(MODEL_SEPARATOR) => Some(model.to_owned()),
-            (model, other) => Some(format!("{model}{MODEL_SEPARATOR}{other}")),
-        };
+        let mut models = std::mem::take(&mut self.model);
+        add_model(&mut models, &answer.model);
         self.join(answer);
         self.usage = usage;
-        if let Some(models) = models {
-            self.model = models;
-        }
+        self.model = models;
     }
 
     fn fail(&mut self, facts: &ResponseFields) {
@@ -302,7 +296,7 @@ impl Tally {
         if usage != Usage::default() || iterations != Usage::default() {
             self.usage.update(usage);
             self.iterations.replace(iterations);
-            self.mixes_media |= document.mixes_media();
+            self.mixes_prices |= document.mixes_prices(&self.model);
             self.ended &= document.is_whole();
         }
     }
@@ -331,7 +325,7 @@ impl Tally {
         }
         Observed {
             usage,
-            mixes_media: self.mixes_media,
+            mixes_prices: self.mixes_prices,
             usage_state: match self.ended {
                 _ if waits => UsageState::Deferred,
                 true if usage != Usage::default() => UsageState::Final,

@@ -1100,8 +1100,8 @@ fn media_that_have_prices_of_their_own_are_noted() {
         let made =
             format!(r#"{{"usage":{{"input_tokens":9,"{side}_tokens_details":{{{details}}}}}}}"#);
         [
-            plain(ChatCompletions, &chat).mixes_media,
-            media("/v1/images/edits", &made).unwrap().mixes_media,
+            plain(ChatCompletions, &chat).mixes_prices,
+            media("/v1/images/edits", &made).unwrap().mixes_prices,
         ]
     };
     for (side, details, mixed) in [
@@ -1131,8 +1131,85 @@ fn media_that_have_prices_of_their_own_are_noted() {
     assert!(
         media("/v1/audio/transcriptions", transcribed)
             .unwrap()
-            .mixes_media
+            .mixes_prices
     );
+}
+
+#[test]
+fn tokens_of_a_hosted_tool_have_a_price_of_their_own() {
+    let body = &COMPLETED[r#"{"type":"response.completed","response":"#.len()..COMPLETED.len() - 1];
+    for (tools, mixed) in [
+        (
+            r#"{"image_gen":{"input_tokens":30,"output_tokens":7024,"output_tokens_details":{"image_tokens":7024}}}"#,
+            true,
+        ),
+        (r#"{"image_gen":{"total_tokens":9}}"#, true),
+        (
+            r#"{"image_gen":{"input_tokens":0,"output_tokens":0,"total_tokens":0},"web_search":{"num_requests":3}}"#,
+            false,
+        ),
+        ("null", false),
+        (r#"{"image_gen":null}"#, false),
+    ] {
+        let with_tools = format!(r#"{{"tool_usage":{tools},{}"#, &body[1..]);
+        let answer = plain(Responses, &with_tools);
+        assert_eq!(answer.mixes_prices, mixed, "{tools}");
+        let event = format!(r#"{{"type":"response.completed","response":{with_tools}}}"#);
+        let expected = Observed {
+            mixes_prices: mixed,
+            ..completed()
+        };
+        assert_eq!(stream(Responses, &[&event]), expected, "{tools}");
+    }
+}
+
+#[test]
+fn tokens_of_another_model_than_the_message_s_have_a_price_of_their_own() {
+    let attempt = r#"{"type":"message","model":"m-1","input_tokens":9,"output_tokens":2}"#;
+    let advice = |model: &str| {
+        format!(
+            r#"{{"type":"advisor_message","model":"{model}","input_tokens":5,"output_tokens":1}}"#
+        )
+    };
+    for (iterations, mixed) in [
+        (attempt.to_owned(), false),
+        (format!("{attempt},{}", advice("m")), false),
+        (format!("{attempt},{},{attempt}", advice("strong")), true),
+        (
+            format!("{},{},{}", advice("m"), advice("strong"), advice("m")),
+            true,
+        ),
+        (
+            r#"{"type":"advisor_message","model":"strong","input_tokens":0}"#.to_owned(),
+            false,
+        ),
+        (
+            r#"{"type":"compaction","input_tokens":7,"output_tokens":1}"#.to_owned(),
+            false,
+        ),
+        (
+            format!(r#"{attempt},{{"type":"fallback_message","model":"m","input_tokens":9}}"#),
+            false,
+        ),
+        (
+            format!(r#"{attempt},{{"type":"fallback_message","model":"other","input_tokens":9}}"#),
+            true,
+        ),
+    ] {
+        let usage = format!(
+            r#""usage":{{"input_tokens":9,"output_tokens":2,"iterations":[{iterations}]}}"#
+        );
+        let body = format!(r#"{{"id":"msg","model":"m",{usage}}}"#);
+        assert_eq!(plain(Messages, &body).mixes_prices, mixed, "{iterations}");
+        let start = r#"{"type":"message_start","message":{"id":"msg","model":"m"}}"#;
+        let delta =
+            format!(r#"{{"type":"message_delta","delta":{{"stop_reason":"end_turn"}},{usage}}}"#);
+        assert_eq!(
+            stream(Messages, &[start, &delta]).mixes_prices,
+            mixed,
+            "{iterations}"
+        );
+    }
 }
 
 #[test]
@@ -1194,7 +1271,7 @@ fn a_listed_path_is_read_as_what_it_is_without_the_list() {
         let observer = ResponseObserver::for_request(request, false, &HeaderMap::new());
         let mut observer = observer.unwrap();
         observer.feed(made.as_bytes());
-        assert!(!observer.finish().mixes_media, "{endpoint:?}");
+        assert!(!observer.finish().mixes_prices, "{endpoint:?}");
     }
 }
 
