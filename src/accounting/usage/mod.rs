@@ -159,7 +159,8 @@ impl Usage {
 
     /// Some upstreams count what OpenAI includes beside the counts: xAI and Gemini the reasoning
     /// (<https://docs.x.ai/docs/key-information/consumption-and-rate-limits>,
-    /// <https://github.com/openai/openai-python/issues/2544>), gateways the cache. Their total gives it away.
+    /// <https://github.com/openai/openai-python/issues/2544>), on Responses where a gateway converts its answers
+    /// (<https://github.com/router-for-me/CLIProxyAPI/pull/5746>), gateways the cache. Their total gives it away.
     fn account_for(self, total: u64) -> Self {
         let (Some(input @ 1..), Some(output)) = (self.input_tokens, self.output_tokens) else {
             return self;
@@ -168,26 +169,21 @@ impl Usage {
         let cached = self.cached_input_tokens.unwrap_or(0);
         let cache = cached.saturating_add(self.cache_write_tokens.unwrap_or(0));
         let reasoning = self.reasoning_tokens.unwrap_or(0);
-        if rest == 0 {
-            self
-        } else if rest == reasoning || (reasoning == 0 && rest != cache) {
-            Self {
-                output_tokens: Some(output + rest),
-                ..self
-            }
+        let (more_input, more_output) = if rest == reasoning {
+            (0, reasoning)
         } else if rest == cache {
-            Self {
-                input_tokens: Some(input + rest),
-                ..self
-            }
+            (cache, 0)
         } else if rest == cache.saturating_add(reasoning) {
-            Self {
-                input_tokens: Some(input + cache),
-                output_tokens: Some(output + reasoning),
-                ..self
-            }
+            (cache, reasoning)
         } else {
-            self
+            // Whatever it is: output is the dearest class.
+            (0, rest)
+        };
+        // No more than the total.
+        Self {
+            input_tokens: Some(input + more_input),
+            output_tokens: Some(output + more_output),
+            ..self
         }
     }
 }

@@ -75,6 +75,8 @@ struct Counts {
     native: Usage,
     /// In other spellings that compatible upstreams have.
     foreign: Usage,
+    /// Charged for as these are, and not in them.
+    beside: Usage,
     /// Tokens that were written to a cache, by their lifetimes, in each place that tells it.
     written: [Written; WrittenIn::COUNT],
     total: Option<u64>,
@@ -159,6 +161,8 @@ enum Object {
 enum Spelling {
     Native,
     Foreign,
+    /// Names that no API has for its own counts, of what is beside them.
+    Beside,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -254,12 +258,15 @@ impl ResponseFields {
         let written = counts.written();
         usage.cache_write_tokens = more_than_none(usage.cache_write_tokens, written.all);
         usage.update(counts.native);
+        usage = usage.plus(counts.beside);
         // No more than were written at all.
         let all = usage.cache_write_tokens.unwrap_or(0);
         usage.cache_write_long_tokens = written.all.map(|_| written.long.min(all));
         match (shape, counts.total) {
-            (Shape::Chat | Shape::Choice, Some(total)) => usage.account_for(total),
-            _ => usage,
+            // Mistral's total has the sound that it transcribes, and charges for by the minute
+            // (`prompt_audio_seconds` of <https://docs.mistral.ai/api/endpoint/audio/transcriptions>).
+            (Shape::Media, _) | (_, None) => usage,
+            (_, Some(total)) => usage.account_for(total),
         }
     }
 
@@ -354,6 +361,7 @@ impl Counts {
     fn learn(&mut self, spelling: Spelling, class: Class, value: Value<'_>) {
         match spelling {
             Spelling::Native => learn_count(class.of(&mut self.native), value),
+            Spelling::Beside => learn_count(class.of(&mut self.beside), value),
             // There are several foreign spellings of one count, and relays fill those that they do not know with zeros.
             Spelling::Foreign => {
                 let count = class.of(&mut self.foreign);
@@ -642,7 +650,7 @@ impl Object {
     fn member_of_usage(self, key: &[u8]) -> Member {
         use Class::{CacheWrite, CachedInput, Input, Output, Reasoning};
         use Object::{ChatUsage, InputDetails, OutputDetails, ResponsesUsage};
-        use Spelling::{Foreign, Native};
+        use Spelling::{Beside, Foreign, Native};
         let count = |spelling, class| Member::Fact(Fact::Count(spelling, class));
         match (self, key) {
             (ResponsesUsage, b"input_tokens") | (ChatUsage, b"prompt_tokens") => {
@@ -672,6 +680,10 @@ impl Object {
                 InputDetails(_),
                 b"cache_write_tokens_details" | b"cache_creation_token_details" | b"cache_creation",
             ) => Member::Inner(Object::Lifetimes(WrittenIn::Details)),
+            // Of the models that Sakana's Fugu lets work on the answer (<https://console.sakana.ai/models>).
+            (InputDetails(_), b"orchestration_input_tokens") => count(Beside, Input),
+            (InputDetails(_), b"orchestration_input_cached_tokens") => count(Beside, CachedInput),
+            (OutputDetails(_), b"orchestration_output_tokens") => count(Beside, Output),
             (OutputDetails(spelling), b"reasoning_tokens" | b"thinking_tokens") => {
                 count(spelling, Reasoning)
             }

@@ -958,6 +958,90 @@ fn what_an_upstream_counts_beside_its_counts_is_in_its_total() {
     }
 }
 
+/// The same counts in the names of chat.
+fn as_chat(usage: &str) -> String {
+    usage
+        .replace("input_tokens", "prompt_tokens")
+        .replace("output_tokens", "completion_tokens")
+}
+
+#[test]
+fn what_the_total_has_beyond_the_counts_is_output_unless_it_is_the_cache() {
+    for (usage, counts) in [
+        (
+            r#""input_tokens":21,"output_tokens":0,"total_tokens":81,"output_tokens_details":{"reasoning_tokens":60}"#,
+            [21, 60],
+        ),
+        (
+            r#""input_tokens":100,"output_tokens":20,"total_tokens":160"#,
+            [100, 60],
+        ),
+        (
+            r#""input_tokens":100,"output_tokens":20,"total_tokens":160,"output_tokens_details":{"reasoning_tokens":10}"#,
+            [100, 60],
+        ),
+        (
+            r#""input_tokens":100,"output_tokens":20,"total_tokens":160,"input_tokens_details":{"cached_tokens":40}"#,
+            [140, 20],
+        ),
+        (
+            r#""input_tokens":100,"output_tokens":20,"total_tokens":170,"input_tokens_details":{"cached_tokens":40},"output_tokens_details":{"reasoning_tokens":10}"#,
+            [140, 30],
+        ),
+        (
+            r#""input_tokens":100,"output_tokens":20,"total_tokens":175,"input_tokens_details":{"cached_tokens":40},"output_tokens_details":{"reasoning_tokens":10}"#,
+            [100, 75],
+        ),
+        (
+            r#""input_tokens":100,"output_tokens":20,"total_tokens":120,"input_tokens_details":{"cached_tokens":40},"output_tokens_details":{"reasoning_tokens":10}"#,
+            [100, 20],
+        ),
+        (
+            r#""input_tokens":100,"output_tokens":20,"total_tokens":90"#,
+            [100, 20],
+        ),
+        (
+            r#""input_tokens":0,"output_tokens":20,"total_tokens":90"#,
+            [0, 20],
+        ),
+    ] {
+        let body = format!(r#"{{"id":"r","usage":{{{usage}}}}}"#);
+        let event = format!(r#"{{"type":"response.completed","response":{body}}}"#);
+        for told in [
+            plain(Responses, &body).usage,
+            stream(Responses, &[&event]).usage,
+            chat_usage(&as_chat(&format!("{{{usage}}}"))),
+        ] {
+            assert_eq!(in_and_out(told), counts.map(Some), "{usage}");
+        }
+    }
+    // What is charged for by the minute is in the total only.
+    let sound = r#"{"text":"x","usage":{"prompt_audio_seconds":203,"prompt_tokens":4,"total_tokens":3264,"completion_tokens":635}}"#;
+    let told = media("/v1/audio/transcriptions", sound).unwrap().usage;
+    assert_eq!(in_and_out(told), [4, 635].map(Some));
+}
+
+#[test]
+fn tokens_of_an_orchestration_are_added_to_the_counts() {
+    let counts = r#""input_tokens":5000,"input_tokens_details":{"cached_tokens":4000,"orchestration_input_tokens":5629,"orchestration_input_cached_tokens":7},"output_tokens":50,"output_tokens_details":{"reasoning_tokens":10,"orchestration_output_tokens":7}"#;
+    for usage in [
+        format!("{{{counts}}}"),
+        format!(r#"{{{counts},"total_tokens":10686}}"#),
+    ] {
+        for told in [
+            plain(Responses, &format!(r#"{{"id":"r","usage":{usage}}}"#)).usage,
+            chat_usage(
+                &as_chat(&usage)
+                    .replace("orchestration_prompt", "orchestration_input")
+                    .replace("orchestration_completion", "orchestration_output"),
+            ),
+        ] {
+            assert_eq!(in_and_out(told), [10_629, 57].map(Some), "{usage}");
+            assert_eq!(told.cached_input_tokens, Some(4007));
+        }
+    }
+}
+
 #[test]
 fn moonshot_tells_its_usage_in_the_last_choice() {
     let last = r#"{"id":"c1","choices":[{"index":0,"delta":{},"finish_reason":"stop","usage":{"prompt_tokens":1336,"completion_tokens":31,"total_tokens":1367,"cached_tokens":1280}}]}"#;
