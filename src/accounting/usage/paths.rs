@@ -51,6 +51,8 @@ pub(super) struct ResponseFields {
     pub background: bool,
     /// A message or a choice names the reason for which it stopped.
     pub stopped: bool,
+    /// Tokens that a message tells as OpenAI's APIs do: read from a cache, and part of its input.
+    pub cached_in_input: Option<u64>,
     /// The `error` member.
     pub error: ErrorFields,
     /// What stands at the top of a document that is an error itself.
@@ -148,6 +150,8 @@ enum Object {
     MessagesEvent,
     MessageDelta,
     MessagesUsage,
+    /// `prompt_tokens_details` of a message's usage.
+    MessagesPrompt,
     Iteration,
     Media,
     /// What the hosted tools used, each by its name.
@@ -192,6 +196,7 @@ enum Fact {
     Total,
     Written { place: WrittenIn, is_long: bool },
     Medium(Side, Medium),
+    CachedInInput,
     ToolTokens,
     Error(ErrorPart),
     FlatError(ErrorPart),
@@ -245,6 +250,7 @@ impl ResponseFields {
         self.error_status = None;
         self.background = false;
         self.stopped = false;
+        self.cached_in_input = None;
         self.error.clear();
         self.flat_error.clear();
         self.counts = Counts::default();
@@ -315,6 +321,7 @@ impl ResponseFields {
             Fact::Total => learn_count(&mut self.counts.total, value),
             Fact::Written { place, is_long } => self.counts.learn_written(place, is_long, value),
             Fact::Medium(side, medium) => self.counts.learn_medium(side, medium, value),
+            Fact::CachedInInput => learn_count(&mut self.cached_in_input, value),
             Fact::ToolTokens => self.counts.of_tools |= tells_some(value),
             Fact::Error(part) => self.error.learn(part, value),
             Fact::FlatError(part) => self.flat_error.learn(part, value),
@@ -600,6 +607,8 @@ impl Object {
                 b"usage" => Member::Inner(Object::ChatUsage),
                 _ => Member::Other,
             },
+            Object::MessagesPrompt if key == b"cached_tokens" => Member::Fact(Fact::CachedInInput),
+            Object::MessagesPrompt => Member::Other,
             Object::ToolUsage => Member::Inner(Object::Tool),
             Object::Tool => match key {
                 b"input_tokens" | b"output_tokens" | b"total_tokens" => {
@@ -761,6 +770,8 @@ fn member_of_messages_usage(key: &[u8]) -> Member {
         b"cached_tokens" | b"prompt_cache_hit_tokens" => {
             Member::Fact(Fact::Count(Spelling::Foreign, Class::CachedInput))
         }
+        // No member of the API itself: see `Tally::move_input_to_cache`.
+        b"prompt_tokens_details" => Member::Inner(Object::MessagesPrompt),
         b"output_tokens" => count(Class::Output),
         b"output_tokens_details" => Member::Inner(Object::OutputDetails(Spelling::Native)),
         b"service_tier" => Member::Fact(Fact::Tier),

@@ -146,7 +146,7 @@ impl Tally {
         match facts.kind.as_str() {
             "message_start" | "message_delta" => {
                 self.name(facts);
-                self.move_input_to_cache(document.usage());
+                self.move_input_to_cache(document.usage(), facts);
                 self.count(document);
             }
             "message_stop" if whole => return self.end("message_stop"),
@@ -160,13 +160,27 @@ impl Tally {
         }
     }
 
-    /// Some relays begin with the whole prompt as input, and tell later that all of it came from the cache: a zero that is one
-    /// (<https://github.com/maximhq/bifrost/pull/6598>).
-    fn move_input_to_cache(&mut self, newer: Usage) {
-        let cached = |usage: Usage| usage.cached_input_tokens.unwrap_or(0);
-        if newer.input_tokens == Some(0) && cached(newer) > 0 && cached(self.usage) == 0 {
-            self.usage.input_tokens = Some(0);
+    /// Some relays begin with the whole prompt as input, and tell later what of it came from the cache: all, by a zero that is
+    /// one (<https://github.com/maximhq/bifrost/pull/6598>), or as much as OpenAI's member says, which counts it within the
+    /// prompt (DashScope: <https://github.com/jeremychone/rust-genai/pull/258>). Anthropic has no such member.
+    fn move_input_to_cache(&mut self, newer: Usage, facts: &ResponseFields) {
+        let cached = newer.cached_input_tokens.unwrap_or(0);
+        if cached == 0
+            || self
+                .usage
+                .cached_input_tokens
+                .is_some_and(|count| count > 0)
+        {
+            return;
         }
+        let input = self.usage.input_tokens;
+        self.usage.input_tokens = match newer.input_tokens {
+            Some(0) => Some(0),
+            None if facts.cached_in_input == Some(cached) => {
+                input.map(|input| input.saturating_sub(cached))
+            }
+            _ => input,
+        };
     }
 
     fn add_media_event(&mut self, document: &Document) {

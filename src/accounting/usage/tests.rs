@@ -1660,6 +1660,52 @@ fn a_prompt_that_turns_out_to_be_cached_counts_once() {
 }
 
 #[test]
+fn a_cache_hit_that_is_told_as_part_of_the_prompt_counts_once() {
+    let start = |cache: &str| {
+        format!(
+            r#"{{"type":"message_start","message":{{"id":"m","usage":{{"input_tokens":3602,{cache}"output_tokens":0}}}}}}"#
+        )
+    };
+    let delta = |usage: &str| {
+        format!(
+            r#"{{"type":"message_delta","delta":{{"stop_reason":"end_turn"}},"usage":{{{usage}"output_tokens":878}}}}"#
+        )
+    };
+    let hit = |tokens: u64| {
+        format!(
+            r#""cache_read_input_tokens":{tokens},"prompt_tokens_details":{{"cached_tokens":{tokens}}},"#
+        )
+    };
+    for (start, delta, counts) in [
+        (start(""), delta(&hit(3604)), [3604, 3604]),
+        (start(""), delta(&hit(3000)), [3602, 3000]),
+        // What the API itself tells is beside the input.
+        (
+            start(""),
+            delta(r#""cache_read_input_tokens":3000,"#),
+            [6602, 3000],
+        ),
+        (
+            start(r#""cache_read_input_tokens":3000,"#),
+            delta(&hit(3000)),
+            [6602, 3000],
+        ),
+        (
+            start(""),
+            delta(&format!(r#""input_tokens":602,{}"#, hit(3000))),
+            [3602, 3000],
+        ),
+    ] {
+        let usage = stream(Messages, &[&start, &delta, &delta, MESSAGE_STOP]).usage;
+        assert_eq!(
+            [usage.input_tokens, usage.cached_input_tokens],
+            counts.map(Some),
+            "{delta}"
+        );
+    }
+}
+
+#[test]
 fn cache_and_reasoning_that_both_stand_beside_the_counts_are_added() {
     let usage = chat_usage(
         r#"{"prompt_tokens":60,"completion_tokens":10,"total_tokens":160,"prompt_tokens_details":{"cached_tokens":40},"completion_tokens_details":{"reasoning_tokens":50}}"#,
