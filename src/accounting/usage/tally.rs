@@ -44,6 +44,8 @@ pub(super) struct Tally {
     pub background: bool,
     /// A status that is the response's last was told.
     settled: bool,
+    /// An event of a Responses stream told of output.
+    has_output: bool,
 }
 
 impl Protocol {
@@ -115,7 +117,10 @@ impl Tally {
             "response.done" => "response.done",
             "response.cancelled" => "response.cancelled",
             "response.canceled" => "response.canceled",
-            _ => return self.add_error(document),
+            kind => {
+                self.has_output |= kind.starts_with("response.");
+                return self.add_error(document);
+            }
         };
         self.name(facts);
         self.count(document);
@@ -253,6 +258,7 @@ impl Tally {
         self.error_names_tier |= newer.error_names_tier;
         self.background |= newer.background;
         self.settled |= newer.settled;
+        self.has_output |= newer.has_output;
     }
 
     /// Takes over what another answer in the same list told: all of it was used, and where several models served, no one of
@@ -321,6 +327,12 @@ impl Tally {
         self.settled = true;
     }
 
+    /// Whether the zeros that it tells may be what was used: by a response of Responses that made nothing, such as the one by
+    /// which Codex warms a WebSocket up (`generate: false`). No prompt that is answered has no tokens.
+    fn may_be_free(&self, protocol: Protocol) -> bool {
+        protocol == Protocol::Responses && self.terminal.is_some() && !self.has_output
+    }
+
     pub fn observed(&self, protocol: Protocol) -> Observed {
         let mut usage = self.usage;
         if self.iterations.has_counts() {
@@ -333,8 +345,8 @@ impl Tally {
         // Nobody fetches what an operator's own path makes: see `Endpoint::ResponsesItem`.
         let may_wait = self.background && protocol != Protocol::Unknown;
         let waits = may_wait && !self.settled && !self.id.is_empty();
-        // What it counts so far is not what it will come to.
-        if waits {
+        // What it counts so far is not what it will come to, and zeros alone are no counts.
+        if waits || !(usage.has_counts() || self.may_be_free(protocol)) {
             usage = Usage::default();
         }
         Observed {

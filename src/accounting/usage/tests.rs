@@ -222,9 +222,9 @@ fn only_non_negative_numbers_count() {
         "true",
         "18446744073709551616",
     ] {
-        let body = format!(r#"{{"usage":{{"input_tokens":{wrong},"output_tokens":0}}}}"#);
+        let body = format!(r#"{{"usage":{{"input_tokens":{wrong},"output_tokens":1}}}}"#);
         let expected = Usage {
-            output_tokens: Some(0),
+            output_tokens: Some(1),
             ..Usage::default()
         };
         assert_eq!(plain(Responses, &body).usage, expected, "{wrong}");
@@ -241,7 +241,7 @@ fn counts_are_read_as_the_world_writes_them() {
         ("1e3", 1000),
         ("18446744073709551615", u64::MAX),
     ] {
-        let body = format!(r#"{{"usage":{{"input_tokens":{told}}}}}"#);
+        let body = format!(r#"{{"usage":{{"input_tokens":{told},"output_tokens":1}}}}"#);
         assert_eq!(
             plain(Responses, &body).usage.input_tokens,
             Some(count),
@@ -881,6 +881,38 @@ fn zeros_at_the_end_take_no_count_of_a_response_away() {
 }
 
 #[test]
+fn zeros_alone_are_no_usage_but_of_a_response_without_output() {
+    let zeros = r#""usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0,"input_tokens":0,"output_tokens":0}"#;
+    let none = (Usage::default(), UsageState::None);
+    let counted = |observed: Observed| (observed.usage, observed.usage_state);
+    let body = format!(r#"{{"id":"x","status":"completed","output":[{{}}],"choices":[],{zeros}}}"#);
+    for endpoint in [Responses, ChatCompletions, Messages, Extra] {
+        assert_eq!(counted(plain(endpoint, &body)), none, "{endpoint:?}");
+    }
+    assert_eq!(
+        counted(media("/v1/images/generations", &body).unwrap()),
+        none
+    );
+    let finished = CHUNK.replace(r#""finish_reason":null"#, r#""finish_reason":"stop""#);
+    assert_eq!(
+        counted(stream(ChatCompletions, &[&finished, &body, "[DONE]"])),
+        none
+    );
+    let start = format!(r#"{{"type":"message_start","message":{{"id":"m",{zeros}}}}}"#);
+    let delta = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":0}}"#;
+    assert_eq!(
+        counted(stream(Messages, &[&start, delta, MESSAGE_STOP])),
+        none
+    );
+    let delta = r#"{"type":"response.output_text.delta","delta":"x"}"#;
+    let end = format!(r#"{{"type":"response.completed","response":{{"id":"r",{zeros}}}}}"#);
+    assert_eq!(counted(stream(Responses, &[delta, &end])), none);
+    let warm_up = stream(Responses, &[CREATED, &end]);
+    assert_eq!(in_and_out(warm_up.usage), [0, 0].map(Some));
+    assert_eq!(warm_up.usage_state, UsageState::Final);
+}
+
+#[test]
 fn cache_hits_are_read_in_the_spellings_of_compatible_upstreams() {
     for (upstream, usage) in [
         (
@@ -1505,6 +1537,11 @@ fn the_events_of_a_websocket_add_up_as_those_of_a_stream() {
         &[counts, untold],
         &[CREATED, COMPLETED],
         &[counts],
+        &[
+            r#"{"type":"response.output_text.delta","delta":"x"}"#,
+            zeros,
+        ],
+        &[zeros],
     ] {
         let mut tally = EventTally::default();
         let mut observer = EventObserver::new();
