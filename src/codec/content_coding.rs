@@ -96,6 +96,19 @@ impl Coding {
             .find(|(known, _)| name.eq_ignore_ascii_case(known))
             .map(|(_, coding)| *coding)
     }
+
+    /// Whether coded data may begin with this byte. A brotli stream may with any, for it has no magic number.
+    pub fn may_begin_with(self, first: u8) -> bool {
+        match self {
+            // RFC 1952 §2.3.1.
+            Coding::Gzip => first == 0x1f,
+            // The magic number of a frame, or of one that is skipped (RFC 8878 §3.1).
+            Coding::Zstd => first == 0x28 || first & 0xf0 == 0x50,
+            // The compression method, which is deflate (RFC 1950 §2.2).
+            Coding::Deflate => first & 0x0f == 8,
+            Coding::Brotli => true,
+        }
+    }
 }
 
 impl Decoder {
@@ -385,6 +398,19 @@ mod tests {
                         "{coding:?}"
                     );
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn coded_data_are_told_from_a_plain_answer_by_their_first_byte() {
+        for coding in ALL {
+            assert!(coding.may_begin_with(encoded(coding, PLAIN)[0]));
+            for plain in [
+                "{", "data:", "event:", "id:", "retry:", ":", " ", "\n", "\u{feff}",
+            ] {
+                let may = coding.may_begin_with(plain.as_bytes()[0]);
+                assert_eq!(may, coding == Coding::Brotli, "{coding:?} {plain:?}");
             }
         }
     }

@@ -50,7 +50,9 @@ pub struct EventTally(Tally);
 
 /// A coded body, decoded on the side.
 pub(super) struct BodyDecoder {
+    coding: Coding,
     decoder: Decoder,
+    has_begun: bool,
     /// How many more decoded bytes are looked at.
     pub(super) left: u64,
 }
@@ -156,6 +158,8 @@ impl ResponseObserver {
         if self.blind {
             return;
         }
+        // Some upstreams name a coding and send the body as it is (<https://github.com/preset-io/agor/pull/1104>).
+        self.decoder.take_if(|decoder| decoder.is_refuted_by(chunk));
         match &mut self.decoder {
             Some(decoder) => self.blind = decoder.push(chunk, &mut self.body).is_err(),
             None => self.body.feed(chunk),
@@ -244,14 +248,23 @@ impl EventTally {
 impl BodyDecoder {
     pub(super) fn new(coding: Coding) -> Self {
         Self {
+            coding,
             decoder: Decoder::with_members(coding),
+            has_begun: false,
             left: DECODED_LIMIT,
         }
+    }
+
+    /// Whether these are the first bytes of a body that cannot have the coding, but be a document or a stream as it is.
+    fn is_refuted_by(&self, chunk: &[u8]) -> bool {
+        let first = chunk.first().filter(|_| !self.has_begun);
+        first.is_some_and(|first| begins_plain(*first) && !self.coding.may_begin_with(*first))
     }
 
     /// # Errors
     /// The data are broken, or more than `DECODED_LIMIT` come out.
     pub(super) fn push(&mut self, chunk: &[u8], body: &mut Body) -> Result<(), Refusal> {
+        self.has_begun |= !chunk.is_empty();
         let left = &mut self.left;
         self.decoder.push(chunk, &mut |piece| {
             *left = left
@@ -381,6 +394,11 @@ fn take_listed(mut piece: &[u8], list: &mut List, document: &mut Document, tally
         }
         piece = rest;
     }
+}
+
+/// Whether a document or a stream may begin with this byte; a byte order mark and white space count.
+fn begins_plain(first: u8) -> bool {
+    first.is_ascii_whitespace() || b"{[:deir\xef".contains(&first)
 }
 
 impl Opening {

@@ -506,6 +506,29 @@ fn a_coded_body_is_decoded_on_the_side() {
 }
 
 #[test]
+fn a_body_that_has_not_the_coding_it_names_is_read_as_it_is() {
+    let event = format!("data: {COMPLETED}\n\n");
+    let bodies = [event.clone(), format!("\u{feff}\r\n: c\n{event}")];
+    for (body, step) in bodies
+        .iter()
+        .flat_map(|body| [(body, 1), (body, usize::MAX)])
+    {
+        for coding in ["gzip", "deflate", "zstd"] {
+            let mut observer = ResponseObserver::new(Responses, true, &coded(coding)).unwrap();
+            observer.feed(b"");
+            body.as_bytes()
+                .chunks(step)
+                .for_each(|piece| observer.feed(piece));
+            assert_eq!(told(observer.finish()), completed(), "{coding}");
+        }
+    }
+    // Of what is neither, nothing is seen, so that it proves nothing.
+    let mut observer = ResponseObserver::new(Responses, true, &coded("gzip")).unwrap();
+    observer.feed(b"\xab\x56\x4a");
+    assert!(!observer.finish().lacks_end);
+}
+
+#[test]
 fn what_was_seen_of_a_broken_coding_stands() {
     let mut body = gzip(format!("data: {COMPLETED}\n\n").as_bytes());
     body.extend_from_slice(b"behind its end");
