@@ -1,5 +1,6 @@
 //! The answers of one list: LiteLLM serves a chat request for several models so
-//! (<https://docs.litellm.ai/docs/completion/batching>).
+//! (<https://docs.litellm.ai/docs/completion/batching>), and Gemini's OpenAI door tells its errors so
+//! (<https://github.com/Simpleyyt/ai-manus/issues/101>).
 
 use super::strings::Strings;
 

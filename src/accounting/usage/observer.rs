@@ -65,7 +65,7 @@ pub(super) struct Body {
     opening: Opening,
     /// `None` before the first bytes, and where the body is one document.
     events: Option<EventStream>,
-    /// The body is a list of chat answers.
+    /// The body is a list of answers.
     list: Option<List>,
     document: Document,
     tally: Tally,
@@ -311,7 +311,9 @@ impl Body {
         }
         self.events = event_stream.then(EventStream::new);
         let (opening, length) = (self.opening.bytes, self.opening.length);
-        let is_list = !event_stream && self.protocol == Protocol::Chat && opening[0] == b'[';
+        // What an operator's own path lists may be anything.
+        let has_lists = self.protocol != Protocol::Unknown;
+        let is_list = !event_stream && has_lists && opening[0] == b'[';
         self.list = is_list.then(List::default);
         self.read(&opening[..length]);
     }

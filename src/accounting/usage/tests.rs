@@ -833,6 +833,9 @@ fn a_refusal_of_the_tier_names_it() {
             |status, body: &str| refuses_tier(endpoint, status, &HeaderMap::new(), body.as_bytes());
         for body in refusals {
             assert!(refuses(400, body) && !refuses(500, body), "{body}");
+            let listed = format!("[{body}]");
+            assert!(refuses(400, &listed) && !refuses(500, &listed), "{listed}");
+            assert!(plain(endpoint, &listed).failed == plain(endpoint, body).failed);
         }
         for body in others {
             assert!(!refuses(400, body), "{body}");
