@@ -1,5 +1,5 @@
-//! Every reason for which a request is refused or fails, and the answer that a client gets for it. Only the
-//! events of a WebSocket and the bridge's answers have shapes of their own.
+//! Every reason for which a request is refused or fails, and the answer that a client gets for it, over HTTP or on a
+//! WebSocket. Only the bridge's answers have shapes of their own.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,6 +12,9 @@ use crate::codec::framing::write_line;
 
 use Outcome::{Denied, Rejected, Timeout, UpstreamError};
 use Retry::{Never, Possible, Soon};
+
+/// The status in the event with which OpenAI's API refuses a message of a WebSocket.
+const REFUSED_MESSAGE: u16 = 400;
 
 /// Whose shape of error the callers of an endpoint expect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,6 +205,26 @@ impl Refusal {
             should_retry: row.retry != Retry::Never,
         }
     }
+
+    /// The event that tells it on a WebSocket, in the shape of the API's own.
+    pub fn event(&self) -> String {
+        let (row, status) = (self.cause.row(), self.cause.event_status());
+        let kind = match status {
+            REFUSED_MESSAGE => INVALID.0,
+            _ => row.openai_type,
+        };
+        let event = json!({
+            "type": "error",
+            "status": status,
+            "error": {
+                "type": kind,
+                "code": row.code,
+                "message": self.text(),
+                "param": null,
+            },
+        });
+        event.to_string()
+    }
 }
 
 impl Answer {
@@ -274,6 +297,17 @@ impl Cause {
     /// HTTP status that the client gets.
     pub fn status(self) -> u16 {
         self.row().status
+    }
+
+    /// The status in the event that tells it on a WebSocket. Whatever a message is refused for, it is that of the API's own
+    /// refusals. What passes has the status that it has over HTTP, for by it clients choose whether to send the message again;
+    /// but 503 in place of 429, at which Codex gives up on a WebSocket (0.169).
+    pub fn event_status(self) -> u16 {
+        match self.status() {
+            429 if self == Cause::TooManyRequests => 503,
+            status @ (408 | 500..) => status,
+            _ => REFUSED_MESSAGE,
+        }
     }
 
     /// The outcome that the access log has for it.
@@ -488,6 +522,37 @@ mod tests {
         assert_eq!(
             told(Protocol::Anthropic),
             r#"{"type":"error","error":{"type":"authentication_error","message":"tiergate: unknown API key (invalid_api_key, request r1)"}}"#
+        );
+    }
+
+    #[test]
+    fn a_websocket_is_told_by_which_status_to_try_again() {
+        use Cause::*;
+        let passing = [
+            (RequestTimeout, 408),
+            (TooManyRequests, 503),
+            (UpstreamUnreachable, 502),
+            (UpstreamReset, 502),
+            (UpstreamTimeout, 504),
+            (UpstreamCredentialRefused, 502),
+            (BufferFull, 503),
+            (Draining, 503),
+            (AccessLogUnavailable, 503),
+            (Internal, 500),
+        ];
+        for cause in Cause::ALL {
+            let told = passing.iter().find(|(passing, _)| *passing == cause);
+            let status = told.map_or(400, |(_, status)| *status);
+            assert_eq!(cause.event_status(), status, "{cause:?}");
+        }
+        assert_eq!(
+            Refusal::from(KeyDisabled).event(),
+            r#"{"type":"error","status":400,"error":{"type":"invalid_request_error","code":"key_disabled","message":"tiergate: this API key is disabled","param":null}}"#
+        );
+        assert!(
+            Refusal::from(TooManyRequests)
+                .event()
+                .contains(r#""type":"rate_limit_error""#)
         );
     }
 

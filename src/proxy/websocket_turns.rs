@@ -25,8 +25,6 @@ const ERROR: &str = "error";
 const CREATED: &str = "response.created";
 /// The event that some upstreams send behind the one that ended a response.
 const DONE: &str = "response.done";
-/// The status that the API's own error event names for a message it refuses.
-pub const REFUSED_STATUS: u16 = 400;
 /// Responses that may run at once. The API allows 16; those beyond are judged and billed as well, up to here.
 const MAX_OPEN_TURNS: usize = 1024;
 /// Responses whose ends are remembered, in case they are told again.
@@ -275,7 +273,7 @@ impl Turns {
         for mut open in self.open.split_off(first) {
             open.record.sent = Sent::default();
             open.record.answer = Answered {
-                status: Some(REFUSED_STATUS),
+                status: Some(cause.event_status()),
                 transport: self.answer.transport,
                 ..Answered::default()
             };

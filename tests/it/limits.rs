@@ -255,8 +255,17 @@ fn a_response_on_a_websocket_is_a_request_in_flight_and_the_connection_is_none()
     connection.send([&message[..], &message].concat());
     let told = connection.rest();
     let text = String::from_utf8_lossy(&told);
+    // The line of the turn tells what its client was told: Codex would not try again after 429.
+    assert!(text.contains(r#""status":503"#), "{text}");
     assert!(text.contains(r#""code":"too_many_requests""#), "{text}");
     let close = told.windows(2).any(|code| code == 1013_u16.to_be_bytes());
     assert!(close, "{text}");
     assert_eq!(client.post(PATH, "{}").status, 200);
+    let lines = proxy.access_log(5);
+    let refused = lines.iter().filter(|line| line["turn"] != 0);
+    let told: Vec<_> = refused
+        .map(|line| (&line["status"], &line["error"]))
+        .collect();
+    let too_many = (&json!(503), &json!("too_many_requests"));
+    assert_eq!(told, [too_many, too_many]);
 }

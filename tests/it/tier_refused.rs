@@ -476,8 +476,13 @@ fn a_second_attempt_that_takes_too_long_is_told_as_such() {
         .run();
     let mut socket = refused(&upstream, &proxy);
     assert_eq!(
-        socket.client.hear_refusal(),
-        ("upstream_timeout".to_owned(), 1011)
+        socket.client.hear_farewell(),
+        (
+            504,
+            "server_error".to_owned(),
+            "upstream_timeout".to_owned(),
+            1011
+        )
     );
     let told = json!({"outcome": "timeout", "service_tier": null, "tier_refused": true});
     assert_told(&proxy.access_log(2)[0], &told);

@@ -11,6 +11,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tiergate::accounting::record::{RequestInfo, RequestRecord, Termination};
+use tiergate::accounting::usage::Observed;
 use tiergate::codec::websocket::{Opcode, encode};
 use tiergate::config::Config;
 use tiergate::policy::Head;
@@ -111,9 +112,9 @@ fn fragment(out: &mut Vec<u8>, text: &[u8], count: usize, ping: bool, mask: Opti
     }
 }
 
-fn load(folder: &Path) -> Arc<State> {
+fn load(folder: &Path, config: &str) -> Arc<State> {
     let path = folder.join("tiergate.yaml");
-    fs::write(&path, CONFIG).unwrap();
+    fs::write(&path, config).unwrap();
     fs::write(folder.join("policy.yaml"), POLICY).unwrap();
     let (config, _) = Config::load(&path).expect("a good configuration");
     let Ok((state, _)) = State::load(config) else {
@@ -122,10 +123,8 @@ fn load(folder: &Path) -> Arc<State> {
     state
 }
 
-/// Runs a conversation over these chunks. All of the client comes first.
-fn run(key: &str, client: &[Bytes], server: &[Bytes]) -> Outcome {
-    let folder = tempfile::tempdir().unwrap();
-    let state = load(folder.path());
+/// A conversation that has just begun.
+fn open(state: &Arc<State>, key: &str) -> WebSocketSession {
     let mut headers = HeaderMap::new();
     let key = HeaderValue::from_str(&format!("Bearer {key}")).unwrap();
     headers.insert("authorization", key);
@@ -139,25 +138,37 @@ fn run(key: &str, client: &[Bytes], server: &[Bytes]) -> Outcome {
     let Ok(decision) = policy.decide(&head) else {
         panic!("a key of the policy");
     };
-    let request = RequestInfo {
-        id: uuid::Uuid::now_v7(),
-        client: None,
-        user_agent: None,
-        method: Method::GET,
-        path: "/v1/responses".to_owned(),
-        endpoint: Endpoint::Responses,
-        models: Vec::new(),
-        trace: None,
-    };
     let mut connection = RequestRecord::new(0, policy);
     connection.answer.status = Some(101);
     connection.answer.upstream_status = Some(101);
     let upstream = state.upstream("main").cloned();
     let credential = decision.credential;
-    let session = WebSocketSession::new(&state, upstream, credential, request, &connection);
-    let Ok(mut conversation) = session else {
+    let request = request("/v1/responses");
+    let session = WebSocketSession::new(state, upstream, credential, request, &connection);
+    let Ok(conversation) = session else {
         panic!("there is memory for it");
     };
+    conversation
+}
+
+fn request(path: &str) -> RequestInfo {
+    RequestInfo {
+        id: uuid::Uuid::now_v7(),
+        client: None,
+        user_agent: None,
+        method: Method::GET,
+        path: path.to_owned(),
+        endpoint: Endpoint::Responses,
+        models: Vec::new(),
+        trace: None,
+    }
+}
+
+/// Runs a conversation over these chunks. All of the client comes first.
+fn run(key: &str, client: &[Bytes], server: &[Bytes]) -> Outcome {
+    let folder = tempfile::tempdir().unwrap();
+    let state = load(folder.path(), CONFIG);
+    let mut conversation = open(&state, key);
     let (mut to_upstream, mut to_client) = (Vec::new(), Vec::new());
     for chunk in client {
         let passed = conversation.client_bytes(chunk.clone());
@@ -412,4 +423,29 @@ fn a_response_ends_by_done_or_cancelled_and_the_next_one_has_its_own_end() {
             ]
         );
     }
+}
+
+/// What cannot be billed is not served, on a connection that was there before as well.
+#[test]
+fn no_response_is_created_while_the_log_takes_no_more_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = load(folder.path(), &CONFIG.replace("access.log", "/dev/full"));
+    let mut conversation = open(&state, "sk-fast");
+    let create = Bytes::from(encode(true, Opcode::Text, MASK, CREATE.as_bytes()));
+    let output = conversation.client_bytes(create.clone());
+    assert!(output.refusal.is_none());
+    // Control characters take six bytes each in JSON.
+    let long = request(&"\u{1}".repeat(1024));
+    while !state.log.is_full() {
+        let record = RequestRecord::new(0, state.policy.current());
+        let observed = Observed::default();
+        record.log(&state.ledger(), &long, None, Termination::Whole, &observed);
+    }
+    let output = conversation.client_bytes(create);
+    assert!(output.to_upstream.is_empty());
+    let told = String::from_utf8_lossy(&output.to_client.unwrap()).into_owned();
+    assert!(
+        told.contains(r#""status":503"#) && told.contains("access_log_unavailable"),
+        "{told}"
+    );
 }

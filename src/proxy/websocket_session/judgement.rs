@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::{INTERNAL_ERROR, POLICY_VIOLATION, TRY_AGAIN_LATER, WebSocketSession};
+use super::{WebSocketSession, close_code};
 use crate::accounting::record::RequestRecord;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::{BodyFault, Edits, Observer, RequestFields, Rewriter, Rewritten};
@@ -77,11 +77,7 @@ impl MessageError {
     pub fn into_refusal(self) -> (Refusal, u16) {
         match self {
             MessageError::Refused(refusal) => {
-                let code = match refusal.cause {
-                    Cause::BufferFull | Cause::TooManyRequests => TRY_AGAIN_LATER,
-                    Cause::Internal => INTERNAL_ERROR,
-                    _ => POLICY_VIOLATION,
-                };
+                let code = close_code(refusal.cause);
                 (refusal, code)
             }
             MessageError::Protocol(error) => {
@@ -261,6 +257,9 @@ impl WebSocketSession {
                 Cause::BufferFull,
                 "too many responses run on this connection",
             ));
+        }
+        if self.state.log.is_full() {
+            return Err(Cause::AccessLogUnavailable.into());
         }
         let in_flight = &self.state.in_flight;
         in_flight.enter(&decision.group, &decision.credential.digest)

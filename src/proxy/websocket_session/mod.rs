@@ -7,7 +7,6 @@ mod judgement;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde_json::json;
 
 use crate::accounting::record::{RequestInfo, RequestRecord, Termination};
 use crate::accounting::usage::EventObserver;
@@ -18,7 +17,7 @@ use crate::codec::websocket::{
 };
 use crate::policy::Credential;
 use crate::proxy::websocket_relay::{HeldMessage, join};
-use crate::proxy::websocket_turns::{OpenTurn, REFUSED_STATUS, Turns};
+use crate::proxy::websocket_turns::{OpenTurn, Turns};
 use crate::state::State;
 use crate::upstream::Upstream;
 use judgement::{MessageError, MessageReader};
@@ -259,10 +258,9 @@ impl WebSocketSession {
         }
         self.closed = true;
         self.turns.end_all(Termination::Timeout);
-        ServerOutput::closing(
-            self.is_client_between_messages()
-                .then(|| refusal_frames(&Cause::UpstreamTimeout.into(), INTERNAL_ERROR)),
-        )
+        let cause = Cause::UpstreamTimeout;
+        let frames = || refusal_frames(&cause.into(), close_code(cause));
+        ServerOutput::closing(self.is_client_between_messages().then(frames))
     }
 
     /// Whether a message of the proxy's own may follow what the client has. In the middle of a message the client would take
@@ -326,20 +324,19 @@ impl WebSocketSession {
     }
 }
 
-/// The event with which the API itself refuses a message, so that clients need not know the proxy, and the close.
+/// The event that tells why, and the close.
 fn refusal_frames(refusal: &Refusal, close_code: u16) -> Bytes {
-    let event = json!({
-        "type": "error",
-        "status": REFUSED_STATUS,
-        "error": {
-            "type": "invalid_request_error",
-            "code": refusal.cause.code(),
-            "message": refusal.text(),
-            "param": null,
-        },
-    });
     let close = close_frame(close_code, refusal.cause.code(), None);
-    Bytes::from([text_frame(&event.to_string(), None), close].concat())
+    Bytes::from([text_frame(&refusal.event(), None), close].concat())
+}
+
+/// The code that closes a connection for this cause.
+fn close_code(cause: Cause) -> u16 {
+    match cause.event_status() {
+        503 => TRY_AGAIN_LATER,
+        500.. => INTERNAL_ERROR,
+        _ => POLICY_VIOLATION,
+    }
 }
 
 fn restart_frame() -> Bytes {

@@ -7,13 +7,19 @@ use serde_json::json;
 use tungstenite::Message;
 use tungstenite::protocol::frame::CloseFrame;
 
-use super::ends::{self, COMPLETED, CREATE, CREATED, DELTA, FORCED, Heard};
+use super::ends::{self, COMPLETED, CREATE, CREATED, DELTA, FORCED, Heard, Socket};
 use crate::support::command::command;
 use crate::support::proxy::{self, Proxy};
 use crate::support::{eventually, upstream};
 
 fn restart() -> Heard {
     Heard::Close(1012, "the proxy restarts".to_owned())
+}
+
+/// The client is told that the upstream is late, with the status by which clients send the message again.
+fn assert_late(socket: &mut Socket) {
+    let (kind, code) = ("server_error".to_owned(), "upstream_timeout".to_owned());
+    assert_eq!(socket.client.hear_farewell(), (504, kind, code, 1011));
 }
 
 #[test]
@@ -125,7 +131,7 @@ fn a_response_that_falls_silent_is_given_up_its_idle_timeout_after_its_last_mess
         socket.server.hear_text();
         ends::answer(&mut socket, &[CREATED]);
         let begun = Instant::now();
-        socket.client.hear_refusal();
+        assert_late(&mut socket);
         let time = begun.elapsed();
         assert!(time < Duration::from_millis(1700), "{time:?}");
     }

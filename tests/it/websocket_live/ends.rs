@@ -255,20 +255,25 @@ impl End {
         serde_json::from_str(&self.hear_text()).unwrap()
     }
 
-    /// The event that tells of a refusal, which is checked, and then the close. Returns the code of both.
+    /// The event with which a message is refused, and then the close. Returns the code of both.
     pub fn hear_refusal(&mut self) -> (String, u16) {
+        let (status, kind, code, close) = self.hear_farewell();
+        assert_eq!((status, &*kind), (400, "invalid_request_error"));
+        (code, close)
+    }
+
+    /// The event that tells why the proxy closes, and then the close: the event's status, type and code, and the close's.
+    pub fn hear_farewell(&mut self) -> (u64, String, String, u16) {
         let event = self.hear_json();
-        assert_eq!(
-            (&event["type"], &event["status"]),
-            (&"error".into(), &400.into())
-        );
-        assert_eq!(event["error"]["type"], "invalid_request_error");
-        assert!(event["error"]["message"].is_string() && event["error"]["param"].is_null());
-        let Heard::Close(code, reason) = self.hear() else {
+        let error = &event["error"];
+        assert_eq!(event["type"], "error");
+        assert!(error["message"].is_string() && error["param"].is_null());
+        let Heard::Close(close, code) = self.hear() else {
             panic!("no close after {event}");
         };
-        assert_eq!(event["error"]["code"], *reason);
-        (reason, code)
+        assert_eq!(error["code"], *code);
+        let kind = error["type"].as_str().unwrap().to_owned();
+        (event["status"].as_u64().unwrap(), kind, code, close)
     }
 
     /// Waits until the peer is gone, having said nothing more but, maybe, that it goes.

@@ -359,6 +359,7 @@ fn a_message_for_which_no_memory_is_left_is_refused() {
     let mut socket = upstream.open(&proxy, "sk-fast");
     let start = format!(r#"{{"type":"response.create","a":"{}"#, "x".repeat(100_000));
     socket.client.fragment(true, false, &start);
-    assert_sent_away(&mut socket, "buffer_full", 1013);
+    let (kind, code) = ("server_error".to_owned(), "buffer_full".to_owned());
+    assert_eq!(socket.client.hear_farewell(), (503, kind, code, 1013));
     assert_eq!(proxy.metric("tiergate_buffered_bytes"), 0.0);
 }
