@@ -27,9 +27,9 @@ pub struct Limits {
     pub idle_upstream_connections: usize,
     /// Time for a whole request head; on a new connection, from its beginning.
     pub header_timeout: Duration,
-    /// Time between two reads of a request body.
+    /// Time between two reads of a request body, or of a message that a WebSocket client has begun.
     pub body_idle_timeout: Duration,
-    /// Time for a whole request body.
+    /// Time for a whole request body, or a whole message of a WebSocket client.
     pub body_timeout: Duration,
     /// How long a client may take no byte of its response.
     pub write_timeout: Duration,

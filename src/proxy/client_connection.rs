@@ -45,8 +45,12 @@ struct State {
     awaits_body: bool,
     /// It was not waited for because the drain was over.
     body_cut: bool,
-    /// The upstream's connection of a WebSocket, which is told of a drain.
+    /// The upstream's connection of a WebSocket, which is told of a drain, and of a message that is late.
     socket: Option<Arc<StreamControl>>,
+    /// The message of a WebSocket that is under way.
+    message: Option<Underway>,
+    /// It did not come in time.
+    message_late: bool,
     /// For how long a response is read on without its client; none where the request ends with the client.
     abort_grace: Option<Duration>,
     /// Until when, once the client has left.
@@ -64,6 +68,19 @@ enum Phase {
     Head { until: Instant },
     /// A request runs.
     Request,
+}
+
+/// A message that has begun and has not ended.
+#[derive(Clone, Copy, Debug)]
+struct Underway {
+    /// Its place among the client's messages.
+    number: u64,
+    /// How long its next bytes may take.
+    idle: Duration,
+    /// Since when they have been waited for; the time in which nobody reads is not the client's.
+    since: Option<Instant>,
+    /// When all of it is to be here.
+    due: Instant,
 }
 
 /// How a connection is to go on that waits for its client.
@@ -87,6 +104,8 @@ impl ClientConnection {
             awaits_body: false,
             body_cut: false,
             socket: None,
+            message: None,
+            message_late: false,
             abort_grace: None,
             grace_ends: None,
             waker: WakerSlot::default(),
@@ -178,6 +197,24 @@ impl ClientConnection {
         state.socket = Some(socket);
     }
 
+    /// Bytes of this message of a WebSocket are still to come, of which something came just now; `None`: no message is under
+    /// way. The next bytes may take `idle`, and all of it `whole`. Where it takes longer the upstream's connection reads as ended.
+    pub fn await_message(&self, number: Option<u64>, idle: Duration, whole: Duration) {
+        let mut state = self.0.lock();
+        let began = state.message.filter(|known| Some(known.number) == number);
+        state.message = number.map(|number| Underway {
+            number,
+            idle,
+            since: None,
+            due: began.map_or_else(|| Instant::now() + whole, |message| message.due),
+        });
+    }
+
+    /// Whether a message of a WebSocket did not come in time.
+    pub fn is_message_late(&self) -> bool {
+        self.0.lock().message_late
+    }
+
     /// How long to wait for the client's next bytes.
     pub fn wait(&self, cx: &Context<'_>) -> Wait {
         let mut state = self.0.lock();
@@ -190,7 +227,7 @@ impl ClientConnection {
                 return Wait::Over;
             }
             Phase::New { until } | Phase::Idle { until } | Phase::Head { until } => Some(until),
-            Phase::Request => state.grace_ends,
+            Phase::Request => state.grace_ends.or_else(|| state.message_until()),
         };
         match until {
             Some(until) if until <= Instant::now() => Wait::Over,
@@ -234,6 +271,25 @@ impl ClientConnection {
     }
 }
 
+impl State {
+    /// Until when the next bytes of a message are waited for. One that is late ends the connection from its other side, so
+    /// that the client is told.
+    fn message_until(&mut self) -> Option<Instant> {
+        let (now, message) = (Instant::now(), self.message.as_mut()?);
+        let since = *message.since.get_or_insert(now);
+        let until = message.due.min(since + message.idle);
+        if until > now {
+            return Some(until);
+        }
+        self.message = None;
+        self.message_late = true;
+        if let Some(socket) = &self.socket {
+            socket.end();
+        }
+        None
+    }
+}
+
 impl Wait {
     /// Ready where the time is over; `sleep` is armed else.
     pub fn poll(
@@ -251,5 +307,54 @@ impl Wait {
             sleep.as_mut().reset(until);
         }
         sleep.as_mut().poll(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn connection() -> Arc<ClientConnection> {
+        let limits = HeadLimits {
+            time: HOUR,
+            bytes: 1000,
+            keepalive: HOUR,
+        };
+        let connection = ClientConnection::new(limits, Instant::now() + HOUR);
+        connection.head_is_read();
+        connection
+    }
+
+    fn wait(connection: &ClientConnection) -> Wait {
+        connection.wait(&Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn each_message_has_a_time_of_its_own() {
+        let connection = connection();
+        connection.await_message(Some(0), HOUR, HOUR);
+        assert!(matches!(wait(&connection), Wait::Until(_)));
+        // More of it does not give it more time, nor less.
+        connection.await_message(Some(0), HOUR, Duration::ZERO);
+        assert!(matches!(wait(&connection), Wait::Until(_)));
+        connection.await_message(None, HOUR, Duration::ZERO);
+        assert_eq!(wait(&connection), Wait::Forever);
+        assert!(!connection.is_message_late());
+        connection.await_message(Some(1), HOUR, Duration::ZERO);
+        assert_eq!(wait(&connection), Wait::Forever);
+        assert!(connection.is_message_late());
+    }
+
+    #[test]
+    fn a_message_that_is_late_ends_the_upstreams_side_of_its_socket() {
+        let (connection, socket) = (connection(), StreamControl::new(false));
+        connection.upgrade(socket.clone());
+        connection.await_message(Some(0), Duration::ZERO, HOUR);
+        assert_eq!(wait(&connection), Wait::Forever);
+        assert!(connection.is_message_late() && socket.is_ended());
     }
 }

@@ -7,7 +7,9 @@ use pingora_core::Error;
 use pingora_core::protocols::http::HttpTask;
 use pingora_proxy::Session;
 
+use crate::codec::error::Cause;
 use crate::policy::endpoint::Endpoint;
+use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::context::RequestContext;
 use crate::proxy::error_mapping::REFUSED;
 use crate::proxy::websocket_session::{Awaited, ServerOutput};
@@ -50,6 +52,19 @@ fn await_message(context: &mut RequestContext) {
     context.enter(phase, limit);
 }
 
+/// Bounds how long the rest of the client's message may take, if one is under way.
+fn await_rest(context: &RequestContext) {
+    let (Some(websocket), Some(client)) = (&context.websocket, &context.client) else {
+        return;
+    };
+    let limits = &context.state.limits;
+    client.await_message(
+        websocket.underway(),
+        limits.body_idle_timeout,
+        limits.body_timeout,
+    );
+}
+
 /// What a client sends on an upgraded connection. Where its messages are judged, only what is good goes on.
 ///
 /// # Errors
@@ -77,6 +92,7 @@ pub(super) async fn from_client(
         context.refusal = Some(refusal);
     }
     await_message(context);
+    await_rest(context);
     if let Some(frames) = output.to_client {
         if !frames.is_empty() {
             let last = vec![HttpTask::UpgradedBody(Some(frames), false)];
@@ -98,11 +114,17 @@ pub(super) fn from_upstream(
     context: &mut RequestContext,
 ) {
     let is_late = context.failure_context().expired.is_some();
+    let client = context.client.as_deref();
+    let is_client_late = client.is_some_and(ClientConnection::is_message_late);
     let Some(websocket) = &mut context.websocket else {
         return;
     };
     let output = match body {
         Some(bytes) if !bytes.is_empty() => websocket.server_bytes(bytes),
+        _ if end_of_stream && is_client_late => {
+            context.refusal = Some(Cause::RequestTimeout.into());
+            websocket.client_is_late()
+        }
         _ if end_of_stream && is_late => websocket.server_is_late(),
         _ if end_of_stream => websocket.server_ended(),
         _ => ServerOutput::default(),

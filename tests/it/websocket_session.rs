@@ -425,6 +425,33 @@ fn a_response_ends_by_done_or_cancelled_and_the_next_one_has_its_own_end() {
     }
 }
 
+#[test]
+fn a_message_is_under_way_from_its_first_byte_to_its_last() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = load(folder.path(), CONFIG);
+    for key in ["sk-fast", "sk-plain"] {
+        let mut conversation = open(&state, key);
+        let frame = |fin, opcode, text: &str| encode(fin, opcode, MASK, text.as_bytes());
+        let whole = frame(true, Opcode::Text, CREATE);
+        let begins = frame(false, Opcode::Text, CREATE);
+        let ends = frame(true, Opcode::Continuation, " ");
+        let ping = frame(true, Opcode::Ping, "now");
+        for (bytes, underway) in [
+            (whole.clone(), None),
+            (whole[..1].to_vec(), Some(1)),
+            (whole[1..20].to_vec(), Some(1)),
+            ([&whole[20..], &whole[..9]].concat(), Some(2)),
+            (whole[9..].to_vec(), None),
+            (begins, Some(3)),
+            (ping, Some(3)),
+            (ends, None),
+        ] {
+            conversation.client_bytes(bytes.into());
+            assert_eq!(conversation.underway(), underway);
+        }
+    }
+}
+
 /// What cannot be billed is not served, on a connection that was there before as well.
 #[test]
 fn no_response_is_created_while_the_log_takes_no_more_lines() {

@@ -118,6 +118,11 @@ impl ClientReader {
         event.transpose()
     }
 
+    /// Whether bytes are still to come of what has begun: of a frame, or of a message between two fragments.
+    pub fn awaits_rest(&self) -> bool {
+        !self.ended && !self.parser.is_between_messages()
+    }
+
     /// Memory held for a message of which bytes are still to come.
     pub fn held_bytes(&self) -> usize {
         self.message

@@ -82,6 +82,11 @@ impl FrameParser {
         }
     }
 
+    /// Whether nothing has begun that has not ended: no header, no frame, no message between two fragments.
+    pub(super) fn is_between_messages(&self) -> bool {
+        self.header_read == 0 && self.frame.is_none() && !self.in_message
+    }
+
     /// Payload bytes to come of the open message, where its last frame is the one being read.
     pub(super) fn left_of_message(&self) -> Option<u64> {
         self.frame

@@ -75,7 +75,7 @@ impl ServerReader {
 
     /// Whether a message of the proxy's own may follow the bytes fed so far: not inside a frame, nor between two fragments.
     pub fn at_message_boundary(&self) -> bool {
-        self.at_frame_boundary() && !self.parser.in_message
+        !self.ended && self.parser.is_between_messages()
     }
 
     /// Bytes that were fed of a header which is not whole, where it may begin a message: not between two fragments.

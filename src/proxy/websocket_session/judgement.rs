@@ -99,7 +99,10 @@ impl WebSocketSession {
                 ClientEvent::Payload(piece) => {
                     self.read_piece(|take| piece.for_each_unmasked(take))
                 }
-                ClientEvent::Message(message) => pieces.push(self.judge_message(message)?),
+                ClientEvent::Message(message) => {
+                    self.messages += 1;
+                    pieces.push(self.judge_message(message)?);
+                }
                 ClientEvent::Control { frame, raw } => {
                     if frame.opcode == Opcode::Close {
                         self.client_ended();
@@ -109,7 +112,21 @@ impl WebSocketSession {
             }
             self.account()?;
         }
+        if self.client.awaits_rest() {
+            self.check_key()?;
+        }
         self.account()
+    }
+
+    /// A message under way may take long and hold much: a client whose key was disabled is not waited for.
+    fn check_key(&self) -> Result<(), MessageError> {
+        let policy = self.state.policy.current();
+        let decided =
+            policy.decide_turn(&self.credential, Endpoint::Responses, self.turns.models());
+        match decided {
+            Ok(_) => Ok(()),
+            Err(denied) => Err(MessageError::Refused(denied.cause.into())),
+        }
     }
 
     fn read_piece(&mut self, unmasked: impl FnOnce(&mut dyn FnMut(&[u8]))) {

@@ -48,6 +48,8 @@ pub struct WebSocketSession {
     client: ClientReader,
     /// The client's message under way.
     message: Option<MessageReader>,
+    /// Messages of the client that are whole.
+    messages: u64,
     server: ServerReader,
     held: HeldMessage,
     event: EventObserver,
@@ -116,6 +118,7 @@ impl WebSocketSession {
             lease: state.body_memory.lease(0)?,
             client: ClientReader::new(state.limits.websocket_message as usize),
             message: None,
+            messages: 0,
             server: ServerReader::new(),
             held: HeldMessage::default(),
             event: EventObserver::new(),
@@ -147,6 +150,12 @@ impl WebSocketSession {
         };
         let at = (self.activity, awaited);
         (self.awaited_at.replace(at) != Some(at)).then_some(awaited)
+    }
+
+    /// The place among the client's messages of the one that is under way, if one is.
+    pub fn underway(&self) -> Option<u64> {
+        let is_read = !self.closed && self.pending_close.is_none();
+        (is_read && self.client.awaits_rest()).then_some(self.messages)
     }
 
     /// What came from the client. Messages are judged one by one, each by the policy of that moment.
@@ -253,12 +262,21 @@ impl WebSocketSession {
 
     /// A response takes too long. What the client is told.
     pub fn server_is_late(&mut self) -> ServerOutput {
+        self.give_up(Cause::UpstreamTimeout, Termination::Timeout)
+    }
+
+    /// The rest of the client's message takes too long. What the client is told.
+    pub fn client_is_late(&mut self) -> ServerOutput {
+        self.give_up(Cause::RequestTimeout, Termination::ClientClosed)
+    }
+
+    /// The upstream's side reads as ended because something took too long. `turns`: how the responses end that run.
+    fn give_up(&mut self, cause: Cause, turns: Termination) -> ServerOutput {
         if self.closed || self.server_closed {
             return ServerOutput::default();
         }
         self.closed = true;
-        self.turns.end_all(Termination::Timeout);
-        let cause = Cause::UpstreamTimeout;
+        self.turns.end_all(turns);
         let frames = || refusal_frames(&cause.into(), close_code(cause));
         ServerOutput::closing(self.is_client_between_messages().then(frames))
     }

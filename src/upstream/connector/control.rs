@@ -244,7 +244,7 @@ impl StreamControl {
     }
 
     /// Whether the connection is to read as ended.
-    pub(super) fn is_ended(&self) -> bool {
+    pub fn is_ended(&self) -> bool {
         let state = self.0.lock();
         state.is_ended || (state.drains && state.phase == AwaitedPhase::UpgradedIdle)
     }

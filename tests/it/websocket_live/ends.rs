@@ -207,6 +207,11 @@ impl End {
         self.socket.send(message).expect("a peer that listens");
     }
 
+    /// Sends this to a peer that may have gone.
+    pub fn try_send(&mut self, message: Message) {
+        let _ = self.socket.send(message);
+    }
+
     /// Says this again and again, until nothing more is taken.
     pub fn insist(&mut self, text: &str) {
         while self.socket.send(Message::text(text)).is_ok() {}

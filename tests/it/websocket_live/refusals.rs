@@ -1,9 +1,12 @@
 //! Clients that are sent away: what they are told, when, and what the upstream and the log get to see of it.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 use tungstenite::Message;
 
-use super::ends::{self, COMPLETED, CREATE, CREATED, Heard, Socket};
+use super::ends::{self, COMPLETED, CREATE, CREATED, DELTA, Heard, Socket};
+use crate::support::PATIENCE;
 use crate::support::proxy::{self, POLICY};
 
 const BROKEN: &str = r#"{"type":"response.create","input":"#;
@@ -309,6 +312,105 @@ fn a_key_that_is_taken_away_ends_the_socket_at_its_next_turn() {
             (&lines[1]["key"], &lines[1]["tier_reason"]),
             (&key, &json!(null))
         );
+    }
+}
+
+/// What is sent away with a message that did not come in time.
+fn assert_too_slow(socket: &mut Socket) {
+    let (kind, code) = ("invalid_request_error", "request_timeout");
+    let farewell = (408, kind.to_owned(), code.to_owned(), 1008);
+    assert_eq!(socket.client.hear_farewell(), farewell);
+    socket.server.hear_end();
+}
+
+#[test]
+fn a_message_that_stops_is_waited_for_as_long_as_a_body() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("limits: {body_idle_timeout: 300ms, body_timeout: 20s}")
+        .run();
+    let create = ends::masked(CREATE);
+    let in_fragments = [&[0x01, 0x82, 0, 0, 0, 0][..], b"{}"].concat();
+    let message = &create[..create.len() - 1];
+    for begun in [message, &create[..1], &in_fragments] {
+        for key in ["sk-fast", "sk-plain"] {
+            let mut socket = upstream.open(&proxy, key);
+            socket.client.raw(begun);
+            assert_too_slow(&mut socket);
+        }
+    }
+    for line in proxy.access_log(6) {
+        let slow = json!([0, "timeout", "request_timeout", null, "main"]);
+        assert_eq!(told(&line), slow);
+    }
+    assert_eq!(proxy.metric("tiergate_buffered_bytes"), 0.0);
+}
+
+#[test]
+fn a_message_that_drips_is_waited_for_as_long_as_a_body() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("limits: {body_idle_timeout: 20s, body_timeout: 1s}")
+        .run();
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    let (whole, begun) = (ends::masked(CREATE), Instant::now());
+    for byte in whole.chunks(1).take(10) {
+        socket.client.raw(byte);
+        std::thread::sleep(Duration::from_millis(80));
+    }
+    assert_too_slow(&mut socket);
+    let time = begun.elapsed();
+    assert!(time < Duration::from_millis(1700), "{time:?}");
+}
+
+#[test]
+fn a_response_that_goes_on_does_not_prolong_the_wait_for_a_message() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("limits: {body_idle_timeout: 500ms}")
+        .run();
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    socket.client.say(CREATE);
+    socket.server.hear_text();
+    ends::answer(&mut socket, &[CREATED]);
+    socket.client.raw(&ends::masked(CREATE)[..20]);
+    let begun = Instant::now();
+    let event = loop {
+        socket.server.try_send(Message::text(DELTA));
+        match socket.client.hear_text() {
+            text if text == DELTA => std::thread::sleep(Duration::from_millis(50)),
+            event => break event,
+        }
+        assert!(begun.elapsed() < PATIENCE, "it is still there");
+    };
+    assert!(event.contains("request_timeout"), "{event}");
+    let lines = proxy.access_log(2);
+    let turn = json!([1, "client_closed", null, "priority", "main"]);
+    assert_eq!(told(&lines[0]), turn);
+}
+
+#[test]
+fn a_message_of_a_key_that_was_disabled_is_not_waited_for() {
+    let disabled = POLICY.replace("name: fiona}", "name: fiona, enabled: false}");
+    let closed = POLICY.replacen(
+        "force_fast_mode: true}",
+        "force_fast_mode: true, enabled: false}",
+        1,
+    );
+    for (policy, code) in [(disabled, "key_disabled"), (closed, "group_disabled")] {
+        let upstream = ends::upstream();
+        let proxy = proxy::new().upstream(&upstream).run();
+        let mut socket = upstream.open(&proxy, "sk-fast");
+        let message = ends::masked(CREATE);
+        socket.client.raw(&message[..20]);
+        ends::replace_policy(&proxy, &policy);
+        socket.client.raw(&message[20..21]);
+        assert_sent_away(&mut socket, code, 1008);
+        let line = json!([0, "denied", code, null, "main"]);
+        assert_eq!(told(&proxy.record()), line);
     }
 }
 
