@@ -215,6 +215,12 @@ impl Turns {
         &self.request_info.models
     }
 
+    /// Whether something has come of every response that runs.
+    pub fn have_begun(&self) -> bool {
+        let has_begun = |open: &OpenTurn| open.record.answer.time_to_first_byte.is_some();
+        self.open.iter().all(has_begun)
+    }
+
     /// Whether another turn may begin.
     pub fn has_room(&self) -> bool {
         self.open.len() < MAX_OPEN_TURNS

@@ -16,7 +16,7 @@ use tiergate::codec::websocket::{Opcode, encode};
 use tiergate::config::Config;
 use tiergate::policy::Head;
 use tiergate::policy::endpoint::Endpoint;
-use tiergate::proxy::websocket_session::WebSocketSession;
+use tiergate::proxy::websocket_session::{Awaited, WebSocketSession};
 use tiergate::state::State;
 
 const CONFIG: &str = "\
@@ -423,6 +423,39 @@ fn a_response_ends_by_done_or_cancelled_and_the_next_one_has_its_own_end() {
             ]
         );
     }
+}
+
+#[test]
+fn a_ping_of_the_upstream_tells_that_a_response_goes_on_but_not_that_one_begins() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = load(folder.path(), CONFIG);
+    let mut conversation = open(&state, "sk-fast");
+    let frame = |opcode, mask, text: &str| Bytes::from(encode(true, opcode, mask, text.as_bytes()));
+    let created = frame(Opcode::Text, None, CREATED);
+    let completed = frame(Opcode::Text, None, COMPLETED);
+    let ping = frame(Opcode::Ping, None, "now");
+    let pong = frame(Opcode::Pong, None, "now");
+    conversation.client_bytes(frame(Opcode::Text, MASK, CREATE));
+    assert_eq!(conversation.newly_awaited(), Some(Awaited::Response));
+    for (bytes, awaited) in [
+        (&ping, None),
+        (&created, Some(Awaited::Message)),
+        (&ping, Some(Awaited::Message)),
+        (&pong, None),
+        (&completed, Some(Awaited::Nothing)),
+    ] {
+        conversation.server_bytes(bytes);
+        assert_eq!(conversation.newly_awaited(), awaited);
+    }
+    // A client that is to go is told when the message under way has ended, which pings do not put off.
+    conversation.client_bytes(frame(Opcode::Text, MASK, CREATE));
+    conversation.server_bytes(&created);
+    let fragment = encode(false, Opcode::Text, None, b"{");
+    conversation.server_bytes(&fragment.into());
+    conversation.client_bytes(frame(Opcode::Text, MASK, "{"));
+    conversation.newly_awaited();
+    conversation.server_bytes(&ping);
+    assert_eq!(conversation.newly_awaited(), None);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::codec::websocket::{
 };
 use crate::policy::Credential;
 use crate::proxy::websocket_relay::{HeldMessage, join};
-use crate::proxy::websocket_turns::{OpenTurn, Turns};
+use crate::proxy::websocket_turns::Turns;
 use crate::state::State;
 use crate::upstream::Upstream;
 use judgement::{MessageError, MessageReader};
@@ -62,8 +62,8 @@ pub struct WebSocketSession {
     /// Which side has closed first.
     client_closed: bool,
     server_closed: bool,
-    /// Messages that began, went on with or ended a response, and how many of them were seen when something was last
-    /// awaited.
+    /// Messages that began, went on with or ended a response, and pings of an upstream that is to go on with one; and how
+    /// many of them were seen when something was last awaited.
     activity: u64,
     awaited_at: Option<(u64, Awaited)>,
 }
@@ -135,7 +135,6 @@ impl WebSocketSession {
     /// What is awaited, where that is not what was awaited before.
     pub fn newly_awaited(&mut self) -> Option<Awaited> {
         let in_message = !self.server.at_message_boundary() && !self.server.has_ended();
-        let has_begun = |open: &OpenTurn| open.record.answer.time_to_first_byte.is_some();
         let awaited = if self.pending_close.is_some() {
             Awaited::Message
         } else if self.turns.open.is_empty() {
@@ -143,7 +142,7 @@ impl WebSocketSession {
                 true => Awaited::Message,
                 false => Awaited::Nothing,
             }
-        } else if self.turns.open.iter().all(has_begun) {
+        } else if self.turns.have_begun() {
             Awaited::Message
         } else {
             Awaited::Response
@@ -199,7 +198,7 @@ impl WebSocketSession {
             activity,
             ..
         } = self;
-        let mut pass = held.pass(chunk);
+        let (mut pass, mut is_pinged) = (held.pass(chunk), false);
         server.feed(chunk, |part| match part {
             ServerEvent::MessageStart { begin, .. } => {
                 *event_bytes = 0;
@@ -224,12 +223,18 @@ impl WebSocketSession {
             ServerEvent::Control(frame) => {
                 pass.control(&frame);
                 *server_closed |= frame.opcode == Opcode::Close;
+                is_pinged |= frame.opcode == Opcode::Ping;
             }
             ServerEvent::Stopped(why) => {
                 let id = turns.request_id();
                 log::warn!("request {id}: the upstream's frames cannot be read: {why}");
             }
         });
+        // As comments do in an event stream, pings tell that a response goes on, but not that one will begin. A pong tells
+        // nothing: clients' libraries ask for one every few seconds.
+        if is_pinged && pending_close.is_none() && turns.have_begun() {
+            *activity += 1;
+        }
         if let Some(at) = boundary {
             self.closed = true;
             let last = self.pending_close.take().unwrap_or_else(restart_frame);

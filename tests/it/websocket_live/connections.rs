@@ -10,7 +10,7 @@ use tungstenite::protocol::frame::CloseFrame;
 use super::ends::{self, COMPLETED, CREATE, CREATED, DELTA, FORCED, Heard, Socket};
 use crate::support::command::command;
 use crate::support::proxy::{self, Proxy};
-use crate::support::{eventually, upstream};
+use crate::support::{PATIENCE, eventually, upstream};
 
 fn restart() -> Heard {
     Heard::Close(1012, "the proxy restarts".to_owned())
@@ -135,6 +135,48 @@ fn a_response_that_falls_silent_is_given_up_its_idle_timeout_after_its_last_mess
         let time = begun.elapsed();
         assert!(time < Duration::from_millis(1700), "{time:?}");
     }
+}
+
+#[test]
+fn a_response_is_waited_for_while_its_upstream_pings() {
+    let upstream = ends::upstream();
+    let settings = "response_timeout: 1m, idle_timeout: 800ms";
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, settings)
+        .run();
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    socket.client.say(CREATE);
+    socket.server.hear_text();
+    ends::answer(&mut socket, &[CREATED]);
+    for _ in 0..10 {
+        ends::pass_ping(&mut socket, b"");
+        std::thread::sleep(Duration::from_millis(150));
+    }
+    ends::answer(&mut socket, &[COMPLETED]);
+    assert_eq!(proxy.record()["outcome"], "ok");
+}
+
+#[test]
+fn a_response_that_does_not_begin_is_given_up_though_its_upstream_pings() {
+    let upstream = ends::upstream();
+    let settings = "response_timeout: 500ms, idle_timeout: 1m";
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, settings)
+        .run();
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    socket.client.say(CREATE);
+    socket.server.hear_text();
+    let begun = Instant::now();
+    let heard = loop {
+        socket.server.try_send(Message::Ping("now".into()));
+        match socket.client.hear() {
+            Heard::Ping(_) => std::thread::sleep(Duration::from_millis(50)),
+            heard => break heard,
+        }
+        assert!(begun.elapsed() < PATIENCE, "it is still waited for");
+    };
+    let is_late = matches!(&heard, Heard::Text(event) if event.contains("upstream_timeout"));
+    assert!(is_late, "{heard:?}");
 }
 
 #[test]
