@@ -114,7 +114,7 @@ impl Task {
 
     fn rewriter(&self, kernel: Kernel) -> Rewriter {
         match self.is_message {
-            true => Rewriter::for_message(DEPTH),
+            true => Rewriter::for_message(DEPTH, 0),
             false => Rewriter::with_kernel(DEPTH, 0, kernel),
         }
     }

@@ -428,7 +428,7 @@ impl SentMessage {
         let begin = self.frame.len() - self.payload_length;
         let mut payload = self.frame[begin..].to_vec();
         apply_mask(&mut payload, self.mask);
-        let rewriter = Rewriter::for_message(limits.json_depth);
+        let rewriter = Rewriter::for_message(limits.json_depth, payload.len());
         let (buffer, start) = rewriter.without_tier(&payload)?;
         let tier = action.outgoing_tier(&buffer[start..], limits.json_depth, true);
         let (tier, length) = (tier.ok()?, buffer.len() - start);

@@ -47,7 +47,7 @@ fn rewrite(edit: Edit, body: &[u8]) -> Result<(Vec<u8>, RequestFields), BodyFaul
 /// The output, and whether usage is asked for now and was not before.
 fn edited(edits: Edits, is_message: bool, pieces: &[&[u8]]) -> Result<(String, bool), BodyFault> {
     let mut rewriter = match is_message {
-        true => Rewriter::for_message(DEPTH),
+        true => Rewriter::for_message(DEPTH, 0),
         false => Rewriter::new(DEPTH, 0),
     };
     for piece in pieces {

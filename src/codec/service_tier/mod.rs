@@ -193,11 +193,11 @@ impl Rewriter {
         Rewriter::with_kernel(json_depth, announced, Kernel::detect())
     }
 
-    /// A rewriter of one message of a WebSocket, whose tier may stand in a `response` object as well.
-    pub fn for_message(json_depth: usize) -> Rewriter {
+    /// The same for a message of a WebSocket, whose tier may stand in a `response` object as well.
+    pub fn for_message(json_depth: usize, announced: usize) -> Rewriter {
         Rewriter {
             reader: Reader::new(true),
-            ..Rewriter::new(json_depth, 0)
+            ..Rewriter::new(json_depth, announced)
         }
     }
 

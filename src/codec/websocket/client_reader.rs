@@ -123,6 +123,13 @@ impl ClientReader {
         !self.ended && !self.parser.is_between_messages()
     }
 
+    /// The length of the message under way in bytes of payload, where a frame has announced its end; else 0.
+    pub fn announced_bytes(&self) -> usize {
+        let is_last = self.parser.left_of_message().is_some();
+        let message = self.message.as_ref().filter(|_| is_last);
+        message.map_or(0, |message| message.payload_length)
+    }
+
     /// Memory held for a message of which bytes are still to come.
     pub fn held_bytes(&self) -> usize {
         self.message

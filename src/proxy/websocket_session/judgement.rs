@@ -33,8 +33,9 @@ pub(super) enum MessageReader {
 }
 
 impl MessageReader {
-    fn new(json_depth: usize) -> Self {
-        Self::Good(Rewriter::for_message(json_depth).into())
+    /// `announced`: the length of the message in bytes, or 0.
+    fn new(json_depth: usize, announced: usize) -> Self {
+        Self::Good(Rewriter::for_message(json_depth, announced).into())
     }
 
     fn push(&mut self, piece: &[u8]) {
@@ -130,10 +131,10 @@ impl WebSocketSession {
     }
 
     fn read_piece(&mut self, unmasked: impl FnOnce(&mut dyn FnMut(&[u8]))) {
-        let depth = self.state.limits.json_depth;
+        let (depth, announced) = (self.state.limits.json_depth, self.client.announced_bytes());
         let reader = self
             .message
-            .get_or_insert_with(|| MessageReader::new(depth));
+            .get_or_insert_with(|| MessageReader::new(depth, announced));
         unmasked(&mut |piece| reader.push(piece));
     }
 
@@ -151,7 +152,7 @@ impl WebSocketSession {
     fn judge_message(&mut self, message: Message) -> Result<Bytes, MessageError> {
         let depth = self.state.limits.json_depth;
         let reader = self.message.take();
-        let reader = reader.unwrap_or_else(|| MessageReader::new(depth));
+        let reader = reader.unwrap_or_else(|| MessageReader::new(depth, 0));
         let facts = reader.facts().clone();
         let policy = self.state.policy.current();
         let mut decided =

@@ -305,6 +305,23 @@ fn what_is_held_of_messages_is_given_back() {
     });
 }
 
+/// Once as it came and once in the clear; a buffer that grows by doubling would count up to twice that.
+#[test]
+fn a_message_whose_length_is_announced_counts_as_far_as_it_has_come() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let mut socket = upstream.open(&proxy, "sk-fast");
+    let message = ends::masked(&format!(r#"{{"a":"{}"}}"#, "x".repeat(3_000_000)));
+    socket.client.raw(&message[..message.len() - 1]);
+    let held = eventually("nearly all of it is counted", || {
+        let held = proxy.metric("tiergate_buffered_bytes");
+        (held >= 5_990_000.0).then_some(held)
+    });
+    assert!(held < 6_100_000.0, "{held}");
+    socket.client.raw(&message[message.len() - 1..]);
+    socket.server.hear_text();
+}
+
 /// A process that has taken the listeners of another one over.
 struct Successor(Child);
 
