@@ -146,17 +146,14 @@ fn response() -> impl Strategy<Value = Value> {
     })
 }
 
-/// The text at a path, with its limit, as the contract has it.
 fn text_at(document: &Value, path: &str) -> Option<String> {
     let text = document.pointer(path)?.as_str()?;
-    let text = &text[..text.floor_char_boundary(128)];
     (!text.is_empty()).then(|| text.to_owned())
 }
 
 fn tier_at(document: &Value, path: &str) -> Option<String> {
-    let tier = document.pointer(path)?.as_str()?.trim().to_lowercase();
-    let tier = &tier[..tier.floor_char_boundary(64)];
-    (!tier.is_empty()).then(|| tier.to_owned())
+    let tier = text_at(document, path)?.trim().to_owned();
+    (!tier.is_empty() && !tier.eq_ignore_ascii_case("auto")).then_some(tier)
 }
 
 /// A count as the contract reads it: a fraction rounds up.
@@ -192,7 +189,7 @@ fn expected(event: &Value) -> Observed {
         } else {
             UsageState::Final
         },
-        served_tier: tier_at(event, "/response/service_tier").filter(|tier| tier != "auto"),
+        served_tier: tier_at(event, "/response/service_tier"),
         response_id: text_at(event, "/response/id"),
         model: text_at(event, "/response/model"),
         terminal_event: text_at(event, "/type"),
