@@ -273,9 +273,9 @@ impl<'a> Receiver<'a> {
 }
 
 /// What a socket has sent that was not read; 0 too where its reader is gone.
+#[allow(unsafe_code)] // No library has a function for it.
 fn unread_of_socket(file: &File) -> Option<u64> {
     // SAFETY: TIOCOUTQ, which sockets know as SIOCOUTQ, writes one `int` (`unix(7)`, `tcp(7)`).
-    #[allow(unsafe_code)] // No library has a function for it.
     let waiting = unsafe {
         let request = ioctl::Getter::<{ TIOCOUTQ as ioctl::Opcode }, c_int>::new();
         ioctl::ioctl(file, request)

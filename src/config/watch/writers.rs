@@ -26,6 +26,7 @@ const LOCAL: [u64; 7] = [
 ];
 
 /// None where the kernel does not tell: the file is another user's, or on a file system whose word is not known.
+#[allow(unsafe_code)] // No library has a function for leases.
 pub(super) fn has_writer(path: &Path) -> Option<bool> {
     let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new()
@@ -39,7 +40,6 @@ pub(super) fn has_writer(path: &Path) -> Option<bool> {
     }
     let set = |command: c_int, value: c_int| {
         // SAFETY: these commands take a number and touch no memory of this process (`fcntl(2)`).
-        #[allow(unsafe_code)] // No library has a function for them.
         let done = unsafe { libc::fcntl(file.as_raw_fd(), command, value) };
         if done == 0 {
             Ok(())
@@ -49,7 +49,7 @@ pub(super) fn has_writer(path: &Path) -> Option<bool> {
     };
     set(F_SETSIG, libc::SIGURG).ok()?;
     // A lease to read is given where nobody writes (`fcntl(2)`, "Leases"). It ends with the descriptor, at once.
-    match set(libc::F_SETLEASE, libc::F_RDLCK.into()) {
+    match set(libc::F_SETLEASE, libc::F_RDLCK) {
         Ok(()) => Some(false),
         Err(why) if why.kind() == io::ErrorKind::WouldBlock => Some(true),
         Err(_) => None,
