@@ -25,6 +25,8 @@ pub enum AwaitedPhase {
     Idle,
     /// The client's body is on its way; the limit is for its next piece.
     RequestBody,
+    /// The upstream is to take more of the client's body, which is not read meanwhile.
+    RequestWindow,
     /// The whole head of the response.
     ResponseHead,
     /// The next bytes of the response.
@@ -133,9 +135,14 @@ impl StreamControl {
         };
     }
 
-    /// From now on this is awaited, for so long.
-    pub fn enter(&self, phase: AwaitedPhase, limit: Option<Duration>) {
+    /// From now on this is awaited, for so long. Gives back what was awaited before.
+    pub fn enter(
+        &self,
+        phase: AwaitedPhase,
+        limit: Option<Duration>,
+    ) -> (AwaitedPhase, Option<Duration>) {
         let mut state = self.0.lock();
+        let before = (state.phase, state.limit);
         state.phase = phase;
         state.limit = limit;
         state.epoch = state.epoch.wrapping_add(1);
@@ -143,6 +150,7 @@ impl StreamControl {
         if state.drains || limit.is_some() {
             state.waker.wake();
         }
+        before
     }
 
     /// The request may leave.

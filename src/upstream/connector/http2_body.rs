@@ -1,10 +1,12 @@
-//! The body of a request on its way over HTTP/2. Pingora's loop puts pieces in and goes on; whoever waits for the response
-//! sends them as the upstream's window opens. So a response, or the client's end, is noticed while the window is shut. What
-//! waits is in memory: whoever puts pieces in counts them against the process's budget and the limit for one body.
+//! The body of a request on its way over HTTP/2. Pingora's loop puts pieces in; whoever waits for the response sends them as
+//! the upstream's window opens. So a response is noticed while the window is shut. What waits is in memory, and counted
+//! there by whoever puts it in. The loop goes on until [`MAX_WAITING_BYTES`] wait: then it reads no more of its client before
+//! the upstream has taken some of them, or has begun its response, which only the loop can pass on.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -13,7 +15,12 @@ use parking_lot::Mutex;
 use pingora_core::protocols::http::custom::BodyWrite;
 use pingora_core::{Error, ErrorType, Result};
 
+use super::control::{AwaitedPhase, StreamControl};
 use crate::upstream::waker_slot::WakerSlot;
+
+/// How much of a body may wait for the upstream's window while more of it is taken from the client, in bytes. It bridges the
+/// time from a piece that was sent to the next one from the client, and no more: what the network holds is the window's.
+const MAX_WAITING_BYTES: usize = 256 * 1024;
 
 /// The body of one request.
 #[derive(Default)]
@@ -23,13 +30,18 @@ pub(super) struct OutgoingBody(Mutex<State>);
 struct State {
     stream: Option<SendStream<Bytes>>,
     pieces: VecDeque<Bytes>,
+    /// What the pieces have together.
+    waiting_bytes: usize,
     /// No further piece will come.
     is_finished: bool,
     /// Its end was sent, or nothing of it is to be sent any more.
     is_done: bool,
     /// The stream was ended by the upstream before all of it was sent.
     is_refused: bool,
+    /// The head of the response is here.
+    is_answered: bool,
     sender: WakerSlot,
+    writer: WakerSlot,
 }
 
 impl OutgoingBody {
@@ -64,21 +76,45 @@ impl OutgoingBody {
         self.0.lock().is_refused
     }
 
+    /// The head of the response is here: pieces are taken although others wait.
+    pub fn note_response(&self) {
+        let mut state = self.0.lock();
+        state.is_answered = true;
+        state.writer.wake();
+    }
+
     /// The response is whole: nothing more of the request is wanted.
     pub fn stop(&self) {
         self.0.lock().stop();
     }
 
-    fn put(&self, piece: Bytes) {
+    fn has_room(&self) -> bool {
+        self.0.lock().has_room()
+    }
+
+    /// Ready when another piece is to be put in.
+    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.0.lock();
+        if state.has_room() {
+            return Poll::Ready(());
+        }
+        state.writer.register(cx);
+        Poll::Pending
+    }
+
+    /// Another piece.
+    pub fn put(&self, piece: Bytes) {
         let mut state = self.0.lock();
         if state.is_done || piece.is_empty() {
             return;
         }
+        state.waiting_bytes += piece.len();
         state.pieces.push_back(piece);
         state.sender.wake();
     }
 
-    fn finish(&self) {
+    /// No further piece will come.
+    pub fn finish(&self) {
         let mut state = self.0.lock();
         state.is_finished = true;
         state.sender.wake();
@@ -86,6 +122,10 @@ impl OutgoingBody {
 }
 
 impl State {
+    fn has_room(&self) -> bool {
+        self.waiting_bytes < MAX_WAITING_BYTES || self.is_answered || self.is_done
+    }
+
     /// Sends a part of the next piece, or the end. Ready with true where there is nothing to send yet.
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         let Some(stream) = &mut self.stream else {
@@ -106,6 +146,8 @@ impl State {
             return Poll::Ready(false);
         };
         let part = piece.split_to(room.min(piece.len()));
+        self.waiting_bytes -= part.len();
+        self.writer.wake();
         let is_last_part = piece.is_empty();
         if is_last_part {
             self.pieces.pop_front();
@@ -119,22 +161,43 @@ impl State {
     fn stop(&mut self) {
         self.is_done = true;
         self.pieces.clear();
+        self.waiting_bytes = 0;
         self.sender.wake();
+        self.writer.wake();
     }
 }
 
 /// Where Pingora writes a body.
-pub(super) struct BodyWriter(pub Arc<OutgoingBody>);
+pub(super) struct BodyWriter {
+    pub body: Arc<OutgoingBody>,
+    pub control: Arc<StreamControl>,
+    /// How long the upstream may take to make room for a piece.
+    pub limit: Option<Duration>,
+}
+
+impl BodyWriter {
+    /// Waits for room. The session that the body belongs to measures how long that takes: it ends the request where that is
+    /// too long.
+    async fn wait_for_room(&self) {
+        if self.body.has_room() {
+            return;
+        }
+        let (phase, limit) = self.control.enter(AwaitedPhase::RequestWindow, self.limit);
+        std::future::poll_fn(|cx| self.body.poll_room(cx)).await;
+        self.control.enter(phase, limit);
+    }
+}
 
 #[async_trait]
 impl BodyWrite for BodyWriter {
     async fn write_all_buf(&mut self, data: &mut Bytes) -> Result<()> {
-        self.0.put(std::mem::take(data));
+        self.wait_for_room().await;
+        self.body.put(std::mem::take(data));
         Ok(())
     }
 
     async fn finish(&mut self) -> Result<()> {
-        self.0.finish();
+        self.body.finish();
         Ok(())
     }
 

@@ -44,6 +44,8 @@ pub struct Http2Session {
     /// A head that is not to leave yet, and whether it ends the request.
     held_head: Option<(Box<RequestHeader>, bool)>,
     body: Arc<OutgoingBody>,
+    /// How long the upstream may take to make room for a piece of the body.
+    write_timeout: Option<Duration>,
     is_head: bool,
     response: Response,
     error: ErrorPrefix,
@@ -79,6 +81,7 @@ impl Http2Session {
             digest,
             held_head: None,
             body: Arc::default(),
+            write_timeout: None,
             is_head: false,
             response: Response::default(),
             error: ErrorPrefix::default(),
@@ -112,12 +115,16 @@ impl Http2Session {
         self.response.is_whole && !self.response.is_ended
     }
 
-    /// Whether a response was waited for for too long. The connection may be dead without a word.
+    /// Whether the upstream was waited for for too long. The connection may be dead without a word.
     pub(super) fn is_overdue(&self) -> bool {
         let expired = self.watchdog.control.expired();
         matches!(
             expired,
-            Some(AwaitedPhase::ResponseHead | AwaitedPhase::ResponseBody)
+            Some(
+                AwaitedPhase::RequestWindow
+                    | AwaitedPhase::ResponseHead
+                    | AwaitedPhase::ResponseBody
+            )
         )
     }
 
@@ -265,6 +272,7 @@ impl Http2Session {
     }
 
     fn take_head(&mut self) {
+        self.body.note_response();
         let Some(head) = self.session.response_header() else {
             return;
         };
@@ -322,24 +330,26 @@ impl Session for Http2Session {
         self.send_head(head, ends)
     }
 
-    /// Pingora's loop writes by [`BodyWriter`].
-    async fn write_request_body(&mut self, mut data: Bytes, end: bool) -> Result<()> {
-        let mut writer = BodyWriter(self.body.clone());
-        writer.write_all_buf(&mut data).await?;
+    /// Pingora's loop writes by [`BodyWriter`]. Whoever writes here reads the response afterwards, and would wait for ever.
+    async fn write_request_body(&mut self, data: Bytes, end: bool) -> Result<()> {
+        self.body.put(data);
         if end {
-            writer.finish().await?;
+            self.body.finish();
         }
         Ok(())
     }
 
     async fn finish_request_body(&mut self) -> Result<()> {
-        BodyWriter(self.body.clone()).finish().await
+        self.body.finish();
+        Ok(())
     }
 
     /// Limits come from the request's context ([`StreamControl`]).
     fn set_read_timeout(&mut self, _timeout: Option<Duration>) {}
 
-    fn set_write_timeout(&mut self, _timeout: Option<Duration>) {}
+    fn set_write_timeout(&mut self, timeout: Option<Duration>) {
+        self.write_timeout = timeout;
+    }
 
     async fn read_response_header(&mut self) -> Result<()> {
         std::future::poll_fn(|cx| self.poll_response_head(cx)).await?;
@@ -435,7 +445,11 @@ impl Session for Http2Session {
     }
 
     fn take_request_body_writer(&mut self) -> Option<Box<dyn BodyWrite>> {
-        Some(Box::new(BodyWriter(self.body.clone())))
+        Some(Box::new(BodyWriter {
+            body: self.body.clone(),
+            control: self.watchdog.control.clone(),
+            limit: self.write_timeout,
+        }))
     }
 
     async fn finish_custom(&mut self) -> Result<()> {
