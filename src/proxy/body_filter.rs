@@ -199,7 +199,11 @@ pub(super) async fn filter_piece(
             *body = Some(whole_at_end(ends, context)?);
         }
         Body::Ready(_) => *body = Some(whole_at_end(ends, context)?),
-        Body::None => {}
+        // Nothing comes behind the end of a body, and nothing would have looked at it.
+        Body::None => *body = body.take().map(|_| Bytes::new()),
+    }
+    if ends {
+        context.release_body();
     }
     Ok(())
 }

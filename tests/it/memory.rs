@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use crate::support::client::Connection;
+use crate::support::client::{self, Connection};
 use crate::support::proxy::{self, Proxy};
 use crate::support::upstream;
 use crate::support::{eventually, object_of};
@@ -167,4 +167,46 @@ fn what_decodes_a_body_counts_as_held() {
     }
     assert_eq!(proxy.client("sk-fast").post(PATH, "{}").status, 200);
     assert_eq!(proxy.status()["buffered_bytes"], 0);
+}
+
+#[test]
+fn a_body_is_let_go_of_when_its_response_begins() {
+    let begun = upstream::reply(200).sse_begun(&["data: 1\n\n"]).hold();
+    let upstream = upstream::script([begun.send("0\r\n\r\n")]).run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let body = object_of(1_000_000);
+    let coded = &wide_windows()[1].1;
+    let coding = proxy.client("sk-plain").header("Content-Encoding", "br");
+    let (client, chunked) = (proxy.client("sk-fast"), "Transfer-Encoding");
+    let chunked = client.clone().header(chunked, "chunked");
+    let chunked = [
+        chunked.head("POST", PATH),
+        client::chunk(&body),
+        client::chunk(b""),
+    ];
+    let messages = [
+        client.message(PATH, &body),
+        chunked.concat(),
+        coding.message(PATH, coded),
+    ];
+    for message in messages {
+        let mut connection = client.connect();
+        connection.send(message);
+        assert_eq!(connection.head().unwrap().status, 200);
+        eventually("nothing held", || {
+            (proxy.status()["buffered_bytes"] == 0).then_some(())
+        });
+        assert_eq!(proxy.status()["requests_in_flight"], 1);
+        upstream.release();
+        while connection.chunk().is_some_and(|chunk| !chunk.is_empty()) {}
+        upstream.hold_again();
+        eventually("the end of the response", || {
+            (proxy.status()["requests_in_flight"] == 0).then_some(())
+        });
+    }
+    let records = proxy.stop();
+    assert!(
+        records.iter().all(|record| record["model"] == "m-1"),
+        "{records:?}"
+    );
 }

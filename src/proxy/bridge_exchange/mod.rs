@@ -33,7 +33,7 @@ use crate::proxy::bridge_exchange::conversion::Conversion;
 use crate::proxy::bridge_exchange::request::Prepared;
 use crate::proxy::bridge_exchange::upstream::Connection;
 use crate::proxy::client_response::{Stop, check_response};
-use crate::proxy::context::{Body, RequestContext};
+use crate::proxy::context::RequestContext;
 use crate::proxy::error_mapping::{TIER_REFUSED, no_address};
 use crate::state::State;
 use crate::upstream::connector::UpstreamConnector;
@@ -290,7 +290,6 @@ fn take_head(context: &mut RequestContext, upstream: &Connection) -> Result<(), 
         context.observer = ResponseObserver::new(Endpoint::Responses, true, &head.headers);
     }
     context.await_more();
-    context.body = Body::None;
     Ok(())
 }
 

@@ -141,4 +141,20 @@ impl RequestContext {
         let waits = matches!(self.body, Body::Ready(_)) && self.record.sent.is_outdated();
         self.body_complete && !waits
     }
+
+    /// Gives back the memory of a body that nothing can send again: the response has begun, and all of the body has been on
+    /// its way before.
+    pub fn release_body(&mut self) {
+        let has_begun = self.record.answer.upstream_status.is_some();
+        if has_begun && self.body_complete && !self.record.sent.is_outdated() {
+            self.drop_body();
+        }
+    }
+
+    /// Keeps of the body what the line tells of it.
+    pub(super) fn drop_body(&mut self) {
+        if let Body::Streamed(body) = std::mem::replace(&mut self.body, Body::None) {
+            self.record.facts = body.finish();
+        }
+    }
 }

@@ -98,7 +98,7 @@ pub enum Body {
     Buffered(Box<BufferedBody>),
     /// It is known good and goes out whole; kept for another attempt until a response begins.
     Ready(Bytes),
-    /// There is none, or it is gone.
+    /// Nothing of it is needed any more, or nobody has looked at it yet.
     None,
 }
 
@@ -394,6 +394,7 @@ impl RequestContext {
                 observer.expect_background();
             }
         }
+        self.release_body();
     }
 
     /// The upstream has agreed to a WebSocket. From here on this is the connection; its responses are turns of their own.
@@ -480,9 +481,7 @@ impl RequestContext {
         self.record.permits = None;
         let termination = self.termination_without_client().unwrap_or(termination);
         self.state.metrics.in_flight.dec();
-        if let Body::Streamed(body) = std::mem::replace(&mut self.body, Body::None) {
-            self.record.facts = body.finish();
-        }
+        self.drop_body();
         let termination = match &mut self.websocket {
             Some(websocket) => websocket.finish(termination),
             None => termination,
