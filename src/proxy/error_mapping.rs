@@ -1,6 +1,6 @@
 //! What an error of Pingora's means for the request that it ended. Errors are told here and nowhere else, by their types.
 
-use std::fmt;
+use std::{fmt, io};
 
 use pingora_core::protocols::http::date::get_cached_date;
 use pingora_core::{Error, ErrorSource, ErrorType};
@@ -54,22 +54,29 @@ pub fn refused() -> Box<Error> {
     Error::explain(REFUSED, "the body is refused").into_down()
 }
 
-/// Whether the upstream cannot have worked on the request: it said so, or it had closed a pooled connection before it took
-/// the request, which then ended without a byte of a response.
-///
-/// A reset may come from a server that has read the request, so it is not tried again.
+/// Whether the upstream says that it has not worked on the request.
 pub fn is_unprocessed(error: &Error) -> bool {
     let etype = error.etype();
     *etype == NOT_PROCESSED || *etype == ErrorType::H2Downgrade
 }
 
-/// Whether the error is that of a connection which the upstream had closed while it was pooled.
-pub fn is_stale_connection(error: &Error) -> bool {
+/// Whether the error is that of a connection which the upstream had closed while it was pooled. A reset can be that of a
+/// server that had read the request, for the kernel acknowledges what no program reads: nothing that this side knows tells
+/// the two apart. So it counts only for a method that may be repeated in any case (`is_safe`, RFC 9110 §9.2.2).
+pub fn is_stale_connection(error: &Error, is_safe: bool) -> bool {
+    let is_closed = matches!(
+        error.etype(),
+        ErrorType::ConnectionClosed | ErrorType::WriteError
+    );
     *error.esource() == ErrorSource::Upstream
-        && matches!(
-            error.etype(),
-            ErrorType::ConnectionClosed | ErrorType::WriteError
-        )
+        && (is_closed || (is_safe && is_connection_reset(error)))
+}
+
+fn is_connection_reset(error: &Error) -> bool {
+    let cause = error.root_cause();
+    let http2 = cause.downcast_ref::<h2::Error>();
+    let cause = http2.map_or_else(|| cause.downcast_ref::<io::Error>(), h2::Error::get_io);
+    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::ConnectionReset)
 }
 
 impl FailureContext {

@@ -156,7 +156,7 @@ impl RequestContext {
         let is_fresh = |stream: &Arc<StreamControl>| {
             !stream.has_received() && stream.expired().is_none() && !stream.is_shared()
         };
-        is_stale_connection(error)
+        is_stale_connection(error, self.request_info.method.is_safe())
             && self.stream.as_ref().is_some_and(is_fresh)
             && self.attempted.elapsed() < STALE_TIME
     }

@@ -385,6 +385,29 @@ fn a_post_that_was_read_and_then_reset_is_not_sent_again() {
     upstream.requests(2);
 }
 
+/// The same for a method that changes nothing may be sent again.
+#[test]
+fn a_get_on_a_pooled_connection_that_is_reset_is_sent_again_once() {
+    let resets = || Reply::default().reset();
+    for (stale, answer) in [
+        (vec![resets()], (200, "2")),
+        (vec![resets(), resets()], (502, "")),
+    ] {
+        let last = reply(200).json("2");
+        let replies = [vec![reply(200).json("1")], stale, vec![last]].concat();
+        let upstream = upstream::script(replies).run();
+        let proxy = proxy::new().upstream(&upstream).run();
+        let client = proxy.client("sk-plain");
+        assert_eq!(client.get("/v1/models").text(), "1");
+        await_pooled(&proxy);
+        let told = client.get("/v1/models");
+        assert_eq!(told.status, answer.0);
+        assert!(told.text().starts_with(answer.1));
+        upstream.requests(3);
+        assert_eq!(proxy.stop().len(), 2);
+    }
+}
+
 #[test]
 fn a_post_that_was_answered_by_a_part_of_a_head_is_not_sent_again() {
     let replies = [
