@@ -265,7 +265,7 @@ fn is_request_line(line: &[u8]) -> bool {
 }
 
 /// Name and value of a header line without its LF; none for a line that is not just that.
-fn name_and_value(line: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(super) fn name_and_value(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let line = line.strip_suffix(b"\r")?;
     let (name, value) = line.split_at(memchr::memchr(b':', line)?);
     let value = &value[1..];

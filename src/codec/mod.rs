@@ -9,6 +9,7 @@ pub(crate) mod framing;
 pub(crate) mod http2_flood;
 pub(crate) mod http2_frames;
 pub mod json;
+pub mod request_scan;
 pub mod service_tier;
 pub mod sse;
 pub mod trace_context;

@@ -13,6 +13,7 @@ use crate::codec::service_tier::Edits;
 use crate::config::{self, ChatStreamUsage};
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{Condition, TierAction};
+use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::client_response::{Stop, continue_upload, is_lingering};
 use crate::proxy::context::{Body, RequestContext};
 use crate::proxy::error_mapping::REFUSED;
@@ -156,6 +157,8 @@ pub(super) async fn read_pieces(
         };
         filter_piece(&mut Some(chunk), false, context).await?;
     }
+    // Trailers show behind the last piece.
+    check_chunks(context)?;
     Ok(())
 }
 
@@ -173,6 +176,7 @@ pub(super) async fn filter_piece(
     if is_late && !context.body_complete {
         return Err(Cause::RequestTimeout.into());
     }
+    check_chunks(context)?;
     if ends {
         context.complete_body();
     }
@@ -206,6 +210,15 @@ pub(super) async fn filter_piece(
         context.release_body();
     }
     Ok(())
+}
+
+/// Refuses a body whose chunks a proxy before this one could have taken apart in another way.
+fn check_chunks(context: &RequestContext) -> Result<(), Refusal> {
+    let client = context.client.as_deref();
+    match client.is_some_and(ClientConnection::has_malformed_chunks) {
+        true => Err(Cause::InvalidHttp.into()),
+        false => Ok(()),
+    }
 }
 
 /// What goes on of a body that passes as it comes.

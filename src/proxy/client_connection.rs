@@ -9,6 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::codec::request_scan::{BodyFraming, RequestScan};
 use crate::upstream::connector::control::StreamControl;
 use crate::upstream::waker_slot::WakerSlot;
 
@@ -38,6 +39,7 @@ struct State {
     limits: HeadLimits,
     phase: Phase,
     head_bytes_left: u64,
+    scan: RequestScan,
     drains: bool,
     /// The drain has lasted as long as it may.
     drain_over: bool,
@@ -99,6 +101,7 @@ impl ClientConnection {
             limits,
             phase: Phase::New { until },
             head_bytes_left: limits.bytes,
+            scan: RequestScan::default(),
             drains: false,
             drain_over: false,
             awaits_body: false,
@@ -129,13 +132,21 @@ impl ClientConnection {
     }
 
     /// The head of the request has been read.
-    pub fn head_is_read(&self) {
-        self.0.lock().phase = Phase::Request;
+    pub fn head_is_read(&self, body: BodyFraming) {
+        let mut state = self.0.lock();
+        state.phase = Phase::Request;
+        state.scan.begin_body(body);
     }
 
-    /// So many bytes came from the client. False where a head is too long to be read on.
-    pub fn record_read(&self, count: usize) -> bool {
+    /// Whether the body that comes has chunks that another could take apart in another way.
+    pub fn has_malformed_chunks(&self) -> bool {
+        self.0.lock().scan.is_malformed()
+    }
+
+    /// These bytes came from the client. False where a head is too long to be read on.
+    pub fn record_read(&self, bytes: &[u8]) -> bool {
         let mut state = self.0.lock();
+        state.scan.feed(bytes);
         match state.phase {
             Phase::Request => return true,
             Phase::Head { .. } => {}
@@ -145,7 +156,7 @@ impl ClientConnection {
                 state.phase = Phase::Head { until };
             }
         }
-        let left = state.head_bytes_left.checked_sub(count as u64);
+        let left = state.head_bytes_left.checked_sub(bytes.len() as u64);
         state.head_bytes_left = left.unwrap_or(0);
         left.is_some()
     }
@@ -195,6 +206,7 @@ impl ClientConnection {
             socket.drain();
         }
         state.socket = Some(socket);
+        state.scan.end();
     }
 
     /// Bytes of this message of a WebSocket are still to come, of which something came just now; `None`: no message is under

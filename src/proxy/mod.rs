@@ -34,8 +34,10 @@ use pingora_proxy::{FailToProxy, HttpProxy, ProxyHttp, ProxyWarnLogContext, Sess
 
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::framing;
+use crate::codec::request_scan::BodyFraming;
 use crate::policy::Head;
 use crate::policy::endpoint::Endpoint;
+use crate::proxy::body_filter::content_length;
 use crate::proxy::bridge_exchange::Bridge;
 use crate::proxy::client_response::{
     LINGERING_CLOSE_IDLE, REQUEST_ID, Stop, check_response, drop_length, edit_response,
@@ -84,7 +86,7 @@ impl ProxyHttp for TierProxy {
     ) -> Result<()> {
         context.client = carried(session.digest());
         if let Some(client) = &context.client {
-            client.head_is_read();
+            client.head_is_read(body_framing(session.req_header()));
         }
         let limits = &self.state.limits;
         if session.get_keepalive().is_some() {
@@ -408,6 +410,15 @@ fn end_response(session: &mut Session, context: &mut RequestContext) {
     if !context.body_complete {
         session.set_read_timeout(Some(LINGERING_CLOSE_IDLE));
     }
+}
+
+/// How the body is framed, by a head that is unambiguous or refused.
+fn body_framing(head: &RequestHeader) -> BodyFraming {
+    if head.headers.contains_key(header::TRANSFER_ENCODING) {
+        return BodyFraming::Chunked;
+    }
+    let length = content_length(head).ok().flatten();
+    BodyFraming::Length(length.unwrap_or(0))
 }
 
 /// Refuses a head that an upstream, or a proxy before this one, could take apart in another way.

@@ -1,7 +1,8 @@
 //! A client's connection as Pingora reads and writes it, outside of TLS. It adds what Pingora 0.9.1 does not do itself: a
-//! time and a size for a whole request head (cloudflare/pingora#447), responses that are read on although their client
-//! has left, clients that are seen to leave behind a next request, the pieces of a response written together, an end to
-//! floods of HTTP/2 frames, and a time for the client's part in the end of a connection of HTTP/2.
+//! time and a size for a whole request head (cloudflare/pingora#447), chunks that have one reading only, responses that are
+//! read on although their client has left, clients that are seen to leave behind a next request, the pieces of a response
+//! written together, an end to floods of HTTP/2 frames, and a time for the client's part in the end of a connection of
+//! HTTP/2.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -181,7 +182,7 @@ impl<S: IO> Downstream<S> {
     /// These bytes came. False where a head is too long to be read on, or the client floods.
     fn record_read(&mut self, bytes: &[u8]) -> bool {
         match &mut self.version {
-            Version::Http1 { connection, .. } => connection.record_read(bytes.len()),
+            Version::Http1 { connection, .. } => connection.record_read(bytes),
             Version::Http2 { preface, flood, .. } => {
                 let (_, frames) = bytes.split_at(bytes.len().min(*preface));
                 *preface = preface.saturating_sub(bytes.len());
