@@ -79,6 +79,12 @@ fn is_connection_reset(error: &Error) -> bool {
     cause.is_some_and(|cause| cause.kind() == io::ErrorKind::ConnectionReset)
 }
 
+/// Whether the client's stream was reset for what the client has sent on it (RFC 9113 §8.1.1). The client is still there.
+fn is_malformed_stream(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<h2::Error>();
+    cause.is_some_and(|cause| cause.is_reset() && cause.is_library())
+}
+
 impl FailureContext {
     /// Whether the upstream ended a connection before it began to answer. That it takes its time says nothing of an
     /// address, nor does that it refuses a stream.
@@ -93,6 +99,9 @@ impl FailureContext {
             return Termination::Refused(cause);
         }
         match error.esource() {
+            ErrorSource::Downstream if is_malformed_stream(error) && !self.is_answered => {
+                Termination::Refused(Cause::InvalidHttp)
+            }
             ErrorSource::Downstream => self.client_failure(error.etype()),
             ErrorSource::Upstream if self.is_answered => match error.etype() {
                 ErrorType::ReadTimedout | ErrorType::WriteTimedout => Termination::Timeout,

@@ -2,15 +2,17 @@
 //! there, and what says how long a body is, is not the same on both sides.
 
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
+use serde_json::json;
 
 use super::wire;
 use crate::support::client::Connection;
 use crate::support::proxy::{self, Proxy};
-use crate::support::tls;
+use crate::support::{eventually, frames, tls};
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -154,7 +156,7 @@ const PSEUDO_HEADERS: &[Case] = &[
 ];
 
 /// What is sent, and the last frame of it.
-fn frames(case: &Case, path: &str, key: &str) -> Vec<u8> {
+fn frames_of(case: &Case, path: &str, key: &str) -> Vec<u8> {
     let pseudo = [
         (":method", "POST"),
         (":scheme", "https"),
@@ -270,7 +272,7 @@ fn assert_one_reading(cases: &'static [Case]) {
         for (number, case) in cases.iter().enumerate() {
             for (asker, (key, endpoint)) in askers.into_iter().enumerate() {
                 let path = format!("/{number}/{asker}/{endpoint}");
-                let frames = frames(case, &path, key);
+                let frames = frames_of(case, &path, key);
                 let proxy = &proxy;
                 scope.spawn(move || exchange(proxy, &frames));
                 asked.push((path, case));
@@ -303,13 +305,43 @@ fn a_length_of_none_before_a_body_is_one_empty_request_with_a_line() {
     let upstream = wire::upstream();
     let proxy = proxy::new().upstream(&upstream.address).tls().run();
     let case = passes("", With("content-length", "0"));
-    exchange(&proxy, &frames(&case, "/0/other", "sk-fast"));
+    exchange(&proxy, &frames_of(&case, "/0/other", "sk-fast"));
     proxy.access_log(1);
     let lines = proxy.stop();
     // Whether the stream's fault or the end of the head is seen first is a race; a line there is in any case.
     assert_eq!((lines.len(), &lines[0]["path"]), (1, &"/0/other".into()));
     for request in upstream.requests() {
         assert_eq!((request.path(), &request.body[..]), ("/0/other", &b""[..]));
+    }
+}
+
+#[test]
+fn a_body_of_another_length_than_announced_is_told_in_its_line() {
+    for (key, length) in [
+        ("sk-fast", "1"),
+        ("sk-fast", "3"),
+        ("sk-plain", "1"),
+        ("sk-plain", "3"),
+    ] {
+        let upstream = wire::upstream();
+        let proxy = proxy::new().upstream(&upstream.address).tls().run();
+        let mut client = frames::begin(TcpStream::connect(proxy.tls_address).unwrap());
+        let head = [
+            frames::head(key, "/v1/responses"),
+            frames::field("content-length", length),
+        ];
+        let head = frame(HEADERS, END_HEADERS, 1, &head.concat());
+        client.write_all(&head).unwrap();
+        eventually("the request", || {
+            (proxy.status()["requests_in_flight"] == 1).then_some(())
+        });
+        client
+            .write_all(&frame(DATA, END_STREAM, 1, b"{}"))
+            .unwrap();
+        let line = proxy.record();
+        let told = json!([line["status"], line["outcome"], line["error"]]);
+        let expected = json!([400, "rejected", "invalid_http"]);
+        assert_eq!(told, expected, "{key}, {length}");
     }
 }
 
