@@ -309,7 +309,13 @@ pub(super) fn edit_response(
 fn location_here(context: &RequestContext, headers: &HeaderMap) -> Option<String> {
     let origin = context.attempts.origin()?;
     let location = headers.get(header::LOCATION)?.to_str().ok()?;
-    let url = Uri::try_from(location).ok()?;
+    // Without a scheme it is that of the request (RFC 3986 §4.2).
+    let scheme = match (location.starts_with("//"), origin.url.tls) {
+        (true, true) => "https:",
+        (true, false) => "http:",
+        (false, _) => "",
+    };
+    let url = Uri::try_from([scheme, location].concat()).ok()?;
     let is_own = match url.authority() {
         Some(authority) => {
             let default_port = match url.scheme_str() {
@@ -318,6 +324,7 @@ fn location_here(context: &RequestContext, headers: &HeaderMap) -> Option<String
             };
             let named = authority.as_str();
             let named = named.strip_suffix(default_port).unwrap_or(named);
+            let named = named.rsplit_once('@').map_or(named, |(_user, host)| host);
             named.eq_ignore_ascii_case(origin.host.to_str().ok()?)
         }
         None => !origin.url.prefix.is_empty(),

@@ -522,6 +522,13 @@ fn a_redirect_to_the_upstreams_own_address_stays_with_the_proxy() {
         ("{URL}/v1/responses?a=b", "/v1/responses?a=b"),
         ("https://127.0.0.1:{PORT}/base/v1/x", "/v1/x"),
         ("/base/v1/x", "/v1/x"),
+        ("//127.0.0.1:{PORT}/base/v1/x", "/v1/x"),
+        ("http://user:word@127.0.0.1:{PORT}/base/v1/x", "/v1/x"),
+        ("//other.test/base/v1/x", "//other.test/base/v1/x"),
+        (
+            "http://127.0.0.1:{PORT}@other.test/x",
+            "http://127.0.0.1:{PORT}@other.test/x",
+        ),
         ("{URL}/basement", "/basement"),
         ("/base//other.test/x", "/base//other.test/x"),
         ("{URL}", "/"),
