@@ -283,6 +283,7 @@ pub(super) fn edit_response(
     response: &mut ResponseHeader,
 ) -> Result<()> {
     remove_hop_by_hop(response);
+    remove_framing_of_nothing(response);
     for name in account_headers(context) {
         response.remove_header(name);
     }
@@ -323,8 +324,8 @@ fn location_here(context: &RequestContext, headers: &HeaderMap) -> Option<String
                 _ => ":80",
             };
             let named = authority.as_str();
-            let named = named.strip_suffix(default_port).unwrap_or(named);
             let named = named.rsplit_once('@').map_or(named, |(_user, host)| host);
+            let named = named.strip_suffix(default_port).unwrap_or(named);
             named.eq_ignore_ascii_case(origin.host.to_str().ok()?)
         }
         None => !origin.url.prefix.is_empty(),
@@ -377,6 +378,19 @@ fn remove_hop_by_hop(response: &mut ResponseHeader) {
     let named = connection_headers(&response.headers);
     for name in named.iter().chain(&HOP_BY_HOP).filter(|name| !stays(name)) {
         response.remove_header(name);
+    }
+}
+
+/// Takes out what speaks of a body where there is none, for a client that believes it waits for one. A length is told of the
+/// body that a 304 stands for (RFC 9110 §8.6), chunks of no such response by a server that is to be understood by all
+/// (RFC 9112 §6.1).
+fn remove_framing_of_nothing(response: &mut ResponseHeader) {
+    let status = response.status;
+    if status.is_informational() || matches!(status.as_u16(), 204 | 304) {
+        response.remove_header(&header::TRANSFER_ENCODING);
+        if status != StatusCode::NOT_MODIFIED {
+            response.remove_header(&header::CONTENT_LENGTH);
+        }
     }
 }
 

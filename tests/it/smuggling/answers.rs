@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::wire::{self, Request};
 use crate::support::client::{Answer, Client};
 use crate::support::proxy;
-use crate::support::upstream::{reply, script};
+use crate::support::upstream::{Reply, reply, script};
 
 const OK: &str = "HTTP/1.1 200 OK\r\n";
 const CHUNKS: &str = "\r\n2\r\n{}\r\n0\r\n\r\n";
@@ -140,6 +140,12 @@ fn assert_is_for(answer: &Answer, path: &str, after: &str) {
 /// whatever came.
 fn assert_one_reading(answer: &Answer, sent: &str) {
     let is_framing = |name: &str| matches!(name, "content-length" | "transfer-encoding");
+    let is_told = |name| answer.header(name).is_some();
+    match answer.status {
+        100..200 | 204 => assert!(!is_told("content-length") && !is_told("transfer-encoding")),
+        304 => assert!(!is_told("transfer-encoding"), "{sent:?}"),
+        _ => {}
+    }
     let mut framing = answer.headers.iter().filter(|(name, _)| is_framing(name));
     match (framing.next(), framing.next()) {
         (None, _) => {}
@@ -152,6 +158,28 @@ fn assert_one_reading(answer: &Answer, sent: &str) {
             assert!(!answer.text().contains("stolen"), "{sent:?}");
         }
         (first, second) => panic!("{first:?}, {second:?} of {sent:?}"),
+    }
+}
+
+#[test]
+fn an_interim_answer_tells_of_no_body() {
+    for framing in ["Content-Length: 5", "Transfer-Encoding: chunked"] {
+        let interim = format!("HTTP/1.1 103 X\r\nLink: </a>\r\n{framing}\r\n\r\n");
+        let first = Reply::default().send(interim);
+        let reply = first.then_all(reply(200).json("{}"));
+        let upstream = script([reply]).run();
+        let proxy = proxy::new().upstream(&upstream).run();
+        let client = proxy.client("sk-plain").header("Connection", "close");
+        let mut connection = client.connect();
+        connection.send(client.head("GET", "/v1/models"));
+        let told = String::from_utf8(connection.rest()).unwrap();
+        let (interim, _) = told.split_once("\r\n\r\n").unwrap();
+        assert!(interim.starts_with("HTTP/1.1 103") && interim.contains("</a>"));
+        let (name, _) = framing.split_once(':').unwrap();
+        assert!(
+            !interim.to_lowercase().contains(&name.to_lowercase()),
+            "{told}"
+        );
     }
 }
 
