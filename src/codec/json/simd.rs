@@ -1,6 +1,5 @@
-//! Where runs of plain string bytes end: the inner loop that decides how fast a document is scanned, and, beside one block
-//! in `server::proxy_app`, the only place with `unsafe`. It knows nothing of JSON beyond the bytes that may not stand in a
-//! string as they are.
+//! Where runs of plain string bytes end: the inner loop that decides how fast a document is scanned. It knows nothing of JSON
+//! beyond the bytes that may not stand in a string as they are.
 
 // The instructions of AVX2 may be called only where the processor has them, which the compiler cannot see.
 #![allow(unsafe_code)]
