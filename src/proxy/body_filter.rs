@@ -261,6 +261,9 @@ pub(super) fn drop_piece(
         let error = Error::explain(REFUSED, "the request goes on behind its response");
         return Err(error.into_down());
     }
+    if let Some(stream) = &context.client_stream {
+        stream.progressed();
+    }
     // `None` would be an end.
     *body = Some(Bytes::new());
     Ok(())

@@ -15,14 +15,11 @@ use crate::accounting::record::Termination;
 use crate::codec::error::{Cause, Refusal};
 use crate::codec::framing::{self, connection_headers};
 use crate::config::header_name;
+use crate::proxy::client_stream::{LINGERING_CLOSE_IDLE, LINGERING_CLOSE_TIME};
 use crate::proxy::context::{Body, RequestContext, without_query};
 use crate::proxy::error_mapping::REFUSED;
 use crate::state::State;
-
-/// How long a request is read on that was answered before it was here, in all and between two reads: a close with bytes unread
-/// would take the response away from the client (RFC 9112 §9.6). Some clients look for one only when they have sent all.
-const LINGERING_CLOSE_TIME: Duration = Duration::from_secs(30);
-pub(super) const LINGERING_CLOSE_IDLE: Duration = Duration::from_secs(2);
+use crate::upstream::connector::control::StreamControl;
 
 /// How long the last frames of a response over HTTP/2 may take to leave before its stream is reset.
 const FLUSH_TIME: Duration = Duration::from_millis(50);
@@ -400,8 +397,13 @@ pub(super) fn is_interim(status: StatusCode) -> bool {
 }
 
 /// Whether the response has no body, whose end nobody would be told of.
-pub(super) fn is_empty(response: &ResponseHeader) -> bool {
+pub(super) fn is_empty(response: &ResponseHeader, context: &RequestContext) -> bool {
     let length = response.headers.get(header::CONTENT_LENGTH);
-    let has_none = matches!(response.status.as_u16(), 204 | 304);
+    let has_none = matches!(response.status.as_u16(), 204 | 304)
+        || context.request_info.method == Method::HEAD
+        || context
+            .stream
+            .as_deref()
+            .is_some_and(StreamControl::is_whole);
     !response.status.is_informational() && (has_none || length.is_some_and(|length| length == "0"))
 }

@@ -6,6 +6,7 @@ pub(crate) mod bridge_exchange;
 pub(crate) mod client_connection;
 mod client_ip;
 mod client_response;
+pub(crate) mod client_stream;
 pub(crate) mod context;
 mod cors;
 pub(crate) mod error_mapping;
@@ -40,9 +41,10 @@ use crate::policy::endpoint::Endpoint;
 use crate::proxy::body_filter::content_length;
 use crate::proxy::bridge_exchange::Bridge;
 use crate::proxy::client_response::{
-    LINGERING_CLOSE_IDLE, REQUEST_ID, Stop, check_response, drop_length, edit_response,
-    local_response, send_local, send_refusal, withhold_interim,
+    REQUEST_ID, Stop, check_response, drop_length, edit_response, local_response, send_local,
+    send_refusal, withhold_interim,
 };
+use crate::proxy::client_stream::{ClientStream, LINGERING_CLOSE_IDLE};
 use crate::proxy::context::{RequestContext, head_bytes, path_and_query};
 use crate::proxy::error_mapping::{TIER_REFUSED, no_address, refused};
 use crate::state::State;
@@ -85,6 +87,8 @@ impl ProxyHttp for TierProxy {
         context: &mut Box<RequestContext>,
     ) -> Result<()> {
         context.client = carried(session.digest());
+        let extensions = &session.req_header().extensions;
+        context.client_stream = extensions.get::<ClientStream>().cloned();
         if let Some(client) = &context.client {
             client.head_is_read(body_framing(session.req_header()));
         }
@@ -225,8 +229,8 @@ impl ProxyHttp for TierProxy {
             session.set_read_timeout(None);
             return websocket_exchange::begin(context);
         }
-        if client_response::is_empty(response) {
-            context.end_response();
+        if client_response::is_empty(response, context) {
+            end_response(session, context);
         }
         Ok(())
     }
@@ -242,6 +246,7 @@ impl ProxyHttp for TierProxy {
             context.observe(bytes);
         }
         context.hide_usage(body, end_of_stream);
+        context.follow_early(body);
         if context.websocket.is_some() {
             websocket_exchange::from_upstream(body, end_of_stream, context);
         } else if end_of_stream {
@@ -407,8 +412,12 @@ impl TierProxy {
 /// All of the response is here. Its request may still come, for a while.
 fn end_response(session: &mut Session, context: &mut RequestContext) {
     context.end_response();
-    if !context.body_complete {
-        session.set_read_timeout(Some(LINGERING_CLOSE_IDLE));
+    if context.body_complete {
+        return;
+    }
+    match &context.client_stream {
+        Some(stream) => stream.end_response(),
+        None => session.set_read_timeout(Some(LINGERING_CLOSE_IDLE)),
     }
 }
 

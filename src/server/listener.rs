@@ -23,6 +23,7 @@ use crate::proxy::Proxy;
 use crate::proxy::client_connection::{ClientConnection, HeadLimits};
 use crate::server::connection_limit::{KeyedLimiter, Permit, subscriber};
 use crate::server::downstream::Downstream;
+use crate::server::proxy_app::Http2App;
 use crate::server::proxy_protocol::{self, Header};
 use crate::server::socket::{ListeningSocket, Socket, SocketFile};
 use crate::server::socket_handover::InheritedSockets;
@@ -240,7 +241,8 @@ impl AcceptedConnection {
         match self.connection {
             Some(connection) => serve_http1(self.stream, &connection, context).await,
             None => {
-                ServerApp::process_new(&context.proxy, self.stream, &context.shutdown).await;
+                let app = Arc::new(Http2App(context.proxy.clone()));
+                ServerApp::process_new(&app, self.stream, &context.shutdown).await;
             }
         }
     }

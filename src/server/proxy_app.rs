@@ -3,14 +3,18 @@
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
-use pingora::apps::HttpServerOptions;
+use async_trait::async_trait;
+use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora::connectors::ConnectorOptions;
+use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
+use pingora::server::ShutdownWatch;
 use pingora::server::configuration::ServerConf;
 use pingora_proxy::ProxyServiceBuilder;
 
 use crate::config::Limits;
 use crate::proxy::bridge_exchange::Bridge;
+use crate::proxy::client_stream::ClientStream;
 use crate::proxy::{Proxy, TierProxy};
 use crate::state::State;
 use crate::upstream::connector::UpstreamConnector;
@@ -62,6 +66,36 @@ fn take(service: pingora::services::listening::Service<Proxy>) -> Proxy {
     // SAFETY: `proxy` is valid and aligned, for it is a reference. The service is never used again and, being in a
     // `ManuallyDrop`, never dropped, so that what is read here is the only owner of the loop.
     unsafe { std::ptr::read(proxy) }
+}
+
+/// Pingora's proxy for the requests of a connection over HTTP/2, each of which ends when its client has had its time: the h2
+/// crate then resets its stream with NO_ERROR behind the last byte of the response (RFC 9113 §8.1).
+pub struct Http2App(pub Arc<Proxy>);
+
+#[async_trait]
+impl HttpServerApp for Http2App {
+    async fn process_new_http(
+        self: &Arc<Self>,
+        mut session: ServerSession,
+        shutdown: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
+        let stream = ClientStream::default();
+        let extensions = session.req_header_mut().extensions_mut();
+        extensions.insert(stream.clone());
+        tokio::select! {
+            biased;
+            reused = self.0.process_new_http(session, shutdown) => reused,
+            () = stream.over() => None,
+        }
+    }
+
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        self.0.server_options()
+    }
+
+    fn h2_options(&self) -> Option<H2Options> {
+        self.0.h2_options()
+    }
 }
 
 /// Pingora's, with our limits for heads and cancelled streams, and a larger window.

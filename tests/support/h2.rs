@@ -109,6 +109,34 @@ pub fn post_beside_upload(
     })
 }
 
+/// Sends a request that never ends. Behind the head of its answer `pause` is waited for; the answer and how its stream ends
+/// then are told.
+pub fn post_without_end(
+    address: SocketAddr,
+    headers: &[(&str, &str)],
+    path: &str,
+    body: &[u8],
+    pause: impl FnOnce(),
+) -> (Answer, Option<h2::Reason>) {
+    let exchange = async {
+        let (mut sender, _connection) = connect(address).await;
+        let request = request(address, headers, path).body(()).unwrap();
+        let (answer, mut stream) = sender.send_request(request, false).unwrap();
+        stream
+            .send_data(Bytes::copy_from_slice(body), false)
+            .unwrap();
+        let answer = answer.await.unwrap();
+        tokio::task::block_in_place(pause);
+        let answer = read_answer(answer).await;
+        let reset = std::future::poll_fn(|cx| stream.poll_reset(cx)).await;
+        (answer, reset.ok())
+    };
+    runtime().block_on(async {
+        let ended = timeout(PATIENCE, exchange).await;
+        ended.expect("an end of the stream in time")
+    })
+}
+
 /// How a client leaves that has got the first piece of its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leaving {

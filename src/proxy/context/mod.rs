@@ -23,6 +23,7 @@ use crate::config::{ChatStreamUsage, OnClientAbort};
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{Credential, Decision, Denied, Head};
 use crate::proxy::client_connection::ClientConnection;
+use crate::proxy::client_stream::ClientStream;
 use crate::proxy::request_body::{BufferedBody, StreamedBody};
 use crate::proxy::upstream_request::{HeadEdit, Length, trace_parent};
 use crate::proxy::websocket_session::WebSocketSession;
@@ -45,6 +46,8 @@ pub struct RequestContext {
     pub body: Body,
     /// The connection that it came on; none over HTTP/2.
     pub client: Option<Arc<ClientConnection>>,
+    /// The stream that it came on; none over HTTP/1.1.
+    pub client_stream: Option<ClientStream>,
     /// The connection of the newest attempt.
     pub stream: Option<Arc<StreamControl>>,
     /// When the newest attempt began.
@@ -123,6 +126,7 @@ impl RequestContext {
             state: state.clone(),
             body: Body::None,
             client: None,
+            client_stream: None,
             stream: None,
             attempted: Instant::now(),
             body_idle: None,
@@ -305,6 +309,13 @@ impl RequestContext {
         });
     }
 
+    /// Has a piece of a response whose request is still to come tell when it has left.
+    pub fn follow_early(&self, body: &mut Option<Bytes>) {
+        if let (Some(stream), false) = (&self.client_stream, self.body_complete) {
+            *body = body.take().map(|piece| stream.send(piece));
+        }
+    }
+
     /// What the client is still to see of the response at its end, if anything was held back.
     pub fn rest_of_hidden(&mut self) -> Option<Bytes> {
         let rest = self.usage_filter.take()?.finish();
@@ -478,7 +489,10 @@ impl RequestContext {
         if self.logged_at.replace(Instant::now()).is_some() {
             return;
         }
-        self.record.permits = None;
+        if self.body_complete {
+            // While a request still comes, its connection upstream is not free either.
+            self.record.permits = None;
+        }
         let termination = self.termination_without_client().unwrap_or(termination);
         self.state.metrics.in_flight.dec();
         self.drop_body();

@@ -51,6 +51,8 @@ struct State {
     expired: Option<AwaitedPhase>,
     /// Something of the response came.
     has_received: bool,
+    /// All of the response came with its head.
+    is_whole: bool,
     /// The connection is one of HTTP/2.
     is_http2: bool,
     /// Other requests run on the connection.
@@ -122,6 +124,7 @@ impl StreamControl {
         let mut state = self.0.lock();
         state.expired = None;
         state.has_received = false;
+        state.is_whole = false;
         state.error = KeptError::Unwanted;
         state.is_ended = false;
         state.drains = false;
@@ -212,6 +215,16 @@ impl StreamControl {
     /// Whether anything of the response came.
     pub fn has_received(&self) -> bool {
         self.0.lock().has_received
+    }
+
+    /// The head of the response has ended it.
+    pub(super) fn note_whole(&self) {
+        self.0.lock().is_whole = true;
+    }
+
+    /// Whether the head of the response has ended it.
+    pub fn is_whole(&self) -> bool {
+        self.0.lock().is_whole
     }
 
     /// Other requests run on the connection, so that it was alive a moment ago.

@@ -282,6 +282,9 @@ impl Http2Session {
         let is_empty = self.is_head || matches!(status, 204 | 304);
         self.response.promised = if is_empty { Some(0) } else { length };
         self.note_end();
+        if self.response.is_whole {
+            self.control().note_whole();
+        }
     }
 
     fn note_end(&mut self) {

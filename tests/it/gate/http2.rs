@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use ::h2::Reason;
 use serde_json::json;
 
 use crate::support::h2::{self, Framing, Reply};
-use crate::support::proxy::{self, Proxy};
+use crate::support::h2_script::{self, CANCEL, Event, Peer};
+use crate::support::proxy::{self, Proxy, Target};
 use crate::support::upstream::{self, Received, Reply as Http1Reply, Upstream, reply};
-use crate::support::{client::Answer, object_of};
+use crate::support::{client::Answer, eventually, object_of};
 
 const PATH: &str = "/v1/responses";
 const FRAMINGS: [Framing; 3] = [Framing::Length, Framing::NoLength, Framing::EmptyEnd];
@@ -310,4 +312,75 @@ fn an_upstream_whose_certificate_is_not_trusted_gets_no_byte() {
         (502, "upstream_unreachable")
     );
     assert!(upstream.received().is_empty());
+}
+
+/// That a client which never ends its request gets all of an answer to it, and is then let go, with the upstream: `pause`
+/// long behind the head of the answer it goes on reading.
+fn assert_let_go(upstream: &impl Target, body: &str, pause: Duration) {
+    let policy = "\
+version: 1
+groups: {plain: {platform: openai, max_in_flight: 1}}
+keys: {sk-plain: plain}
+";
+    let proxy = proxy::new().upstream(upstream).policy(policy).tls().run();
+    let headers = [("authorization", "Bearer sk-plain")];
+    let (answer, end) = h2::post_without_end(proxy.tls_address, &headers, PATH, b"{", || {
+        assert_eq!(proxy.record()["upstream_status"], 404);
+        // What is open upstream counts.
+        let client = proxy.client("sk-plain");
+        assert_eq!(client.post("/v1/models", "{}").status, 429);
+        std::thread::sleep(pause);
+    });
+    assert_eq!((answer.status, answer.whole), (404, true));
+    assert_eq!(answer.text(), body);
+    assert_eq!(end, Some(Reason::NO_ERROR));
+    let in_place = || proxy.client("sk-plain").get("/v1/models").status;
+    eventually("a free place", || (in_place() != 429).then_some(()));
+}
+
+#[test]
+fn a_client_of_http_2_that_does_not_end_its_request_is_let_go_behind_an_answer_of_http_1() {
+    for body in ["{}", ""] {
+        let early = reply(404).json(body).before_body();
+        let upstream = upstream::script([early, reply(200).json("{}")]).run();
+        assert_let_go(&upstream, body, Duration::ZERO);
+        assert!(!upstream.requests(2)[0].whole);
+    }
+}
+
+#[test]
+fn a_client_of_http_2_that_does_not_end_its_request_is_let_go_behind_an_answer_of_http_2() {
+    let answers: [fn(&mut Peer, u32); 3] = [
+        |peer, stream| peer.json(stream, 404, "{}"),
+        |peer, stream| {
+            peer.respond(stream, 404, &[]);
+            peer.data(stream, b"{}");
+            peer.last_data(stream, b"");
+        },
+        |peer, stream| peer.respond_empty(stream, 404, &[]),
+    ];
+    for (answer, body) in answers.into_iter().zip(["{}", "{}", ""]) {
+        let upstream = h2_script::upstream(move |peer| {
+            while let Some(event) = peer.event() {
+                if let Event::Head(stream) | Event::End(stream) = event {
+                    answer(peer, stream);
+                }
+            }
+        });
+        assert_let_go(&upstream, body, Duration::ZERO);
+        eventually("the end of the stream upstream", || {
+            let resets = upstream.seen().resets;
+            resets.contains(&(1, CANCEL)).then_some(())
+        });
+        assert_eq!(upstream.seen().connections, 1);
+    }
+}
+
+#[test]
+fn a_client_of_http_2_that_reads_an_early_answer_slowly_gets_all_of_it() {
+    // More than its window, which stays shut for longer than it may be silent behind the answer.
+    let body = format!("{{\"a\":\"{}\"}}", "a".repeat(80_000));
+    let early = reply(404).json(&body).before_body();
+    let upstream = upstream::script([early, reply(200).json("{}")]).run();
+    assert_let_go(&upstream, &body, Duration::from_secs(3));
 }
