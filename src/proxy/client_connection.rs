@@ -337,7 +337,7 @@ mod tests {
             keepalive: HOUR,
         };
         let connection = ClientConnection::new(limits, Instant::now() + HOUR);
-        connection.head_is_read();
+        connection.head_is_read(BodyFraming::Length(0));
         connection
     }
 
