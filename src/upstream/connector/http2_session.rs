@@ -154,7 +154,9 @@ impl Http2Session {
                 return Poll::Ready(error);
             }
         }
-        let _ = self.body.poll_send(cx);
+        if self.body.send(cx) {
+            self.watchdog.request_progressed();
+        }
         Poll::Pending
     }
 
