@@ -1,6 +1,7 @@
 //! The access log: what a line says, and how it gets to the file so that none is lost. It knows nothing of requests;
 //! `record.rs` builds the records.
 
+mod backlog;
 mod fields;
 pub mod line;
 mod sink;

@@ -6,7 +6,6 @@
 //! of its own writes, and lines wait in memory for it. What a reader leaves unread may be lost with it: lines are kept until they
 //! were read, and written again where they may not have been.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -16,6 +15,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use uuid::Uuid;
 
+use crate::accounting::access_log::backlog::{Backlog, Line};
 use crate::accounting::access_log::sink::{
     Receiver, Sink, SinkKind, await_writable, take_back, write_all,
 };
@@ -60,24 +60,11 @@ struct Writer {
     /// Lines numbered so far.
     seq: u64,
     line: Vec<u8>,
-    /// Whole lines that are not written yet, oldest first.
-    waiting: VecDeque<Waiting>,
-    waiting_bytes: usize,
-    /// How much of the first waiting line the sink has taken and keeps, as a pipe does.
-    taken: usize,
-    /// Lines that a pipe or socket has taken, whose reader may not have read them, oldest first.
-    unread: VecDeque<Waiting>,
-    unread_bytes: usize,
+    backlog: Backlog,
     has_thread: bool,
     /// The log has been dropped, and the thread is to end.
     closed: bool,
     trouble: Trouble,
-}
-
-#[derive(Clone)]
-struct Waiting {
-    since: Instant,
-    line: Arc<[u8]>,
 }
 
 /// What is told of a log that cannot be written, once for each time that it cannot.
@@ -130,7 +117,7 @@ impl AccessLog {
     pub(super) fn append_line(&self, rest: &[u8], is_billed: bool) {
         let mut guard = self.shared.writer.lock();
         let writer = &mut *guard;
-        if !is_billed && writer.waiting_bytes as u64 >= BACKLOG_BYTES {
+        if !is_billed && writer.backlog.waiting_bytes() as u64 >= BACKLOG_BYTES {
             writer.seq += 1;
             writer.trouble.dropped += 1;
             return;
@@ -147,7 +134,7 @@ impl AccessLog {
             let written = writer.write_line(&self.shared.target);
             self.shared.note(writer, written);
         } else {
-            writer.enqueue();
+            writer.backlog.push(&writer.line);
             self.shared.wake.notify_one();
         }
         self.shared.publish(writer);
@@ -226,7 +213,7 @@ impl AccessLog {
             std::thread::sleep(FINISH_LOOK);
         }
         let mut writer = self.shared.writer.lock();
-        let lost = writer.waiting.len() + writer.lost_lines() + writer.trouble.dropped;
+        let lost = writer.backlog.waiting() + writer.lost_lines() + writer.trouble.dropped;
         if lost == 0 {
             return Ok(());
         }
@@ -263,10 +250,10 @@ impl Shared {
             self.wake.wait(&mut writer);
         }
         let (opened, kind) = (writer.opened, writer.sink.kind);
-        let (Some(next), false) = (writer.waiting.front().cloned(), writer.closed) else {
+        let (Some(next), false) = (writer.backlog.first().cloned(), writer.closed) else {
             return false;
         };
-        let (file, taken) = (writer.sink.file.clone(), writer.taken);
+        let (file, taken) = (writer.sink.file.clone(), writer.backlog.taken);
         drop(writer);
         let Some(file) = file else {
             self.open_again(opened, kind);
@@ -275,13 +262,13 @@ impl Shared {
         // Within the time after which another target may have been opened.
         await_writable(&file, RETRY_AFTER);
         let unread = Receiver::of(&file).map(|receiver| receiver.unread_bytes());
-        let (count, written) = write_all(&file, &next.line[taken..]);
+        let (count, written) = write_all(&file, &next.bytes[taken..]);
         let mut writer = self.writer.lock();
         // What went to an old target goes to the new one as a whole.
         if writer.opened == opened && writer.sink.kind != SinkKind::Regular {
             if let Some(unread) = unread.filter(|_| count > 0) {
                 // Its reader was still there when this was taken, so what did not wait by then was read.
-                writer.forget_read(unread);
+                writer.backlog.forget_read(unread);
             }
             self.take_result(&mut writer, &next, count, written);
             self.publish(&writer);
@@ -293,14 +280,14 @@ impl Shared {
     fn take_result(
         &self,
         writer: &mut MutexGuard<'_, Writer>,
-        next: &Waiting,
+        next: &Line,
         count: usize,
         written: io::Result<()>,
     ) {
-        writer.taken += count;
-        if writer.taken == next.line.len() {
-            writer.keep_unread();
-            writer.pop_first();
+        writer.backlog.taken += count;
+        if writer.backlog.taken == next.bytes.len() {
+            let is_kept = writer.sink.receiver().is_some();
+            writer.backlog.pop(is_kept);
             self.note(writer, Ok(()));
         }
         match written {
@@ -311,7 +298,7 @@ impl Shared {
                 if writer.sink.kind == SinkKind::Socket {
                     // A line that the old connection got in part is to be whole on the new one.
                     writer.sink.file = None;
-                    writer.taken = 0;
+                    writer.backlog.taken = 0;
                 }
                 self.note(writer, Err(why));
                 if writer.sink.has_new_fifo(&self.target)
@@ -349,7 +336,7 @@ impl Shared {
 
     /// Counts failures and tells of the first of a run, and of the end of the run.
     fn note(&self, writer: &mut Writer, written: io::Result<()>) {
-        let waiting = writer.waiting.len();
+        let waiting = writer.backlog.waiting();
         let trouble = &mut writer.trouble;
         trouble.most_waiting = trouble.most_waiting.max(waiting);
         match written {
@@ -392,7 +379,7 @@ impl Shared {
     }
 
     fn publish(&self, writer: &Writer) {
-        let bytes = writer.waiting_bytes as u64;
+        let bytes = writer.backlog.waiting_bytes() as u64;
         self.waiting_bytes.store(bytes, Ordering::Relaxed);
     }
 }
@@ -405,11 +392,7 @@ impl Writer {
             opened: 0,
             seq: 0,
             line: Vec::new(),
-            waiting: VecDeque::new(),
-            waiting_bytes: 0,
-            taken: 0,
-            unread: VecDeque::new(),
-            unread_bytes: 0,
+            backlog: Backlog::default(),
             has_thread: false,
             closed: false,
             trouble: Trouble::default(),
@@ -418,65 +401,49 @@ impl Writer {
 
     /// Whether the thread has something to write.
     fn has_work(&self) -> bool {
-        self.sink.kind != SinkKind::Regular && !self.waiting.is_empty()
+        self.sink.kind != SinkKind::Regular && self.backlog.first().is_some()
     }
 
     fn is_stalled(&self) -> bool {
         if self.sink.kind == SinkKind::Regular {
             return self.trouble.why.is_some();
         }
-        let first = self.waiting.front();
-        first.is_some_and(|first| first.since.elapsed() >= STALLED_AFTER)
+        self.backlog.has_waited(STALLED_AFTER)
     }
 
     /// Writes `self.line` to a regular file, behind all that waits.
     fn write_line(&mut self, target: &LogTarget) -> io::Result<()> {
-        if !self.waiting.is_empty() {
-            self.enqueue();
+        if self.backlog.first().is_some() {
+            self.backlog.push(&self.line);
             return self.flush_waiting(target);
         }
         let file = match self.file(target) {
             Ok(file) => file,
             Err(why) => {
-                self.enqueue();
+                self.backlog.push(&self.line);
                 return Err(why);
             }
         };
         let (taken, result) = write_all(&file, &self.line);
         if result.is_err() {
-            self.enqueue();
+            self.backlog.push(&self.line);
             self.keep_taken(&file, taken);
         }
         result
     }
 
-    fn enqueue(&mut self) {
-        self.waiting_bytes += self.line.len();
-        self.waiting.push_back(Waiting {
-            since: Instant::now(),
-            line: self.line.as_slice().into(),
-        });
-    }
-
     /// Writes what waits to a regular file.
     fn flush_waiting(&mut self, target: &LogTarget) -> io::Result<()> {
         let file = self.file(target)?;
-        while let Some(first) = self.waiting.front() {
-            let (taken, result) = write_all(&file, &first.line[self.taken..]);
+        while let Some(first) = self.backlog.first() {
+            let (taken, result) = write_all(&file, &first.bytes[self.backlog.taken..]);
             if result.is_err() {
                 self.keep_taken(&file, taken);
                 return result;
             }
-            self.pop_first();
+            self.backlog.pop(false);
         }
         Ok(())
-    }
-
-    fn pop_first(&mut self) {
-        if let Some(first) = self.waiting.pop_front() {
-            self.waiting_bytes -= first.line.len();
-        }
-        self.taken = 0;
     }
 
     fn keeps_for_the_next_reader(&self) -> bool {
@@ -484,61 +451,47 @@ impl Writer {
         receiver.is_some_and(|receiver| receiver.keeps_for_the_next())
     }
 
-    /// The first line has been taken by the sink; where somebody reads that, the line is kept until it was read.
-    fn keep_unread(&mut self) {
-        if self.sink.receiver().is_some() {
-            let first = self.waiting.front().cloned();
-            self.unread_bytes += first.as_ref().map_or(0, |first| first.line.len());
-            self.unread.extend(first);
-        }
-    }
-
-    /// No more than so many bytes of what was taken are unread.
-    fn forget_read(&mut self, at_most: usize) {
-        while let Some(first) = self.unread.front()
-            && self.unread_bytes - first.line.len() >= at_most
-        {
-            self.unread_bytes -= first.line.len();
-            self.unread.pop_front();
-        }
-    }
-
-    /// The pipe or socket is given up: what its reader may not have read waits again, before all else.
+    /// The pipe or socket is given up: what its reader may have left is to be written again.
     fn take_back_unread(&mut self) {
+        self.forget_what_is_known_as_read();
         let receiver = self.sink.receiver();
         let may_be_lost = receiver.is_some_and(|receiver| receiver.may_have_left_some());
-        let unread = std::mem::take(&mut self.unread);
-        let bytes = std::mem::take(&mut self.unread_bytes);
-        if unread.is_empty() || !may_be_lost {
-            return;
+        let unread = self.backlog.unread();
+        if unread == 0 || !may_be_lost {
+            return self.backlog.forget_unread();
         }
         log::warn!(
-            "the reader of the access log is gone; the last lines, which it may not have read, are written again: {}",
-            unread.len()
+            "the reader of the access log is gone; the last lines, which it may not have read, are written again: {unread}"
         );
-        self.waiting_bytes += bytes;
-        self.taken = 0;
-        for line in unread.into_iter().rev() {
-            self.waiting.push_front(line);
-        }
+        self.backlog.take_back_unread();
     }
 
     /// Lines that a reader has left that is gone.
     fn lost_lines(&mut self) -> usize {
-        let Some(receiver) = self.sink.receiver().filter(Receiver::has_left_some) else {
-            return 0;
-        };
-        if receiver.keeps_for_the_next() {
-            let unread = receiver.unread_bytes();
-            self.forget_read(unread);
+        self.forget_what_is_known_as_read();
+        let receiver = self.sink.receiver();
+        let has_left_some = receiver.is_some_and(|receiver| receiver.has_left_some());
+        if has_left_some {
+            self.backlog.unread()
+        } else {
+            0
         }
-        self.unread.len()
+    }
+
+    /// A pipe tells what was read also when its reader is gone.
+    fn forget_what_is_known_as_read(&mut self) {
+        if let Some(receiver) = self.sink.receiver()
+            && receiver.keeps_for_the_next()
+        {
+            let unread = receiver.unread_bytes();
+            self.backlog.forget_read(unread);
+        }
     }
 
     /// The file has taken so much more of a line, and no more. A full file system may do that.
     fn keep_taken(&mut self, file: &File, taken: usize) {
         if taken > 0 && take_back(file, taken).is_err() {
-            self.taken += taken;
+            self.backlog.taken += taken;
         }
     }
 
@@ -568,7 +521,7 @@ impl Writer {
         self.is_outdated = false;
         self.opened += 1;
         // A line that the old one got in part is to be whole in the new one.
-        self.taken = 0;
+        self.backlog.taken = 0;
     }
 }
 
@@ -865,14 +818,12 @@ mod tests {
         let path = fifo(folder.path());
         let first = reader(&path);
         let log = open(&path);
-        append(&log, 0..1);
-        let mut line = String::new();
-        BufReader::with_capacity(1, &first)
-            .read_line(&mut line)
-            .unwrap();
-        append(&log, 1..5);
+        append(&log, 0..5);
         eventually("all written", || log.is_written());
-        drop(first);
+        let mut read = String::new();
+        let mut lines = BufReader::with_capacity(1, first);
+        lines.read_line(&mut read).unwrap();
+        drop(lines);
         fs::remove_file(&path).unwrap();
         append(&log, 5..6);
         eventually("a failed write", || log.errors() > 0);
@@ -892,7 +843,7 @@ mod tests {
         for _ in 0..80 {
             log.append_line(long.as_bytes(), false);
         }
-        let waiting = || log.shared.writer.lock().waiting.len();
+        let waiting = || log.shared.writer.lock().backlog.waiting();
         assert!(log.is_full());
         assert_eq!(waiting(), 64);
         append(&log, 1..3);
