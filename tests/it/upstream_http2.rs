@@ -712,30 +712,6 @@ fn a_window_that_stays_shut_times_out() {
 }
 
 #[test]
-fn a_response_is_awaited_from_when_the_request_was_taken() {
-    const STEP: u32 = 512 << 10;
-    for large in LARGE {
-        let upstream = upstream(|peer| {
-            peer.opens_window = false;
-            let Some(stream) = peer.head() else {
-                return;
-            };
-            for _ in 0..LARGE_BYTES / STEP as usize {
-                std::thread::sleep(Duration::from_millis(300));
-                peer.open_window(stream, STEP);
-            }
-            while !matches!(peer.event(), Some(Event::End(_)) | None) {}
-            peer.json(stream, 200, "{}");
-        });
-        let settings = "response_timeout: 1s, idle_timeout: 1s";
-        let proxy = proxy::new()
-            .upstream_with("main", &upstream, settings)
-            .run();
-        assert_eq!(large.send(&proxy).answer().status, 200, "{large:?}");
-    }
-}
-
-#[test]
 fn a_client_that_leaves_while_its_held_body_waits_for_a_window_has_its_line_at_once() {
     // Of a body that passes the rest is with the client, whose end is behind it.
     let upstream = upstream(|peer| {

@@ -327,18 +327,6 @@ impl Watchdog {
         }
     }
 
-    /// The upstream has taken more of the request, so that its response is awaited from now on. What a client sends on an
-    /// upgraded connection says nothing of that.
-    pub fn request_progressed(&mut self) {
-        let phase = self.control.phase();
-        if matches!(
-            phase,
-            AwaitedPhase::ResponseHead | AwaitedPhase::ResponseBody
-        ) {
-            self.since = None;
-        }
-    }
-
     /// Ready when what is awaited has taken too long.
     pub fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<AwaitedPhase> {
         let mut state = self.control.0.lock();

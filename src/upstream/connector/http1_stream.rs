@@ -102,10 +102,7 @@ impl Http1Stream {
             let written = Pin::new(&mut self.io).poll_write(cx, &self.message);
             match ready!(written)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                count => {
-                    self.message.advance(count);
-                    self.watchdog.request_progressed();
-                }
+                count => self.message.advance(count),
             }
             self.gathered.written_past();
         }
@@ -184,7 +181,6 @@ impl Http1Stream {
         match written {
             Poll::Ready(Ok(count)) => {
                 self.stall = None;
-                self.watchdog.request_progressed();
                 Poll::Ready(Ok(count))
             }
             stuck => self.poll_stuck(cx, buf, stuck),

@@ -52,22 +52,17 @@ impl OutgoingBody {
         state.stream = stream;
     }
 
-    /// Sends what the upstream takes, and says whether it took some. Where it takes no more, or there is no more yet, `cx` is woken
-    /// when that changes.
-    pub fn send(&self, cx: &mut Context<'_>) -> bool {
+    /// Sends what the upstream takes. Ready when all of it was sent, or nothing more of it is wanted.
+    pub fn poll_send(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.0.lock();
-        let before = state.waiting_bytes;
         while !state.is_done {
-            match state.poll_piece(cx) {
-                Poll::Ready(true) => {
-                    state.sender.register(cx);
-                    break;
-                }
-                Poll::Ready(false) => {}
-                Poll::Pending => break,
+            let waits = ready!(state.poll_piece(cx));
+            if waits {
+                state.sender.register(cx);
+                return Poll::Pending;
             }
         }
-        state.waiting_bytes < before
+        Poll::Ready(())
     }
 
     /// Whether bytes wait for the upstream's window.

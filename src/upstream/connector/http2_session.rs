@@ -154,9 +154,7 @@ impl Http2Session {
                 return Poll::Ready(error);
             }
         }
-        if self.body.send(cx) {
-            self.watchdog.request_progressed();
-        }
+        let _ = self.body.poll_send(cx);
         Poll::Pending
     }
 
