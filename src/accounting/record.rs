@@ -522,10 +522,9 @@ impl RequestRecord {
                 || self.policy.lists_key(digest)
         };
         // A credential that is cut through is not known any more.
-        let clean =
-            |text: &'a str| shortened(redacted(text, SEARCHED_BYTES, &is_known), TEXT_BYTES);
-        let clean_tier =
-            |tier: &'a str| shortened(redacted(tier, SEARCHED_BYTES, &is_known), TIER_BYTES);
+        let searched = |text: &'a str| redacted(text, SEARCHED_BYTES, &is_known);
+        let clean = |text: &'a str| shortened(searched(text), TEXT_BYTES);
+        let clean_tier = |tier: &'a str| shortened(searched(tier), TIER_BYTES);
         // These are long, and only the client's own.
         let clean_words = |text: &'a str| redacted(text, 0, &is_known);
         let is_changed =

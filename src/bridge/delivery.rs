@@ -1,4 +1,4 @@
-//! What the exchange knows about an answer besides the request.
+//! What an answer comes with besides the request, and within which limits.
 
 /// Limits of what is held of one answer, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -46,8 +46,8 @@
 //! (with `messages_input`, `messages_content`, `messages_tools`) and `chat_request` (with `chat_input`, `chat_tools`)
 //! what is theirs; `input`, `schema`, `names` and `carrier` are pieces of the Responses API. Answers: `sse` finds the
 //! events, `reader` and `item` make facts of them, `messages_response` and `chat_response`, the two of `client_side`, events
-//! and chunks of these, `response_converter` drives, with what `delivery` has. `error`, `report` and `failure` have what goes wrong; `json` and `record`
-//! read and write JSON.
+//! and chunks of these, `response_converter` drives, with what `delivery` has. `error`, `report` and `failure` have what goes
+//! wrong; `json` and `record` read and write JSON.
 
 mod carrier;
 mod chat_chunk;

@@ -1,7 +1,7 @@
 //! The bytes of a file that may hold keys.
 
 use std::fmt::Display;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
 use std::ops::Deref;
 use std::os::unix::fs::OpenOptionsExt;
@@ -30,19 +30,8 @@ impl FileBytes {
     /// Those of reading it, `FileTooLarge` beyond [`MAX_BYTES`], and what is no regular file: opening a pipe, or reading it,
     /// could take for ever.
     pub fn read(path: &Path) -> io::Result<FileBytes> {
-        let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
-        let mut file = OpenOptions::new()
-            .read(true)
-            .custom_flags(nonblocking)
-            .open(path)?;
-        let found = file.metadata()?;
-        if !found.is_file() {
-            return Err(io::Error::new(
-                ErrorKind::InvalidInput,
-                "not a regular file",
-            ));
-        }
-        let length = usize::try_from(found.len()).unwrap_or(MAX_BYTES);
+        let mut file = open_regular(path)?;
+        let length = usize::try_from(file.metadata()?.len()).unwrap_or(MAX_BYTES);
         // At once: a buffer that grows leaves a copy behind.
         let mut bytes = FileBytes(Vec::with_capacity(length.min(MAX_BYTES) + SPARE_BYTES));
         let limit = MAX_BYTES as u64 + 1;
@@ -51,6 +40,24 @@ impl FileBytes {
             return Err(io::Error::new(ErrorKind::FileTooLarge, "larger than 1 GiB"));
         }
         Ok(bytes)
+    }
+}
+
+/// Opens a file to read it, without waiting for anybody.
+///
+/// # Errors
+/// Those of opening it, and what is no regular file.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
+    let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(nonblocking)
+        .open(path)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        let why = "not a regular file";
+        Err(io::Error::new(ErrorKind::InvalidInput, why))
     }
 }
 

@@ -340,9 +340,7 @@ fn a_message_is_sent_once_more_and_its_client_hears_nothing_of_the_refusal() {
 fn a_failed_response_that_never_began_is_a_refusal_as_well() {
     let upstream = ends::upstream();
     let proxy = proxy_to(&upstream);
-    let mut socket = upstream.open(&proxy, "sk-fast");
-    socket.client.say(CREATE);
-    socket.server.hear_text();
+    let mut socket = upstream.open_turn(&proxy, "sk-fast");
     socket.server.say(
         r#"{"type":"response.failed","response":{"id":"resp_0","status":"failed","error":{"code":"invalid_service_tier","message":"service_tier"}}}"#,
     );
@@ -385,9 +383,7 @@ fn what_is_no_refusal_of_the_tier_before_the_response_is_the_clients() {
     ] {
         let upstream = ends::upstream();
         let proxy = proxy_to(&upstream);
-        let mut socket = upstream.open(&proxy, key);
-        socket.client.say(CREATE);
-        socket.server.hear_text();
+        let mut socket = upstream.open_turn(&proxy, key);
         ends::answer(&mut socket, events);
         let told = json!({"service_tier": "priority", "outcome": "upstream_error", "tier_refused": is_refused});
         assert_told(&proxy.record(), &told);
@@ -492,9 +488,7 @@ fn a_second_attempt_that_takes_too_long_is_told_as_such() {
 fn an_upstream_that_ends_in_a_message_that_was_kept_back_is_told_as_cut() {
     let upstream = ends::upstream();
     let proxy = proxy_to(&upstream);
-    let mut socket = upstream.open(&proxy, "sk-fast");
-    socket.client.say(CREATE);
-    socket.server.hear_text();
+    let mut socket = upstream.open_turn(&proxy, "sk-fast");
     socket.server.fragment(true, false, &REFUSED[..40]);
     socket.server.vanish();
     assert_eq!(socket.client.hear(), Heard::Cut);

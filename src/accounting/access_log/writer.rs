@@ -117,7 +117,7 @@ impl AccessLog {
     pub(super) fn append_line(&self, rest: &[u8], is_billed: bool) {
         let mut guard = self.shared.writer.lock();
         let writer = &mut *guard;
-        if !is_billed && writer.backlog.waiting_bytes() as u64 >= BACKLOG_BYTES {
+        if !is_billed && self.is_full() {
             writer.seq += 1;
             writer.trouble.dropped += 1;
             return;
@@ -205,7 +205,7 @@ impl AccessLog {
     /// Writes what can be written before the process ends.
     ///
     /// # Errors
-    /// What is lost: lines that could not be written, and what a pipe has taken that nobody is there to read.
+    /// What is lost: lines that could not be written or had no room, and those that a reader has left that is gone.
     pub fn finish(&self) -> io::Result<()> {
         let until = Instant::now() + FINISH_TIME;
         self.retry();
@@ -270,24 +270,24 @@ impl Shared {
                 // Its reader was still there when this was taken, so what did not wait by then was read.
                 writer.backlog.forget_read(unread);
             }
-            self.take_result(&mut writer, &next, count, written);
+            self.take_result(&mut writer, &next, count, written, unread.is_some());
             self.publish(&writer);
         }
         true
     }
 
-    /// So much of the first line has been written by the thread.
+    /// So much of the first line has been written by the thread. `is_read`: it went to somebody who is still to read it.
     fn take_result(
         &self,
         writer: &mut MutexGuard<'_, Writer>,
         next: &Line,
         count: usize,
         written: io::Result<()>,
+        is_read: bool,
     ) {
         writer.backlog.taken += count;
         if writer.backlog.taken == next.bytes.len() {
-            let is_kept = writer.sink.receiver().is_some();
-            writer.backlog.pop(is_kept);
+            writer.backlog.pop(is_read);
             self.note(writer, Ok(()));
         }
         match written {

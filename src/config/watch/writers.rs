@@ -1,14 +1,14 @@
 //! Whether somebody has a file open to write to it. The kernel knows at any moment, also of a writer that came before the file
 //! was watched, but tells it only the owner of the file and root.
 
-use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::libc::{self, c_int};
-use rustix::fs::{OFlags, fstatfs};
+use rustix::fs::fstatfs;
+
+use crate::config::secret_file::open_regular;
 
 /// Which signal the process gets if somebody opens the file within the question: one that does nothing (`signal(7)`).
 const F_SETSIG: c_int = 10;
@@ -28,14 +28,8 @@ const LOCAL: [u64; 7] = [
 /// None where the kernel does not tell: the file is another user's, or on a file system whose word is not known.
 #[allow(unsafe_code)] // No library has a function for leases.
 pub(super) fn has_writer(path: &Path) -> Option<bool> {
-    let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(nonblocking)
-        .open(path)
-        .ok()?;
-    let is_local = LOCAL.contains(&u64::try_from(fstatfs(&file).ok()?.f_type).ok()?);
-    if !is_local || !file.metadata().ok()?.is_file() {
+    let file = open_regular(path).ok()?;
+    if !LOCAL.contains(&u64::try_from(fstatfs(&file).ok()?.f_type).ok()?) {
         return None;
     }
     let set = |command: c_int, value: c_int| {

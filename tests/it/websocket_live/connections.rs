@@ -126,9 +126,7 @@ fn a_response_that_falls_silent_is_given_up_its_idle_timeout_after_its_last_mess
         .upstream_with("main", &upstream, settings)
         .run();
     for _ in 0..4 {
-        let mut socket = upstream.open(&proxy, "sk-fast");
-        socket.client.say(CREATE);
-        socket.server.hear_text();
+        let mut socket = upstream.open_turn(&proxy, "sk-fast");
         ends::answer(&mut socket, &[CREATED]);
         let begun = Instant::now();
         assert_late(&mut socket);
@@ -144,9 +142,7 @@ fn a_response_is_waited_for_while_its_upstream_pings() {
     let proxy = proxy::new()
         .upstream_with("main", &upstream, settings)
         .run();
-    let mut socket = upstream.open(&proxy, "sk-fast");
-    socket.client.say(CREATE);
-    socket.server.hear_text();
+    let mut socket = upstream.open_turn(&proxy, "sk-fast");
     ends::answer(&mut socket, &[CREATED]);
     for _ in 0..10 {
         ends::pass_ping(&mut socket, b"");
@@ -163,9 +159,7 @@ fn a_response_that_does_not_begin_is_given_up_though_its_upstream_pings() {
     let proxy = proxy::new()
         .upstream_with("main", &upstream, settings)
         .run();
-    let mut socket = upstream.open(&proxy, "sk-fast");
-    socket.client.say(CREATE);
-    socket.server.hear_text();
+    let mut socket = upstream.open_turn(&proxy, "sk-fast");
     let begun = Instant::now();
     let heard = loop {
         socket.server.try_send(Message::Ping("now".into()));
@@ -200,9 +194,7 @@ fn a_server_that_takes_nothing_for_its_idle_timeout_is_left() {
 fn a_drain_ends_an_idle_socket_at_once() {
     let upstream = ends::upstream();
     let mut proxy = proxy::new().upstream(&upstream).run();
-    let mut socket = upstream.open(&proxy, "sk-fast");
-    socket.client.say(CREATE);
-    socket.server.hear_text();
+    let mut socket = upstream.open_turn(&proxy, "sk-fast");
     ends::answer(&mut socket, &[COMPLETED]);
     proxy.signal(libc::SIGTERM);
     assert_eq!(socket.client.hear(), restart());
@@ -216,9 +208,7 @@ fn a_drain_ends_an_idle_socket_at_once() {
 fn a_drain_lets_a_running_turn_end() {
     let upstream = ends::upstream();
     let mut proxy = proxy::new().upstream(&upstream).run();
-    let mut socket = upstream.open(&proxy, "sk-fast");
-    socket.client.say(CREATE);
-    socket.server.hear_text();
+    let mut socket = upstream.open_turn(&proxy, "sk-fast");
     ends::answer(&mut socket, &[CREATED]);
     proxy.signal(libc::SIGTERM);
     proxy.await_stderr("draining");
@@ -270,9 +260,7 @@ fn the_end_of_a_drain_cuts_what_still_runs() {
         .upstream(&upstream)
         .setting("server: {drain: 200ms}")
         .run();
-    let mut socket = upstream.open(&proxy, "sk-fast");
-    socket.client.say(CREATE);
-    socket.server.hear_text();
+    let mut socket = upstream.open_turn(&proxy, "sk-fast");
     proxy.signal(libc::SIGTERM);
     assert_eq!(socket.client.hear(), Heard::Cut);
     assert_eq!(proxy.wait().code(), Some(0));

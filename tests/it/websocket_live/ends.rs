@@ -111,6 +111,14 @@ impl Upstream {
         self.open_at(proxy, key, PATH, &[])
     }
 
+    /// One on which the upstream has [`CREATE`].
+    pub fn open_turn(&self, proxy: &Proxy, key: &str) -> Socket {
+        let mut socket = self.open(proxy, key);
+        socket.client.say(CREATE);
+        socket.server.hear_text();
+        socket
+    }
+
     pub fn open_at(
         &self,
         proxy: &Proxy,

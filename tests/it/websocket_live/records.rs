@@ -166,9 +166,7 @@ fn a_forced_turn_has_its_tier_set_and_its_line() {
 fn the_line_of_a_connection_counts_the_bytes_of_both_ways() {
     let upstream = ends::upstream();
     let proxy = proxy_to(&upstream);
-    let mut socket = upstream.open(&proxy, "sk-fast");
-    socket.client.say(CREATE);
-    socket.server.hear_text();
+    let mut socket = upstream.open_turn(&proxy, "sk-fast");
     answer(&mut socket, &[COMPLETED]);
     socket.client.vanish();
     let lines = proxy.access_log(2);
@@ -263,9 +261,7 @@ fn a_message_that_comes_byte_by_byte_is_one_message() {
 fn fragments_of_the_server_arrive_as_it_sent_them_and_are_read_as_one_event() {
     let upstream = ends::upstream();
     let proxy = proxy_to(&upstream);
-    let mut socket = upstream.open(&proxy, "sk-fast");
-    socket.client.say(CREATE);
-    socket.server.hear_text();
+    let mut socket = upstream.open_turn(&proxy, "sk-fast");
     let (start, end) = COMPLETED.split_at(50);
     socket.server.fragment(true, false, start);
     socket.server.send(Message::Ping("mid".into()));
@@ -426,9 +422,7 @@ fn two_lanes_at_once_have_a_line_each() {
 fn a_response_that_nobody_asked_for_inherits_from_the_last() {
     let upstream = ends::upstream();
     let proxy = proxy_to(&upstream);
-    let mut socket = upstream.open(&proxy, "sk-fast");
-    socket.client.say(CREATE);
-    socket.server.hear_text();
+    let mut socket = upstream.open_turn(&proxy, "sk-fast");
     answer(&mut socket, &[CREATED, DELTA, COMPLETED]);
     let successor = COMPLETED.replace("resp_1", "resp_2");
     answer(
@@ -561,9 +555,7 @@ fn a_turn_that_goes_on_in_the_background_is_billed_when_it_is_fetched() {
 fn a_failed_response_is_the_upstreams_error() {
     let upstream = ends::upstream();
     let proxy = proxy_to(&upstream);
-    let mut socket = upstream.open(&proxy, "sk-fast");
-    socket.client.say(CREATE);
-    socket.server.hear_text();
+    let mut socket = upstream.open_turn(&proxy, "sk-fast");
     let failed = event("response.failed", "resp_1");
     answer(&mut socket, &[&failed]);
     let line = json!({
@@ -581,9 +573,7 @@ fn a_failed_response_is_the_upstreams_error() {
 fn an_error_event_ends_the_turn_and_the_socket_goes_on() {
     let upstream = ends::upstream();
     let proxy = proxy_to(&upstream);
-    let mut socket = upstream.open(&proxy, "sk-fast");
-    socket.client.say(CREATE);
-    socket.server.hear_text();
+    let mut socket = upstream.open_turn(&proxy, "sk-fast");
     let error = r#"{"type":"error","status":429,"error":{"code":"rate_limit_exceeded"}}"#;
     answer(&mut socket, &[error]);
     let line = json!({
@@ -604,9 +594,7 @@ fn an_error_event_ends_the_turn_and_the_socket_goes_on() {
 fn a_turn_that_the_upstream_cuts() {
     let upstream = ends::upstream();
     let proxy = proxy_to(&upstream);
-    let mut socket = upstream.open(&proxy, "sk-fast");
-    socket.client.say(CREATE);
-    socket.server.hear_text();
+    let mut socket = upstream.open_turn(&proxy, "sk-fast");
     answer(&mut socket, &[CREATED]);
     socket.server.vanish();
     assert_eq!(socket.client.hear(), Heard::Cut);
@@ -630,9 +618,7 @@ fn a_turn_that_the_upstream_closes_is_cut_by_it_however_the_client_leaves() {
     let upstream = ends::upstream();
     for answers in [true, false] {
         let proxy = proxy_to(&upstream);
-        let mut socket = upstream.open(&proxy, "sk-fast");
-        socket.client.say(CREATE);
-        socket.server.hear_text();
+        let mut socket = upstream.open_turn(&proxy, "sk-fast");
         answer(&mut socket, &[CREATED]);
         let close = |mask| frame(CLOSE, &1011_u16.to_be_bytes(), mask);
         socket.server.raw(&close(None));
@@ -655,9 +641,7 @@ fn a_turn_that_the_upstream_closes_is_cut_by_it_however_the_client_leaves() {
 fn a_turn_whose_client_goes() {
     let upstream = ends::upstream();
     let proxy = proxy_to(&upstream);
-    let mut socket = upstream.open(&proxy, "sk-fast");
-    socket.client.say(CREATE);
-    socket.server.hear_text();
+    let mut socket = upstream.open_turn(&proxy, "sk-fast");
     answer(&mut socket, &[CREATED]);
     socket.client.vanish();
     socket.server.hear_end();

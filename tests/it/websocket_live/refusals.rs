@@ -188,9 +188,7 @@ fn what_came_with_a_refused_message_is_not_sent_either() {
 fn a_running_turn_has_its_line_when_its_client_is_sent_away() {
     let upstream = ends::upstream();
     let proxy = proxy::new().upstream(&upstream).run();
-    let mut socket = upstream.open(&proxy, "sk-fast");
-    socket.client.say(CREATE);
-    socket.server.hear_text();
+    let mut socket = upstream.open_turn(&proxy, "sk-fast");
     socket.client.say(BROKEN);
     assert_sent_away(&mut socket, "invalid_json", 1008);
     let lines = proxy.access_log(3);
@@ -295,9 +293,7 @@ fn a_key_that_is_taken_away_ends_the_socket_at_its_next_turn() {
     ] {
         let upstream = ends::upstream();
         let proxy = proxy::new().upstream(&upstream).run();
-        let mut socket = upstream.open(&proxy, "sk-fast");
-        socket.client.say(CREATE);
-        socket.server.hear_text();
+        let mut socket = upstream.open_turn(&proxy, "sk-fast");
         ends::replace_policy(&proxy, &policy);
         // What runs goes on, and so does what is no turn.
         socket.client.say("{}");
@@ -372,9 +368,7 @@ fn a_response_that_goes_on_does_not_prolong_the_wait_for_a_message() {
         .upstream(&upstream)
         .setting("limits: {body_idle_timeout: 500ms}")
         .run();
-    let mut socket = upstream.open(&proxy, "sk-fast");
-    socket.client.say(CREATE);
-    socket.server.hear_text();
+    let mut socket = upstream.open_turn(&proxy, "sk-fast");
     ends::answer(&mut socket, &[CREATED]);
     socket.client.raw(&ends::masked(CREATE)[..20]);
     let begun = Instant::now();
