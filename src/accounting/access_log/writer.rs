@@ -350,7 +350,7 @@ impl Shared {
                 trouble.why = Some(why.to_string());
             }
             Ok(()) if waiting == 0 => {
-                if trouble.why.is_some() {
+                if trouble.why.is_some() || trouble.dropped > 0 {
                     let most = trouble.most_waiting;
                     let lost = match trouble.dropped {
                         0 => "none is lost".to_owned(),
