@@ -173,9 +173,10 @@ async fn send(
     session
         .write_response_header(Box::new(head), bodyless)
         .await?;
-    if !bodyless {
-        session.write_response_body(Some(body), true).await?;
-    }
+    // Pingora leaves the end of a response over HTTP/2 to this, also where there is no body.
+    session
+        .write_response_body((!bodyless).then_some(body), true)
+        .await?;
     context.finish(termination);
     context.body = Body::None;
     if unread {

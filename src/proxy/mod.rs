@@ -47,6 +47,7 @@ use crate::proxy::client_response::{
 use crate::proxy::client_stream::{ClientStream, LINGERING_CLOSE_IDLE};
 use crate::proxy::context::{RequestContext, head_bytes, path_and_query};
 use crate::proxy::error_mapping::{TIER_REFUSED, no_address, refused};
+use crate::proxy::upstream_request::join_cookies;
 use crate::state::State;
 use crate::upstream::connector::UpstreamConnector;
 use crate::upstream::connector::control::carried;
@@ -156,9 +157,11 @@ impl ProxyHttp for TierProxy {
         head: &mut RequestHeader,
         context: &mut Box<RequestContext>,
     ) -> Result<()> {
-        context
-            .head_edit(session.req_header().raw_path())?
-            .apply(head)?;
+        let request = session.req_header();
+        if request.version == Version::HTTP_2 {
+            join_cookies(head)?;
+        }
+        context.head_edit(request.raw_path())?.apply(head)?;
         context.begin_attempt();
         Ok(())
     }

@@ -255,6 +255,17 @@ pub fn trace_parent(headers: &HeaderMap) -> Option<TraceParent> {
     parent.filter(|_| lines.next().is_none())
 }
 
+/// Makes one header of the cookies that a client of HTTP/2 may send as several (RFC 9113 §8.2.3): servers of HTTP/1.1 read one.
+pub fn join_cookies(head: &mut RequestHeader) -> Result<()> {
+    let cookies = head.headers.get_all(header::COOKIE);
+    let cookies: Vec<&[u8]> = cookies.iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() < 2 {
+        return Ok(());
+    }
+    let cookies = joined(&cookies, b"; ")?;
+    set_or_remove(head, &header::COOKIE, cookies)
+}
+
 /// The fast-mode token, where it is to be there or not.
 fn set_beta_header(head: &mut RequestHeader, is_to: BetaHeader, endpoint: Endpoint) -> Result<()> {
     let sets_beta = is_to == BetaHeader::Set && endpoint == Endpoint::Messages;

@@ -25,9 +25,9 @@ impl config::Upstream {
         let options = &mut peer.options;
         options.connection_timeout = Some(self.connect_timeout);
         options.total_connection_timeout = Some(self.connect_timeout);
-        // How long reads may take is up to the request ([`connector::control`]).
+        // How long reads and writes may take is up to the request ([`connector::control`]).
         options.read_timeout = None;
-        options.write_timeout = Some(self.idle_timeout);
+        options.write_timeout = None;
         options.idle_timeout = Some(self.keepalive_timeout);
         options.tcp_keepalive = Some(KEEPALIVE);
         options.max_h2_streams = self.http2.max_streams;

@@ -712,6 +712,52 @@ fn a_window_that_stays_shut_times_out() {
 }
 
 #[test]
+fn a_response_is_awaited_from_when_its_request_was_taken() {
+    const STEP: u32 = 512 << 10;
+    for large in LARGE {
+        let upstream = upstream(|peer| {
+            peer.opens_window = false;
+            let Some(stream) = peer.head() else {
+                return;
+            };
+            for _ in 0..LARGE_BYTES / STEP as usize {
+                std::thread::sleep(Duration::from_millis(300));
+                peer.open_window(stream, STEP);
+            }
+            while !matches!(peer.event(), Some(Event::End(_)) | None) {}
+            peer.json(stream, 200, "{}");
+        });
+        let settings = "response_timeout: 1s, idle_timeout: 1s";
+        let proxy = proxy::new()
+            .upstream_with("main", &upstream, settings)
+            .run();
+        assert_eq!(large.send(&proxy).answer().status, 200, "{large:?}");
+    }
+}
+
+/// Else a request would have no end before an upstream that takes a byte each second.
+#[test]
+fn a_window_that_opens_by_a_few_bytes_stays_shut() {
+    let upstream = upstream(|peer| {
+        peer.opens_window = false;
+        let Some(stream) = peer.head() else {
+            return;
+        };
+        for _ in 0..100 {
+            std::thread::sleep(Duration::from_millis(100));
+            peer.open_window(stream, 1000);
+        }
+    });
+    let settings = "response_timeout: 1s, idle_timeout: 1s";
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, settings)
+        .run();
+    let begun = Instant::now();
+    assert_eq!(Large::Held.send(&proxy).answer().status, 504);
+    assert!(begun.elapsed() < AT_ONCE + Duration::from_secs(1));
+}
+
+#[test]
 fn a_client_that_leaves_while_its_held_body_waits_for_a_window_has_its_line_at_once() {
     // Of a body that passes the rest is with the client, whose end is behind it.
     let upstream = upstream(|peer| {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::{RecvStream, SendStream};
 use http::request::Builder;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Method, Request, Response};
 use rustls::pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -50,6 +50,21 @@ pub fn post(
     let exchange = async {
         let (sender, _connection) = connect(address).await;
         exchange(sender, address, headers, path, body, framing).await
+    };
+    runtime().block_on(async {
+        let answer = timeout(PATIENCE, exchange).await;
+        answer.expect("an answer in time")
+    })
+}
+
+/// Asks for what a GET would be answered with, without its body.
+pub fn head(address: SocketAddr, headers: &[(&str, &str)], path: &str) -> Answer {
+    let exchange = async {
+        let (mut sender, _connection) = connect(address).await;
+        let request = request(address, headers, path).method(Method::HEAD);
+        let request = request.body(()).unwrap();
+        let (answer, _) = sender.send_request(request, true).unwrap();
+        read_answer(answer.await.unwrap()).await
     };
     runtime().block_on(async {
         let answer = timeout(PATIENCE, exchange).await;

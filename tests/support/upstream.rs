@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use socket2::{SockFilter, SockRef};
 
 use super::{PATIENCE, eventually, tls};
 
@@ -27,6 +28,9 @@ pub struct Received {
     pub whole: bool,
 }
 
+/// A packet filter that keeps no byte of a segment (`BPF_RET | BPF_K`).
+const DROP_ALL: SockFilter = SockFilter::new(6, 0, 0, 0);
+
 /// What the upstream does about one request.
 #[derive(Clone, Debug, Default)]
 pub struct Reply {
@@ -41,6 +45,8 @@ enum Step {
     Wait(Duration),
     /// Until the test calls [`Upstream::release`].
     Hold,
+    /// Takes nothing that comes from now on, and acknowledges none of it, as though it came behind a close.
+    TakeNothing,
     /// Takes one message of a WebSocket client, which counts as a request without a head.
     Hear,
     /// An orderly end of the connection, with whatever was not read left unread.
@@ -178,6 +184,10 @@ impl Reply {
 
     pub fn hold(self) -> Self {
         self.then(Step::Hold)
+    }
+
+    pub fn take_nothing(self) -> Self {
+        self.then(Step::TakeNothing)
     }
 
     pub fn close(self) -> Self {
@@ -568,6 +578,10 @@ fn play(wire: &mut Wire, steps: &[Step], shared: &Shared) -> bool {
             }
             Step::Wait(time) => std::thread::sleep(*time),
             Step::Hold => shared.hold(),
+            Step::TakeNothing => {
+                let socket = wire.socket.descriptor();
+                SockRef::from(&socket).attach_filter(&[DROP_ALL]).unwrap();
+            }
             Step::Hear => {
                 let Some(body) = wire.frame() else {
                     return false;

@@ -20,9 +20,6 @@ use crate::upstream::connector::{Http2Session, UpstreamConnector};
 /// How long the end of a message may take whose last event is here, before its connection is given up.
 const END_TIME: Duration = Duration::from_secs(1);
 
-/// How much of a request is written at once, in bytes: each write has the time that an upstream may take for a piece.
-const PIECE_BYTES: usize = 64 * 1024;
-
 /// A request under way. Dropped before its end it is ended: an upstream is not to work for nobody.
 pub(super) struct Connection {
     /// Gone when it was given back.
@@ -37,8 +34,7 @@ impl Connection {
         connector: &Arc<Connector<UpstreamConnector>>,
         peer: HttpPeer,
     ) -> Result<(Self, bool)> {
-        let (mut http, reused) = connector.get_http_session(&peer).await?;
-        http.set_write_timeout(peer.options.write_timeout);
+        let (http, reused) = connector.get_http_session(&peer).await?;
         let connection = Self {
             http: Some(http),
             peer,
@@ -48,13 +44,10 @@ impl Connection {
     }
 
     /// Sends a whole request, and reads the head of its answer.
-    pub async fn send(&mut self, head: Box<RequestHeader>, mut body: Bytes) -> Result<()> {
+    pub async fn send(&mut self, head: Box<RequestHeader>, body: Bytes) -> Result<()> {
         let http = self.http()?;
         http.write_request_header(head).await?;
-        while !body.is_empty() {
-            let piece = body.split_to(body.len().min(PIECE_BYTES));
-            http.write_request_body(piece, false).await?;
-        }
+        http.write_request_body(body, false).await?;
         http.finish_request_body().await?;
         loop {
             http.read_response_header().await?;

@@ -21,9 +21,9 @@ use crate::upstream::Upstream;
 use crate::upstream::connector::control::{AwaitedPhase, StreamControl};
 use crate::upstream::error_text::describe_error;
 
-/// Within this time after a request was sent on a pooled connection, the connection's end may have been on its way already.
-/// Later it is that of a server which may have worked on the request.
-const STALE_TIME: Duration = Duration::from_millis(200);
+/// A connection that ends so soon after a request was sent on it has ended by itself: no model answers as fast. A balancer in
+/// between acknowledges a request that its server, which has just closed an idle connection, never sees.
+const STALE_TIME: Duration = Duration::from_millis(40);
 
 impl RequestContext {
     /// Where the next attempt goes, by a connection of its own where a pooled one has ended under the attempt before; none
@@ -50,7 +50,9 @@ impl RequestContext {
         self.attempted = Instant::now();
         self.trailers_seen = false;
         if let Some(stream) = &self.stream {
-            stream.begin(!reached, self.upgrade);
+            let upstream = self.upstream.as_ref();
+            let write_limit = upstream.map(|upstream| upstream.config.idle_timeout);
+            stream.begin(!reached, self.upgrade, write_limit);
             if self.retries_without_tier() {
                 stream.keep_error();
             }
@@ -150,15 +152,18 @@ impl RequestContext {
         error
     }
 
-    /// Whether the error is the end of a pooled connection that had crossed the request. A connection of HTTP/2 that others
-    /// use does not end for being idle: what its server had taken it may have worked on (RFC 9113 §8.7).
+    /// Whether the error is the end of a pooled connection that had crossed the request, or of one whose request may be made
+    /// twice. A connection of HTTP/2 that others use does not end for being idle: what its server had taken it may have
+    /// worked on (RFC 9113 §8.7).
     fn is_stale(&self, error: &Error) -> bool {
-        let is_fresh = |stream: &Arc<StreamControl>| {
-            !stream.has_received() && stream.expired().is_none() && !stream.is_shared()
+        let is_safe = self.request_info.method.is_safe();
+        let has_crossed = |stream: &Arc<StreamControl>| {
+            let is_fresh =
+                !stream.has_received() && stream.expired().is_none() && !stream.is_shared();
+            let is_unseen = stream.is_untaken() || self.attempted.elapsed() < STALE_TIME;
+            is_fresh && (is_safe || is_unseen)
         };
-        is_stale_connection(error, self.request_info.method.is_safe())
-            && self.stream.as_ref().is_some_and(is_fresh)
-            && self.attempted.elapsed() < STALE_TIME
+        is_stale_connection(error, is_safe) && self.stream.as_ref().is_some_and(has_crossed)
     }
 
     fn may_try_again(&self) -> bool {

@@ -1,5 +1,7 @@
 //! What becomes of a request's body once it is here: what is decided by it, and that nothing else leaves.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use jiff::Timestamp;
 
@@ -33,6 +35,7 @@ impl RequestContext {
                     stream.keep_error();
                 }
                 stream.release_request();
+                self.attempted = Instant::now();
             }
         }
         Ok(())

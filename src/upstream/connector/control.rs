@@ -49,8 +49,12 @@ struct State {
     /// Changes with each phase, so that a wait is measured from there.
     epoch: u32,
     expired: Option<AwaitedPhase>,
+    /// How long the upstream may take to take a piece of the request; none for as long as it takes.
+    write_limit: Option<Duration>,
     /// Something of the response came.
     has_received: bool,
+    /// The connection ended before the upstream had all of the request.
+    is_untaken: bool,
     /// All of the response came with its head.
     is_whole: bool,
     /// The connection is one of HTTP/2.
@@ -119,11 +123,13 @@ impl StreamControl {
     }
 
     /// A request begins on the connection. `holds_request`: nothing of it is to leave before [`Self::release_request`].
-    /// `upgrades`: it asks for a WebSocket.
-    pub fn begin(&self, holds_request: bool, upgrades: bool) {
+    /// `upgrades`: it asks for a WebSocket. `write_limit`: for each of its pieces to be taken.
+    pub fn begin(&self, holds_request: bool, upgrades: bool, write_limit: Option<Duration>) {
         let mut state = self.0.lock();
         state.expired = None;
+        state.write_limit = write_limit;
         state.has_received = false;
+        state.is_untaken = false;
         state.is_whole = false;
         state.error = KeptError::Unwanted;
         state.is_ended = false;
@@ -210,6 +216,26 @@ impl StreamControl {
     /// In which phase the upstream took too long, if it did.
     pub fn expired(&self) -> Option<AwaitedPhase> {
         self.0.lock().expired
+    }
+
+    /// The upstream took too long in this phase.
+    pub(super) fn expire(&self, phase: AwaitedPhase) {
+        self.0.lock().expired = Some(phase);
+    }
+
+    /// How long the upstream may take to take a piece of the request, where there is a limit.
+    pub(super) fn write_limit(&self) -> Option<Duration> {
+        self.0.lock().write_limit
+    }
+
+    /// The connection ended before the upstream had all of the request.
+    pub(super) fn note_untaken(&self) {
+        self.0.lock().is_untaken = true;
+    }
+
+    /// Whether the connection ended before the upstream had all of the request, so that nobody can have worked on it.
+    pub fn is_untaken(&self) -> bool {
+        self.0.lock().is_untaken
     }
 
     /// Whether anything of the response came.
@@ -322,6 +348,17 @@ impl Watchdog {
         if !matches!(
             state.phase,
             AwaitedPhase::ResponseHead | AwaitedPhase::Upgraded
+        ) {
+            self.since = None;
+        }
+    }
+
+    /// The upstream has taken another piece of the request: its response is awaited from now on. What goes to an upgraded
+    /// connection asks for nothing at once.
+    pub fn request_taken(&mut self) {
+        if matches!(
+            self.control.phase(),
+            AwaitedPhase::ResponseHead | AwaitedPhase::ResponseBody
         ) {
             self.since = None;
         }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
+use pingora_core::protocols::l4::ext::TCP_INFO;
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::{Shutdown, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -48,6 +49,8 @@ pub(super) struct Http1Stream {
     is_stuck: bool,
     /// Runs while an upstream that has begun its response takes nothing of its request.
     stall: Option<Pin<Box<Sleep>>>,
+    /// Runs while a piece of the request waits to be taken.
+    wait: Option<Pin<Box<Sleep>>>,
     /// The response came before its request was taken. No more of the request is sent, and the connection is not used
     /// again.
     answered_early: bool,
@@ -68,6 +71,7 @@ impl Http1Stream {
             taken: 0,
             is_stuck: false,
             stall: None,
+            wait: None,
             answered_early: false,
             error: ErrorPrefix::default(),
             head: ResponseHeadScan::default(),
@@ -126,8 +130,18 @@ impl Http1Stream {
             }
             self.head.feed(received);
             self.watchdog.progressed();
+        } else if before < buf.capacity() && polled.is_ready() && !self.is_request_taken() {
+            self.control().note_untaken();
         }
         polled
+    }
+
+    /// Whether the upstream's kernel has acknowledged all that was to be written. Where it closes a connection by itself, as an
+    /// idle one, it acknowledges nothing of a request that is on its way.
+    fn is_request_taken(&self) -> bool {
+        let socket = self.io.get_socket_digest();
+        let info = socket.and_then(|socket| socket.tcp_info());
+        self.gathered.is_empty() && info.is_none_or(|info| is_acknowledged(&info))
     }
 
     /// The status of a response that has begun while its request is still being written.
@@ -212,6 +226,17 @@ impl Http1Stream {
         }
         self.answered_early = true;
         Poll::Ready(Ok(buf.len()))
+    }
+
+    /// Ready where a piece of the request has waited for too long. Pingora's own limit would be for all of a body.
+    fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let Some(limit) = self.control().write_limit() else {
+            return Poll::Pending;
+        };
+        let wait = self.wait.get_or_insert_with(|| Box::pin(sleep(limit)));
+        ready!(wait.as_mut().poll(cx));
+        self.control().expire(AwaitedPhase::RequestWindow);
+        Poll::Ready(io::ErrorKind::TimedOut.into())
     }
 
     /// Reads a response that may be an error, until it is whole. Ready when it is, or is none; what was read is in `early`
@@ -356,6 +381,18 @@ impl AsyncWrite for Http1Stream {
         let this = self.get_mut();
         let written = this.poll_write_piece(cx, buf);
         this.is_stuck = written.is_pending();
+        let written = match written {
+            Poll::Pending => this.poll_wait(cx).map(Err),
+            written => written,
+        };
+        match &written {
+            Poll::Pending => {}
+            Poll::Ready(Ok(_)) => {
+                this.wait = None;
+                this.watchdog.request_taken();
+            }
+            Poll::Ready(Err(_)) => this.control().note_untaken(),
+        }
         written
     }
 
@@ -384,6 +421,13 @@ impl Shutdown for Http1Stream {
             self.io.shutdown().await;
         }
     }
+}
+
+/// Whether the peer has acknowledged all that was given to the socket.
+fn is_acknowledged(info: &TCP_INFO) -> bool {
+    // The SYN counts as a byte that is acknowledged, and not as one that is sent.
+    let sent = info.tcpi_bytes_sent + 1 - info.tcpi_bytes_retrans;
+    info.tcpi_notsent_bytes == 0 && info.tcpi_bytes_acked >= sent
 }
 
 delegate_to_io!(Http1Stream);

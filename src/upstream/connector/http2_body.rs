@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -52,17 +51,21 @@ impl OutgoingBody {
         state.stream = stream;
     }
 
-    /// Sends what the upstream takes. Ready when all of it was sent, or nothing more of it is wanted.
-    pub fn poll_send(&self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Sends what the upstream takes, and says how many bytes that is. Where there is more to send, `cx` is woken for it.
+    pub fn send(&self, cx: &mut Context<'_>) -> usize {
         let mut state = self.0.lock();
+        let mut sent = 0;
         while !state.is_done {
-            let waits = ready!(state.poll_piece(cx));
-            if waits {
-                state.sender.register(cx);
-                return Poll::Pending;
+            match state.poll_piece(cx) {
+                Poll::Ready(Some(count)) => sent += count,
+                Poll::Ready(None) => {
+                    state.sender.register(cx);
+                    break;
+                }
+                Poll::Pending => break,
             }
         }
-        Poll::Ready(())
+        sent
     }
 
     /// Whether bytes wait for the upstream's window.
@@ -126,10 +129,10 @@ impl State {
         self.waiting_bytes < MAX_WAITING_BYTES || self.is_answered || self.is_done
     }
 
-    /// Sends a part of the next piece, or the end. Ready with true where there is nothing to send yet.
-    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+    /// Sends a part of the next piece, or the end, and says how many bytes that is; none where there is nothing to send yet.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<usize>> {
         let Some(stream) = &mut self.stream else {
-            return Poll::Ready(true);
+            return Poll::Ready(None);
         };
         let Some(piece) = self.pieces.front_mut() else {
             if self.is_finished {
@@ -137,16 +140,17 @@ impl State {
                 let _ = stream.send_data(Bytes::new(), true);
                 self.is_done = true;
             }
-            return Poll::Ready(!self.is_finished);
+            return Poll::Ready(self.is_finished.then_some(0));
         };
         stream.reserve_capacity(piece.len());
         let Some(Ok(room)) = ready!(stream.poll_capacity(cx)) else {
             self.is_refused = true;
             self.stop();
-            return Poll::Ready(false);
+            return Poll::Ready(Some(0));
         };
         let part = piece.split_to(room.min(piece.len()));
-        self.waiting_bytes -= part.len();
+        let count = part.len();
+        self.waiting_bytes -= count;
         self.writer.wake();
         let is_last_part = piece.is_empty();
         if is_last_part {
@@ -155,7 +159,7 @@ impl State {
         let ends = is_last_part && self.pieces.is_empty() && self.is_finished;
         let sent = stream.send_data(part, ends);
         self.is_done = ends || sent.is_err();
-        Poll::Ready(false)
+        Poll::Ready(Some(count))
     }
 
     fn stop(&mut self) {
@@ -171,8 +175,6 @@ impl State {
 pub(super) struct BodyWriter {
     pub body: Arc<OutgoingBody>,
     pub control: Arc<StreamControl>,
-    /// How long the upstream may take to make room for a piece.
-    pub limit: Option<Duration>,
 }
 
 impl BodyWriter {
@@ -182,7 +184,8 @@ impl BodyWriter {
         if self.body.has_room() {
             return;
         }
-        let (phase, limit) = self.control.enter(AwaitedPhase::RequestWindow, self.limit);
+        let write_limit = self.control.write_limit();
+        let (phase, limit) = self.control.enter(AwaitedPhase::RequestWindow, write_limit);
         std::future::poll_fn(|cx| self.body.poll_room(cx)).await;
         self.control.enter(phase, limit);
     }

@@ -35,6 +35,8 @@ use super::http2_stream::ServerNotes;
 pub const NOT_PROCESSED: ErrorType = ErrorType::new("the upstream did not process the request");
 /// How long the end of a stream may take whose last byte is here.
 const END_TIME: Duration = Duration::from_secs(5);
+/// So much of a body is a piece of it, in bytes: an upstream that takes a few at a time takes nothing.
+const PIECE_BYTES: usize = 64 * 1024;
 
 /// One stream of a connection that other requests share.
 pub struct Http2Session {
@@ -44,8 +46,8 @@ pub struct Http2Session {
     /// A head that is not to leave yet, and whether it ends the request.
     held_head: Option<(Box<RequestHeader>, bool)>,
     body: Arc<OutgoingBody>,
-    /// How long the upstream may take to make room for a piece of the body.
-    write_timeout: Option<Duration>,
+    /// Bytes of the body that the upstream has taken since its response was last awaited anew.
+    taken: usize,
     is_head: bool,
     response: Response,
     error: ErrorPrefix,
@@ -81,7 +83,7 @@ impl Http2Session {
             digest,
             held_head: None,
             body: Arc::default(),
-            write_timeout: None,
+            taken: 0,
             is_head: false,
             response: Response::default(),
             error: ErrorPrefix::default(),
@@ -154,7 +156,11 @@ impl Http2Session {
                 return Poll::Ready(error);
             }
         }
-        let _ = self.body.poll_send(cx);
+        self.taken += self.body.send(cx);
+        if self.taken >= PIECE_BYTES {
+            self.taken = 0;
+            self.watchdog.request_taken();
+        }
         Poll::Pending
     }
 
@@ -350,9 +356,7 @@ impl Session for Http2Session {
     /// Limits come from the request's context ([`StreamControl`]).
     fn set_read_timeout(&mut self, _timeout: Option<Duration>) {}
 
-    fn set_write_timeout(&mut self, timeout: Option<Duration>) {
-        self.write_timeout = timeout;
-    }
+    fn set_write_timeout(&mut self, _timeout: Option<Duration>) {}
 
     async fn read_response_header(&mut self) -> Result<()> {
         std::future::poll_fn(|cx| self.poll_response_head(cx)).await?;
@@ -451,7 +455,6 @@ impl Session for Http2Session {
         Some(Box::new(BodyWriter {
             body: self.body.clone(),
             control: self.watchdog.control.clone(),
-            limit: self.write_timeout,
         }))
     }
 

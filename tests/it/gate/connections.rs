@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use crate::support::client::chunk;
+use crate::support::client::{Answer, chunk};
 use crate::support::proxy::{self, Proxy};
-use crate::support::upstream::{self, Reply, reply};
+use crate::support::upstream::{self, Reply, Upstream, reply};
 use crate::support::{eventually, object_of};
 
 const PATH: &str = "/v1/responses";
@@ -258,53 +258,86 @@ fn an_answer_with_a_length_that_is_cut_is_cut_for_the_client() {
     assert_eq!(proxy.record()["outcome"], "upstream_cut");
 }
 
-/// A body that is sent in one go, and one that no socket buffer takes at once.
-const STALE_SIZES: [usize; 3] = [100, 100_000, 8_000_000];
+/// So long a request is under way that its connection does not end by itself any more.
+const WORK_TIME: Duration = Duration::from_millis(100);
+
+/// Answers its request, and takes nothing more before it closes the connection in good order.
+fn closing(answer: Reply) -> Reply {
+    Reply::default()
+        .take_nothing()
+        .then_all(answer)
+        .hold()
+        .close()
+}
+
+/// What comes of a request on a connection whose close crosses it.
+fn crossed(proxy: &Proxy, upstream: &Upstream, request: impl FnOnce() -> Answer + Send) -> Answer {
+    std::thread::scope(|scope| {
+        let request = scope.spawn(request);
+        eventually("the request is under way", || {
+            (proxy.status()["requests_in_flight"] == 1).then_some(())
+        });
+        std::thread::sleep(WORK_TIME);
+        upstream.release();
+        request.join().unwrap()
+    })
+}
 
 #[test]
-fn a_post_on_a_pooled_connection_that_just_closed_is_sent_again_once_and_whole() {
-    for size in STALE_SIZES {
-        // The upstream closes its side as the second request arrives, as if it had been idle for too long.
-        let stale = Reply::default().before_body().close();
-        let replies = [reply(200).json("1"), stale, reply(200).json("2")];
+fn a_post_that_the_close_of_its_pooled_connection_crosses_is_sent_again_once_and_whole() {
+    // A body that is sent with its head, and one that is not.
+    for size in [100, 100_000] {
+        let replies = [closing(reply(200).json("1")), reply(200).json("2")];
         let upstream = upstream::script(replies).run();
         let proxy = proxy::new().upstream(&upstream).run();
         let client = proxy.client("sk-fast");
         assert_eq!(client.post(PATH, "{}").text(), "1");
         await_pooled(&proxy);
         let body = object_of(size);
-        let answer = client.post(PATH, &body);
+        let answer = crossed(&proxy, &upstream, || client.post(PATH, &body));
         assert_eq!((answer.status, answer.text()), (200, "2"), "{size} bytes");
-        let mut requests = upstream.requests(3);
-        // The two connections may be heard of in either order.
-        requests.sort_by_key(|request| request.connection);
-        assert_eq!((requests[1].connection, requests[2].connection), (0, 1));
-        assert!(requests[2].whole && requests[2].body.len() >= body.len());
-        assert_eq!(
-            requests[2]
-                .body
-                .windows(10)
-                .filter(|part| part == b"\"priority\"")
-                .count(),
-            1
-        );
+        let sent = &upstream.requests(2)[1];
+        assert!(sent.connection == 1 && sent.whole && sent.body.len() >= body.len());
+        let tiers = sent.body.windows(10).filter(|part| part == b"\"priority\"");
+        assert_eq!(tiers.count(), 1);
         let records = proxy.stop();
         assert_eq!(records.len(), 2);
-        assert_eq!(records[1]["upstream_request_bytes"], requests[2].body.len());
+        assert_eq!(records[1]["upstream_request_bytes"], sent.body.len());
         assert_eq!(records[1]["outcome"], "ok");
+    }
+}
+
+/// The upstream's kernel has acknowledged it, and no reset says that nobody had read it.
+#[test]
+fn a_post_that_was_read_whole_is_not_sent_again_where_its_connection_then_closes() {
+    for (size, tls) in [(100, true), (100, false), (100_000, true)] {
+        let reads = Reply::default().wait(WORK_TIME).close();
+        let script = upstream::script([reply(200).json("1"), reads, reply(200).json("2")]);
+        let upstream = if tls {
+            script.run()
+        } else {
+            script.run_plain()
+        };
+        let proxy = proxy::new().upstream(&upstream).run();
+        let client = proxy.client("sk-fast");
+        assert_eq!(client.post(PATH, "{}").text(), "1");
+        await_pooled(&proxy);
+        let answer = client.post(PATH, &object_of(size));
+        assert_eq!(answer.openai_code(), "upstream_reset");
+        let outcomes = proxy.stop();
+        assert_eq!(outcomes[1]["outcome"], "upstream_error");
+        upstream.requests(2);
     }
 }
 
 #[test]
 fn a_post_is_sent_no_third_time_where_connections_go_on_to_close() {
-    let stale = || Reply::default().close();
     // So long that both are under way at once.
     let slow = || {
-        Reply::default()
-            .wait(Duration::from_millis(300))
-            .then_all(reply(200).json("1"))
+        let answer = Reply::default().wait(Duration::from_millis(300));
+        closing(answer.then_all(reply(200).json("1")))
     };
-    let replies = [slow(), slow(), stale()];
+    let replies = [slow(), slow(), Reply::default().close()];
     let upstream = upstream::script(replies).run();
     let proxy = proxy::new().upstream(&upstream).run();
     let client = proxy.client("sk-fast");
@@ -313,21 +346,18 @@ fn a_post_is_sent_no_third_time_where_connections_go_on_to_close() {
         (0..2).for_each(|_| drop(scope.spawn(|| client.post(PATH, "{}"))));
     });
     proxy.access_log(2);
-    assert_eq!(client.post(PATH, "{}").status, 502);
-    assert_eq!(upstream.requests(4).len(), 4);
+    let answer = crossed(&proxy, &upstream, || client.post(PATH, "{}"));
+    assert_eq!(answer.status, 502);
+    upstream.requests(3);
     assert_eq!(upstream.connections(), 3);
     assert_eq!(proxy.stop()[2]["outcome"], "upstream_error");
 }
 
 #[test]
-fn a_chunked_post_on_a_pooled_connection_that_just_closed_is_sent_again_where_it_can_be() {
+fn a_chunked_post_that_the_close_of_its_connection_crosses_is_sent_again_where_it_can_be() {
     for key in ["sk-fast", "sk-plain"] {
         for (size, status) in [(1000, 200), (60_000, 200), (100_000, 502)] {
-            let replies = [
-                reply(200).json("1"),
-                Reply::default().close(),
-                reply(200).json("2"),
-            ];
+            let replies = [closing(reply(200).json("1")), reply(200).json("2")];
             let upstream = upstream::script(replies).run();
             let proxy = proxy::new().upstream(&upstream).run();
             let client = proxy.client(key);
@@ -335,10 +365,10 @@ fn a_chunked_post_on_a_pooled_connection_that_just_closed_is_sent_again_where_it
             await_pooled(&proxy);
             let body = object_of(size);
             let pieces: Vec<&[u8]> = body.chunks(10_000).collect();
-            let answer = client.post_chunked(PATH, &pieces);
+            let answer = crossed(&proxy, &upstream, || client.post_chunked(PATH, &pieces));
             assert_eq!(answer.status, status, "{key}, {size} bytes");
             if status == 200 {
-                let sent = &upstream.requests(3)[2];
+                let sent = &upstream.requests(2)[1];
                 assert!(sent.whole && sent.body.len() >= size);
                 assert_eq!(sent.text().contains("\"priority\""), key == "sk-fast");
             }
@@ -387,10 +417,12 @@ fn a_post_that_was_read_and_then_reset_is_not_sent_again() {
 
 /// The same for a method that changes nothing may be sent again.
 #[test]
-fn a_get_on_a_pooled_connection_that_is_reset_is_sent_again_once() {
-    let resets = || Reply::default().reset();
+fn a_get_on_a_pooled_connection_that_ends_is_sent_again_once() {
+    let resets = || Reply::default().wait(WORK_TIME).reset();
+    let closes = || Reply::default().wait(WORK_TIME).close();
     for (stale, answer) in [
         (vec![resets()], (200, "2")),
+        (vec![closes()], (200, "2")),
         (vec![resets(), resets()], (502, "")),
     ] {
         let last = reply(200).json("2");

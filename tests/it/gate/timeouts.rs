@@ -2,6 +2,7 @@
 //! longer, so that a limit that does nothing is seen.
 
 use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -151,6 +152,36 @@ fn an_upstream_that_takes_nothing_of_a_request_for_its_idle_timeout() {
         assert_eq!(record["error"], "upstream_timeout");
     }
     upstream.release();
+}
+
+/// The limits are for a piece of the request, and for a response from when its request was taken.
+#[test]
+fn an_upstream_that_takes_a_large_request_slowly_has_its_time() {
+    const LENGTH: usize = 24 << 20;
+    for key in ["sk-fast", "sk-plain"] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let proxy = proxy::new()
+            .upstream_at("main", &[url], "response_timeout: 1s, idle_timeout: 1s")
+            .setting("limits: {body: 32MiB}")
+            .run();
+        let upstream = std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            let mut piece = vec![0; LENGTH / 8];
+            // What else is taken is in the kernel's buffers.
+            for _ in 0..8 {
+                std::thread::sleep(Duration::from_millis(300));
+                socket.read_exact(&mut piece).unwrap();
+            }
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+            socket.write_all(answer).unwrap();
+        });
+        let begun = Instant::now();
+        let answer = proxy.client(key).post(PATH, object_of(LENGTH));
+        assert_eq!(answer.status, 200, "{key}: {answer:?}");
+        assert!(begun.elapsed() > Duration::from_millis(1500));
+        upstream.join().unwrap();
+    }
 }
 
 #[test]
