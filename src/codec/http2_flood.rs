@@ -21,6 +21,8 @@ pub struct Http2Flood {
     credit: i64,
     /// Bytes to the client that have not yet earned a frame.
     written: u64,
+    /// Heads that have begun.
+    heads: u64,
 }
 
 impl Default for Http2Flood {
@@ -29,6 +31,7 @@ impl Default for Http2Flood {
             frames: FrameScan::default(),
             credit: ALLOWANCE,
             written: 0,
+            heads: 0,
         }
     }
 }
@@ -36,11 +39,14 @@ impl Default for Http2Flood {
 impl Http2Flood {
     /// Takes what came from the client behind its preface. False where it is a flood.
     pub fn record_read(&mut self, bytes: &[u8]) -> bool {
-        let credit = &mut self.credit;
+        let (credit, heads) = (&mut self.credit, &mut self.heads);
         self.frames.feed(bytes, |frame| match frame.kind {
             DATA if frame.length > 0 => {}
             RST_STREAM | CONTINUATION => {}
-            HEADERS => *credit = credit.saturating_add(REQUEST_EARNS),
+            HEADERS => {
+                *heads += 1;
+                *credit = credit.saturating_add(REQUEST_EARNS);
+            }
             _ => *credit -= 1,
         });
         self.credit > 0
@@ -49,6 +55,11 @@ impl Http2Flood {
     /// Whether what came is whole frames, and whole heads.
     pub fn is_between_frames(&self) -> bool {
         self.frames.is_between_frames()
+    }
+
+    /// How many heads have begun so far, and whether the last of them is not whole.
+    pub fn heads(&self) -> (u64, bool) {
+        (self.heads, self.frames.is_in_head())
     }
 
     /// So many bytes went to the client.

@@ -70,6 +70,11 @@ impl FrameScan {
         self.length == 0 && self.payload == 0 && !self.in_head
     }
 
+    /// Whether a head has begun that is not whole.
+    pub fn is_in_head(&self) -> bool {
+        self.in_head || (self.payload > 0 && matches!(self.begin[3], HEADERS | CONTINUATION))
+    }
+
     /// How much of a frame is read before it is shown.
     fn wanted(&self) -> usize {
         let is_goaway = self.length >= HEADER_BYTES && self.begin[3] == GOAWAY;

@@ -8,6 +8,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::protocols::raw_connect::ProxyDigest;
@@ -56,7 +57,9 @@ enum Version {
     /// A connection is read by a task of its own, which belongs to no request. So many bytes of its preface are missing.
     Http2 {
         preface: usize,
-        until: Instant,
+        /// When the preface or the head that has begun is to be whole; none where both are.
+        until: Option<Instant>,
+        header_timeout: Duration,
         flood: Http2Flood,
         /// Ready when a drain has waited for the client; none afterwards.
         drain: Option<ReusableBoxFuture<'static, ()>>,
@@ -78,11 +81,18 @@ impl<S: IO> Downstream<S> {
         Self::new(io, version, digest)
     }
 
-    /// The preface is to be here at `until`. When `drain` is ready, a drain waits for nothing of the client but what has begun.
-    pub fn http2(io: S, until: Instant, drain: impl Future<Output = ()> + Send + 'static) -> Self {
+    /// The preface is to be here at `until`, and each head `header_timeout` after its beginning. When `drain` is ready, a drain
+    /// waits for nothing of the client but what has begun.
+    pub fn http2(
+        io: S,
+        until: Instant,
+        header_timeout: Duration,
+        drain: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
         let version = Version::Http2 {
             preface: PREFACE_BYTES,
-            until,
+            until: Some(until),
+            header_timeout,
             flood: Http2Flood::default(),
             drain: Some(ReusableBoxFuture::new(drain)),
             pong: SHUTDOWN_PONG,
@@ -119,11 +129,19 @@ impl<S: IO> Downstream<S> {
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.version {
             Version::Http1 { connection, .. } => connection.wait(cx).poll(&mut self.sleep, cx),
-            Version::Http2 { preface: 0, .. } => Poll::Pending,
-            Version::Http2 { until, drain, .. } => match poll_drain(drain, cx) {
-                Poll::Ready(()) => Poll::Ready(()),
-                Poll::Pending => Wait::Until(*until).poll(&mut self.sleep, cx),
-            },
+            Version::Http2 {
+                preface,
+                until,
+                drain,
+                ..
+            } => {
+                if *preface > 0 && poll_drain(drain, cx).is_ready() {
+                    return Poll::Ready(());
+                }
+                until.map_or(Poll::Pending, |until| {
+                    Wait::Until(until).poll(&mut self.sleep, cx)
+                })
+            }
         }
     }
 
@@ -183,10 +201,24 @@ impl<S: IO> Downstream<S> {
     fn record_read(&mut self, bytes: &[u8]) -> bool {
         match &mut self.version {
             Version::Http1 { connection, .. } => connection.record_read(bytes),
-            Version::Http2 { preface, flood, .. } => {
+            Version::Http2 {
+                preface,
+                until,
+                header_timeout,
+                flood,
+                ..
+            } => {
                 let (_, frames) = bytes.split_at(bytes.len().min(*preface));
                 *preface = preface.saturating_sub(bytes.len());
-                flood.record_read(frames)
+                let (before, _) = flood.heads();
+                let goes_on = flood.record_read(frames);
+                let (heads, is_in_head) = flood.heads();
+                if is_in_head && (heads > before || until.is_none()) {
+                    *until = Some(Instant::now() + *header_timeout);
+                } else if !is_in_head && *preface == 0 {
+                    *until = None;
+                }
+                goes_on
             }
         }
     }

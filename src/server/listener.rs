@@ -318,7 +318,8 @@ impl ListenerOptions {
                     false => {
                         let state = context.state.clone();
                         let drain = async move { state.drain_waits().await };
-                        Box::new(Downstream::http2(stream, head_until, drain))
+                        let header_timeout = context.state.limits.header_timeout;
+                        Box::new(Downstream::http2(stream, head_until, header_timeout, drain))
                     }
                 }
             }

@@ -20,7 +20,7 @@ use crate::state::State;
 use crate::upstream::connector::UpstreamConnector;
 
 /// The largest head that Pingora reads over HTTP/1.1, in bytes.
-const MAX_HEADER_BYTES: u64 = 1 << 20;
+const MAX_HEADER_BYTES: u32 = 1 << 20;
 /// What HTTP/2 counts beyond the bytes of a head (RFC 9113 §6.5.2): 32 for each of 512 fields.
 const H2_HEADER_SLACK_BYTES: u32 = 16 * 1024;
 /// What a client of HTTP/2 may have sent of all its requests that nobody has read yet, in bytes: one whose upstream takes
@@ -53,7 +53,7 @@ pub fn build(state: &Arc<State>) -> Arc<Proxy> {
         .server_options(server_options(&state.limits))
         .build();
     let mut proxy = take(service);
-    proxy.h2_options = Some(h2_options(&state.limits));
+    proxy.h2_options = Some(h2_options());
     Arc::new(proxy)
 }
 
@@ -99,11 +99,10 @@ impl HttpServerApp for Http2App {
 }
 
 /// Pingora's, with our limits for heads and cancelled streams, and a larger window.
-fn h2_options(limits: &Limits) -> H2Options {
+fn h2_options() -> H2Options {
     let mut options = default_h2_options();
-    // A head within the limit is counted here with what HTTP/2 adds, so that it is refused by us and has its line.
-    let header = limits.header.min(MAX_HEADER_BYTES) as u32;
-    options.max_header_list_size(header + H2_HEADER_SLACK_BYTES);
+    // A head is refused by us, which has a line, and not by the h2 crate.
+    options.max_header_list_size(MAX_HEADER_BYTES + H2_HEADER_SLACK_BYTES);
     options.max_concurrent_streams(H2_STREAMS);
     options.max_pending_accept_reset_streams(H2_STREAMS as usize);
     options.initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES);

@@ -7,8 +7,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use socket2::SockRef;
 
 use crate::support::client::{Answer, Connection, chunk};
+use crate::support::frames::{
+    self, CONTINUATION, END_HEADERS, END_STREAM, HEADERS, field, frame, head,
+};
 use crate::support::h2::{self, Framing};
 use crate::support::proxy::Proxy;
 use crate::support::upstream::{self, Reply, Upstream, reply};
@@ -160,6 +164,9 @@ fn an_upstream_that_takes_a_large_request_slowly_has_its_time() {
     const LENGTH: usize = 24 << 20;
     for key in ["sk-fast", "sk-plain"] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        // Else much of it is with the upstream's kernel, which counts as taken.
+        let socket = SockRef::from(&listener);
+        socket.set_recv_buffer_size(64 * 1024).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let proxy = proxy::new()
             .upstream_at("main", &[url], "response_timeout: 1s, idle_timeout: 1s")
@@ -168,7 +175,6 @@ fn an_upstream_that_takes_a_large_request_slowly_has_its_time() {
         let upstream = std::thread::spawn(move || {
             let (mut socket, _) = listener.accept().unwrap();
             let mut piece = vec![0; LENGTH / 8];
-            // What else is taken is in the kernel's buffers.
             for _ in 0..8 {
                 std::thread::sleep(Duration::from_millis(300));
                 socket.read_exact(&mut piece).unwrap();
@@ -244,6 +250,86 @@ fn a_head_that_does_not_end() {
     std::thread::sleep(Duration::from_millis(500));
     drip_head(&connection);
     proxy.access_log(1);
+}
+
+/// A frame in pieces, or a head in more and more frames, behind a request in good order.
+#[test]
+fn a_head_of_http_2_that_does_not_end() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .tls()
+        .setting("limits: {header_timeout: 500ms, keepalive_timeout: 20s}")
+        .run();
+    let whole = frame(
+        HEADERS,
+        END_HEADERS | END_STREAM,
+        3,
+        &head("sk-plain", PATH),
+    );
+    let begun = frame(HEADERS, END_STREAM, 3, &head("sk-plain", PATH));
+    let more = frame(CONTINUATION, 0, 3, &field("x-more", "y"));
+    for (at_once, then) in [
+        (&b""[..], whole.chunks(1).cycle()),
+        (&begun, more.chunks(more.len()).cycle()),
+    ] {
+        let connection = Connection::open(proxy.tls_address);
+        let mut stream = frames::begin(connection.socket().try_clone().unwrap());
+        let first = frame(
+            HEADERS,
+            END_HEADERS | END_STREAM,
+            1,
+            &head("sk-plain", PATH),
+        );
+        stream.write_all(&[&first[..], at_once].concat()).unwrap();
+        let started = Instant::now();
+        let pause = Duration::from_millis(50);
+        stream.sock.set_read_timeout(Some(pause)).unwrap();
+        let mut pieces = then.take(whole.len() - 1);
+        let ended = loop {
+            let _ = pieces
+                .next()
+                .is_some_and(|piece| stream.write_all(piece).is_ok());
+            match stream.read(&mut [0; 4096]) {
+                Ok(1..) => {}
+                Err(why) if why.kind() == std::io::ErrorKind::WouldBlock => {}
+                Ok(0) | Err(_) => break started.elapsed(),
+            }
+            assert!(started.elapsed() < SOON, "the connection is open");
+        };
+        assert!(ended > Duration::from_millis(400), "{ended:?}");
+    }
+    assert_eq!(proxy.access_log(2).len(), 2);
+}
+
+#[test]
+fn heads_of_http_2_that_follow_each_other_have_their_time_each() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .tls()
+        .setting("limits: {header_timeout: 500ms, keepalive_timeout: 20s}")
+        .run();
+    let connection = Connection::open(proxy.tls_address);
+    let mut stream = frames::begin(connection.socket().try_clone().unwrap());
+    let requests: Vec<u8> = (0..10)
+        .flat_map(|at| {
+            frame(
+                HEADERS,
+                END_HEADERS | END_STREAM,
+                2 * at + 1,
+                &head("sk-plain", PATH),
+            )
+        })
+        .collect();
+    // Each piece ends within a head.
+    let length = requests.len() / 10;
+    let (half, rest) = requests.split_at(length / 2);
+    for piece in std::iter::once(half).chain(rest.chunks(length)) {
+        stream.write_all(piece).unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    proxy.access_log(10);
 }
 
 #[test]
