@@ -55,7 +55,11 @@ fn foreign_names(endpoint: Endpoint) -> &'static [&'static str] {
             "cache_read_input_tokens",
             "cache_creation_input_tokens",
         ],
-        Endpoint::Messages => &["cached_tokens", "claude_cache_creation_5_m_tokens"],
+        Endpoint::Messages => &[
+            "cached_tokens",
+            "prompt_tokens_details",
+            "claude_cache_creation_5_m_tokens",
+        ],
         _ => &[
             "prompt_tokens",
             "completion_tokens",
