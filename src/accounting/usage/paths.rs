@@ -324,7 +324,7 @@ impl ResponseFields {
             Fact::Status => learn_text(&mut self.status, value),
             Fact::ErrorStatus => learn_count(&mut self.error_status, value),
             Fact::Background => self.background |= value.raw == b"true",
-            Fact::StopReason => self.stopped |= value.kind == Kind::String,
+            Fact::StopReason => self.stopped |= is_reason(value),
             Fact::Array => {}
             Fact::Count(spelling, class) => self.counts.learn(spelling, class, value),
             Fact::Total => learn_count(&mut self.counts.total, value),
@@ -851,6 +851,12 @@ fn learn_count(count: &mut Option<u64>, value: Value<'_>) {
         // Within the range of `u64`, and whole.
         ((0.0..BEYOND).contains(&number)).then(|| number.ceil() as u64)
     });
+}
+
+/// Some tell an empty one, or `null` as a text, for as long as there is none.
+fn is_reason(value: Value<'_>) -> bool {
+    let is_empty = matches!(value.raw.trim_ascii(), b"" | b"null");
+    value.kind == Kind::String && !is_empty
 }
 
 /// There are several spellings of one count, and relays fill those that they do not know with zeros.

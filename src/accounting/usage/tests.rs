@@ -394,6 +394,29 @@ fn a_chat_stream_ends_with_done_or_a_finish_reason() {
 }
 
 #[test]
+fn a_reason_that_says_nothing_ends_no_stream() {
+    let counted = CHUNK.replacen(
+        '{',
+        r#"{"usage":{"prompt_tokens":9,"completion_tokens":2},"#,
+        1,
+    );
+    for nothing in [r#""""#, r#""null""#, r#"" ""#, "null", "0", "false"] {
+        let chunk = counted.replace(
+            r#""finish_reason":null"#,
+            &format!(r#""finish_reason":{nothing}"#),
+        );
+        let delta = MESSAGE_DELTA.replace(r#""end_turn""#, nothing);
+        for observed in [
+            stream(ChatCompletions, &[&chunk, &chunk]),
+            stream(Messages, &[MESSAGE_START, &delta]),
+        ] {
+            assert_eq!(observed.usage_state, UsageState::Partial, "{nothing}");
+            assert!(observed.lacks_end, "{nothing}");
+        }
+    }
+}
+
+#[test]
 fn a_finish_reason_elsewhere_ends_no_chat_stream() {
     for decoy in [
         r#"{"finish_reason":"stop"}"#,
