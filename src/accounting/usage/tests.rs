@@ -590,11 +590,34 @@ fn a_coded_body_is_looked_at_up_to_the_limit() {
 }
 
 #[test]
-fn codings_that_are_not_understood_are_not_observed() {
-    for value in ["lzma", "gzip, br", "\u{e9}"] {
-        assert!(ResponseObserver::new(Responses, true, &coded(value)).is_none());
+fn under_a_coding_that_is_not_understood_only_what_is_plain_is_observed() {
+    let event = format!("data: {COMPLETED}\n\n");
+    let document =
+        &COMPLETED[r#"{"type":"response.completed","response":"#.len()..COMPLETED.len() - 1];
+    let coded_bytes = gzip(event.as_bytes());
+    for coding in ["none", "UTF-8", "aws-chunked", "lzma", "gzip, br", "\u{e9}"] {
+        let seen = |event_stream: bool, body: &[u8], step: usize| {
+            let observer = ResponseObserver::new(Responses, event_stream, &coded(coding));
+            let mut observer = observer.unwrap();
+            body.chunks(step).for_each(|piece| observer.feed(piece));
+            observer.finish()
+        };
+        for step in [1, 7, usize::MAX] {
+            assert_eq!(
+                told(seen(true, event.as_bytes(), step)),
+                completed(),
+                "{coding}"
+            );
+            let whole = seen(false, document.as_bytes(), step);
+            assert_eq!(whole.usage, completed().usage, "{coding}");
+            // Neither a document nor a stream: it proves nothing.
+            for body in [&*coded_bytes, b"de", b"", b"\n\ndate: {}"] {
+                assert_eq!(seen(true, body, step), Observed::default(), "{coding}");
+            }
+        }
     }
-    assert!(ResponseObserver::new(Responses, true, &coded("identity")).is_some());
+    let refusal = br#"{"error":{"code":"invalid_value","param":"service_tier"}}"#;
+    assert!(refuses_tier(Responses, 400, &coded("none"), refusal));
 }
 
 /// An event by what it says alone, and not by what it adds to its response.
