@@ -84,6 +84,8 @@ struct Counts {
     /// Tokens that were written to a cache, by their lifetimes, in each place that tells it.
     written: [Written; WrittenIn::COUNT],
     total: Option<u64>,
+    /// Of a message's input, what was not read from a cache; told beside what was.
+    missed: Option<u64>,
     /// Which media the tokens are told to be of, of the input and of the output.
     media: [Media; 2],
     /// A hosted tool has used tokens, of a model of its own.
@@ -198,6 +200,7 @@ enum Fact {
     Array,
     Count(Spelling, Class),
     Total,
+    Missed,
     Written { place: WrittenIn, is_long: bool },
     Medium(Side, Medium),
     Index,
@@ -269,6 +272,11 @@ impl ResponseFields {
         usage.cache_write_tokens = more_than_none(usage.cache_write_tokens, written.all);
         usage.update(counts.native);
         usage = usage.with_parts(counts.within).plus(counts.beside);
+        let hits = usage.cached_input_tokens.unwrap_or(0);
+        let whole = counts.missed.map(|missed| missed.saturating_add(hits));
+        if whole.is_some() && whole == usage.input_tokens {
+            usage.input_tokens = counts.missed;
+        }
         // No more than were written at all.
         let all = usage.cache_write_tokens.unwrap_or(0);
         usage.cache_write_long_tokens = written.all.map(|_| written.long.min(all));
@@ -328,6 +336,7 @@ impl ResponseFields {
             Fact::Array => {}
             Fact::Count(spelling, class) => self.counts.learn(spelling, class, value),
             Fact::Total => learn_count(&mut self.counts.total, value),
+            Fact::Missed => learn_count(&mut self.counts.missed, value),
             Fact::Written { place, is_long } => self.counts.learn_written(place, is_long, value),
             Fact::Medium(side, medium) => self.counts.learn_medium(side, medium, value),
             Fact::Index => learn_count(&mut self.index, value),
@@ -784,6 +793,7 @@ fn member_of_messages_usage(key: &[u8]) -> Member {
         b"cached_tokens" | b"prompt_cache_hit_tokens" => {
             Member::Fact(Fact::Count(Spelling::Foreign, Class::CachedInput))
         }
+        b"prompt_cache_miss_tokens" => Member::Fact(Fact::Missed),
         // No member of the API itself: see `UsageTally::move_input_to_cache`.
         b"prompt_tokens_details" => Member::Inner(Object::MessagesPrompt),
         b"output_tokens" => count(Class::Output),

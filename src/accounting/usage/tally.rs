@@ -305,6 +305,24 @@ impl Tally {
         protocol == Protocol::Responses && self.terminal.is_some() && !self.has_output
     }
 
+    /// Fast mode runs on any tier, and is what is billed
+    /// (<https://platform.claude.com/docs/en/build-with-claude/fast-mode>). On messages, where fast mode
+    /// is what is asked for, that it was not used says enough.
+    fn served_tier(&self, protocol: Protocol) -> &str {
+        let speed = self.speed.trim();
+        let named = [&self.tier, &self.usage_tier].map(|tier| tier.trim());
+        if speed.eq_ignore_ascii_case("fast") {
+            return speed;
+        }
+        match named.into_iter().find(|tier| !tier.is_empty()) {
+            Some(tier) => tier,
+            None if protocol == Protocol::Messages && speed.eq_ignore_ascii_case("standard") => {
+                speed
+            }
+            None => "",
+        }
+    }
+
     pub fn observed(&self, protocol: Protocol) -> Observed {
         let mut usage = self.usage.total();
         if protocol == Protocol::Messages {
@@ -326,13 +344,7 @@ impl Tally {
                 false if usage != Usage::default() => UsageState::Partial,
                 _ => UsageState::None,
             },
-            // Fast mode runs on any tier, and is what is billed
-            // (<https://platform.claude.com/docs/en/build-with-claude/fast-mode>).
-            served_tier: text(match self.speed.trim() {
-                speed if speed.eq_ignore_ascii_case("fast") => speed,
-                _ if self.tier.trim().is_empty() => self.usage_tier.trim(),
-                _ => self.tier.trim(),
-            }),
+            served_tier: text(self.served_tier(protocol)),
             response_id: text(&self.id),
             model: text(&self.model),
             terminal_event: self.terminal.map(str::to_owned),

@@ -512,6 +512,25 @@ fn a_message_in_fast_mode_was_served_fast() {
 }
 
 #[test]
+fn a_standard_speed_is_the_tier_of_a_message_that_names_none() {
+    for (tier, served) in [
+        (r#""speed":"Standard""#, some("Standard")),
+        (
+            r#""service_tier":"auto","speed":"standard""#,
+            some("standard"),
+        ),
+        (r#""service_tier":null,"speed":"120 tokens/s""#, None),
+        (
+            r#""service_tier":"batch","speed":"standard""#,
+            some("batch"),
+        ),
+    ] {
+        let body = format!(r#"{{"id":"m","usage":{{"input_tokens":1,"output_tokens":2,{tier}}}}}"#);
+        assert_eq!(plain(Messages, &body).served_tier, served, "{tier}");
+    }
+}
+
+#[test]
 fn only_endpoints_with_a_tier_are_observed() {
     assert!(ResponseObserver::new(Other, true, &HeaderMap::new()).is_none());
     assert!(!observe(Extra, true, b"data: {}\n\n", 1).lacks_end);
@@ -1841,6 +1860,41 @@ fn a_cache_hit_of_messages_may_be_told_by_another_name() {
         assert_eq!(
             (usage.cached_input_tokens, usage.input_tokens),
             (Some(40), Some(140))
+        );
+    }
+}
+
+#[test]
+fn hits_are_in_the_input_where_it_is_the_sum_of_hits_and_misses() {
+    for (told, counts) in [
+        (
+            r#""input_tokens":800,"prompt_cache_hit_tokens":200"#,
+            [1000, 200],
+        ),
+        (
+            r#""input_tokens":1000,"prompt_cache_hit_tokens":200"#,
+            [1000, 200],
+        ),
+        (
+            r#""input_tokens":1000,"cache_read_input_tokens":200,"prompt_cache_hit_tokens":200"#,
+            [1000, 200],
+        ),
+        (
+            r#""input_tokens":800,"prompt_cache_hit_tokens":0"#,
+            [800, 0],
+        ),
+        (
+            r#""input_tokens":900,"prompt_cache_hit_tokens":200"#,
+            [1100, 200],
+        ),
+    ] {
+        let usage = message_usage(&format!(
+            r#"{told},"prompt_cache_miss_tokens":800,"output_tokens":50"#
+        ));
+        assert_eq!(
+            [usage.input_tokens, usage.cached_input_tokens],
+            counts.map(Some),
+            "{told}"
         );
     }
 }
