@@ -55,7 +55,12 @@ fn foreign_names(endpoint: Endpoint) -> &'static [&'static str] {
             "cache_read_input_tokens",
             "cache_creation_input_tokens",
         ],
-        Endpoint::Messages => &["cached_tokens", "claude_cache_creation_5_m_tokens"],
+        Endpoint::Messages => &[
+            "cached_tokens",
+            "prompt_tokens_details",
+            "prompt_cache_miss_tokens",
+            "claude_cache_creation_5_m_tokens",
+        ],
         _ => &[
             "prompt_tokens",
             "completion_tokens",
@@ -305,13 +310,15 @@ fn tier(endpoint: Endpoint, answer: &Value) -> Option<String> {
         (!name.is_empty() && !name.eq_ignore_ascii_case("auto")).then_some(name)
     };
     let usage = &answer["usage"];
-    let fast = named(&usage["speed"]).filter(|speed| speed.eq_ignore_ascii_case("fast"));
+    let speed = |name: &str| named(&usage["speed"]).filter(|told| told.eq_ignore_ascii_case(name));
     let at_the_top = match endpoint {
         Endpoint::Messages => None,
         _ => named(&answer["service_tier"]),
     };
-    fast.or(at_the_top)
+    speed("fast")
+        .or(at_the_top)
         .or_else(|| named(&usage["service_tier"]))
+        .or_else(|| speed("standard").filter(|_| endpoint == Endpoint::Messages))
 }
 
 fn text(value: &Value) -> Option<String> {

@@ -79,14 +79,18 @@ impl Document {
         &self.paths.facts
     }
 
-    /// The counts so far.
+    /// The counts of the answer itself so far.
     pub fn usage(&self) -> Usage {
-        let mut usage = match &self.array {
-            Array::Choices(choice) => choice.usage(),
-            _ => Usage::default(),
+        self.paths.usage()
+    }
+
+    /// The index of a chat document's first choice and the counts that this tells of its own, if it does.
+    pub fn choice(&self) -> Option<(u64, Usage)> {
+        let Array::Choices(choice) = &self.array else {
+            return None;
         };
-        usage.update(self.paths.usage());
-        usage
+        let usage = choice.usage();
+        (usage != Usage::default()).then(|| (choice.index(), usage))
     }
 
     /// Whether there are tokens that have prices of their own beside those of `model`, which made the answer.
@@ -98,11 +102,13 @@ impl Document {
         self.paths.mixes_prices() || !(others.is_empty() || others == model)
     }
 
-    /// The sum over `iterations`, where they are there: the counts beside them leave out what compaction used.
-    pub fn iterations(&self) -> Usage {
+    /// The iterations of a message, where they have counts: the counts beside them leave out what compaction used.
+    pub fn iterations(&self) -> Option<&Iterations> {
         match &self.array {
-            Array::Iterations(Some(iterations)) if !self.paths.is_settled() => iterations.sum(),
-            _ => Usage::default(),
+            Array::Iterations(Some(iterations)) if !self.paths.is_settled() => {
+                Some(&**iterations).filter(|iterations| iterations.have_counts())
+            }
+            _ => None,
         }
     }
 

@@ -91,6 +91,11 @@ impl Choice {
         self.paths.facts.stopped
     }
 
+    /// Its place among the choices; the first where it does not say.
+    pub fn index(&self) -> u64 {
+        self.paths.facts.index.unwrap_or(0)
+    }
+
     pub fn usage(&self) -> Usage {
         self.paths.usage()
     }
@@ -131,8 +136,24 @@ impl Iterations {
         }
     }
 
+    pub fn have_counts(&self) -> bool {
+        self.sum().has_counts()
+    }
+
+    /// What was used for the message itself: nothing of what was used beside it alone.
+    pub fn of_message(&self) -> Usage {
+        let mut usage = self.sum();
+        usage.join(self.beside, u64::saturating_sub);
+        usage
+    }
+
+    /// What was used beside it.
+    pub fn beside(&self) -> Usage {
+        self.beside
+    }
+
     /// Without the attempts of a model that declined, after which another one answered: those are not charged for.
-    pub fn sum(&self) -> Usage {
+    fn sum(&self) -> Usage {
         self.attempts.plus(self.beside)
     }
 

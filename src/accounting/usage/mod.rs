@@ -9,6 +9,7 @@ mod observer;
 mod paths;
 mod strings;
 mod tally;
+mod usage_tally;
 
 pub use observer::{Event, EventObserver, EventTally, ResponseObserver, is_observed, refuses_tier};
 
@@ -144,6 +145,34 @@ impl Usage {
             &mut self.output_tokens,
             &mut self.reasoning_tokens,
         ]
+    }
+
+    /// Takes cached and cache-write tokens that are told as parts of the input out of it, where nothing is told of them beside it.
+    fn with_parts(mut self, parts: Self) -> Self {
+        let mut taken = 0_u64;
+        for (count, part) in [
+            (&mut self.cached_input_tokens, parts.cached_input_tokens),
+            (&mut self.cache_write_tokens, parts.cache_write_tokens),
+        ] {
+            if count.is_none_or(|count| count == 0) {
+                *count = part.or(*count);
+                taken = taken.saturating_add(part.unwrap_or(0));
+            }
+        }
+        Self {
+            input_tokens: self.input_tokens.map(|input| input.saturating_sub(taken)),
+            ..self
+        }
+    }
+
+    /// How many more tokens are told here as read from a cache or written to one.
+    fn more_cached_than(self, older: Self) -> u64 {
+        let more = |newer: Option<u64>, older: Option<u64>| {
+            let older = older.unwrap_or(0);
+            newer.unwrap_or(0).saturating_sub(older)
+        };
+        more(self.cached_input_tokens, older.cached_input_tokens)
+            .saturating_add(more(self.cache_write_tokens, older.cache_write_tokens))
     }
 
     /// Anthropic counts tokens that are read from the cache or written to it beside the input, not in it.

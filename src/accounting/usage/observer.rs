@@ -18,6 +18,9 @@ const OPENING_BYTES: usize = 6;
 /// Looks on at the body of one HTTP response.
 pub struct ResponseObserver {
     decoder: Option<BodyDecoder>,
+    /// The headers name a coding that is not known, or several. Some name what is no coding, such as `none`, so that nobody
+    /// compresses a stream (<https://github.com/mattrobinsonsre/terrapod/pull/71>).
+    has_unknown_coding: bool,
     body: Body,
     /// The body could not be decoded to its end: what was not seen proves nothing.
     blind: bool,
@@ -123,11 +126,11 @@ fn is_media(path: &[u8]) -> bool {
 }
 
 impl ResponseObserver {
-    /// An observer for the answer to a request to `endpoint`; `None` where there is nothing to observe: for other
-    /// endpoints, and for codings that are not understood. `event_stream` is what the Content-Type says; the first bytes
-    /// have the last word.
+    /// An observer for the answer to a request to `endpoint`; `None` for endpoints where there is nothing to observe.
+    /// `event_stream` is what the Content-Type says; the first bytes have the last word.
     pub fn new(endpoint: Endpoint, event_stream: bool, headers: &HeaderMap) -> Option<Self> {
-        Self::with(Protocol::of(endpoint)?, event_stream, headers)
+        let protocol = Protocol::of(endpoint)?;
+        Some(Self::with(protocol, event_stream, headers))
     }
 
     /// The same for the answer to a request, which [`is_observed`] or not.
@@ -136,16 +139,18 @@ impl ResponseObserver {
         event_stream: bool,
         headers: &HeaderMap,
     ) -> Option<Self> {
-        Self::with(protocol(endpoint, method, path)?, event_stream, headers)
+        let protocol = protocol(endpoint, method, path)?;
+        Some(Self::with(protocol, event_stream, headers))
     }
 
-    fn with(protocol: Protocol, event_stream: bool, headers: &HeaderMap) -> Option<Self> {
-        let decoder = Coding::sole(headers).ok()?.map(BodyDecoder::new);
-        Some(Self {
-            decoder,
+    fn with(protocol: Protocol, event_stream: bool, headers: &HeaderMap) -> Self {
+        let coding = Coding::sole(headers);
+        Self {
+            has_unknown_coding: coding.is_err(),
+            decoder: coding.ok().flatten().map(BodyDecoder::new),
             body: Body::new(protocol, event_stream),
             blind: false,
-        })
+        }
     }
 
     /// The response was asked for in the background: unless its last status is told, its usage comes with a later request.
@@ -173,6 +178,9 @@ impl ResponseObserver {
 
     /// The body has ended, or was cut off here.
     pub fn finish(self) -> Observed {
+        if self.has_unknown_coding && self.body.opening.tells().is_none() {
+            return Observed::default();
+        }
         let observed = self.body.finish();
         Observed {
             lacks_end: observed.lacks_end && !self.blind,

@@ -51,8 +51,8 @@ pub(super) struct ResponseFields {
     pub background: bool,
     /// A message or a choice names the reason for which it stopped.
     pub stopped: bool,
-    /// Tokens that a message tells as OpenAI's APIs do: read from a cache, and part of its input.
-    pub cached_in_input: Option<u64>,
+    /// Which of the choices of a chat document this is.
+    pub index: Option<u64>,
     /// The `error` member.
     pub error: ErrorFields,
     /// What stands at the top of a document that is an error itself.
@@ -79,9 +79,13 @@ struct Counts {
     foreign: Usage,
     /// Charged for as these are, and not in them.
     beside: Usage,
+    /// Parts of a message's input as OpenAI's APIs tell them.
+    within: Usage,
     /// Tokens that were written to a cache, by their lifetimes, in each place that tells it.
     written: [Written; WrittenIn::COUNT],
     total: Option<u64>,
+    /// Of a message's input, what was not read from a cache; told beside what was.
+    missed: Option<u64>,
     /// Which media the tokens are told to be of, of the input and of the output.
     media: [Media; 2],
     /// A hosted tool has used tokens, of a model of its own.
@@ -167,6 +171,8 @@ enum Spelling {
     Foreign,
     /// Names that no API has for its own counts, of what is beside them.
     Beside,
+    /// OpenAI's names on messages, of parts of the input.
+    Within,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -194,9 +200,10 @@ enum Fact {
     Array,
     Count(Spelling, Class),
     Total,
+    Missed,
     Written { place: WrittenIn, is_long: bool },
     Medium(Side, Medium),
-    CachedInInput,
+    Index,
     ToolTokens,
     Error(ErrorPart),
     FlatError(ErrorPart),
@@ -250,7 +257,7 @@ impl ResponseFields {
         self.error_status = None;
         self.background = false;
         self.stopped = false;
-        self.cached_in_input = None;
+        self.index = None;
         self.error.clear();
         self.flat_error.clear();
         self.counts = Counts::default();
@@ -264,7 +271,12 @@ impl ResponseFields {
         let written = counts.written();
         usage.cache_write_tokens = more_than_none(usage.cache_write_tokens, written.all);
         usage.update(counts.native);
-        usage = usage.plus(counts.beside);
+        usage = usage.with_parts(counts.within).plus(counts.beside);
+        let hits = usage.cached_input_tokens.unwrap_or(0);
+        let whole = counts.missed.map(|missed| missed.saturating_add(hits));
+        if whole.is_some() && whole == usage.input_tokens {
+            usage.input_tokens = counts.missed;
+        }
         // No more than were written at all.
         let all = usage.cache_write_tokens.unwrap_or(0);
         usage.cache_write_long_tokens = written.all.map(|_| written.long.min(all));
@@ -274,6 +286,11 @@ impl ResponseFields {
             (Shape::Media, _) | (_, None) => usage,
             (_, Some(total)) => usage.account_for(total),
         }
+    }
+
+    /// Whether a message tells of cached or cache-write tokens as parts of its input.
+    pub fn tells_cache_within_input(&self) -> bool {
+        self.counts.within != Usage::default()
     }
 
     /// Whether there are tokens that have prices of their own beside the model's: those of a hosted tool, and of several media.
@@ -315,13 +332,14 @@ impl ResponseFields {
             Fact::Status => learn_text(&mut self.status, value),
             Fact::ErrorStatus => learn_count(&mut self.error_status, value),
             Fact::Background => self.background |= value.raw == b"true",
-            Fact::StopReason => self.stopped |= value.kind == Kind::String,
+            Fact::StopReason => self.stopped |= is_reason(value),
             Fact::Array => {}
             Fact::Count(spelling, class) => self.counts.learn(spelling, class, value),
             Fact::Total => learn_count(&mut self.counts.total, value),
+            Fact::Missed => learn_count(&mut self.counts.missed, value),
             Fact::Written { place, is_long } => self.counts.learn_written(place, is_long, value),
             Fact::Medium(side, medium) => self.counts.learn_medium(side, medium, value),
-            Fact::CachedInInput => learn_count(&mut self.cached_in_input, value),
+            Fact::Index => learn_count(&mut self.index, value),
             Fact::ToolTokens => self.counts.of_tools |= tells_some(value),
             Fact::Error(part) => self.error.learn(part, value),
             Fact::FlatError(part) => self.flat_error.learn(part, value),
@@ -369,14 +387,8 @@ impl Counts {
         match spelling {
             Spelling::Native => learn_count(class.of(&mut self.native), value),
             Spelling::Beside => learn_count(class.of(&mut self.beside), value),
-            // There are several foreign spellings of one count, and relays fill those that they do not know with zeros.
-            Spelling::Foreign => {
-                let count = class.of(&mut self.foreign);
-                if *count == Some(0) {
-                    *count = None;
-                }
-                learn_count(count, value);
-            }
+            Spelling::Foreign => learn_any(class.of(&mut self.foreign), value),
+            Spelling::Within => learn_any(class.of(&mut self.within), value),
         }
     }
 
@@ -603,12 +615,15 @@ impl Object {
             // Moonshot tells the usage of a stream here
             // (<https://github.com/earendil-works/pi/issues/2017>).
             Object::Choice => match key {
+                b"index" => Member::Fact(Fact::Index),
                 b"finish_reason" => Member::Fact(Fact::StopReason),
                 b"usage" => Member::Inner(Object::ChatUsage),
                 _ => Member::Other,
             },
-            Object::MessagesPrompt if key == b"cached_tokens" => Member::Fact(Fact::CachedInInput),
-            Object::MessagesPrompt => Member::Other,
+            Object::MessagesPrompt => match part_of_input(key) {
+                Some((_, class)) => Member::Fact(Fact::Count(Spelling::Within, class)),
+                None => Member::Other,
+            },
             Object::ToolUsage => Member::Inner(Object::Tool),
             Object::Tool => match key {
                 b"input_tokens" | b"output_tokens" | b"total_tokens" => {
@@ -657,9 +672,9 @@ impl Object {
 
     /// The usage of OpenAI's APIs, and what compatible upstreams put into it; `docs/usage.md` has the sources.
     fn member_of_usage(self, key: &[u8]) -> Member {
-        use Class::{CacheWrite, CachedInput, Input, Output, Reasoning};
+        use Class::{CachedInput, Input, Output, Reasoning};
         use Object::{ChatUsage, InputDetails, OutputDetails, ResponsesUsage};
-        use Spelling::{Beside, Foreign, Native};
+        use Spelling::{Beside, Native};
         let count = |spelling, class| Member::Fact(Fact::Count(spelling, class));
         match (self, key) {
             (ResponsesUsage, b"input_tokens") | (ChatUsage, b"prompt_tokens") => {
@@ -677,14 +692,6 @@ impl Object {
             (ResponsesUsage | ChatUsage, b"service_tier") => Member::Fact(Fact::UsageTier),
             (ResponsesUsage | ChatUsage, b"speed") => Member::Fact(Fact::Speed),
             (ResponsesUsage | ChatUsage, key) => foreign_member_of_usage(key),
-            (InputDetails(spelling), b"cached_tokens") => count(spelling, CachedInput),
-            (InputDetails(spelling), b"cache_write_tokens") => count(spelling, CacheWrite),
-            (
-                InputDetails(_),
-                b"cache_creation_tokens"
-                | b"cached_creation_tokens"
-                | b"cache_creation_input_tokens",
-            ) => count(Foreign, CacheWrite),
             (
                 InputDetails(_),
                 b"cache_write_tokens_details" | b"cache_creation_token_details" | b"cache_creation",
@@ -696,7 +703,11 @@ impl Object {
             (OutputDetails(spelling), b"reasoning_tokens" | b"thinking_tokens") => {
                 count(spelling, Reasoning)
             }
-            (InputDetails(_), key) => medium_member(Side::Input, key),
+            (InputDetails(of_details), key) => match part_of_input(key) {
+                Some((Native, class)) => count(of_details, class),
+                Some((foreign, class)) => count(foreign, class),
+                None => medium_member(Side::Input, key),
+            },
             (OutputDetails(_), key) => medium_member(Side::Output, key),
             (Object::Lifetimes(place), key) => match lifetime(key) {
                 Some(seconds) => Member::Fact(Fact::Written {
@@ -738,6 +749,18 @@ fn foreign_member_of_usage(key: &[u8]) -> Member {
     }
 }
 
+/// The names that OpenAI has for parts of the input in its details, and those of compatible upstreams.
+fn part_of_input(key: &[u8]) -> Option<(Spelling, Class)> {
+    match key {
+        b"cached_tokens" => Some((Spelling::Native, Class::CachedInput)),
+        b"cache_write_tokens" => Some((Spelling::Native, Class::CacheWrite)),
+        b"cache_creation_tokens" | b"cached_creation_tokens" | b"cache_creation_input_tokens" => {
+            Some((Spelling::Foreign, Class::CacheWrite))
+        }
+        _ => None,
+    }
+}
+
 fn medium_member(side: Side, key: &[u8]) -> Member {
     let medium = match key {
         b"text_tokens" => Medium::Text,
@@ -770,7 +793,8 @@ fn member_of_messages_usage(key: &[u8]) -> Member {
         b"cached_tokens" | b"prompt_cache_hit_tokens" => {
             Member::Fact(Fact::Count(Spelling::Foreign, Class::CachedInput))
         }
-        // No member of the API itself: see `Tally::move_input_to_cache`.
+        b"prompt_cache_miss_tokens" => Member::Fact(Fact::Missed),
+        // No member of the API itself: see `UsageTally::move_input_to_cache`.
         b"prompt_tokens_details" => Member::Inner(Object::MessagesPrompt),
         b"output_tokens" => count(Class::Output),
         b"output_tokens_details" => Member::Inner(Object::OutputDetails(Spelling::Native)),
@@ -837,6 +861,20 @@ fn learn_count(count: &mut Option<u64>, value: Value<'_>) {
         // Within the range of `u64`, and whole.
         ((0.0..BEYOND).contains(&number)).then(|| number.ceil() as u64)
     });
+}
+
+/// Some tell an empty one, or `null` as a text, for as long as there is none.
+fn is_reason(value: Value<'_>) -> bool {
+    let is_empty = matches!(value.raw.trim_ascii(), b"" | b"null");
+    value.kind == Kind::String && !is_empty
+}
+
+/// There are several spellings of one count, and relays fill those that they do not know with zeros.
+fn learn_any(count: &mut Option<u64>, value: Value<'_>) {
+    if *count == Some(0) {
+        *count = None;
+    }
+    learn_count(count, value);
 }
 
 /// Whether it is a count of more than zero.

@@ -2,6 +2,7 @@
 
 use super::document::Document;
 use super::paths::{ResponseFields, Shape};
+use super::usage_tally::UsageTally;
 use super::{Observed, Usage, UsageState, add_model, text};
 use crate::policy::endpoint::Endpoint;
 
@@ -30,9 +31,7 @@ pub(super) struct Tally {
     tier: String,
     usage_tier: String,
     speed: String,
-    usage: Usage,
-    /// The newest sums over a message's iterations.
-    iterations: Usage,
+    usage: UsageTally,
     mixes_prices: bool,
     pub terminal: Option<&'static str>,
     /// The response came to its end, and what it told is final.
@@ -151,7 +150,7 @@ impl Tally {
         match facts.kind.as_str() {
             "message_start" | "message_delta" => {
                 self.name(facts);
-                self.move_input_to_cache(document.usage(), facts);
+                self.usage.move_input_to_cache(document);
                 self.count(document);
             }
             "message_stop" if whole => return self.end("message_stop"),
@@ -163,29 +162,6 @@ impl Tally {
         if whole && facts.stopped {
             self.end("message_delta");
         }
-    }
-
-    /// Some relays begin with the whole prompt as input, and tell later what of it came from the cache: all, by a zero that is
-    /// one (<https://github.com/maximhq/bifrost/pull/6598>), or as much as OpenAI's member says, which counts it within the
-    /// prompt (DashScope: <https://github.com/jeremychone/rust-genai/pull/258>). Anthropic has no such member.
-    fn move_input_to_cache(&mut self, newer: Usage, facts: &ResponseFields) {
-        let cached = newer.cached_input_tokens.unwrap_or(0);
-        if cached == 0
-            || self
-                .usage
-                .cached_input_tokens
-                .is_some_and(|count| count > 0)
-        {
-            return;
-        }
-        let input = self.usage.input_tokens;
-        self.usage.input_tokens = match newer.input_tokens {
-            Some(0) => Some(0),
-            None if facts.cached_in_input == Some(cached) => {
-                input.map(|input| input.saturating_sub(cached))
-            }
-            _ => input,
-        };
     }
 
     fn add_media_event(&mut self, document: &Document) {
@@ -223,7 +199,7 @@ impl Tally {
             self.failed = true;
         }
         self.tell_error(facts);
-        let counts = document.usage().has_counts();
+        let counts = self.usage.total().has_counts();
         let waits = matches!(facts.status.as_str(), "queued" | "in_progress");
         // Some leave the status of a whole answer as it was.
         self.background = waits && (self.background || facts.background || !counts);
@@ -248,8 +224,7 @@ impl Tally {
         ] {
             set(text, told);
         }
-        self.usage.update(newer.usage);
-        self.iterations.replace(newer.iterations);
+        self.usage.join(&newer.usage);
         self.mixes_prices |= newer.mixes_prices;
         self.terminal = newer.terminal.or(self.terminal);
         self.ended |= newer.ended;
@@ -264,7 +239,7 @@ impl Tally {
     /// Takes over what another answer in the same list told: all of it was used, and where several models served, no one of
     /// them has the price.
     pub fn add_listed(&mut self, answer: &Tally) {
-        let usage = self.usage.plus(answer.usage);
+        let usage = self.usage.plus(&answer.usage);
         let mut models = std::mem::take(&mut self.model);
         add_model(&mut models, &answer.model);
         self.join(answer);
@@ -312,10 +287,7 @@ impl Tally {
 
     /// Counts in a document that is cut off or broken are better than none, but not final.
     fn count(&mut self, document: &Document) {
-        let (usage, iterations) = (document.usage(), document.iterations());
-        if usage != Usage::default() || iterations != Usage::default() {
-            self.usage.update(usage);
-            self.iterations.replace(iterations);
+        if self.usage.add(document) {
             self.mixes_prices |= document.mixes_prices(&self.model);
             self.ended &= document.is_whole();
         }
@@ -333,12 +305,26 @@ impl Tally {
         protocol == Protocol::Responses && self.terminal.is_some() && !self.has_output
     }
 
-    pub fn observed(&self, protocol: Protocol) -> Observed {
-        let mut usage = self.usage;
-        if self.iterations.has_counts() {
-            // Their zeros as well: the cache of an attempt that is not charged for is in the other counts.
-            usage.replace(self.iterations);
+    /// Fast mode runs on any tier, and is what is billed
+    /// (<https://platform.claude.com/docs/en/build-with-claude/fast-mode>). On messages, where fast mode
+    /// is what is asked for, that it was not used says enough.
+    fn served_tier(&self, protocol: Protocol) -> &str {
+        let speed = self.speed.trim();
+        let named = [&self.tier, &self.usage_tier].map(|tier| tier.trim());
+        if speed.eq_ignore_ascii_case("fast") {
+            return speed;
         }
+        match named.into_iter().find(|tier| !tier.is_empty()) {
+            Some(tier) => tier,
+            None if protocol == Protocol::Messages && speed.eq_ignore_ascii_case("standard") => {
+                speed
+            }
+            None => "",
+        }
+    }
+
+    pub fn observed(&self, protocol: Protocol) -> Observed {
+        let mut usage = self.usage.total();
         if protocol == Protocol::Messages {
             usage = usage.with_cache_in_input();
         }
@@ -358,13 +344,7 @@ impl Tally {
                 false if usage != Usage::default() => UsageState::Partial,
                 _ => UsageState::None,
             },
-            // Fast mode runs on any tier, and is what is billed
-            // (<https://platform.claude.com/docs/en/build-with-claude/fast-mode>).
-            served_tier: text(match self.speed.trim() {
-                speed if speed.eq_ignore_ascii_case("fast") => speed,
-                _ if self.tier.trim().is_empty() => self.usage_tier.trim(),
-                _ => self.tier.trim(),
-            }),
+            served_tier: text(self.served_tier(protocol)),
             response_id: text(&self.id),
             model: text(&self.model),
             terminal_event: self.terminal.map(str::to_owned),

@@ -317,6 +317,19 @@ fn the_answers_of_a_list_are_added_up() {
 }
 
 #[test]
+fn the_answers_of_a_list_are_added_up_with_what_stands_within_them() {
+    let twice = |endpoint, answer: &str| {
+        let told = plain(endpoint, &format!("[{answer},{answer}]"));
+        in_and_out(told.usage)
+    };
+    let compacted = r#"{"id":"m","usage":{"input_tokens":10,"output_tokens":1,"iterations":[{"type":"compaction","input_tokens":900,"output_tokens":30},{"type":"message","input_tokens":10,"output_tokens":1}]}}"#;
+    assert_eq!(twice(Messages, compacted), [1820, 62].map(Some));
+    let in_choice =
+        r#"{"id":"c","choices":[{"usage":{"prompt_tokens":10,"completion_tokens":2}}]}"#;
+    assert_eq!(twice(ChatCompletions, in_choice), [20, 4].map(Some));
+}
+
+#[test]
 fn a_plain_response_has_its_facts_at_the_top() {
     let body = &COMPLETED[r#"{"type":"response.completed","response":"#.len()..COMPLETED.len() - 1];
     let expected = Observed {
@@ -378,6 +391,29 @@ fn a_chat_stream_ends_with_done_or_a_finish_reason() {
     let cut = stream(ChatCompletions, &[CHUNK, USED]);
     assert!(cut.lacks_end);
     assert_eq!(cut.usage_state, UsageState::Partial);
+}
+
+#[test]
+fn a_reason_that_says_nothing_ends_no_stream() {
+    let counted = CHUNK.replacen(
+        '{',
+        r#"{"usage":{"prompt_tokens":9,"completion_tokens":2},"#,
+        1,
+    );
+    for nothing in [r#""""#, r#""null""#, r#"" ""#, "null", "0", "false"] {
+        let chunk = counted.replace(
+            r#""finish_reason":null"#,
+            &format!(r#""finish_reason":{nothing}"#),
+        );
+        let delta = MESSAGE_DELTA.replace(r#""end_turn""#, nothing);
+        for observed in [
+            stream(ChatCompletions, &[&chunk, &chunk]),
+            stream(Messages, &[MESSAGE_START, &delta]),
+        ] {
+            assert_eq!(observed.usage_state, UsageState::Partial, "{nothing}");
+            assert!(observed.lacks_end, "{nothing}");
+        }
+    }
 }
 
 #[test]
@@ -476,6 +512,25 @@ fn a_message_in_fast_mode_was_served_fast() {
 }
 
 #[test]
+fn a_standard_speed_is_the_tier_of_a_message_that_names_none() {
+    for (tier, served) in [
+        (r#""speed":"Standard""#, some("Standard")),
+        (
+            r#""service_tier":"auto","speed":"standard""#,
+            some("standard"),
+        ),
+        (r#""service_tier":null,"speed":"120 tokens/s""#, None),
+        (
+            r#""service_tier":"batch","speed":"standard""#,
+            some("batch"),
+        ),
+    ] {
+        let body = format!(r#"{{"id":"m","usage":{{"input_tokens":1,"output_tokens":2,{tier}}}}}"#);
+        assert_eq!(plain(Messages, &body).served_tier, served, "{tier}");
+    }
+}
+
+#[test]
 fn only_endpoints_with_a_tier_are_observed() {
     assert!(ResponseObserver::new(Other, true, &HeaderMap::new()).is_none());
     assert!(!observe(Extra, true, b"data: {}\n\n", 1).lacks_end);
@@ -554,11 +609,34 @@ fn a_coded_body_is_looked_at_up_to_the_limit() {
 }
 
 #[test]
-fn codings_that_are_not_understood_are_not_observed() {
-    for value in ["lzma", "gzip, br", "\u{e9}"] {
-        assert!(ResponseObserver::new(Responses, true, &coded(value)).is_none());
+fn under_a_coding_that_is_not_understood_only_what_is_plain_is_observed() {
+    let event = format!("data: {COMPLETED}\n\n");
+    let document =
+        &COMPLETED[r#"{"type":"response.completed","response":"#.len()..COMPLETED.len() - 1];
+    let coded_bytes = gzip(event.as_bytes());
+    for coding in ["none", "UTF-8", "aws-chunked", "lzma", "gzip, br", "\u{e9}"] {
+        let seen = |event_stream: bool, body: &[u8], step: usize| {
+            let observer = ResponseObserver::new(Responses, event_stream, &coded(coding));
+            let mut observer = observer.unwrap();
+            body.chunks(step).for_each(|piece| observer.feed(piece));
+            observer.finish()
+        };
+        for step in [1, 7, usize::MAX] {
+            assert_eq!(
+                told(seen(true, event.as_bytes(), step)),
+                completed(),
+                "{coding}"
+            );
+            let whole = seen(false, document.as_bytes(), step);
+            assert_eq!(whole.usage, completed().usage, "{coding}");
+            // Neither a document nor a stream: it proves nothing.
+            for body in [&*coded_bytes, b"de", b"", b"\n\ndate: {}"] {
+                assert_eq!(seen(true, body, step), Observed::default(), "{coding}");
+            }
+        }
     }
-    assert!(ResponseObserver::new(Responses, true, &coded("identity")).is_some());
+    let refusal = br#"{"error":{"code":"invalid_value","param":"service_tier"}}"#;
+    assert!(refuses_tier(Responses, 400, &coded("none"), refusal));
 }
 
 /// An event by what it says alone, and not by what it adds to its response.
@@ -1110,6 +1188,43 @@ fn moonshot_tells_its_usage_in_the_last_choice() {
 }
 
 #[test]
+fn what_each_choice_tells_is_added_up_and_their_prompt_counts_once() {
+    let choice = |index: &str, output: u64, reasoning: u64| {
+        format!(
+            r#"{{"id":"c1","choices":[{{{index}"delta":{{}},"finish_reason":"stop","usage":{{"prompt_tokens":1000,"completion_tokens":{output},"cached_tokens":400,"completion_tokens_details":{{"reasoning_tokens":{reasoning}}}}}}}]}}"#
+        )
+    };
+    let [first, second] = [
+        choice(r#""index":0,"#, 20, 4),
+        choice(r#""index":1,"#, 30, 5),
+    ];
+    let early = choice(r#""index":1,"#, 7, 1);
+    let unnamed = choice("", 20, 4);
+    let far = choice(r#""index":18446744073709551615,"#, 30, 5);
+    let zeros = r#"{"id":"c1","choices":[],"usage":{"prompt_tokens":0,"completion_tokens":0}}"#;
+    for chunks in [
+        vec![&*first, &second],
+        vec![&second, &first],
+        // What one choice tells is cumulative.
+        vec![&early, &first, &second, &second],
+        vec![&unnamed, &second, zeros],
+        vec![&first, &far],
+    ] {
+        let observed = stream(ChatCompletions, &[&chunks[..], &["[DONE]"]].concat());
+        let told = observed.usage;
+        assert_eq!(in_and_out(told), [1000, 50].map(Some), "{chunks:?}");
+        assert_eq!(told.cached_input_tokens, Some(400), "{chunks:?}");
+        assert_eq!(told.reasoning_tokens, Some(9), "{chunks:?}");
+    }
+    // The usage of the answer is that of all its choices.
+    let all = r#"{"id":"c1","choices":[],"usage":{"prompt_tokens":1000,"completion_tokens":51}}"#;
+    for chunks in [[&*first, all, &second], [&*first, &second, all]] {
+        let told = stream(ChatCompletions, &chunks).usage;
+        assert_eq!(in_and_out(told), [1000, 51].map(Some), "{chunks:?}");
+    }
+}
+
+#[test]
 fn a_zero_that_comes_late_takes_no_count_away() {
     let zeros = r#"{"id":"c1","choices":[],"usage":{"prompt_tokens":0,"completion_tokens":0,"prompt_tokens_details":{"cached_tokens":0}}}"#;
     let finished = CHUNK.replace(r#""finish_reason":null"#, r#""finish_reason":"stop""#);
@@ -1183,6 +1298,47 @@ fn iterations_at_the_end_of_a_stream_count() {
     let told = stream(Messages, &[MESSAGE_START, delta, MESSAGE_STOP]).usage;
     // And what only stands beside them: 5 read from the cache and 10 written.
     assert_eq!(in_and_out(told), [1040, 65].map(Some));
+}
+
+#[test]
+fn counts_that_come_after_iterations_replace_those_of_the_message() {
+    let start = |iterations: &str| {
+        format!(
+            r#"{{"type":"message_start","message":{{"id":"m","usage":{{"input_tokens":10,"output_tokens":1,"iterations":{iterations}}}}}}}"#
+        )
+    };
+    let delta = |usage: &str| {
+        format!(
+            r#"{{"type":"message_delta","delta":{{"stop_reason":"end_turn"}},"usage":{{{usage}}}}}"#
+        )
+    };
+    let message = r#"{"type":"message","input_tokens":10,"output_tokens":1}"#;
+    let compaction = r#"{"type":"compaction","input_tokens":900,"output_tokens":30}"#;
+    let [plain, compacted] = [format!("[{message}]"), format!("[{compaction},{message}]")];
+    for (iterations, usage, counts) in [
+        (&plain, r#""output_tokens":50"#, [10, 50]),
+        (&plain, r#""output_tokens":50,"iterations":null"#, [10, 50]),
+        (&plain, r#""output_tokens":50,"iterations":[]"#, [10, 50]),
+        (&plain, r#""input_tokens":12,"output_tokens":50"#, [12, 50]),
+        (&plain, r#""output_tokens":0"#, [10, 1]),
+        // What compaction used is in no count beside the list.
+        (&compacted, r#""output_tokens":50"#, [910, 80]),
+        (
+            &compacted,
+            r#""input_tokens":12,"output_tokens":50"#,
+            [912, 80],
+        ),
+        // A newer list tells all.
+        (
+            &compacted,
+            r#""output_tokens":50,"iterations":[{"type":"compaction","input_tokens":950,"output_tokens":35},{"type":"message","input_tokens":10,"output_tokens":50}]"#,
+            [960, 85],
+        ),
+    ] {
+        let events = [&*start(iterations), &delta(usage), MESSAGE_STOP];
+        let told = stream(Messages, &events).usage;
+        assert_eq!(in_and_out(told), counts.map(Some), "{iterations} {usage}");
+    }
 }
 
 #[test]
@@ -1709,6 +1865,41 @@ fn a_cache_hit_of_messages_may_be_told_by_another_name() {
 }
 
 #[test]
+fn hits_are_in_the_input_where_it_is_the_sum_of_hits_and_misses() {
+    for (told, counts) in [
+        (
+            r#""input_tokens":800,"prompt_cache_hit_tokens":200"#,
+            [1000, 200],
+        ),
+        (
+            r#""input_tokens":1000,"prompt_cache_hit_tokens":200"#,
+            [1000, 200],
+        ),
+        (
+            r#""input_tokens":1000,"cache_read_input_tokens":200,"prompt_cache_hit_tokens":200"#,
+            [1000, 200],
+        ),
+        (
+            r#""input_tokens":800,"prompt_cache_hit_tokens":0"#,
+            [800, 0],
+        ),
+        (
+            r#""input_tokens":900,"prompt_cache_hit_tokens":200"#,
+            [1100, 200],
+        ),
+    ] {
+        let usage = message_usage(&format!(
+            r#"{told},"prompt_cache_miss_tokens":800,"output_tokens":50"#
+        ));
+        assert_eq!(
+            [usage.input_tokens, usage.cached_input_tokens],
+            counts.map(Some),
+            "{told}"
+        );
+    }
+}
+
+#[test]
 fn a_prompt_that_turns_out_to_be_cached_counts_once() {
     let start = r#"{"type":"message_start","message":{"id":"m","usage":{"input_tokens":1000,"output_tokens":0}}}"#;
     let delta = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"input_tokens":0,"cache_read_input_tokens":1000,"output_tokens":5}}"#;
@@ -1766,6 +1957,118 @@ fn a_cache_hit_that_is_told_as_part_of_the_prompt_counts_once() {
             "{delta}"
         );
     }
+}
+
+#[test]
+fn a_prompt_counts_once_whatever_of_it_turns_out_to_be_read_from_a_cache_or_written_to_one() {
+    let start = |usage: &str| {
+        format!(
+            r#"{{"type":"message_start","message":{{"id":"m","usage":{{{usage},"output_tokens":0}}}}}}"#
+        )
+    };
+    let delta = |usage: &str| {
+        format!(
+            r#"{{"type":"message_delta","delta":{{"stop_reason":"end_turn"}},"usage":{{{usage},"output_tokens":50}}}}"#
+        )
+    };
+    let own = |read: u64, written: u64| {
+        format!(r#""cache_read_input_tokens":{read},"cache_creation_input_tokens":{written}"#)
+    };
+    let details = |members: &str| format!(r#""prompt_tokens_details":{{{members}}}"#);
+    let hits = |tokens: u64| details(&format!(r#""cached_tokens":{tokens}"#));
+    let both = |read: u64, written: u64| format!("{},{}", own(read, written), hits(read));
+    let zero = |cache: &str| format!(r#""input_tokens":0,{cache}"#);
+    let prompt = r#""input_tokens":1000"#;
+    let among_zeros = format!("{prompt},{}", own(0, 0));
+    for (first, later, counts) in [
+        // Beside OpenAI's member.
+        (prompt, vec![both(1000, 0)], [1000, 1000, 0]),
+        (prompt, vec![both(0, 1000)], [1000, 0, 1000]),
+        (prompt, vec![both(300, 600)], [1000, 300, 600]),
+        (&among_zeros, vec![both(0, 998)], [1000, 0, 998]),
+        (prompt, vec![both(0, 300), both(500, 300)], [1000, 500, 300]),
+        (prompt, vec![both(100, 0), both(500, 0)], [1000, 500, 0]),
+        (
+            prompt,
+            vec![format!(
+                r#"{},"cache_creation":{{"ephemeral_5m_input_tokens":600}}"#,
+                hits(300)
+            )],
+            [1000, 300, 600],
+        ),
+        // By a zero that is one.
+        (prompt, vec![zero(&own(1000, 0))], [1000, 1000, 0]),
+        (prompt, vec![zero(&own(0, 1000))], [1000, 0, 1000]),
+        (prompt, vec![zero(&own(300, 700))], [1000, 300, 700]),
+        (prompt, vec![zero(&hits(1000))], [1000, 1000, 0]),
+        // Among the details of the prompt alone.
+        (
+            prompt,
+            vec![format!("{},{}", own(0, 0), hits(200))],
+            [1000, 200, 0],
+        ),
+        (
+            &among_zeros,
+            vec![format!("{},{}", own(0, 0), hits(200))],
+            [1000, 200, 0],
+        ),
+        (
+            prompt,
+            vec![format!(
+                "{},{}",
+                own(0, 0),
+                details(
+                    r#""cached_tokens":0,"cache_creation_tokens":0,"cache_creation_input_tokens":700"#
+                )
+            )],
+            [1000, 0, 700],
+        ),
+        (
+            prompt,
+            vec![format!("{prompt},{},{}", own(0, 0), hits(200))],
+            [1000, 200, 0],
+        ),
+        // What the API itself tells is beside the input, and so is what the beginning told.
+        (prompt, vec![own(0, 1000)], [2000, 0, 1000]),
+        (
+            prompt,
+            vec![format!("{prompt},{}", own(0, 400))],
+            [1400, 0, 400],
+        ),
+        (
+            &format!("{prompt},{}", own(200, 300)),
+            vec![both(200, 300)],
+            [1500, 200, 300],
+        ),
+        (
+            &format!("{prompt},{}", own(200, 300)),
+            vec![zero(&own(200, 300))],
+            [1500, 200, 300],
+        ),
+    ] {
+        let deltas: Vec<String> = later.iter().map(|usage| delta(usage)).collect();
+        let mut events = vec![start(first)];
+        // Told twice, it counts once.
+        events.extend(
+            deltas
+                .iter()
+                .flat_map(|delta| [delta.clone(), delta.clone()]),
+        );
+        let events: Vec<&str> = events.iter().map(String::as_str).collect();
+        let usage = stream(Messages, &events).usage;
+        let told = [
+            usage.input_tokens,
+            usage.cached_input_tokens,
+            usage.cache_write_tokens,
+        ];
+        let told = told.map(Option::unwrap_or_default);
+        assert_eq!(told, counts, "{first} {later:?}");
+    }
+    let whole = message_usage(&format!("{prompt},{},{}", own(0, 0), hits(200)));
+    assert_eq!(
+        [whole.input_tokens, whole.cached_input_tokens],
+        [1000, 200].map(Some)
+    );
 }
 
 #[test]
