@@ -87,7 +87,10 @@ pub(super) async fn from_client(
     }
     let output = websocket.client_bytes(chunk);
     context.record.sent.bytes += output.to_upstream.len() as u64;
-    *body = Some(output.to_upstream);
+    *body = Some(match &context.stream {
+        Some(stream) if !output.to_upstream.is_empty() => stream.pass(output.to_upstream),
+        _ => output.to_upstream,
+    });
     if let Some(refusal) = output.refusal {
         context.refusal = Some(refusal);
     }

@@ -61,6 +61,9 @@ pub struct OpenTurn {
     stream_id: Option<String>,
     /// The message that began it, until the upstream has begun a response or refused it, where it may be sent once more.
     message: Option<SentMessage>,
+    /// The newest event was an error without an id while it ran: the response may be over, or another message of the client was
+    /// wrong.
+    error: Option<Event>,
 }
 
 struct EndedResponse {
@@ -133,6 +136,7 @@ impl OpenTurn {
             response_id: None,
             stream_id: None,
             message: None,
+            error: None,
         }
     }
 
@@ -215,6 +219,11 @@ impl Turns {
         &self.request_info.models
     }
 
+    /// Whether no response is known to run.
+    pub fn are_idle(&self) -> bool {
+        self.open.iter().all(|open| open.error.is_some())
+    }
+
     /// Whether something has come of every response that runs.
     pub fn have_begun(&self) -> bool {
         let has_begun = |open: &OpenTurn| open.record.answer.time_to_first_byte.is_some();
@@ -234,7 +243,11 @@ impl Turns {
     /// Takes note of a message of the server's, and writes the line of the turn that it ends. Returns the client's message that
     /// is sent once more, where the server's refuses a tier without which it is; the client is not to see the refusal then.
     pub fn take_event(&mut self, event: Event, bytes: u64, may_retry: bool) -> Option<Bytes> {
-        let at = self.turn_of(&event)?;
+        let Some(at) = self.turn_of(&event) else {
+            self.keep_error(event);
+            return None;
+        };
+        self.open[at].error = None;
         if event.response_id.is_some() || event.observed.is_some() {
             // A response has begun, or will not begin.
             let message = self.open[at].message.take();
@@ -267,10 +280,16 @@ impl Turns {
         None
     }
 
-    /// Accounts for every response that still runs.
+    /// Accounts for every response that still runs. An error that came last has ended its response.
     pub fn end_all(&mut self, termination: Termination) {
-        for open in std::mem::take(&mut self.open) {
-            self.log(&open, termination);
+        for mut open in std::mem::take(&mut self.open) {
+            match open.error.take() {
+                Some(error) => {
+                    open.tally.add(&error);
+                    self.log(&open, Termination::Whole);
+                }
+                None => self.log(&open, termination),
+            }
         }
     }
 
@@ -374,13 +393,31 @@ impl Turns {
         if kind == Some(DONE) && std::mem::take(&mut self.may_be_done_again) {
             return None;
         }
+        self.oldest_in_lane(event, |open| {
+            kind != Some(ERROR) || open.response_id.is_none()
+        })
+    }
+
+    /// The oldest turn of the event's lane, or where that has none, of all, among those that `may_be`.
+    fn oldest_in_lane(&self, event: &Event, may_be: impl Fn(&OpenTurn) -> bool) -> Option<usize> {
         let in_lane =
             |open: &OpenTurn| event.stream_id.is_some() && open.stream_id == event.stream_id;
         let has_lane = self.open.iter().any(in_lane);
-        let may_be = |open: &OpenTurn| {
-            (kind != Some(ERROR) || open.response_id.is_none()) && (!has_lane || in_lane(open))
-        };
-        self.open.iter().position(may_be)
+        let fits = |open: &OpenTurn| may_be(open) && (!has_lane || in_lane(open));
+        self.open.iter().position(fits)
+    }
+
+    /// An error that ends no turn. If it was that of a response which runs, nothing more comes of it: until something does, it
+    /// is not waited for, and takes no place.
+    fn keep_error(&mut self, event: Event) {
+        if event.kind.as_deref() != Some(ERROR) || event.response_id.is_some() {
+            return;
+        }
+        if let Some(at) = self.oldest_in_lane(&event, |_| true) {
+            let open = &mut self.open[at];
+            open.record.permits = None;
+            open.error = Some(event);
+        }
     }
 
     fn begin_successor(&mut self, event: &Event) -> Option<usize> {

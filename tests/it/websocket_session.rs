@@ -31,8 +31,10 @@ groups:
   fast: {platform: openai, force_fast_mode: true}
   again: {platform: openai, force_fast_mode: true, on_tier_refused: retry_without}
   plain: {platform: openai}
+  one: {platform: openai, force_fast_mode: true, max_in_flight: 1}
 keys:
   sk-fast: fast
+  sk-one: one
   sk-again: again
   sk-plain: plain
 ";
@@ -393,6 +395,54 @@ fn an_error_of_a_lane_ends_the_response_that_is_awaited_there() {
         .collect();
     let (failed, cut) = (json!("upstream_error"), json!("upstream_cut"));
     assert_eq!(told, [(&json!(2), &failed), (&json!(1), &cut)]);
+}
+
+/// It may be that of another message of the client, or that of the response.
+#[test]
+fn an_error_ends_a_response_that_runs_if_nothing_more_comes_of_it() {
+    let error = r#"{"type":"error","status":500,"error":{"code":"server_error"}}"#;
+    let delta = r#"{"type":"response.output_text.delta","delta":"x"}"#;
+    for (events, told) in [
+        (&[CREATED, error][..], ["upstream_error", "server_error"]),
+        (&[CREATED, error, error], ["upstream_error", "server_error"]),
+        (&[CREATED, error, delta], ["upstream_cut", ""]),
+        (&[CREATED, error, COMPLETED], ["ok", ""]),
+        (&[CREATED, error, delta, COMPLETED], ["ok", ""]),
+    ] {
+        let lines = lines(1, events);
+        let [outcome, code] = told;
+        assert_eq!(lines.len(), 1, "{events:?}");
+        assert_eq!(lines[0]["outcome"], outcome, "{events:?}");
+        assert_eq!(lines[0]["upstream_error"].as_str().unwrap_or(""), code);
+    }
+}
+
+#[test]
+fn a_response_that_may_have_failed_holds_no_place_and_is_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = load(folder.path(), CONFIG);
+    let mut conversation = open(&state, "sk-fast");
+    let frame = |mask, text: &str| Bytes::from(encode(true, Opcode::Text, mask, text.as_bytes()));
+    let error = r#"{"type":"error","status":500,"error":{"code":"server_error"}}"#;
+    conversation.client_bytes(frame(MASK, CREATE));
+    conversation.newly_awaited();
+    for (text, awaited) in [
+        (CREATED, Awaited::Message),
+        (error, Awaited::Nothing),
+        (CREATED, Awaited::Message),
+        (COMPLETED, Awaited::Nothing),
+    ] {
+        conversation.server_bytes(&frame(None, text));
+        assert_eq!(conversation.newly_awaited(), Some(awaited), "{text}");
+    }
+    // One place: the next message has it.
+    let mut conversation = open(&state, "sk-one");
+    for _ in 0..2 {
+        let output = conversation.client_bytes(frame(MASK, CREATE));
+        assert!(output.refusal.is_none() && !output.to_upstream.is_empty());
+        conversation.server_bytes(&frame(None, CREATED));
+        conversation.server_bytes(&frame(None, error));
+    }
 }
 
 #[test]

@@ -137,7 +137,7 @@ impl WebSocketSession {
         let in_message = !self.server.at_message_boundary() && !self.server.has_ended();
         let awaited = if self.pending_close.is_some() {
             Awaited::Message
-        } else if self.turns.open.is_empty() {
+        } else if self.turns.are_idle() {
             match in_message {
                 true => Awaited::Message,
                 false => Awaited::Nothing,
@@ -217,7 +217,7 @@ impl WebSocketSession {
                 pass.end_message(offset, retried.is_none());
                 to_upstream.extend(retried);
                 let may_close =
-                    pending_close.is_some() || (state.is_draining() && turns.open.is_empty());
+                    pending_close.is_some() || (state.is_draining() && turns.are_idle());
                 boundary = boundary.or(may_close.then_some(offset));
             }
             ServerEvent::Control(frame) => {
@@ -260,7 +260,7 @@ impl WebSocketSession {
         if !self.is_client_between_messages() {
             return ServerOutput::default();
         }
-        let drained = self.state.is_draining() && self.turns.open.is_empty();
+        let drained = self.state.is_draining() && self.turns.are_idle();
         let last = self.pending_close.take();
         ServerOutput::closing(last.or_else(|| drained.then(restart_frame)))
     }

@@ -72,8 +72,10 @@ struct State {
     /// The request asks for a WebSocket.
     upgrades: bool,
     upgrade: UpgradeGate,
-    /// Messages of the proxy's own for an upgraded connection, oldest first.
-    messages: VecDeque<Bytes>,
+    /// Bytes of the client's that were passed on to an upgraded connection, which may not have them all yet.
+    passed: u64,
+    /// Messages of the proxy's own for it, oldest first, each with how much was passed on before.
+    messages: VecDeque<(u64, Bytes)>,
     waker: WakerSlot,
 }
 
@@ -136,6 +138,7 @@ impl StreamControl {
         state.drains = false;
         state.holds_request = holds_request;
         state.upgrades = upgrades;
+        state.passed = 0;
         state.messages.clear();
         state.upgrade = if upgrades {
             UpgradeGate::Closed
@@ -192,11 +195,29 @@ impl StreamControl {
         }
     }
 
-    /// Whole frames that go to the upstream of an upgraded connection between those of the client.
+    /// Whole frames that go to the upstream of an upgraded connection behind those of the client that were passed on before: by
+    /// their order it is known which response is whose.
     pub fn send(&self, message: Bytes) {
         let mut state = self.0.lock();
-        state.messages.push_back(message);
+        let place = (state.passed, message);
+        state.messages.push_back(place);
         state.waker.wake();
+    }
+
+    /// Whole frames of the client's as they are passed on: behind those of the proxy's own that have not begun to leave.
+    pub fn pass(&self, frames: Bytes) -> Bytes {
+        let mut state = self.0.lock();
+        let own = std::mem::take(&mut state.messages).into_iter();
+        let mut pieces: Vec<Bytes> = own.map(|(_, message)| message).collect();
+        let passed = match pieces.is_empty() {
+            true => frames,
+            false => {
+                pieces.push(frames);
+                pieces.concat().into()
+            }
+        };
+        state.passed += passed.len() as u64;
+        passed
     }
 
     /// The connection is to read as ended.
@@ -283,6 +304,14 @@ impl StreamControl {
         self.0.lock().phase
     }
 
+    /// Whether the connection speaks another protocol by now.
+    pub(super) fn is_upgraded(&self) -> bool {
+        matches!(
+            self.phase(),
+            AwaitedPhase::Upgraded | AwaitedPhase::UpgradedIdle
+        )
+    }
+
     /// Whether the connection was asked for an upgrade. Where that is refused, Pingora may have written the end of a body
     /// that nobody announced.
     pub(super) fn is_used_up(&self) -> bool {
@@ -296,9 +325,11 @@ impl StreamControl {
         state.is_ended || (state.drains && state.phase == AwaitedPhase::UpgradedIdle)
     }
 
-    /// The next message of the proxy's own, where there is one.
-    pub(super) fn next_message(&self) -> Option<Bytes> {
-        self.0.lock().messages.pop_front()
+    /// The next message of the proxy's own, where there is one that goes behind these many bytes of the client's.
+    pub(super) fn next_message(&self, taken: u64) -> Option<Bytes> {
+        let messages = &mut self.0.lock().messages;
+        let next = messages.pop_front_if(|(passed, _)| *passed <= taken)?;
+        Some(next.1)
     }
 
     /// Whether nothing of the request is to leave yet.

@@ -39,6 +39,8 @@ pub(super) struct Http1Stream {
     digest: Option<Arc<ProxyDigest>>,
     /// Written by Pingora and not yet sent.
     gathered: WriteBuffer,
+    /// Bytes that Pingora has written since the connection was upgraded.
+    upgraded_bytes: u64,
     /// What is left of a message of the proxy's own, which goes out behind what was gathered. It may be long, and counts
     /// against the budget for bodies for as long as it is here.
     message: Bytes,
@@ -66,6 +68,7 @@ impl Http1Stream {
             watchdog: Watchdog::new(control),
             io,
             gathered: WriteBuffer::new(KEPT_BYTES),
+            upgraded_bytes: 0,
             message: Bytes::new(),
             early: Vec::new(),
             taken: 0,
@@ -87,7 +90,7 @@ impl Http1Stream {
     fn poll_send_all(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             ready!(self.poll_send(cx))?;
-            let Some(message) = self.control().next_message() else {
+            let Some(message) = self.control().next_message(self.upgraded_bytes) else {
                 return Poll::Ready(Ok(()));
             };
             self.message = message;
@@ -282,14 +285,10 @@ impl Http1Stream {
     /// where it cuts nothing short: before a response has begun, and on a WebSocket, which has closing words of its own.
     fn read_result(&self, read: io::Result<()>) -> io::Result<()> {
         let control = self.control();
-        let is_upgraded = matches!(
-            control.phase(),
-            AwaitedPhase::Upgraded | AwaitedPhase::UpgradedIdle
-        );
         match read {
             Err(error)
                 if error.kind() == io::ErrorKind::UnexpectedEof
-                    && (is_upgraded || !control.has_received()) =>
+                    && (control.is_upgraded() || !control.has_received()) =>
             {
                 Ok(())
             }
@@ -387,9 +386,12 @@ impl AsyncWrite for Http1Stream {
         };
         match &written {
             Poll::Pending => {}
-            Poll::Ready(Ok(_)) => {
+            Poll::Ready(Ok(count)) => {
                 this.wait = None;
                 this.watchdog.request_taken();
+                if this.control().is_upgraded() {
+                    this.upgraded_bytes += *count as u64;
+                }
             }
             Poll::Ready(Err(_)) => this.control().note_untaken(),
         }
