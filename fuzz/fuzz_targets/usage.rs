@@ -203,16 +203,16 @@ fn expected(endpoint: Endpoint, answer: &Value) -> Observed {
         model: text(&answer["model"]),
         failed: is_error(error) || status == Some("failed") || kind == "error",
         settled: match status.unwrap_or_default() {
-            "" => has_counts,
-            status => SETTLED.contains(&status),
+            "" | "completed" | "incomplete" => has_counts,
+            status => WITHOUT_COUNTS.contains(&status),
         },
         event_stream: Some(false),
         ..Observed::default()
     }
 }
 
-/// With these a response is over.
-const SETTLED: [&str; 5] = ["completed", "failed", "incomplete", "cancelled", "canceled"];
+/// With these a response is over that may have used nothing.
+const WITHOUT_COUNTS: [&str; 3] = ["failed", "cancelled", "canceled"];
 
 fn counts(usage: &Usage) -> [Option<u64>; 6] {
     [

@@ -299,6 +299,40 @@ fn a_background_response_is_charged_to_the_budget_of_who_created_it_and_not_of_w
     }
 }
 
+/// Gateways may count a response some time behind its end.
+#[test]
+fn a_background_response_is_billed_by_the_first_answer_that_tells_its_usage() {
+    let over = |status: &str, usage: &str| {
+        let body = format!(r#"{{"id":"resp_1","status":"{status}","usage":{usage}}}"#);
+        reply(200).json(&body)
+    };
+    for (first, of_request) in [
+        (over("completed", "null"), [false, true]),
+        (
+            over("completed", r#"{"input_tokens":0,"output_tokens":0}"#),
+            [false, true],
+        ),
+        (over("incomplete", "null"), [false, true]),
+        (over("failed", "null"), [true, false]),
+        (over("cancelled", "null"), [true, false]),
+    ] {
+        let queued = reply(200).json(r#"{"id":"resp_1","status":"queued","background":true}"#);
+        let counted = reply(200).json(&made("big", "priority"));
+        let upstream = upstream::script([queued, first, counted]).run();
+        let proxy = proxy::new().upstream(&upstream).prices(PRICES).run();
+        let client = proxy.client("sk-fast");
+        client.post("/v1/responses", r#"{"model":"big","background":true}"#);
+        for count in 2..4 {
+            client.get("/v1/responses/resp_1");
+            proxy.access_log(count);
+        }
+        let records = proxy.stop();
+        let told = [&records[1], &records[2]].map(|record| !record["of_request"].is_null());
+        assert_eq!(told, of_request);
+        assert_eq!(records[2]["cost_usd"].is_null(), !of_request[1]);
+    }
+}
+
 #[test]
 fn an_id_of_one_upstream_settles_nothing_of_another() {
     let queued = r#"{"id":"resp_1","status":"queued","background":true}"#;

@@ -89,7 +89,7 @@ pub struct Observed {
     pub error: Option<String>,
     /// An error names the service tier in its code, parameter or message, and no other status than a 4xx.
     pub error_names_tier: bool,
-    /// A status was told that is the response's last: it is neither queued nor in progress.
+    /// The response was told to be over, with what it used, or to have failed or been cancelled.
     pub settled: bool,
     /// The stream ended with neither its terminal event nor an error.
     pub lacks_end: bool,

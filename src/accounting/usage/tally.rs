@@ -20,8 +20,9 @@ pub(super) enum Protocol {
     Unknown,
 }
 
-/// The statuses with which a response is over (<https://platform.openai.com/docs/api-reference/responses/object>).
-const SETTLED: [&str; 5] = ["completed", "failed", "incomplete", "cancelled", "canceled"];
+/// The statuses with which a response is over that may have used nothing
+/// (<https://platform.openai.com/docs/api-reference/responses/object>). A response that was made has counts.
+const WITHOUT_COUNTS: [&str; 3] = ["failed", "cancelled", "canceled"];
 
 /// What the documents so far come to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -204,8 +205,8 @@ impl Tally {
         // Some leave the status of a whole answer as it was.
         self.background = waits && (self.background || facts.background || !counts);
         self.settled = match facts.status.as_str() {
-            "" => counts,
-            status => SETTLED.contains(&status),
+            "" | "completed" | "incomplete" => counts,
+            status => WITHOUT_COUNTS.contains(&status),
         };
         if !self.background {
             self.tell_tier(facts);
