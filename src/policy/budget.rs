@@ -234,15 +234,12 @@ impl Budgets {
 
     /// What was spent here and not saved yet.
     pub fn unsaved(&self) -> Vec<BudgetSum> {
-        let sums = self.sums.lock();
-        let unsaved = sums.iter().filter(|(_, sum)| !sum.unsaved.is_zero());
-        unsaved
-            .map(|(account, sum)| BudgetSum {
-                account: account.clone(),
-                window: sum.window,
-                usd: sum.unsaved,
-            })
-            .collect()
+        self.parts(|sum| sum.unsaved)
+    }
+
+    /// What the store has, or had, as far as is known here.
+    pub fn in_store(&self) -> Vec<BudgetSum> {
+        self.parts(|sum| sum.saved)
     }
 
     /// These were added to the store.
@@ -266,6 +263,20 @@ impl Budgets {
                 sum.saved = sum.saved.max(entry.usd);
             }
         }
+    }
+
+    /// Of each sum this part, where there is any.
+    fn parts(&self, part: impl Fn(&Sum) -> Decimal) -> Vec<BudgetSum> {
+        let sums = self.sums.lock();
+        let parts = sums.iter().filter_map(|(account, sum)| {
+            let usd = part(sum);
+            (!usd.is_zero()).then(|| BudgetSum {
+                account: account.clone(),
+                window: sum.window,
+                usd,
+            })
+        });
+        parts.collect()
     }
 }
 

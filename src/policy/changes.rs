@@ -79,7 +79,8 @@ fn keys(old: &Policy, new: &Policy) -> Option<String> {
     let (added, removed) = (missing(new, old), missing(old, new));
     let differs = |key: &&Key| {
         let state = |policy: &Policy, key: &Key| {
-            (policy.groups[key.group as usize].name.clone(), key.enabled)
+            let group = policy.groups[key.group as usize].name.clone();
+            (policy.keys.name(key), group, key.enabled)
         };
         let before = old.keys.find(&key.digest);
         before.is_some_and(|before| state(old, before) != state(new, key))
@@ -93,7 +94,7 @@ fn keys(old: &Policy, new: &Policy) -> Option<String> {
         }
     }
     if changed > 0 {
-        let _ = write!(told, " ({changed} with another group or state)");
+        let _ = write!(told, " ({changed} with another name, group or state)");
     }
     (added + removed + changed > 0).then_some(told)
 }

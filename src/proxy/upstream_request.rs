@@ -305,21 +305,38 @@ fn set_routing_hint(head: &mut RequestHeader, action: TierAction) -> Result<()> 
     Ok(())
 }
 
-/// Whether a header of this name tells of the client's side of the proxy: a CDN or a balancer in front has added it, and a
-/// provider behind the same CDN would take it for its own.
+/// Whether a header of this name tells of the client's side of the proxy: a CDN, a balancer or a proxy that authenticates has
+/// added it in front, and a provider behind the same CDN would take it for its own.
 fn is_forwarded(name: &str) -> bool {
-    const PREFIXES: [&str; 2] = ["cf-", "x-forwarded-"];
-    const NAMES: [&str; 10] = [
+    const PREFIXES: [&str; 11] = [
+        "cf-",
+        "cloudfront-",
+        "x-amzn-oidc-",
+        "x-appengine-",
+        "x-auth-request-",
+        "x-forwarded-",
+        "x-goog-authenticated-user-",
+        "x-goog-iap-",
+        "x-ms-client-principal",
+        "x-ms-token-",
+        "x-vercel-ip-",
+    ];
+    const NAMES: [&str; 15] = [
         "cdn-loop",
+        "do-connecting-ip",
         "fastly-client-ip",
         "fly-client-ip",
         "forwarded",
         "true-client-ip",
         "via",
         "x-azure-clientip",
+        "x-azure-socketip",
         "x-client-ip",
+        "x-cluster-client-ip",
+        "x-envoy-external-address",
         "x-original-forwarded-for",
         "x-real-ip",
+        "x-vercel-forwarded-for",
     ];
     NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }

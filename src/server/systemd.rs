@@ -13,7 +13,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 use tokio::net::{TcpStream, UnixStream};
@@ -24,6 +26,11 @@ use crate::server::listener::ServerContext;
 /// How long a connection to the proxy itself may take to be accepted.
 const ACCEPT_TIME: Duration = Duration::from_secs(1);
 const ACCEPT_LOOK: Duration = Duration::from_millis(5);
+/// How often within its time the watchdog is fed.
+const BEATS: u32 = 3;
+/// How often within that time it is looked whether the log's disk is waited for. A wait may begin just behind a beat and in
+/// the midst of a look.
+const LOOKS: u32 = 6;
 
 /// Requests are taken. After a takeover this process is the service's main one.
 pub fn ready() {
@@ -49,14 +56,27 @@ pub fn stopping() {
     notify(&[NotifyState::Stopping]);
 }
 
-/// Feeds the watchdog, if there is one, for as long as new connections are accepted, or none are
-/// to be.
+/// Feeds the watchdog, if there is one, for as long as new connections are accepted, or none are to be, or all that serves
+/// waits for the log's disk.
 pub async fn feed_watchdog(context: &ServerContext, address: &SocketAddress) {
     let limit = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero());
     let Some(limit) = limit else {
         return;
     };
-    let mut beat = tokio::time::interval(limit / 3);
+    // The thread ends when this future does.
+    let (_feeding, ended) = mpsc::channel();
+    let state = context.state.clone();
+    let watching = thread::Builder::new()
+        .name("watchdog".to_owned())
+        .spawn(move || {
+            let disk_time = || state.log.disk_time();
+            let feed = || notify(&[NotifyState::Watchdog]);
+            feed_while_disk_is_awaited(disk_time, limit / LOOKS, &ended, feed);
+        });
+    if let Err(why) = watching {
+        log::error!("the watchdog is not fed while the access log's disk does not answer: {why}");
+    }
+    let mut beat = tokio::time::interval(limit / BEATS);
     loop {
         beat.tick().await;
         match tokio::time::timeout(ACCEPT_TIME, accepts(context, address)).await {
@@ -71,6 +91,34 @@ pub async fn feed_watchdog(context: &ServerContext, address: &SocketAddress) {
             }
             Err(_) => log::error!("the watchdog is not fed, {address} does not accept"),
         }
+    }
+}
+
+/// Feeds the watchdog after each of these times of which the most went by in waiting for the log's disk. Threads that serve
+/// stand still then, as they should: to end the process would lose the lines of what has reached an upstream. Returns when
+/// the other end of `ended` is gone.
+fn feed_while_disk_is_awaited(
+    disk_time: impl Fn() -> Duration,
+    look: Duration,
+    ended: &Receiver<()>,
+    mut feed: impl FnMut(),
+) {
+    let (mut looked, mut time) = (Instant::now(), disk_time());
+    let mut was_awaited = false;
+    while ended.recv_timeout(look) == Err(RecvTimeoutError::Timeout) {
+        let passed = looked.elapsed();
+        let awaited = disk_time().saturating_sub(time);
+        (looked, time) = (looked + passed, time + awaited);
+        let is_awaited = awaited > passed / 2;
+        if is_awaited {
+            feed();
+        }
+        match (was_awaited, is_awaited) {
+            (false, true) => log::error!("the disk of the access log does not answer in time"),
+            (true, false) => log::warn!("the disk of the access log answers again"),
+            _ => {}
+        }
+        was_awaited = is_awaited;
     }
 }
 
@@ -118,4 +166,31 @@ fn send(path: &[u8], lines: &str) -> io::Result<()> {
     };
     UnixDatagram::unbound()?.send_to_addr(lines.as_bytes(), &address)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOOK: Duration = Duration::from_millis(10);
+
+    /// How often the watchdog is fed within 20 looks, of whose time this part goes by in waiting for the disk.
+    fn fed(awaited: f64) -> usize {
+        let (began, mut count) = (Instant::now(), 0);
+        let (feeding, ended) = mpsc::channel::<()>();
+        thread::spawn(move || {
+            thread::sleep(20 * LOOK);
+            drop(feeding);
+        });
+        let disk_time = || began.elapsed().mul_f64(awaited);
+        feed_while_disk_is_awaited(disk_time, LOOK, &ended, || count += 1);
+        count
+    }
+
+    #[test]
+    fn a_process_that_waits_for_its_logs_disk_is_fed_and_one_that_hangs_is_not() {
+        assert!(fed(1.0) > 0);
+        assert!(fed(0.9) > 0);
+        assert_eq!((fed(0.1), fed(0.0)), (0, 0));
+    }
 }

@@ -16,7 +16,7 @@ use crate::accounting::background::BackgroundResponses;
 use crate::accounting::metrics::{FileSnapshot, Metrics, Snapshot, UpstreamSnapshot};
 use crate::accounting::prices::Prices;
 use crate::accounting::record::Ledger;
-use crate::accounting::store::Store;
+use crate::accounting::store::{Store, StoreError};
 use crate::accounting::traces::Traces;
 use crate::codec::body_memory::BodyMemory;
 use crate::config::watch::{FileWatcher, HotReloaded, LoadFaults};
@@ -223,9 +223,12 @@ impl State {
             }
             Err(why) => {
                 self.metrics.state_errors.inc();
+                let is_restored = matches!(why, StoreError::FileReplaced);
                 let why = why.to_string();
                 let failures = fault.as_ref().map_or(0, |fault| fault.failures) + 1;
-                if failures == 1 {
+                if is_restored {
+                    log::error!("`state` had lost its sums and background responses: {why}");
+                } else if failures == 1 {
                     log::error!("`state` cannot be used, the last known sums count on: {why}");
                 }
                 *fault = Some(StoreFault { why, failures });

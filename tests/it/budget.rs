@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::support::command::{run, stdout};
 use crate::support::eventually;
 use crate::support::proxy::{self, Proxy};
-use crate::support::upstream::{self, Upstream};
+use crate::support::upstream::{self, Upstream, reply};
 
 const POLICY: &str = "\
 version: 1
@@ -115,6 +115,54 @@ fn what_was_spent_a_moment_ago_survives_a_kill() {
             row("single", Some("carl"), "week", "2", "0.5", 0.25)
         );
     }
+}
+
+#[test]
+fn a_state_file_that_is_deleted_is_told_of_and_gets_back_what_was_spent_and_is_to_be_billed() {
+    const PATH: &str = "/v1/responses";
+    let state = tempfile::tempdir().unwrap();
+    let file = state.path().join("state.redb");
+    let done = r#"{"id":"resp_1","model":"m","status":"completed","service_tier":"priority","usage":{"input_tokens":1000,"output_tokens":0}}"#;
+    let queued = r#"{"id":"resp_1","model":"m","status":"queued","background":true}"#;
+    let replies = [done, queued, done].map(|body| reply(200).json(body));
+    let upstream = upstream::script(replies).run();
+    let run = || {
+        proxy::new()
+            .policy(POLICY)
+            .prices(PRICES)
+            .upstream(&upstream)
+            .setting(&format!("state: {}", file.display()))
+            .run()
+    };
+    let stored = |proxy: &Proxy| rows(&budget(proxy, &["--format", "json"]))[0].clone();
+    let spent = |usd: &str, used: f64| row("shared", None, "month", "1", usd, used);
+    let mut proxy = run();
+    for body in [r#"{"model":"m"}"#, r#"{"model":"m","background":true}"#] {
+        proxy.client("sk-1").post(PATH, body);
+    }
+    proxy.access_log(2);
+    eventually("the sum is in the file", || {
+        (stored(&proxy) == spent("0.25", 0.25)).then_some(())
+    });
+    std::fs::remove_file(&file).unwrap();
+    let ready = eventually("/readyz tells", || {
+        Some(proxy.admin("/readyz")).filter(|ready| ready.text().contains("the state file"))
+    });
+    assert_eq!(ready.status, 200);
+    proxy.await_stderr("`state` had lost its sums and background responses: the state file was");
+    assert_eq!(proxy.metric("tiergate_state_errors_total"), 1.0);
+    eventually("/readyz is good again", || {
+        (proxy.admin("/readyz").text() == "ok\n").then_some(())
+    });
+    assert_eq!(stored(&proxy), spent("0.25", 0.25));
+    proxy.kill();
+
+    let proxy = run();
+    proxy.client("sk-1").get("/v1/responses/resp_1");
+    assert_eq!(proxy.record()["cost_usd"], "0.25");
+    eventually("both are in the file", || {
+        (stored(&proxy) == spent("0.5", 0.5)).then_some(())
+    });
 }
 
 #[test]

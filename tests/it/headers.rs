@@ -18,7 +18,7 @@ const FORCED: usize = BODY.len() + r#""service_tier":"priority","#.len();
 const KINDS: [&str; 5] = ["openai", "codex", "gateway", "codex_gateway", "anthropic"];
 
 /// What a client sends beside its key and a body: headers of every sort that is told apart.
-const REQUEST: [(&str, &str); 34] = [
+const REQUEST: [(&str, &str); 52] = [
     ("user-agent", "client/1"),
     ("content-type", "application/json"),
     ("x-custom", "a"),
@@ -48,6 +48,25 @@ const REQUEST: [(&str, &str); 34] = [
     ("cf-ray", "1-FRA"),
     ("cf-connecting-ip", "198.51.100.1"),
     ("cdn-loop", "cloudflare"),
+    ("cloudfront-viewer-address", "198.51.100.1:1"),
+    ("do-connecting-ip", "198.51.100.1"),
+    ("x-appengine-user-ip", "198.51.100.1"),
+    ("x-azure-socketip", "198.51.100.1"),
+    ("x-cluster-client-ip", "198.51.100.1"),
+    ("x-envoy-external-address", "198.51.100.1"),
+    ("x-vercel-forwarded-for", "198.51.100.1"),
+    ("x-vercel-ip-country", "DE"),
+    // Of one that authenticates.
+    ("x-amzn-oidc-accesstoken", "token"),
+    ("x-amzn-oidc-data", "claims"),
+    ("x-auth-request-access-token", "token"),
+    ("x-auth-request-email", "a@front.test"),
+    ("x-goog-authenticated-user-email", "a@front.test"),
+    ("x-goog-iap-jwt-assertion", "claims"),
+    ("x-ms-client-principal", "claims"),
+    ("x-ms-client-principal-name", "a@front.test"),
+    ("x-ms-token-aad-access-token", "token"),
+    ("cf-access-jwt-assertion", "claims"),
     // Of one connection. What the proxy sets itself stays, whatever a client says of it.
     ("connection", "accept-encoding, x-named"),
     ("x-named", "1"),
@@ -68,7 +87,7 @@ const ACCOUNT: [&str; 7] = [
     "x-litellm-api-key: litellm-client",
 ];
 
-const IN_FRONT: [&str; 15] = [
+const IN_FRONT: [&str; 33] = [
     "cdn-loop: cloudflare",
     "cf-connecting-ip: 198.51.100.1",
     "cf-ray: 1-FRA",
@@ -84,6 +103,24 @@ const IN_FRONT: [&str; 15] = [
     "x-forwarded-proto: https",
     "x-original-forwarded-for: 198.51.100.1",
     "x-real-ip: 198.51.100.1",
+    "cloudfront-viewer-address: 198.51.100.1:1",
+    "do-connecting-ip: 198.51.100.1",
+    "x-appengine-user-ip: 198.51.100.1",
+    "x-azure-socketip: 198.51.100.1",
+    "x-cluster-client-ip: 198.51.100.1",
+    "x-envoy-external-address: 198.51.100.1",
+    "x-vercel-forwarded-for: 198.51.100.1",
+    "x-vercel-ip-country: DE",
+    "x-amzn-oidc-accesstoken: token",
+    "x-amzn-oidc-data: claims",
+    "x-auth-request-access-token: token",
+    "x-auth-request-email: a@front.test",
+    "x-goog-authenticated-user-email: a@front.test",
+    "x-goog-iap-jwt-assertion: claims",
+    "x-ms-client-principal: claims",
+    "x-ms-client-principal-name: a@front.test",
+    "x-ms-token-aad-access-token: token",
+    "cf-access-jwt-assertion: claims",
 ];
 
 /// What an upstream answers with, beside a body of two bytes.
@@ -245,6 +282,19 @@ fn the_whole_head_of_a_request_over_http2() {
         let expected = sorted(&[&plain, front, &[&length]]);
         assert_eq!(lines(&upstream.request()), expected, "{kind}");
     }
+}
+
+#[test]
+fn cookies_that_http2_splits_are_one_line_of_http1() {
+    let upstream = answering();
+    let proxy = proxy::new().upstream(&upstream).tls().run();
+    let headers = [
+        ("authorization", "Bearer sk-fast"),
+        ("cookie", "a=1"),
+        ("cookie", "b=2; c=3"),
+    ];
+    h2::post(proxy.tls_address, &headers, PATH, b"{}", Framing::Length);
+    assert_eq!(upstream.request().header("cookie"), ["a=1; b=2; c=3"]);
 }
 
 #[test]

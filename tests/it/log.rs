@@ -5,11 +5,14 @@ use std::fs::{self, OpenOptions, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
+use tempfile::TempDir;
 
 use crate::support::client::Connection;
 use crate::support::frames::{self, DATA, END_HEADERS, END_STREAM, HEADERS, head};
@@ -139,6 +142,102 @@ fn a_renamed_log_gets_its_lines_until_the_signal_and_none_after_one_that_fails()
     let new = proxy.access_log(1);
     assert_no_gap(&[old, new].concat());
     assert_eq!(records_of(&moved.join("access.log")).len(), 2);
+}
+
+/// A file system of its own that can be made to answer nothing, which takes root.
+struct Disk {
+    folder: TempDir,
+}
+
+/// It answers again when this is dropped.
+struct Frozen<'d>(&'d Disk);
+
+impl Disk {
+    /// None where the system does not let it.
+    fn mount() -> Option<Disk> {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("image");
+        fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
+        let disk = Disk { folder };
+        fs::create_dir(disk.path()).unwrap();
+        let (image, path) = (image.to_str()?, disk.path());
+        let is_mounted = is_done("mkfs.ext4", &["-q", image])
+            && is_done("mount", &["-o", "loop", image, path.to_str()?]);
+        if !is_mounted || disk.freeze().is_none() {
+            eprintln!("skipped: no disk can be mounted and frozen here");
+            return None;
+        }
+        Some(disk)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("disk")
+    }
+
+    fn freeze(&self) -> Option<Frozen<'_>> {
+        is_done("fsfreeze", &["-f", self.path().to_str()?]).then_some(Frozen(self))
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        is_done("fsfreeze", &["-u", self.0.path().to_str().unwrap()]);
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        is_done("umount", &["-l", self.path().to_str().unwrap()]);
+    }
+}
+
+fn is_done(program: &str, arguments: &[&str]) -> bool {
+    let output = Command::new(program).args(arguments).output();
+    output.is_ok_and(|output| output.status.success())
+}
+
+#[test]
+fn a_disk_that_does_not_answer_stops_all_but_the_watchdogs_feeding_and_loses_no_line() {
+    /// More than serve at once.
+    const CLIENTS: usize = 8;
+    let Some(disk) = Disk::mount() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let manager = UnixDatagram::bind(folder.path().join("manager")).unwrap();
+    let limit = Duration::from_millis(1500);
+    manager.set_read_timeout(Some(limit)).unwrap();
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("server: {threads: 2}")
+        .log(disk.path().join("access.log").to_str().unwrap())
+        .environment(
+            "NOTIFY_SOCKET",
+            folder.path().join("manager").to_str().unwrap(),
+        )
+        .environment("WATCHDOG_USEC", &limit.as_micros().to_string())
+        .run_in(folder);
+    post(&proxy);
+    let mut fed = 0;
+    std::thread::scope(|scope| {
+        let frozen = disk.freeze().unwrap();
+        let began = Instant::now();
+        let clients = [(); CLIENTS].map(|()| scope.spawn(|| post(&proxy)));
+        // Not so long that connecting to the upstream takes too long.
+        while began.elapsed() < 2 * limit {
+            let mut text = [0; 1024];
+            let count = manager
+                .recv(&mut text)
+                .expect("something within the watchdog's time");
+            fed += usize::from(&text[..count] == b"WATCHDOG=1");
+        }
+        drop(frozen);
+        for client in clients {
+            client.join().unwrap();
+        }
+    });
+    assert!(fed >= 5, "{fed}");
+    assert_no_gap(&proxy.access_log(CLIENTS + 1));
+    proxy.await_stderr("the disk of the access log answers again");
 }
 
 #[test]

@@ -347,8 +347,11 @@ fn a_reload_says_what_it_changes() {
         "plain: {platform: openai}",
         "plain: {platform: openai, enabled: false}",
     );
-    fs::write(proxy.path("policy.yaml"), changed).unwrap();
+    fs::write(proxy.path("policy.yaml"), &changed).unwrap();
     proxy.await_stderr("5 keys; keys +1, group plain: enabled true → false");
+    let renamed = changed.replace("name: fiona", "name: frida");
+    fs::write(proxy.path("policy.yaml"), renamed).unwrap();
+    proxy.await_stderr("5 keys; keys (1 with another name, group or state)");
 }
 
 #[test]

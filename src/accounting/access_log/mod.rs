@@ -2,6 +2,7 @@
 //! `record.rs` builds the records.
 
 mod backlog;
+mod disk_time;
 mod fields;
 pub mod line;
 mod sink;

@@ -16,6 +16,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use uuid::Uuid;
 
 use crate::accounting::access_log::backlog::{Backlog, Line};
+use crate::accounting::access_log::disk_time::DiskTime;
 use crate::accounting::access_log::sink::{
     Receiver, Sink, SinkKind, await_writable, take_back, write_all,
 };
@@ -49,6 +50,8 @@ struct Shared {
     wake: Condvar,
     errors: AtomicU64,
     waiting_bytes: AtomicU64,
+    /// Of a regular file: whoever waits for the writer waits for it too.
+    disk: DiskTime,
 }
 
 struct Writer {
@@ -102,6 +105,7 @@ impl AccessLog {
                 wake: Condvar::new(),
                 errors: AtomicU64::new(0),
                 waiting_bytes: AtomicU64::new(0),
+                disk: DiskTime::default(),
             }),
         };
         log.shared.clone().start_thread()?;
@@ -131,7 +135,8 @@ impl AccessLog {
         writer.seq += 1;
         writer.line.push(b'\n');
         if writer.sink.kind == SinkKind::Regular {
-            let written = writer.write_line(&self.shared.target);
+            let shared = &self.shared;
+            let written = shared.disk.measure(|| writer.write_line(&shared.target));
             self.shared.note(writer, written);
         } else {
             writer.backlog.push(&writer.line);
@@ -145,8 +150,9 @@ impl AccessLog {
     pub fn retry(&self) {
         let mut writer = self.shared.writer.lock();
         if writer.sink.kind == SinkKind::Regular {
-            let written = writer.flush_waiting(&self.shared.target);
-            self.shared.note(&mut writer, written);
+            let shared = &self.shared;
+            let written = (shared.disk).measure(|| writer.flush_waiting(&shared.target));
+            shared.note(&mut writer, written);
         } else if writer.is_stalled() {
             self.shared.note_stall(&mut writer);
         }
@@ -161,7 +167,8 @@ impl AccessLog {
         if self.shared.writer.lock().sink.is_still(&self.shared.target) {
             return Ok(());
         }
-        let opened = Sink::open(&self.shared.target);
+        let shared = &self.shared;
+        let opened = shared.disk.measure(|| Sink::open(&shared.target));
         let mut writer = self.shared.writer.lock();
         match opened {
             Ok(sink) => writer.exchange(sink),
@@ -195,6 +202,11 @@ impl AccessLog {
     /// Why lines cannot be written, where that has been found.
     pub fn fault(&self) -> Option<String> {
         self.shared.writer.lock().trouble.why.clone()
+    }
+
+    /// How long the disk of a regular file has been waited for since the start, up to this moment.
+    pub fn disk_time(&self) -> Duration {
+        self.shared.disk.total()
     }
 
     /// Whether so much waits that a further request could not be accounted for.

@@ -1,5 +1,6 @@
 //! A redb file of this machine. It is open, and locked, for one exchange only, some milliseconds. So the two processes of a
-//! takeover share it: each adds what it spent itself to what stands there, and learns what the other spent.
+//! takeover share it: each adds what it spent itself to what stands there, and learns what the other spent. A file that was
+//! deleted or replaced meanwhile gets back what is known here.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -13,7 +14,9 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use redb::backends::FileBackend;
 use redb::{Database, DatabaseError, ReadableTable, Table, TableDefinition};
+use rust_decimal::Decimal;
 use tokio::sync::Notify;
+use uuid::Uuid;
 
 use crate::accounting::background::{
     BackgroundChanges, BackgroundCreate, BackgroundResponses, MAX_AGE,
@@ -26,7 +29,10 @@ use crate::policy::group::Period;
 const BUDGETS: TableDefinition<'_, BudgetKey<'_>, &str> = TableDefinition::new("budgets-1");
 /// Id of the response; who created it, as JSON.
 const BACKGROUND: TableDefinition<'_, &str, &str> = TableDefinition::new("background-1");
+/// Which file this is: the id that it got when it was made, and how many exchanges it has seen, in one row.
+const EDITION: TableDefinition<'_, (), (u128, u64)> = TableDefinition::new("edition-1");
 type BudgetKey<'k> = (&'k str, &'k [u8], &'k str, i64, i64);
+type Sums<'t> = Table<'t, BudgetKey<'static>, &'static str>;
 
 /// How long another process may hold the file.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
@@ -43,6 +49,27 @@ pub struct StateFile {
     changed: Notify,
     /// How long the newest exchange took.
     took: Mutex<Duration>,
+    /// What the file was after the newest exchange of this process.
+    seen: Mutex<Option<Edition>>,
+}
+
+/// A state in which the file was.
+#[derive(Clone, Copy, Debug)]
+struct Edition {
+    id: Uuid,
+    /// A copy of earlier has fewer.
+    exchanges: u64,
+}
+
+/// What became of the file since it was last seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    /// It has what it had.
+    Intact,
+    /// A copy of earlier is in its place: what it has and is not known here was billed since.
+    Earlier,
+    /// Another is in its place, or it was made anew.
+    Another,
 }
 
 impl StateFile {
@@ -55,6 +82,7 @@ impl StateFile {
             path: path.to_owned(),
             changed: Notify::new(),
             took: Mutex::default(),
+            seen: Mutex::default(),
         };
         let database = store.database()?;
         let transaction = database.begin_write().map_err(broken)?;
@@ -68,7 +96,8 @@ impl StateFile {
     /// serves requests.
     ///
     /// # Errors
-    /// Where the file cannot be used; the sums in memory go on without it.
+    /// Where the file cannot be used; the sums in memory go on without it. Where it was deleted or replaced, though it has by
+    /// now what is known here.
     pub fn exchange(
         &self,
         budgets: &Budgets,
@@ -77,14 +106,29 @@ impl StateFile {
     ) -> Result<(), StoreError> {
         let began = Instant::now();
         let database = self.database()?;
-        let (unsaved, changes) = (budgets.unsaved(), background.changes());
+        let mut seen = self.seen.lock();
         let transaction = database.begin_write().map_err(broken)?;
+        let (edition, found) = {
+            let mut table = transaction.open_table(EDITION).map_err(broken)?;
+            next_edition(&mut table, *seen).map_err(broken)?
+        };
+        let is_replaced = found != Found::Intact;
+        if is_replaced {
+            background.save_anew();
+        }
+        let (unsaved, changes) = (budgets.unsaved(), background.changes());
         let known = {
             let mut table = transaction.open_table(BUDGETS).map_err(broken)?;
             let oldest = now.as_second() - KEPT_SECONDS;
             table
                 .retain(|(.., ends), _| ends >= oldest)
                 .map_err(broken)?;
+            if is_replaced {
+                let is_current = |entry: &&BudgetSum| entry.window.ends > now;
+                for entry in budgets.in_store().iter().filter(is_current) {
+                    raise(&mut table, entry).map_err(broken)?;
+                }
+            }
             for entry in &unsaved {
                 add(&mut table, entry).map_err(broken)?;
             }
@@ -92,6 +136,9 @@ impl StateFile {
         };
         let responses = {
             let mut table = transaction.open_table(BACKGROUND).map_err(broken)?;
+            if found == Found::Earlier {
+                table.retain(|_, _| false).map_err(broken)?;
+            }
             exchange_background(&mut table, &changes, now).map_err(broken)?
         };
         transaction.commit().map_err(broken)?;
@@ -103,6 +150,10 @@ impl StateFile {
         let current: Vec<BudgetSum> = known.into_iter().filter(is_current).collect();
         budgets.learn(&current);
         *self.took.lock() = began.elapsed();
+        *seen = Some(edition);
+        if is_replaced {
+            return Err(StoreError::FileReplaced);
+        }
         Ok(())
     }
 
@@ -144,6 +195,35 @@ impl StateFile {
     }
 }
 
+/// Counts this exchange, and says what became of the file since the edition that was seen.
+fn next_edition(
+    table: &mut Table<'_, (), (u128, u64)>,
+    seen: Option<Edition>,
+) -> Result<(Edition, Found), redb::StorageError> {
+    let held = table.get(())?.map(|row| {
+        let (id, exchanges) = row.value();
+        Edition {
+            id: Uuid::from_u128(id),
+            exchanges,
+        }
+    });
+    let found = match (seen, held) {
+        (None, _) => Found::Intact,
+        (Some(seen), Some(held)) if seen.id != held.id => Found::Another,
+        (Some(seen), Some(held)) if seen.exchanges > held.exchanges => Found::Earlier,
+        (Some(_), Some(_)) => Found::Intact,
+        (Some(_), None) => Found::Another,
+    };
+    // Another process that uses the file is to see that it is not what it was.
+    let known = held.filter(|_| found != Found::Earlier);
+    let edition = Edition {
+        id: known.map_or_else(Uuid::now_v7, |held| held.id),
+        exchanges: held.map_or(0, |held| held.exchanges) + 1,
+    };
+    table.insert((), (edition.id.as_u128(), edition.exchanges))?;
+    Ok((edition, found))
+}
+
 /// Takes the changes, forgets what is too old, and returns what is known then.
 fn exchange_background(
     table: &mut Table<'_, &'static str, &'static str>,
@@ -177,24 +257,33 @@ fn exchange_background(
     Ok(known)
 }
 
-/// Adds a sum; one too many is left out, and counts in memory only.
-fn add(
-    table: &mut Table<'_, BudgetKey<'static>, &'static str>,
+/// Adds to a sum.
+fn add(table: &mut Sums<'_>, entry: &BudgetSum) -> Result<(), redb::StorageError> {
+    change(table, entry, |held| held.saturating_add(entry.usd))
+}
+
+/// Gives a sum back: the file has no less than was known of it.
+fn raise(table: &mut Sums<'_>, entry: &BudgetSum) -> Result<(), redb::StorageError> {
+    change(table, entry, |held| held.max(entry.usd))
+}
+
+/// Changes a sum; one too many is left out, and counts in memory only.
+fn change(
+    table: &mut Sums<'_>,
     entry: &BudgetSum,
+    change: impl FnOnce(Decimal) -> Decimal,
 ) -> Result<(), redb::StorageError> {
     let key = key_of(entry);
     let before = table.get(key)?.map(|sum| decimal(sum.value()));
     if before.is_none() && redb::ReadableTableMetadata::len(table)? >= MAX_SUMS as u64 {
         return Ok(());
     }
-    let sum = before.unwrap_or_default().saturating_add(entry.usd);
+    let sum = change(before.unwrap_or_default());
     table.insert(key, &*sum.to_string())?;
     Ok(())
 }
 
-fn entries(
-    table: &Table<'_, BudgetKey<'static>, &'static str>,
-) -> Result<Vec<BudgetSum>, redb::StorageError> {
+fn entries(table: &Sums<'_>) -> Result<Vec<BudgetSum>, redb::StorageError> {
     let read = |(key, sum): (
         redb::AccessGuard<'_, BudgetKey<'static>>,
         redb::AccessGuard<'_, &str>,
@@ -239,8 +328,7 @@ fn broken(error: impl Into<redb::Error>) -> StoreError {
 mod tests {
     use super::*;
     use crate::accounting::store::test::{NOW, at, rule, usd};
-    use crate::policy::group::Scope;
-    use rust_decimal::Decimal;
+    use crate::policy::group::{BudgetRule, Scope};
     use std::os::unix::fs::PermissionsExt;
 
     /// Exchanges budgets alone.
@@ -342,6 +430,88 @@ mod tests {
         let restarted = Budgets::default();
         exchange(&store, &restarted, now);
         assert_eq!(restarted.standing(&rule, &account, now).spent, usd("2"));
+    }
+
+    /// What a process knows that starts with the file as it is.
+    fn restarted(path: &Path, rule: &BudgetRule, now: Timestamp) -> (Decimal, BackgroundResponses) {
+        let (budgets, background) = (Budgets::default(), BackgroundResponses::with_store());
+        let store = StateFile::open(path).unwrap();
+        store.exchange(&budgets, &background, now).unwrap();
+        let account = rule.account(&"fast".into(), &[7; 32]);
+        (budgets.standing(rule, &account, now).spent, background)
+    }
+
+    #[test]
+    fn a_file_that_was_deleted_or_replaced_gets_back_what_is_known_here_and_no_more() {
+        let (rule, now) = (rule(Period::Month, Scope::Group), Timestamp::now());
+        let account = rule.account(&"fast".into(), &[7; 32]);
+        let create = BackgroundCreate::sample(now);
+        type Loss = fn(&Path, &Path);
+        let losses: [(&str, Loss); 5] = [
+            ("deleted", |file, _| std::fs::remove_file(file).unwrap()),
+            ("emptied", |file, _| std::fs::write(file, "").unwrap()),
+            ("a copy of earlier", |file, copy| {
+                std::fs::rename(copy, file).unwrap();
+            }),
+            ("written over", |file, copy| {
+                let held = std::fs::read(copy).unwrap();
+                std::fs::write(file, held).unwrap();
+            }),
+            ("another", |file, copy| {
+                std::fs::remove_file(copy).unwrap();
+                StateFile::open(copy).unwrap();
+                restarted(copy, &self::rule(Period::Day, Scope::Key), Timestamp::now());
+                std::fs::rename(copy, file).unwrap();
+            }),
+        ];
+        for (what, lose) in losses {
+            let folder = tempfile::tempdir().unwrap();
+            let (path, copy) = (folder.path().join("state"), folder.path().join("copy"));
+            // The two processes of a takeover.
+            let process = || {
+                let background = BackgroundResponses::with_store();
+                let store = StateFile::open(&path).unwrap();
+                (store, Budgets::default(), background)
+            };
+            let processes = [process(), process()];
+            let exchange = |index: usize| {
+                let (store, budgets, background) = &processes[index];
+                store.exchange(budgets, background, now)
+            };
+            let charge = |index: usize| processes[index].1.charge(&rule, &account, usd("1"), now);
+            processes[0].2.remember("billed", create.clone());
+            charge(0);
+            exchange(0).unwrap();
+            exchange(1).unwrap();
+            std::fs::copy(&path, &copy).unwrap();
+            assert!(processes[0].2.take("billed", now).is_some());
+            processes[0].2.note_settled("billed");
+            processes[0].2.remember("late", create.clone());
+            charge(0);
+            exchange(0).unwrap();
+            charge(1);
+            processes[1].2.remember("new", create.clone());
+            exchange(1).unwrap();
+            exchange(0).unwrap();
+            lose(&path, &copy);
+            charge(0);
+            charge(1);
+            for index in [1, 0] {
+                let told = exchange(index);
+                assert!(matches!(told, Err(StoreError::FileReplaced)), "{what}");
+            }
+            for index in [1, 0, 1] {
+                exchange(index).unwrap();
+                let spent = processes[index].1.standing(&rule, &account, now).spent;
+                assert_eq!(spent, usd("5"), "{what}");
+            }
+            let (spent, background) = restarted(&path, &rule, now);
+            assert_eq!(spent, usd("5"), "{what}");
+            for (id, is_known) in [("billed", false), ("late", true), ("new", true)] {
+                let known = background.take(id, now).is_some();
+                assert_eq!(known, is_known, "{what}: {id}");
+            }
+        }
     }
 
     #[test]

@@ -34,13 +34,15 @@ pub enum Store {
     Redis(Box<RedisStore>),
 }
 
-/// Why an exchange with the store came to nothing. The sums in memory are as they were.
+/// What is wrong with the store. The sums in memory are right all the same.
 #[derive(Debug)]
 pub enum StoreError {
     /// Another process holds the file for longer than it should.
     FileLocked,
     /// The file cannot be read or written, or is none of redb's.
     File(Box<redb::Error>),
+    /// The file was not the one that it had been. What is known here has been written to it.
+    FileReplaced,
     /// The server cannot be reached, does not answer in time, or refuses.
     Server(String),
 }
@@ -120,6 +122,9 @@ impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StoreError::FileLocked => f.write_str("another process holds the state file"),
+            StoreError::FileReplaced => f.write_str(
+                "the state file was deleted or replaced, and gets back what is known here",
+            ),
             StoreError::File(error) => write!(f, "the state file cannot be used: {error}"),
             StoreError::Server(why) => f.write_str(why),
         }

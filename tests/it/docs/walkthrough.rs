@@ -374,6 +374,29 @@ fn an_installation_without_a_package_is_one_that_the_unit_can_start() {
     }
 }
 
+#[test]
+fn the_packages_configuration_takes_the_key_as_its_page_says() {
+    let blocks = blocks("docs/install.md", "sh");
+    let mut blocks = blocks.iter();
+    let commands = blocks.find(|block| block.contains("LoadCredential"));
+    let (_, edit) = commands.unwrap().split_once("\nsed ").unwrap();
+    let (edit, _) = edit.split_once("\nsystemctl").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["tiergate.yaml", "policy.yaml"] {
+        let text = read(&format!("systemd/debian/{file}"));
+        fs::write(folder.path().join(file), text).unwrap();
+    }
+    let below = folder.path().to_str().unwrap();
+    let edit = format!("sed {}", edit.replace("/etc/tiergate", below));
+    let done = Command::new("sh").args(["-ec", &edit]).output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+    let arguments = ["check", "--without-secrets", "--config", "tiergate.yaml"];
+    let checked = run(folder.path(), &arguments);
+    assert!(checked.status.success(), "{checked:?}");
+    let text = fs::read_to_string(folder.path().join("tiergate.yaml")).unwrap();
+    assert!(text.contains("\n    credential_file: /run/credentials/tiergate.service/openai\n"));
+}
+
 /// The service may write nowhere but in the folders that systemd makes for it.
 #[test]
 fn the_unit_has_the_folders_that_the_samples_write_to() {

@@ -120,17 +120,6 @@ fn a_client_of_http_2_gets_whole_answers_to_head_where_its_upstream_fails() {
     }
 }
 
-/// RFC 9113 §8.2.3.
-#[test]
-fn the_cookies_of_a_client_of_http_2_are_one_header_of_http_1() {
-    let upstream = upstream::json("{}").run();
-    let proxy = proxy::new().upstream(&upstream).tls().run();
-    let cookies = [("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3; d=4")];
-    let headers = [&[("authorization", "Bearer sk-plain")], &cookies[..]].concat();
-    h2::post(proxy.tls_address, &headers, PATH, b"{}", Framing::Length);
-    assert_eq!(upstream.request().header("cookie"), ["a=1; b=2; c=3; d=4"]);
-}
-
 #[test]
 fn an_upstream_that_is_cut_is_cut_for_a_client_of_http_2_too() {
     let script = [reply(200).sse_begun(&["data: 1\n\n"]).close()];
