@@ -178,11 +178,10 @@ pub(crate) fn legacy_call<'a>(name: Option<&str>, arguments: &str) -> Object<'a>
 
 /// The `usage` object.
 pub(crate) fn usage_object<'a>(usage: &Usage) -> Object<'a> {
-    let sum = usage.input.saturating_add(usage.output);
     object! {
         "prompt_tokens": usage.input,
         "completion_tokens": usage.output,
-        "total_tokens": usage.total.unwrap_or(sum),
+        "total_tokens": usage.input.saturating_add(usage.output),
         "prompt_tokens_details": object! {
             "cached_tokens": usage.cached,
             "cache_write_tokens": usage.cache_write,

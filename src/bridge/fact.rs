@@ -50,7 +50,7 @@ pub(crate) struct Call {
 pub(crate) struct Final {
     /// Why it is not complete, if it is not.
     pub(crate) incomplete: Option<Incomplete>,
-    /// The tokens of the whole response.
+    /// The tokens of the whole response, where they have been counted.
     pub(crate) usage: Usage,
 }
 
@@ -63,21 +63,19 @@ pub(crate) enum Incomplete {
     Limit,
 }
 
-/// Tokens, as a Responses upstream counts them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Usage {
-    /// Of the prompt, with those that were cached.
-    pub(crate) input: u64,
+/// Tokens of a response. Whoever counts them for the log counts them for the client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Of the prompt, with those that were read from a cache or written to one.
+    pub input: u64,
     /// Of these, read from the cache.
-    pub(crate) cached: u64,
+    pub cached: u64,
     /// Of these, written to the cache; `None` where the upstream does not tell.
-    pub(crate) cache_write: Option<u64>,
+    pub cache_write: Option<u64>,
     /// Of the answer, with the reasoning.
-    pub(crate) output: u64,
+    pub output: u64,
     /// Of these, the reasoning.
-    pub(crate) reasoning: u64,
-    /// The sum, if it was told.
-    pub(crate) total: Option<u64>,
+    pub reasoning: u64,
 }
 
 /// What the upstream says about the answer as a whole, as far as it is known.
@@ -108,23 +106,5 @@ impl Head {
     pub(crate) fn bare_id(&self) -> Option<&str> {
         let id = self.id.as_deref()?;
         Some(id.strip_prefix("resp_").unwrap_or(id))
-    }
-}
-
-impl Usage {
-    /// Reads `usage` of a response; what is not there is zero.
-    pub(crate) fn read(response: &Node<'_>) -> Self {
-        let usage = response.member("usage").unwrap_or(&Node::Null);
-        let details = |name| usage.member(name).unwrap_or(&Node::Null);
-        let input = details("input_tokens_details");
-        let output = details("output_tokens_details");
-        Usage {
-            input: usage.member_number("input_tokens").unwrap_or(0),
-            cached: input.member_number("cached_tokens").unwrap_or(0),
-            cache_write: input.member_number("cache_write_tokens"),
-            output: usage.member_number("output_tokens").unwrap_or(0),
-            reasoning: output.member_number("reasoning_tokens").unwrap_or(0),
-            total: usage.member_number("total_tokens"),
-        }
     }
 }

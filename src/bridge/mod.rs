@@ -35,7 +35,8 @@
 //!    [`ResponseContext::upstream_model`], and as error [`ResponseConverter::log_error`] or, where
 //!    [`UpstreamError::credential_refused`], that. Where [`ResponseConverter::has_untold_failure`], an answer has failed
 //!    which by its bytes is a good one. Client headers are [`STREAM_HEADERS`] or those of the [`Answer`], and
-//!    [`REPORT_HEADER`] with [`Protocol::report`]. Usage is read from the upstream's bytes by who reads it everywhere.
+//!    [`REPORT_HEADER`] with [`Protocol::report`]. Usage is read from the upstream's bytes by who reads it everywhere, and the
+//!    client is told the same: give it to [`ResponseConverter::count`] before the bytes that end the answer.
 //!
 //! `count_tokens` has the same first steps with [`Endpoint::CountTokens`], but no tier, and its answer is
 //! [`token_count_answer`]. A list of models needs no upstream: [`models_answer`].
@@ -92,6 +93,7 @@ mod token_count;
 
 pub use delivery::{Delivery, Limits};
 pub use error::{Answer, Refusal};
+pub use fact::Usage;
 pub use failure::UpstreamError;
 pub use headers::{REPORT_HEADER, SESSION_HEADER, STREAM_HEADERS, is_kept_from_upstream};
 pub use model_list::{ModelsRequest, models_answer};

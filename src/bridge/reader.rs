@@ -2,7 +2,7 @@
 //! events of the others wait, within a limit, because clients cannot read blocks that are mixed. It holds no text of the
 //! answer beyond that, and knows neither client protocol.
 
-use super::fact::{Fact, Final, Head, Incomplete, Usage};
+use super::fact::{Fact, Final, Head, Incomplete};
 use super::failure::Failure;
 use super::item::{Item, Unreadable};
 use super::json::{Node, parse};
@@ -242,7 +242,7 @@ impl Reader {
         let is_incomplete = kind == "response.incomplete" || status == "incomplete";
         self.facts.push(Fact::Done(Final {
             incomplete: is_incomplete.then(|| incomplete(response)),
-            usage: Usage::read(response),
+            ..Final::default()
         }));
         Ok(())
     }

@@ -7,7 +7,7 @@ use super::chat_response::ChatResponse;
 use super::client_side::ClientSide;
 use super::delivery::Delivery;
 use super::error::Answer;
-use super::fact::Fact;
+use super::fact::{Fact, Final, Usage};
 use super::failure::{Failure, UpstreamError};
 use super::json::{Object, object, parse, to_string};
 use super::messages_response::MessagesResponse;
@@ -44,6 +44,8 @@ pub struct ResponseConverter {
     body: Body,
     reader: Reader,
     client: Box<dyn ClientSide>,
+    /// What the client is told at the end.
+    usage: Usage,
     ending: Option<Ending>,
     /// The ending has been handed over.
     told: bool,
@@ -76,6 +78,7 @@ impl ResponseConverter {
             body: Body::Unknown(Vec::new()),
             reader: Reader::new(delivery.limits.waiting),
             client: client_side(context, &delivery),
+            usage: Usage::default(),
             delivery,
             ending: None,
             told: false,
@@ -115,6 +118,11 @@ impl ResponseConverter {
             "a content coding that cannot be decoded",
         ));
         self.output()
+    }
+
+    /// What has been counted of the answer; before the piece is fed that ends it.
+    pub fn count(&mut self, usage: Usage) {
+        self.usage = usage;
     }
 
     /// A piece of the upstream's body has come, decoded, of any length and cut anywhere.
@@ -274,12 +282,13 @@ impl ResponseConverter {
         for fact in facts {
             match fact {
                 Fact::Failed(failure) => self.fail(failure),
-                fact if self.ending.is_none() => {
-                    let is_last = matches!(fact, Fact::Done(_));
-                    self.client.fact(fact);
-                    self.ending = is_last.then_some(Ending::Done);
+                _ if self.ending.is_some() => {}
+                Fact::Done(last) => {
+                    let usage = self.usage;
+                    self.client.fact(Fact::Done(Final { usage, ..last }));
+                    self.ending = Some(Ending::Done);
                 }
-                _ => {}
+                fact => self.client.fact(fact),
             }
             if self.client.whole_length() > self.delivery.limits.whole {
                 self.fail(Failure::Unreadable("an answer of too many bytes"));

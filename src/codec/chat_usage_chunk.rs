@@ -4,6 +4,7 @@
 
 use bytes::{Bytes, BytesMut};
 
+use crate::codec::content_coding::{Coding, NamedCoding};
 use crate::codec::json::{Interest, Key, Kind, Scanner, Value, Visitor};
 use crate::codec::sse::{EventStream, Part};
 
@@ -15,8 +16,12 @@ pub const MAX_HELD_BYTES: usize = 64 * 1024;
 const DEPTH_LIMIT: usize = 64;
 
 /// One stream on its way through.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct UsageChunkFilter {
+    /// What its head says of its coding. A stream that is coded goes on as it is.
+    named: NamedCoding,
+    /// Whether it is, which its first byte tells.
+    coded: Option<bool>,
     /// The beginning of the event under way, as it came.
     held: BytesMut,
     /// The event under way is longer than what is held, and goes on.
@@ -39,13 +44,26 @@ enum Line {
 }
 
 impl UsageChunkFilter {
-    /// A filter at the beginning of a stream.
-    pub fn new() -> Self {
-        Self::default()
+    /// A filter at the beginning of a stream whose head names this coding.
+    pub fn new(named: NamedCoding) -> Self {
+        Self {
+            named,
+            coded: None,
+            held: BytesMut::new(),
+            passes: false,
+            line: Line::default(),
+            after_event: None,
+        }
     }
 
     /// What goes on of the next piece, and of what was held before it.
     pub fn feed(&mut self, piece: Bytes) -> Bytes {
+        if let (None, Some(first)) = (self.coded, piece.first()) {
+            self.coded = Some(Coding::of_answer(self.named, *first) != Ok(None));
+        }
+        if self.coded == Some(true) {
+            return piece;
+        }
         let mut out = BytesMut::new();
         // Up to here the piece is in `out`, in `held`, or dropped.
         let mut done = 0;
@@ -221,7 +239,7 @@ mod tests {
 
     /// What goes on, and in how many writes that are not empty.
     fn through(pieces: &[&[u8]]) -> (String, usize) {
-        let mut filter = UsageChunkFilter::new();
+        let mut filter = UsageChunkFilter::new(Ok(None));
         let (mut out, mut writes) = (Vec::new(), 0);
         for piece in pieces {
             let piece = filter.feed(Bytes::copy_from_slice(piece));
@@ -298,7 +316,7 @@ mod tests {
         let pieces: Vec<&[u8]> = events.iter().map(|event| event.as_bytes()).collect();
         assert_eq!(through(&pieces), ([CHOICE, CHOICE, DONE].concat(), 3));
         let piece = Bytes::from_static(CHOICE.as_bytes());
-        let passed = UsageChunkFilter::new().feed(piece.clone());
+        let passed = UsageChunkFilter::new(Ok(None)).feed(piece.clone());
         assert_eq!(passed.as_ptr(), piece.as_ptr());
     }
 
@@ -308,7 +326,7 @@ mod tests {
             "data: {{\"usage\":{{}},\"x\":\"{}\"}}\n\n",
             "x".repeat(3 * MAX_HELD_BYTES)
         );
-        let mut filter = UsageChunkFilter::new();
+        let mut filter = UsageChunkFilter::new(Ok(None));
         let mut out = Vec::new();
         for piece in long.as_bytes().chunks(1000) {
             out.extend_from_slice(&filter.feed(Bytes::copy_from_slice(piece)));
@@ -338,12 +356,12 @@ mod tests {
         #[test]
         fn any_bytes_are_endured(bytes in prop::collection::vec(select(b"\r\n:{}[]\"data usge,choices".to_vec()), 0..200), step in 1usize..20) {
             let whole = {
-                let mut filter = UsageChunkFilter::new();
+                let mut filter = UsageChunkFilter::new(Ok(None));
                 let mut out = filter.feed(Bytes::copy_from_slice(&bytes)).to_vec();
                 out.extend_from_slice(&filter.finish());
                 out
             };
-            let mut filter = UsageChunkFilter::new();
+            let mut filter = UsageChunkFilter::new(Ok(None));
             let mut out = Vec::new();
             for piece in bytes.chunks(step) {
                 out.extend_from_slice(&filter.feed(Bytes::copy_from_slice(piece)));

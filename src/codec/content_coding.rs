@@ -1,5 +1,9 @@
-//! Content codings (RFC 9110 §8.4), decoded piece by piece. It holds no more than one piece; how much may come out in
-//! all is for whoever takes the pieces to limit.
+//! Content codings (RFC 9110 §8.4), decoded piece by piece. It holds no more than one piece; how much may come out of a body
+//! that is sent on decoded is for whoever takes the pieces to limit.
+//!
+//! What is sent on decoded is decoded strictly ([`Decoder::new`]). What is only read, because its bytes go on as they came or
+//! nobody else reads them, is decoded as lenient readers do ([`Decoder::lenient`]); of an answer the first byte has the last
+//! word on whether it is coded at all ([`AnswerDecoder`]).
 
 use brotli_decompressor::{BrotliDecompressStream, BrotliResult, BrotliState, StandardAlloc};
 use flate2::{Decompress, FlushDecompress, Status};
@@ -18,6 +22,11 @@ const ZSTD_WINDOW_LOG: u32 = 23;
 const TABLES: u64 = 128 * 1024;
 /// The largest deflate window, as a power of two; all that the format has.
 const DEFLATE_WINDOW_LOG: u8 = 15;
+/// How many members of a gzip body a lenient decoder reads (RFC 1952 §2.2). Each costs a new state, which is much for the few
+/// bytes that it may have.
+const MEMBERS: u32 = 1024;
+/// How much of a coded answer is read once it is decoded, in bytes: small data may decode to any amount.
+const ANSWER_BYTES: u64 = 256 << 20;
 
 /// A content coding that can be decoded (RFC 9110 §8.4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,13 +37,16 @@ pub enum Coding {
     Zstd,
     /// Brotli (RFC 7932), named `br`.
     Brotli,
-    /// The zlib format, as RFC 9110 §8.4.1.2 has it, not raw deflate.
+    /// The zlib format, as RFC 9110 §8.4.1.2 has it. Lenient readers take raw deflate for it as well.
     Deflate,
 }
 
 /// A body has several codings, or one that is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnsupportedCoding;
+
+/// What the head of a message says of its body's coding.
+pub type NamedCoding = Result<Option<Coding>, UnsupportedCoding>;
 
 /// One coded body on its way through.
 pub struct Decoder {
@@ -46,10 +58,29 @@ pub struct Decoder {
     full: bool,
 }
 
+/// The body of an answer, decoded where it is coded.
+pub struct AnswerDecoder {
+    named: NamedCoding,
+    body: AnswerBody,
+    /// How many more decoded bytes are given.
+    left: u64,
+}
+
+enum AnswerBody {
+    /// Nothing of it has come.
+    Unknown,
+    Plain,
+    Coded(Decoder),
+    /// It has a coding that cannot be decoded.
+    Unreadable,
+}
+
 enum Engine {
-    /// With several members: whether they are read.
-    Gzip(Decompress, bool),
+    /// And how many more members may follow.
+    Gzip(Decompress, u32),
     Deflate(Decompress),
+    /// Either form of it, until the first two bytes tell which; the first, once it is here.
+    AnyDeflate(Option<u8>),
     Zstd(DCtx<'static>),
     Brotli(Box<BrotliState<StandardAlloc, StandardAlloc, StandardAlloc>>),
 }
@@ -67,7 +98,7 @@ impl Coding {
     ///
     /// # Errors
     /// Where there are several codings, or one that is not known.
-    pub fn sole(headers: &HeaderMap) -> Result<Option<Coding>, UnsupportedCoding> {
+    pub fn sole(headers: &HeaderMap) -> NamedCoding {
         let mut sole = None;
         for name in list_members(headers, &CONTENT_ENCODING) {
             if name.is_empty() || name.eq_ignore_ascii_case(b"identity") {
@@ -97,13 +128,27 @@ impl Coding {
             .map(|(_, coding)| *coding)
     }
 
+    /// The coding that an answer has which begins with this byte. Some upstreams name a coding and send the body as it is
+    /// (<https://github.com/preset-io/agor/pull/1104>), others a word that is none, such as `none`, against compression on the
+    /// way (<https://github.com/vercel/ai/pull/17007>): clients take both for what they are.
+    ///
+    /// # Errors
+    /// Where it has several codings, or one that is not known.
+    pub fn of_answer(named: NamedCoding, first: u8) -> NamedCoding {
+        let is_coded = |coding: Option<Coding>| coding.is_some_and(|it| it.may_begin_with(first));
+        match begins_plain(first) && !named.is_ok_and(is_coded) {
+            true => Ok(None),
+            false => named,
+        }
+    }
+
     /// Whether coded data may begin with this byte. A brotli stream may with any, for it has no magic number.
-    pub fn may_begin_with(self, first: u8) -> bool {
+    fn may_begin_with(self, first: u8) -> bool {
         match self {
             // RFC 1952 §2.3.1.
             Coding::Gzip => first == 0x1f,
-            // The magic number of a frame, or of one that is skipped (RFC 8878 §3.1).
-            Coding::Zstd => first == 0x28 || first & 0xf0 == 0x50,
+            // The magic number of a frame, or of one that is skipped (RFC 8878 §3.1), but for the one that begins as an array.
+            Coding::Zstd => first == 0x28 || (first & 0xf0 == 0x50 && first != b'['),
             // The compression method, which is deflate (RFC 1950 §2.2).
             Coding::Deflate => first & 0x0f == 8,
             Coding::Brotli => true,
@@ -115,7 +160,7 @@ impl Decoder {
     /// A decoder at the beginning of a body.
     pub fn new(coding: Coding) -> Self {
         let engine = match coding {
-            Coding::Gzip => Engine::Gzip(gzip_engine(), false),
+            Coding::Gzip => Engine::Gzip(gzip_engine(), 0),
             Coding::Deflate => Engine::Deflate(Decompress::new(true)),
             Coding::Zstd => Engine::Zstd(zstd_engine()),
             Coding::Brotli => Engine::Brotli(Box::new(BrotliState::new(
@@ -132,12 +177,14 @@ impl Decoder {
         }
     }
 
-    /// The same for what is only looked at: a gzip body may have several members (RFC 1952 §2.2). Each costs a new state, so that
-    /// clients have none of it.
-    pub fn with_members(coding: Coding) -> Self {
+    /// A decoder of what is only read, and so as the most lenient readers do: a gzip body may have several members (RFC 1952
+    /// §2.2), and deflate may come without the zlib format (RFC 9110 §8.4.1.2).
+    pub fn lenient(coding: Coding) -> Self {
         let mut decoder = Self::new(coding);
-        if let Engine::Gzip(_, has_members) = &mut decoder.engine {
-            *has_members = true;
+        match &mut decoder.engine {
+            Engine::Gzip(_, members) => *members = MEMBERS,
+            engine @ Engine::Deflate(_) => *engine = Engine::AnyDeflate(None),
+            Engine::AnyDeflate(_) | Engine::Zstd(_) | Engine::Brotli(_) => {}
         }
         decoder
     }
@@ -186,7 +233,7 @@ impl Decoder {
 
     /// # Errors
     /// `invalid_content_encoding` where the data stopped before their end. An empty body is no coded body either.
-    pub fn finish(self) -> Result<(), Refusal> {
+    pub fn finish(&self) -> Result<(), Refusal> {
         if self.ended {
             Ok(())
         } else {
@@ -195,20 +242,91 @@ impl Decoder {
     }
 }
 
+impl AnswerDecoder {
+    /// A decoder at the beginning of the body of an answer with these headers.
+    pub fn new(headers: &HeaderMap) -> Self {
+        Self {
+            named: Coding::sole(headers),
+            body: AnswerBody::Unknown,
+            left: ANSWER_BYTES,
+        }
+    }
+
+    /// Gives a chunk to `take`, decoded if it is coded.
+    ///
+    /// # Errors
+    /// Where the body cannot be decoded, more comes out of it than is read of any, or `take` refuses.
+    pub fn push(
+        &mut self,
+        chunk: &[u8],
+        take: &mut dyn FnMut(&[u8]) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        self.begin(chunk);
+        let left = &mut self.left;
+        match &mut self.body {
+            AnswerBody::Plain => take(chunk),
+            AnswerBody::Coded(decoder) => decoder.push(chunk, &mut |piece| {
+                *left = left
+                    .checked_sub(piece.len() as u64)
+                    .ok_or(Cause::DecodedBodyTooLarge)?;
+                take(piece)
+            }),
+            AnswerBody::Unknown => Ok(()),
+            AnswerBody::Unreadable => Err(Cause::UnsupportedContentEncoding.into()),
+        }
+    }
+
+    /// A chunk is about to be pushed: what is coded is known from the first byte on.
+    pub fn begin(&mut self, chunk: &[u8]) {
+        if let (AnswerBody::Unknown, Some(first)) = (&self.body, chunk.first()) {
+            self.body = match Coding::of_answer(self.named, *first) {
+                Ok(None) => AnswerBody::Plain,
+                Ok(Some(coding)) => AnswerBody::Coded(Decoder::lenient(coding)),
+                Err(UnsupportedCoding) => AnswerBody::Unreadable,
+            };
+        }
+    }
+
+    /// Whether what came so far is no coded data.
+    pub fn is_plain(&self) -> bool {
+        matches!(self.body, AnswerBody::Unknown | AnswerBody::Plain)
+    }
+
+    /// Whether the body may end here.
+    pub fn ends_here(&self) -> bool {
+        match &self.body {
+            AnswerBody::Unknown | AnswerBody::Plain => true,
+            AnswerBody::Coded(decoder) => decoder.finish().is_ok(),
+            AnswerBody::Unreadable => false,
+        }
+    }
+}
+
+/// Whether an event stream or a JSON document may begin with this byte; a byte order mark and white space count.
+fn begins_plain(first: u8) -> bool {
+    first.is_ascii_whitespace() || b"{[:deir\xef".contains(&first)
+}
+
 impl Engine {
     /// Makes ready for data that follow their end, where they may: a zstd body is one frame or several (RFC 8878 §3).
     fn begin_again(&mut self) -> bool {
         match self {
-            Engine::Gzip(engine, true) => *engine = gzip_engine(),
+            Engine::Gzip(_, 0) | Engine::Deflate(_) | Engine::AnyDeflate(_) => return false,
+            Engine::Gzip(engine, members) => {
+                *engine = gzip_engine();
+                *members -= 1;
+            }
             Engine::Zstd(_) => {}
-            Engine::Gzip(_, false) | Engine::Deflate(_) | Engine::Brotli(_) => return false,
+            Engine::Brotli(_) => return false,
         }
         true
     }
 
     fn memory(&self) -> u64 {
         match self {
-            Engine::Gzip(..) | Engine::Deflate(_) => TABLES + (1 << DEFLATE_WINDOW_LOG),
+            Engine::Gzip(..) | Engine::Deflate(_) | Engine::AnyDeflate(_) => {
+                TABLES + (1 << DEFLATE_WINDOW_LOG)
+            }
             Engine::Zstd(engine) => engine.sizeof() as u64,
             // Not negative: 0, then a power of two.
             Engine::Brotli(engine) => TABLES + u64::try_from(engine.ringbuffer_size).unwrap_or(0),
@@ -218,10 +336,43 @@ impl Engine {
     fn step(&mut self, input: &[u8], output: &mut [u8]) -> Result<Step, Refusal> {
         match self {
             Engine::Gzip(engine, _) | Engine::Deflate(engine) => flate_step(engine, input, output),
+            Engine::AnyDeflate(first) => {
+                let (step, engine) = begin_deflate(first, input, output)?;
+                if let Some(engine) = engine {
+                    *self = Engine::Deflate(engine);
+                }
+                Ok(step)
+            }
             Engine::Zstd(engine) => zstd_step(engine, input, output),
             Engine::Brotli(engine) => brotli_step(engine, input, output),
         }
     }
+}
+
+/// Takes the first two bytes of deflated data, which tell whether they have the zlib format (RFC 1950 §2.2), and begins to
+/// decode them.
+fn begin_deflate(
+    first: &mut Option<u8>,
+    input: &[u8],
+    output: &mut [u8],
+) -> Result<(Step, Option<Decompress>), Refusal> {
+    let (header, consumed) = match (*first, input) {
+        (Some(first), [second, ..]) => ([first, *second], 1),
+        (None, [first, second, ..]) => ([*first, *second], 2),
+        (_, rest) => {
+            *first = first.or(rest.first().copied());
+            let step = Step {
+                consumed: rest.len(),
+                produced: 0,
+                ended: false,
+            };
+            return Ok((step, None));
+        }
+    };
+    let is_zlib = header[0] & 0x0f == 8 && u16::from_be_bytes(header).is_multiple_of(31);
+    let mut engine = Decompress::new(is_zlib);
+    let step = flate_step(&mut engine, &header, output)?;
+    Ok((Step { consumed, ..step }, Some(engine)))
 }
 
 fn gzip_engine() -> Decompress {
@@ -402,35 +553,132 @@ mod tests {
         }
     }
 
+    fn answer(coding: &str, body: &[u8], step: usize) -> Result<Vec<u8>, Cause> {
+        let headers = HeaderMap::from_iter([(CONTENT_ENCODING, coding.parse().unwrap())]);
+        let (mut decoder, mut out) = (AnswerDecoder::new(&headers), Vec::new());
+        for chunk in body.chunks(step) {
+            let mut take = |piece: &[u8]| {
+                out.extend_from_slice(piece);
+                Ok(())
+            };
+            decoder
+                .push(chunk, &mut take)
+                .map_err(|refusal| refusal.cause)?;
+        }
+        let cut = Err(Cause::InvalidContentEncoding);
+        decoder.ends_here().then_some(out).map_or(cut, Ok)
+    }
+
+    fn raw_deflate(plain: &[u8]) -> Vec<u8> {
+        let mut encoder =
+            flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(plain).unwrap();
+        encoder.finish().unwrap()
+    }
+
     #[test]
-    fn coded_data_are_told_from_a_plain_answer_by_their_first_byte() {
+    fn an_answer_is_coded_where_its_head_says_so_and_its_first_byte_does_not_refute_it() {
         for coding in ALL {
             assert!(coding.may_begin_with(encoded(coding, PLAIN)[0]));
-            for plain in [
-                "{", "data:", "event:", "id:", "retry:", ":", " ", "\n", "\u{feff}",
-            ] {
-                let may = coding.may_begin_with(plain.as_bytes()[0]);
-                assert_eq!(may, coding == Coding::Brotli, "{coding:?} {plain:?}");
+        }
+        let plain = [
+            "{}",
+            "[]",
+            "data: {}\n\n",
+            "event: a\n",
+            "id: 1\n",
+            "retry: 1\n",
+            ": a\n",
+            " {}",
+            "\n",
+            "\u{feff}{}",
+        ];
+        let codings = [
+            "gzip",
+            "deflate",
+            "zstd",
+            "identity",
+            "none",
+            "UTF-8",
+            "aws-chunked",
+            "identity, none",
+            "compress",
+            "gzip, br",
+            "\u{e9}",
+        ];
+        for (body, step) in plain.iter().flat_map(|body| [(body, 1), (body, 1000)]) {
+            for coding in codings {
+                let read = answer(coding, body.as_bytes(), step);
+                assert_eq!(read.as_deref(), Ok(body.as_bytes()), "{coding} {body:?}");
             }
+        }
+        let coded = [
+            ("gzip", encoded(Coding::Gzip, PLAIN)),
+            ("identity, x-gzip", encoded(Coding::Gzip, PLAIN).repeat(2)),
+            ("zstd", encoded(Coding::Zstd, PLAIN)),
+            ("br", encoded(Coding::Brotli, PLAIN)),
+            ("deflate", encoded(Coding::Deflate, PLAIN)),
+            ("deflate", raw_deflate(PLAIN)),
+        ];
+        for (coding, body) in &coded {
+            let members = if coding.contains(',') { 2 } else { 1 };
+            for step in [1, 7, body.len()] {
+                let read = answer(coding, body, step);
+                assert_eq!(read, Ok(PLAIN.repeat(members)), "{coding} by {step}");
+            }
+            assert!(answer(coding, &body[..body.len() - 1], 7).is_err());
+        }
+        let unsupported = Err(Cause::UnsupportedContentEncoding);
+        for coding in ["none", "compress", "gzip, br"] {
+            assert_eq!(answer(coding, b"\x1f\x9d", 1), unsupported, "{coding}");
         }
     }
 
     #[test]
-    fn several_members_are_read_of_what_is_only_looked_at() {
-        let data = encoded(Coding::Gzip, PLAIN).repeat(2);
-        let cause = Err(Cause::InvalidContentEncoding);
-        assert_eq!(decoded(Coding::Gzip, &data, 7), cause);
-        for step in [1, 7, data.len()] {
-            let (mut decoder, mut out) = (Decoder::with_members(Coding::Gzip), Vec::new());
+    fn no_more_of_an_answer_is_read_than_its_limit() {
+        let zeros = encoded(Coding::Gzip, &vec![b'\n'; 1 << 20]);
+        let headers = HeaderMap::from_iter([(CONTENT_ENCODING, "gzip".parse().unwrap())]);
+        for (left, is_read) in [(1 << 20, true), ((1 << 20) - 1, false)] {
+            let mut decoder = AnswerDecoder::new(&headers);
+            decoder.left = left;
+            assert_eq!(decoder.push(&zeros, &mut |_| Ok(())).is_ok(), is_read);
+        }
+    }
+
+    #[test]
+    fn what_is_only_read_is_decoded_as_lenient_readers_do() {
+        let members = encoded(Coding::Gzip, PLAIN).repeat(2);
+        let raw = raw_deflate(PLAIN);
+        let lenient = |coding, data: &[u8], step| {
+            let (mut decoder, mut out) = (Decoder::lenient(coding), Vec::new());
             for chunk in data.chunks(step) {
                 let mut take = |piece: &[u8]| {
                     out.extend_from_slice(piece);
                     Ok(())
                 };
-                decoder.push(chunk, &mut take).unwrap();
+                decoder.push(chunk, &mut take)?;
             }
-            assert_eq!(out, PLAIN.repeat(2), "by {step}");
+            decoder.finish().map(|()| out)
+        };
+        for (coding, data, plain) in [
+            (Coding::Gzip, &members, PLAIN.repeat(2)),
+            (Coding::Deflate, &raw, PLAIN.to_vec()),
+        ] {
+            let strict = decoded(coding, data, 7);
+            assert_eq!(strict, Err(Cause::InvalidContentEncoding));
+            for step in [1, 7, data.len()] {
+                let read = lenient(coding, data, step).unwrap();
+                assert_eq!(read, plain, "{coding:?} by {step}");
+            }
         }
+        for coding in ALL {
+            let data = encoded(coding, PLAIN);
+            assert_eq!(lenient(coding, &data, 1).unwrap(), PLAIN, "{coding:?}");
+        }
+        let many = encoded(Coding::Gzip, b"").repeat(MEMBERS as usize + 1);
+        assert!(lenient(Coding::Gzip, &many, 1000).is_ok());
+        let many = encoded(Coding::Gzip, b"").repeat(MEMBERS as usize + 2);
+        assert!(lenient(Coding::Gzip, &many, 1000).is_err());
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod json;
 pub mod request_scan;
 pub mod service_tier;
 pub mod sse;
+pub(crate) mod text_encoding;
 pub mod trace_context;
 pub mod websocket;
 

@@ -17,6 +17,9 @@ use super::reading;
 use super::sockets::Spoken;
 use super::world::{World, offset};
 
+/// The tier of a body that could not be read.
+const UNKNOWN: &str = "<unknown>";
+
 /// A line is in the log this long after its answer, even if the process is then killed.
 const LINE_TIME: Duration = Duration::from_millis(100);
 
@@ -477,8 +480,9 @@ fn wrong_line(line: &Line, entry: Option<&Entry>, order: Order, plan: &Plan) -> 
         return Some("the line counts other bytes to the upstream".to_owned());
     }
     // A coded body that passes is looked at only where there is room for the window of its coding.
-    let unseen =
-        order == Order::AsItCame && plan.coding != Coding::Identity && line.service_tier.is_none();
+    let unseen = order == Order::AsItCame
+        && plan.coding != Coding::Identity
+        && line.service_tier.as_deref() == Some(UNKNOWN);
     if !entry.whole || unseen {
         return None;
     }

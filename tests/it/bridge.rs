@@ -651,6 +651,96 @@ fn an_answer_that_is_coded_though_none_was_asked_for_is_decoded() {
 }
 
 #[test]
+fn an_answer_whose_first_byte_refutes_its_coding_is_read_as_it_is() {
+    let stream = [CREATED, TEXT, COMPLETED].concat();
+    for coding in ["none", "UTF-8", "aws-chunked", "gzip", "gzip, br"] {
+        let answer = coded(200, "text/event-stream", coding, stream.as_bytes());
+        let upstream = upstream::script([answer]).run();
+        let proxy = bridging(&upstream, "").run();
+        let answer = claude(&proxy, "sk-fast").post(MESSAGES, question(json!({})));
+        assert!(
+            answer.text().contains("message_stop"),
+            "{coding}: {answer:?}"
+        );
+        assert_eq!(
+            told(&proxy.record(), &["status", "outcome", "usage_state"]),
+            json!({"status": 200, "outcome": "ok", "usage_state": "final"}),
+            "{coding}"
+        );
+    }
+}
+
+#[test]
+fn a_client_is_told_the_counts_that_the_line_has_by_whatever_names_they_come() {
+    let response = |usage: &Value| {
+        let output =
+            json!([{"type": "message", "content": [{"type": "output_text", "text": "a"}]}]);
+        json!({"id": "r", "status": "completed", "output": output, "usage": usage})
+    };
+    let event = |usage: &Value| {
+        let response = response(usage);
+        format!(
+            "data: {}",
+            json!({"type": "response.completed", "response": response})
+        )
+    };
+    for usage in [
+        json!({"input_tokens": 1000, "input_tokens_details": {"cached_tokens": 200},
+            "output_tokens": 50, "total_tokens": 1050}),
+        json!({"prompt_tokens": 1000, "prompt_tokens_details": {"cached_tokens": 200},
+            "completion_tokens": 50, "total_tokens": 1050}),
+        json!({"input_tokens": 1000.0, "input_tokens_details": {"cached_tokens": 200},
+            "output_tokens": 40, "output_tokens_details": {"reasoning_tokens": 10}, "total_tokens": 1050}),
+        json!({"input_tokens": 800, "cache_read_input_tokens": 200, "output_tokens": 50,
+            "total_tokens": 1050}),
+        json!({"input_tokens": 1000, "prompt_cache_hit_tokens": 200, "output_tokens": 50}),
+    ] {
+        let answers = [
+            reply(200).sse(&[&format!("{}\n\n", event(&usage))]),
+            // The last event has no blank line behind it.
+            reply(200).sse(&[&event(&usage)]),
+            reply(200).json(&response(&usage).to_string()),
+        ];
+        for answer in answers {
+            let upstream = upstream::script([answer.clone(), answer]).run();
+            let proxy = bridging(&upstream, "").run();
+            let client = claude(&proxy, "sk-plain");
+            let answer = client.post(MESSAGES, question(json!({"stream": false})));
+            let message: Value = serde_json::from_slice(&answer.body).unwrap();
+            assert_eq!(
+                told(
+                    &message["usage"],
+                    &["input_tokens", "cache_read_input_tokens", "output_tokens"]
+                ),
+                json!({"input_tokens": 800, "cache_read_input_tokens": 200, "output_tokens": 50}),
+                "{usage}"
+            );
+            let chat = json!({"stream": false, "model": "gpt-5.5"});
+            let answer = proxy.client("sk-plain").post(CHAT, question(chat));
+            let completion: Value = serde_json::from_slice(&answer.body).unwrap();
+            assert_eq!(
+                told(
+                    &completion["usage"],
+                    &["prompt_tokens", "completion_tokens", "total_tokens"]
+                ),
+                json!({"prompt_tokens": 1000, "completion_tokens": 50, "total_tokens": 1050}),
+                "{usage}"
+            );
+            for record in proxy.access_log(2) {
+                assert_eq!(
+                    told(
+                        &record,
+                        &["input_tokens", "cached_input_tokens", "output_tokens"]
+                    ),
+                    json!({"input_tokens": 1000, "cached_input_tokens": 200, "output_tokens": 50}),
+                    "{usage}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn an_error_that_is_coded_is_told_and_what_cannot_be_decoded_is_no_answer() {
     const JSON: &str = "application/json";
     let error = r#"{"error":{"code":"c","message":"zipped"}}"#;
@@ -659,7 +749,7 @@ fn an_error_that_is_coded_is_told_and_what_cannot_be_decoded_is_no_answer() {
         (coded(400, JSON, "gzip", &gzip(error)), 400, "zipped"),
         (coded(400, JSON, "compress", b"x"), 400, "upstream error"),
         (
-            coded(200, JSON, "compress", b"{}"),
+            coded(200, JSON, "compress", b"\x1f\x9d"),
             502,
             "cannot be decoded",
         ),

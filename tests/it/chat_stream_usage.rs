@@ -1,6 +1,10 @@
 //! Usage of chat streams that nobody asked for: the body is changed to ask for it, and the chunk that comes of it is hidden
 //! where it is to be.
 
+use std::io::Write;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 
 use crate::support::client::Answer;
@@ -90,6 +94,47 @@ fn a_stream_is_searched_whatever_its_type_says() {
         assert_eq!(post(&proxy, BODY).text(), [TEXT, DONE].concat(), "{kind}");
         assert_billed(&proxy);
     }
+}
+
+/// A stream whose head names a coding.
+fn under(coding: &str, body: &[u8]) -> Reply {
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: {coding}\r\n\
+         Content-Length: {}\r\n\r\n",
+        body.len()
+    );
+    Reply::default().send([head.as_bytes(), body].concat())
+}
+
+#[test]
+fn a_stream_is_searched_where_its_first_byte_refutes_the_coding_that_its_head_names() {
+    let body = [TEXT, USAGE, DONE].concat();
+    for coding in [
+        "identity",
+        "none",
+        "UTF-8",
+        "aws-chunked",
+        "gzip",
+        "gzip, br",
+    ] {
+        let upstream = upstream::script([under(coding, body.as_bytes())]).run();
+        let proxy = proxy_to(&upstream, "request_and_hide");
+        assert_eq!(post(&proxy, BODY).text(), [TEXT, DONE].concat(), "{coding}");
+        assert_billed(&proxy);
+    }
+}
+
+#[test]
+fn a_stream_that_is_coded_goes_on_as_it_came() {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder
+        .write_all([TEXT, USAGE, DONE].concat().as_bytes())
+        .unwrap();
+    let coded = encoder.finish().unwrap();
+    let upstream = upstream::script([under("gzip", &coded)]).run();
+    let proxy = proxy_to(&upstream, "request_and_hide");
+    assert_eq!(post(&proxy, BODY).body, coded);
+    assert_billed(&proxy);
 }
 
 #[test]

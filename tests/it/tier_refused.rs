@@ -124,6 +124,22 @@ fn a_request_is_sent_once_more_whatever_the_framing_of_its_body() {
 }
 
 #[test]
+fn a_refusal_is_seen_under_a_coding_that_its_head_names_and_its_first_byte_refutes() {
+    for coding in ["none", "UTF-8", "gzip"] {
+        let refusal = Reply::default().send(format!(
+            "HTTP/1.1 400 X\r\nContent-Encoding: {coding}\r\nContent-Length: {}\r\n\r\n{REFUSAL}",
+            REFUSAL.len()
+        ));
+        let upstream = upstream::script([refusal, reply(200).json(SERVED)]).run();
+        let proxy = proxy_to(&upstream);
+        let answer = proxy.client("sk-fast").post(PATH, BODY);
+        assert_eq!((answer.status, answer.text()), (200, SERVED), "{coding}");
+        assert_sent_twice(&upstream);
+        assert_told(&proxy.record(), &told_twice());
+    }
+}
+
+#[test]
 fn whatever_else_asks_for_the_fast_tier_goes_with_it() {
     let upstream = refusing();
     let proxy = proxy::new()

@@ -13,9 +13,6 @@ mod usage_tally;
 
 pub use observer::{Event, EventObserver, EventTally, ResponseObserver, is_observed, refuses_tier};
 
-/// How much of a coded response is looked at once it is decoded, in bytes: small data may decode to any amount.
-pub const DECODED_LIMIT: u64 = 256 << 20;
-
 /// Between the models of a list of answers, whose names have none.
 pub const MODEL_SEPARATOR: char = ',';
 

@@ -4,10 +4,9 @@ use super::document::Document;
 use super::list::List;
 use super::paths::Shape;
 use super::tally::{Protocol, Tally};
-use super::{DECODED_LIMIT, Observed, UsageState, text};
+use super::{Observed, Usage, UsageState, text};
 use crate::codec::BYTE_ORDER_MARK;
-use crate::codec::content_coding::{Coding, Decoder};
-use crate::codec::error::{Cause, Refusal};
+use crate::codec::content_coding::AnswerDecoder;
 use crate::codec::sse::{EventStream, Part};
 use crate::policy::endpoint::{Endpoint, classify};
 use http::{HeaderMap, Method};
@@ -17,10 +16,7 @@ const OPENING_BYTES: usize = 6;
 
 /// Looks on at the body of one HTTP response.
 pub struct ResponseObserver {
-    decoder: Option<BodyDecoder>,
-    /// The headers name a coding that is not known, or several. Some name what is no coding, such as `none`, so that nobody
-    /// compresses a stream (<https://github.com/mattrobinsonsre/terrapod/pull/71>).
-    has_unknown_coding: bool,
+    decoder: AnswerDecoder,
     body: Body,
     /// The body could not be decoded to its end: what was not seen proves nothing.
     blind: bool,
@@ -51,16 +47,7 @@ pub struct Event {
 #[derive(Debug, Default)]
 pub struct EventTally(Tally);
 
-/// A coded body, decoded on the side.
-pub(super) struct BodyDecoder {
-    coding: Coding,
-    decoder: Decoder,
-    has_begun: bool,
-    /// How many more decoded bytes are looked at.
-    pub(super) left: u64,
-}
-
-pub(super) struct Body {
+struct Body {
     protocol: Protocol,
     /// What the Content-Type says, where the first bytes do not.
     event_stream: bool,
@@ -126,11 +113,10 @@ fn is_media(path: &[u8]) -> bool {
 }
 
 impl ResponseObserver {
-    /// An observer for the answer to a request to `endpoint`; `None` for endpoints where there is nothing to observe.
+    /// An observer for the answer to a request to `endpoint`; `None` for other endpoints, where there is nothing to observe.
     /// `event_stream` is what the Content-Type says; the first bytes have the last word.
     pub fn new(endpoint: Endpoint, event_stream: bool, headers: &HeaderMap) -> Option<Self> {
-        let protocol = Protocol::of(endpoint)?;
-        Some(Self::with(protocol, event_stream, headers))
+        Some(Self::with(Protocol::of(endpoint)?, event_stream, headers))
     }
 
     /// The same for the answer to a request, which [`is_observed`] or not.
@@ -144,10 +130,8 @@ impl ResponseObserver {
     }
 
     fn with(protocol: Protocol, event_stream: bool, headers: &HeaderMap) -> Self {
-        let coding = Coding::sole(headers);
         Self {
-            has_unknown_coding: coding.is_err(),
-            decoder: coding.ok().flatten().map(BodyDecoder::new),
+            decoder: AnswerDecoder::new(headers),
             body: Body::new(protocol, event_stream),
             blind: false,
         }
@@ -163,12 +147,12 @@ impl ResponseObserver {
         if self.blind {
             return;
         }
-        // Some upstreams name a coding and send the body as it is (<https://github.com/preset-io/agor/pull/1104>).
-        self.decoder.take_if(|decoder| decoder.is_refuted_by(chunk));
-        match &mut self.decoder {
-            Some(decoder) => self.blind = decoder.push(chunk, &mut self.body).is_err(),
-            None => self.body.feed(chunk),
-        }
+        let body = &mut self.body;
+        let pushed = self.decoder.push(chunk, &mut |piece| {
+            body.feed(piece);
+            Ok(())
+        });
+        self.blind = pushed.is_err();
     }
 
     /// Whether the event that ends a stream has come, after which a client may well leave.
@@ -176,11 +160,13 @@ impl ResponseObserver {
         self.body.tally.terminal.is_some()
     }
 
+    /// The counts that the events of a stream have told so far.
+    pub fn usage(&self) -> Usage {
+        self.body.tally.observed(self.body.protocol).usage
+    }
+
     /// The body has ended, or was cut off here.
     pub fn finish(self) -> Observed {
-        if self.has_unknown_coding && self.body.opening.tells().is_none() {
-            return Observed::default();
-        }
         let observed = self.body.finish();
         Observed {
             lacks_end: observed.lacks_end && !self.blind,
@@ -253,39 +239,8 @@ impl EventTally {
     }
 }
 
-impl BodyDecoder {
-    pub(super) fn new(coding: Coding) -> Self {
-        Self {
-            coding,
-            decoder: Decoder::with_members(coding),
-            has_begun: false,
-            left: DECODED_LIMIT,
-        }
-    }
-
-    /// Whether these are the first bytes of a body that cannot have the coding, but be a document or a stream as it is.
-    fn is_refuted_by(&self, chunk: &[u8]) -> bool {
-        let first = chunk.first().filter(|_| !self.has_begun);
-        first.is_some_and(|first| begins_plain(*first) && !self.coding.may_begin_with(*first))
-    }
-
-    /// # Errors
-    /// The data are broken, or more than `DECODED_LIMIT` come out.
-    pub(super) fn push(&mut self, chunk: &[u8], body: &mut Body) -> Result<(), Refusal> {
-        self.has_begun |= !chunk.is_empty();
-        let left = &mut self.left;
-        self.decoder.push(chunk, &mut |piece| {
-            *left = left
-                .checked_sub(piece.len() as u64)
-                .ok_or_else(|| Refusal::from(Cause::DecodedBodyTooLarge))?;
-            body.feed(piece);
-            Ok(())
-        })
-    }
-}
-
 impl Body {
-    pub(super) fn new(protocol: Protocol, event_stream: bool) -> Self {
+    fn new(protocol: Protocol, event_stream: bool) -> Self {
         Self {
             protocol,
             event_stream,
@@ -404,11 +359,6 @@ fn take_listed(mut piece: &[u8], list: &mut List, document: &mut Document, tally
         }
         piece = rest;
     }
-}
-
-/// Whether a document or a stream may begin with this byte; a byte order mark and white space count.
-fn begins_plain(first: u8) -> bool {
-    first.is_ascii_whitespace() || b"{[:deir\xef".contains(&first)
 }
 
 impl Opening {

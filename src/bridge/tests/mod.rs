@@ -126,11 +126,33 @@ impl Received {
 /// Feeds a body in pieces of so many bytes.
 fn play(mut converter: ResponseConverter, body: &[u8], piece: usize) -> Received {
     let mut received = Received::default();
+    converter.count(counts_in(body));
     for piece in body.chunks(piece) {
         received.take(converter.feed(piece));
     }
     received.take(converter.finish());
     received
+}
+
+/// What the last `usage` in a body of fixtures counts.
+fn counts_in(body: &[u8]) -> Usage {
+    let text = String::from_utf8_lossy(body);
+    let at = text.rfind("\"usage\":{").map(|at| at + "\"usage\":".len());
+    let rest = &text[at.unwrap_or(text.len())..];
+    let usage = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
+    let usage = usage
+        .into_iter()
+        .next()
+        .and_then(Result::ok)
+        .unwrap_or_default();
+    let count = |path: &str| usage.pointer(path).and_then(Value::as_u64);
+    Usage {
+        input: count("/input_tokens").unwrap_or(0),
+        cached: count("/input_tokens_details/cached_tokens").unwrap_or(0),
+        cache_write: count("/input_tokens_details/cache_write_tokens"),
+        output: count("/output_tokens").unwrap_or(0),
+        reasoning: count("/output_tokens_details/reasoning_tokens").unwrap_or(0),
+    }
 }
 
 /// The answer that a client of Messages gets who wants no stream.

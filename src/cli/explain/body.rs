@@ -62,7 +62,7 @@ pub(super) fn carry(
     if !is_held(action, requests_usage, for_budget) {
         let mut streamed = StreamedBody::open(&head.headers, length, &limits, &memory)?;
         streamed.pass(body)?;
-        let facts = streamed.finish();
+        let facts = streamed.finish(decision.endpoint.takes_tier());
         decision.action = within(allowed_by, decision, decision.action, &facts)?;
         return Ok(OutgoingBody {
             tier: match decision.action.filter(TierAction::changes) {

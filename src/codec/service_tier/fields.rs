@@ -20,6 +20,9 @@ const FURTHER_MODELS: [&str; 4] = [
     "content_policy_fallbacks",
 ];
 
+/// The tier of a body of which it is not known what its readers find in it.
+pub const UNKNOWN: &str = "<unknown>";
+
 /// A tier of this type asks for nothing.
 const NULL: &str = "<null>";
 
@@ -40,6 +43,8 @@ pub struct RequestFields {
     /// The dearest tier of members that some readers only take for it: in other spellings, and in the `response` object of a
     /// WebSocket message.
     pub other_tier: Option<ClientTier>,
+    /// Readers may find a tier that is not told here, for they may read the body in another way.
+    pub tier_is_unknown: bool,
     /// The last `type` in any case, if a string, cut to 64 bytes.
     pub kind: Option<String>,
     /// Whether several members may be read as `type`, so that two readers may take the body for different things.
@@ -271,6 +276,21 @@ impl RequestFields {
         self.model.as_deref().filter(|_| self.model_is_sole)
     }
 
+    /// Takes over what else readers may find in the same bytes.
+    pub fn join(&mut self, other: RequestFields) {
+        self.model = self.model.take().or(other.model);
+        self.model_is_sole = false;
+        for (tier, other) in [
+            (&mut self.service_tier, other.service_tier),
+            (&mut self.other_tier, other.other_tier),
+        ] {
+            if let Some(other) = other {
+                other.raise(tier);
+            }
+        }
+        self.background = self.background.or(other.background);
+    }
+
     /// The tier that the bytes ask for as they are: the dearest that any reader may find, where one that looks for `service_tier`
     /// alone may find none. `null` asks for nothing, like no member.
     pub fn asked_tier(&self) -> Option<&str> {
@@ -278,6 +298,10 @@ impl RequestFields {
         let own_price = own.map_or(Dearness::Standard, ClientTier::dearness);
         let other = self.other_tier.as_ref();
         let dearest = other.filter(|other| other.dearness() > own_price).or(own);
+        let is_fast = dearest.is_some_and(|tier| tier.dearness() == Dearness::Fast);
+        if self.tier_is_unknown && !is_fast {
+            return Some(UNKNOWN);
+        }
         dearest.map(ClientTier::as_str).filter(|tier| *tier != NULL)
     }
 

@@ -9,11 +9,11 @@ use std::fmt;
 use std::ops::Range;
 
 use fields::Reader;
-pub use fields::{ClientTier, MEMBER, RequestFields};
+pub use fields::{ClientTier, MEMBER, RequestFields, UNKNOWN};
 use layout::{Layout, Options, Removable, Surveyor};
 
-use crate::codec::BYTE_ORDER_MARK;
 use crate::codec::json::{Fault, Kernel, Scanner};
+use crate::codec::text_encoding::{ByteOrderMark, TextDecoder};
 
 /// The tier that is asked for where fast mode is.
 pub const PRIORITY: &str = Tier::Priority.as_str();
@@ -139,24 +139,22 @@ pub struct Rewritten {
     pub usage_is_unclear: bool,
 }
 
-/// Reads the facts off a body that passes unchanged, also where it is JSON for lenient readers only. It stops at the first
-/// fault, and never fails.
+/// Reads the facts off a body that passes unchanged, also where it is JSON for lenient readers only, such as in UTF-16. It stops
+/// at the first fault, and never fails.
 #[derive(Debug)]
 pub struct Observer {
+    text: TextDecoder,
+    reading: Reading,
+}
+
+/// What an observer reads, in UTF-8.
+#[derive(Debug)]
+struct Reading {
     mark: ByteOrderMark,
     scanner: Scanner,
     reader: Reader,
     /// The first byte that is no white space.
     first: Option<u8>,
-}
-
-/// Passes over a byte order mark at the beginning of a body.
-#[derive(Debug, Default)]
-struct ByteOrderMark {
-    /// How many bytes of it were seen.
-    seen: usize,
-    /// Whether what comes is no part of it.
-    passed: bool,
 }
 
 /// Bytes of the buffer that are replaced by a text which may be longer.
@@ -516,39 +514,6 @@ impl Edits {
     }
 }
 
-impl ByteOrderMark {
-    /// What of a chunk is to be scanned, after bytes that came before and turned out not to be a mark.
-    fn pass<'a>(&mut self, mut chunk: &'a [u8]) -> (&'static [u8], &'a [u8]) {
-        while !self.passed
-            && let Some((byte, rest)) = chunk.split_first()
-        {
-            if *byte != BYTE_ORDER_MARK[self.seen] {
-                return (self.rest(), chunk);
-            }
-            chunk = rest;
-            self.seen += 1;
-            self.passed = self.seen == BYTE_ORDER_MARK.len();
-        }
-        (&[], chunk)
-    }
-
-    /// Bytes that looked like the beginning of a mark, which will not go on.
-    fn rest(&mut self) -> &'static [u8] {
-        let is_open = !std::mem::replace(&mut self.passed, true);
-        let seen = if is_open {
-            std::mem::take(&mut self.seen)
-        } else {
-            0
-        };
-        &BYTE_ORDER_MARK[..seen]
-    }
-
-    /// Bytes of the body before the first that was scanned.
-    fn skipped(&self) -> usize {
-        if self.passed { self.seen } else { 0 }
-    }
-}
-
 impl Rewritten {
     /// The body.
     pub fn as_bytes(&self) -> &[u8] {
@@ -569,24 +534,53 @@ impl Observer {
 
     /// An observer of one message of a WebSocket.
     pub fn for_message() -> Observer {
-        Observer {
-            reader: Reader::new(true),
-            ..Observer::new()
-        }
+        let mut observer = Observer::new();
+        observer.reading.reader = Reader::new(true);
+        observer
     }
 
     #[doc(hidden)]
     pub fn with_kernel(kernel: Kernel) -> Observer {
         Observer {
-            mark: ByteOrderMark::default(),
-            scanner: Scanner::with_kernel(OBSERVED_DEPTH, kernel).made_lenient(),
-            reader: Reader::default(),
-            first: None,
+            text: TextDecoder::default(),
+            reading: Reading {
+                mark: ByteOrderMark::default(),
+                scanner: Scanner::with_kernel(OBSERVED_DEPTH, kernel).made_lenient(),
+                reader: Reader::default(),
+                first: None,
+            },
         }
     }
 
     /// Looks at the next bytes.
     pub fn feed(&mut self, chunk: &[u8]) {
+        let Self { text, reading } = self;
+        text.feed(chunk, &mut |piece| reading.feed(piece));
+    }
+
+    /// What was seen so far.
+    pub fn facts(&self) -> &RequestFields {
+        &self.reading.reader.facts
+    }
+
+    /// Whether it begins as an object does.
+    pub fn is_object(&self) -> bool {
+        self.reading.first.or(self.text.held()) == Some(b'{')
+    }
+
+    /// Whether it is one whole object.
+    pub fn is_whole(&self) -> bool {
+        self.is_object() && self.reading.scanner.finish().is_ok()
+    }
+
+    /// What was seen.
+    pub fn finish(self) -> RequestFields {
+        self.reading.reader.facts
+    }
+}
+
+impl Reading {
+    fn feed(&mut self, chunk: &[u8]) {
         let (replayed, chunk) = self.mark.pass(chunk);
         let first = || {
             chunk
@@ -598,21 +592,6 @@ impl Observer {
         // The scanner remembers a fault and looks at nothing more; what was seen before it stays true.
         let _ = self.scanner.feed(replayed, &mut self.reader);
         let _ = self.scanner.feed(chunk, &mut self.reader);
-    }
-
-    /// What was seen so far.
-    pub fn facts(&self) -> &RequestFields {
-        &self.reader.facts
-    }
-
-    /// Whether it begins as an object does.
-    pub fn is_object(&self) -> bool {
-        self.first == Some(b'{')
-    }
-
-    /// What was seen.
-    pub fn finish(self) -> RequestFields {
-        self.reader.facts
     }
 }
 

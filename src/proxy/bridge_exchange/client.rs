@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{client_left, cut};
 use crate::accounting::record::Termination;
-use crate::bridge::{Delivery, Limits, Output, ResponseConverter, STREAM_HEADERS};
+use crate::bridge::{Delivery, Limits, Output, ResponseConverter, STREAM_HEADERS, Usage};
 use crate::codec::body_memory::Lease;
 use crate::codec::error::{Cause, Refusal};
 use crate::config::ServedTier;
@@ -136,6 +136,20 @@ impl<'a> Client<'a> {
     pub fn upstream_status(&self) -> u16 {
         let answer = &self.context.record.answer;
         answer.upstream_status.unwrap_or_default()
+    }
+
+    /// Before the bytes that end an answer are converted: what the line is to tell of its usage is what the client is told.
+    pub fn count(&mut self) {
+        let Some(usage) = self.context.final_usage() else {
+            return;
+        };
+        self.converter.count(Usage {
+            input: usage.input_tokens.unwrap_or(0),
+            cached: usage.cached_input_tokens.unwrap_or(0),
+            cache_write: usage.cache_write_tokens,
+            output: usage.output_tokens.unwrap_or(0),
+            reasoning: usage.reasoning_tokens.unwrap_or(0),
+        });
     }
 
     /// The upstream's answer has broken off.

@@ -4,8 +4,7 @@ use std::borrow::Cow;
 
 use http::HeaderMap;
 
-use crate::accounting::usage::DECODED_LIMIT;
-use crate::codec::content_coding::{Coding, Decoder};
+use crate::codec::content_coding::AnswerDecoder;
 use crate::codec::error::{Cause, Refusal};
 
 /// How much of a coded body is decoded at a time, in bytes: a few may become very many.
@@ -15,28 +14,20 @@ const CODED_BYTES: usize = 4096;
 const MOST: usize = 32 << 20;
 
 /// One body on its way.
-pub(super) struct Decoding {
-    /// None where the body is not coded.
-    decoder: Option<Decoder>,
-    /// How many more decoded bytes are taken.
-    left: u64,
-}
+pub(super) struct Decoding(AnswerDecoder);
 
 impl Decoding {
-    /// For an answer with these headers; `None` where its coding is not known, or there are several.
-    pub fn of(headers: &HeaderMap) -> Option<Self> {
-        let coding = Coding::sole(headers).ok()?;
-        Some(Self {
-            decoder: coding.map(Decoder::new),
-            left: DECODED_LIMIT,
-        })
+    /// For an answer with these headers.
+    pub fn of(headers: &HeaderMap) -> Self {
+        Self(AnswerDecoder::new(headers))
     }
 
     /// What of a piece is decoded at a time.
-    pub fn parts<'p>(&self, piece: &'p [u8]) -> impl Iterator<Item = &'p [u8]> + use<'p> {
-        let most = match self.decoder {
-            Some(_) => CODED_BYTES,
-            None => usize::MAX,
+    pub fn parts<'p>(&mut self, piece: &'p [u8]) -> impl Iterator<Item = &'p [u8]> + use<'p> {
+        self.0.begin(piece);
+        let most = match self.0.is_plain() {
+            true => usize::MAX,
+            false => CODED_BYTES,
         };
         piece.chunks(most)
     }
@@ -44,17 +35,16 @@ impl Decoding {
     /// Decodes a part.
     ///
     /// # Errors
-    /// Where it is not of that coding, or becomes too much.
+    /// Where it is not of its coding, or becomes too much.
     pub fn decode<'p>(&mut self, part: &'p [u8]) -> Result<Cow<'p, [u8]>, Refusal> {
-        let Some(decoder) = &mut self.decoder else {
+        if self.0.is_plain() {
             return Ok(part.into());
-        };
-        let (left, mut decoded) = (&mut self.left, Vec::new());
-        decoder.push(part, &mut |more| {
-            let rest = left.checked_sub(more.len() as u64);
-            *left = rest
-                .filter(|_| decoded.len() + more.len() <= MOST)
-                .ok_or_else(|| Refusal::from(Cause::DecodedBodyTooLarge))?;
+        }
+        let mut decoded = Vec::new();
+        self.0.push(part, &mut |more| {
+            if decoded.len() + more.len() > MOST {
+                return Err(Cause::DecodedBodyTooLarge.into());
+            }
             decoded.extend_from_slice(more);
             Ok(())
         })?;
@@ -62,8 +52,8 @@ impl Decoding {
     }
 
     /// Whether the body may end here.
-    pub fn ends_here(self) -> bool {
-        self.decoder.is_none_or(|decoder| decoder.finish().is_ok())
+    pub fn ends_here(&self) -> bool {
+        self.0.ends_here()
     }
 }
 
@@ -80,7 +70,7 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    fn coded(value: &str) -> Option<Decoding> {
+    fn coded(value: &str) -> Decoding {
         let headers = [(CONTENT_ENCODING, value.parse().unwrap())];
         Decoding::of(&headers.into_iter().collect())
     }
@@ -95,26 +85,31 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_decoded_as_its_header_says() {
+    fn a_body_is_decoded_as_its_header_says_unless_its_first_byte_refutes_it() {
         let plain = b"data: {}\n\n".repeat(10_000);
-        for (coding, body) in [("identity", plain.clone()), ("x-gzip, ", gzip(&plain))] {
-            let mut decoding = coded(coding).unwrap();
+        for (coding, body) in [
+            ("identity", plain.clone()),
+            ("none", plain.clone()),
+            ("gzip", plain.clone()),
+            ("gzip, br", plain.clone()),
+            ("x-gzip, ", gzip(&plain)),
+        ] {
+            let mut decoding = coded(coding);
             assert_eq!(decoded(&mut decoding, &body).unwrap(), plain, "{coding}");
             assert!(decoding.ends_here());
-        }
-        for unknown in ["compress", "gzip, br", "\u{e9}"] {
-            assert!(coded(unknown).is_none(), "{unknown}");
         }
     }
 
     #[test]
-    fn what_is_cut_or_something_else_or_too_much_is_none() {
+    fn what_is_cut_or_unknown_or_too_much_is_none() {
         let body = gzip(b"data: {}\n\n");
-        let mut decoding = coded("gzip").unwrap();
+        let mut decoding = coded("gzip");
         decoded(&mut decoding, &body[..body.len() - 1]).unwrap();
         assert!(!decoding.ends_here());
-        let plain = decoded(&mut coded("gzip").unwrap(), b"data: {}\n\n");
-        assert_eq!(plain, Err(Cause::InvalidContentEncoding));
+        for unknown in ["compress", "gzip, br", "\u{e9}"] {
+            let read = decoded(&mut coded(unknown), &body);
+            assert_eq!(read, Err(Cause::UnsupportedContentEncoding), "{unknown}");
+        }
         let mut encoder = brotli::CompressorWriter::new(Vec::new(), 1 << 16, 5, 22);
         for _ in 0..40 {
             encoder.write_all(&vec![b' '; 1 << 20]).unwrap();
@@ -122,9 +117,8 @@ mod tests {
         encoder.flush().unwrap();
         let bomb = encoder.into_inner();
         assert!(bomb.len() < CODED_BYTES, "{}", bomb.len());
-        let too_much = coded("br").unwrap().decode(&bomb).map(|plain| plain.len());
         assert_eq!(
-            too_much.map_err(|refusal| refusal.cause),
+            decoded(&mut coded("br"), &bomb),
             Err(Cause::DecodedBodyTooLarge)
         );
     }

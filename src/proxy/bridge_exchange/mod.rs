@@ -244,16 +244,14 @@ impl Bridge {
 
 /// Reads an answer and gives the client what becomes of it, but for its end.
 async fn relay(client: &mut Client<'_>, upstream: &mut Connection) -> Result<(), Stop> {
-    let Some(mut decoding) = upstream.decoding() else {
-        let output = client.converter.undecodable();
-        client.apply(output).await?;
-        return Ok(());
-    };
+    let mut decoding = upstream.decoding().map_err(Stop::Downstream)?;
     loop {
         let read = client.wait(upstream.read()).await?;
         let piece = match read {
             Ok(Some(piece)) => piece,
             ended => {
+                client.context.settle();
+                client.count();
                 let output = match ended {
                     Ok(_) if decoding.ends_here() => client.converter.finish(),
                     Ok(_) => client.converter.undecodable(),
@@ -264,6 +262,7 @@ async fn relay(client: &mut Client<'_>, upstream: &mut Connection) -> Result<(),
             }
         };
         client.context.observe(&piece);
+        client.count();
         for part in decoding.parts(&piece) {
             let output = match decoding.decode(part) {
                 Ok(decoded) => client.converter.feed(&decoded),
@@ -296,15 +295,12 @@ fn take_head(context: &mut RequestContext, upstream: &Connection) -> Result<(), 
 /// The beginning of a short answer, decoded. One that breaks says what it said until then.
 async fn read_whole(client: &mut Client<'_>, upstream: &mut Connection) -> Result<Vec<u8>, Stop> {
     let mut body = Vec::new();
-    let mut decoding = upstream.decoding();
+    let mut decoding = upstream.decoding().map_err(Stop::Downstream)?;
     while body.len() < ERROR_BYTES {
         let Ok(Some(piece)) = client.wait(upstream.read()).await? else {
             break;
         };
         client.context.observe(&piece);
-        let Some(decoding) = &mut decoding else {
-            break; // it says nothing that can be read
-        };
         for part in decoding.parts(&piece) {
             let Ok(decoded) = decoding.decode(part) else {
                 return Ok(body);

@@ -78,10 +78,10 @@ impl Connection {
         head.ok_or_else(|| Error::new_up(ErrorType::InternalError))
     }
 
-    /// What decodes its body; none where nothing can.
-    pub fn decoding(&self) -> Option<Decoding> {
-        let head = self.http.as_ref()?.response_header()?;
-        Decoding::of(&head.headers)
+    /// What decodes its body.
+    pub fn decoding(&self) -> Result<Decoding> {
+        let head = self.response_head()?;
+        Ok(Decoding::of(&head.headers))
     }
 
     pub fn content_type(&self) -> Option<&str> {

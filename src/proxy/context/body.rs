@@ -157,7 +157,7 @@ impl RequestContext {
     /// Keeps of the body what the line tells of it.
     pub(super) fn drop_body(&mut self) {
         if let Body::Streamed(body) = std::mem::replace(&mut self.body, Body::None) {
-            self.record.facts = body.finish();
+            self.record.facts = body.finish(self.request_info.endpoint.takes_tier());
         }
     }
 }

@@ -15,8 +15,9 @@ use uuid::Uuid;
 
 use crate::accounting::access_log::Transport;
 use crate::accounting::record::{RequestInfo, RequestRecord, Termination, header_text};
-use crate::accounting::usage::{Observed, ResponseObserver, is_observed};
+use crate::accounting::usage::{Observed, ResponseObserver, Usage, is_observed};
 use crate::codec::chat_usage_chunk::UsageChunkFilter;
+use crate::codec::content_coding::Coding;
 use crate::codec::cut;
 use crate::codec::error::{Answer, Cause, Refusal};
 use crate::config::{ChatStreamUsage, OnClientAbort};
@@ -338,8 +339,16 @@ impl RequestContext {
         self.finish(self.termination());
     }
 
+    /// What the response has used, once that is told.
+    pub fn final_usage(&self) -> Option<Usage> {
+        let streamed = self.observer.as_ref();
+        let streamed = streamed.filter(|observer| observer.has_terminal_event());
+        let settled = self.observed.as_ref().map(|observed| observed.usage);
+        settled.or(streamed.map(ResponseObserver::usage))
+    }
+
     /// The response has told all that it will.
-    fn settle(&mut self) {
+    pub fn settle(&mut self) {
         if let Some(observer) = self.observer.take() {
             let observed = self.observed.insert(observer.finish());
             let ledger = self.state.ledger();
@@ -389,9 +398,8 @@ impl RequestContext {
         if let Some(upstream) = &self.upstream {
             self.attempts.record_response(upstream, status);
             let hides = upstream.config.chat_stream_usage == ChatStreamUsage::RequestAndHide;
-            let is_plain = !headers.contains_key(header::CONTENT_ENCODING);
-            if hides && self.usage_requested && is_plain && status < 300 {
-                self.usage_filter = Some(UsageChunkFilter::new());
+            if hides && self.usage_requested && status < 300 {
+                self.usage_filter = Some(UsageChunkFilter::new(Coding::sole(headers)));
             }
         }
         if status != 101 {

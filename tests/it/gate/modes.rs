@@ -4,9 +4,11 @@
 use std::fs;
 use std::io::Write;
 
+use serde_json::{Value, json};
+
 use crate::support::client::chunk;
 use crate::support::eventually;
-use crate::support::proxy::{self, Proxy};
+use crate::support::proxy::{self, Builder, Proxy};
 use crate::support::upstream::{self, Received, Upstream};
 
 const BETA: &str = "fast-mode-2026-02-01";
@@ -222,8 +224,79 @@ fn bodies_under_a_content_coding_are_sent_on_decoded() {
     );
 }
 
+/// A group that is not forced, at an upstream whose word on the tier does not count: what is sent is billed.
+fn proxy_that_bills_what_is_sent(upstream: &Upstream) -> Builder {
+    proxy::new()
+        .upstream_with("main", upstream, "served_tier: ignored")
+        .prices(
+            "version: 1\nprices: [{models: ['*'], tiers: {default: {input: 1, output: 1}, \
+             priority: {input: 100, output: 100}}}]\n",
+        )
+}
+
 #[test]
-fn a_coded_body_that_cannot_be_looked_at_to_its_end_tells_nothing() {
+fn a_tier_is_billed_in_whatever_form_a_server_may_read_it() {
+    let answer =
+        r#"{"id":"r","status":"completed","usage":{"input_tokens":1000,"output_tokens":0}}"#;
+    let upstream = upstream::json(answer).run();
+    let proxy = proxy_that_bills_what_is_sent(&upstream).run();
+    let body = r#"{"model":"m","service_tier":"priority"}"#;
+    let (first, second) = body.split_at(20);
+    let members = [coded("gzip", first), coded("gzip", second)].concat();
+    let utf_16: Vec<u8> = body.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let unknown = coded("gzip", body);
+    let cases = [
+        (
+            "gzip",
+            "application/json",
+            members,
+            "priority",
+            json!("0.1"),
+        ),
+        (
+            "gzip",
+            "application/json",
+            body.as_bytes().to_vec(),
+            "priority",
+            json!("0.1"),
+        ),
+        (
+            "identity",
+            "application/json",
+            utf_16,
+            "priority",
+            json!("0.1"),
+        ),
+        (
+            "gzip, gzip",
+            "application/json",
+            unknown,
+            "<unknown>",
+            Value::Null,
+        ),
+        (
+            "identity",
+            "application/x-www-form-urlencoded",
+            b"model=m&service_tier=priority".to_vec(),
+            "<unknown>",
+            Value::Null,
+        ),
+    ];
+    for (at, (coding, kind, bytes, tier, cost)) in cases.into_iter().enumerate() {
+        let client = proxy.client("sk-plain").header("Content-Encoding", coding);
+        let client = client.header("Content-Type", kind);
+        assert_eq!(client.post("/v1/responses", &bytes).status, 200);
+        assert_eq!(upstream.requests(at + 1)[at].body, bytes);
+        let record = proxy.access_log(at + 1).remove(at);
+        for member in ["service_tier", "service_tier_client", "service_tier_billed"] {
+            assert_eq!(record[member], tier, "{coding} {member}");
+        }
+        assert_eq!(record["cost_usd"], cost, "{coding}");
+    }
+}
+
+#[test]
+fn a_coded_body_that_cannot_be_looked_at_to_its_end_has_a_tier_that_is_not_known() {
     let upstream = upstream::json("{}").run();
     let proxy = proxy::new()
         .upstream(&upstream)
@@ -238,8 +311,12 @@ fn a_coded_body_that_cannot_be_looked_at_to_its_end_tells_nothing() {
     assert_eq!(client.post("/v1/responses", &coded).status, 200);
     assert_eq!(upstream.requests(1)[0].body, coded);
     let record = proxy.record();
-    for member in ["service_tier", "service_tier_client", "model"] {
-        assert_eq!(record[member], serde_json::Value::Null, "{member}");
+    for (member, told) in [
+        ("service_tier", json!("<unknown>")),
+        ("service_tier_client", json!("<unknown>")),
+        ("model", Value::Null),
+    ] {
+        assert_eq!(record[member], told, "{member}");
     }
 }
 

@@ -1,23 +1,23 @@
 //! Request bodies under their limits: held until known good, decoded, checked, rewritten; or passed on as they come and
 //! looked at on the way. It reads from no socket; whoever does pushes what came.
 
+mod content_type;
+mod streamed;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::header::CONTENT_ENCODING;
 
 use crate::codec::body_memory::{BodyMemory, Lease};
 use crate::codec::content_coding::{Coding, Decoder};
 use crate::codec::error::{Cause, Refusal};
-use crate::codec::framing::list_members;
-use crate::codec::service_tier::{BodyFault, Edit, Edits, Observer, RequestFields, Rewriter};
+use crate::codec::service_tier::{BodyFault, Edit, Edits, RequestFields, Rewriter};
 use crate::config::Limits;
-
-/// A body that passes as it comes may have so many pieces of any size, and further ones of so many bytes on the average. Each is
-/// a frame towards HTTP/2, and servers end a whole connection for too many frames with too little in them.
-const FREE_PIECES: u64 = 1 << 17;
-const LEAST_PIECE_BYTES: u64 = 16;
+pub use streamed::StreamedBody;
 
 /// A body on its way in.
 pub struct BufferedBody {
@@ -41,27 +41,6 @@ pub struct ReadyBody {
     pub usage_requested: bool,
 }
 
-/// A body that passes as it comes. Its bytes are not kept, only what they say at the top level.
-pub struct StreamedBody {
-    limits: Arc<Limits>,
-    memory: Arc<BodyMemory>,
-    coding: Option<Coding>,
-    received: u64,
-    pieces: u64,
-    observer: Observer,
-    look: Inspection,
-}
-
-/// How a streamed body is looked at.
-enum Inspection {
-    Plain,
-    /// A copy is decoded; this much more may come out of it.
-    Decoded(Box<Decoder>, u64, Lease),
-    /// It is not what its head said, or there was no room to look at all of it. A part could say the opposite of the whole,
-    /// so nothing is told of it.
-    Stopped,
-}
-
 impl BufferedBody {
     /// Sees that there is room for a body, and refuses by its head what can be refused by it.
     ///
@@ -74,7 +53,7 @@ impl BufferedBody {
         limits: &Arc<Limits>,
         memory: &Arc<BodyMemory>,
     ) -> Result<Self, Refusal> {
-        check_content_type(headers)?;
+        content_type::check(headers)?;
         let coding = content_coding(headers)?;
         if length.is_some_and(|length| length > limits.body) {
             return Err(Cause::BodyTooLarge.into());
@@ -178,120 +157,6 @@ impl BufferedBody {
     }
 }
 
-impl StreamedBody {
-    /// # Errors
-    /// Where the announced length is over the limit.
-    pub fn open(
-        headers: &HeaderMap,
-        length: Option<u64>,
-        limits: &Arc<Limits>,
-        memory: &Arc<BodyMemory>,
-    ) -> Result<Self, Refusal> {
-        if length.is_some_and(|length| length > limits.body) {
-            return Err(Cause::BodyTooLarge.into());
-        }
-        // A coding that is not understood is for the upstream to refuse; the body then says nothing here.
-        let coding = content_coding(headers).unwrap_or_default();
-        Ok(Self {
-            coding,
-            received: 0,
-            pieces: 0,
-            observer: Observer::new(),
-            look: Inspection::at(coding, limits, memory),
-            limits: limits.clone(),
-            memory: memory.clone(),
-        })
-    }
-
-    /// Forgets what came so far: it will come again, for another attempt.
-    pub fn restart(&mut self) {
-        self.received = 0;
-        self.pieces = 0;
-        self.observer = Observer::new();
-        self.look = Inspection::at(self.coding, &self.limits, &self.memory);
-    }
-
-    /// # Errors
-    /// Those of [`Self::count_piece`]. What it says can never be wrong here.
-    pub fn pass(&mut self, mut piece: &[u8]) -> Result<(), Refusal> {
-        self.count_piece(piece)?;
-        while self.look_at(&mut piece) {}
-        Ok(())
-    }
-
-    /// A piece is here, to be looked at and passed on.
-    ///
-    /// # Errors
-    /// Where the body goes over the limit with it, or comes in too small pieces.
-    pub fn count_piece(&mut self, piece: &[u8]) -> Result<(), Refusal> {
-        count(&mut self.received, piece, &self.limits)?;
-        self.pieces += u64::from(!piece.is_empty());
-        if self.pieces > FREE_PIECES && self.received < self.pieces * LEAST_PIECE_BYTES {
-            let words = "the body comes in too many small pieces";
-            return Err(Refusal::new(Cause::InvalidHttp, words));
-        }
-        Ok(())
-    }
-
-    /// Takes a part off a piece to look at it, as [`BufferedBody::push_part`] does.
-    pub fn look_at(&mut self, piece: &mut &[u8]) -> bool {
-        let Self { observer, look, .. } = self;
-        match look {
-            Inspection::Plain => observer.feed(std::mem::take(piece)),
-            Inspection::Stopped => *piece = &[],
-            Inspection::Decoded(decoder, left, lease) => {
-                match look_inside(decoder, left, lease, observer, piece) {
-                    Ok(goes_on) => return goes_on,
-                    // Where there is no memory for it, the body passes all the same.
-                    Err(_) => {
-                        *look = Inspection::Stopped;
-                        *observer = Observer::new();
-                        *piece = &[];
-                    }
-                }
-            }
-        }
-        false
-    }
-
-    /// What the body said.
-    pub fn finish(self) -> RequestFields {
-        self.observer.finish()
-    }
-}
-
-impl Inspection {
-    fn at(coding: Option<Coding>, limits: &Limits, memory: &Arc<BodyMemory>) -> Self {
-        let Some(coding) = coding else {
-            return Inspection::Plain;
-        };
-        let decoder = Box::new(Decoder::new(coding));
-        match memory.lease(decoder.memory()) {
-            Ok(lease) => Inspection::Decoded(decoder, limits.decoded_body, lease),
-            Err(_) => Inspection::Stopped,
-        }
-    }
-}
-
-/// Looks at what the next part of a chunk decodes to, if anything is left of it.
-fn look_inside(
-    decoder: &mut Decoder,
-    left: &mut u64,
-    lease: &mut Lease,
-    observer: &mut Observer,
-    chunk: &mut &[u8],
-) -> Result<bool, Refusal> {
-    let Some(decoded) = decoder.next_piece(chunk)? else {
-        return Ok(false);
-    };
-    *left = left
-        .checked_sub(decoded.len() as u64)
-        .ok_or(Cause::DecodedBodyTooLarge)?;
-    observer.feed(decoded);
-    lease.grow_to(decoder.memory())?;
-    Ok(true)
-}
-
 /// Counts what was received of a body.
 fn count(received: &mut u64, part: &[u8], limits: &Limits) -> Result<(), Refusal> {
     *received += part.len() as u64;
@@ -359,28 +224,6 @@ pub fn refuse_json(fault: &BodyFault, depth: usize) -> Refusal {
         ),
         BodyFault::NotAnObject => Cause::NotAJsonObject.into(),
     }
-}
-
-/// The type itself does not matter, for the path says what the body is; but a body in parts or in another charset could
-/// be read by the upstream as something that was not looked at here.
-fn check_content_type(headers: &HeaderMap) -> Result<(), Refusal> {
-    // Of several lines that became one, any may count.
-    for value in list_members(headers, &CONTENT_TYPE) {
-        let value = String::from_utf8_lossy(value).to_ascii_lowercase();
-        if value.trim().starts_with("multipart/") {
-            return Err(Cause::UnsupportedContentType.into());
-        }
-        for parameter in value.split(';').map(str::trim) {
-            let Some((name, charset)) = parameter.split_once('=') else {
-                continue;
-            };
-            let charset = charset.trim().trim_matches('"');
-            if name.trim() == "charset" && !matches!(charset, "utf-8" | "utf8" | "us-ascii") {
-                return Err(Cause::UnsupportedContentType.into());
-            }
-        }
-    }
-    Ok(())
 }
 
 /// The one content coding of a body; none for a body that is sent as it is. Codings on top of each other are refused.
