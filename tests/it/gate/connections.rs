@@ -322,7 +322,7 @@ fn a_post_that_was_read_whole_is_not_sent_again_where_its_connection_then_closes
         let client = proxy.client("sk-fast");
         assert_eq!(client.post(PATH, "{}").text(), "1");
         await_pooled(&proxy);
-        let answer = client.post(PATH, &object_of(size));
+        let answer = client.post(PATH, object_of(size));
         assert_eq!(answer.openai_code(), "upstream_reset");
         let outcomes = proxy.stop();
         assert_eq!(outcomes[1]["outcome"], "upstream_error");
