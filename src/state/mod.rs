@@ -181,6 +181,7 @@ impl State {
             buffered_bytes: self.body_memory.used(),
             buffered_limit: self.limits.buffered,
             access_log_errors: self.log.errors(),
+            is_access_log_stalled: self.log.is_stalled(),
             files_not_loaded: self.files_not_loaded(),
             upstreams: upstreams.collect(),
             budgets: self

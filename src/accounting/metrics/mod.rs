@@ -188,6 +188,8 @@ catalogue! {
         "The limit of tiergate_buffered_bytes.";
     access_log_errors: IntCounter = "tiergate_access_log_errors_total" []
         "Failed writes to the access log; the lines wait and are tried again.";
+    access_log_stalled: IntGauge = "tiergate_access_log_stalled" []
+        "1 while lines wait because the access log cannot be written or its reader does not read, and /readyz is 503.";
     trace_spans: IntCounterVec = "tiergate_trace_spans_total" ["outcome"]
         "Spans of `traces`: `exported`, or `dropped` because the collector did not take them or took them too slowly.";
     certificate_expiry: IntGaugeVec = "tiergate_certificate_expiry_timestamp_seconds" ["listener"]
@@ -229,6 +231,8 @@ pub struct Snapshot {
     pub buffered_limit: u64,
     /// Failed writes of the access log since the start.
     pub access_log_errors: u64,
+    /// Whether lines of the access log wait for longer than it takes to write them.
+    pub is_access_log_stalled: bool,
     /// Files that hold what could not be taken.
     pub files_not_loaded: usize,
     /// Every upstream of the configuration.
@@ -452,6 +456,8 @@ impl Metrics {
         self.files_not_loaded
             .set(gauge(snapshot.files_not_loaded as u64));
         raise_to(&self.access_log_errors, snapshot.access_log_errors);
+        self.access_log_stalled
+            .set(i64::from(snapshot.is_access_log_stalled));
         self.build_info
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
