@@ -184,6 +184,11 @@ impl State {
             is_access_log_stalled: self.log.is_stalled(),
             files_not_loaded: self.files_not_loaded(),
             upstreams: upstreams.collect(),
+            groups: policy
+                .groups()
+                .iter()
+                .map(|group| (group.name.to_string(), group.upstream.name.clone()))
+                .collect(),
             budgets: self
                 .budgets(&policy)
                 .into_iter()

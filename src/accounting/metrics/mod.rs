@@ -237,6 +237,8 @@ pub struct Snapshot {
     pub files_not_loaded: usize,
     /// Every upstream of the configuration.
     pub upstreams: Vec<UpstreamSnapshot>,
+    /// Every group of the policy, with the upstream that it sends to.
+    pub groups: Vec<(String, String)>,
     /// Groups that have a budget, and the share of it that is used.
     pub budgets: Vec<(String, f64)>,
 }
@@ -462,6 +464,7 @@ impl Metrics {
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
         self.take_process(&ProcessStats::read());
+        self.begin_series(&snapshot.groups);
         self.budget_used.reset();
         for (group, used) in &snapshot.budgets {
             self.budget_used.with_label_values(&[group]).set(*used);
@@ -477,6 +480,17 @@ impl Metrics {
             for (address, healthy) in &upstream.addresses {
                 let gauge = self.address_healthy.with_label_values(&[name, address]);
                 gauge.set(i64::from(*healthy));
+            }
+        }
+    }
+
+    /// Counters that alerts watch for a first event are there before it, at 0: `increase` of a series that begins with the event
+    /// is 0.
+    fn begin_series(&self, groups: &[(String, String)]) {
+        for (group, upstream) in groups {
+            self.unpriced.with_label_values(&[group]);
+            for counters in [&self.downgraded, &self.tier_refused] {
+                counters.with_label_values(&[group, upstream]);
             }
         }
     }
@@ -656,6 +670,23 @@ mod tests {
             env!("CARGO_PKG_VERSION")
         );
         assert!(text.contains(&version), "{text}");
+    }
+
+    #[test]
+    fn what_alerts_watch_of_a_group_is_counted_from_0() {
+        let metrics = Metrics::default();
+        let snapshot = Snapshot {
+            groups: vec![("fast".to_owned(), "main".to_owned())],
+            ..Snapshot::default()
+        };
+        let text = String::from_utf8(metrics.render(&snapshot)).unwrap();
+        for series in [
+            "tiergate_unpriced_total{group=\"fast\"} 0",
+            "tiergate_tier_refused_total{group=\"fast\",upstream=\"main\"} 0",
+            "tiergate_tier_downgraded_total{group=\"fast\",upstream=\"main\"} 0",
+        ] {
+            assert!(text.lines().any(|line| line == series), "{text}");
+        }
     }
 
     #[test]
