@@ -18,7 +18,7 @@ const FORCED: usize = BODY.len() + r#""service_tier":"priority","#.len();
 const KINDS: [&str; 5] = ["openai", "codex", "gateway", "codex_gateway", "anthropic"];
 
 /// What a client sends beside its key and a body: headers of every sort that is told apart.
-const REQUEST: [(&str, &str); 34] = [
+const REQUEST: [(&str, &str); 39] = [
     ("user-agent", "client/1"),
     ("content-type", "application/json"),
     ("x-custom", "a"),
@@ -48,6 +48,11 @@ const REQUEST: [(&str, &str); 34] = [
     ("cf-ray", "1-FRA"),
     ("cf-connecting-ip", "198.51.100.1"),
     ("cdn-loop", "cloudflare"),
+    ("x-amzn-oidc-accesstoken", "eyJ.access.token"),
+    ("x-goog-iap-jwt-assertion", "eyJ.iap.token"),
+    ("x-ms-token-aad-access-token", "eyJ.aad.token"),
+    ("x-auth-request-access-token", "gho_token"),
+    ("x-envoy-external-address", "198.51.100.1"),
     // Of one connection. What the proxy sets itself stays, whatever a client says of it.
     ("connection", "accept-encoding, x-named"),
     ("x-named", "1"),
@@ -68,7 +73,7 @@ const ACCOUNT: [&str; 7] = [
     "x-litellm-api-key: litellm-client",
 ];
 
-const IN_FRONT: [&str; 15] = [
+const IN_FRONT: [&str; 20] = [
     "cdn-loop: cloudflare",
     "cf-connecting-ip: 198.51.100.1",
     "cf-ray: 1-FRA",
@@ -77,11 +82,16 @@ const IN_FRONT: [&str; 15] = [
     "forwarded: for=198.51.100.1",
     "true-client-ip: 198.51.100.1",
     "via: 1.1 front",
+    "x-amzn-oidc-accesstoken: eyJ.access.token",
+    "x-auth-request-access-token: gho_token",
     "x-azure-clientip: 198.51.100.1",
     "x-client-ip: 198.51.100.1",
+    "x-envoy-external-address: 198.51.100.1",
     "x-forwarded-for: 198.51.100.1",
     "x-forwarded-host: front.test",
     "x-forwarded-proto: https",
+    "x-goog-iap-jwt-assertion: eyJ.iap.token",
+    "x-ms-token-aad-access-token: eyJ.aad.token",
     "x-original-forwarded-for: 198.51.100.1",
     "x-real-ip: 198.51.100.1",
 ];
