@@ -174,13 +174,17 @@ fn warn_of_validity(
     warnings.extend(fault.map(|fault| Diagnostic::warning(config, location, fault)));
 }
 
-/// The log and the state are written to: neither is a file that something is read from, nor the other one.
+/// The log and the state are written to, and a process that takes over connects to a socket: none is a file that something is
+/// read from, a socket that clients connect to, or another one of these.
 fn check_written_files(parsed: &mut ParsedConfig) {
     let config = &parsed.config;
     let mut read = vec![
         ("the configuration", config.path.as_path()),
         ("`policy`", config.policy.as_path()),
     ];
+    let listened = parsed.addresses.iter();
+    let listened = listened.filter_map(|(_, address)| address.unix_path());
+    read.extend(listened.map(|socket| ("the socket of a listener", socket)));
     let mut written = Vec::new();
     for (location, file) in &parsed.files {
         if file.is_written() {
