@@ -13,8 +13,9 @@ use crate::cli::running::Running;
 use crate::cli::same_file::is_same_file;
 use crate::config::diagnostic::{Diagnostic, Location};
 use crate::config::file::{DEFAULT_ACCESS_LOG, ParsedConfig, ReferencedFile};
+use crate::config::redis::read_password;
 use crate::config::secret_file::{self, FileBytes};
-use crate::config::traces::parse_headers;
+use crate::config::traces::read_headers;
 use crate::config::{Config, StateStore, pem};
 use crate::policy::Policy;
 use crate::policy::api_key::digest;
@@ -144,16 +145,11 @@ fn read(path: &Path, secrets: Secrets) -> Result<ParsedConfig, Vec<Diagnostic>> 
                 loaded.err().map(|why| why.to_string())
             }
             ReferencedFile::Credential(file) => credential_fault(file, &parsed.config),
-            ReferencedFile::TraceHeaders(file) => match FileBytes::read(file) {
-                Ok(bytes) => {
-                    let why = parse_headers(&bytes).err();
-                    why.map(|why| secret_file::told(file, &why))
-                }
-                Err(why) => Some(secret_file::told(file, &why)),
-            },
+            ReferencedFile::TraceHeaders(file) => {
+                read_headers(file).err().map(|why| why.to_string())
+            }
             ReferencedFile::RedisPassword(file) => {
-                let why = FileBytes::read(file).err();
-                why.map(|why| secret_file::told(file, &why))
+                read_password(file).err().map(|why| why.to_string())
             }
         };
         let diagnostic = fault.map(|message| Diagnostic::new(path, *location, message));
@@ -174,13 +170,17 @@ fn warn_of_validity(
     warnings.extend(fault.map(|fault| Diagnostic::warning(config, location, fault)));
 }
 
-/// The log and the state are written to: neither is a file that something is read from, nor the other one.
+/// The log and the state are written to, and a process that takes over connects to a socket: none is a file that something is
+/// read from, a socket that clients connect to, or another one of these.
 fn check_written_files(parsed: &mut ParsedConfig) {
     let config = &parsed.config;
     let mut read = vec![
         ("the configuration", config.path.as_path()),
         ("`policy`", config.policy.as_path()),
     ];
+    let listened = parsed.addresses.iter();
+    let listened = listened.filter_map(|(_, address)| address.unix_path());
+    read.extend(listened.map(|socket| ("the socket of a listener", socket)));
     let mut written = Vec::new();
     for (location, file) in &parsed.files {
         if file.is_written() {

@@ -12,6 +12,7 @@ pub(crate) mod network;
 pub(crate) mod path;
 pub(crate) mod pattern;
 pub(crate) mod pem;
+pub(crate) mod redis;
 pub(crate) mod secret_file;
 pub mod traces;
 pub(crate) mod units;
@@ -32,6 +33,7 @@ pub use crate::config::bridge::{BridgeOptions, ModelEntry};
 pub use crate::config::diagnostic::{Diagnostic, Location};
 pub use crate::config::limits::Limits;
 pub use crate::config::network::TrustedProxies;
+pub use crate::config::redis::Redis;
 pub use crate::config::traces::Traces;
 pub use crate::config::upstream::{
     ChatCompletionsMode, ChatStreamUsage, Ejection, ForwardedHeaders, HeaderEdits, HealthCheck,
@@ -131,23 +133,6 @@ pub enum StateStore {
     File(PathBuf),
     /// A server of Redis or Valkey that a fleet shares.
     Redis(Redis),
-}
-
-/// A server that speaks Redis's protocol: `redis(s)://[user@]host[:port][/database]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Redis {
-    /// Whether the connection uses TLS (`rediss`).
-    pub tls: bool,
-    /// A DNS name in lower case, or an IP address, IPv6 without brackets.
-    pub host: String,
-    /// 6379 where the URL names none.
-    pub port: u16,
-    /// Number of the database, 0 where the URL names none.
-    pub database: u32,
-    /// Name of the user to log in as, if any.
-    pub user: Option<String>,
-    /// The file of the password; a password never stands in the configuration.
-    pub password_file: Option<PathBuf>,
 }
 
 /// Pages of which origins may call the proxy from a browser (the Fetch standard's CORS protocol).

@@ -11,7 +11,7 @@ use x509_parser::prelude::Validity;
 use x509_parser::time::ASN1Time;
 
 use crate::config::TlsFiles;
-use crate::config::secret_file::{FileBytes, told, unusable};
+use crate::config::secret_file::{FileBytes, unusable};
 
 /// The tag that every certificate and key begins with where it is no PEM (X.690).
 const DER_SEQUENCE: u8 = 0x30;
@@ -21,7 +21,7 @@ const DER_SEQUENCE: u8 = 0x30;
 /// # Errors
 /// Where it cannot be read, or has none.
 pub(crate) fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
-    let bytes = read(path)?;
+    let bytes = FileBytes::read_told(path)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     let found = found.map_err(|why| unusable(path, &explain(&why, &bytes)))?;
     if found.is_empty() {
@@ -35,7 +35,7 @@ pub(crate) fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static
 /// # Errors
 /// Where it cannot be read, or has none.
 pub(crate) fn private_key(path: &Path) -> io::Result<PrivateKeyDer<'static>> {
-    let bytes = read(path)?;
+    let bytes = FileBytes::read_told(path)?;
     PrivateKeyDer::from_pem_slice(&bytes).map_err(|why| unusable(path, &explain(&why, &bytes)))
 }
 
@@ -73,10 +73,6 @@ pub(crate) fn unusable_pair(files: &TlsFiles, why: &rustls::Error) -> io::Error 
         }
         why => unusable(&files.cert, why),
     }
-}
-
-fn read(path: &Path) -> io::Result<FileBytes> {
-    FileBytes::read(path).map_err(|why| io::Error::new(why.kind(), told(path, &why)))
 }
 
 /// What to do about a file in which nothing was found.

@@ -24,6 +24,14 @@ const SPARE_BYTES: usize = 64;
 pub struct FileBytes(Vec<u8>);
 
 impl FileBytes {
+    /// The content of a file, with errors that name it.
+    ///
+    /// # Errors
+    /// Those of [`FileBytes::read`].
+    pub(crate) fn read_told(path: &Path) -> io::Result<FileBytes> {
+        FileBytes::read(path).map_err(|why| io::Error::new(why.kind(), told(path, &why)))
+    }
+
     /// The content of a file.
     ///
     /// # Errors

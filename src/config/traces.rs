@@ -1,9 +1,11 @@
 //! Where spans of requests are sent.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use http::{HeaderName, HeaderValue};
 
+use crate::config::secret_file::{self, FileBytes};
 use crate::config::url::Url;
 
 /// The section `traces`.
@@ -17,11 +19,20 @@ pub struct Traces {
     pub sample_ratio: f64,
 }
 
-/// Reads the lines of [`Traces::headers_file`]. Empty ones and those that begin with `#` say nothing.
+/// The headers that a file of [`Traces::headers_file`] holds.
+///
+/// # Errors
+/// Where it cannot be read, or a line of it is no header.
+pub(crate) fn read_headers(file: &Path) -> io::Result<Vec<(HeaderName, HeaderValue)>> {
+    let bytes = FileBytes::read_told(file)?;
+    parse_headers(&bytes).map_err(|why| secret_file::unusable(file, &why))
+}
+
+/// Reads the lines of such a file. Empty ones and those that begin with `#` say nothing.
 ///
 /// # Errors
 /// What is wrong with a line. Nothing of it is quoted: it may be a key.
-pub(crate) fn parse_headers(bytes: &[u8]) -> Result<Vec<(HeaderName, HeaderValue)>, &'static str> {
+fn parse_headers(bytes: &[u8]) -> Result<Vec<(HeaderName, HeaderValue)>, &'static str> {
     let lines = bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
     let lines = lines.filter(|line| !line.is_empty() && !line.starts_with(b"#"));
     lines.map(parse_header).collect()

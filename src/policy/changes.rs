@@ -78,12 +78,13 @@ fn keys(old: &Policy, new: &Policy) -> Option<String> {
     };
     let (added, removed) = (missing(new, old), missing(old, new));
     let differs = |key: &&Key| {
-        let state = |policy: &Policy, key: &Key| {
+        // All that lines and decisions take from a key.
+        let listed = |policy: &Policy, key: &Key| {
             let group = policy.groups[key.group as usize].name.clone();
             (policy.keys.name(key), group, key.enabled)
         };
         let before = old.keys.find(&key.digest);
-        before.is_some_and(|before| state(old, before) != state(new, key))
+        before.is_some_and(|before| listed(old, before) != listed(new, key))
     };
     let changed = new.keys.iter().filter(differs).count();
     let mut told = String::from("keys");
@@ -168,4 +169,55 @@ pub(crate) fn settings(group: &Group) -> Vec<(&'static str, Option<String>)> {
         ("max_in_flight", limit(group.max_in_flight)),
         ("max_in_flight_per_key", limit(group.max_in_flight_per_key)),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn policy(text: &str) -> Policy {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tiergate.yaml");
+        let upstream = "policy: policy.yaml\nupstreams: {main: {url: http://u}}\n";
+        std::fs::write(&path, upstream).unwrap();
+        let (config, _) = Config::load(&path).unwrap();
+        let parsed = Policy::parse(&config.policy, text.as_bytes(), &config);
+        let Ok((policy, _)) = parsed else {
+            panic!("a mistake in {text}");
+        };
+        policy
+    }
+
+    /// What is told of the keys; of the bill and of who gets it nothing may change in silence.
+    #[test]
+    fn what_changes_of_a_listed_key_is_counted() {
+        const POLICY: &str = "version: 1
+groups: {fast: {platform: openai, force_fast_mode: true}, calm: {platform: openai}}
+keys:
+  sk-a-0123456789: {group: fast, name: alice}
+  sk-b-0123456789: {group: fast, name: bob}
+  sk-c-0123456789: fast
+";
+        let old = policy(POLICY);
+        for (from, to, told) in [
+            ("", "", "nothing changes"),
+            ("name: alice", "name: alicia", "1 with another name"),
+            ("9: fast", "9: {group: fast, name: carol}", "1 with another"),
+            ("9: fast", "9: calm", "1 with another name, group or state"),
+            ("bob}", "bob, enabled: false}", "keys (1 with another"),
+            (
+                "sk-c-0123456789: fast",
+                "sk-d-0123456789: {group: fast, name: dora}",
+                "keys +1 −1",
+            ),
+        ] {
+            let summary = summary(&old, &policy(&POLICY.replace(from, to)));
+            assert!(summary.contains(told), "{to}: {summary}");
+            assert!(!summary.contains("sk-"), "{summary}");
+        }
+        let exchanged = POLICY.replace("alice", "x").replace("bob", "alice");
+        let exchanged = summary(&old, &policy(&exchanged.replace("name: x", "name: bob")));
+        assert!(exchanged.contains("keys (2 with another"), "{exchanged}");
+    }
 }

@@ -231,7 +231,7 @@ impl Resolver<'_> {
         let errors = &self.errors;
         let platform = given.required("platform", &given.platform);
         let (force, force_location) = self.force(&given);
-        let most = |field: &Field<i64>| field.integer(1..=MAX_IN_FLIGHT, errors);
+        let most = |field: &Field<i64>| field.integer_or_null(1..=MAX_IN_FLIGHT, errors);
         let group = Group {
             force,
             force_location,

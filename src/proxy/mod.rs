@@ -10,6 +10,7 @@ pub(crate) mod client_stream;
 pub(crate) mod context;
 mod cors;
 pub(crate) mod error_mapping;
+mod forwarded_headers;
 pub(crate) mod request_body;
 mod time_slice;
 pub(crate) mod upstream_request;

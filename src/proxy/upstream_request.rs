@@ -15,6 +15,7 @@ use crate::policy::{
     ANTHROPIC_BETA, BetaHeader, ClientBeta, Credential, CredentialHeader, FAST_MODE_BETA,
     TierAction, asks_for_fast_mode,
 };
+use crate::proxy::forwarded_headers::is_forwarded;
 use crate::upstream::{Origin, Upstream};
 
 /// The headers of W3C Trace Context.
@@ -303,42 +304,6 @@ fn set_routing_hint(head: &mut RequestHeader, action: TierAction) -> Result<()> 
         set_or_remove(head, &ROUTING_HINT, hint)?;
     }
     Ok(())
-}
-
-/// Whether a header of this name tells of the client's side of the proxy: a CDN, a balancer or a proxy that authenticates has
-/// added it in front, and a provider behind the same CDN would take it for its own.
-fn is_forwarded(name: &str) -> bool {
-    const PREFIXES: [&str; 11] = [
-        "cf-",
-        "cloudfront-",
-        "x-amzn-oidc-",
-        "x-appengine-",
-        "x-auth-request-",
-        "x-forwarded-",
-        "x-goog-authenticated-user-",
-        "x-goog-iap-",
-        "x-ms-client-principal",
-        "x-ms-token-",
-        "x-vercel-ip-",
-    ];
-    const NAMES: [&str; 15] = [
-        "cdn-loop",
-        "do-connecting-ip",
-        "fastly-client-ip",
-        "fly-client-ip",
-        "forwarded",
-        "true-client-ip",
-        "via",
-        "x-azure-clientip",
-        "x-azure-socketip",
-        "x-client-ip",
-        "x-cluster-client-ip",
-        "x-envoy-external-address",
-        "x-original-forwarded-for",
-        "x-real-ip",
-        "x-vercel-forwarded-for",
-    ];
-    NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 fn remove_all(head: &mut RequestHeader, is: impl Fn(&str) -> bool) {

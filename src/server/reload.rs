@@ -7,8 +7,10 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use crate::config::redis::read_password;
+use crate::config::traces::read_headers;
 use crate::config::watch::Reloaded;
-use crate::config::{Config, Diagnostic};
+use crate::config::{Config, Diagnostic, StateStore};
 use crate::server::systemd;
 
 /// How many reloads were asked for, and how the last one went.
@@ -45,6 +47,7 @@ impl Reloads {
             // The reload thread is gone, and with it what there was to wait for.
             Err(_) => Vec::new(),
         };
+        failures.extend(unusable_files(running));
         let restart_needed = match compare(running) {
             Ok(restart_needed) => restart_needed,
             Err(diagnostics) => {
@@ -62,6 +65,25 @@ impl Reloads {
         drop(last);
         systemd::reloaded();
     }
+}
+
+/// What is wrong with files that are read whenever they are needed, and so are followed by nobody.
+fn unusable_files(running: &Config) -> Vec<String> {
+    let traces = running.traces.as_ref();
+    let headers = traces.and_then(|traces| traces.headers_file.as_deref());
+    let password = match &running.state {
+        Some(StateStore::Redis(server)) => server.password_file.as_deref(),
+        _ => None,
+    };
+    let headers = headers.and_then(|file| read_headers(file).err());
+    let password = password.and_then(|file| read_password(file).err());
+    let faults = [("headers_file", headers), ("password_file", password)];
+    let faults = faults.into_iter().filter_map(|(setting, why)| {
+        let told = format!("{setting} {}", why?);
+        log::error!("{told}");
+        Some(told)
+    });
+    faults.collect()
 }
 
 /// Says where `tiergate.yaml` differs from what runs: it is read at start only.

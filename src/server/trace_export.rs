@@ -14,8 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::accounting::traces::{Span, export_request};
 use crate::config;
-use crate::config::secret_file::FileBytes;
-use crate::config::traces::parse_headers;
+use crate::config::traces::read_headers;
 use crate::state::State;
 use crate::upstream::error_text::describe_error;
 use crate::upstream::peer::peer;
@@ -131,9 +130,7 @@ fn head(settings: &config::Traces) -> Result<RequestHeader, String> {
     };
     let mut head = build().map_err(|why: Box<pingora_core::Error>| describe_error(&why))?;
     if let Some(file) = &settings.headers_file {
-        let told = |why: &dyn std::fmt::Display| format!("{}: {why}", file.display());
-        let bytes = FileBytes::read(file).map_err(|why| told(&why))?;
-        for (name, value) in parse_headers(&bytes).map_err(|why| told(&why))? {
+        for (name, value) in read_headers(file).map_err(|why| why.to_string())? {
             head.insert_header(name, value)
                 .map_err(|why| describe_error(&why))?;
         }

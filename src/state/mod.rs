@@ -181,8 +181,14 @@ impl State {
             buffered_bytes: self.body_memory.used(),
             buffered_limit: self.limits.buffered,
             access_log_errors: self.log.errors(),
+            is_access_log_stalled: self.log.is_stalled(),
             files_not_loaded: self.files_not_loaded(),
             upstreams: upstreams.collect(),
+            groups: policy
+                .groups()
+                .iter()
+                .map(|group| (group.name.to_string(), group.upstream.name.clone()))
+                .collect(),
             budgets: self
                 .budgets(&policy)
                 .into_iter()

@@ -18,7 +18,7 @@ from page import PROJECT, busy_proxy
 VARIABLES = {"$job": ".*", "$group": ".*", "$__rate_interval": "5m"}
 
 # What the traffic of a proxy without trouble does not have; that there are such metrics is tested by `cargo test`.
-RARE = {"tiergate_unpriced_total", "tiergate_usage_missing_total", "tiergate_tier_refused_total", "tiergate_budget_used_ratio"}
+RARE = {"tiergate_usage_missing_total", "tiergate_budget_used_ratio"}
 
 
 def promtool(*arguments, **options):

@@ -316,6 +316,18 @@ fn a_file_that_is_written_to_is_not_one_that_is_read() {
             "access_log: {path: log}\nstate: policy.yaml",
             "`state` and `policy` are the same file",
         ),
+        (
+            "access_log: {path: \"unix:/run/own.sock\"}\nlisten: unix:/run/own.sock",
+            "`access_log` and the socket of a listener are the same file",
+        ),
+        (
+            "access_log: {path: /run/own.sock}\nadmin: unix:/run/own.sock",
+            "`access_log` and the socket of a listener are the same file",
+        ),
+        (
+            "server: {upgrade_socket: /run/own.sock}\nlisten: unix:/run/own.sock",
+            "`upgrade_socket` and the socket of a listener are the same file",
+        ),
     ] {
         let text = format!(
             "policy: policy.yaml\nupstreams: {{a: {{url: https://h, credential_file: own.key}}}}\n{settings}\n"

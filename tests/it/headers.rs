@@ -18,7 +18,7 @@ const FORCED: usize = BODY.len() + r#""service_tier":"priority","#.len();
 const KINDS: [&str; 5] = ["openai", "codex", "gateway", "codex_gateway", "anthropic"];
 
 /// What a client sends beside its key and a body: headers of every sort that is told apart.
-const REQUEST: [(&str, &str); 52] = [
+const REQUEST: [(&str, &str); 39] = [
     ("user-agent", "client/1"),
     ("content-type", "application/json"),
     ("x-custom", "a"),
@@ -48,25 +48,11 @@ const REQUEST: [(&str, &str); 52] = [
     ("cf-ray", "1-FRA"),
     ("cf-connecting-ip", "198.51.100.1"),
     ("cdn-loop", "cloudflare"),
-    ("cloudfront-viewer-address", "198.51.100.1:1"),
-    ("do-connecting-ip", "198.51.100.1"),
-    ("x-appengine-user-ip", "198.51.100.1"),
-    ("x-azure-socketip", "198.51.100.1"),
-    ("x-cluster-client-ip", "198.51.100.1"),
+    ("x-amzn-oidc-accesstoken", "eyJ.access.token"),
+    ("x-goog-iap-jwt-assertion", "eyJ.iap.token"),
+    ("x-ms-token-aad-access-token", "eyJ.aad.token"),
+    ("x-auth-request-access-token", "gho_token"),
     ("x-envoy-external-address", "198.51.100.1"),
-    ("x-vercel-forwarded-for", "198.51.100.1"),
-    ("x-vercel-ip-country", "DE"),
-    // Of one that authenticates.
-    ("x-amzn-oidc-accesstoken", "token"),
-    ("x-amzn-oidc-data", "claims"),
-    ("x-auth-request-access-token", "token"),
-    ("x-auth-request-email", "a@front.test"),
-    ("x-goog-authenticated-user-email", "a@front.test"),
-    ("x-goog-iap-jwt-assertion", "claims"),
-    ("x-ms-client-principal", "claims"),
-    ("x-ms-client-principal-name", "a@front.test"),
-    ("x-ms-token-aad-access-token", "token"),
-    ("cf-access-jwt-assertion", "claims"),
     // Of one connection. What the proxy sets itself stays, whatever a client says of it.
     ("connection", "accept-encoding, x-named"),
     ("x-named", "1"),
@@ -87,7 +73,7 @@ const ACCOUNT: [&str; 7] = [
     "x-litellm-api-key: litellm-client",
 ];
 
-const IN_FRONT: [&str; 33] = [
+const IN_FRONT: [&str; 20] = [
     "cdn-loop: cloudflare",
     "cf-connecting-ip: 198.51.100.1",
     "cf-ray: 1-FRA",
@@ -96,31 +82,18 @@ const IN_FRONT: [&str; 33] = [
     "forwarded: for=198.51.100.1",
     "true-client-ip: 198.51.100.1",
     "via: 1.1 front",
+    "x-amzn-oidc-accesstoken: eyJ.access.token",
+    "x-auth-request-access-token: gho_token",
     "x-azure-clientip: 198.51.100.1",
     "x-client-ip: 198.51.100.1",
+    "x-envoy-external-address: 198.51.100.1",
     "x-forwarded-for: 198.51.100.1",
     "x-forwarded-host: front.test",
     "x-forwarded-proto: https",
+    "x-goog-iap-jwt-assertion: eyJ.iap.token",
+    "x-ms-token-aad-access-token: eyJ.aad.token",
     "x-original-forwarded-for: 198.51.100.1",
     "x-real-ip: 198.51.100.1",
-    "cloudfront-viewer-address: 198.51.100.1:1",
-    "do-connecting-ip: 198.51.100.1",
-    "x-appengine-user-ip: 198.51.100.1",
-    "x-azure-socketip: 198.51.100.1",
-    "x-cluster-client-ip: 198.51.100.1",
-    "x-envoy-external-address: 198.51.100.1",
-    "x-vercel-forwarded-for: 198.51.100.1",
-    "x-vercel-ip-country: DE",
-    "x-amzn-oidc-accesstoken: token",
-    "x-amzn-oidc-data: claims",
-    "x-auth-request-access-token: token",
-    "x-auth-request-email: a@front.test",
-    "x-goog-authenticated-user-email: a@front.test",
-    "x-goog-iap-jwt-assertion: claims",
-    "x-ms-client-principal: claims",
-    "x-ms-client-principal-name: a@front.test",
-    "x-ms-token-aad-access-token: token",
-    "cf-access-jwt-assertion: claims",
 ];
 
 /// What an upstream answers with, beside a body of two bytes.

@@ -112,6 +112,7 @@ fn lines_wait_for_a_log_whose_folder_is_gone() {
     });
     let why = "the access log cannot be written: logs/access.log: No such file";
     assert!(ready.text().contains(why), "{ready:?}");
+    assert_eq!(proxy.metric("tiergate_access_log_stalled"), 1.0);
     assert!(proxy.status()["problems"].to_string().contains(why));
     assert!(proxy.metric("tiergate_access_log_errors_total") >= 1.0);
     proxy.await_stderr(why.split_once(':').unwrap().0);
@@ -335,6 +336,7 @@ fn a_reader_of_stdout_that_stops_does_not_stop_the_proxy() {
     });
     proxy.await_stderr("the access log cannot be written");
     post(&proxy);
+    assert_eq!(proxy.metric("tiergate_access_log_stalled"), 1.0);
     let lines = BufReader::new(reader).lines().take(REQUESTS + 1);
     let records: Vec<Value> = lines
         .map(|line| record::normalised(&line.unwrap()))
@@ -342,6 +344,7 @@ fn a_reader_of_stdout_that_stops_does_not_stop_the_proxy() {
     assert_no_gap(&records);
     proxy.await_stderr("the access log is written again");
     assert_eq!(proxy.admin("/readyz").status, 200);
+    assert_eq!(proxy.metric("tiergate_access_log_stalled"), 0.0);
 }
 
 /// Fills a pipe until it takes not a byte more.

@@ -90,6 +90,37 @@ fn a_reload_fails_where_the_new_key_of_an_upstream_is_missing() {
 }
 
 #[test]
+fn a_reload_fails_where_a_file_that_is_read_when_needed_could_not_be_used() {
+    let upstream = upstream::json("{}").run();
+    let nobody = upstream::nobody();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .file("collector.headers", "x-team: a\n")
+        .file("redis.key", "secret-1\n")
+        .setting(&format!(
+            "traces: {{endpoint: \"http://{nobody}\", headers_file: collector.headers}}\n\
+             state: {{url: \"redis://{nobody}\", password_file: redis.key}}"
+        ))
+        .run();
+    assert_eq!(told(&reload(&proxy)), (Some(0), "reloaded\n".to_owned()));
+    for (file, content, setting) in [
+        ("collector.headers", "secret-2\n", "headers_file"),
+        ("redis.key", "Bearer secret-2\n", "password_file"),
+    ] {
+        let good = fs::read(proxy.path(file)).unwrap();
+        fs::write(proxy.path(file), content).unwrap();
+        let (code, text) = told(&reload(&proxy));
+        assert_eq!(code, Some(1), "{text}");
+        assert!(text.contains(&format!("{setting} {file}: ")), "{text}");
+        assert!(!text.contains("secret-2"), "{text}");
+        let checked = run(proxy.path("."), &["check", "--config", "tiergate.yaml"]);
+        assert_eq!(checked.status.code(), Some(78), "{checked:?}");
+        fs::write(proxy.path(file), good).unwrap();
+        assert_eq!(told(&reload(&proxy)).0, Some(0));
+    }
+}
+
+#[test]
 fn a_hangup_says_what_of_the_configuration_takes_effect_at_a_restart_only() {
     let upstream = upstream::json("{}").run();
     let proxy = proxy::new().upstream(&upstream).run();

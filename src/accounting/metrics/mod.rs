@@ -188,6 +188,8 @@ catalogue! {
         "The limit of tiergate_buffered_bytes.";
     access_log_errors: IntCounter = "tiergate_access_log_errors_total" []
         "Failed writes to the access log; the lines wait and are tried again.";
+    access_log_stalled: IntGauge = "tiergate_access_log_stalled" []
+        "1 while lines wait because the access log cannot be written or its reader does not read, and /readyz is 503.";
     trace_spans: IntCounterVec = "tiergate_trace_spans_total" ["outcome"]
         "Spans of `traces`: `exported`, or `dropped` because the collector did not take them or took them too slowly.";
     certificate_expiry: IntGaugeVec = "tiergate_certificate_expiry_timestamp_seconds" ["listener"]
@@ -229,10 +231,14 @@ pub struct Snapshot {
     pub buffered_limit: u64,
     /// Failed writes of the access log since the start.
     pub access_log_errors: u64,
+    /// Whether lines of the access log wait for longer than it takes to write them.
+    pub is_access_log_stalled: bool,
     /// Files that hold what could not be taken.
     pub files_not_loaded: usize,
     /// Every upstream of the configuration.
     pub upstreams: Vec<UpstreamSnapshot>,
+    /// Every group of the policy, with the upstream that it sends to.
+    pub groups: Vec<(String, String)>,
     /// Groups that have a budget, and the share of it that is used.
     pub budgets: Vec<(String, f64)>,
 }
@@ -452,10 +458,13 @@ impl Metrics {
         self.files_not_loaded
             .set(gauge(snapshot.files_not_loaded as u64));
         raise_to(&self.access_log_errors, snapshot.access_log_errors);
+        self.access_log_stalled
+            .set(i64::from(snapshot.is_access_log_stalled));
         self.build_info
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
         self.take_process(&ProcessStats::read());
+        self.begin_series(&snapshot.groups);
         self.budget_used.reset();
         for (group, used) in &snapshot.budgets {
             self.budget_used.with_label_values(&[group]).set(*used);
@@ -471,6 +480,17 @@ impl Metrics {
             for (address, healthy) in &upstream.addresses {
                 let gauge = self.address_healthy.with_label_values(&[name, address]);
                 gauge.set(i64::from(*healthy));
+            }
+        }
+    }
+
+    /// Counters that alerts watch for a first event are there before it, at 0: `increase` of a series that begins with the event
+    /// is 0.
+    fn begin_series(&self, groups: &[(String, String)]) {
+        for (group, upstream) in groups {
+            self.unpriced.with_label_values(&[group]);
+            for counters in [&self.downgraded, &self.tier_refused] {
+                counters.with_label_values(&[group, upstream]);
             }
         }
     }
@@ -650,6 +670,23 @@ mod tests {
             env!("CARGO_PKG_VERSION")
         );
         assert!(text.contains(&version), "{text}");
+    }
+
+    #[test]
+    fn what_alerts_watch_of_a_group_is_counted_from_0() {
+        let metrics = Metrics::default();
+        let snapshot = Snapshot {
+            groups: vec![("fast".to_owned(), "main".to_owned())],
+            ..Snapshot::default()
+        };
+        let text = String::from_utf8(metrics.render(&snapshot)).unwrap();
+        for series in [
+            "tiergate_unpriced_total{group=\"fast\"} 0",
+            "tiergate_tier_refused_total{group=\"fast\",upstream=\"main\"} 0",
+            "tiergate_tier_downgraded_total{group=\"fast\",upstream=\"main\"} 0",
+        ] {
+            assert!(text.lines().any(|line| line == series), "{text}");
+        }
     }
 
     #[test]

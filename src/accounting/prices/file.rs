@@ -198,7 +198,7 @@ impl Resolver {
         given.source.optional(&self.errors);
         let long_context_above = given
             .long_context_above
-            .integer(1..=MAX_TOKENS, &self.errors);
+            .integer_or_null(1..=MAX_TOKENS, &self.errors);
         let tiers = given.required("tiers", &given.tiers);
         let has_long = given.long_context_above.is_given();
         let tiers = tiers.map(|tiers| self.tiers(tiers, has_long));

@@ -47,6 +47,12 @@ impl de::Error for Fault {
     }
 
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Fault {
+        if expected.contains(&variant) {
+            // It is a word of YAML's own, and stands there as a string.
+            return Fault::custom(format_args!(
+                "expected {variant}, found the string `{variant}`; leave out the quotes"
+            ));
+        }
         match nearest(variant, expected.iter().copied()) {
             Some(near) => Fault::custom(format_args!(
                 "unknown value `{variant}`; did you mean `{near}`?"

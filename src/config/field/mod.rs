@@ -164,8 +164,18 @@ impl Field<TimeSpan> {
 }
 
 impl Field<i64> {
-    /// An integer within a range; `None` where it is left out, `null` or wrong.
+    /// An integer within a range; `None` where it is left out or wrong.
     pub(crate) fn integer(
+        &self,
+        range: RangeInclusive<u64>,
+        diagnostics: &Diagnostics,
+    ) -> Option<u64> {
+        self.value(diagnostics)?;
+        self.integer_or_null(range, diagnostics)
+    }
+
+    /// The same of a setting that may be `null`, which says the same as to leave it out.
+    pub(crate) fn integer_or_null(
         &self,
         range: RangeInclusive<u64>,
         diagnostics: &Diagnostics,
@@ -182,7 +192,7 @@ impl Field<i64> {
         value
     }
 
-    /// The same as a number of things that are counted in memory.
+    /// [`Field::integer`] as a number of things that are counted in memory.
     pub(crate) fn count(
         &self,
         range: RangeInclusive<u64>,

@@ -2,7 +2,7 @@
 
 use super::{ConfigFile, Resolver};
 use crate::config::Config;
-use crate::config::address::SocketAddress;
+use crate::config::url::Url;
 
 impl Resolver<'_> {
     pub(super) fn check_addresses(&self, config: &Config, file: &ConfigFile<'_>) {
@@ -16,17 +16,8 @@ impl Resolver<'_> {
             let both = format!("`admin` and `listen` are both `{}`", config.admin);
             self.errors.add(location, both);
         }
-        let listen = config.listen.iter().map(|listen| &listen.address);
-        let mut paths = listen
-            .chain([&config.admin])
-            .filter_map(SocketAddress::unix_path);
-        let upgrade = config.server.upgrade_socket.as_deref();
-        if upgrade.is_some_and(|upgrade| paths.any(|path| path == upgrade)) {
-            let twice = "`upgrade_socket` is the socket of a listener too";
-            self.errors.add(file.server.location(), twice);
-        }
         self.check_overlaps();
-        self.check_loops(config);
+        self.check_loops(config, file);
     }
 
     /// An unspecified address has all others of its port.
@@ -43,21 +34,29 @@ impl Resolver<'_> {
         }
     }
 
-    /// A request that comes back to the listener that it came from would do so until no descriptor is left.
-    fn check_loops(&self, config: &Config) {
-        for upstream in &config.upstreams {
+    /// A request that comes back to the listener that it came from would do so until no descriptor is left, and one that sends
+    /// spans makes a further span.
+    fn check_loops(&self, config: &Config, file: &ConfigFile<'_>) {
+        let own = |urls: &[Url]| {
             let listen = config.listen.iter().map(|listen| &listen.address);
             let mut own = listen.chain([&config.admin]);
-            let is_reached = |own: &&SocketAddress| {
-                let mut urls = upstream.urls.iter();
-                urls.any(|url| url.destination.reaches(own))
-            };
-            if let Some(own) = own.find(is_reached) {
+            own.find(|own| urls.iter().any(|url| url.destination.reaches(own)))
+                .cloned()
+        };
+        for upstream in &config.upstreams {
+            if let Some(own) = own(&upstream.urls) {
                 let message = format!(
                     "the upstream is this proxy itself, which listens on `{own}`: a request would come back again and again"
                 );
                 self.errors.add(upstream.location, message);
             }
+        }
+        let collector = config.traces.as_ref().map(|traces| &traces.endpoint);
+        if let Some(own) = collector.and_then(|url| own(std::slice::from_ref(url))) {
+            let message = format!(
+                "the collector of `traces` is this proxy itself, which listens on `{own}`: spans would make further spans"
+            );
+            self.errors.add(file.traces.location(), message);
         }
     }
 }

@@ -66,10 +66,10 @@ impl Resolver<'_> {
             ),
             connections_per_client: given
                 .connections_per_client
-                .integer(1..=MAX_CONNECTIONS, &self.errors),
+                .integer_or_null(1..=MAX_CONNECTIONS, &self.errors),
             requests_in_flight: given
                 .requests_in_flight
-                .integer(1..=MAX_IN_FLIGHT, &self.errors),
+                .integer_or_null(1..=MAX_IN_FLIGHT, &self.errors),
             header_timeout: time(
                 "header_timeout",
                 &given.header_timeout,

@@ -569,7 +569,7 @@ impl Resolver<'_> {
             reasoning: given.reasoning.optional(&self.errors).copied(),
             max_output: given
                 .max_output
-                .integer(1..=MAX_OUTPUT_TOKENS, &self.errors),
+                .integer_or_null(1..=MAX_OUTPUT_TOKENS, &self.errors),
             phase: given.phase.or(default.phase, &self.errors),
             pattern: default.pattern,
         };

@@ -96,7 +96,7 @@ fn every_error_has_its_place_in_troubleshooting() {
     }
 }
 
-/// A value of JSON, which is YAML too, with the setting at that path; the value is of a kind that most settings do not take.
+/// A value of JSON, which is YAML too, into which a setting is put at its path.
 struct Probe {
     value: Value,
     /// The paths at which there is a list of maps.
@@ -104,7 +104,7 @@ struct Probe {
 }
 
 impl Probe {
-    fn put(&mut self, path: &str) {
+    fn put(&mut self, path: &str, setting: &Value) {
         let words: Vec<&str> = path.split('.').collect();
         let (mut here, mut at) = (&mut self.value, String::new());
         for (place, word) in words.iter().enumerate() {
@@ -122,7 +122,7 @@ impl Probe {
             };
             here = map.entry(key).or_insert(Value::Null);
             if place == words.len() - 1 {
-                *here = Value::Array(vec![Value::Array(Vec::new())]);
+                *here = setting.clone();
             }
             at = match at.as_str() {
                 "" => (*word).to_owned(),
@@ -146,8 +146,8 @@ fn first_of_list(value: &mut Value) -> &mut Value {
     &mut value.as_array_mut().unwrap()[0]
 }
 
-/// What `check` says of a file that has the setting, with a value that it can hardly take.
-fn said_of(file: &str, path: &str) -> String {
+/// What `check` says of a file that has this setting.
+fn said_of(file: &str, path: &str, setting: &Value) -> String {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, value: &Value| {
         std::fs::write(folder.path().join(name), value.to_string()).unwrap()
@@ -174,7 +174,7 @@ fn said_of(file: &str, path: &str) -> String {
     };
     let value = files.remove(file).expect("one of these");
     let mut probe = Probe { value, lists };
-    probe.put(path);
+    probe.put(path, setting);
     files.insert(file, probe.value);
     files.iter().for_each(|(name, value)| write(name, value));
     let said = run(folder.path(), &["check", "--config", "tiergate.yaml"]);
@@ -189,12 +189,81 @@ const FILES: [(&str, &str); 3] = [
 
 #[test]
 fn the_program_knows_every_setting() {
+    // Of a kind that most settings do not take.
+    let value = serde_json::json!([[]]);
     for (page, file) in FILES {
-        let unknown = said_of(file, "no_such_setting");
+        let unknown = said_of(file, "no_such_setting", &value);
         assert!(unknown.contains("unknown"), "{file}: {unknown}");
         for setting in names(page, "key") {
-            let said = said_of(file, &setting);
+            let said = said_of(file, &setting, &value);
             assert!(!said.contains("unknown"), "{setting}: {said}");
+        }
+    }
+}
+
+/// The JSON Schema of that file.
+fn schema_of(file: &str) -> Value {
+    let stem = file.trim_end_matches(".yaml");
+    let schema = read(&format!("conf/schema/{stem}.schema.json"));
+    serde_json::from_str(&schema).unwrap()
+}
+
+/// A schema's alternatives, one of which a value has to meet.
+fn alternatives<'s>(schema: &'s Value, all: &'s Value) -> Vec<&'s Value> {
+    if let Some(reference) = schema["$ref"].as_str() {
+        return alternatives(all.pointer(reference.trim_start_matches('#')).unwrap(), all);
+    }
+    let any = ["anyOf", "oneOf"].iter();
+    let any = any.filter_map(|word| schema[word].as_array()).next();
+    any.map_or(vec![schema], |any| {
+        let any = any.iter().flat_map(|schema| alternatives(schema, all));
+        any.collect()
+    })
+}
+
+/// Whether the schema takes `null` at that path.
+fn takes_null(all: &Value, path: &str) -> bool {
+    let mut here = alternatives(all, all);
+    for word in path.split('.') {
+        let below = here.into_iter().flat_map(|schema| match word {
+            "*" => [&schema["additionalProperties"], &schema["items"]],
+            word => [
+                &schema["properties"][word],
+                &schema["items"]["properties"][word],
+            ],
+        });
+        let below = below.filter(|schema| schema.is_object());
+        here = below.flat_map(|schema| alternatives(schema, all)).collect();
+    }
+    assert!(!here.is_empty(), "the schema has no {path}");
+    here.into_iter().any(meets_null)
+}
+
+/// Whether `null` meets all that a schema says of a value. What it says of strings is met.
+fn meets_null(schema: &Value) -> bool {
+    let null = Value::from("null");
+    let has = |word: &str, wanted: &Value| match schema.get(word) {
+        None => true,
+        Some(Value::Array(listed)) => listed.contains(wanted),
+        Some(one) => one == wanted,
+    };
+    let is_excluded = schema.get("not").is_some_and(meets_null);
+    has("type", &null) && has("enum", &Value::Null) && has("const", &Value::Null) && !is_excluded
+}
+
+#[test]
+fn the_schemas_take_null_where_the_program_does() {
+    for (page, file) in FILES {
+        let schema = schema_of(file);
+        let documented = names(page, "key");
+        let sections = documented.iter().filter_map(|key| key.rsplit_once('.'));
+        let sections = sections.map(|(section, _)| section.to_owned());
+        let sections = sections.filter(|section| !section.ends_with('*'));
+        let settings: BTreeSet<String> = documented.iter().cloned().chain(sections).collect();
+        for setting in settings {
+            let said = said_of(file, &setting, &Value::Null);
+            let is_taken = !said.contains("found nothing");
+            assert_eq!(takes_null(&schema, &setting), is_taken, "{setting}: {said}");
         }
     }
 }
@@ -227,17 +296,8 @@ const AS_A_WHOLE: [&str; 2] = ["prices.tiers.long.", "upstreams.headers.set."];
 
 #[test]
 fn every_setting_of_the_schemas_is_documented() {
-    let folder = root().join("conf/schema");
     for (page, file) in FILES {
-        let stem = file.trim_end_matches(".yaml");
-        let names_of_folder = std::fs::read_dir(&folder).unwrap();
-        let mut paths = names_of_folder.map(|entry| entry.unwrap().path());
-        let path = paths.find(|path| {
-            let name = path.file_name().unwrap().to_str().unwrap();
-            name.starts_with(stem)
-        });
-        let schema = std::fs::read_to_string(path.expect(stem)).unwrap();
-        let schema: Value = serde_json::from_str(&schema).unwrap();
+        let schema = schema_of(file);
         let mut settings = BTreeSet::new();
         settings_of(&schema, &schema, "", &mut settings);
         let is_parent = |path: &str| {

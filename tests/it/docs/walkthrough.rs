@@ -374,27 +374,51 @@ fn an_installation_without_a_package_is_one_that_the_unit_can_start() {
     }
 }
 
+/// The command of a block that begins so, with the lines that it goes on in.
+fn command_of(block: &str, beginning: &str) -> String {
+    let lines = block
+        .lines()
+        .skip_while(|line| !line.starts_with(beginning));
+    let mut goes_on = true;
+    let lines = lines.take_while(|line| std::mem::replace(&mut goes_on, line.ends_with('\\')));
+    let command: String = lines.map(|line| line.trim_end_matches('\\')).collect();
+    assert!(!command.is_empty(), "no `{beginning}` in {block}");
+    command
+}
+
 #[test]
-fn the_packages_configuration_takes_the_key_as_its_page_says() {
-    let blocks = blocks("docs/install.md", "sh");
-    let mut blocks = blocks.iter();
-    let commands = blocks.find(|block| block.contains("LoadCredential"));
-    let (_, edit) = commands.unwrap().split_once("\nsed ").unwrap();
-    let (edit, _) = edit.split_once("\nsystemctl").unwrap();
+fn the_upstreams_key_is_put_into_the_configuration_of_the_package() {
+    let [_, _, block, ..] = &blocks("docs/install.md", "sh")[..] else {
+        panic!("the third block has the upstream's key");
+    };
     let folder = tempfile::tempdir().unwrap();
-    for file in ["tiergate.yaml", "policy.yaml"] {
-        let text = read(&format!("systemd/debian/{file}"));
-        fs::write(folder.path().join(file), text).unwrap();
+    for name in ["tiergate.yaml", "policy.yaml"] {
+        let shipped = root().join("systemd/debian").join(name);
+        fs::copy(shipped, folder.path().join(name)).unwrap();
     }
-    let below = folder.path().to_str().unwrap();
-    let edit = format!("sed {}", edit.replace("/etc/tiergate", below));
-    let done = Command::new("sh").args(["-ec", &edit]).output().unwrap();
-    assert!(done.status.success(), "{done:?}");
+    let sed = command_of(block, "sed ").replace("/etc/tiergate/", "");
+    let done = Command::new("sh")
+        .args(["-ec", &sed])
+        .current_dir(folder.path())
+        .status();
+    assert!(done.unwrap().success(), "{sed}");
+    let shipped = read("systemd/debian/tiergate.yaml");
+    let edited = fs::read_to_string(folder.path().join("tiergate.yaml")).unwrap();
+    let changed = shipped.lines().zip(edited.lines());
+    let changed: Vec<_> = changed.filter(|(before, after)| before != after).collect();
+    // What the unit's LoadCredential of that name is for.
+    let key = "    credential_file: /run/credentials/tiergate.service/openai";
+    assert_eq!(changed, [("    credential_file: null", key)]);
+    assert!(block.contains("\nLoadCredential=openai:"), "{block}");
+
+    let [plain, admin] = free_ports();
+    let here = edited
+        .replace("127.0.0.1:8080", &plain.to_string())
+        .replace("127.0.0.1:9464", &admin.to_string());
+    fs::write(folder.path().join("tiergate.yaml"), here).unwrap();
     let arguments = ["check", "--without-secrets", "--config", "tiergate.yaml"];
     let checked = run(folder.path(), &arguments);
     assert!(checked.status.success(), "{checked:?}");
-    let text = fs::read_to_string(folder.path().join("tiergate.yaml")).unwrap();
-    assert!(text.contains("\n    credential_file: /run/credentials/tiergate.service/openai\n"));
 }
 
 /// The service may write nowhere but in the folders that systemd makes for it.

@@ -32,7 +32,7 @@ use crate::accounting::store::redis::commands::{
 use crate::accounting::store::redis::counters::{Counters, Held};
 use crate::accounting::store::{EXCHANGE_EVERY, KEPT_SECONDS, StoreError};
 use crate::config::Redis;
-use crate::config::secret_file::{FileBytes, unusable};
+use crate::config::redis::read_password;
 use crate::policy::budget::{BudgetSum, Budgets};
 
 /// How long an exchange waits for a connection, and for each answer.
@@ -234,9 +234,7 @@ impl RedisStore {
             login = login.set_username(user);
         }
         if let Some(file) = &self.server.password_file {
-            let bytes = FileBytes::read(file).map_err(|why| unusable(file, &why))?;
-            let password = std::str::from_utf8(&bytes).map_err(|why| unusable(file, &why))?;
-            login = login.set_password(password.trim_end_matches(['\r', '\n']));
+            login = login.set_password(read_password(file)?.as_str());
         }
         let to: ConnectionInfo = address.into_connection_info()?;
         let to = to
