@@ -45,7 +45,8 @@ enum Step {
     Wait(Duration),
     /// Until the test calls [`Upstream::release`].
     Hold,
-    /// Takes nothing that comes from now on, and acknowledges none of it, as though it came behind a close.
+    /// Takes nothing that comes from now on, and acknowledges none of it, as though it came behind a close. What was sent before
+    /// is acknowledged by then, or it would be sent again and again, and no end behind it.
     TakeNothing,
     /// Takes one message of a WebSocket client, which counts as a request without a head.
     Hear,
@@ -77,6 +78,8 @@ struct Shared {
     connections: AtomicUsize,
     /// Connections that the proxy has ended.
     ended: AtomicUsize,
+    /// Connections of which nothing is taken any more.
+    deaf: AtomicUsize,
     received: Mutex<Vec<Received>>,
     released: Mutex<bool>,
     release: Condvar,
@@ -309,6 +312,13 @@ impl Upstream {
     pub fn await_ended(&self, count: usize) {
         eventually("the proxy ends its connections", || {
             (self.shared.ended.load(Ordering::SeqCst) >= count).then_some(())
+        });
+    }
+
+    /// Waits until nothing more is taken of this many connections.
+    pub fn await_deaf(&self, count: usize) {
+        eventually("connections of which nothing is taken", || {
+            (self.shared.deaf.load(Ordering::SeqCst) >= count).then_some(())
         });
     }
 
@@ -581,6 +591,7 @@ fn play(wire: &mut Wire, steps: &[Step], shared: &Shared) -> bool {
             Step::TakeNothing => {
                 let socket = wire.socket.descriptor();
                 SockRef::from(&socket).attach_filter(&[DROP_ALL]).unwrap();
+                shared.deaf.fetch_add(1, Ordering::SeqCst);
             }
             Step::Hear => {
                 let Some(body) = wire.frame() else {

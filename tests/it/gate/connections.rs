@@ -263,11 +263,7 @@ const WORK_TIME: Duration = Duration::from_millis(100);
 
 /// Answers its request, and takes nothing more before it closes the connection in good order.
 fn closing(answer: Reply) -> Reply {
-    Reply::default()
-        .take_nothing()
-        .then_all(answer)
-        .hold()
-        .close()
+    answer.wait(WORK_TIME).take_nothing().hold().close()
 }
 
 /// What comes of a request on a connection whose close crosses it.
@@ -292,7 +288,7 @@ fn a_post_that_the_close_of_its_pooled_connection_crosses_is_sent_again_once_and
         let proxy = proxy::new().upstream(&upstream).run();
         let client = proxy.client("sk-fast");
         assert_eq!(client.post(PATH, "{}").text(), "1");
-        await_pooled(&proxy);
+        upstream.await_deaf(1);
         let body = object_of(size);
         let answer = crossed(&proxy, &upstream, || client.post(PATH, &body));
         assert_eq!((answer.status, answer.text()), (200, "2"), "{size} bytes");
@@ -345,7 +341,7 @@ fn a_post_is_sent_no_third_time_where_connections_go_on_to_close() {
     std::thread::scope(|scope| {
         (0..2).for_each(|_| drop(scope.spawn(|| client.post(PATH, "{}"))));
     });
-    proxy.access_log(2);
+    upstream.await_deaf(2);
     let answer = crossed(&proxy, &upstream, || client.post(PATH, "{}"));
     assert_eq!(answer.status, 502);
     upstream.requests(3);
@@ -362,7 +358,7 @@ fn a_chunked_post_that_the_close_of_its_connection_crosses_is_sent_again_where_i
             let proxy = proxy::new().upstream(&upstream).run();
             let client = proxy.client(key);
             assert_eq!(client.post_chunked(PATH, &[b"{}"]).text(), "1");
-            await_pooled(&proxy);
+            upstream.await_deaf(1);
             let body = object_of(size);
             let pieces: Vec<&[u8]> = body.chunks(10_000).collect();
             let answer = crossed(&proxy, &upstream, || client.post_chunked(PATH, &pieces));
