@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::books::Entry;
 use super::budgets::{Account, Charge, Spending};
 use super::operator::Operator;
-use super::plan::{Asker, Coding, Framing, Plan, When, served, tokens};
+use super::plan::{Asker, Coding, Endpoint, Framing, Plan, When, served, tokens};
 use super::policies::{Asked, Budget, Order, Policy};
 use super::reading;
 use super::sockets::Spoken;
@@ -479,10 +479,12 @@ fn wrong_line(line: &Line, entry: Option<&Entry>, order: Order, plan: &Plan) -> 
     if sent < entry.bytes || (entry.whole && sent != entry.bytes) {
         return Some("the line counts other bytes to the upstream".to_owned());
     }
-    // A coded body that passes is looked at only where there is room for the window of its coding.
+    // A coded body that passes is looked at only where there is room for the window of its coding. Where a tier is taken, its
+    // line says so.
+    let takes_tier = plan.endpoint != Endpoint::Embeddings;
     let unseen = order == Order::AsItCame
         && plan.coding != Coding::Identity
-        && line.service_tier.as_deref() == Some(UNKNOWN);
+        && line.service_tier.as_deref() == takes_tier.then_some(UNKNOWN);
     if !entry.whole || unseen {
         return None;
     }
