@@ -46,6 +46,7 @@ fn await_message(context: &mut RequestContext) {
     let settings = &upstream.config;
     let (phase, limit) = match awaited {
         Awaited::Nothing => (AwaitedPhase::UpgradedIdle, None),
+        Awaited::PerhapsMore => (AwaitedPhase::Upgraded, None),
         Awaited::Response => (AwaitedPhase::Upgraded, Some(settings.response_timeout)),
         Awaited::Message => (AwaitedPhase::Upgraded, Some(settings.idle_timeout)),
     };

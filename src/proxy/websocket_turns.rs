@@ -219,8 +219,8 @@ impl Turns {
         &self.request_info.models
     }
 
-    /// Whether no response is known to run.
-    pub fn are_idle(&self) -> bool {
+    /// Whether no response is known to run; an error may have ended those that are open.
+    pub fn are_in_doubt(&self) -> bool {
         self.open.iter().all(|open| open.error.is_some())
     }
 
@@ -393,9 +393,12 @@ impl Turns {
         if kind == Some(DONE) && std::mem::take(&mut self.may_be_done_again) {
             return None;
         }
-        self.oldest_in_lane(event, |open| {
-            kind != Some(ERROR) || open.response_id.is_none()
-        })
+        if kind == Some(ERROR) {
+            return self.oldest_in_lane(event, |open| open.response_id.is_none());
+        }
+        // One that an error may have ended comes last.
+        self.oldest_in_lane(event, |open| open.error.is_none())
+            .or_else(|| self.oldest_in_lane(event, |_| true))
     }
 
     /// The oldest turn of the event's lane, or where that has none, of all, among those that `may_be`.

@@ -397,6 +397,24 @@ fn an_error_of_a_lane_ends_the_response_that_is_awaited_there() {
     assert_eq!(told, [(&json!(2), &failed), (&json!(1), &cut)]);
 }
 
+#[test]
+fn a_response_behind_one_that_an_error_has_ended_has_its_own_events() {
+    let error = r#"{"type":"error","status":500,"error":{"code":"server_error"}}"#;
+    let delta = r#"{"type":"response.output_text.delta","delta":"x"}"#;
+    let [created, completed] = [CREATED, COMPLETED].map(|event| event.replace("r1", "r2"));
+    // The first error is that of the message that waits; what comes next begins a response of its own.
+    let lines = lines(2, &[CREATED, error, error, &created, delta, &completed]);
+    let told: Vec<_> = lines
+        .iter()
+        .map(|line| (line["turn"].as_u64(), line["outcome"].as_str()))
+        .collect();
+    let failed = Some("upstream_error");
+    assert_eq!(
+        told,
+        [(Some(2), failed), (Some(3), Some("ok")), (Some(1), failed)]
+    );
+}
+
 /// It may be that of another message of the client, or that of the response.
 #[test]
 fn an_error_ends_a_response_that_runs_if_nothing_more_comes_of_it() {
@@ -428,7 +446,7 @@ fn a_response_that_may_have_failed_holds_no_place_and_is_not_waited_for() {
     conversation.newly_awaited();
     for (text, awaited) in [
         (CREATED, Awaited::Message),
-        (error, Awaited::Nothing),
+        (error, Awaited::PerhapsMore),
         (CREATED, Awaited::Message),
         (COMPLETED, Awaited::Nothing),
     ] {

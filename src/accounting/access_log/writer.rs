@@ -25,6 +25,8 @@ use crate::config::{LogFormat, LogSettings, LogTarget};
 
 /// Lines that wait for a log that cannot be written, in bytes. Beyond it no further request is taken.
 const BACKLOG_BYTES: u64 = 64 << 20;
+/// How long whoever looks at the log waits for those who write to it.
+const LOCK_WAIT: Duration = Duration::from_millis(200);
 /// A line that has waited for this long for its reader is told of.
 const STALLED_AFTER: Duration = Duration::from_secs(1);
 /// What failed is tried again after this.
@@ -196,7 +198,9 @@ impl AccessLog {
 
     /// Whether lines wait for longer than it takes to write them, or the next one would.
     pub fn is_stalled(&self) -> bool {
-        self.shared.writer.lock().is_stalled()
+        let writer = self.shared.writer.try_lock_for(LOCK_WAIT);
+        // Whoever has it for so long waits for its disk.
+        writer.is_none_or(|writer| writer.is_stalled())
     }
 
     /// Why lines cannot be written, where that has been found.

@@ -33,6 +33,8 @@ const TRY_AGAIN_LATER: u16 = 1013;
 pub enum Awaited {
     /// No message of a response is due.
     Nothing,
+    /// More of a response that an error may have ended.
+    PerhapsMore,
     /// The first message of a response.
     Response,
     /// The next message of a response, or the end of one under way.
@@ -137,10 +139,11 @@ impl WebSocketSession {
         let in_message = !self.server.at_message_boundary() && !self.server.has_ended();
         let awaited = if self.pending_close.is_some() {
             Awaited::Message
-        } else if self.turns.are_idle() {
-            match in_message {
-                true => Awaited::Message,
-                false => Awaited::Nothing,
+        } else if self.turns.are_in_doubt() {
+            match (in_message, self.turns.open.is_empty()) {
+                (true, _) => Awaited::Message,
+                (false, true) => Awaited::Nothing,
+                (false, false) => Awaited::PerhapsMore,
             }
         } else if self.turns.have_begun() {
             Awaited::Message
@@ -217,7 +220,7 @@ impl WebSocketSession {
                 pass.end_message(offset, retried.is_none());
                 to_upstream.extend(retried);
                 let may_close =
-                    pending_close.is_some() || (state.is_draining() && turns.are_idle());
+                    pending_close.is_some() || (state.is_draining() && turns.open.is_empty());
                 boundary = boundary.or(may_close.then_some(offset));
             }
             ServerEvent::Control(frame) => {
@@ -260,7 +263,7 @@ impl WebSocketSession {
         if !self.is_client_between_messages() {
             return ServerOutput::default();
         }
-        let drained = self.state.is_draining() && self.turns.are_idle();
+        let drained = self.state.is_draining() && self.turns.open.is_empty();
         let last = self.pending_close.take();
         ServerOutput::closing(last.or_else(|| drained.then(restart_frame)))
     }

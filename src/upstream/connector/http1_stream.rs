@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf, Bytes};
-use pingora_core::protocols::l4::ext::TCP_INFO;
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::{Shutdown, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -20,6 +19,7 @@ use crate::codec::framing::{ResponseHeadScan, response_body, without_interim};
 use crate::upstream::delegated::delegate_to_io;
 use crate::upstream::write_buffer::WriteBuffer;
 
+use super::acknowledgement::has_unacknowledged;
 use super::control::{AwaitedPhase, StreamControl, Watchdog, carrying};
 use super::error_prefix::ErrorPrefix;
 
@@ -139,12 +139,9 @@ impl Http1Stream {
         polled
     }
 
-    /// Whether the upstream's kernel has acknowledged all that was to be written. Where it closes a connection by itself, as an
-    /// idle one, it acknowledges nothing of a request that is on its way.
+    /// Whether the upstream's kernel has acknowledged all that was to be written.
     fn is_request_taken(&self) -> bool {
-        let socket = self.io.get_socket_digest();
-        let info = socket.and_then(|socket| socket.tcp_info());
-        self.gathered.is_empty() && info.is_none_or(|info| is_acknowledged(&info))
+        self.gathered.is_empty() && !has_unacknowledged(&self.io)
     }
 
     /// The status of a response that has begun while its request is still being written.
@@ -423,13 +420,6 @@ impl Shutdown for Http1Stream {
             self.io.shutdown().await;
         }
     }
-}
-
-/// Whether the peer has acknowledged all that was given to the socket.
-fn is_acknowledged(info: &TCP_INFO) -> bool {
-    // The SYN counts as a byte that is acknowledged, and not as one that is sent.
-    let sent = info.tcpi_bytes_sent + 1 - info.tcpi_bytes_retrans;
-    info.tcpi_notsent_bytes == 0 && info.tcpi_bytes_acked >= sent
 }
 
 delegate_to_io!(Http1Stream);

@@ -270,6 +270,9 @@ impl Http2Session {
         } else if is_above || is_refused(&error) {
             NOT_PROCESSED
         } else if last.is_none() && is_plain_end(&error) {
+            if self.notes.as_ref().is_some_and(|notes| notes.has_crossed()) {
+                self.control().note_untaken();
+            }
             ErrorType::ConnectionClosed
         } else {
             ErrorType::H2Error

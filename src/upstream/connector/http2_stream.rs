@@ -5,7 +5,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
 use async_trait::async_trait;
@@ -13,6 +13,7 @@ use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::{Shutdown, Stream};
 use tokio::io::{AsyncRead, ReadBuf};
 
+use super::acknowledgement::has_unacknowledged;
 use super::control::carrying;
 use crate::codec::http2_frames::{DATA, FrameScan};
 use crate::upstream::delegated::{delegate_to_io, delegate_writes_to_io};
@@ -27,6 +28,8 @@ const NO_LAST_STREAM: u32 = u32::MAX;
 pub(super) struct ServerNotes {
     last_stream: AtomicU32,
     empty_frames: AtomicU32,
+    /// It has closed the connection while bytes were on their way to it.
+    has_crossed: AtomicBool,
 }
 
 /// The connection.
@@ -45,6 +48,11 @@ impl ServerNotes {
         (last != NO_LAST_STREAM).then_some(last)
     }
 
+    /// Whether it has closed the connection while bytes were on their way to it.
+    pub fn has_crossed(&self) -> bool {
+        self.has_crossed.load(Ordering::Acquire)
+    }
+
     /// Whether the connection is to take no further request.
     pub fn is_worn(&self) -> bool {
         self.last_stream().is_some() || self.empty_frames.load(Ordering::Relaxed) >= EMPTY_FRAMES
@@ -56,6 +64,7 @@ impl Http2Stream {
         let notes = Arc::new(ServerNotes {
             last_stream: AtomicU32::new(NO_LAST_STREAM),
             empty_frames: AtomicU32::new(0),
+            has_crossed: AtomicBool::new(false),
         });
         Self {
             io,
@@ -73,9 +82,13 @@ impl AsyncRead for Http2Stream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let before = buf.filled().len();
+        let (before, room) = (buf.filled().len(), buf.remaining());
         let polled = Pin::new(&mut this.io).poll_read(cx, buf);
         let notes = &this.notes;
+        let has_ended = polled.is_ready() && room > 0 && buf.filled().len() == before;
+        if has_ended && has_unacknowledged(&this.io) {
+            notes.has_crossed.store(true, Ordering::Release);
+        }
         this.frames.feed(&buf.filled()[before..], |frame| {
             if let Some(last) = frame.last_stream {
                 // A server may name a smaller one later, and never a larger one.

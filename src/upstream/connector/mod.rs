@@ -3,6 +3,7 @@
 //! [`http1_stream`] and [`http2_session`]; most of it would be mended upstream by cloudflare/pingora#992 and by reading
 //! HTTP/2 streams to END_STREAM there.
 
+mod acknowledgement;
 pub mod control;
 mod error_prefix;
 mod http1_stream;
