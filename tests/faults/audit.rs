@@ -481,7 +481,10 @@ fn wrong_line(line: &Line, entry: Option<&Entry>, order: Order, plan: &Plan) -> 
     }
     // A coded body that passes is looked at only where there is room for the window of its coding. Where a tier is taken, its
     // line says so.
-    let takes_tier = plan.endpoint != Endpoint::Embeddings;
+    let takes_tier = !matches!(
+        plan.endpoint,
+        Endpoint::Embeddings | Endpoint::Models | Endpoint::Batches
+    );
     let unseen = order == Order::AsItCame
         && plan.coding != Coding::Identity
         && line.service_tier.as_deref() == takes_tier.then_some(UNKNOWN);
