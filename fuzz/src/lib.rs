@@ -22,6 +22,9 @@ mod source {
         pub mod access_log;
         pub mod usage;
     }
+    pub mod upstream {
+        pub mod output_queue;
+    }
     pub mod proxy {
         pub mod client_ip;
         pub mod request_body;

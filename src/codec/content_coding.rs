@@ -487,17 +487,28 @@ mod tests {
         }
     }
 
-    fn decoded(coding: Coding, data: &[u8], step: usize) -> Result<Vec<u8>, Cause> {
-        let (mut decoder, mut out) = (Decoder::new(coding), Vec::new());
-        for chunk in data.chunks(step) {
+    type Take<'t> = dyn FnMut(&[u8]) -> Result<(), Refusal> + 't;
+
+    /// What a decoder gives that is pushed these bytes in chunks.
+    fn gathered(
+        bytes: &[u8],
+        step: usize,
+        mut push: impl FnMut(&[u8], &mut Take<'_>) -> Result<(), Refusal>,
+    ) -> Result<Vec<u8>, Cause> {
+        let mut out = Vec::new();
+        for chunk in bytes.chunks(step) {
             let mut take = |piece: &[u8]| {
                 out.extend_from_slice(piece);
                 Ok(())
             };
-            decoder
-                .push(chunk, &mut take)
-                .map_err(|refusal| refusal.cause)?;
+            push(chunk, &mut take).map_err(|refusal| refusal.cause)?;
         }
+        Ok(out)
+    }
+
+    fn decoded(coding: Coding, data: &[u8], step: usize) -> Result<Vec<u8>, Cause> {
+        let mut decoder = Decoder::new(coding);
+        let out = gathered(data, step, |chunk, take| decoder.push(chunk, take))?;
         decoder.finish().map_err(|refusal| refusal.cause)?;
         Ok(out)
     }
@@ -555,16 +566,8 @@ mod tests {
 
     fn answer(coding: &str, body: &[u8], step: usize) -> Result<Vec<u8>, Cause> {
         let headers = HeaderMap::from_iter([(CONTENT_ENCODING, coding.parse().unwrap())]);
-        let (mut decoder, mut out) = (AnswerDecoder::new(&headers), Vec::new());
-        for chunk in body.chunks(step) {
-            let mut take = |piece: &[u8]| {
-                out.extend_from_slice(piece);
-                Ok(())
-            };
-            decoder
-                .push(chunk, &mut take)
-                .map_err(|refusal| refusal.cause)?;
-        }
+        let mut decoder = AnswerDecoder::new(&headers);
+        let out = gathered(body, step, |chunk, take| decoder.push(chunk, take))?;
         let cut = Err(Cause::InvalidContentEncoding);
         decoder.ends_here().then_some(out).map_or(cut, Ok)
     }

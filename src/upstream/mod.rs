@@ -8,6 +8,7 @@ pub(crate) mod delegated;
 pub(crate) mod error_text;
 pub(crate) mod health_check;
 pub(crate) mod outlier_detection;
+pub(crate) mod output_queue;
 pub(crate) mod peer;
 pub(crate) mod resolver;
 pub(crate) mod tls;

@@ -10,15 +10,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::libc::{TIOCOUTQ, c_int};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, major, minor};
 use rustix::io::{Errno, ioctl_fionread};
-use rustix::ioctl;
 use rustix::net::SocketType;
 use rustix::net::sockopt::socket_type;
 
 use crate::config::LogTarget;
+use crate::upstream::output_queue::output_queue;
 
 /// How long half a line at the end of the file must stay as it is before it counts as left behind.
 const HALF_LINE_TIME: Duration = Duration::from_millis(100);
@@ -246,7 +245,7 @@ impl<'a> Receiver<'a> {
     pub fn unread_bytes(&self) -> usize {
         let waiting = match self.kind {
             ReceiverKind::Pipe => ioctl_fionread(self.file).ok(),
-            ReceiverKind::Stream | ReceiverKind::Datagrams => unread_of_socket(self.file),
+            ReceiverKind::Stream | ReceiverKind::Datagrams => output_queue(self.file),
         };
         let waiting = waiting.and_then(|bytes| usize::try_from(bytes).ok());
         waiting.unwrap_or(usize::MAX)
@@ -270,17 +269,6 @@ impl<'a> Receiver<'a> {
     pub fn keeps_for_the_next(&self) -> bool {
         self.kind == ReceiverKind::Pipe
     }
-}
-
-/// What a socket has sent that was not read; 0 too where its reader is gone.
-#[allow(unsafe_code)] // No library has a function for it.
-fn unread_of_socket(file: &File) -> Option<u64> {
-    // SAFETY: TIOCOUTQ, which sockets know as SIOCOUTQ, writes one `int` (`unix(7)`, `tcp(7)`).
-    let waiting = unsafe {
-        let request = ioctl::Getter::<{ TIOCOUTQ as ioctl::Opcode }, c_int>::new();
-        ioctl::ioctl(file, request)
-    };
-    u64::try_from(waiting.ok()?).ok()
 }
 
 /// Whether the other end is gone; of a socket only where it has left something (`unix(7)`: ECONNRESET).

@@ -4,19 +4,14 @@
 
 use std::os::fd::BorrowedFd;
 
-use nix::libc::{TIOCOUTQ, c_int};
 use pingora_core::protocols::Stream;
-use rustix::ioctl;
+
+use crate::upstream::output_queue::output_queue;
 
 /// Whether something that was given to the socket is not acknowledged by the peer. False where that cannot be known.
-#[allow(unsafe_code)] // Pingora shows a descriptor as a number only, and no library has a function for what is asked of it.
+#[allow(unsafe_code)] // Pingora shows a descriptor as a number only.
 pub(super) fn has_unacknowledged(io: &Stream) -> bool {
     // SAFETY: the descriptor is that of `io`, which has it open for as long as it is borrowed.
     let socket = unsafe { BorrowedFd::borrow_raw(io.id()) };
-    // SAFETY: TIOCOUTQ, which sockets know as SIOCOUTQ, writes one `int` (`tcp(7)`).
-    let unacknowledged = unsafe {
-        let request = ioctl::Getter::<{ TIOCOUTQ as ioctl::Opcode }, c_int>::new();
-        ioctl::ioctl(socket, request)
-    };
-    unacknowledged.is_ok_and(|bytes| bytes > 0)
+    output_queue(socket).is_some_and(|bytes| bytes > 0)
 }

@@ -252,15 +252,20 @@ fn a_head_that_does_not_end() {
     proxy.access_log(1);
 }
 
+/// With half a second for a head of HTTP/2.
+fn proxy_that_awaits_heads(upstream: &Upstream) -> Proxy {
+    proxy::new()
+        .upstream(upstream)
+        .tls()
+        .setting("limits: {header_timeout: 500ms, keepalive_timeout: 20s}")
+        .run()
+}
+
 /// A frame in pieces, or a head in more and more frames, behind a request in good order.
 #[test]
 fn a_head_of_http_2_that_does_not_end() {
     let upstream = upstream::json("{}").run();
-    let proxy = proxy::new()
-        .upstream(&upstream)
-        .tls()
-        .setting("limits: {header_timeout: 500ms, keepalive_timeout: 20s}")
-        .run();
+    let proxy = proxy_that_awaits_heads(&upstream);
     let whole = frame(
         HEADERS,
         END_HEADERS | END_STREAM,
@@ -305,11 +310,7 @@ fn a_head_of_http_2_that_does_not_end() {
 #[test]
 fn heads_of_http_2_that_follow_each_other_have_their_time_each() {
     let upstream = upstream::json("{}").run();
-    let proxy = proxy::new()
-        .upstream(&upstream)
-        .tls()
-        .setting("limits: {header_timeout: 500ms, keepalive_timeout: 20s}")
-        .run();
+    let proxy = proxy_that_awaits_heads(&upstream);
     let connection = Connection::open(proxy.tls_address);
     let mut stream = frames::begin(connection.socket().try_clone().unwrap());
     let requests: Vec<u8> = (0..10)
