@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use socket2::SockRef;
 
 use crate::support::client::{Answer, Connection, chunk};
 use crate::support::frames;
@@ -776,6 +777,31 @@ fn a_client_that_leaves_while_its_held_body_waits_for_a_window_has_its_line_at_o
     eventually("the memory of its body", || {
         (proxy.metric("tiergate_buffered_bytes") == 0.0).then_some(())
     });
+}
+
+#[test]
+fn a_client_that_leaves_while_its_passing_body_waits_for_a_window_has_its_line_soon() {
+    for large in [Large::Streamed, Large::Chunked] {
+        let upstream = upstream(|peer| {
+            peer.opens_window = false;
+            peer.hear_out();
+        });
+        let proxy = behind(&upstream);
+        let connection = large.send(&proxy);
+        upstream.await_heads(1);
+        std::thread::sleep(2 * MOMENT);
+        // Without this its end would be behind what nobody has read.
+        let linger = SockRef::from(connection.socket()).set_linger(Some(Duration::ZERO));
+        linger.unwrap();
+        connection.socket().shutdown(Shutdown::Both).unwrap();
+        drop(connection);
+        let left = Instant::now();
+        assert_eq!(proxy.record()["outcome"], "client_closed", "{large:?}");
+        assert!(left.elapsed() < AT_ONCE, "{large:?}: {:?}", left.elapsed());
+        eventually("the memory of its body", || {
+            (proxy.metric("tiergate_buffered_bytes") == 0.0).then_some(())
+        });
+    }
 }
 
 /// The setting of RFC 9113 §6.5.2 for the window of a new stream.

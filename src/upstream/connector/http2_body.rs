@@ -1,11 +1,13 @@
 //! The body of a request on its way over HTTP/2. Pingora's loop puts pieces in; whoever waits for the response sends them as
 //! the upstream's window opens. So a response is noticed while the window is shut. What waits is in memory, and counted
 //! there by whoever puts it in. The loop goes on until [`MAX_WAITING_BYTES`] wait: then it reads no more of its client before
-//! the upstream has taken some of them, or has begun its response, which only the loop can pass on.
+//! the upstream has taken some of them, or has begun its response, which only the loop can pass on. An upstream that takes
+//! nothing is no reason not to see that the client has left, so that the loop takes a piece every [`LOOK_TIME`] then.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -13,6 +15,7 @@ use h2::SendStream;
 use parking_lot::Mutex;
 use pingora_core::protocols::http::custom::BodyWrite;
 use pingora_core::{Error, ErrorType, Result};
+use tokio::time::{Instant, timeout};
 
 use super::control::{AwaitedPhase, StreamControl};
 use crate::upstream::waker_slot::WakerSlot;
@@ -20,6 +23,10 @@ use crate::upstream::waker_slot::WakerSlot;
 /// How much of a body may wait for the upstream's window while more of it is taken from the client, in bytes. It bridges the
 /// time from a piece that was sent to the next one from the client, and no more: what the network holds is the window's.
 const MAX_WAITING_BYTES: usize = 256 * 1024;
+/// How often a client is looked at whose upstream takes nothing.
+const LOOK_TIME: Duration = Duration::from_secs(1);
+/// So much of a body is a piece of it, in bytes: an upstream that takes a few at a time takes nothing.
+pub(super) const PIECE_BYTES: usize = 64 * 1024;
 
 /// The body of one request.
 #[derive(Default)]
@@ -31,6 +38,8 @@ struct State {
     pieces: VecDeque<Bytes>,
     /// What the pieces have together.
     waiting_bytes: usize,
+    /// What the upstream has taken so far.
+    taken_bytes: usize,
     /// No further piece will come.
     is_finished: bool,
     /// Its end was sent, or nothing of it is to be sent any more.
@@ -89,6 +98,10 @@ impl OutgoingBody {
     /// The response is whole: nothing more of the request is wanted.
     pub fn stop(&self) {
         self.0.lock().stop();
+    }
+
+    fn taken_bytes(&self) -> usize {
+        self.0.lock().taken_bytes
     }
 
     fn has_room(&self) -> bool {
@@ -151,6 +164,7 @@ impl State {
         let part = piece.split_to(room.min(piece.len()));
         let count = part.len();
         self.waiting_bytes -= count;
+        self.taken_bytes += count;
         self.writer.wake();
         let is_last_part = piece.is_empty();
         if is_last_part {
@@ -173,20 +187,43 @@ impl State {
 
 /// Where Pingora writes a body.
 pub(super) struct BodyWriter {
-    pub body: Arc<OutgoingBody>,
-    pub control: Arc<StreamControl>,
+    body: Arc<OutgoingBody>,
+    control: Arc<StreamControl>,
+    /// When the upstream last had a whole piece more, and what it had taken by then.
+    last_piece: (Instant, usize),
 }
 
 impl BodyWriter {
-    /// Waits for room. The session that the body belongs to measures how long that takes: it ends the request where that is
-    /// too long.
-    async fn wait_for_room(&self) {
+    pub fn new(body: Arc<OutgoingBody>, control: Arc<StreamControl>) -> Self {
+        Self {
+            body,
+            control,
+            last_piece: (Instant::now(), 0),
+        }
+    }
+
+    /// Waits for room, or for the next look at the client. The session that the body belongs to ends the request where the
+    /// upstream takes no piece for too long.
+    async fn wait_for_room(&mut self) {
         if self.body.has_room() {
+            self.last_piece = (Instant::now(), self.body.taken_bytes());
             return;
         }
-        let write_limit = self.control.write_limit();
-        let (phase, limit) = self.control.enter(AwaitedPhase::RequestWindow, write_limit);
-        std::future::poll_fn(|cx| self.body.poll_room(cx)).await;
+        let (phase, limit) = self.control.enter(AwaitedPhase::RequestWindow, None);
+        loop {
+            let taken = self.body.taken_bytes();
+            if taken >= self.last_piece.1 + PIECE_BYTES {
+                self.last_piece = (Instant::now(), taken);
+            }
+            let write_limit = self.control.write_limit();
+            let left = write_limit.map(|limit| limit.saturating_sub(self.last_piece.0.elapsed()));
+            self.control.enter(AwaitedPhase::RequestWindow, left);
+            let room = std::future::poll_fn(|cx| self.body.poll_room(cx));
+            let has_room = timeout(LOOK_TIME, room).await.is_ok();
+            if has_room || self.body.taken_bytes() == taken {
+                break;
+            }
+        }
         self.control.enter(phase, limit);
     }
 }

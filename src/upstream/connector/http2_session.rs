@@ -28,15 +28,13 @@ use pingora_http::{RequestHeader, ResponseHeader};
 
 use super::control::{AwaitedPhase, StreamControl, Watchdog, carried, carrying};
 use super::error_prefix::ErrorPrefix;
-use super::http2_body::{BodyWriter, OutgoingBody, unsent};
+use super::http2_body::{BodyWriter, OutgoingBody, PIECE_BYTES, unsent};
 use super::http2_stream::ServerNotes;
 
 /// The upstream has not looked at the request, and it can be sent again (RFC 9113 §8.7).
 pub const NOT_PROCESSED: ErrorType = ErrorType::new("the upstream did not process the request");
 /// How long the end of a stream may take whose last byte is here.
 const END_TIME: Duration = Duration::from_secs(5);
-/// So much of a body is a piece of it, in bytes: an upstream that takes a few at a time takes nothing.
-const PIECE_BYTES: usize = 64 * 1024;
 
 /// One stream of a connection that other requests share.
 pub struct Http2Session {
@@ -455,10 +453,8 @@ impl Session for Http2Session {
     }
 
     fn take_request_body_writer(&mut self) -> Option<Box<dyn BodyWrite>> {
-        Some(Box::new(BodyWriter {
-            body: self.body.clone(),
-            control: self.watchdog.control.clone(),
-        }))
+        let control = self.watchdog.control.clone();
+        Some(Box::new(BodyWriter::new(self.body.clone(), control)))
     }
 
     async fn finish_custom(&mut self) -> Result<()> {
