@@ -617,7 +617,8 @@ impl RequestRecord {
         {
             return None;
         }
-        Some(tier_reason(self.action, &self.facts))
+        let own = own_tier(self.client_beta, &self.facts);
+        Some(tier_reason(self.action, own))
     }
 
     fn outcome(&self, termination: Termination, observed: &Observed) -> Outcome {
@@ -725,11 +726,11 @@ impl Answered {
     }
 }
 
-/// Why a body asks for the tier that it asks for.
-pub fn tier_reason(action: Option<TierAction>, facts: &RequestFields) -> &'static str {
+/// Why a request asks for the tier that it asks for; `own`: the one that it came with.
+pub fn tier_reason(action: Option<TierAction>, own: Option<&str>) -> &'static str {
     match action {
         Some(action) => action.reason.as_str(),
-        None if facts.asked_tier().is_some() => "client",
+        None if own.is_some() => "client",
         None => "none",
     }
 }

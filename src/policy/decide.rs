@@ -11,7 +11,7 @@ use crate::config::MessagesMode;
 use crate::config::pattern::{Pattern, without_long_context};
 use crate::policy::endpoint::{Endpoint, add_models};
 use crate::policy::group::{FastModeSignal, ForcedTier, ModelRule, OnTierRefused};
-use crate::policy::{Group, Platform};
+use crate::policy::{ANTHROPIC_BETA, Group, Platform, has_fast_mode_token};
 
 /// What is done to the tier of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub enum BetaHeader {
     Remove,
 }
 
-/// What the fast-mode token of a client's own `anthropic-beta` is to its upstream, where no action sets or removes it.
+/// What the fast-mode token of an `anthropic-beta` is to its upstream, where no action sets or removes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClientBeta {
     /// It says nothing to it, or there is none.
@@ -216,16 +216,23 @@ impl Group {
         action.map(Some).ok_or(Cause::MessagesNotForced)
     }
 
-    /// What a client's own fast-mode token is to the upstream. `beta_asked`: there is one.
+    /// What a fast-mode token that nothing was decided about is to the upstream: the client's own (`beta_asked`: there is
+    /// one), or one of the upstream's settings, which replaces it.
     pub(crate) fn client_beta(&self, endpoint: Endpoint, beta_asked: bool) -> ClientBeta {
         let is_read = matches!(
             self.upstream.messages,
             MessagesMode::Beta | MessagesMode::TierAndBeta
         );
-        let is_messages = endpoint == Endpoint::Messages && self.platform == Platform::OpenAi;
+        let edits = &self.upstream.headers;
+        let mut set = edits.set.iter().filter(|(name, _)| *name == ANTHROPIC_BETA);
+        let is_sent = match set.next() {
+            Some((_, value)) => has_fast_mode_token(value),
+            None => beta_asked && !edits.remove.contains(&ANTHROPIC_BETA),
+        };
+        let is_openai = self.platform == Platform::OpenAi;
         match (self.force, self.fast_mode_beta) {
-            _ if !(beta_asked && is_read && is_messages) => ClientBeta::Ignored,
-            (None, FastModeSignal::Speed | FastModeSignal::Off) => ClientBeta::Removed,
+            _ if !(is_sent && is_read && endpoint == Endpoint::Messages) => ClientBeta::Ignored,
+            (None, FastModeSignal::Speed | FastModeSignal::Off) if is_openai => ClientBeta::Removed,
             _ => ClientBeta::Asks,
         }
     }

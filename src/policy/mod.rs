@@ -18,10 +18,10 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use crate::codec::error::Cause;
-use crate::codec::framing::list_members;
+use crate::codec::framing::connection_headers;
 use crate::config::Upstream;
 pub use crate::config::diagnostic::{Diagnostic, Location};
 pub use crate::policy::api_key::{Credential, CredentialHeader, hash_key};
@@ -318,9 +318,17 @@ impl Denied {
     }
 }
 
-/// Whether a client asks for fast mode: the token exactly, in the comma lists of all lines of `anthropic-beta`.
+/// Whether a client asks for fast mode: the token exactly, in the comma lists of all lines of `anthropic-beta`. Not where the
+/// header is for one connection only.
 pub fn asks_for_fast_mode(headers: &HeaderMap) -> bool {
-    list_members(headers, &ANTHROPIC_BETA).any(|token| token == FAST_MODE_BETA.as_bytes())
+    let lines = headers.get_all(&ANTHROPIC_BETA);
+    lines.iter().any(has_fast_mode_token) && !connection_headers(headers).contains(&ANTHROPIC_BETA)
+}
+
+/// Whether a line of `anthropic-beta` has the token.
+fn has_fast_mode_token(line: &HeaderValue) -> bool {
+    let mut tokens = line.as_bytes().split(|byte| *byte == b',');
+    tokens.any(|token| token.trim_ascii() == FAST_MODE_BETA.as_bytes())
 }
 
 impl From<NoKey> for Cause {

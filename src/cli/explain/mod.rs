@@ -12,11 +12,10 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::accounting::record::tier_reason;
+use crate::accounting::record::{own_tier, tier_reason};
 use crate::bridge::{Answer, ModelsRequest, UpstreamBridge, models_answer};
 pub use crate::cli::explain::request::{Caller, Request};
 use crate::codec::error::{Cause, Refusal};
-use crate::codec::service_tier::RequestFields;
 use crate::config::diagnostic::Location;
 use crate::config::{self, Config};
 use crate::policy::budget::Budgets;
@@ -246,7 +245,9 @@ impl Explanation {
             None => carry(config, &mut decision, request, budget),
         };
         let facts = carried.as_ref().map(|carried| carried.facts.clone());
-        self.record.tier_reason = Some(tier_reason(decision.action, &facts.unwrap_or_default()));
+        let facts = facts.unwrap_or_default();
+        let own = own_tier(decision.client_beta, &facts);
+        self.record.tier_reason = Some(tier_reason(decision.action, own));
         match carried.and_then(|carried| self.send(request, &decision, conversion, carried)) {
             Ok(()) => {}
             Err(refusal) => self.refuse(refusal),
@@ -255,7 +256,7 @@ impl Explanation {
 
     /// It needs no upstream.
     fn answer(&mut self, decision: &Decision, answer: Result<Answer, Refusal>) {
-        self.record.tier_reason = Some(tier_reason(decision.action, &RequestFields::default()));
+        self.record.tier_reason = Some(tier_reason(decision.action, None));
         match answer {
             Ok(answer) => {
                 self.record.status = Some(answer.status);

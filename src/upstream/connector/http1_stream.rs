@@ -29,6 +29,9 @@ const KEPT_BYTES: usize = 16 * 1024;
 const EARLY_BYTES: usize = 16 * 1024;
 /// How long an upstream that has begun a good response may take nothing more of its request, before it gets no more of it.
 const STALL_TIME: Duration = Duration::from_secs(1);
+/// When a client is first looked at whose upstream takes nothing. From look to look it takes twice as long, so that little
+/// is gathered of what nobody counts.
+const LOOK_TIME: Duration = Duration::from_secs(1);
 
 /// A connection that sends what was gathered when its response is next read, which Pingora does as soon as it has written a
 /// head.
@@ -51,6 +54,8 @@ pub(super) struct Http1Stream {
     is_stuck: bool,
     /// Runs while an upstream that has begun its response takes nothing of its request.
     stall: Option<Pin<Box<Sleep>>>,
+    /// Runs to the next look at the client while an upstream takes nothing.
+    look: Option<Look>,
     /// Runs while a piece of the request waits to be taken.
     wait: Option<Pin<Box<Sleep>>>,
     /// The response came before its request was taken. No more of the request is sent, and the connection is not used
@@ -58,6 +63,22 @@ pub(super) struct Http1Stream {
     answered_early: bool,
     error: ErrorPrefix,
     head: ResponseHeadScan,
+}
+
+/// The next look at the client.
+#[derive(Debug)]
+struct Look {
+    pause: Duration,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl Look {
+    fn after(pause: Duration) -> Self {
+        Self {
+            pause,
+            sleep: Box::pin(sleep(pause)),
+        }
+    }
 }
 
 impl Http1Stream {
@@ -74,6 +95,7 @@ impl Http1Stream {
             taken: 0,
             is_stuck: false,
             stall: None,
+            look: None,
             wait: None,
             answered_early: false,
             error: ErrorPrefix::default(),
@@ -102,9 +124,12 @@ impl Http1Stream {
         let unsent = self.gathered.unsent();
         let sent = self.gathered.poll_send(&mut self.io, cx);
         if self.gathered.unsent() < unsent {
-            self.stall = None;
+            self.progressed();
         }
         ready!(sent)?;
+        if unsent > 0 {
+            self.wait = None;
+        }
         while !self.message.is_empty() {
             let written = Pin::new(&mut self.io).poll_write(cx, &self.message);
             match ready!(written)? {
@@ -194,7 +219,8 @@ impl Http1Stream {
         };
         match written {
             Poll::Ready(Ok(count)) => {
-                self.stall = None;
+                self.progressed();
+                self.wait = None;
                 Poll::Ready(Ok(count))
             }
             stuck => self.poll_stuck(cx, buf, stuck),
@@ -211,7 +237,10 @@ impl Http1Stream {
         stuck: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
         let Some(status) = self.early_status(cx) else {
-            return stuck;
+            return match stuck {
+                Poll::Pending => self.poll_look(cx, buf),
+                failed => failed,
+            };
         };
         let takes_no_more = stuck.is_ready() || status >= 300;
         if !takes_no_more && self.gathered.is_empty() {
@@ -226,6 +255,25 @@ impl Http1Stream {
         }
         self.answered_early = true;
         Poll::Ready(Ok(buf.len()))
+    }
+
+    /// Gathers a piece of a body that passes now and then although the upstream takes nothing: Pingora looks at its client
+    /// only between two of them.
+    fn poll_look(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.control().phase() != AwaitedPhase::RequestBody {
+            return Poll::Pending;
+        }
+        let look = self.look.get_or_insert_with(|| Look::after(LOOK_TIME));
+        ready!(look.sleep.as_mut().poll(cx));
+        *look = Look::after(look.pause * 2);
+        self.gathered.push(buf);
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    /// The upstream has taken something.
+    fn progressed(&mut self) {
+        self.stall = None;
+        self.look = None;
     }
 
     /// Ready where a piece of the request has waited for too long. Pingora's own limit would be for all of a body.
@@ -384,7 +432,6 @@ impl AsyncWrite for Http1Stream {
         match &written {
             Poll::Pending => {}
             Poll::Ready(Ok(count)) => {
-                this.wait = None;
                 this.watchdog.request_taken();
                 if this.control().is_upgraded() {
                     this.upgraded_bytes += *count as u64;

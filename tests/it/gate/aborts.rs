@@ -1,7 +1,7 @@
 //! Clients that leave before the end of their answer, where the answer is read on for its usage.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -11,7 +11,7 @@ use crate::support::client::Connection;
 use crate::support::h2::{self, Framing, Leaving};
 use crate::support::proxy::{self, Proxy};
 use crate::support::upstream::{self, Reply, Upstream, reply};
-use crate::support::{PATIENCE, eventually, tls};
+use crate::support::{PATIENCE, eventually, object_of, tls};
 
 const PATH: &str = "/v1/responses";
 const BODY: &[u8] = br#"{"model":"m-1"}"#;
@@ -183,14 +183,31 @@ fn a_client_that_leaves_behind_its_next_request_is_seen_to_leave() {
 }
 
 #[test]
+fn a_client_that_resets_is_seen_to_leave_while_its_upstream_takes_nothing_of_its_body() {
+    let upstream = upstream::script([upstream::silence().before_body()]).run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let client = proxy.client("sk-plain");
+    // More than socket buffers take.
+    let message = client.message(PATH, &object_of(16_000_000));
+    let connection = client.connect();
+    let socket = connection.socket().try_clone().unwrap();
+    reset_on_close(&socket);
+    let sending = std::thread::spawn(move || (&socket).write_all(&message));
+    upstream.await_heads(1);
+    std::thread::sleep(MOMENT);
+    connection.socket().shutdown(Shutdown::Both).unwrap();
+    drop(connection);
+    sending.join().unwrap().unwrap_err();
+    assert_eq!(proxy.record()["outcome"], "client_closed");
+    upstream.release();
+}
+
+#[test]
 fn a_client_that_has_ended_its_side_only_still_gets_its_answer() {
     let upstream = upstream::script([stream()]).run();
     let proxy = patient(&upstream);
     let mut connection = listener(&proxy);
-    connection
-        .socket()
-        .shutdown(std::net::Shutdown::Write)
-        .unwrap();
+    connection.socket().shutdown(Shutdown::Write).unwrap();
     upstream.release();
     let mut last = Vec::new();
     while let Some(piece) = connection.chunk() {

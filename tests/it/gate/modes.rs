@@ -817,6 +817,48 @@ fn a_spent_budget_is_not_asked_before_the_body_has_told_its_model() {
 }
 
 #[test]
+fn the_fast_mode_header_that_counts_is_the_one_that_is_sent() {
+    let upstream = upstream::json(UNNAMED).run();
+    let policy = RULES.replace(
+        "keys:\n",
+        "  claude: {platform: anthropic}\nkeys:\n  sk-claude: {group: claude, name: carl}\n",
+    );
+    let mut told = Vec::new();
+    for headers in [
+        "{}",
+        "{remove: [anthropic-beta]}",
+        "{set: {anthropic-beta: x-1}}",
+        "{set: {anthropic-beta: 'x-1, fast-mode-2026-02-01'}}",
+    ] {
+        let settings = format!("messages: tier_and_beta, headers: {headers}");
+        let proxy = proxy::new()
+            .policy(&policy)
+            .upstream_with("main", &upstream, &settings)
+            .run();
+        for key in ["sk-rules", "sk-claude"] {
+            for header in ["anthropic-beta", "x-other"] {
+                let client = proxy.client(key).header(header, BETA);
+                client.post("/v1/messages", r#"{"model":"m-mini"}"#);
+                let count = upstream.received().len();
+                let request = &upstream.requests(count)[count - 1];
+                let betas = request.header("anthropic-beta").concat();
+                told.push((betas.contains(BETA), key));
+            }
+        }
+        for (record, (is_sent, key)) in proxy.access_log(4).iter().zip(told.drain(..)) {
+            let tier = is_sent.then_some("priority");
+            assert_eq!(record["service_tier"].as_str(), tier, "{headers} {key}");
+            let reason = match (key, is_sent) {
+                ("sk-rules", _) => "model_exempt",
+                (_, true) => "client",
+                (_, false) => "none",
+            };
+            assert_eq!(record["tier_reason"], reason, "{headers} {key}");
+        }
+    }
+}
+
+#[test]
 fn no_header_of_the_settings_takes_a_forced_tier_away() {
     for rule in ["set: {anthropic-beta: x-1}", "remove: [anthropic-beta]"] {
         let settings = format!("messages: beta, headers: {{{rule}}}");
