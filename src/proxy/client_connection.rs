@@ -40,6 +40,8 @@ struct State {
     phase: Phase,
     head_bytes_left: u64,
     scan: RequestScan,
+    /// The request's version knows interim responses.
+    takes_interim: bool,
     drains: bool,
     /// The drain has lasted as long as it may.
     drain_over: bool,
@@ -102,6 +104,7 @@ impl ClientConnection {
             phase: Phase::New { until },
             head_bytes_left: limits.bytes,
             scan: RequestScan::default(),
+            takes_interim: false,
             drains: false,
             drain_over: false,
             awaits_body: false,
@@ -131,10 +134,11 @@ impl ClientConnection {
         };
     }
 
-    /// The head of the request has been read.
-    pub fn head_is_read(&self, body: BodyFraming) {
+    /// The head of the request has been read. `takes_interim`: its version knows interim responses.
+    pub fn head_is_read(&self, body: BodyFraming, takes_interim: bool) {
         let mut state = self.0.lock();
         state.phase = Phase::Request;
+        state.takes_interim = takes_interim;
         state.scan.begin_body(body);
     }
 
@@ -192,6 +196,11 @@ impl ClientConnection {
     pub fn runs_whole_request(&self) -> bool {
         let state = self.0.lock();
         state.phase == Phase::Request && !state.awaits_body
+    }
+
+    /// Whether an interim response may be sent to the request.
+    pub fn takes_interim(&self) -> bool {
+        self.0.lock().takes_interim
     }
 
     /// Whether the rest of the body was not waited for because the drain was over.
@@ -337,7 +346,7 @@ mod tests {
             keepalive: HOUR,
         };
         let connection = ClientConnection::new(limits, Instant::now() + HOUR);
-        connection.head_is_read(BodyFraming::Length(0));
+        connection.head_is_read(BodyFraming::Length(0), true);
         connection
     }
 

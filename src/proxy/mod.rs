@@ -92,7 +92,8 @@ impl ProxyHttp for TierProxy {
         let extensions = &session.req_header().extensions;
         context.client_stream = extensions.get::<ClientStream>().cloned();
         if let Some(client) = &context.client {
-            client.head_is_read(body_framing(session.req_header()));
+            let head = session.req_header();
+            client.head_is_read(body_framing(head), head.version >= Version::HTTP_11);
         }
         let limits = &self.state.limits;
         if session.get_keepalive().is_some() {

@@ -1,7 +1,7 @@
 //! A client's connection as Pingora reads and writes it, outside of TLS. It adds what Pingora 0.9.1 does not do itself: a
 //! time and a size for a whole request head (cloudflare/pingora#447), chunks that have one reading only, responses that are
-//! read on although their client has left, clients that are seen to leave behind a next request, the pieces of a response
-//! written together, an end to floods of HTTP/2 frames, and a time for the client's part in the end of a connection of
+//! read on although their client has left, clients that are seen to leave behind a next request and told from those that only
+//! send no more, the pieces of a response written together, an end to floods of HTTP/2 frames, and a time for the client's part in the end of a connection of
 //! HTTP/2.
 
 use std::io::{self, IoSlice};
@@ -20,6 +20,7 @@ use tokio_util::sync::ReusableBoxFuture;
 use crate::codec::http2_flood::Http2Flood;
 use crate::proxy::client_connection::{ClientConnection, Wait};
 use crate::proxy::error_mapping::head_too_large;
+use crate::server::half_close::{PROBE, ProbeTimer};
 use crate::upstream::connector::control::carrying;
 use crate::upstream::delegated::delegate_to_io;
 use crate::upstream::write_buffer::WriteBuffer;
@@ -43,6 +44,8 @@ pub struct Downstream<S: IO> {
     sleep: Option<Pin<Box<Sleep>>>,
     /// Written by Pingora and not yet sent.
     gathered: WriteBuffer,
+    /// Something was written since the client was last heard of.
+    has_written: bool,
     /// Nothing can be written any more, and nothing that is written is missed.
     broken: bool,
 }
@@ -53,6 +56,8 @@ enum Version {
         connection: Arc<ClientConnection>,
         /// What came of the next request while Pingora only looked whether the client was there.
         ahead: Vec<u8>,
+        /// The client's side has ended before its response has begun, and whether the client is there is looked at.
+        probes: Option<ProbeTimer>,
     },
     /// A connection is read by a task of its own, which belongs to no request. So many bytes of its preface are missing.
     Http2 {
@@ -77,6 +82,7 @@ impl<S: IO> Downstream<S> {
         let version = Version::Http1 {
             connection,
             ahead: Vec::new(),
+            probes: None,
         };
         Self::new(io, version, digest)
     }
@@ -107,6 +113,7 @@ impl<S: IO> Downstream<S> {
             digest,
             sleep: None,
             gathered: WriteBuffer::new(KEPT_BYTES),
+            has_written: false,
             broken: false,
         }
     }
@@ -174,9 +181,20 @@ impl<S: IO> Downstream<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match &mut self.version {
-            Version::Http1 { connection, ahead } => {
+            Version::Http1 {
+                connection,
+                ahead,
+                probes,
+            } => {
                 if buf.remaining() == 1 && connection.runs_whole_request() {
-                    return poll_ahead(&mut self.io, ahead, cx);
+                    if probes.is_none() {
+                        ready!(poll_ahead(&mut self.io, ahead, cx))?;
+                        if self.has_written || !connection.takes_interim() {
+                            return Poll::Ready(Ok(()));
+                        }
+                        *probes = Some(ProbeTimer::new());
+                    }
+                    return self.poll_gone(cx).map(Ok);
                 }
                 if !ahead.is_empty() {
                     let count = ahead.len().min(buf.remaining());
@@ -195,6 +213,26 @@ impl<S: IO> Downstream<S> {
             Version::Http2 { .. } => {}
         }
         Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+
+    /// Ready when a client that has ended its side has left.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while let Version::Http1 {
+            probes: Some(probes),
+            ..
+        } = &mut self.version
+            && !self.has_written
+        {
+            ready!(probes.poll_due(cx));
+            if self.gathered.is_empty() {
+                self.gathered.push(PROBE);
+            }
+            if let Poll::Ready(Err(_)) = self.poll_send(cx) {
+                return Poll::Ready(());
+            }
+        }
+        // Its response shows whether it is there.
+        Poll::Pending
     }
 
     /// These bytes came. False where a head is too long to be read on, or the client floods.
@@ -246,6 +284,7 @@ impl<S: IO> Downstream<S> {
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let length: usize = pieces.iter().map(|piece| piece.len()).sum();
+        self.has_written = true;
         if self.broken {
             return Poll::Ready(Ok(length));
         }
@@ -326,6 +365,7 @@ impl<S: IO> AsyncRead for Downstream<S> {
         let (before, room) = (buf.filled().len(), buf.remaining());
         let read = this.poll_receive(cx, buf);
         let count = buf.filled().len() - before;
+        this.has_written &= count == 0;
         if count > 0 && !this.record_read(&buf.filled()[before..]) {
             return this.refuse(cx);
         }

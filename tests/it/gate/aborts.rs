@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
@@ -215,6 +215,62 @@ fn a_client_that_has_ended_its_side_only_still_gets_its_answer() {
     }
     assert!(last.ends_with(COMPLETED.as_bytes()));
     assert_eq!(told(&proxy.record()), drained());
+}
+
+#[test]
+fn a_client_that_ends_its_side_behind_its_request_gets_its_answer() {
+    let thoughtful = || reply(200).json("{}");
+    let quiet = || Reply::default().wait(3 * MOMENT).then_all(thoughtful());
+    let upstream = upstream::script([quiet(), stream(), quiet()]).run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let client = proxy.client("sk-fast");
+    let half_closed = || {
+        let mut connection = client.connect();
+        connection.send(client.message(PATH, BODY));
+        connection.socket().shutdown(Shutdown::Write).unwrap();
+        connection
+    };
+    let final_head = |connection: &mut Connection| loop {
+        let head = connection.head().expect("an answer");
+        if head.status != 100 {
+            return head.status;
+        }
+    };
+    assert_eq!(final_head(&mut half_closed()), 200);
+    let mut connection = half_closed();
+    assert_eq!(final_head(&mut connection), 200);
+    upstream.release();
+    let pieces = std::iter::from_fn(|| connection.chunk());
+    assert!(pieces.last().unwrap().ends_with(COMPLETED.as_bytes()));
+    // A version that knows no interim response.
+    let mut old = client.connect();
+    let message = String::from_utf8(client.message(PATH, BODY)).unwrap();
+    old.send(message.replace("HTTP/1.1", "HTTP/1.0"));
+    old.socket().shutdown(Shutdown::Write).unwrap();
+    assert!(old.head().is_none());
+    let records = proxy.access_log(3);
+    let outcomes: Vec<_> = records.iter().map(|record| &record["outcome"]).collect();
+    assert_eq!(outcomes, ["ok", "ok", "client_closed"]);
+}
+
+#[test]
+fn a_client_that_has_left_ends_its_request_at_once_however_it_left() {
+    for resets in [false, true] {
+        let upstream = upstream::script([upstream::silence()]).run();
+        let proxy = proxy::new().upstream(&upstream).run();
+        let client = proxy.client("sk-fast");
+        let mut connection = client.connect();
+        connection.send(client.message(PATH, BODY));
+        upstream.await_heads(1);
+        if resets {
+            reset_on_close(connection.socket());
+        }
+        drop(connection);
+        let left = Instant::now();
+        assert_eq!(proxy.record()["outcome"], "client_closed");
+        assert!(left.elapsed() < Duration::from_secs(1));
+        upstream.release();
+    }
 }
 
 #[test]
