@@ -52,6 +52,12 @@ impl Http2Flood {
         self.credit > 0
     }
 
+    /// So many empty DATA frames came and are not in what is taken. False where it is a flood.
+    pub fn record_left_out(&mut self, count: usize) -> bool {
+        self.credit = self.credit.saturating_sub_unsigned(count as u64);
+        self.credit > 0
+    }
+
     /// Whether what came is whole frames, and whole heads.
     pub fn is_between_frames(&self) -> bool {
         self.frames.is_between_frames()

@@ -14,8 +14,8 @@ pub const RST_STREAM: u8 = 3;
 pub const GOAWAY: u8 = 7;
 pub const CONTINUATION: u8 = 9;
 
-/// Of DATA and HEADERS: the last of its stream.
-const END_STREAM: u8 = 1;
+/// A DATA frame of no bytes that ends nothing, but for its stream: its length, type and flags.
+const EMPTY_DATA: [u8; 5] = [0, 0, 0, DATA, 0];
 /// Of HEADERS and CONTINUATION: the last of its head.
 const END_HEADERS: u8 = 4;
 
@@ -38,8 +38,6 @@ pub struct FrameHeader {
     pub kind: u8,
     /// Length of its payload in bytes.
     pub length: usize,
-    /// Whether END_STREAM is among its flags.
-    pub ends_stream: bool,
     /// Of a GOAWAY: the last stream that may have been processed.
     pub last_stream: Option<u32>,
 }
@@ -90,14 +88,61 @@ impl FrameScan {
     }
 
     fn header(&self) -> FrameHeader {
-        let [_, _, _, kind, flags, _, _, _, _, last @ ..] = self.begin;
+        let [_, _, _, kind, _, _, _, _, _, last @ ..] = self.begin;
         let has_last = self.length > HEADER_BYTES;
         FrameHeader {
             kind,
             length: self.payload_bytes(),
-            ends_stream: matches!(kind, DATA | HEADERS) && flags & END_STREAM != 0,
             last_stream: has_last.then(|| u32::from_be_bytes(last) & STREAM_MASK),
         }
+    }
+}
+
+/// Leaves the empty DATA frames out of what is read. They say nothing (RFC 9113 §6.1 allows any number), some servers send one
+/// with each flush, and the h2 crate (0.4.20) closes a connection at its 101st, with every request on it.
+#[derive(Debug, Default)]
+pub struct EmptyFrameFilter {
+    /// What is here of the next frame's header, which is held until it is whole.
+    header: [u8; HEADER_BYTES],
+    length: usize,
+    /// Bytes that are still to come and pass whatever they are.
+    passing: usize,
+}
+
+impl EmptyFrameFilter {
+    /// For a connection that begins with a preface of so many bytes.
+    pub fn behind(preface: usize) -> Self {
+        Self {
+            passing: preface,
+            ..Self::default()
+        }
+    }
+
+    /// Gives on, in pieces, what came next without empty frames, and says how many of these were in it.
+    pub fn pass(&mut self, mut bytes: &[u8], mut give: impl FnMut(&[u8])) -> usize {
+        let mut left_out = 0;
+        while !bytes.is_empty() {
+            let passed = bytes.split_off(..self.passing.min(bytes.len()));
+            let passed = passed.unwrap_or_default();
+            self.passing -= passed.len();
+            give(passed);
+            let wanted = (HEADER_BYTES - self.length).min(bytes.len());
+            let more = bytes.split_off(..wanted).unwrap_or_default();
+            self.header[self.length..self.length + wanted].copy_from_slice(more);
+            self.length += wanted;
+            if self.length < HEADER_BYTES {
+                break;
+            }
+            self.length = 0;
+            if self.header.starts_with(&EMPTY_DATA) {
+                left_out += 1;
+                continue;
+            }
+            give(&self.header);
+            let [high, middle, low, ..] = self.header;
+            self.passing = u32::from_be_bytes([0, high, middle, low]) as usize;
+        }
+        left_out
     }
 }
 
@@ -120,18 +165,17 @@ mod tests {
             frame(DATA, 1, &[7; 200]),
         ]
         .concat();
-        let shown = |kind, length, ends_stream, last_stream| FrameHeader {
+        let shown = |kind, length, last_stream| FrameHeader {
             kind,
             length,
-            ends_stream,
             last_stream,
         };
         let expected = [
-            shown(HEADERS, 4, true, None),
-            shown(DATA, 0, false, None),
-            shown(GOAWAY, 9, false, Some(259)),
-            shown(GOAWAY, 3, false, None),
-            shown(DATA, 200, true, None),
+            shown(HEADERS, 4, None),
+            shown(DATA, 0, None),
+            shown(GOAWAY, 9, Some(259)),
+            shown(GOAWAY, 3, None),
+            shown(DATA, 200, None),
         ];
         for step in [1, 2, 5, 9, 13, bytes.len()] {
             let (mut scan, mut seen) = (FrameScan::default(), Vec::new());
@@ -159,6 +203,30 @@ mod tests {
             }
             scan.feed(&[*last], |_| {});
             assert_eq!(scan.is_between_frames(), is_between);
+        }
+    }
+
+    #[test]
+    fn empty_data_frames_are_left_out_however_their_bytes_come() {
+        let empty = || frame(DATA, 0, b"");
+        let preface = b"PRI * with \0\0\0\0\0 in it".to_vec();
+        let kept = [
+            preface.clone(),
+            frame(HEADERS, 4, b"head"),
+            frame(DATA, 0, &empty()),
+            frame(DATA, 1, b""),
+            frame(CONTINUATION, 4, b""),
+        ];
+        let sent = kept.join(&[empty(), empty()].concat()[..]);
+        let (first, rest) = sent.split_at(preface.len());
+        let sent = [first, rest, &empty()].concat();
+        for step in [1, 2, 5, 9, 13, sent.len()] {
+            let mut filter = EmptyFrameFilter::behind(preface.len());
+            let (mut passed, mut left_out) = (Vec::new(), 0);
+            for piece in sent.chunks(step) {
+                left_out += filter.pass(piece, |bytes| passed.extend_from_slice(bytes));
+            }
+            assert_eq!((left_out, &passed), (9, &kept.concat()), "{step}");
         }
     }
 }

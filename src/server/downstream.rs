@@ -23,6 +23,7 @@ use crate::proxy::error_mapping::head_too_large;
 use crate::server::half_close::{PROBE, ProbeTimer};
 use crate::upstream::connector::control::carrying;
 use crate::upstream::delegated::delegate_to_io;
+use crate::upstream::http2_reader::Http2Reader;
 use crate::upstream::write_buffer::WriteBuffer;
 
 /// What of the buffer for writing is kept while nothing is in it, in bytes.
@@ -62,6 +63,7 @@ enum Version {
     /// A connection is read by a task of its own, which belongs to no request. So many bytes of its preface are missing.
     Http2 {
         preface: usize,
+        reader: Http2Reader,
         /// When the preface or the head that has begun is to be whole; none where both are.
         until: Option<Instant>,
         header_timeout: Duration,
@@ -97,6 +99,7 @@ impl<S: IO> Downstream<S> {
     ) -> Self {
         let version = Version::Http2 {
             preface: PREFACE_BYTES,
+            reader: Http2Reader::behind(PREFACE_BYTES),
             until: Some(until),
             header_timeout,
             flood: Http2Flood::default(),
@@ -210,7 +213,13 @@ impl<S: IO> Downstream<S> {
             Version::Http2 { pong, .. } if !pong.is_empty() && *pong != SHUTDOWN_PONG => {
                 return Poll::Pending;
             }
-            Version::Http2 { .. } => {}
+            Version::Http2 { reader, flood, .. } => {
+                let read = reader.poll_read(&mut self.io, cx, buf);
+                if !flood.record_left_out(reader.take_left_out()) {
+                    return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+                }
+                return read;
+            }
         }
         Pin::new(&mut self.io).poll_read(cx, buf)
     }

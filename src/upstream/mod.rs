@@ -7,6 +7,7 @@ mod credential;
 pub(crate) mod delegated;
 pub(crate) mod error_text;
 pub(crate) mod health_check;
+pub(crate) mod http2_reader;
 pub(crate) mod outlier_detection;
 pub(crate) mod output_queue;
 pub(crate) mod peer;

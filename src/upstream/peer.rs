@@ -8,9 +8,11 @@ use pingora_core::upstreams::peer::HttpPeer;
 use crate::config::url::Destination;
 use crate::config::{self, SocketAddress, Url};
 
-/// What may be under way of one response over HTTP/2, in bytes. The connection's window has room for all of its streams, so
-/// that clients who read slowly do not stop the others.
+/// What may be under way of one response over HTTP/2, in bytes.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// Of all responses on a connection: the most that there is, so that clients who read slowly do not stop the others. And
+/// the h2 crate closes a connection on which more small frames wait for their readers than half of this is for.
+const CONNECTION_WINDOW_BYTES: u32 = i32::MAX as u32;
 const KEEPALIVE: TcpKeepalive = TcpKeepalive {
     idle: Duration::from_secs(30),
     interval: Duration::from_secs(10),
@@ -33,11 +35,7 @@ impl config::Upstream {
         options.max_h2_streams = self.http2.max_streams;
         options.h2_ping_interval = Some(self.http2.ping_interval);
         options.h2_stream_window_size = Some(STREAM_WINDOW_BYTES);
-        options.h2_connection_window_size = Some(
-            STREAM_WINDOW_BYTES
-                .saturating_mul(self.http2.max_streams as u32)
-                .min(i32::MAX as u32),
-        );
+        options.h2_connection_window_size = Some(CONNECTION_WINDOW_BYTES);
         // HTTP/2 is agreed on by TLS alone.
         let most = if url.tls && self.http2.enabled { 2 } else { 1 };
         options.set_http_version(most, 1);

@@ -497,22 +497,49 @@ fn a_request_above_the_last_stream_is_sent_again_where_the_connection_ends_at_on
 }
 
 #[test]
-fn empty_frames_of_many_responses_end_no_connection_under_a_request() {
+fn empty_frames_end_no_connection() {
     let upstream = upstream(|peer| {
         peer.serve(|peer, stream| {
             peer.respond(stream, 200, &SSE);
+            for _ in 0..250 {
+                peer.data(stream, b"");
+            }
+            peer.data(stream, CREATED.as_bytes());
             peer.data(stream, b"");
             peer.last_data(stream, COMPLETED.as_bytes());
         });
     });
     let proxy = behind(&upstream);
-    for _ in 0..250 {
+    let events = [CREATED, COMPLETED].concat();
+    for _ in 0..20 {
+        let answer = post(&proxy, "sk-plain", BODY);
+        assert_eq!(told(&answer), (200, true, &*events));
+    }
+    assert_eq!(outcomes(&proxy.stop()), ["ok"; 20]);
+    assert_eq!(upstream.seen().connections, 1);
+}
+
+#[test]
+fn empty_frames_of_a_client_end_no_connection() {
+    use frames::{DATA, END_HEADERS, HEADERS};
+    let upstream = http1::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).tls().run();
+    let mut client = frames::begin(TcpStream::connect(proxy.tls_address).unwrap());
+    for number in 0..20 {
+        let stream = 1 + 2 * number;
+        let head = frames::head("sk-fast", PATH);
+        let mut sent = frames::frame(HEADERS, END_HEADERS, stream, &head);
+        sent.extend(frames::frame(DATA, 0, stream, b"").repeat(50));
+        sent.extend(frames::frame(DATA, 0, stream, BODY));
+        sent.extend(frames::frame(DATA, 0, stream, b"").repeat(50));
+        sent.extend(frames::frame(DATA, 1, stream, b""));
+        client.write_all(&sent).unwrap();
         assert_eq!(
-            told(&post(&proxy, "sk-plain", BODY)),
-            (200, true, COMPLETED)
+            proxy.access_log(number as usize + 1).len(),
+            number as usize + 1
         );
     }
-    assert_eq!(outcomes(&proxy.stop()), ["ok"; 250]);
+    assert_eq!(outcomes(&proxy.stop()), ["ok"; 20]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A connection of HTTP/2 to an upstream, below the h2 crate, which reads along what the server says of the connection as a
 //! whole and the crate does not tell: the last stream of a GOAWAY, without which nobody knows what may be sent again
-//! (RFC 9113 §6.8), and how near the connection is to the crate's own limits.
+//! (RFC 9113 §6.8). Empty DATA frames are left out, for which the crate has a limit.
 
 use std::io;
 use std::pin::Pin;
@@ -15,11 +15,10 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use super::acknowledgement::has_unacknowledged;
 use super::control::carrying;
-use crate::codec::http2_frames::{DATA, FrameScan};
+use crate::codec::http2_frames::FrameScan;
 use crate::upstream::delegated::{delegate_to_io, delegate_writes_to_io};
+use crate::upstream::http2_reader::Http2Reader;
 
-/// Empty DATA frames after which a connection takes no further request. The h2 crate closes a connection at its 101st.
-const EMPTY_FRAMES: u32 = 50;
 /// No GOAWAY has come. Streams have smaller numbers.
 const NO_LAST_STREAM: u32 = u32::MAX;
 
@@ -27,7 +26,6 @@ const NO_LAST_STREAM: u32 = u32::MAX;
 #[derive(Debug)]
 pub(super) struct ServerNotes {
     last_stream: AtomicU32,
-    empty_frames: AtomicU32,
     /// It has closed the connection while bytes were on their way to it.
     has_crossed: AtomicBool,
 }
@@ -36,6 +34,7 @@ pub(super) struct ServerNotes {
 #[derive(Debug)]
 pub(super) struct Http2Stream {
     io: Stream,
+    reader: Http2Reader,
     frames: FrameScan,
     notes: Arc<ServerNotes>,
     digest: Option<Arc<ProxyDigest>>,
@@ -54,8 +53,8 @@ impl ServerNotes {
     }
 
     /// Whether the connection is to take no further request.
-    pub fn is_worn(&self) -> bool {
-        self.last_stream().is_some() || self.empty_frames.load(Ordering::Relaxed) >= EMPTY_FRAMES
+    pub fn goes_away(&self) -> bool {
+        self.last_stream().is_some()
     }
 }
 
@@ -63,11 +62,11 @@ impl Http2Stream {
     pub fn new(io: Stream) -> Self {
         let notes = Arc::new(ServerNotes {
             last_stream: AtomicU32::new(NO_LAST_STREAM),
-            empty_frames: AtomicU32::new(0),
             has_crossed: AtomicBool::new(false),
         });
         Self {
             io,
+            reader: Http2Reader::behind(0),
             frames: FrameScan::default(),
             digest: carrying(&notes),
             notes,
@@ -83,7 +82,7 @@ impl AsyncRead for Http2Stream {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let (before, room) = (buf.filled().len(), buf.remaining());
-        let polled = Pin::new(&mut this.io).poll_read(cx, buf);
+        let polled = this.reader.poll_read(&mut this.io, cx, buf);
         let notes = &this.notes;
         let has_ended = polled.is_ready() && room > 0 && buf.filled().len() == before;
         if has_ended && has_unacknowledged(&this.io) {
@@ -93,9 +92,6 @@ impl AsyncRead for Http2Stream {
             if let Some(last) = frame.last_stream {
                 // A server may name a smaller one later, and never a larger one.
                 notes.last_stream.fetch_min(last, Ordering::AcqRel);
-            }
-            if frame.kind == DATA && frame.length == 0 && !frame.ends_stream {
-                notes.empty_frames.fetch_add(1, Ordering::Relaxed);
             }
         });
         polled

@@ -118,7 +118,7 @@ impl UpstreamConnector {
 /// crate until others end.
 async fn within_limit(session: PingoraSession) -> Option<PingoraSession> {
     let connection = session.conn.clone();
-    if notes_of(&connection).is_some_and(|notes| notes.is_worn()) {
+    if notes_of(&connection).is_some_and(|notes| notes.goes_away()) {
         // What runs on it may end.
         connection.mark_shutdown();
         return None;
