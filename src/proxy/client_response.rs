@@ -77,10 +77,12 @@ pub(super) struct LocalResponse {
 /// all others.
 pub(super) fn local_response(state: &State, session: &Session) -> Result<Option<LocalResponse>> {
     let request = session.req_header();
-    if is_health_check(state, request) {
-        return health(state).map(Some);
-    }
     let cors = state.config.cors.as_ref();
+    if is_health_check(state, request) {
+        let mut response = health(state)?;
+        cors::allow(cors, &request.headers, &mut response.head)?;
+        return Ok(Some(response));
+    }
     let preflight = cors::preflight(cors, &request.method, &request.headers)?;
     Ok(preflight.map(|head| LocalResponse {
         head,

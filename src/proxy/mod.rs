@@ -404,8 +404,7 @@ impl TierProxy {
         context.admit(decision, head_bytes)?;
         context.only_http1 = head_bytes > SHARED_HEAD_BYTES;
         let request_info = &context.request_info;
-        context.upgrade =
-            session.is_upgrade_req() && may_upgrade(&request_info.method, request_info.endpoint);
+        context.upgrade = session.is_upgrade_req() && may_upgrade(head, request_info.endpoint);
         if context.upgrade && announces_body(head) {
             // After a switch its bytes would be taken for frames.
             return Err(Cause::InvalidHttp.into());
@@ -451,9 +450,13 @@ fn check_framing(session: &mut Session) -> Result<(), Refusal> {
     Err(Cause::InvalidHttp.into())
 }
 
-/// A forced group's upgrade goes on only to where its messages are judged; elsewhere the request is an ordinary one.
-pub(crate) fn may_upgrade(method: &Method, endpoint: Endpoint) -> bool {
-    method == Method::GET && matches!(endpoint, Endpoint::Responses | Endpoint::Other)
+/// Whether the request asks for a WebSocket, where one may be: a forced group's goes on only to where its messages are judged.
+/// All others are ordinary requests, those that offer `h2c` too (RFC 9110 §7.8).
+pub(crate) fn may_upgrade(head: &RequestHeader, endpoint: Endpoint) -> bool {
+    let mut protocols = framing::list_members(&head.headers, &header::UPGRADE);
+    head.method == Method::GET
+        && matches!(endpoint, Endpoint::Responses | Endpoint::Other)
+        && protocols.any(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))
 }
 
 fn announces_body(head: &RequestHeader) -> bool {

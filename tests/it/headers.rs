@@ -717,6 +717,7 @@ fn for_pages(upstream: &Upstream, origins: &str) -> Proxy {
     proxy::new()
         .upstream(upstream)
         .setting(&format!("cors: {{allow_origins: [{origins}]}}"))
+        .setting("health_path: /health")
         .run()
 }
 
@@ -800,5 +801,8 @@ fn every_response_may_be_read_by_an_allowed_page() {
             assert_eq!(answer.status, status);
             assert_eq!(for_browsers(&answer), expected);
         }
+        let page = proxy.anonymous().header("Origin", PAGE);
+        let answer = page.exchange(&page.head("GET", "/health"));
+        assert_eq!((answer.status, for_browsers(&answer).len()), (200, 3));
     }
 }

@@ -573,6 +573,22 @@ fn an_upstream_that_speaks_only_http_2_is_not_blamed_for_requests_that_cannot_go
 }
 
 #[test]
+fn a_request_that_offers_h2c_goes_to_an_upstream_that_speaks_only_http_2() {
+    let upstream =
+        upstream_without_http1(|peer| peer.serve(|peer, stream| peer.json(stream, 200, "{}")));
+    let proxy = behind(&upstream);
+    let client = proxy
+        .client("sk-fast")
+        .header("Connection", "Upgrade, HTTP2-Settings")
+        .header("Upgrade", "h2c")
+        .header("HTTP2-Settings", "AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA");
+    for path in ["/v1/models", "/v1/responses/resp_1"] {
+        assert_eq!(client.exchange(&client.head("GET", path)).status, 200);
+    }
+    assert_eq!(client.post(PATH, BODY).status, 200);
+}
+
+#[test]
 fn a_malformed_answer_does_not_switch_http_2_off() {
     let upstream = upstream(|peer| {
         let stream = peer.request();

@@ -97,8 +97,7 @@ impl Request {
 
     /// Whether it would become a WebSocket, if the upstream agrees.
     pub(super) fn upgrades(&self, endpoint: Endpoint) -> bool {
-        let asked = self.head.headers.contains_key(header::UPGRADE);
-        asked && may_upgrade(&self.head.method, endpoint)
+        may_upgrade(&self.head, endpoint)
     }
 
     /// Text of the request's that is shown only if the key is not in it.
