@@ -9,7 +9,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 
 /// Room for some hundred events at a read.
@@ -25,7 +27,7 @@ pub(super) struct FileEvents {
 pub(super) enum FileEvent {
     /// Somebody writes to it who has not closed it since.
     Written(WatchedPath),
-    /// A writer has closed it, or it came and went by its name, as a whole.
+    /// A writer has closed it, or it came or went by its name, as a whole.
     Whole(WatchedPath),
     /// So much has happened that some of it was not told.
     Missed,
@@ -65,6 +67,14 @@ impl FileEvents {
             | WatchFlags::MOVED_TO
             | WatchFlags::ONLYDIR;
         inotify::add_watch(&self.queue, path, flags).ok()
+    }
+
+    /// Waits until there is something to read, and no longer than `most`.
+    pub fn wait(&self, most: Duration) {
+        let mut queue = [PollFd::new(&self.queue, PollFlags::IN)];
+        let most = Timespec::try_from(most).expect("some milliseconds");
+        // Where it fails it is a look too early.
+        let _ = poll(&mut queue, Some(&most));
     }
 
     /// What has happened since the last call, in order. `folder_of` gives the folder of a watch.

@@ -30,7 +30,7 @@ use crate::config::watch::writers::has_writer;
 pub use crate::config::watch::hot_reloaded::{HotReloaded, Load, LoadStatus, Review};
 pub use crate::config::watch::load_faults::LoadFaults;
 
-/// How often the files are looked at where the kernel tells of their changes.
+/// How often the files are looked at where the kernel tells of their changes, and tells of none.
 const POLL_EVERY: Duration = Duration::from_millis(200);
 /// The same where it does not, and while a file is changing.
 const POLL_OFTEN: Duration = Duration::from_millis(25);
@@ -81,7 +81,8 @@ pub struct WatchedFile {
 /// Where the kernel tells of the file, and whether somebody writes to it by what it has told.
 #[derive(Default)]
 struct Watches {
-    /// Device and inode that `file` is for.
+    /// Device and inode that `file` is for; none where something has come or gone by the file's name since, which may have the
+    /// same.
     inode: Option<(u64, u64)>,
     file: Option<i32>,
     /// The folder that the file is in, behind all symlinks.
@@ -117,12 +118,14 @@ pub fn follow(mut watchers: Vec<FileWatcher>, reload_now: &Receiver<Reloaded>) {
         let is_changing = watchers
             .iter()
             .any(|watcher| watcher.file.changing.is_some());
-        let wait = if events.is_some() && !is_changing {
-            POLL_EVERY
-        } else {
-            POLL_OFTEN
+        let asked = match &events {
+            Some(events) => {
+                events.wait(if is_changing { POLL_OFTEN } else { POLL_EVERY });
+                reload_now.recv_timeout(Duration::ZERO)
+            }
+            None => reload_now.recv_timeout(POLL_OFTEN),
         };
-        match reload_now.recv_timeout(wait) {
+        match asked {
             Ok(done) => {
                 if let Some(events) = &events {
                     dispatch(events, &mut watchers);
@@ -335,8 +338,11 @@ impl Watches {
     /// Another file stands at the path than the one that is watched.
     fn follow(&mut self, events: &FileEvents, path: &Path, inode: Option<(u64, u64)>) {
         self.inode = inode;
-        self.file = events.watch_file(path);
-        self.file_is_written = false;
+        let file = events.watch_file(path);
+        if file != self.file {
+            self.file = file;
+            self.file_is_written = false;
+        }
         let real = fs::canonicalize(path).ok();
         let folder = real.as_deref().and_then(Path::parent);
         let name = real.as_deref().and_then(Path::file_name);
@@ -369,6 +375,7 @@ impl Watches {
                 self.file_is_written = is_written
             }
             WatchedPath::Name(watch, name) if folder == Some(*watch) && *name == self.name => {
+                self.inode = None;
                 self.name_is_written = is_written;
                 if !is_written {
                     // Something else may stand there, and the writer of what stood there counts no longer.
@@ -515,5 +522,28 @@ mod tests {
         file.note(&FileEvent::Missed, closed);
         assert!(!file.watches.is_written());
         drop(writer);
+    }
+
+    #[test]
+    fn a_writer_is_known_of_a_file_that_has_the_number_of_the_one_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "a").unwrap();
+        let mut watchers = [FileWatcher::new(WatchedFile::new(&path), |_| Ok(()))];
+        let events = FileEvents::new().unwrap();
+        dispatch(&events, &mut watchers);
+        // On ext4 it mostly has.
+        for _ in 0..20 {
+            fs::remove_file(&path).unwrap();
+            fs::write(&path, "b").unwrap();
+            dispatch(&events, &mut watchers);
+            let mut writer = fs::File::create(&path).unwrap();
+            writer.write_all(b"c").unwrap();
+            dispatch(&events, &mut watchers);
+            assert!(watchers[0].file.watches.is_written());
+            drop(writer);
+            dispatch(&events, &mut watchers);
+            assert!(!watchers[0].file.watches.is_written());
+        }
     }
 }
