@@ -40,7 +40,7 @@ struct State {
     phase: Phase,
     head_bytes_left: u64,
     scan: RequestScan,
-    /// The request's version knows interim responses.
+    /// The request's version knows interim responses, and its response has not begun.
     takes_interim: bool,
     drains: bool,
     /// The drain has lasted as long as it may.
@@ -196,6 +196,12 @@ impl ClientConnection {
     pub fn runs_whole_request(&self) -> bool {
         let state = self.0.lock();
         state.phase == Phase::Request && !state.awaits_body
+    }
+
+    /// Something of the response is written. What is written before the request is whole is an interim response itself.
+    pub fn response_begins(&self) {
+        let mut state = self.0.lock();
+        state.takes_interim &= state.awaits_body;
     }
 
     /// Whether an interim response may be sent to the request.

@@ -45,8 +45,6 @@ pub struct Downstream<S: IO> {
     sleep: Option<Pin<Box<Sleep>>>,
     /// Written by Pingora and not yet sent.
     gathered: WriteBuffer,
-    /// Something was written since the client was last heard of.
-    has_written: bool,
     /// Nothing can be written any more, and nothing that is written is missed.
     broken: bool,
 }
@@ -116,7 +114,6 @@ impl<S: IO> Downstream<S> {
             digest,
             sleep: None,
             gathered: WriteBuffer::new(KEPT_BYTES),
-            has_written: false,
             broken: false,
         }
     }
@@ -191,9 +188,11 @@ impl<S: IO> Downstream<S> {
             } => {
                 if buf.remaining() == 1 && connection.runs_whole_request() {
                     if probes.is_none() {
-                        ready!(poll_ahead(&mut self.io, ahead, cx))?;
-                        if self.has_written || !connection.takes_interim() {
-                            return Poll::Ready(Ok(()));
+                        let end = ready!(poll_ahead(&mut self.io, ahead, cx));
+                        if !connection.takes_interim()
+                            || end.as_ref().is_err_and(|why| !is_end(why))
+                        {
+                            return Poll::Ready(end);
                         }
                         *probes = Some(ProbeTimer::new());
                     }
@@ -227,10 +226,11 @@ impl<S: IO> Downstream<S> {
     /// Ready when a client that has ended its side has left.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while let Version::Http1 {
+            connection,
             probes: Some(probes),
             ..
         } = &mut self.version
-            && !self.has_written
+            && connection.takes_interim()
         {
             ready!(probes.poll_due(cx));
             if self.gathered.is_empty() {
@@ -293,7 +293,9 @@ impl<S: IO> Downstream<S> {
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let length: usize = pieces.iter().map(|piece| piece.len()).sum();
-        self.has_written = true;
+        if let Version::Http1 { connection, .. } = &self.version {
+            connection.response_begins();
+        }
         if self.broken {
             return Poll::Ready(Ok(length));
         }
@@ -325,6 +327,11 @@ impl<S: IO> Downstream<S> {
         }
         written
     }
+}
+
+/// Whether the other side has ended its own side, though without a word of it in TLS.
+fn is_end(why: &io::Error) -> bool {
+    why.kind() == io::ErrorKind::UnexpectedEof
 }
 
 /// Ready when the client is gone. What comes of its next request is put into `ahead`: Pingora looks for a client that goes away
@@ -374,7 +381,6 @@ impl<S: IO> AsyncRead for Downstream<S> {
         let (before, room) = (buf.filled().len(), buf.remaining());
         let read = this.poll_receive(cx, buf);
         let count = buf.filled().len() - before;
-        this.has_written &= count == 0;
         if count > 0 && !this.record_read(&buf.filled()[before..]) {
             return this.refuse(cx);
         }

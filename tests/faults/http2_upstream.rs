@@ -212,9 +212,13 @@ impl Shared {
         let mut stream = begin(respond, status, is_stream, length)?;
         use End::{ByTrailers, InAFrameOfItsOwn, Late, WithItsLastBytes};
         let end = chance.pick(&[WithItsLastBytes, InAFrameOfItsOwn, Late, ByTrailers]);
+        let empty_frames = chance.pick(&[0, 0, 1, 60]);
         let mut pieces = body.chunks(body.len() / 3 + 1).peekable();
         while let Some(piece) = pieces.next() {
             let ends = end == WithItsLastBytes && pieces.peek().is_none();
+            for _ in 0..empty_frames {
+                stream.send_data(Bytes::new(), false).ok()?;
+            }
             stream.send_data(Bytes::copy_from_slice(piece), ends).ok()?;
             sleep(plan.reply.pause / 8).await;
         }

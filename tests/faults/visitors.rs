@@ -32,6 +32,8 @@ enum Manner {
     Leaving {
         reset: bool,
     },
+    /// It sends no more behind its requests, and waits for the answers.
+    HalfClosing,
 }
 
 impl Manner {
@@ -50,6 +52,7 @@ impl Manner {
             },
             5 => Manner::Dribbling,
             6..9 => Manner::Pipelined,
+            9 => Manner::HalfClosing,
             _ => Manner::Polite,
         }
     }
@@ -74,6 +77,11 @@ pub fn visit(world: &World, tag: u64) -> Option<()> {
         }
         Manner::Pipelined => {
             let _ = wire.send(&all);
+            hear_answers(world, &mut wire, &plans)?;
+        }
+        Manner::HalfClosing => {
+            wire.send(&all)?;
+            wire.end_sending();
             hear_answers(world, &mut wire, &plans)?;
         }
         Manner::Dribbling => {

@@ -202,12 +202,16 @@ impl Wire {
 
     /// Ends the connection, in good order or by a reset.
     pub fn end(self, reset: bool) {
-        let tcp = self.stream.tcp();
         if reset {
-            reset_on_close(tcp);
+            reset_on_close(self.stream.tcp());
         } else {
-            let _ = tcp.shutdown(Shutdown::Write);
+            self.end_sending();
         }
+    }
+
+    /// The other side reads an end, and may go on.
+    pub fn end_sending(&self) {
+        let _ = self.stream.tcp().shutdown(Shutdown::Write);
     }
 
     /// The connection for another protocol, and what was read of that already.

@@ -221,12 +221,12 @@ fn a_client_that_has_ended_its_side_only_still_gets_its_answer() {
 fn a_client_that_ends_its_side_behind_its_request_gets_its_answer() {
     let thoughtful = || reply(200).json("{}");
     let quiet = || Reply::default().wait(3 * MOMENT).then_all(thoughtful());
-    let upstream = upstream::script([quiet(), stream(), quiet()]).run();
+    let upstream = upstream::script([quiet(), quiet(), stream(), quiet()]).run();
     let proxy = proxy::new().upstream(&upstream).run();
     let client = proxy.client("sk-fast");
-    let half_closed = || {
+    let half_closed = |requests| {
         let mut connection = client.connect();
-        connection.send(client.message(PATH, BODY));
+        connection.send(client.message(PATH, BODY).repeat(requests));
         connection.socket().shutdown(Shutdown::Write).unwrap();
         connection
     };
@@ -236,8 +236,12 @@ fn a_client_that_ends_its_side_behind_its_request_gets_its_answer() {
             return head.status;
         }
     };
-    assert_eq!(final_head(&mut half_closed()), 200);
-    let mut connection = half_closed();
+    let mut connection = half_closed(2);
+    for _ in 0..2 {
+        assert_eq!(final_head(&mut connection), 200);
+        assert_eq!(connection.read(&mut [0; 2]), 2);
+    }
+    let mut connection = half_closed(1);
     assert_eq!(final_head(&mut connection), 200);
     upstream.release();
     let pieces = std::iter::from_fn(|| connection.chunk());
@@ -248,9 +252,41 @@ fn a_client_that_ends_its_side_behind_its_request_gets_its_answer() {
     old.send(message.replace("HTTP/1.1", "HTTP/1.0"));
     old.socket().shutdown(Shutdown::Write).unwrap();
     assert!(old.head().is_none());
-    let records = proxy.access_log(3);
+    let records = proxy.access_log(4);
     let outcomes: Vec<_> = records.iter().map(|record| &record["outcome"]).collect();
-    assert_eq!(outcomes, ["ok", "ok", "client_closed"]);
+    assert_eq!(outcomes, ["ok", "ok", "ok", "client_closed"]);
+}
+
+#[test]
+fn a_client_that_ends_its_side_of_tls_behind_its_request_gets_its_answer() {
+    let quiet = Reply::default()
+        .wait(3 * MOMENT)
+        .then_all(reply(200).json("{}"));
+    let upstream = upstream::script([quiet.clone(), quiet]).run();
+    let proxy = patient(&upstream);
+    for tells in [true, false] {
+        let tcp = TcpStream::connect(proxy.tls_address).unwrap();
+        let mut stream = tls::client(tcp, b"http/1.1");
+        stream
+            .write_all(&proxy.client("sk-fast").message(PATH, BODY))
+            .unwrap();
+        if tells {
+            stream.conn.send_close_notify();
+        }
+        stream.flush().unwrap();
+        stream.sock.shutdown(Shutdown::Write).unwrap();
+        let mut answer = [0; 1024];
+        let mut read = String::new();
+        while !read.ends_with("{}") {
+            let count = stream.read(&mut answer).unwrap();
+            assert!(count > 0, "{tells}: {read}");
+            read.push_str(&String::from_utf8_lossy(&answer[..count]));
+        }
+        assert!(read.contains("HTTP/1.1 200 "), "{tells}: {read}");
+    }
+    for record in proxy.access_log(2) {
+        assert_eq!(record["outcome"], "ok");
+    }
 }
 
 #[test]
