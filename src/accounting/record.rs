@@ -17,7 +17,7 @@ use crate::accounting::background::{
 };
 use crate::accounting::metrics::Metrics;
 use crate::accounting::prices::Prices;
-use crate::accounting::redaction::redacted;
+use crate::accounting::redaction::{KnownKeys, redacted};
 use crate::accounting::store::Store;
 use crate::accounting::traces::Traces;
 use crate::accounting::usage::{Observed, Usage, UsageState};
@@ -27,7 +27,7 @@ use crate::codec::json::CAPTURE_BYTES;
 use crate::codec::service_tier::{PRIORITY, RequestFields, canonical};
 use crate::codec::trace_context::TraceContext;
 use crate::config::{ServedTier, Upstream};
-use crate::policy::api_key::key_id;
+use crate::policy::api_key::{KeyFingerprint, key_id};
 use crate::policy::budget::Budgets;
 use crate::policy::endpoint::{Endpoint, response_id_in_path};
 use crate::policy::in_flight::InFlightPermits;
@@ -74,10 +74,10 @@ pub struct RequestRecord {
     pub policy: Arc<Policy>,
     /// Name of the key, where it is known.
     pub key: Option<Arc<str>>,
-    /// SHA-256 of the key that the request came with, known or not.
-    pub key_digest: Option<[u8; 32]>,
-    /// SHA-256 of the key that went upstream in its place, if another did.
-    pub sent_key_digest: Option<[u8; 32]>,
+    /// The key that the request came with, known or not.
+    pub client_key: Option<KeyFingerprint>,
+    /// The key that went upstream in its place, if another did.
+    pub upstream_key: Option<KeyFingerprint>,
     /// Group of the key, where it is known.
     pub group: Option<Arc<Group>>,
     /// What is done to set the tier.
@@ -280,8 +280,8 @@ impl RequestRecord {
             number,
             policy,
             key: None,
-            key_digest: None,
-            sent_key_digest: None,
+            client_key: None,
+            upstream_key: None,
             group: None,
             action: None,
             client_beta: ClientBeta::Ignored,
@@ -360,7 +360,7 @@ impl RequestRecord {
             observed,
         };
         let texts = self.texts(end);
-        let key_id = self.key_digest.as_ref().map(key_id);
+        let key_id = self.key_digest().as_ref().map(key_id);
         let key_id = key_id.as_ref().and_then(|id| std::str::from_utf8(id).ok());
         let billed = match &self.created_by {
             Some(create) => Billed::to(create),
@@ -371,7 +371,7 @@ impl RequestRecord {
         self.charge(&bill, ledger);
         let line = self.line(&bill, &texts, end);
         if let (UsageState::Deferred, Some(id)) = (line.usage_state, &observed.response_id) {
-            remember(ledger, id, &line, self.key_digest);
+            remember(ledger, id, &line, self.key_digest());
         }
         ledger.log.append(&line);
         if let (Some(traces), Some(trace)) = (ledger.traces, &request.trace) {
@@ -493,6 +493,10 @@ impl RequestRecord {
         }
     }
 
+    fn key_digest(&self) -> Option<[u8; 32]> {
+        self.client_key.map(|key| key.digest)
+    }
+
     fn billed<'a>(
         &'a self,
         texts: &'a Texts<'a>,
@@ -501,7 +505,7 @@ impl RequestRecord {
     ) -> Billed<'a> {
         Billed {
             key: self.key.as_deref(),
-            key_digest: self.key_digest,
+            key_digest: self.key_digest(),
             key_id,
             group: self.group.as_ref().map(|group| &*group.name),
             platform: self.group.as_ref().map(|group| group.platform.as_str()),
@@ -517,16 +521,20 @@ impl RequestRecord {
     /// Known credentials never stand in a line, whoever brought them.
     fn texts<'a>(&'a self, end: End<'a>) -> Texts<'a> {
         let (request, observed) = (end.request, end.observed);
-        let is_known = |digest: &[u8; 32]| {
-            [self.key_digest, self.sent_key_digest].contains(&Some(*digest))
-                || self.policy.lists_key(digest)
+        let own: Vec<KeyFingerprint> = [self.client_key, self.upstream_key]
+            .into_iter()
+            .flatten()
+            .collect();
+        let known = KnownKeys {
+            own: &own,
+            is_listed: &|digest| self.policy.lists_key(digest),
         };
         // A credential that is cut through is not known any more.
-        let searched = |text: &'a str| redacted(text, SEARCHED_BYTES, &is_known);
+        let searched = |text: &'a str| redacted(text, SEARCHED_BYTES, &known);
         let clean = |text: &'a str| shortened(searched(text), TEXT_BYTES);
         let clean_tier = |tier: &'a str| shortened(searched(tier), TIER_BYTES);
         // These are long, and only the client's own.
-        let clean_words = |text: &'a str| redacted(text, 0, &is_known);
+        let clean_words = |text: &'a str| redacted(text, 0, &known);
         let is_changed =
             self.bridge.is_some() || self.action.is_some_and(|action| action.changes());
         let sent = match is_changed {

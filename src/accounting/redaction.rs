@@ -1,10 +1,13 @@
 //! Keeps credentials out of texts that others chose: an upstream may quote the key that it got, in an id, a model or an
-//! error. A text is searched for words whose SHA-256 is that of a known credential, and for words of the shape of a key.
+//! error. A text is searched for the two keys of its own request, for words whose SHA-256 is that of a listed key, and for
+//! words of the shape of a key.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
 use sha2::{Digest, Sha256};
+
+use crate::policy::api_key::KeyFingerprint;
 
 /// What stands in the place of a credential.
 pub const REDACTED: &str = "[redacted]";
@@ -24,20 +27,47 @@ const KEY_SHAPE_BYTES: usize = 16;
 /// How a JSON Web Token begins, and its second part: with an object in base64 (RFC 7519 §3).
 const TOKEN_PREFIX: &str = "eyJ";
 
-/// A text without credentials. Found are: words of the shape of a key; words, and what stands between their slashes, whose
-/// digest `is_known`; and of a text of at most `searched` bytes also parts of words, where they are made of no more than
-/// `MAX_RUNS` runs of letters and digits, and no letter or digit stands before or behind them.
-pub fn redacted<'a>(
-    text: &'a str,
-    searched: usize,
-    is_known: &dyn Fn(&[u8; 32]) -> bool,
-) -> Cow<'a, str> {
+/// The keys that a text may quote.
+pub struct KnownKeys<'k> {
+    /// Those of the request that it is about.
+    pub own: &'k [KeyFingerprint],
+    /// Whether a key is listed, by its SHA-256.
+    pub is_listed: &'k dyn Fn(&[u8; 32]) -> bool,
+}
+
+/// A text without credentials. Found are: the request's own keys, whatever is around them; words of the shape of a key; words,
+/// and what stands between their slashes, that are a listed key; and of a text of at most `searched` bytes also parts of words,
+/// where they are made of no more than `MAX_RUNS` runs of letters and digits, and no letter or digit stands before or behind
+/// them.
+pub fn redacted<'a>(text: &'a str, searched: usize, known: &KnownKeys<'_>) -> Cow<'a, str> {
     let parts = text.len() <= searched;
     let mut clean = Cow::Borrowed(text);
-    while let Some(found) = credential_in(&clean, parts, is_known) {
-        clean.to_mut().replace_range(found, REDACTED);
+    for key in known.own {
+        clean = replaced(clean, |text| own_key_in(text, key));
     }
-    clean
+    replaced(clean, |text| credential_in(text, parts, known.is_listed))
+}
+
+/// The text with all that is found in it replaced. What takes its place is not looked at again: it may be somebody's key.
+fn replaced(text: Cow<'_, str>, find: impl Fn(&str) -> Option<Range<usize>>) -> Cow<'_, str> {
+    let mut clean = String::new();
+    let mut left = &text[..];
+    while let Some(found) = find(left) {
+        clean.push_str(&left[..found.start]);
+        clean.push_str(REDACTED);
+        left = &left[found.end..];
+    }
+    match clean.is_empty() {
+        true => text,
+        false => Cow::Owned(clean + left),
+    }
+}
+
+/// A key that is no text is not quoted in one.
+fn own_key_in(text: &str, key: &KeyFingerprint) -> Option<Range<usize>> {
+    let found = key.find_in(text.as_bytes())?;
+    let is_text = text.get(found.clone()).is_some();
+    (is_text && found.len() >= MIN_KEY_BYTES).then_some(found)
 }
 
 fn credential_in(
@@ -164,8 +194,64 @@ mod tests {
     use super::*;
 
     fn without(key: &str, text: &str) -> String {
+        with_listed(key, text, 128)
+    }
+
+    fn with_listed(key: &str, text: &str, searched: usize) -> String {
         let digest: [u8; 32] = Sha256::digest(key.as_bytes()).into();
-        redacted(text, 128, &|known| *known == digest).into_owned()
+        let known = KnownKeys {
+            own: &[],
+            is_listed: &|known| *known == digest,
+        };
+        redacted(text, searched, &known).into_owned()
+    }
+
+    /// Of a request that came with this key.
+    fn of_request(key: &[u8], text: &str) -> String {
+        let known = KnownKeys {
+            own: &[KeyFingerprint::of(key)],
+            is_listed: &|_| false,
+        };
+        redacted(text, 0, &known).into_owned()
+    }
+
+    #[test]
+    fn a_key_of_the_request_itself_is_found_whatever_is_around_it() {
+        for key in ["team-secret", "c2Vj+mV0/2Vj==", "sk-0123456789abcdef"] {
+            for (around, expected) in [
+                ("x{}y", "x[redacted]y"),
+                ("no such key: n{}.", "no such key: n[redacted]."),
+                ("?key={}&x=1", "?key=[redacted]&x=1"),
+                ("{}{}_1", "[redacted][redacted]_1"),
+                ("é{}é", "é[redacted]é"),
+            ] {
+                assert_eq!(
+                    of_request(key.as_bytes(), &around.replace("{}", key)),
+                    expected
+                );
+            }
+        }
+        for key in [
+            &b"short"[..],
+            b"",
+            b"\x80\x80\x80\x80\x80\x80\x80\x80",
+            b"not there",
+        ] {
+            assert_eq!(
+                of_request(key, "a short text \u{10000}"),
+                "a short text \u{10000}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_key_may_be_the_word_that_stands_for_keys() {
+        assert_eq!(of_request(b"redacted", "x redacted"), "x [redacted]");
+        assert_eq!(of_request(REDACTED.as_bytes(), "[redacted]"), "[redacted]");
+        assert_eq!(
+            without("redacted", "redacted redacted"),
+            "[redacted] [redacted]"
+        );
     }
 
     #[test]
@@ -197,7 +283,6 @@ mod tests {
 
     #[test]
     fn a_word_of_the_shape_of_a_key_goes_though_nobody_knows_it() {
-        let nobody = |_: &[u8; 32]| false;
         for (text, expected) in [
             ("sk-proj-abc_DEF-0123456789", "[redacted]"),
             ("x sk-ant-api03-0123456789abcdef y", "x [redacted] y"),
@@ -215,20 +300,18 @@ mod tests {
             ("gpt-5.5-2026-04-24", "gpt-5.5-2026-04-24"),
             ("", ""),
         ] {
-            assert_eq!(redacted(text, 128, &nobody), expected);
+            assert_eq!(without("nobody's", text), expected);
         }
     }
 
     #[test]
     fn a_key_between_slashes_is_found_in_texts_that_are_not_searched() {
-        let digest: [u8; 32] = Sha256::digest(b"sk-bob-0001").into();
-        let clean = |text| redacted(text, 0, &|known| *known == digest).into_owned();
         for (text, expected) in [
             ("/v1/files/sk-bob-0001", "/v1/files/[redacted]"),
             ("/v1/sk-bob-0001/x", "/v1/[redacted]/x"),
             ("/v1/files/sk-bob-00012", "/v1/files/sk-bob-00012"),
         ] {
-            assert_eq!(clean(text), expected);
+            assert_eq!(with_listed("sk-bob-0001", text, 0), expected);
         }
     }
 
@@ -254,7 +337,7 @@ mod tests {
         #[test]
         fn a_text_without_credentials_stays(text in "\\PC{0,100}") {
             prop_assume!(!text.contains(KEY_PREFIX));
-            prop_assert_eq!(redacted(&text, 128, &|_| false), text.as_str());
+            prop_assert_eq!(without("nobody's", &text), text);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! API keys: how a request brings one, and the table of those that a policy lists. Keys are held as SHA-256 digests only.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use http::header::AUTHORIZATION;
@@ -18,12 +19,22 @@ pub static API_KEY: HeaderName = HeaderName::from_static(header_name::API_KEY);
 /// The key that a request came with: of several, the one that decides.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Credential {
-    /// SHA-256 of the key.
-    pub digest: [u8; 32],
+    /// What is known of the key.
+    pub key: KeyFingerprint,
     /// The first header it came in.
     pub header: CredentialHeader,
     /// Whether other credentials came beside it, which are not to go on.
     pub has_others: bool,
+}
+
+/// By what a key is known without being kept, and found where somebody quotes it: besides its digest how long it is, and the
+/// sum of its bytes, which says what parts of a text are worth digesting.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct KeyFingerprint {
+    /// SHA-256 of the key.
+    pub digest: [u8; 32],
+    length: usize,
+    sum: u64,
 }
 
 /// The header a key came in; the first of these where it came in several.
@@ -120,6 +131,45 @@ pub fn made_name(digest: &[u8; 32]) -> String {
     format!("key-{}", hex::encode(&digest[..4]))
 }
 
+impl KeyFingerprint {
+    /// Of a key.
+    pub fn of(key: &[u8]) -> Self {
+        Self {
+            digest: digest(key),
+            length: key.len(),
+            sum: key.iter().map(|byte| u64::from(*byte)).sum(),
+        }
+    }
+
+    /// Of a key of which nothing else is known. It is found nowhere.
+    pub fn of_digest(digest: [u8; 32]) -> Self {
+        Self {
+            digest,
+            length: 0,
+            sum: 0,
+        }
+    }
+
+    /// Where the key stands in a text, whatever is around it.
+    pub fn find_in(&self, text: &[u8]) -> Option<Range<usize>> {
+        if self.length == 0 {
+            return None;
+        }
+        let value = |byte: &u8| u64::from(*byte);
+        let end = text.len().checked_sub(self.length)?;
+        let mut sum: u64 = text[..self.length].iter().map(value).sum();
+        for begin in 0..=end {
+            let part = begin..begin + self.length;
+            if sum == self.sum && digest(&text[part.clone()]) == self.digest {
+                return Some(part);
+            }
+            let next = text.get(part.end).map_or(0, value);
+            sum = sum - value(&text[begin]) + next;
+        }
+        None
+    }
+}
+
 impl Credential {
     /// The key that decides over a request: its only one, or of several that differ the one that is listed. A header without a
     /// key (another scheme, an empty value) counts as not there.
@@ -134,7 +184,7 @@ impl Credential {
         let (key, header) = keys.next().ok_or((NoKey::Missing, None))?;
         let differ = keys.any(|(other, _)| other != key);
         let first = Credential {
-            digest: digest(key),
+            key: KeyFingerprint::of(key),
             header,
             has_others: differ || has_other_scheme(headers),
         };
@@ -154,14 +204,14 @@ impl Credential {
     ) -> Result<Credential, NoKey> {
         let mut chosen: Option<Credential> = None;
         for (key, header) in keys(headers) {
-            let digest = digest(key);
+            let key = KeyFingerprint::of(key);
             match chosen {
-                Some(chosen) if chosen.digest == digest => {}
-                _ if !is_listed(&digest) => {}
+                Some(chosen) if chosen.key == key => {}
+                _ if !is_listed(&key.digest) => {}
                 Some(_) => return Err(NoKey::Conflicting),
                 None => {
                     chosen = Some(Credential {
-                        digest,
+                        key,
                         header,
                         ..self
                     })
@@ -183,7 +233,7 @@ impl Credential {
         let own = self.header.name();
         let is_own = |line: &&HeaderValue| {
             let key = self.header.key(line);
-            key.is_some_and(|key| digest(key) == self.digest)
+            key.is_some_and(|key| digest(key) == self.key.digest)
         };
         let line = headers.get_all(own).iter().find(is_own)?.clone();
         let [first, second, third] = CredentialHeader::ALL.map(CredentialHeader::name);

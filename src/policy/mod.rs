@@ -25,7 +25,7 @@ use crate::codec::framing::connection_headers;
 use crate::config::Upstream;
 pub use crate::config::diagnostic::{Diagnostic, Location};
 pub use crate::policy::api_key::{Credential, CredentialHeader, hash_key};
-use crate::policy::api_key::{KeyTable, NoKey};
+use crate::policy::api_key::{KeyFingerprint, KeyTable, NoKey};
 pub use crate::policy::decide::{BetaHeader, ClientBeta, Condition, TierAction, TierReason};
 use crate::policy::endpoint::Endpoint;
 use crate::policy::group::BudgetRule;
@@ -221,7 +221,7 @@ impl Policy {
     /// As [`Policy::decide`].
     pub fn decide_as(&self, digest: &[u8; 32], request: &Head<'_>) -> Result<Decision, Denied> {
         let credential = Credential {
-            digest: *digest,
+            key: KeyFingerprint::of_digest(*digest),
             header: CredentialHeader::Authorization,
             has_others: false,
         };
@@ -264,7 +264,7 @@ impl Policy {
         credential: &Credential,
         endpoint: Endpoint,
     ) -> Result<KeyContext, Denied> {
-        let (key, group) = match (self.keys.find(&credential.digest), &self.default_group) {
+        let (key, group) = match (self.keys.find(&credential.key.digest), &self.default_group) {
             (Some(key), _) => (Some(key), &self.groups[key.group as usize]),
             (None, Some(group)) => (None, group),
             (None, None) => {

@@ -538,7 +538,7 @@ fn of_several_keys_the_one_that_is_listed_decides_and_goes_on_alone() {
                 .each_ref()
                 .map(|(name, value)| (*name, value.as_str()));
             let credential = decide(&policy, "/", &headers).unwrap().credential;
-            assert_eq!(credential.digest, api_key::digest(b"k-claude"));
+            assert_eq!(credential.key.digest, api_key::digest(b"k-claude"));
             assert_eq!(credential.header.name(), listed);
             let mut map = HeaderMap::new();
             for (name, value) in headers {
@@ -565,7 +565,7 @@ fn several_keys_of_which_two_or_none_are_listed_are_refused() {
             let denied = decide(&policy, "/", headers).unwrap_err();
             let id = denied
                 .credential
-                .map(|credential| key_id(&credential.digest));
+                .map(|credential| key_id(&credential.key.digest));
             let id = id.map(|id| String::from_utf8(id.to_vec()).unwrap());
             (denied.cause.code(), id)
         };
@@ -682,7 +682,7 @@ fn a_further_turn_is_decided_by_the_policy_of_its_time() {
 fn no_debug_output_shows_a_digest() {
     let policy = parse(POLICY).unwrap();
     let decision = decide(&policy, "/", &[("x-api-key", "k-claude")]).unwrap();
-    let [first, second, ..] = decision.credential.digest;
+    let [first, second, ..] = decision.credential.key.digest;
     assert!(!format!("{policy:?} {decision:?}").contains(&format!("{first}, {second}")));
 }
 

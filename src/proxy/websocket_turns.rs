@@ -14,6 +14,7 @@ use crate::codec::error::Cause;
 use crate::codec::service_tier::{RequestFields, Rewriter};
 use crate::codec::websocket::{Message, Opcode, apply_mask, encode_in_place};
 use crate::config::Limits;
+use crate::policy::api_key::KeyFingerprint;
 use crate::policy::{Decision, Denied, Group, Policy, TierAction};
 use crate::proxy::request_body::waiting_piece;
 use crate::state::State;
@@ -36,8 +37,8 @@ pub struct Turns {
     upstream: Option<Arc<Upstream>>,
     /// The request that the connection began with, its keys, and what it was answered.
     request_info: RequestInfo,
-    key_digest: Option<[u8; 32]>,
-    sent_key_digest: Option<[u8; 32]>,
+    client_key: Option<KeyFingerprint>,
+    upstream_key: Option<KeyFingerprint>,
     answer: Answered,
     /// Those that run, in the order in which their messages were sent.
     pub open: Vec<OpenTurn>,
@@ -162,8 +163,8 @@ impl Turns {
             state: state.clone(),
             upstream,
             request_info,
-            key_digest: connection.key_digest,
-            sent_key_digest: connection.sent_key_digest,
+            client_key: connection.client_key,
+            upstream_key: connection.upstream_key,
             answer: Answered {
                 status: answer.status,
                 upstream_status: answer.upstream_status,
@@ -188,8 +189,8 @@ impl Turns {
         record.action = verdict.action;
         record.facts = facts;
         record.answer = self.answer.clone();
-        record.key_digest = self.key_digest;
-        record.sent_key_digest = self.sent_key_digest;
+        record.client_key = self.client_key;
+        record.upstream_key = self.upstream_key;
         record
     }
 

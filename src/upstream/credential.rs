@@ -3,17 +3,17 @@
 use std::io;
 
 use http::HeaderValue;
-use sha2::{Digest, Sha256};
 
 use crate::policy::CredentialHeader;
+use crate::policy::api_key::KeyFingerprint;
 use crate::policy::key_shape::check_credential;
 
 /// The headers of one upstream key, marked sensitive so that no `Debug` prints them.
 pub(super) struct Credential {
     authorization: HeaderValue,
     x_api_key: HeaderValue,
-    /// SHA-256 of the key.
-    pub digest: [u8; 32],
+    /// By what the key is found where somebody quotes it.
+    pub fingerprint: KeyFingerprint,
 }
 
 impl Credential {
@@ -37,7 +37,7 @@ impl Credential {
         Ok(Self {
             authorization: header(format!("Bearer {key}"))?,
             x_api_key: header(key.to_owned())?,
-            digest: Sha256::digest(key).into(),
+            fingerprint: KeyFingerprint::of(key.as_bytes()),
         })
     }
 

@@ -29,6 +29,7 @@ use pingora_core::upstreams::peer::HttpPeer;
 use crate::config::secret_file::FileBytes;
 use crate::config::{self, SocketAddress, Url};
 use crate::policy::CredentialHeader;
+use crate::policy::api_key::KeyFingerprint;
 pub use crate::upstream::attempts::Attempts;
 use crate::upstream::connector::own_peer;
 use crate::upstream::credential::Credential;
@@ -213,10 +214,10 @@ impl Upstream {
         self.credential.load().is_some()
     }
 
-    /// SHA-256 of the key that replaces the client's, if one does.
-    pub fn credential_digest(&self) -> Option<[u8; 32]> {
+    /// By what the key is found that replaces the client's, if one does.
+    pub fn credential_fingerprint(&self) -> Option<KeyFingerprint> {
         let credential = self.credential.load();
-        credential.as_ref().map(|credential| credential.digest)
+        credential.as_ref().map(|credential| credential.fingerprint)
     }
 
     /// The header that replaces the client's own; none where the client's key goes upstream.

@@ -126,7 +126,7 @@ impl BudgetState {
         let group = &decision.group;
         let rule = group.budget.as_ref();
         let rule = rule.filter(|_| decision.endpoint.takes_tier())?;
-        let key = decision.credential.digest;
+        let key = decision.credential.key.digest;
         let sums = spent(group, rule, &key);
         Some(BudgetState { key, now, sums })
     }

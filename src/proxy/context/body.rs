@@ -94,7 +94,7 @@ impl RequestContext {
         let record = &self.record;
         let (action, own) = (record.action, own_tier(record.client_beta, &record.facts));
         let (budgets, now) = (&self.state.budgets, Timestamp::now());
-        let allowed = group.within_budget(action, own, &credential.digest, budgets, now);
+        let allowed = group.within_budget(action, own, &credential.key.digest, budgets, now);
         self.record.action = allowed.map_err(Refusal::over_budget)?;
         Ok(())
     }

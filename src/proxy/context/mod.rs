@@ -173,7 +173,7 @@ impl RequestContext {
     pub fn deny(&mut self, denied: Denied) -> Refusal {
         self.request_info.endpoint = denied.endpoint;
         self.record.key = denied.key;
-        self.record.key_digest = denied.credential.map(|credential| credential.digest);
+        self.record.client_key = denied.credential.map(|credential| credential.key);
         self.record.group = denied.group;
         denied.cause.into()
     }
@@ -190,15 +190,15 @@ impl RequestContext {
         self.record.action = decision.action;
         self.record.client_beta = decision.client_beta;
         self.credential = Some(decision.credential);
-        self.record.key_digest = Some(decision.credential.digest);
+        self.record.client_key = Some(decision.credential.key);
         self.upstream = state.upstream(&decision.group.upstream.name).cloned();
         let upstream = self.upstream.as_ref();
-        self.record.sent_key_digest = upstream.and_then(|upstream| upstream.credential_digest());
+        self.record.upstream_key = upstream.and_then(|upstream| upstream.credential_fingerprint());
         let group = self.record.group.insert(decision.group);
         if head_bytes > state.limits.header {
             return Err(Cause::HeaderTooLarge.into());
         }
-        let key = &decision.credential.digest;
+        let key = &decision.credential.key.digest;
         self.record.permits = Some(state.in_flight.enter(group, key)?);
         if state.log.is_full() {
             return Err(Cause::AccessLogUnavailable.into());

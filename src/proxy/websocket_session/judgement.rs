@@ -226,7 +226,7 @@ impl WebSocketSession {
         let group = &decision.group;
         let action = decision.action;
         let settled = action.and_then(|action| group.settle(action, facts));
-        let (key, budgets) = (&decision.credential.digest, &self.state.budgets);
+        let (key, budgets) = (&decision.credential.key.digest, &self.state.budgets);
         let (own, now) = (facts.asked_tier(), Timestamp::now());
         let allowed = group.within_budget(settled, own, key, budgets, now);
         decision.action = allowed.map_err(Refusal::over_budget)?;
@@ -280,7 +280,7 @@ impl WebSocketSession {
             return Err(Cause::AccessLogUnavailable.into());
         }
         let in_flight = &self.state.in_flight;
-        in_flight.enter(&decision.group, &decision.credential.digest)
+        in_flight.enter(&decision.group, &decision.credential.key.digest)
     }
 
     /// The message with the tier that was decided, and a copy of it where it may have to be sent without the tier.

@@ -292,7 +292,7 @@ fn no_debug_form_holds_a_key_or_its_digest() {
         "{shown}"
     );
     assert!(
-        !shown.contains(&format!("{:?}", decision.credential.digest)),
+        !shown.contains(&format!("{:?}", decision.credential.key.digest)),
         "{shown}"
     );
 }

@@ -275,6 +275,41 @@ fn a_key_that_an_upstream_quotes_is_not_quoted_again() {
 }
 
 #[test]
+fn a_key_that_is_glued_to_other_signs_is_not_told() {
+    let mut planted = Planted::default();
+    let key = planted.key("fast");
+    let quoted = format!("nx{key}y");
+    let error = format!(r#"{{"error":{{"code":"{quoted}","message":"{quoted}"}}}}"#);
+    let length = error.len();
+    let answer = Reply::default().send(format!(
+        "HTTP/1.1 400 Bad\r\nX-Request-Id: req_{key}_1\r\nContent-Length: {length}\r\n\r\n{error}"
+    ));
+    let upstream = upstream::script([answer]).run();
+    let proxy = start(&upstream, &mut planted);
+    let client = proxy
+        .anonymous()
+        .header("Authorization", &format!("Bearer {key}"))
+        .header("User-Agent", &quoted);
+    assert_eq!(client.post(PATH, "{}").status, 400);
+    proxy.access_log(1);
+    planted.assert_not_told_by(&proxy);
+}
+
+#[test]
+fn a_key_may_be_the_word_that_stands_for_keys() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    for key in ["redacted", "[redacted]"] {
+        let client = proxy
+            .anonymous()
+            .header("Authorization", &format!("Bearer {key}"))
+            .header("User-Agent", "a redacted [redacted]");
+        assert_eq!(client.post(PATH, "{}").status, 401, "{key}");
+    }
+    proxy.access_log(2);
+}
+
+#[test]
 fn a_key_on_a_websocket_is_not_told() {
     let mut planted = Planted::default();
     let switch = "HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
