@@ -21,12 +21,12 @@ const MAX_TOLD_GROUPS: usize = 20;
 
 /// Compares a policy that has been loaded with the one in force.
 pub fn review(old: &Policy, new: &Policy) -> Review {
-    let (before, after) = (old.key_count(), new.key_count());
-    let loses_most = before >= HOLD_FROM_KEYS && after * 2 < before;
+    let (before, lost) = (old.key_count(), missing(old, new));
+    let loses_most = before >= HOLD_FROM_KEYS && lost * 2 > before;
     Review {
         held: loses_most.then(|| {
             format!(
-                "{} would lose more than half of its keys ({before} before, {after} now)",
+                "{} would lose more than half of its keys ({lost} of {before})",
                 new.path().display()
             )
         }),
@@ -70,12 +70,14 @@ fn changes(old: &Policy, new: &Policy) -> Vec<String> {
     changes
 }
 
+/// How many keys of the one policy are not in the other.
+fn missing(from: &Policy, other: &Policy) -> usize {
+    let keys = from.keys.iter();
+    keys.filter(|key| !other.lists_key(&key.digest)).count()
+}
+
 /// Counts of keys only: which they are is nobody's business in a log of the system.
 fn keys(old: &Policy, new: &Policy) -> Option<String> {
-    let missing = |from: &Policy, others: &Policy| {
-        let keys = from.keys.iter();
-        keys.filter(|key| !others.lists_key(&key.digest)).count()
-    };
     let (added, removed) = (missing(new, old), missing(old, new));
     let differs = |key: &&Key| {
         // All that lines and decisions take from a key.
@@ -190,6 +192,28 @@ mod tests {
     }
 
     /// What is told of the keys; of the bill and of who gets it nothing may change in silence.
+    #[test]
+    fn a_policy_is_held_where_most_keys_go_however_many_come() {
+        let with = |kept: usize, others: usize| {
+            let kept = (0..kept).map(|key| format!("  sk-kept-{key}: fast\n"));
+            let others = (0..others).map(|key| format!("  sk-other-{key}: fast\n"));
+            let keys: String = kept.chain(others).collect();
+            policy(&format!(
+                "version: 1\ngroups: {{fast: {{platform: openai}}}}\nkeys:\n{keys}"
+            ))
+        };
+        let old = with(10, 0);
+        for (new, is_held) in [
+            (with(5, 0), false),
+            (with(4, 0), true),
+            (with(4, 100), true),
+            (with(5, 100), false),
+        ] {
+            assert_eq!(review(&old, &new).held.is_some(), is_held);
+        }
+        assert!(review(&with(9, 0), &with(1, 0)).held.is_none());
+    }
+
     #[test]
     fn what_changes_of_a_listed_key_is_counted() {
         const POLICY: &str = "version: 1
