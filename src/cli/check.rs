@@ -310,7 +310,7 @@ fn check_addresses(parsed: &mut ParsedConfig) {
         if address.unix_path().is_some_and(is_left_to_systemd) {
             continue;
         }
-        let why = match ListeningSocket::check(address) {
+        let why = match ListeningSocket::check(address, config.leaves_ipv4(address)) {
             Ok(socket) => {
                 held.extend(socket);
                 continue;

@@ -30,6 +30,19 @@ impl SocketAddress {
         }
     }
 
+    /// Whether this is `[::]`, which Linux would give the clients of IPv4 as well, and the other has these on the same port.
+    pub(crate) fn leaves_ipv4_to(&self, other: &SocketAddress) -> bool {
+        match (self, other) {
+            (Self::Tcp(one), Self::Tcp(other)) => {
+                one.is_ipv6()
+                    && one.ip().is_unspecified()
+                    && other.is_ipv4()
+                    && one.port() == other.port()
+            }
+            _ => false,
+        }
+    }
+
     /// Whether one of two different addresses has the other in it.
     pub(crate) fn overlaps(&self, other: &SocketAddress) -> bool {
         match (self, other) {

@@ -168,6 +168,13 @@ impl Config {
         self.upstreams.iter().find(|upstream| upstream.name == name)
     }
 
+    /// Whether an address that is listened on leaves the clients of IPv4 to another one.
+    pub fn leaves_ipv4(&self, address: &SocketAddress) -> bool {
+        let listen = self.listen.iter().map(|listen| &listen.address);
+        let mut all = listen.chain([&self.admin]);
+        all.any(|other| address.leaves_ipv4_to(other))
+    }
+
     /// Names of the settings that another configuration has otherwise, in the order of the reference.
     pub fn differences(&self, other: &Config) -> Vec<&'static str> {
         let settings = [

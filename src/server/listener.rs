@@ -93,14 +93,16 @@ impl Listeners {
                     Some(acceptor)
                 }
             };
-            let socket = bind(&listen.address, inherited.as_deref_mut())?;
+            let only_v6 = state.config.leaves_ipv4(&listen.address);
+            let socket = bind(&listen.address, only_v6, inherited.as_deref_mut())?;
             let options = ListenerOptions {
                 proxy_protocol: listen.proxy_protocol,
                 acceptor,
             };
             public.push(Listener { socket, options });
         }
-        let admin = bind(&state.config.admin, inherited)?;
+        let only_v6 = state.config.leaves_ipv4(&state.config.admin);
+        let admin = bind(&state.config.admin, only_v6, inherited)?;
         Ok(Self { public, admin })
     }
 
@@ -154,11 +156,12 @@ impl Listeners {
 
 fn bind(
     address: &SocketAddress,
+    only_v6: bool,
     inherited: Option<&mut InheritedSockets>,
 ) -> Result<ListeningSocket, StartError> {
     let bound = match inherited.and_then(|inherited| inherited.socket(address)) {
         Some(socket) => ListeningSocket::inherit(address, socket),
-        None => ListeningSocket::bind(address),
+        None => ListeningSocket::bind(address, only_v6),
     };
     bound.map_err(|why| StartError::Io(format!("cannot listen on {address}"), why))
 }

@@ -20,7 +20,7 @@ use pingora::protocols::{
 };
 use socket2::{Domain, SockAddr, SockRef, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::either::Either;
 
 use crate::config::SocketAddress;
@@ -84,15 +84,16 @@ fn when_free<T>(wait: Duration, attempt: impl Fn() -> io::Result<T>) -> io::Resu
 }
 
 impl ListeningSocket {
-    /// Listens on an address. The file of a UNIX socket that nobody listens on any more is replaced.
+    /// Listens on an address. The file of a UNIX socket that nobody listens on any more is replaced. `only_v6`: an address of
+    /// IPv6 that has all others does not have those of IPv4.
     ///
     /// # Errors
     /// Where the address cannot be had.
-    pub fn bind(address: &SocketAddress) -> io::Result<Self> {
+    pub fn bind(address: &SocketAddress, only_v6: bool) -> io::Result<Self> {
         match address {
             SocketAddress::Tcp(address) => {
-                let bound = when_free(BIND_WAIT, || bind_tcp(*address));
-                bound.map(Self::Tcp)
+                let socket = when_free(BIND_WAIT, || bind_tcp(*address, only_v6))?;
+                Self::tcp(socket)
             }
             SocketAddress::Unix(path) => {
                 when_free(BIND_WAIT, || remove_stale(path))?;
@@ -107,13 +108,14 @@ impl ListeningSocket {
     /// Where it is no socket of the address's kind.
     pub fn inherit(address: &SocketAddress, socket: OwnedFd) -> io::Result<Self> {
         match address {
-            SocketAddress::Tcp(_) => {
-                let socket = std::net::TcpListener::from(socket);
-                socket.set_nonblocking(true)?;
-                TcpListener::from_std(socket).map(Self::Tcp)
-            }
+            SocketAddress::Tcp(_) => Self::tcp(socket.into()),
             SocketAddress::Unix(path) => Self::unix(socket.into(), path),
         }
+    }
+
+    fn tcp(socket: std::net::TcpListener) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        TcpListener::from_std(socket).map(Self::Tcp)
     }
 
     fn unix(socket: std::os::unix::net::UnixListener, path: &Path) -> io::Result<Self> {
@@ -130,10 +132,13 @@ impl ListeningSocket {
     ///
     /// # Errors
     /// Why it could not.
-    pub fn check(address: &SocketAddress) -> io::Result<Option<std::net::TcpListener>> {
+    pub fn check(
+        address: &SocketAddress,
+        only_v6: bool,
+    ) -> io::Result<Option<std::net::TcpListener>> {
         match address {
             SocketAddress::Tcp(address) => {
-                when_free(CHECK_WAIT, || std::net::TcpListener::bind(address)).map(Some)
+                when_free(CHECK_WAIT, || bind_tcp(*address, only_v6)).map(Some)
             }
             SocketAddress::Unix(path) => {
                 find_stale(path)?;
@@ -206,15 +211,15 @@ fn inode(file: &Metadata) -> (u64, u64) {
     (file.dev(), file.ino())
 }
 
-fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG.into())
+fn bind_tcp(address: SocketAddr, only_v6: bool) -> io::Result<std::net::TcpListener> {
+    let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    if only_v6 {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG.into())?;
+    Ok(socket.into())
 }
 
 /// Its mode is set before it listens: until then nobody can connect.

@@ -1,6 +1,7 @@
 //! What an operator does to a running proxy, and what it says to that.
 
 use std::fs;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -315,4 +316,23 @@ fn a_warning_at_the_start_is_said_once_and_in_one_way() {
     assert_eq!(warnings.len(), 1, "{said}");
     assert!(warnings[0].contains("policy.yaml:"), "{said}");
     assert!(!warnings[0].contains("warning:"), "{said}");
+}
+
+#[test]
+fn both_families_may_be_listened_on_by_two_addresses_of_a_port() {
+    let upstream = upstream::json("{}").run();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let (v4, v6) = (format!("0.0.0.0:{port}"), format!("[::]:{port}"));
+    for pair in [[&v4, &v6], [&v6, &v4]] {
+        let proxy = pair.iter().fold(proxy::new(), |proxy, entry| {
+            proxy.listener(&format!("'{entry}'"))
+        });
+        let proxy = proxy.upstream(&upstream).run();
+        for client in ["127.0.0.1", "::1"] {
+            TcpStream::connect((client, port)).unwrap();
+        }
+        proxy.stop();
+    }
 }
