@@ -320,11 +320,11 @@ fn warnings_of_logs(
 }
 
 fn ask_health(argument: &ConfigArgument, streams: &mut Streams<'_>) -> Ended {
-    let (config, _) = Config::load(&argument.config)?;
-    let admin = &config.admin;
-    let answer = admin_client::get(admin, "/readyz")
+    // Mistakes that have come into the file since say nothing of the process that runs.
+    let admin = Config::admin_address(&argument.config).map_err(|why| vec![why])?;
+    let answer = admin_client::get(&admin, "/readyz")
         .map_err(|why| format!("no proxy answers at {admin}: {why}"))?;
-    running::expect(&config)?;
+    running::expect(&admin, &argument.config)?;
     streams.print(&answer.body)?;
     Ok(if answer.status == 200 { DONE } else { FAILED })
 }
@@ -342,7 +342,7 @@ fn tell_budgets(arguments: &BudgetArguments, streams: &mut Streams<'_>) -> Ended
                  of a budget by key the one that is used most is shown",
                 config.admin
             )?;
-            running::expect(&config)?;
+            running::expect(&config.admin, &config.path)?;
             budget::of_process(&config)?
         }
     };
@@ -354,7 +354,7 @@ fn run_reload(arguments: &ReloadArguments, streams: &mut Streams<'_>) -> Ended {
     let (config, _) = Config::load(path)?;
     // Who asks for a process by its number knows which one that is.
     if arguments.pid.is_none() {
-        running::expect(&config)?;
+        running::expect(&config.admin, &config.path)?;
     }
     let reload = reload::run(&config.admin, arguments.pid)?;
     let restart_needed = &reload.restart_needed;

@@ -1,7 +1,7 @@
 //! The process that answers at an admin address, and which configuration it is for.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -40,12 +40,11 @@ impl Running {
 
 /// # Errors
 /// Where the process at the admin address says that it runs with another configuration than this one.
-pub(super) fn expect(config: &Config) -> Result<(), String> {
-    let running = Running::at(&config.admin).ok();
+pub(super) fn expect(admin: &SocketAddress, path: &Path) -> Result<(), String> {
+    let running = Running::at(admin).ok();
     match running.and_then(|running| running.configuration) {
-        Some(other) if !is_same_file(&other, &config.path) => Err(format!(
-            "the process at {} runs with another configuration, {}",
-            config.admin,
+        Some(other) if !is_same_file(&other, path) => Err(format!(
+            "the process at {admin} runs with another configuration, {}",
             other.display()
         )),
         _ => Ok(()),

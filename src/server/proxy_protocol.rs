@@ -4,8 +4,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// The longest header that is read, in bytes: as much as the specification has every receiver take in one piece.
-pub const MAX_BYTES: usize = 536;
+/// The longest header that is read, in bytes. The specification has every receiver take 536 in one piece; a client's certificate
+/// beside the addresses, as some proxies tell it, has some thousand.
+pub const MAX_BYTES: usize = 8 * 1024;
 /// The longest line of version 1, its end included.
 const MAX_LINE_BYTES: usize = 107;
 const LINE_BEGIN: &[u8] = b"PROXY ";

@@ -5,6 +5,9 @@ use std::io;
 use pingora_core::{Error, ErrorType};
 
 const TLS_FAILED: &str = "TLS failed";
+/// What `openssl req -x509` makes unless told otherwise.
+const AUTHORITY: &str =
+    "the server's certificate is one of an authority (CA:TRUE), which is not taken for a server's";
 
 /// An error of Pingora in words for operators: what its type means, and the operating system's or the TLS library's word where
 /// that says more. Neither quotes what a peer has sent.
@@ -51,7 +54,11 @@ fn tls_library_words(error: &Error) -> Option<String> {
     let text = error.to_string();
     let told = text.split("TLS connect() failed: ").nth(1)?;
     let told = told.split(", SNI").next()?;
-    told.rsplit("cause: ").next().map(str::to_owned)
+    let told = told.rsplit("cause: ").next()?;
+    Some(match told.contains("CaUsedAsEndEntity") {
+        true => AUTHORITY.to_owned(),
+        false => told.to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -62,6 +69,8 @@ mod tests {
     fn an_error_is_told_by_what_is_behind_it() {
         let refused = io::Error::from_raw_os_error(13);
         let handshake = "TLS connect() failed: TLS error: cause: certificate expired, SNI: h";
+        let authority = "TLS connect() failed: cause: invalid peer certificate: \
+            Other(OtherError(CaUsedAsEndEntity)), SNI: h";
         for (error, text) in [
             (Error::new(ErrorType::ConnectRefused), "connection refused"),
             (
@@ -71,6 +80,10 @@ mod tests {
             (
                 Error::explain(ErrorType::TLSHandshakeFailure, handshake),
                 "TLS failed: certificate expired",
+            ),
+            (
+                Error::explain(ErrorType::TLSHandshakeFailure, authority),
+                &*format!("TLS failed: {AUTHORITY}"),
             ),
             (Error::new(ErrorType::TLSHandshakeFailure), "TLS failed"),
         ] {

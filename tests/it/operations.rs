@@ -163,6 +163,13 @@ fn health_is_that_of_the_running_proxy() {
         (output.status.code(), stdout(&output))
     };
     assert_eq!(health(&proxy), (Some(0), "ok\n".to_owned()));
+    // It runs on with what it has read, whatever is written there since.
+    let path = proxy.path("tiergate.yaml");
+    let written = fs::read_to_string(&path).unwrap();
+    for broken in [format!("{written}odd: 1\n"), format!("{written}odd: [1\n")] {
+        fs::write(&path, broken).unwrap();
+        assert_eq!(health(&proxy), (Some(0), "ok\n".to_owned()));
+    }
     proxy.kill();
     assert_eq!(health(&proxy), (Some(1), String::new()));
 }

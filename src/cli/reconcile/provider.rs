@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::cli::reconcile::{Dimension, Key, Used, day_of};
+use crate::codec::BYTE_ORDER_MARK;
 
 /// One page of the answer.
 #[derive(Deserialize)]
@@ -174,6 +175,8 @@ impl Page {
 }
 
 fn pages(bytes: &[u8]) -> Result<Vec<Page>, String> {
+    // Some shells put it in front of what they save.
+    let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
     let mut pages = Vec::new();
     for document in serde_json::Deserializer::from_slice(bytes).into_iter::<Value>() {
         let document = document.map_err(|why| format!("not JSON: {why}"))?;
@@ -309,6 +312,7 @@ mod tests {
             bucket(3)
         );
         assert_eq!(parse(&format!("{two}{}", day(5, false))), none);
+        assert_eq!(parse(&format!("\u{feff}{two}{}", day(5, false))), none);
         assert_eq!(parse(&two), ["the one that begins at 2026-11-04T00:00:00Z"]);
     }
 

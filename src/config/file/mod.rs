@@ -172,6 +172,20 @@ impl Config {
     pub fn load(path: &Path) -> Result<(Config, Vec<Diagnostic>), Vec<Diagnostic>> {
         ParsedConfig::read(path)?.finish()
     }
+
+    /// The admin address that a file names, or that it leaves at the default, whatever mistakes are in the rest of it: a process
+    /// that runs has read it before.
+    ///
+    /// # Errors
+    /// Where the file cannot be read.
+    pub fn admin_address(path: &Path) -> Result<SocketAddress, Diagnostic> {
+        let bytes = yaml::read(path)?;
+        let text = String::from_utf8_lossy(&bytes);
+        let value = text.lines().find_map(|line| line.strip_prefix("admin:"));
+        let value = value.and_then(|value| value.split(" #").next());
+        let address = value.and_then(|value| value.trim().trim_matches(['"', '\'']).parse().ok());
+        Ok(address.unwrap_or(DEFAULT_ADMIN.into()))
+    }
 }
 
 impl ParsedConfig {
