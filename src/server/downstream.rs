@@ -1,8 +1,8 @@
 //! A client's connection as Pingora reads and writes it, outside of TLS. It adds what Pingora 0.9.1 does not do itself: a
 //! time and a size for a whole request head (cloudflare/pingora#447), chunks that have one reading only, responses that are
 //! read on although their client has left, clients that are seen to leave behind a next request and told from those that only
-//! send no more, the pieces of a response written together, an end to floods of HTTP/2 frames, and a time for the client's part in the end of a connection of
-//! HTTP/2.
+//! send no more, the pieces of a response written together, an end to floods of HTTP/2 frames, and a time for the client's part
+//! in the end of a connection of HTTP/2.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
