@@ -168,7 +168,7 @@ async fn send(
 ) -> Result<()> {
     head.insert_header(&REQUEST_ID, context.request_id())?;
     let unread = !session.is_body_done();
-    if unread {
+    if unread || context.state.is_draining() {
         session.set_keepalive(None);
     }
     let bodyless = context.request_info.method == Method::HEAD || body.is_empty();
@@ -299,6 +299,10 @@ pub(super) fn edit_response(
     if session.req_header().version == Version::HTTP_10 && !response.status.is_informational() {
         // It knows no chunks (RFC 9112 §6.1), so the end of the connection is the end of the body.
         response.remove_header(&header::TRANSFER_ENCODING);
+        session.set_keepalive(None);
+    }
+    if context.state.is_draining() && !response.status.is_informational() {
+        // The client's pool is to hear of it while it can (RFC 9112 §9.6).
         session.set_keepalive(None);
     }
     let cors = context.state.config.cors.as_ref();

@@ -1,10 +1,12 @@
 //! The attempts for one request: to which address each goes, and whether there may be another.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use pingora_core::{Error, ErrorType};
+use rustix::io::Errno;
 
 use crate::upstream::error_text::describe_error;
 use crate::upstream::{Address, Origin, Upstream};
@@ -93,7 +95,7 @@ impl Attempts {
             let lacks_http1 = only_http1
                 && upstream.config.http2.enabled
                 && *error.root_etype() == ErrorType::TLSHandshakeFailure;
-            if !lacks_http1 {
+            if !lacks_http1 && !is_shortage(error) {
                 self.record_failure(upstream, error);
             }
         }
@@ -132,6 +134,14 @@ impl Attempts {
         let refused = if retries == 0 { 0 } else { self.refused };
         self.attempts - refused.min(MAX_REFUSALS) <= retries
     }
+}
+
+/// Whether this machine had no descriptor or memory for a connection, which says nothing of the address.
+fn is_shortage(error: &Error) -> bool {
+    const SHORTAGES: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOBUFS];
+    let cause = error.root_cause().downcast_ref::<io::Error>();
+    let errno = cause.and_then(Errno::from_io_error);
+    errno.is_some_and(|errno| SHORTAGES.contains(&errno))
 }
 
 #[cfg(test)]

@@ -403,6 +403,22 @@ impl Proxy {
         limit_files(self.id(), bytes);
     }
 
+    /// Lets the process have no further descriptors than those below this number.
+    #[allow(unsafe_code)]
+    pub fn limit_descriptors(&self, most: u64) {
+        let mut limit = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        let (id, resource) = (self.id(), libc::RLIMIT_NOFILE);
+        // SAFETY: the limit is only written by the first call and only read by the second, within each.
+        unsafe {
+            libc::prlimit(id, resource, std::ptr::null(), &raw mut limit);
+            limit.rlim_cur = most.min(limit.rlim_max);
+            libc::prlimit(id, resource, &raw const limit, std::ptr::null_mut());
+        }
+    }
+
     /// Waits for the process to end by itself.
     pub fn wait(&mut self) -> ExitStatus {
         eventually("the end of the process", || self.child.try_wait().unwrap())

@@ -161,10 +161,15 @@ fn transport_peer<P: Peer + 'static>(peer: &P) -> Option<HttpPeer> {
     Some(peer)
 }
 
-/// An error of a connection as one of the upstream's. What the operating system forbids, Pingora calls internal: a packet
-/// filter's, or a UNIX socket whose mode does not let the proxy in.
+/// An error of a connection as one that was not made. What the operating system forbids, Pingora calls internal: a packet
+/// filter's, or a UNIX socket whose mode does not let the proxy in; and what it has no more of is an error of a socket.
 fn unconnected(mut error: Box<Error>) -> Box<Error> {
-    if *error.root_etype() == ErrorType::InternalError {
+    let of_system = [
+        ErrorType::InternalError,
+        ErrorType::SocketError,
+        ErrorType::BindError,
+    ];
+    if of_system.contains(error.root_etype()) {
         error.etype = ErrorType::ConnectError;
     }
     error
@@ -244,11 +249,16 @@ mod tests {
     use crate::upstream::error_text::describe_error;
 
     #[test]
-    fn a_connection_that_is_forbidden_is_none_of_our_own_errors() {
-        let forbidden = io::Error::from(io::ErrorKind::PermissionDenied);
-        let error = Error::because(ErrorType::InternalError, "connect", forbidden);
-        let error = unconnected(error.more_context("a peer"));
-        assert_eq!(*error.etype(), ErrorType::ConnectError);
-        assert_eq!(describe_error(&error), "no connection: permission denied");
+    fn a_connection_that_the_system_does_not_make_is_none_of_our_own_errors() {
+        for (kind, number, told) in [
+            (ErrorType::InternalError, 13, "permission denied"),
+            (ErrorType::SocketError, 24, "too many open files"),
+        ] {
+            let why = io::Error::from_raw_os_error(number);
+            let error = Error::because(kind, "connect", why).more_context("a peer");
+            let error = unconnected(error);
+            assert_eq!(*error.etype(), ErrorType::ConnectError);
+            assert_eq!(describe_error(&error), format!("no connection: {told}"));
+        }
     }
 }

@@ -509,3 +509,31 @@ fn a_drain_waits_for_requests_that_have_begun_and_for_the_first_of_a_connection(
     assert_eq!(proxy.wait().code(), Some(0));
     assert_eq!(proxy.log_lines().len(), 5);
 }
+
+#[test]
+fn an_answer_that_begins_in_a_drain_says_that_its_connection_ends() {
+    let answers = [
+        Reply::default().hold().then_all(reply(200).json("{}")),
+        Reply::default().hold().reset(),
+    ];
+    let upstream = upstream::script(answers).run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let client = proxy.client("sk-fast");
+    let mut running: Vec<_> = (0..2)
+        .map(|number| {
+            let mut connection = client.connect();
+            connection.send(client.message(PATH, b"{}"));
+            upstream.await_heads(number + 1);
+            connection
+        })
+        .collect();
+    proxy.signal(libc::SIGTERM);
+    proxy.await_stderr("draining");
+    upstream.release();
+    for (connection, status) in running.iter_mut().zip([200, 502]) {
+        let answer = connection.answer();
+        assert_eq!(answer.status, status);
+        assert_eq!(answer.header("connection"), Some("close"), "{status}");
+        assert!(connection.try_answer().is_none());
+    }
+}

@@ -388,3 +388,24 @@ fn a_name_without_an_address_is_an_upstream_that_cannot_be_reached() {
         assert_eq!(record["error"], "upstream_unreachable");
     }
 }
+
+#[test]
+fn an_address_is_not_blamed_where_the_proxy_has_no_descriptor_for_it() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let client = proxy.client("sk-fast");
+    let mut connections: Vec<_> = (0..5).map(|_| client.connect()).collect();
+    eventually("they are accepted", || {
+        (proxy.metric("tiergate_connections") == 5.0).then_some(())
+    });
+    proxy.limit_descriptors(0);
+    for connection in &mut connections {
+        connection.send(client.message("/v1/responses", b"{}"));
+        let answer = connection.answer();
+        assert_eq!(answer.status, 502);
+        assert!(answer.text().contains("upstream_unreachable"), "{answer:?}");
+    }
+    proxy.limit_descriptors(u64::MAX);
+    assert_eq!(client.post("/v1/responses", b"{}").status, 200);
+    assert_eq!(ejections(&proxy), 0.0);
+}
