@@ -288,6 +288,27 @@ fn a_new_program_that_does_not_start_leaves_the_old_one_serving() {
 }
 
 #[test]
+fn an_upgrade_does_not_take_a_policy_that_is_held() {
+    let _alone = adopt_orphans();
+    let folder = folder_with_program();
+    let upstream = upstream::json("{}").run();
+    let few = proxy::POLICY;
+    let more: String = (0..20)
+        .map(|key| format!("  sk-more-{key}: fast\n"))
+        .collect();
+    let proxy = upgradable(&folder, &upstream)
+        .policy(&format!("{few}{more}"))
+        .run_in(folder);
+    fs::write(proxy.path("policy.yaml"), few).unwrap();
+    proxy.await_stderr("would lose more than half of its keys");
+    proxy.signal(libc::SIGUSR2);
+    proxy.await_stderr("this one goes on");
+    proxy.await_stderr("SIGHUP takes it, an upgrade does not");
+    let status = |key| proxy.client(key).post("/v1/responses", "{}").status;
+    assert_eq!(status("sk-more-7"), 200);
+}
+
+#[test]
 fn a_unix_socket_is_served_on_over_a_takeover_and_goes_with_the_last_process() {
     let _alone = adopt_orphans();
     let folder = folder_with_program();

@@ -316,9 +316,15 @@ fn feed_watchdog(context: &Arc<ServerContext>, address: SocketAddress, stop: &Ca
 /// Offers the listening sockets to a process that comes after this one, where the configuration says how.
 fn offer_sockets(state: &State, listeners: &Listeners) -> Option<Arc<SocketHandover>> {
     let path = state.config.server.upgrade_socket.as_ref()?;
+    let policy = state.policy.clone();
+    // A new process knows no policy to hold it against, and would take it at once.
+    let is_held = move || match policy.load_status().newest {
+        files::Load::Held(why) => Some(format!("{why}; SIGHUP takes it, an upgrade does not")),
+        files::Load::Taken | files::Load::Failed(_) => None,
+    };
     match listeners
         .handles()
-        .and_then(|sockets| SocketHandover::offer(path, sockets))
+        .and_then(|sockets| SocketHandover::offer(path, sockets, is_held))
     {
         Ok(handover) => Some(Arc::new(handover)),
         Err(why) => {

@@ -32,6 +32,8 @@ const ADDRESS_BYTES: usize = 128;
 /// How long a new process may take from getting the sockets to serving on them.
 const START_TIME: Duration = Duration::from_secs(60);
 const SERVES: u8 = b'+';
+/// Begins the reason in the place of addresses, where nothing is handed over.
+const REFUSES: char = '!';
 const OWNER_ONLY: u32 = 0o600;
 
 /// What a process offers to the one that comes after it.
@@ -39,7 +41,11 @@ pub struct SocketHandover {
     path: PathBuf,
     listener: UnixListener,
     sockets: Mutex<Vec<(SocketAddress, OwnedFd)>>,
+    refusal: Box<Refusal>,
 }
+
+/// Why no process may take over for now, if so.
+type Refusal = dyn Fn() -> Option<String> + Send + Sync;
 
 /// The sockets of the old process, and the way to tell it that they are served.
 pub struct InheritedSockets {
@@ -48,11 +54,15 @@ pub struct InheritedSockets {
 }
 
 impl SocketHandover {
-    /// Offers the sockets at `path`, in the place of any process that did so before.
+    /// Offers the sockets at `path`, in the place of any process that did so before. `refusal` is asked each time that one comes.
     ///
     /// # Errors
     /// Where the path cannot be listened on, or is that of a file which is no socket.
-    pub fn offer(path: &Path, sockets: Vec<(SocketAddress, OwnedFd)>) -> io::Result<Self> {
+    pub fn offer(
+        path: &Path,
+        sockets: Vec<(SocketAddress, OwnedFd)>,
+        refusal: impl Fn() -> Option<String> + Send + Sync + 'static,
+    ) -> io::Result<Self> {
         remove_socket(path)?;
         let listener = UnixListener::bind(path)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(OWNER_ONLY))?;
@@ -60,6 +70,7 @@ impl SocketHandover {
             path: path.to_owned(),
             listener,
             sockets: Mutex::new(sockets),
+            refusal: Box::new(refusal),
         })
     }
 
@@ -76,7 +87,7 @@ impl SocketHandover {
                     return Ok(());
                 }
                 Err(why) => log::warn!(
-                    "a process that took the sockets over does not serve, this one goes on: {why}"
+                    "a process that was to take over does not serve, this one goes on: {why}"
                 ),
             }
         }
@@ -90,6 +101,11 @@ impl SocketHandover {
     }
 
     fn hand_to(&self, mut new: UnixStream) -> io::Result<()> {
+        if let Some(why) = (self.refusal)() {
+            // At once, for it is read so.
+            new.write_all(format!("{REFUSES}{why}").as_bytes())?;
+            return Err(io::Error::other(why));
+        }
         self.send(&new)?;
         new.set_read_timeout(Some(START_TIME))?;
         let mut word = [0];
@@ -153,6 +169,9 @@ impl InheritedSockets {
         }
         let text =
             std::str::from_utf8(&text[..received.bytes]).map_err(|_| io::ErrorKind::InvalidData)?;
+        if let Some(why) = text.strip_prefix(REFUSES) {
+            return Err(io::Error::other(why));
+        }
         let addresses = text
             .lines()
             .map(|line| line.parse().map_err(|_: &str| io::ErrorKind::InvalidData));
