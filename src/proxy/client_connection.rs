@@ -198,10 +198,13 @@ impl ClientConnection {
         state.phase == Phase::Request && !state.awaits_body
     }
 
-    /// Something of the response is written. What is written before the request is whole is an interim response itself.
-    pub fn response_begins(&self) {
+    /// Something of the response is written. True where an interim response could have been sent up to now. What is written
+    /// before the request is whole is an interim response itself.
+    pub fn response_begins(&self) -> bool {
         let mut state = self.0.lock();
+        let begins = state.takes_interim && !state.awaits_body;
         state.takes_interim &= state.awaits_body;
+        begins
     }
 
     /// Whether an interim response may be sent to the request.

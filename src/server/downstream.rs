@@ -189,9 +189,7 @@ impl<S: IO> Downstream<S> {
                 if buf.remaining() == 1 && connection.runs_whole_request() {
                     if probes.is_none() {
                         let end = ready!(poll_ahead(&mut self.io, ahead, cx));
-                        if !connection.takes_interim()
-                            || end.as_ref().is_err_and(|why| !is_end(why))
-                        {
+                        if !connection.takes_interim() || !is_end(&end) {
                             return Poll::Ready(end);
                         }
                         *probes = Some(ProbeTimer::new());
@@ -221,6 +219,26 @@ impl<S: IO> Downstream<S> {
             }
         }
         Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+
+    /// Something is written. A client that ended its side before its response has begun is known for that whoever comes first:
+    /// an upstream that answers at once, or Pingora's look at the client.
+    fn begin_response(&mut self, cx: &mut Context<'_>) {
+        let Version::Http1 {
+            connection,
+            ahead,
+            probes,
+        } = &mut self.version
+        else {
+            return;
+        };
+        if connection.response_begins()
+            && probes.is_none()
+            && let Poll::Ready(end) = poll_ahead(&mut self.io, ahead, cx)
+            && is_end(&end)
+        {
+            *probes = Some(ProbeTimer::new());
+        }
     }
 
     /// Ready when a client that has ended its side has left.
@@ -293,9 +311,7 @@ impl<S: IO> Downstream<S> {
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let length: usize = pieces.iter().map(|piece| piece.len()).sum();
-        if let Version::Http1 { connection, .. } = &self.version {
-            connection.response_begins();
-        }
+        self.begin_response(cx);
         if self.broken {
             return Poll::Ready(Ok(length));
         }
@@ -329,9 +345,10 @@ impl<S: IO> Downstream<S> {
     }
 }
 
-/// Whether the other side has ended its own side, though without a word of it in TLS.
-fn is_end(why: &io::Error) -> bool {
-    why.kind() == io::ErrorKind::UnexpectedEof
+/// Whether the client has ended its side, though without a word of it in TLS.
+fn is_end(end: &io::Result<()>) -> bool {
+    let is_eof = |why: &io::Error| why.kind() == io::ErrorKind::UnexpectedEof;
+    end.as_ref().err().is_none_or(is_eof)
 }
 
 /// Ready when the client is gone. What comes of its next request is put into `ahead`: Pingora looks for a client that goes away

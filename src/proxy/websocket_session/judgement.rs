@@ -15,8 +15,9 @@ use crate::proxy::error_mapping::refuse_unforced;
 use crate::proxy::request_body::refuse_json;
 use crate::proxy::websocket_turns::{SentMessage, Verdict};
 
-/// The message that begins a response (<https://platform.openai.com/docs/guides/websocket-mode>).
-const RESPONSE_CREATE: &str = "response.create";
+/// The messages that begin a response: OpenAI's (<https://platform.openai.com/docs/guides/websocket-mode>), and that of Codex's
+/// first version, by which gateways go on with the response before (router-for-me/CLIProxyAPI does).
+const BEGINNINGS: [&str; 2] = ["response.create", "response.append"];
 
 /// Why bytes of the client are not passed on.
 pub(super) enum MessageError {
@@ -213,7 +214,8 @@ impl WebSocketSession {
             .map_or_else(without_type, |kind| {
                 let kind =
                     kind.trim_matches(|letter: char| letter.is_whitespace() || letter == '\0');
-                kind.is_empty() || kind.eq_ignore_ascii_case(RESPONSE_CREATE)
+                let begins = |other: &&str| kind.eq_ignore_ascii_case(other);
+                kind.is_empty() || BEGINNINGS.iter().any(begins)
             })
     }
 

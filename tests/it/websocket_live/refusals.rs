@@ -99,7 +99,7 @@ fn a_message_for_lenient_readers_is_refused_where_a_budget_is_to_see_its_tier() 
     assert_sent_away(&mut bounded, "invalid_json", 1008);
 }
 
-/// Spellings of the type that an upstream may take for `response.create`.
+/// Types by which an upstream may begin a response, and spellings of them.
 #[test]
 fn a_message_that_may_create_a_response_is_forced() {
     let upstream = ends::upstream();
@@ -111,6 +111,7 @@ fn a_message_that_may_create_a_response_is_forced() {
         " response.create ",
         "RESPONSE.Create",
         "response.create\\u0000",
+        "response.append",
     ] {
         socket.client.say(format!(r#"{{"type":"{kind}"}}"#));
         let forced = format!(r#"{{"service_tier":"priority","type":"{kind}"}}"#);
