@@ -133,23 +133,20 @@ impl FailureContext {
     /// Why the rest of the client's body was not waited for, if it was not.
     fn late_body(&self) -> Option<Cause> {
         match self.expired {
-            _ if self.is_answered => None,
-            _ if self.is_drained => Some(Cause::Draining),
             Some(AwaitedPhase::RequestBody) => Some(Cause::RequestTimeout),
+            _ if self.is_drained && !self.is_answered => Some(Cause::Draining),
             _ => None,
         }
     }
 
     fn client_failure(&self, etype: &ErrorType) -> Termination {
         match etype {
-            ErrorType::ReadTimedout if !self.is_answered => {
-                Termination::Refused(Cause::RequestTimeout)
-            }
+            // Only the rest of a body is waited for so.
+            ErrorType::ReadTimedout => Termination::Refused(Cause::RequestTimeout),
             ErrorType::ReadError
             | ErrorType::WriteError
             | ErrorType::WriteTimedout
             | ErrorType::ConnectionClosed
-            | ErrorType::ReadTimedout
             | ErrorType::H2Error => Termination::ClientClosed,
             _ if self.is_answered => Termination::ClientClosed,
             _ => Termination::Refused(Cause::InvalidHttp),

@@ -460,16 +460,23 @@ impl RequestContext {
 
     /// The request is with the upstream.
     pub fn await_response(&self) {
-        if self.record.answer.upstream_status.is_some() {
+        if self.websocket.is_some() {
             return;
+        }
+        if self.record.answer.upstream_status.is_some() {
+            return self.await_more();
         }
         let upstream = self.upstream.as_ref();
         let limit = upstream.map(|upstream| upstream.config.response_timeout);
         self.enter(AwaitedPhase::ResponseHead, limit);
     }
 
-    /// Something of the response has come.
+    /// Something of the response has come. Where the client is to send more meanwhile and nothing else measures its time, it is
+    /// the client who is waited for: an upstream that has begun may need the rest.
     pub fn await_more(&self) {
+        if !self.body_complete && self.body_idle.is_some() {
+            return self.await_body();
+        }
         if let Some(upstream) = &self.upstream {
             let limit = Some(upstream.config.idle_timeout);
             self.enter(AwaitedPhase::ResponseBody, limit);

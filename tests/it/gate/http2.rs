@@ -280,6 +280,38 @@ fn a_client_of_http_2_whose_body_stops() {
 }
 
 #[test]
+fn a_client_whose_body_stops_behind_the_beginning_of_its_response_was_too_late() {
+    let begun = || {
+        upstream::reply(200)
+            .sse_begun(&["data: 1\n\n"])
+            .before_body()
+            .hold()
+    };
+    let upstream = upstream::script([begun(), begun()]).run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .tls()
+        .setting("limits: {body_idle_timeout: 500ms}")
+        .run();
+    let started = Instant::now();
+    let answer = post(&proxy, "sk-plain", b"{", Framing::StalledNoLength);
+    assert_eq!((answer.status, answer.whole), (200, false));
+    let client = proxy
+        .client("sk-plain")
+        .header("Transfer-Encoding", "chunked");
+    let mut connection = client.connect();
+    connection.send(client.head("POST", PATH));
+    assert_eq!(connection.head().unwrap().status, 200);
+    connection.rest();
+    assert!(started.elapsed() < Duration::from_secs(6));
+    for record in proxy.access_log(2) {
+        let told = json!([record["status"], record["outcome"], record["error"]]);
+        assert_eq!(told, json!([200, "timeout", "request_timeout"]));
+    }
+    upstream.release();
+}
+
+#[test]
 fn an_upload_that_nobody_reads_holds_no_other_request_of_its_connection_up() {
     let unread = Http1Reply::default().hold().before_body();
     let upstream = upstream::script([unread, reply(200).json("{}")]).run();
