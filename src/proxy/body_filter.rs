@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use http::{Method, header};
-use pingora_core::{Error, Result};
+use pingora_core::{Error, ErrorType, Result};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 use tokio::time::{Instant, timeout_at};
@@ -267,6 +267,18 @@ pub(super) fn drop_piece(
     // `None` would be an end.
     *body = Some(Bytes::new());
     Ok(())
+}
+
+/// Waits until the last piece of a body may go, or the client has gone.
+pub(super) async fn await_pipe(session: &mut Session, context: &RequestContext) -> Result<()> {
+    let left = tokio::select! {
+        biased;
+        () = context.pipe.has_room_for_last() => return Ok(()),
+        left = session.as_downstream_mut().read_body_or_idle(true) => left,
+    };
+    left.map_err(|error| error.into_down())?;
+    let error = Error::explain(ErrorType::ConnectionClosed, "nothing can come any more");
+    Err(error.into_down())
 }
 
 /// The end of a body that trailers end, after its last piece. Over HTTP/2 Pingora goes on asking for more of it, for it

@@ -2,6 +2,7 @@
 //! rewritten and recorded stands in the modules that are called.
 
 pub(crate) mod body_filter;
+mod body_pipe;
 pub(crate) mod bridge_exchange;
 pub(crate) mod client_connection;
 mod client_ip;
@@ -197,8 +198,10 @@ impl ProxyHttp for TierProxy {
         }
         if !ends {
             context.await_body();
+            *body = body.take().map(|piece| context.in_pipe(piece));
             return Ok(());
         }
+        body_filter::await_pipe(session, context).await?;
         context.await_response();
         if let Some(stream) = &context.stream {
             stream.request_ended();

@@ -20,7 +20,7 @@ use tokio_util::sync::ReusableBoxFuture;
 use crate::codec::http2_flood::Http2Flood;
 use crate::proxy::client_connection::{ClientConnection, Wait};
 use crate::proxy::error_mapping::head_too_large;
-use crate::server::half_close::{PROBE, ProbeTimer};
+use crate::server::half_close::{PROBE, ProbeTimer, has_hung_up};
 use crate::upstream::connector::control::carrying;
 use crate::upstream::delegated::delegate_to_io;
 use crate::upstream::http2_reader::Http2Reader;
@@ -241,24 +241,25 @@ impl<S: IO> Downstream<S> {
         }
     }
 
-    /// Ready when a client that has ended its side has left.
+    /// Ready when a client that has ended its side has left, which shows once something was sent to it.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while let Version::Http1 {
             connection,
             probes: Some(probes),
             ..
         } = &mut self.version
-            && connection.takes_interim()
         {
             ready!(probes.poll_due(cx));
-            if self.gathered.is_empty() {
+            if has_hung_up(&self.io) {
+                return Poll::Ready(());
+            }
+            if connection.takes_interim() && self.gathered.is_empty() {
                 self.gathered.push(PROBE);
             }
             if let Poll::Ready(Err(_)) = self.poll_send(cx) {
                 return Poll::Ready(());
             }
         }
-        // Its response shows whether it is there.
         Poll::Pending
     }
 

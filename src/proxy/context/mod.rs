@@ -23,6 +23,7 @@ use crate::codec::error::{Answer, Cause, Refusal};
 use crate::config::{ChatStreamUsage, OnClientAbort};
 use crate::policy::endpoint::Endpoint;
 use crate::policy::{Credential, Decision, Denied, Head};
+use crate::proxy::body_pipe::BodyPipe;
 use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::client_stream::ClientStream;
 use crate::proxy::request_body::{BufferedBody, StreamedBody};
@@ -51,6 +52,8 @@ pub struct RequestContext {
     pub client_stream: Option<ClientStream>,
     /// The connection of the newest attempt.
     pub stream: Option<Arc<StreamControl>>,
+    /// What of the body is on its way to that connection.
+    pub pipe: BodyPipe,
     /// When the newest attempt began.
     attempted: Instant,
     /// How long the next piece of a body may take, where Pingora has no limit for it.
@@ -128,6 +131,7 @@ impl RequestContext {
             body: Body::None,
             client: None,
             client_stream: None,
+            pipe: BodyPipe::default(),
             stream: None,
             attempted: Instant::now(),
             body_idle: None,
@@ -210,6 +214,14 @@ impl RequestContext {
     pub fn is_http2_upstream(&self) -> bool {
         let stream = self.stream.as_deref();
         stream.is_some_and(StreamControl::is_http2)
+    }
+
+    /// A piece of the body on its way to the newest attempt's connection. Over HTTP/2 there is no pipe.
+    pub fn in_pipe(&self, piece: Bytes) -> Bytes {
+        match self.is_http2_upstream() {
+            true => piece,
+            false => self.pipe.put(piece),
+        }
     }
 
     /// What makes of the client's head the one that the upstream is to get.
