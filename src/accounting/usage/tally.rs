@@ -102,15 +102,14 @@ impl Tally {
     pub fn add_responses_event(&mut self, document: &Document) {
         let facts = document.facts();
         let terminal = match facts.kind.as_str() {
-            kind @ ("response.created" | "response.queued" | "response.in_progress") => {
+            "response.created" | "response.queued" | "response.in_progress" => {
                 self.background |= facts.background;
                 self.name(facts);
-                if kind == "response.in_progress" {
-                    // Some upstreams count as they go, and end with zeros.
-                    self.count(document);
-                }
-                return;
+                // Some upstreams count as they go, and end with zeros or nothing
+                // (<https://github.com/cloudwego/eino-ext/pull/681>).
+                return self.count(document);
             }
+            "response.usage" => return self.count(document),
             "response.completed" => "response.completed",
             "response.incomplete" => "response.incomplete",
             "response.failed" => "response.failed",

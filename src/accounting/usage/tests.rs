@@ -94,8 +94,13 @@ fn the_terminal_event_of_a_responses_stream_tells_everything() {
 }
 
 #[test]
-fn an_early_event_tells_id_and_model_but_neither_tier_nor_usage() {
+fn an_early_event_tells_id_and_model_and_what_is_counted_so_far_but_no_tier() {
     let expected = Observed {
+        usage: Usage {
+            input_tokens: Some(1),
+            ..Usage::default()
+        },
+        usage_state: UsageState::Partial,
         response_id: some("resp_0"),
         model: some("gpt-early"),
         lacks_end: true,
@@ -998,7 +1003,8 @@ fn zeros_alone_are_no_usage_but_of_a_response_without_output() {
     let delta = r#"{"type":"response.output_text.delta","delta":"x"}"#;
     let end = format!(r#"{{"type":"response.completed","response":{{"id":"r",{zeros}}}}}"#);
     assert_eq!(counted(stream(Responses, &[delta, &end])), none);
-    let warm_up = stream(Responses, &[CREATED, &end]);
+    let created = r#"{"type":"response.created","response":{"id":"r","usage":null}}"#;
+    let warm_up = stream(Responses, &[created, &end]);
     assert_eq!(in_and_out(warm_up.usage), [0, 0].map(Some));
     assert_eq!(warm_up.usage_state, UsageState::Final);
 }
@@ -2064,4 +2070,115 @@ fn cache_and_reasoning_that_both_stand_beside_the_counts_are_added() {
         r#"{"prompt_tokens":60,"completion_tokens":10,"total_tokens":160,"prompt_tokens_details":{"cached_tokens":40},"completion_tokens_details":{"reasoning_tokens":50}}"#,
     );
     assert_eq!(in_and_out(usage), [100, 60].map(Some));
+}
+
+// Usage that stands elsewhere.
+
+fn message_start(usage: &str) -> String {
+    format!(r#"{{"type":"message_start","message":{{"id":"m","usage":{{{usage}}}}}}}"#)
+}
+
+fn text_delta(text: &str) -> String {
+    format!(
+        r#"{{"type":"content_block_delta","index":0,"delta":{{"type":"text_delta","text":"{text}"}}}}"#
+    )
+}
+
+#[test]
+fn the_usage_of_a_message_may_stand_in_its_delta() {
+    let start = message_start(r#""input_tokens":25,"output_tokens":1"#);
+    let within = |beside: &str| {
+        let delta = r#""stop_reason":"end_turn","usage":{"output_tokens":150,"cache_creation":{"ephemeral_1h_input_tokens":5}}"#;
+        let event = format!(r#"{{"type":"message_delta","delta":{{{delta}}}{beside}}}"#);
+        stream(Messages, &[&start, &text_delta("Hi"), &event, MESSAGE_STOP])
+    };
+    for beside in ["", r#","usage":null"#, r#","usage":{"output_tokens":0}"#] {
+        let told = within(beside);
+        assert_eq!(in_and_out(told.usage), [30, 150].map(Some), "{beside}");
+        assert_eq!(written(told.usage), [5, 5].map(Some), "{beside}");
+        assert_eq!(told.usage_state, UsageState::Final, "{beside}");
+    }
+    // The usage beside it is that of the API.
+    let both = within(r#","usage":{"output_tokens":15}"#);
+    assert_eq!(in_and_out(both.usage), [25, 15].map(Some));
+}
+
+#[test]
+fn the_usage_of_a_response_may_stand_in_any_event_of_it_and_counts_once() {
+    const USAGE: &str = r#""usage":{"input_tokens":90,"input_tokens_details":{"cached_tokens":40,"cache_write_tokens":7},"output_tokens":20,"output_tokens_details":{"reasoning_tokens":5},"total_tokens":110}"#;
+    let named = r#""id":"resp_1","model":"gpt-5.5","service_tier":"priority""#;
+    let event = |kind: &str, response: &str, beside: &str| {
+        format!(r#"{{"type":"response.{kind}","response":{{{named}{response}}}{beside}}}"#)
+    };
+    let told = format!(",{USAGE}");
+    let zeros = r#","usage":{"input_tokens":0,"output_tokens":0}"#;
+    let untold = event("completed", "", "");
+    let own = format!(r#"{{"type":"response.usage",{USAGE}}}"#);
+    for events in [
+        vec![event("created", &told, ""), untold.clone()],
+        vec![
+            event("created", &told, ""),
+            event("completed", r#","usage":null"#, ""),
+        ],
+        vec![event("in_progress", &told, ""), untold.clone()],
+        vec![event("created", &told, ""), event("completed", zeros, "")],
+        vec![event("completed", "", &told)],
+        vec![event("completed", r#","usage":null"#, &told)],
+        vec![event("completed", zeros, &told)],
+        vec![event("completed", &told, zeros)],
+        vec![event("created", "", &told), untold.clone()],
+        vec![own.clone(), untold.clone()],
+        // All of it at once.
+        vec![
+            event("created", &told, &told),
+            own.clone(),
+            event("completed", &told, &told),
+        ],
+    ] {
+        let events: Vec<&str> = events.iter().map(String::as_str).collect();
+        assert_eq!(stream(Responses, &events), completed(), "{events:?}");
+    }
+    // What stands where the API has it goes before what stands beside it.
+    let other = r#","usage":{"input_tokens":1,"output_tokens":2}"#;
+    let both = stream(Responses, &[&event("completed", &told, other)]);
+    assert_eq!(both, completed());
+}
+
+#[test]
+fn an_event_that_tells_only_usage_is_no_output() {
+    let own = r#"{"type":"response.usage","usage":{"input_tokens":0,"output_tokens":0}}"#;
+    let end = r#"{"type":"response.completed","response":{"id":"r","usage":{"input_tokens":0,"output_tokens":0}}}"#;
+    let warm_up = stream(Responses, &[own, end]);
+    assert_eq!(in_and_out(warm_up.usage), [0, 0].map(Some));
+    assert_eq!(warm_up.usage_state, UsageState::Final);
+}
+
+#[test]
+fn a_whole_answer_may_be_wrapped_as_an_event_is() {
+    let expected = Observed {
+        terminal_event: None,
+        ..completed()
+    };
+    assert_eq!(plain(Responses, COMPLETED), expected);
+    let twice = COMPLETED.replacen(
+        '{',
+        r#"{"usage":{"input_tokens":90,"output_tokens":20},"#,
+        1,
+    );
+    assert_eq!(
+        in_and_out(plain(Responses, &twice).usage),
+        [90, 20].map(Some)
+    );
+    let failed = r#"{"type":"response.failed","response":{"id":"r","status":"failed","error":{"code":"c"}}}"#;
+    let failed = plain(Responses, failed);
+    assert_eq!((failed.failed, failed.error.as_deref()), (true, Some("c")));
+    // Within a response there is none.
+    let within = r#"{"id":"r","metadata":{"response":{"usage":{"input_tokens":1}}}}"#;
+    assert_eq!(plain(Responses, within).usage, Usage::default());
+}
+
+#[test]
+fn a_tool_of_a_response_whose_usage_stands_beside_it_has_a_price_of_its_own() {
+    let event = r#"{"type":"response.completed","response":{"id":"r","tool_usage":{"image_gen":{"total_tokens":9}}},"usage":{"input_tokens":1,"output_tokens":2}}"#;
+    assert!(stream(Responses, &[event]).mixes_prices);
 }
