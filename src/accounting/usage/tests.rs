@@ -244,9 +244,9 @@ fn counts_are_read_as_the_world_writes_them() {
         ("1e3", 1000),
         ("18446744073709551615", u64::MAX),
     ] {
-        let body = format!(r#"{{"usage":{{"input_tokens":{told},"output_tokens":1}}}}"#);
+        let body = format!(r#"{{"usage":{{"input_tokens":1,"output_tokens":{told}}}}}"#);
         assert_eq!(
-            plain(Responses, &body).usage.input_tokens,
+            plain(Responses, &body).usage.output_tokens,
             Some(count),
             "{told}"
         );
@@ -1128,10 +1128,6 @@ fn what_the_total_has_beyond_the_counts_is_output_unless_it_is_the_cache() {
         (
             r#""input_tokens":100,"output_tokens":20,"total_tokens":90"#,
             [100, 20],
-        ),
-        (
-            r#""input_tokens":0,"output_tokens":20,"total_tokens":90"#,
-            [0, 20],
         ),
     ] {
         let body = format!(r#"{{"id":"r","usage":{{{usage}}}}}"#);
@@ -2181,4 +2177,188 @@ fn a_whole_answer_may_be_wrapped_as_an_event_is() {
 fn a_tool_of_a_response_whose_usage_stands_beside_it_has_a_price_of_its_own() {
     let event = r#"{"type":"response.completed","response":{"id":"r","tool_usage":{"image_gen":{"total_tokens":9}}},"usage":{"input_tokens":1,"output_tokens":2}}"#;
     assert!(stream(Responses, &[event]).mixes_prices);
+}
+
+// Counts that cannot be what was used.
+
+/// The end of a message, with these members beside its delta.
+fn message_end(members: &str) -> String {
+    format!(r#"{{"type":"message_delta","delta":{{"stop_reason":"end_turn"}}{members}}}"#)
+}
+
+/// A message that begins with these counts, brings the text in pieces, and ends so.
+fn message_of_text(begin: &str, text: &[&str], end: &str) -> Observed {
+    let begin = message_start(begin);
+    let text = text.iter().map(|piece| text_delta(piece));
+    let block =
+        r#"{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}"#;
+    let end = [message_end(end), MESSAGE_STOP.to_owned()];
+    let events = [begin, block.to_owned()].into_iter().chain(text).chain(end);
+    let events: Vec<String> = events.collect();
+    let events: Vec<&str> = events.iter().map(String::as_str).collect();
+    stream(Messages, &events)
+}
+
+const NO_OUTPUT: [&str; 6] = [
+    "",
+    r#","usage":null"#,
+    r#","usage":{}"#,
+    r#","usage":{"output_tokens":null}"#,
+    r#","usage":{"output_tokens":0}"#,
+    r#","usage":{"input_tokens":0,"cache_read_input_tokens":0,"output_tokens":0}"#,
+];
+
+#[test]
+fn what_a_message_tells_of_its_output_before_its_text_is_no_final_count() {
+    let long = "a long answer of many tokens ".repeat(20);
+    for end in NO_OUTPUT {
+        for (provisional, text) in [
+            ("0", "Hi"),
+            ("1", "Hi"),
+            ("8", "Hi"),
+            ("1", &long),
+            ("30", &long),
+            ("null", &long),
+        ] {
+            let begin = format!(
+                r#""input_tokens":10,"cache_read_input_tokens":5,"output_tokens":{provisional}"#
+            );
+            let told = message_of_text(&begin, &[text], end);
+            assert_eq!(in_and_out(told.usage), [Some(15), None], "{begin} {end}");
+            assert_eq!(told.usage_state, UsageState::Partial, "{begin} {end}");
+            assert!(!told.lacks_end);
+        }
+    }
+}
+
+#[test]
+fn what_a_message_tells_of_its_output_before_its_text_counts_where_it_is_enough_for_it() {
+    let word = ["word "; 40];
+    for end in NO_OUTPUT {
+        for output in [41, 300] {
+            let begin = format!(r#""input_tokens":10,"output_tokens":{output}"#);
+            let told = message_of_text(&begin, &word, end);
+            assert_eq!(in_and_out(told.usage), [10, output].map(Some), "{end}");
+            assert_eq!(told.usage_state, UsageState::Final, "{end}");
+        }
+    }
+}
+
+#[test]
+fn zeros_at_the_end_of_a_message_without_content_are_a_count() {
+    let zeros = r#","usage":{"input_tokens":10,"output_tokens":0}"#;
+    for (output, counted) in [(0, 0), (1, 1)] {
+        let begin = message_start(&format!(r#""input_tokens":10,"output_tokens":{output}"#));
+        let told = stream(Messages, &[&begin, &message_end(zeros), MESSAGE_STOP]);
+        assert_eq!(in_and_out(told.usage), [10, counted].map(Some));
+        assert_eq!(told.usage_state, UsageState::Final);
+        let untold = stream(Messages, &[&begin, &message_end(""), MESSAGE_STOP]);
+        assert_eq!(in_and_out(untold.usage), [Some(10), None]);
+        assert_eq!(untold.usage_state, UsageState::Partial);
+    }
+}
+
+#[test]
+fn the_end_of_a_message_has_the_last_word_on_its_output() {
+    let long = "a long answer of many tokens ".repeat(20);
+    for end in [
+        r#","usage":{"output_tokens":3}"#,
+        r#","usage":{"output_tokens":0,"iterations":[{"type":"message","input_tokens":10,"output_tokens":3}]}"#,
+    ] {
+        let told = message_of_text(r#""input_tokens":10,"output_tokens":1"#, &[&long], end);
+        assert_eq!(in_and_out(told.usage), [10, 3].map(Some), "{end}");
+        assert_eq!(told.usage_state, UsageState::Final, "{end}");
+    }
+    // Of a message that was cut, what was told until then is known.
+    let begin = message_start(r#""input_tokens":10,"output_tokens":1"#);
+    let cut = stream(Messages, &[&begin, &text_delta(&long)]);
+    assert_eq!(in_and_out(cut.usage), [10, 1].map(Some));
+    assert_eq!(cut.usage_state, UsageState::Partial);
+}
+
+#[test]
+fn what_a_response_counts_early_is_final_where_it_is_enough_for_what_came() {
+    let early = |output: u64| {
+        format!(
+            r#"{{"type":"response.created","response":{{"id":"r","usage":{{"input_tokens":10,"output_tokens":{output}}}}}}}"#
+        )
+    };
+    let delta = r#"{"type":"response.output_text.delta","delta":"x"}"#;
+    let untold = r#"{"type":"response.completed","response":{"id":"r","usage":null}}"#;
+    let zeros = r#"{"type":"response.completed","response":{"id":"r","usage":{"input_tokens":10,"output_tokens":0}}}"#;
+    let read = |events: &[&str]| {
+        let told = stream(Responses, events);
+        (in_and_out(told.usage), told.usage_state)
+    };
+    let lacking = ([Some(10), None], UsageState::Partial);
+    for end in [untold, zeros] {
+        assert_eq!(read(&[&early(0), delta, end]), lacking, "{end}");
+        assert_eq!(read(&[&early(1), delta, end]), lacking, "{end}");
+        let counted = ([10, 50].map(Some), UsageState::Final);
+        assert_eq!(read(&[&early(50), delta, end]), counted, "{end}");
+    }
+    assert_eq!(read(&[delta, zeros]), lacking);
+    assert_eq!(read(&[zeros]), ([10, 0].map(Some), UsageState::Final));
+}
+
+#[test]
+fn output_of_no_input_tells_that_the_input_is_missing() {
+    let of_chat = |usage: &str| {
+        let body = format!(r#"{{"id":"c","choices":[],"usage":{{{usage}}}}}"#);
+        let streamed = stream(ChatCompletions, &[&body, "[DONE]"]);
+        let told = plain(ChatCompletions, &body);
+        assert_eq!(told.usage, streamed.usage);
+        told
+    };
+    let of_response = |usage: &str| {
+        let body = format!(r#"{{"id":"r","usage":{{{usage}}}}}"#);
+        let event = format!(r#"{{"type":"response.completed","response":{body}}}"#);
+        assert_eq!(
+            plain(Responses, &body).usage,
+            stream(Responses, &[&event]).usage
+        );
+        plain(Responses, &body)
+    };
+    let of_message = |usage: &str| plain(Messages, &format!(r#"{{"usage":{{{usage}}}}}"#));
+    let missing = Usage {
+        output_tokens: Some(120),
+        ..Usage::default()
+    };
+    for told in [
+        of_chat(r#""prompt_tokens":0,"completion_tokens":120,"total_tokens":120"#),
+        of_chat(
+            r#""prompt_tokens":0,"prompt_tokens_details":{"cached_tokens":0,"cache_write_tokens":0},"completion_tokens":120"#,
+        ),
+        of_chat(r#""prompt_tokens":null,"completion_tokens":120"#),
+        of_response(r#""input_tokens":0,"output_tokens":120,"total_tokens":150"#),
+        of_message(
+            r#""input_tokens":0,"cache_read_input_tokens":0,"cache_creation_input_tokens":0,"output_tokens":120"#,
+        ),
+        message_of_text(
+            r#""input_tokens":0,"output_tokens":0"#,
+            &["Hi"],
+            r#","usage":{"output_tokens":120}"#,
+        ),
+    ] {
+        assert_eq!(told.usage, missing);
+        assert_eq!(told.usage_state, UsageState::Partial);
+    }
+    // What is read from a cache is input.
+    for told in [
+        of_message(r#""input_tokens":0,"cache_read_input_tokens":9,"output_tokens":120"#),
+        of_message(r#""input_tokens":0,"cache_creation_input_tokens":9,"output_tokens":120"#),
+        message_of_text(
+            r#""input_tokens":0,"output_tokens":0"#,
+            &["Hi"],
+            r#","usage":{"input_tokens":9,"output_tokens":120}"#,
+        ),
+    ] {
+        assert_eq!(in_and_out(told.usage), [9, 120].map(Some));
+        assert_eq!(told.usage_state, UsageState::Final);
+    }
+    // A picture may be charged for by what was made alone.
+    let made = r#"{"usage":{"input_tokens":0,"output_tokens":120}}"#;
+    let made = media("/v1/images/generations", made).unwrap();
+    assert_eq!(in_and_out(made.usage), [0, 120].map(Some));
+    assert_eq!(made.usage_state, UsageState::Final);
 }
