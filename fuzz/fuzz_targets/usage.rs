@@ -61,6 +61,7 @@ fn foreign_names(endpoint: Endpoint) -> &'static [&'static str] {
             "prompt_tokens_details",
             "prompt_cache_miss_tokens",
             "claude_cache_creation_5_m_tokens",
+            "output_tokens_details",
         ],
         _ => &[
             "prompt_tokens",
@@ -86,6 +87,7 @@ fuzz_target!(|input: &[u8]| {
     match answer(endpoint, body) {
         // A document is one whatever it is announced as.
         Some(answer) => {
+            check_deflate(endpoint, as_stream, body, &observed);
             assert_eq!(without_error(observed.clone()), expected(endpoint, &answer));
             check_events(endpoint, body, observed);
         }
@@ -127,6 +129,20 @@ fn observe_however_it_arrives(
     let coded = encoder.finish().expect("memory can be written to");
     assert_eq!(observe(endpoint, as_stream, "gzip", &[&coded]), whole);
     whole
+}
+
+/// A document is told from one in raw deflate, whose first byte may be that of a text.
+fn check_deflate(endpoint: Endpoint, as_stream: bool, body: &[u8], observed: &Observed) {
+    let level = flate2::Compression::default();
+    let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), level);
+    encoder.write_all(body).expect("memory can be written to");
+    let coded = encoder.finish().expect("memory can be written to");
+    for body in [body, &coded] {
+        let single: Vec<&[u8]> = body.chunks(1).collect();
+        for pieces in [&[body][..], &single] {
+            assert_eq!(observe(endpoint, as_stream, "deflate", pieces), *observed);
+        }
+    }
 }
 
 fn check_bounds(observed: &Observed) {
@@ -177,7 +193,6 @@ fn answer(endpoint: Endpoint, body: &[u8]) -> Option<Value> {
 fn expected(endpoint: Endpoint, answer: &Value) -> Observed {
     let usage = usage(endpoint, &answer["usage"]);
     let (error, kind) = (&answer["error"], &answer["type"]);
-    let has_usage = usage != Usage::default();
     let has_counts = counts(&usage)
         .iter()
         .any(|count| count.is_some_and(|count| count > 0));
@@ -189,14 +204,15 @@ fn expected(endpoint: Endpoint, answer: &Value) -> Observed {
     let is_deferred = waits && response_id.is_some() && endpoint != Endpoint::Extra;
     let lacks_input = has_output_only(&usage);
     Observed {
-        usage: if is_deferred {
+        // Zeros alone are no usage.
+        usage: if is_deferred || !has_counts {
             Usage::default()
         } else if lacks_input {
             output_only(usage)
         } else {
             with_cache_in_input(endpoint, usage)
         },
-        usage_state: match has_usage {
+        usage_state: match has_counts {
             _ if is_deferred => UsageState::Deferred,
             true if waits || lacks_input => UsageState::Partial,
             true => UsageState::Final,
@@ -350,7 +366,9 @@ fn check_events(endpoint: Endpoint, body: &[u8], observed: Observed) {
     let Ok(body) = str::from_utf8(body) else {
         return;
     };
-    if body.contains(['\r', '\n']) || !observed.settled {
+    // An event that ends a response may tell zeros that are what was used.
+    let is_final = observed.settled && observed.usage != Usage::default();
+    if body.contains(['\r', '\n']) || !is_final {
         return;
     }
     let told = |observed: Observed| {
