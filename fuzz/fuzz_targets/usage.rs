@@ -26,7 +26,7 @@ const ENDPOINTS: [Endpoint; 4] = [
 const MEMORY: usize = 40_000;
 
 /// Counts that stand elsewhere than in the endpoint's own API. The tree below does not know them; unit tests do.
-const OTHER_SPELLINGS: [&str; 15] = [
+const OTHER_SPELLINGS: [&str; 16] = [
     "audio_tokens",
     "image_tokens",
     "total_tokens",
@@ -42,6 +42,7 @@ const OTHER_SPELLINGS: [&str; 15] = [
     "background",
     "detail",
     "param",
+    "response",
 ];
 
 /// Names of the other APIs, which are read where the endpoint's own are missing.
@@ -60,6 +61,7 @@ fn foreign_names(endpoint: Endpoint) -> &'static [&'static str] {
             "prompt_tokens_details",
             "prompt_cache_miss_tokens",
             "claude_cache_creation_5_m_tokens",
+            "output_tokens_details",
         ],
         _ => &[
             "prompt_tokens",
@@ -85,6 +87,7 @@ fuzz_target!(|input: &[u8]| {
     match answer(endpoint, body) {
         // A document is one whatever it is announced as.
         Some(answer) => {
+            check_deflate(endpoint, as_stream, body, &observed);
             assert_eq!(without_error(observed.clone()), expected(endpoint, &answer));
             check_events(endpoint, body, observed);
         }
@@ -126,6 +129,20 @@ fn observe_however_it_arrives(
     let coded = encoder.finish().expect("memory can be written to");
     assert_eq!(observe(endpoint, as_stream, "gzip", &[&coded]), whole);
     whole
+}
+
+/// A document is told from one in raw deflate, whose first byte may be that of a text.
+fn check_deflate(endpoint: Endpoint, as_stream: bool, body: &[u8], observed: &Observed) {
+    let level = flate2::Compression::default();
+    let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), level);
+    encoder.write_all(body).expect("memory can be written to");
+    let coded = encoder.finish().expect("memory can be written to");
+    for body in [body, &coded] {
+        let single: Vec<&[u8]> = body.chunks(1).collect();
+        for pieces in [&[body][..], &single] {
+            assert_eq!(observe(endpoint, as_stream, "deflate", pieces), *observed);
+        }
+    }
 }
 
 fn check_bounds(observed: &Observed) {
@@ -176,7 +193,6 @@ fn answer(endpoint: Endpoint, body: &[u8]) -> Option<Value> {
 fn expected(endpoint: Endpoint, answer: &Value) -> Observed {
     let usage = usage(endpoint, &answer["usage"]);
     let (error, kind) = (&answer["error"], &answer["type"]);
-    let has_usage = usage != Usage::default();
     let has_counts = counts(&usage)
         .iter()
         .any(|count| count.is_some_and(|count| count > 0));
@@ -186,17 +202,21 @@ fn expected(endpoint: Endpoint, answer: &Value) -> Observed {
     let response_id = answer["id"].as_str().map(str::to_owned);
     let response_id = response_id.filter(|id| (1..=CAPTURE_BYTES).contains(&id.len()));
     let is_deferred = waits && response_id.is_some() && endpoint != Endpoint::Extra;
+    let lacks_input = has_output_only(&usage);
     Observed {
-        usage: if is_deferred {
+        // Zeros alone are no usage.
+        usage: if is_deferred || !has_counts {
             Usage::default()
+        } else if lacks_input {
+            output_only(usage)
         } else {
             with_cache_in_input(endpoint, usage)
         },
-        usage_state: match (has_usage, waits) {
+        usage_state: match has_counts {
             _ if is_deferred => UsageState::Deferred,
-            (true, true) => UsageState::Partial,
-            (true, false) => UsageState::Final,
-            (false, _) => UsageState::None,
+            true if waits || lacks_input => UsageState::Partial,
+            true => UsageState::Final,
+            false => UsageState::None,
         },
         served_tier: tier(endpoint, answer).filter(|_| !waits),
         response_id,
@@ -208,6 +228,20 @@ fn expected(endpoint: Endpoint, answer: &Value) -> Observed {
         },
         event_stream: Some(false),
         ..Observed::default()
+    }
+}
+
+/// No completion is made of no input.
+fn has_output_only(usage: &Usage) -> bool {
+    let [input, cached, written, _, output, _] = counts(usage).map(Option::unwrap_or_default);
+    output > 0 && [input, cached, written] == [0; 3]
+}
+
+fn output_only(usage: Usage) -> Usage {
+    Usage {
+        output_tokens: usage.output_tokens,
+        reasoning_tokens: usage.reasoning_tokens,
+        ..Usage::default()
     }
 }
 
@@ -332,12 +366,15 @@ fn check_events(endpoint: Endpoint, body: &[u8], observed: Observed) {
     let Ok(body) = str::from_utf8(body) else {
         return;
     };
-    if body.contains(['\r', '\n']) || !observed.settled {
+    // An event that ends a response may tell zeros that are what was used.
+    let is_final = observed.settled && observed.usage != Usage::default();
+    if body.contains(['\r', '\n']) || !is_final {
         return;
     }
     let told = |observed: Observed| {
         (
             observed.usage,
+            observed.usage_state == UsageState::Partial,
             observed.served_tier,
             observed.response_id,
             observed.model,
@@ -349,7 +386,7 @@ fn check_events(endpoint: Endpoint, body: &[u8], observed: Observed) {
             let event = format!("{{\"type\":\"response.completed\",\"response\":{body}}}");
             let stream = format!("event: response.completed\ndata: {event}\n\n");
             let streamed = observe(endpoint, true, "", &[stream.as_bytes()]);
-            assert!(streamed.usage_state != UsageState::Partial && !streamed.lacks_end);
+            assert!(!streamed.lacks_end);
             assert_eq!(told(streamed), observed);
             let mut observer = EventObserver::new();
             observer.feed(event.as_bytes());
@@ -359,7 +396,7 @@ fn check_events(endpoint: Endpoint, body: &[u8], observed: Observed) {
         Endpoint::ChatCompletions => {
             let stream = format!("data: {body}\n\ndata: [DONE]\n\n");
             let streamed = observe(endpoint, true, "", &[stream.as_bytes()]);
-            assert!(streamed.usage_state != UsageState::Partial && !streamed.lacks_end);
+            assert!(!streamed.lacks_end);
             assert_eq!(told(streamed), observed);
         }
         _ => {}

@@ -20,9 +20,9 @@ const DEPTH_LIMIT: usize = 64;
 pub struct UsageChunkFilter {
     /// What its head says of its coding. A stream that is coded goes on as it is.
     named: NamedCoding,
-    /// Whether it is, which its first byte tells.
+    /// Whether it is, which its first bytes tell.
     coded: Option<bool>,
-    /// The beginning of the event under way, as it came.
+    /// The beginning of the event under way, as it came; of the stream, while its first bytes do not tell.
     held: BytesMut,
     /// The event under way is longer than what is held, and goes on.
     passes: bool,
@@ -58,9 +58,9 @@ impl UsageChunkFilter {
 
     /// What goes on of the next piece, and of what was held before it.
     pub fn feed(&mut self, piece: Bytes) -> Bytes {
-        if let (None, Some(first)) = (self.coded, piece.first()) {
-            self.coded = Some(Coding::of_answer(self.named, *first) != Ok(None));
-        }
+        let Some(piece) = self.begin(piece) else {
+            return Bytes::new();
+        };
         if self.coded == Some(true) {
             return piece;
         }
@@ -116,6 +116,25 @@ impl UsageChunkFilter {
             self.held.clear();
         }
         self.held.freeze()
+    }
+
+    /// The piece, with what was held before it was known whether the stream is coded; none while it is not.
+    fn begin(&mut self, piece: Bytes) -> Option<Bytes> {
+        if self.coded.is_some() {
+            return Some(piece);
+        }
+        let opening = match self.held.is_empty() {
+            true => piece,
+            false => {
+                self.held.extend_from_slice(&piece);
+                self.held.split().freeze()
+            }
+        };
+        match Coding::of_answer(self.named, &opening) {
+            Some(coding) => self.coded = Some(coding != Ok(None)),
+            None => self.held.extend_from_slice(&opening),
+        }
+        self.coded.map(|_| opening)
     }
 
     /// Where the event under way ends, behind the blank line, if it ends in this piece.
@@ -368,6 +387,36 @@ mod tests {
             }
             out.extend_from_slice(&filter.finish());
             prop_assert_eq!(out, whole);
+        }
+    }
+
+    #[test]
+    fn a_stream_in_raw_deflate_goes_on_as_it_came_and_one_that_is_none_is_read() {
+        use std::io::Write;
+        let deflate = Ok(Some(Coding::Deflate));
+        let through = |stream: &[u8], step: usize| {
+            let mut filter = UsageChunkFilter::new(deflate);
+            let mut out = Vec::new();
+            for piece in stream.chunks(step) {
+                out.extend_from_slice(&filter.feed(Bytes::copy_from_slice(piece)));
+            }
+            out.extend_from_slice(&filter.finish());
+            out
+        };
+        let plain = [CHOICE, USAGE, DONE].concat();
+        let level = flate2::Compression::default();
+        let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), level);
+        encoder.write_all("\u{feff}: c\n\n".as_bytes()).unwrap();
+        let coded = encoder.finish().unwrap();
+        assert_eq!(coded[0], b'{', "as text may begin");
+        for step in [1, 7, 1000] {
+            assert_eq!(through(&coded, step), coded, "by {step}");
+            let kept = [CHOICE, DONE].concat();
+            assert_eq!(
+                through(plain.as_bytes(), step),
+                kept.as_bytes(),
+                "by {step}"
+            );
         }
     }
 }

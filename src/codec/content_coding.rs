@@ -2,7 +2,7 @@
 //! that is sent on decoded is for whoever takes the pieces to limit.
 //!
 //! What is sent on decoded is decoded strictly ([`Decoder::new`]). What is only read, because its bytes go on as they came or
-//! nobody else reads them, is decoded as lenient readers do ([`Decoder::lenient`]); of an answer the first byte has the last
+//! nobody else reads them, is decoded as lenient readers do ([`Decoder::lenient`]); of an answer the first bytes have the last
 //! word on whether it is coded at all ([`AnswerDecoder`]).
 
 use brotli_decompressor::{BrotliDecompressStream, BrotliResult, BrotliState, StandardAlloc};
@@ -25,6 +25,9 @@ const DEFLATE_WINDOW_LOG: u8 = 15;
 /// How many members of a gzip body a lenient decoder reads (RFC 1952 §2.2). Each costs a new state, which is much for the few
 /// bytes that it may have.
 const MEMBERS: u32 = 1024;
+/// How many bytes it takes at most to tell raw deflate from text. What is none fails within some ten of them nearly always, and
+/// what is has given its first byte behind its tables, which have less than 600.
+const OPENING_BYTES: usize = 1024;
 /// How much of a coded answer is read once it is decoded, in bytes: small data may decode to any amount.
 const ANSWER_BYTES: u64 = 256 << 20;
 
@@ -61,13 +64,15 @@ pub struct Decoder {
 /// The body of an answer, decoded where it is coded.
 pub struct AnswerDecoder {
     named: NamedCoding,
+    /// What came while it could not be told what it is, `OPENING_BYTES` at most.
+    held: Vec<u8>,
     body: AnswerBody,
     /// How many more decoded bytes are given.
     left: u64,
 }
 
 enum AnswerBody {
-    /// Nothing of it has come.
+    /// Nothing of it has come that tells.
     Unknown,
     Plain,
     Coded(Decoder),
@@ -128,17 +133,22 @@ impl Coding {
             .map(|(_, coding)| *coding)
     }
 
-    /// The coding that an answer has which begins with this byte. Some upstreams name a coding and send the body as it is
-    /// (<https://github.com/preset-io/agor/pull/1104>), others a word that is none, such as `none`, against compression on the
-    /// way (<https://github.com/vercel/ai/pull/17007>): clients take both for what they are.
+    /// The coding that an answer has which begins so; none where it takes more bytes to tell. Some upstreams name a coding and
+    /// send the body as it is (<https://github.com/preset-io/agor/pull/1104>), others a word that is none, such as `none`,
+    /// against compression on the way (<https://github.com/vercel/ai/pull/17007>): clients take both for what they are.
     ///
-    /// # Errors
-    /// Where it has several codings, or one that is not known.
-    pub fn of_answer(named: NamedCoding, first: u8) -> NamedCoding {
-        let is_coded = |coding: Option<Coding>| coding.is_some_and(|it| it.may_begin_with(first));
-        match begins_plain(first) && !named.is_ok_and(is_coded) {
-            true => Ok(None),
-            false => named,
+    /// The coding is an error where it has several, or one that is not known.
+    pub fn of_answer(named: NamedCoding, opening: &[u8]) -> Option<NamedCoding> {
+        let first = *opening.first()?;
+        match named {
+            _ if !begins_plain(first) => Some(named),
+            // Raw deflate may begin with the letters of text.
+            Ok(Some(Coding::Deflate)) => {
+                let is_coded = begins_deflated(opening)?;
+                Some(Ok(is_coded.then_some(Coding::Deflate)))
+            }
+            Ok(Some(coding)) if coding.may_begin_with(first) => Some(named),
+            _ => Some(Ok(None)),
         }
     }
 
@@ -149,9 +159,8 @@ impl Coding {
             Coding::Gzip => first == 0x1f,
             // The magic number of a frame, or of one that is skipped (RFC 8878 §3.1), but for the one that begins as an array.
             Coding::Zstd => first == 0x28 || (first & 0xf0 == 0x50 && first != b'['),
-            // The compression method, which is deflate (RFC 1950 §2.2).
-            Coding::Deflate => first & 0x0f == 8,
-            Coding::Brotli => true,
+            // Raw deflate has no magic number either.
+            Coding::Deflate | Coding::Brotli => true,
         }
     }
 }
@@ -247,12 +256,13 @@ impl AnswerDecoder {
     pub fn new(headers: &HeaderMap) -> Self {
         Self {
             named: Coding::sole(headers),
+            held: Vec::new(),
             body: AnswerBody::Unknown,
             left: ANSWER_BYTES,
         }
     }
 
-    /// Gives a chunk to `take`, decoded if it is coded.
+    /// Gives a chunk to `take`, decoded if it is coded, and what was held before it.
     ///
     /// # Errors
     /// Where the body cannot be decoded, more comes out of it than is read of any, or `take` refuses.
@@ -262,10 +272,40 @@ impl AnswerDecoder {
         take: &mut dyn FnMut(&[u8]) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
         self.begin(chunk);
+        if matches!(self.body, AnswerBody::Unknown) {
+            self.held.extend_from_slice(chunk);
+            return Ok(());
+        }
+        let held = std::mem::take(&mut self.held);
+        if !held.is_empty() {
+            self.give(&held, take)?;
+        }
+        self.give(chunk, take)
+    }
+
+    /// The body has ended: gives what is still held, which is too little to be coded.
+    ///
+    /// # Errors
+    /// Where `take` refuses.
+    pub fn finish(
+        &mut self,
+        take: &mut dyn FnMut(&[u8]) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        match std::mem::take(&mut self.held) {
+            held if held.is_empty() => Ok(()),
+            held => take(&held),
+        }
+    }
+
+    fn give(
+        &mut self,
+        piece: &[u8],
+        take: &mut dyn FnMut(&[u8]) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
         let left = &mut self.left;
         match &mut self.body {
-            AnswerBody::Plain => take(chunk),
-            AnswerBody::Coded(decoder) => decoder.push(chunk, &mut |piece| {
+            AnswerBody::Plain => take(piece),
+            AnswerBody::Coded(decoder) => decoder.push(piece, &mut |piece| {
                 *left = left
                     .checked_sub(piece.len() as u64)
                     .ok_or(Cause::DecodedBodyTooLarge)?;
@@ -276,20 +316,29 @@ impl AnswerDecoder {
         }
     }
 
-    /// A chunk is about to be pushed: what is coded is known from the first byte on.
+    /// A chunk is about to be pushed: whether it is coded is mostly known from the first byte on.
     pub fn begin(&mut self, chunk: &[u8]) {
-        if let (AnswerBody::Unknown, Some(first)) = (&self.body, chunk.first()) {
-            self.body = match Coding::of_answer(self.named, *first) {
-                Ok(None) => AnswerBody::Plain,
-                Ok(Some(coding)) => AnswerBody::Coded(Decoder::lenient(coding)),
-                Err(UnsupportedCoding) => AnswerBody::Unreadable,
-            };
+        if !matches!(self.body, AnswerBody::Unknown) {
+            return;
         }
+        let coding = match self.held.as_slice() {
+            [] => Coding::of_answer(self.named, chunk),
+            held => {
+                let chunk = &chunk[..chunk.len().min(OPENING_BYTES)];
+                Coding::of_answer(self.named, &[held, chunk].concat())
+            }
+        };
+        self.body = match coding {
+            None => AnswerBody::Unknown,
+            Some(Ok(None)) => AnswerBody::Plain,
+            Some(Ok(Some(coding))) => AnswerBody::Coded(Decoder::lenient(coding)),
+            Some(Err(UnsupportedCoding)) => AnswerBody::Unreadable,
+        };
     }
 
-    /// Whether what came so far is no coded data.
+    /// Whether what is pushed comes out as it is.
     pub fn is_plain(&self) -> bool {
-        matches!(self.body, AnswerBody::Unknown | AnswerBody::Plain)
+        matches!(self.body, AnswerBody::Plain) && self.held.is_empty()
     }
 
     /// Whether the body may end here.
@@ -305,6 +354,22 @@ impl AnswerDecoder {
 /// Whether an event stream or a JSON document may begin with this byte; a byte order mark and white space count.
 fn begins_plain(first: u8) -> bool {
     first.is_ascii_whitespace() || b"{[:deir\xef".contains(&first)
+}
+
+/// Whether these bytes, which may begin a text, begin one in raw deflate instead: one that is read here, which begins as an event
+/// stream or a JSON document does. None where it takes more of them to tell, of which each has its own turn, so that the answer
+/// is the same however they come.
+fn begins_deflated(opening: &[u8]) -> Option<bool> {
+    let mut engine = Decompress::new(false);
+    for byte in opening.iter().take(OPENING_BYTES) {
+        let mut decoded = [0];
+        match flate_step(&mut engine, &[*byte], &mut decoded) {
+            Ok(step) if step.produced > 0 => return Some(begins_plain(decoded[0])),
+            Ok(step) if !step.ended => {}
+            _ => return Some(false),
+        }
+    }
+    (opening.len() >= OPENING_BYTES).then_some(true)
 }
 
 impl Engine {
@@ -458,6 +523,7 @@ fn broken(how: &str) -> Refusal {
 mod tests {
     use super::*;
 
+    use std::collections::BTreeSet;
     use std::io::Write;
 
     const PLAIN: &[u8] = br#"{"model":"m","input":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"}"#;
@@ -567,7 +633,12 @@ mod tests {
     fn answer(coding: &str, body: &[u8], step: usize) -> Result<Vec<u8>, Cause> {
         let headers = HeaderMap::from_iter([(CONTENT_ENCODING, coding.parse().unwrap())]);
         let mut decoder = AnswerDecoder::new(&headers);
-        let out = gathered(body, step, |chunk, take| decoder.push(chunk, take))?;
+        let mut out = gathered(body, step, |chunk, take| decoder.push(chunk, take))?;
+        let mut take = |piece: &[u8]| {
+            out.extend_from_slice(piece);
+            Ok(())
+        };
+        decoder.finish(&mut take).expect("all is taken");
         let cut = Err(Cause::InvalidContentEncoding);
         decoder.ends_here().then_some(out).map_or(cut, Ok)
     }
@@ -582,7 +653,9 @@ mod tests {
     #[test]
     fn an_answer_is_coded_where_its_head_says_so_and_its_first_byte_does_not_refute_it() {
         for coding in ALL {
-            assert!(coding.may_begin_with(encoded(coding, PLAIN)[0]));
+            let opening = &encoded(coding, PLAIN)[..1];
+            let told = Coding::of_answer(Ok(Some(coding)), opening);
+            assert_eq!(told, Some(Ok(Some(coding))));
         }
         let plain = [
             "{}",
@@ -635,6 +708,106 @@ mod tests {
         for coding in ["none", "compress", "gzip, br"] {
             assert_eq!(answer(coding, b"\x1f\x9d", 1), unsupported, "{coding}");
         }
+    }
+
+    fn deflated(plain: &[u8], level: u32, is_flushed: bool) -> Vec<u8> {
+        let level = flate2::Compression::new(level);
+        let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), level);
+        for line in plain.split_inclusive(|byte| *byte == b'\n') {
+            encoder.write_all(line).unwrap();
+            if is_flushed {
+                encoder.flush().unwrap();
+            }
+        }
+        encoder.finish().unwrap()
+    }
+
+    /// A text of so many words, each time others.
+    fn text_of(count: usize) -> String {
+        const WORDS: [&str; 16] = [
+            "the", "proxy", "of", "a", "stream", "that", "tells", "tokens", "and", "is", "read",
+            "from", "its", "upstream", "in", "pieces",
+        ];
+        let mut seed = count as u64;
+        let mut word = || {
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            WORDS[(seed >> 60) as usize]
+        };
+        let words: Vec<&str> = (0..count).map(|_| word()).collect();
+        words.join(" ")
+    }
+
+    #[test]
+    fn raw_deflate_that_begins_as_text_does_is_decoded() {
+        let mut openings = BTreeSet::<u8>::new();
+        let mut check = |plain: &[u8], coded: &[u8]| {
+            openings.extend(coded.first());
+            for step in [1, 3, coded.len()] {
+                let read = answer("deflate", coded, step);
+                assert_eq!(read.as_deref(), Ok(plain), "{:x?} by {step}", &coded[..8]);
+            }
+        };
+        for count in (0..400).step_by(4) {
+            let text = text_of(count);
+            let document = format!(r#"{{"text":"{text}","usage":{{"input_tokens":{count}}}}}"#);
+            let events = format!("event: a\ndata: {document}\n\ndata: [DONE]\n\n");
+            for plain in [&document, &events, &format!("\u{feff}{document}")] {
+                for (level, is_flushed) in [(0, false), (1, false), (6, false), (9, true)] {
+                    let coded = deflated(plain.as_bytes(), level, is_flushed);
+                    check(plain.as_bytes(), &coded);
+                }
+            }
+        }
+        // Blocks with tables, of which the letter tells the size, and one without that begins with a byte order mark.
+        for opening in [b'd', b'e', b'{'] {
+            assert!(openings.contains(&opening), "{openings:x?}");
+        }
+    }
+
+    #[test]
+    fn text_that_is_named_deflate_is_known_within_few_bytes() {
+        let lines = [
+            "data: {\"id\":1}",
+            "data:[DONE]",
+            "event: message_start",
+            "id: 1",
+            "retry: 10",
+        ];
+        let documents = ["{\"a\":1}", "{\n  \"a\": 1}", "[{}]", "{}", ": keep", ":"];
+        let deflate = Ok(Some(Coding::Deflate));
+        for text in lines.iter().chain(&documents) {
+            for before in ["", "\n", "\r\n\r\n", " \t", "\u{feff}", "\x0c\n"] {
+                let text = format!("{before}{text}\n\n{:40}", "");
+                let told = |length: usize| Coding::of_answer(deflate, &text.as_bytes()[..length]);
+                let length = (1..text.len()).find(|length| told(*length).is_some());
+                let length = length.unwrap_or_else(|| panic!("{text:?}"));
+                assert!(length <= 24, "{text:?}: {length}");
+                assert_eq!(told(length), Some(Ok(None)), "{text:?}");
+                assert_eq!(told(text.len()), Some(Ok(None)), "{text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_ends_before_it_is_known_is_plain() {
+        for body in ["d", "da", "e", "\r\n", "{"] {
+            assert_eq!(
+                answer("deflate", body.as_bytes(), 1).as_deref(),
+                Ok(body.as_bytes())
+            );
+        }
+        // Empty blocks without an end: nothing of it is held for long.
+        let empty_blocks = [0, 0, 0, 0xff, 0xff].repeat(1000);
+        let held = [&b" \0\0\xff\xff"[..], &empty_blocks].concat();
+        let headers = HeaderMap::from_iter([(CONTENT_ENCODING, "deflate".parse().unwrap())]);
+        let mut decoder = AnswerDecoder::new(&headers);
+        for chunk in held.chunks(100) {
+            decoder.push(chunk, &mut |_| Ok(())).unwrap();
+            assert!(decoder.held.len() < OPENING_BYTES);
+        }
+        assert!(decoder.held.is_empty());
     }
 
     #[test]

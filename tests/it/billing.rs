@@ -423,6 +423,32 @@ fn an_answer_without_usage_is_counted_and_one_with_it_or_an_error_is_not() {
 }
 
 #[test]
+fn counts_that_cannot_be_have_no_cost_and_count_as_missing() {
+    let start = r#"{"type":"message_start","message":{"id":"m","model":"big","usage":{"input_tokens":10,"output_tokens":1}}}"#;
+    let text = r#"{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"a long answer"}}"#;
+    let end = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":0}}"#;
+    let stop = r#"{"type":"message_stop"}"#;
+    let events = [start, text, end, stop].map(|event| format!("data: {event}\n\n"));
+    let chat = r#"{"id":"c","model":"big","choices":[],"usage":{"prompt_tokens":0,"completion_tokens":120}}"#;
+    let upstream =
+        upstream::script([reply(200).sse(&[&events.concat()]), reply(200).json(chat)]).run();
+    let proxy = proxy::new().upstream(&upstream).prices(PRICES).run();
+    let client = proxy.client("sk-plain");
+    client.post("/v1/messages", r#"{"model":"big","stream":true}"#);
+    client.post("/v1/chat/completions", r#"{"model":"big"}"#);
+    let lines = proxy.access_log(2);
+    for (line, input, output) in [(&lines[0], Some(10), None), (&lines[1], None, Some(120))] {
+        let told = json!({
+            "outcome": "ok", "usage_state": "partial", "cost_usd": null,
+            "input_tokens": input, "output_tokens": output,
+        });
+        assert_told(line, &told);
+    }
+    assert_eq!(missing(&proxy), 2.0);
+    assert_eq!(proxy.metric("tiergate_unpriced_total"), 0.0);
+}
+
+#[test]
 fn a_request_that_reads_or_deletes_has_no_usage_to_miss() {
     let upstream = upstream::json(r#"{"object":"list","data":[]}"#).run();
     let proxy = proxy::new().upstream(&upstream).run();

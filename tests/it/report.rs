@@ -508,23 +508,29 @@ in the sum as far as it was told: requests with partial usage: 1
 }
 
 #[test]
-fn partial_usage_without_output_is_no_missing_price() {
-    let partial =
+fn partial_usage_without_output_or_input_is_no_missing_price() {
+    let without_output =
         r#"{"usage_state":"partial","output_tokens":null,"reasoning_tokens":null,"cost_usd":null}"#;
-    let lines = [line(1, "{}"), line(2, partial)];
-    for prices in [None, Some(PRICES)] {
-        let report = || {
-            let report = Report::of(&lines).by("group");
-            prices.into_iter().fold(report, Report::prices)
-        };
-        let said = report().run();
-        said.result.unwrap();
-        assert_eq!(
-            said.notes,
-            "not in the sum: requests with partial usage, without their output: 1\n"
-        );
-        let columns = "input_tokens,unpriced,without_usage";
-        assert_eq!(report().columns(columns), ["2000,0,1"]);
+    let without_input = r#"{"usage_state":"partial","input_tokens":null,"cached_input_tokens":null,"cost_usd":null}"#;
+    for (partial, what, input) in [
+        (without_output, "output", 2000),
+        (without_input, "input", 1000),
+    ] {
+        let lines = [line(1, "{}"), line(2, partial)];
+        for prices in [None, Some(PRICES)] {
+            let report = || {
+                let report = Report::of(&lines).by("group");
+                prices.into_iter().fold(report, Report::prices)
+            };
+            let said = report().run();
+            said.result.unwrap();
+            assert_eq!(
+                said.notes,
+                format!("not in the sum: requests with partial usage, without their {what}: 1\n")
+            );
+            let columns = report().columns("input_tokens,unpriced,without_usage");
+            assert_eq!(columns, [format!("{input},0,1")]);
+        }
     }
 }
 

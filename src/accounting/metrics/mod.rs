@@ -338,7 +338,7 @@ impl Metrics {
             Some(cost) if cost > 0.0 => {
                 self.cost.with_label_values(&[group, billed]).inc_by(cost);
             }
-            None if *usage != Usage::default() => {
+            None if *usage != Usage::default() && !lacks_count(record) => {
                 self.unpriced.with_label_values(&[group]).inc();
             }
             _ => {}
@@ -532,6 +532,16 @@ fn is_usage_missing(record: &AccessRecord<'_>) -> bool {
         && !makes_nothing
         && is_answered
         && is_missing
+}
+
+/// Whether it is not told how much output was made, or of how much input, which no price can make a cost of.
+fn lacks_count(record: &AccessRecord<'_>) -> bool {
+    let Usage {
+        input_tokens,
+        output_tokens,
+        ..
+    } = record.usage;
+    record.usage_state == UsageState::Partial && (input_tokens.is_none() || output_tokens.is_none())
 }
 
 /// A tier as a label: `none` for none, `other` for one that is not known, so that no client can make new ones.

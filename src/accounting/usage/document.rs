@@ -84,6 +84,18 @@ impl Document {
         self.paths.usage()
     }
 
+    /// The output that a message tells, with its attempts or without.
+    pub fn told_output(&self) -> Option<u64> {
+        let attempts = self.iterations().map(Iterations::of_message);
+        let attempts = attempts.and_then(|usage| usage.output_tokens);
+        self.usage().output_tokens.max(attempts)
+    }
+
+    /// How much was fed, in bytes.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
     /// The index of a chat document's first choice and the counts that this tells of its own, if it does.
     pub fn choice(&self) -> Option<(u64, Usage)> {
         let Array::Choices(choice) = &self.array else {

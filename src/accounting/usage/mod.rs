@@ -2,6 +2,7 @@
 //! a copy of the bytes: whatever they are, it neither fails nor holds more of them than a few short texts. It does not
 //! decide what is billed.
 
+mod content;
 mod document;
 mod elements;
 mod list;
@@ -115,6 +116,26 @@ impl Usage {
         self.counts_mut()
             .iter()
             .any(|count| count.is_some_and(|count| count > 0))
+    }
+
+    /// Whether it tells output that was made of no input. No completion is: what writes such zeros knows no better
+    /// (<https://github.com/MiXaiLL76/auto_ai_router/pull/142>).
+    fn lacks_input(&self) -> bool {
+        let input = [
+            self.input_tokens,
+            self.cached_input_tokens,
+            self.cache_write_tokens,
+        ];
+        let is_none = |count: Option<u64>| count.unwrap_or(0) == 0;
+        !is_none(self.output_tokens) && input.into_iter().all(is_none)
+    }
+
+    fn without_input(self) -> Self {
+        Self {
+            output_tokens: self.output_tokens,
+            reasoning_tokens: self.reasoning_tokens,
+            ..Self::default()
+        }
     }
 
     /// The sums of both.

@@ -166,7 +166,13 @@ impl ResponseObserver {
     }
 
     /// The body has ended, or was cut off here.
-    pub fn finish(self) -> Observed {
+    pub fn finish(mut self) -> Observed {
+        let body = &mut self.body;
+        let finished = self.decoder.finish(&mut |piece| {
+            body.feed(piece);
+            Ok(())
+        });
+        self.blind |= finished.is_err();
         let observed = self.body.finish();
         Observed {
             lacks_end: observed.lacks_end && !self.blind,

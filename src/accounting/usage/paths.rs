@@ -57,7 +57,11 @@ pub(super) struct ResponseFields {
     pub error: ErrorFields,
     /// What stands at the top of a document that is an error itself.
     pub flat_error: ErrorFields,
+    /// A hosted tool has used tokens, of a model of its own.
+    uses_tools: bool,
     counts: Counts,
+    /// Those of a usage that stands where only some upstreams put it; few do.
+    displaced: Option<Box<Counts>>,
 }
 
 /// What an error says of itself.
@@ -88,8 +92,6 @@ struct Counts {
     missed: Option<u64>,
     /// Which media the tokens are told to be of, of the input and of the output.
     media: [Media; 2],
-    /// A hosted tool has used tokens, of a model of its own.
-    of_tools: bool,
 }
 
 /// Media of which there are tokens.
@@ -260,37 +262,31 @@ impl ResponseFields {
         self.index = None;
         self.error.clear();
         self.flat_error.clear();
+        self.uses_tools = false;
         self.counts = Counts::default();
+        self.displaced = None;
     }
 
     /// The counts as the API has them, whatever their spelling. On messages, `input_tokens` is without cached and
     /// cache-write tokens.
     pub fn usage(&self, shape: Shape) -> Usage {
-        let counts = &self.counts;
-        let mut usage = counts.foreign;
-        let written = counts.written();
-        usage.cache_write_tokens = more_than_none(usage.cache_write_tokens, written.all);
-        usage.update(counts.native);
-        usage = usage.with_parts(counts.within).plus(counts.beside);
-        let hits = usage.cached_input_tokens.unwrap_or(0);
-        let whole = counts.missed.map(|missed| missed.saturating_add(hits));
-        if whole.is_some() && whole == usage.input_tokens {
-            usage.input_tokens = counts.missed;
-        }
-        // No more than were written at all.
-        let all = usage.cache_write_tokens.unwrap_or(0);
-        usage.cache_write_long_tokens = written.all.map(|_| written.long.min(all));
-        match (shape, counts.total) {
-            // Mistral's total has the sound that it transcribes, and charges for by the minute
-            // (`prompt_audio_seconds` of <https://docs.mistral.ai/api/endpoint/audio/transcriptions>).
-            (Shape::Media, _) | (_, None) => usage,
-            (_, Some(total)) => usage.account_for(total),
+        self.counts(shape).usage(shape)
+    }
+
+    /// Those of the usage that stands where it belongs; of another only where that tells none, so that nothing counts twice.
+    fn counts(&self, shape: Shape) -> &Counts {
+        let tells = |counts: &Counts| counts.usage(shape).has_counts();
+        match &self.displaced {
+            Some(displaced) if tells(displaced) && !tells(&self.counts) => displaced,
+            _ => &self.counts,
         }
     }
 
     /// Whether a message tells of cached or cache-write tokens as parts of its input.
     pub fn tells_cache_within_input(&self) -> bool {
-        self.counts.within != Usage::default()
+        let places = [Some(&self.counts), self.displaced.as_deref()];
+        let mut places = places.into_iter().flatten();
+        places.any(|counts| counts.within != Usage::default())
     }
 
     /// Whether there are tokens that have prices of their own beside the model's: those of a hosted tool, and of several media.
@@ -298,9 +294,9 @@ impl ResponseFields {
     /// are told; elsewhere where there is any but text, unless it is an image to look at, which is charged for as text is
     /// (<https://platform.openai.com/docs/pricing>).
     pub fn mixes_prices(&self, shape: Shape) -> bool {
-        let [input, output] = self.counts.media;
+        let [input, output] = self.counts(shape).media;
         match shape {
-            _ if self.counts.of_tools => true,
+            _ if self.uses_tools => true,
             Shape::Media => [input, output]
                 .iter()
                 .any(|media| media.text && (media.audio || media.image)),
@@ -318,7 +314,15 @@ impl ResponseFields {
         }
     }
 
-    fn learn(&mut self, fact: Fact, value: Value<'_>) {
+    /// The counts that a usage tells, which stands where it belongs or elsewhere.
+    fn counts_mut(&mut self, is_displaced: bool) -> &mut Counts {
+        match is_displaced {
+            true => self.displaced.get_or_insert_default(),
+            false => &mut self.counts,
+        }
+    }
+
+    fn learn(&mut self, fact: Fact, value: Value<'_>, is_displaced: bool) {
         match fact {
             Fact::Kind => learn_text(&mut self.kind, value),
             Fact::StreamId => learn_text(&mut self.stream_id, value),
@@ -334,13 +338,13 @@ impl ResponseFields {
             Fact::Background => self.background |= value.raw == b"true",
             Fact::StopReason => self.stopped |= is_reason(value),
             Fact::Array => {}
-            Fact::Count(spelling, class) => self.counts.learn(spelling, class, value),
-            Fact::Total => learn_count(&mut self.counts.total, value),
-            Fact::Missed => learn_count(&mut self.counts.missed, value),
-            Fact::Written { place, is_long } => self.counts.learn_written(place, is_long, value),
-            Fact::Medium(side, medium) => self.counts.learn_medium(side, medium, value),
+            Fact::Count(..)
+            | Fact::Total
+            | Fact::Missed
+            | Fact::Written { .. }
+            | Fact::Medium(..) => self.counts_mut(is_displaced).learn(fact, value),
             Fact::Index => learn_count(&mut self.index, value),
-            Fact::ToolTokens => self.counts.of_tools |= tells_some(value),
+            Fact::ToolTokens => self.uses_tools |= tells_some(value),
             Fact::Error(part) => self.error.learn(part, value),
             Fact::FlatError(part) => self.flat_error.learn(part, value),
         }
@@ -383,7 +387,41 @@ impl ErrorFields {
 }
 
 impl Counts {
-    fn learn(&mut self, spelling: Spelling, class: Class, value: Value<'_>) {
+    /// The counts as the API has them; see [`ResponseFields::usage`].
+    fn usage(&self, shape: Shape) -> Usage {
+        let mut usage = self.foreign;
+        let written = self.written();
+        usage.cache_write_tokens = more_than_none(usage.cache_write_tokens, written.all);
+        usage.update(self.native);
+        usage = usage.with_parts(self.within).plus(self.beside);
+        let hits = usage.cached_input_tokens.unwrap_or(0);
+        let whole = self.missed.map(|missed| missed.saturating_add(hits));
+        if whole.is_some() && whole == usage.input_tokens {
+            usage.input_tokens = self.missed;
+        }
+        // No more than were written at all.
+        let all = usage.cache_write_tokens.unwrap_or(0);
+        usage.cache_write_long_tokens = written.all.map(|_| written.long.min(all));
+        match (shape, self.total) {
+            // Mistral's total has the sound that it transcribes, and charges for by the minute
+            // (`prompt_audio_seconds` of <https://docs.mistral.ai/api/endpoint/audio/transcriptions>).
+            (Shape::Media, _) | (_, None) => usage,
+            (_, Some(total)) => usage.account_for(total),
+        }
+    }
+
+    fn learn(&mut self, fact: Fact, value: Value<'_>) {
+        match fact {
+            Fact::Count(spelling, class) => self.learn_class(spelling, class, value),
+            Fact::Total => learn_count(&mut self.total, value),
+            Fact::Missed => learn_count(&mut self.missed, value),
+            Fact::Written { place, is_long } => self.learn_written(place, is_long, value),
+            Fact::Medium(side, medium) => self.learn_medium(side, medium, value),
+            _ => {}
+        }
+    }
+
+    fn learn_class(&mut self, spelling: Spelling, class: Class, value: Value<'_>) {
         match spelling {
             Spelling::Native => learn_count(class.of(&mut self.native), value),
             Spelling::Beside => learn_count(class.of(&mut self.beside), value),
@@ -471,6 +509,18 @@ impl Paths {
         !self.facts.kind.is_empty() && !self.shape.has_facts(&self.facts.kind)
     }
 
+    /// Whether what is told stands in a usage that is not where the API has it: beside the `response` of an event
+    /// (<https://github.com/Wei-Shaw/sub2api>), in a whole answer that is wrapped as an event is, or in the `delta` of a message,
+    /// where Anthropic's documentation once showed it (<https://github.com/fumito-ito/AnthropicSwiftSDK/issues/7>).
+    fn is_displaced(&self) -> bool {
+        matches!(
+            (self.shape, self.objects[1]),
+            (Shape::ResponsesEvent, Object::ResponsesUsage)
+                | (Shape::Response, Object::Response)
+                | (Shape::MessagesEvent, Object::MessageDelta)
+        )
+    }
+
     /// The type that stands in the stream beside the document counts where the document names none.
     pub fn name_kind(&mut self, kind: &[u8]) {
         if self.facts.kind.is_empty()
@@ -496,7 +546,7 @@ impl Visitor for Paths {
         // Only objects of the table are entered, which are `DEEPEST` deep at most.
         let member = match (key.name, self.objects.get(key.depth - 1)) {
             (Some(name), Some(object)) if !self.is_settled() => match object.member(name) {
-                Member::Other if key.depth == 1 => flat_error_member(name),
+                Member::Other if key.depth == 1 => self.shape.member_at_top(name),
                 member => member,
             },
             _ => Member::Other,
@@ -525,13 +575,12 @@ impl Visitor for Paths {
     }
 
     fn value(&mut self, value: Value<'_>) {
-        match self.fact.take() {
-            Some(Fact::Kind) => {
-                self.facts.learn(Fact::Kind, value);
-                self.forget_unless_told();
-            }
-            Some(fact) => self.facts.learn(fact, value),
-            None => {}
+        let Some(fact) = self.fact.take() else {
+            return;
+        };
+        self.facts.learn(fact, value, self.is_displaced());
+        if let Fact::Kind = fact {
+            self.forget_unless_told();
         }
     }
 }
@@ -547,6 +596,15 @@ impl Shape {
             Shape::Media => Object::Media,
             Shape::Choice => Object::Choice,
             Shape::Iteration => Object::Iteration,
+        }
+    }
+
+    /// What no object of the answer itself has.
+    fn member_at_top(self, name: &[u8]) -> Member {
+        match (self, name) {
+            // Some wrap a whole answer as an event is.
+            (Shape::Response, b"response") => Member::Inner(Object::Response),
+            _ => flat_error_member(name),
         }
     }
 
@@ -569,6 +627,7 @@ impl Shape {
                         | "done"
                         | "cancelled"
                         | "canceled"
+                        | "usage"
                 ),
                 None => kind == "error",
             },
@@ -589,6 +648,7 @@ impl Object {
             Object::ResponsesEvent => match key {
                 b"type" => Member::Fact(Fact::Kind),
                 b"response" => Member::Inner(Object::Response),
+                b"usage" => Member::Inner(Object::ResponsesUsage),
                 b"stream_id" => Member::Fact(Fact::StreamId),
                 // Of an `error` that is about one response among several.
                 b"response_id" => Member::Fact(Fact::Id),
@@ -610,6 +670,7 @@ impl Object {
             }
             Object::MessageDelta => match key {
                 b"stop_reason" => Member::Fact(Fact::StopReason),
+                b"usage" => Member::Inner(Object::MessagesUsage),
                 _ => Member::Other,
             },
             // Moonshot tells the usage of a stream here

@@ -1,5 +1,6 @@
 //! What the documents of one response come to.
 
+use super::content::Content;
 use super::document::Document;
 use super::paths::{ResponseFields, Shape};
 use super::usage_tally::UsageTally;
@@ -46,6 +47,7 @@ pub(super) struct Tally {
     settled: bool,
     /// An event of a Responses stream told of output.
     has_output: bool,
+    content: Content,
 }
 
 impl Protocol {
@@ -71,6 +73,11 @@ impl Protocol {
             (Protocol::Messages, false) => Shape::Message,
             (Protocol::Media, _) => Shape::Media,
         }
+    }
+
+    /// Whether what it answers is made of its input, token by token.
+    fn completes(self) -> bool {
+        !matches!(self, Protocol::Embeddings | Protocol::Media)
     }
 
     /// Whether a stream has to tell its end.
@@ -102,14 +109,20 @@ impl Tally {
     pub fn add_responses_event(&mut self, document: &Document) {
         let facts = document.facts();
         let terminal = match facts.kind.as_str() {
-            kind @ ("response.created" | "response.queued" | "response.in_progress") => {
+            "response.created" | "response.queued" | "response.in_progress" => {
                 self.background |= facts.background;
                 self.name(facts);
-                if kind == "response.in_progress" {
-                    // Some upstreams count as they go, and end with zeros.
-                    self.count(document);
+                // Some upstreams count as they go, and end with zeros or nothing
+                // (<https://github.com/cloudwego/eino-ext/pull/681>).
+                self.count(document);
+                if document.told_output().is_some() {
+                    self.content.begin();
                 }
                 return;
+            }
+            "response.usage" => {
+                self.content.tell(document.told_output());
+                return self.count(document);
             }
             "response.completed" => "response.completed",
             "response.incomplete" => "response.incomplete",
@@ -119,10 +132,15 @@ impl Tally {
             "response.canceled" => "response.canceled",
             kind => {
                 self.has_output |= kind.starts_with("response.");
+                if kind.ends_with(".delta") {
+                    // Much of it is ids and padding.
+                    self.content.add(0);
+                }
                 return self.add_error(document);
             }
         };
         self.name(facts);
+        self.content.tell(document.told_output());
         self.count(document);
         if document.is_whole() {
             self.tell_tier(facts);
@@ -149,12 +167,18 @@ impl Tally {
     fn add_messages_event(&mut self, document: &Document) {
         let (facts, whole) = (document.facts(), document.is_whole());
         match facts.kind.as_str() {
-            "message_start" | "message_delta" => {
+            kind @ ("message_start" | "message_delta") => {
+                match kind {
+                    "message_start" => self.content.begin(),
+                    _ => self.content.tell(document.told_output()),
+                }
                 self.name(facts);
                 self.usage.move_input_to_cache(document);
                 self.count(document);
             }
             "message_stop" if whole => return self.end("message_stop"),
+            "content_block_start" => return self.content.add(0),
+            "content_block_delta" => return self.content.add(document.length()),
             _ => return self.add_error(document),
         }
         if whole {
@@ -235,6 +259,7 @@ impl Tally {
         self.background |= newer.background;
         self.settled |= newer.settled;
         self.has_output |= newer.has_output;
+        self.content.join(&newer.content);
     }
 
     /// Takes over what another answer in the same list told: all of it was used, and where several models served, no one of
@@ -324,11 +349,25 @@ impl Tally {
         }
     }
 
-    pub fn observed(&self, protocol: Protocol) -> Observed {
+    /// The counts that can be what was used, and whether one of them is missing that the answer must have.
+    fn counts(&self, protocol: Protocol) -> (Usage, bool) {
         let mut usage = self.usage.total();
         if protocol == Protocol::Messages {
             usage = usage.with_cache_in_input();
         }
+        let lacks_output = self.ended && self.content.refutes(usage.output_tokens);
+        if lacks_output {
+            usage.output_tokens = None;
+        }
+        let lacks_input = protocol.completes() && usage.lacks_input();
+        if lacks_input {
+            usage = usage.without_input();
+        }
+        (usage, lacks_input || lacks_output)
+    }
+
+    pub fn observed(&self, protocol: Protocol) -> Observed {
+        let (mut usage, lacks_count) = self.counts(protocol);
         // Nobody fetches what an operator's own path makes: see `Endpoint::ResponsesItem`.
         let may_wait = self.background && protocol != Protocol::Unknown;
         let waits = may_wait && !self.settled && !self.id.is_empty();
@@ -339,11 +378,11 @@ impl Tally {
         Observed {
             usage,
             mixes_prices: self.mixes_prices,
-            usage_state: match self.ended {
+            usage_state: match self.ended && !lacks_count {
                 _ if waits => UsageState::Deferred,
-                true if usage != Usage::default() => UsageState::Final,
-                false if usage != Usage::default() => UsageState::Partial,
-                _ => UsageState::None,
+                _ if usage == Usage::default() => UsageState::None,
+                true => UsageState::Final,
+                false => UsageState::Partial,
             },
             served_tier: text(self.served_tier(protocol)),
             response_id: text(&self.id),

@@ -94,8 +94,13 @@ fn the_terminal_event_of_a_responses_stream_tells_everything() {
 }
 
 #[test]
-fn an_early_event_tells_id_and_model_but_neither_tier_nor_usage() {
+fn an_early_event_tells_id_and_model_and_what_is_counted_so_far_but_no_tier() {
     let expected = Observed {
+        usage: Usage {
+            input_tokens: Some(1),
+            ..Usage::default()
+        },
+        usage_state: UsageState::Partial,
         response_id: some("resp_0"),
         model: some("gpt-early"),
         lacks_end: true,
@@ -239,9 +244,9 @@ fn counts_are_read_as_the_world_writes_them() {
         ("1e3", 1000),
         ("18446744073709551615", u64::MAX),
     ] {
-        let body = format!(r#"{{"usage":{{"input_tokens":{told},"output_tokens":1}}}}"#);
+        let body = format!(r#"{{"usage":{{"input_tokens":1,"output_tokens":{told}}}}}"#);
         assert_eq!(
-            plain(Responses, &body).usage.input_tokens,
+            plain(Responses, &body).usage.output_tokens,
             Some(count),
             "{told}"
         );
@@ -998,7 +1003,8 @@ fn zeros_alone_are_no_usage_but_of_a_response_without_output() {
     let delta = r#"{"type":"response.output_text.delta","delta":"x"}"#;
     let end = format!(r#"{{"type":"response.completed","response":{{"id":"r",{zeros}}}}}"#);
     assert_eq!(counted(stream(Responses, &[delta, &end])), none);
-    let warm_up = stream(Responses, &[CREATED, &end]);
+    let created = r#"{"type":"response.created","response":{"id":"r","usage":null}}"#;
+    let warm_up = stream(Responses, &[created, &end]);
     assert_eq!(in_and_out(warm_up.usage), [0, 0].map(Some));
     assert_eq!(warm_up.usage_state, UsageState::Final);
 }
@@ -1122,10 +1128,6 @@ fn what_the_total_has_beyond_the_counts_is_output_unless_it_is_the_cache() {
         (
             r#""input_tokens":100,"output_tokens":20,"total_tokens":90"#,
             [100, 20],
-        ),
-        (
-            r#""input_tokens":0,"output_tokens":20,"total_tokens":90"#,
-            [0, 20],
         ),
     ] {
         let body = format!(r#"{{"id":"r","usage":{{{usage}}}}}"#);
@@ -2064,4 +2066,299 @@ fn cache_and_reasoning_that_both_stand_beside_the_counts_are_added() {
         r#"{"prompt_tokens":60,"completion_tokens":10,"total_tokens":160,"prompt_tokens_details":{"cached_tokens":40},"completion_tokens_details":{"reasoning_tokens":50}}"#,
     );
     assert_eq!(in_and_out(usage), [100, 60].map(Some));
+}
+
+// Usage that stands elsewhere.
+
+fn message_start(usage: &str) -> String {
+    format!(r#"{{"type":"message_start","message":{{"id":"m","usage":{{{usage}}}}}}}"#)
+}
+
+fn text_delta(text: &str) -> String {
+    format!(
+        r#"{{"type":"content_block_delta","index":0,"delta":{{"type":"text_delta","text":"{text}"}}}}"#
+    )
+}
+
+#[test]
+fn the_usage_of_a_message_may_stand_in_its_delta() {
+    let start = message_start(r#""input_tokens":25,"output_tokens":1"#);
+    let within = |beside: &str| {
+        let delta = r#""stop_reason":"end_turn","usage":{"output_tokens":150,"cache_creation":{"ephemeral_1h_input_tokens":5}}"#;
+        let event = format!(r#"{{"type":"message_delta","delta":{{{delta}}}{beside}}}"#);
+        stream(Messages, &[&start, &text_delta("Hi"), &event, MESSAGE_STOP])
+    };
+    for beside in ["", r#","usage":null"#, r#","usage":{"output_tokens":0}"#] {
+        let told = within(beside);
+        assert_eq!(in_and_out(told.usage), [30, 150].map(Some), "{beside}");
+        assert_eq!(written(told.usage), [5, 5].map(Some), "{beside}");
+        assert_eq!(told.usage_state, UsageState::Final, "{beside}");
+    }
+    // The usage beside it is that of the API.
+    let both = within(r#","usage":{"output_tokens":15}"#);
+    assert_eq!(in_and_out(both.usage), [25, 15].map(Some));
+}
+
+#[test]
+fn the_usage_of_a_response_may_stand_in_any_event_of_it_and_counts_once() {
+    const USAGE: &str = r#""usage":{"input_tokens":90,"input_tokens_details":{"cached_tokens":40,"cache_write_tokens":7},"output_tokens":20,"output_tokens_details":{"reasoning_tokens":5},"total_tokens":110}"#;
+    let named = r#""id":"resp_1","model":"gpt-5.5","service_tier":"priority""#;
+    let event = |kind: &str, response: &str, beside: &str| {
+        format!(r#"{{"type":"response.{kind}","response":{{{named}{response}}}{beside}}}"#)
+    };
+    let told = format!(",{USAGE}");
+    let zeros = r#","usage":{"input_tokens":0,"output_tokens":0}"#;
+    let untold = event("completed", "", "");
+    let own = format!(r#"{{"type":"response.usage",{USAGE}}}"#);
+    for events in [
+        vec![event("created", &told, ""), untold.clone()],
+        vec![
+            event("created", &told, ""),
+            event("completed", r#","usage":null"#, ""),
+        ],
+        vec![event("in_progress", &told, ""), untold.clone()],
+        vec![event("created", &told, ""), event("completed", zeros, "")],
+        vec![event("completed", "", &told)],
+        vec![event("completed", r#","usage":null"#, &told)],
+        vec![event("completed", zeros, &told)],
+        vec![event("completed", &told, zeros)],
+        vec![event("created", "", &told), untold.clone()],
+        vec![own.clone(), untold.clone()],
+        // All of it at once.
+        vec![
+            event("created", &told, &told),
+            own.clone(),
+            event("completed", &told, &told),
+        ],
+    ] {
+        let events: Vec<&str> = events.iter().map(String::as_str).collect();
+        assert_eq!(stream(Responses, &events), completed(), "{events:?}");
+    }
+    // What stands where the API has it goes before what stands beside it.
+    let other = r#","usage":{"input_tokens":1,"output_tokens":2}"#;
+    let both = stream(Responses, &[&event("completed", &told, other)]);
+    assert_eq!(both, completed());
+}
+
+#[test]
+fn an_event_that_tells_only_usage_is_no_output() {
+    let own = r#"{"type":"response.usage","usage":{"input_tokens":0,"output_tokens":0}}"#;
+    let end = r#"{"type":"response.completed","response":{"id":"r","usage":{"input_tokens":0,"output_tokens":0}}}"#;
+    let warm_up = stream(Responses, &[own, end]);
+    assert_eq!(in_and_out(warm_up.usage), [0, 0].map(Some));
+    assert_eq!(warm_up.usage_state, UsageState::Final);
+}
+
+#[test]
+fn a_whole_answer_may_be_wrapped_as_an_event_is() {
+    let expected = Observed {
+        terminal_event: None,
+        ..completed()
+    };
+    assert_eq!(plain(Responses, COMPLETED), expected);
+    let twice = COMPLETED.replacen(
+        '{',
+        r#"{"usage":{"input_tokens":90,"output_tokens":20},"#,
+        1,
+    );
+    assert_eq!(
+        in_and_out(plain(Responses, &twice).usage),
+        [90, 20].map(Some)
+    );
+    let failed = r#"{"type":"response.failed","response":{"id":"r","status":"failed","error":{"code":"c"}}}"#;
+    let failed = plain(Responses, failed);
+    assert_eq!((failed.failed, failed.error.as_deref()), (true, Some("c")));
+    // Within a response there is none.
+    let within = r#"{"id":"r","metadata":{"response":{"usage":{"input_tokens":1}}}}"#;
+    assert_eq!(plain(Responses, within).usage, Usage::default());
+}
+
+#[test]
+fn a_tool_of_a_response_whose_usage_stands_beside_it_has_a_price_of_its_own() {
+    let event = r#"{"type":"response.completed","response":{"id":"r","tool_usage":{"image_gen":{"total_tokens":9}}},"usage":{"input_tokens":1,"output_tokens":2}}"#;
+    assert!(stream(Responses, &[event]).mixes_prices);
+}
+
+// Counts that cannot be what was used.
+
+/// The end of a message, with these members beside its delta.
+fn message_end(members: &str) -> String {
+    format!(r#"{{"type":"message_delta","delta":{{"stop_reason":"end_turn"}}{members}}}"#)
+}
+
+/// A message that begins with these counts, brings the text in pieces, and ends so.
+fn message_of_text(begin: &str, text: &[&str], end: &str) -> Observed {
+    let begin = message_start(begin);
+    let text = text.iter().map(|piece| text_delta(piece));
+    let block =
+        r#"{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}"#;
+    let end = [message_end(end), MESSAGE_STOP.to_owned()];
+    let events = [begin, block.to_owned()].into_iter().chain(text).chain(end);
+    let events: Vec<String> = events.collect();
+    let events: Vec<&str> = events.iter().map(String::as_str).collect();
+    stream(Messages, &events)
+}
+
+const NO_OUTPUT: [&str; 6] = [
+    "",
+    r#","usage":null"#,
+    r#","usage":{}"#,
+    r#","usage":{"output_tokens":null}"#,
+    r#","usage":{"output_tokens":0}"#,
+    r#","usage":{"input_tokens":0,"cache_read_input_tokens":0,"output_tokens":0}"#,
+];
+
+#[test]
+fn what_a_message_tells_of_its_output_before_its_text_is_no_final_count() {
+    let long = "a long answer of many tokens ".repeat(20);
+    for end in NO_OUTPUT {
+        for (provisional, text) in [
+            ("0", "Hi"),
+            ("1", "Hi"),
+            ("8", "Hi"),
+            ("1", &long),
+            ("30", &long),
+            ("null", &long),
+        ] {
+            let begin = format!(
+                r#""input_tokens":10,"cache_read_input_tokens":5,"output_tokens":{provisional}"#
+            );
+            let told = message_of_text(&begin, &[text], end);
+            assert_eq!(in_and_out(told.usage), [Some(15), None], "{begin} {end}");
+            assert_eq!(told.usage_state, UsageState::Partial, "{begin} {end}");
+            assert!(!told.lacks_end);
+        }
+    }
+}
+
+#[test]
+fn what_a_message_tells_of_its_output_before_its_text_counts_where_it_is_enough_for_it() {
+    let word = ["word "; 40];
+    for end in NO_OUTPUT {
+        for output in [41, 300] {
+            let begin = format!(r#""input_tokens":10,"output_tokens":{output}"#);
+            let told = message_of_text(&begin, &word, end);
+            assert_eq!(in_and_out(told.usage), [10, output].map(Some), "{end}");
+            assert_eq!(told.usage_state, UsageState::Final, "{end}");
+        }
+    }
+}
+
+#[test]
+fn zeros_at_the_end_of_a_message_without_content_are_a_count() {
+    let zeros = r#","usage":{"input_tokens":10,"output_tokens":0}"#;
+    for (output, counted) in [(0, 0), (1, 1)] {
+        let begin = message_start(&format!(r#""input_tokens":10,"output_tokens":{output}"#));
+        let told = stream(Messages, &[&begin, &message_end(zeros), MESSAGE_STOP]);
+        assert_eq!(in_and_out(told.usage), [10, counted].map(Some));
+        assert_eq!(told.usage_state, UsageState::Final);
+        let untold = stream(Messages, &[&begin, &message_end(""), MESSAGE_STOP]);
+        assert_eq!(in_and_out(untold.usage), [Some(10), None]);
+        assert_eq!(untold.usage_state, UsageState::Partial);
+    }
+}
+
+#[test]
+fn the_end_of_a_message_has_the_last_word_on_its_output() {
+    let long = "a long answer of many tokens ".repeat(20);
+    for end in [
+        r#","usage":{"output_tokens":3}"#,
+        r#","usage":{"output_tokens":0,"iterations":[{"type":"message","input_tokens":10,"output_tokens":3}]}"#,
+    ] {
+        let told = message_of_text(r#""input_tokens":10,"output_tokens":1"#, &[&long], end);
+        assert_eq!(in_and_out(told.usage), [10, 3].map(Some), "{end}");
+        assert_eq!(told.usage_state, UsageState::Final, "{end}");
+    }
+    // Of a message that was cut, what was told until then is known.
+    let begin = message_start(r#""input_tokens":10,"output_tokens":1"#);
+    let cut = stream(Messages, &[&begin, &text_delta(&long)]);
+    assert_eq!(in_and_out(cut.usage), [10, 1].map(Some));
+    assert_eq!(cut.usage_state, UsageState::Partial);
+}
+
+#[test]
+fn what_a_response_counts_early_is_final_where_it_is_enough_for_what_came() {
+    let early = |output: u64| {
+        format!(
+            r#"{{"type":"response.created","response":{{"id":"r","usage":{{"input_tokens":10,"output_tokens":{output}}}}}}}"#
+        )
+    };
+    let delta = r#"{"type":"response.output_text.delta","delta":"x"}"#;
+    let untold = r#"{"type":"response.completed","response":{"id":"r","usage":null}}"#;
+    let zeros = r#"{"type":"response.completed","response":{"id":"r","usage":{"input_tokens":10,"output_tokens":0}}}"#;
+    let read = |events: &[&str]| {
+        let told = stream(Responses, events);
+        (in_and_out(told.usage), told.usage_state)
+    };
+    let lacking = ([Some(10), None], UsageState::Partial);
+    for end in [untold, zeros] {
+        assert_eq!(read(&[&early(0), delta, end]), lacking, "{end}");
+        assert_eq!(read(&[&early(1), delta, end]), lacking, "{end}");
+        let counted = ([10, 50].map(Some), UsageState::Final);
+        assert_eq!(read(&[&early(50), delta, end]), counted, "{end}");
+    }
+    assert_eq!(read(&[delta, zeros]), lacking);
+    assert_eq!(read(&[zeros]), ([10, 0].map(Some), UsageState::Final));
+}
+
+#[test]
+fn output_of_no_input_tells_that_the_input_is_missing() {
+    let of_chat = |usage: &str| {
+        let body = format!(r#"{{"id":"c","choices":[],"usage":{{{usage}}}}}"#);
+        let streamed = stream(ChatCompletions, &[&body, "[DONE]"]);
+        let told = plain(ChatCompletions, &body);
+        assert_eq!(told.usage, streamed.usage);
+        told
+    };
+    let of_response = |usage: &str| {
+        let body = format!(r#"{{"id":"r","usage":{{{usage}}}}}"#);
+        let event = format!(r#"{{"type":"response.completed","response":{body}}}"#);
+        assert_eq!(
+            plain(Responses, &body).usage,
+            stream(Responses, &[&event]).usage
+        );
+        plain(Responses, &body)
+    };
+    let of_message = |usage: &str| plain(Messages, &format!(r#"{{"usage":{{{usage}}}}}"#));
+    let missing = Usage {
+        output_tokens: Some(120),
+        ..Usage::default()
+    };
+    for told in [
+        of_chat(r#""prompt_tokens":0,"completion_tokens":120,"total_tokens":120"#),
+        of_chat(
+            r#""prompt_tokens":0,"prompt_tokens_details":{"cached_tokens":0,"cache_write_tokens":0},"completion_tokens":120"#,
+        ),
+        of_chat(r#""prompt_tokens":null,"completion_tokens":120"#),
+        of_response(r#""input_tokens":0,"output_tokens":120,"total_tokens":150"#),
+        of_message(
+            r#""input_tokens":0,"cache_read_input_tokens":0,"cache_creation_input_tokens":0,"output_tokens":120"#,
+        ),
+        message_of_text(
+            r#""input_tokens":0,"output_tokens":0"#,
+            &["Hi"],
+            r#","usage":{"output_tokens":120}"#,
+        ),
+    ] {
+        assert_eq!(told.usage, missing);
+        assert_eq!(told.usage_state, UsageState::Partial);
+    }
+    // What is read from a cache is input.
+    for told in [
+        of_message(r#""input_tokens":0,"cache_read_input_tokens":9,"output_tokens":120"#),
+        of_message(r#""input_tokens":0,"cache_creation_input_tokens":9,"output_tokens":120"#),
+        message_of_text(
+            r#""input_tokens":0,"output_tokens":0"#,
+            &["Hi"],
+            r#","usage":{"input_tokens":9,"output_tokens":120}"#,
+        ),
+    ] {
+        assert_eq!(in_and_out(told.usage), [9, 120].map(Some));
+        assert_eq!(told.usage_state, UsageState::Final);
+    }
+    // A picture may be charged for by what was made alone.
+    let made = r#"{"usage":{"input_tokens":0,"output_tokens":120}}"#;
+    let made = media("/v1/images/generations", made).unwrap();
+    assert_eq!(in_and_out(made.usage), [0, 120].map(Some));
+    assert_eq!(made.usage_state, UsageState::Final);
 }

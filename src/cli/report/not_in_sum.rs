@@ -23,6 +23,8 @@ pub(super) struct NotInSum {
     without_usage: Reasons,
     /// Without a cost, for they do not tell their output.
     without_output: u64,
+    /// Without a cost, for they tell their output only.
+    without_input: u64,
     partial: u64,
 }
 
@@ -42,7 +44,12 @@ impl NotInSum {
             self.unpriced.add(without_price(line, model.as_deref()));
         }
         if is_partial(line) && sums.cost.is_none() && sums.unpriced == 0 {
-            self.without_output += 1;
+            let [_, _, _, output, ..] = counts(line);
+            let without = match output {
+                None => &mut self.without_output,
+                Some(_) => &mut self.without_input,
+            };
+            *without += 1;
         } else if is_partial(line) {
             self.partial += 1;
         } else if sums.without_usage > 0 {
@@ -53,12 +60,16 @@ impl NotInSum {
     pub(super) fn tell(&self, notes: &mut impl Write) -> io::Result<()> {
         self.unpriced.tell("requests without a price", notes)?;
         self.without_usage.tell("requests without usage", notes)?;
-        if self.without_output > 0 {
-            let requests = self.without_output;
-            writeln!(
-                notes,
-                "not in the sum: requests with partial usage, without their output: {requests}"
-            )?;
+        for (requests, what) in [
+            (self.without_output, "output"),
+            (self.without_input, "input"),
+        ] {
+            if requests > 0 {
+                writeln!(
+                    notes,
+                    "not in the sum: requests with partial usage, without their {what}: {requests}"
+                )?;
+            }
         }
         if self.partial > 0 {
             let partial = self.partial;

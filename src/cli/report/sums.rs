@@ -126,7 +126,7 @@ impl<'o> Reading<'o> {
             without_usage: u64::from(!has_usage || is_partial(line)),
             tokens: counts.map(Option::unwrap_or_default),
             cost,
-            unpriced: u64::from(has_usage && cost.is_none() && !lacks_output(line, counts)),
+            unpriced: u64::from(has_usage && cost.is_none() && !lacks_count(line, counts)),
             priority: u64::from(on_priority),
             downgraded: u64::from(on_priority && line.is_true(DOWNGRADED)),
             premium: self.premium(line, counts, cost),
@@ -293,10 +293,10 @@ pub(crate) fn is_connection(line: &Line<'_>) -> bool {
     line.raw(TRANSPORT) == "\"websocket\"" && line.count(TURN) == Some(0)
 }
 
-/// Whether a response was cut before it told how much output it made, which no price can make a cost of.
-fn lacks_output(line: &Line<'_>, counts: Counts) -> bool {
-    let [_, _, _, output, ..] = counts;
-    is_partial(line) && output.is_none()
+/// Whether a response did not tell how much output it made, or of how much input, which no price can make a cost of.
+fn lacks_count(line: &Line<'_>, counts: Counts) -> bool {
+    let [input, _, _, output, ..] = counts;
+    is_partial(line) && (input.is_none() || output.is_none())
 }
 
 /// Whether a response was cut before it told all of its usage.

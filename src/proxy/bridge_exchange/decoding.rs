@@ -92,11 +92,32 @@ mod tests {
             ("none", plain.clone()),
             ("gzip", plain.clone()),
             ("gzip, br", plain.clone()),
+            ("deflate", plain.clone()),
             ("x-gzip, ", gzip(&plain)),
         ] {
             let mut decoding = coded(coding);
             assert_eq!(decoded(&mut decoding, &body).unwrap(), plain, "{coding}");
             assert!(decoding.ends_here());
+        }
+    }
+
+    #[test]
+    fn what_takes_several_pieces_to_tell_is_decoded_whole() {
+        let plain = "\u{feff}: c\n\n".as_bytes();
+        let level = flate2::Compression::default();
+        let mut encoder = flate2::write::DeflateEncoder::new(Vec::new(), level);
+        encoder.write_all(plain).unwrap();
+        let raw = encoder.finish().unwrap();
+        assert_eq!(raw[0], b'{', "as text may begin");
+        for (body, read) in [(raw.as_slice(), plain), (plain, plain)] {
+            for step in [1, 2, body.len()] {
+                let mut decoding = coded("deflate");
+                let pieces = body.chunks(step);
+                let pieces = pieces.map(|piece| decoded(&mut decoding, piece).unwrap());
+                let pieces: Vec<Vec<u8>> = pieces.collect();
+                assert_eq!(pieces.concat(), read, "by {step}");
+                assert!(decoding.ends_here());
+            }
         }
     }
 
