@@ -3,7 +3,7 @@
 
 use super::fact::{Call, Fact};
 use super::input::CallKind;
-use super::json::{Half, Node};
+use super::json::{Half, Node, to_string};
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -358,11 +358,16 @@ fn index_of(event: &Node<'_>) -> u64 {
     event.member_number("content_index").unwrap_or(0)
 }
 
-/// The whole arguments of a function, or input of a custom tool.
+/// The whole arguments of a function, or input of a custom tool. They are a text that holds JSON; of gateways that have the
+/// JSON itself there, this is the text of it.
 fn arguments_of(event: &Node<'_>) -> String {
-    let whole = event.member_text("arguments");
-    let whole = whole.or_else(|| event.member_text("input"));
-    whole.unwrap_or_default().into_owned()
+    let text_of = |name: &str| match event.member(name)? {
+        Node::Text(text) => Some(text.plain().into_owned()),
+        object @ Node::Object(_) => Some(to_string(object)),
+        _ => None,
+    };
+    let whole = text_of("arguments").or_else(|| text_of("input"));
+    whole.unwrap_or_default()
 }
 
 /// The texts of a list of parts, as paragraphs.

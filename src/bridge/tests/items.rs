@@ -365,3 +365,25 @@ fn a_text_does_not_wait_for_the_end_of_reasoning_that_has_its_index() {
     };
     assert!(text_of(written).contains(r#""text":"a""#));
 }
+
+#[test]
+fn arguments_that_are_an_object_are_its_text() {
+    let odd = json!({"a": [1.0, "é\"", null], "b": {}});
+    let call = call("f", odd.clone());
+    let arguments = json!({"item_id": "f", "arguments": odd});
+    let told = event("function_call_arguments.done", 0, arguments);
+    let start = added(0, "function_call", "f");
+    let ends = completed(std::slice::from_ref(&call));
+    for events in [
+        vec![ends.clone()],
+        vec![start.clone(), done(0, &call), ends.clone()],
+        vec![start, told, completed(&[])],
+    ] {
+        assert_eq!(content_of(&events), json!([called("f", odd.clone())]));
+    }
+    let whole = r#"{"output":[{"type":"function_call","call_id":"f","name":"T","arguments":{"a":1.0,"b":"\u00e9"}}]}"#;
+    let answer = play(converter(Endpoint::Chat, &json!({})), whole.as_bytes(), 9).answer;
+    let message = &parsed(&answer.expect("an answer").body)["choices"][0]["message"];
+    let arguments = &message["tool_calls"][0]["function"]["arguments"];
+    assert_eq!(arguments, r#"{"a":1.0,"b":"\u00e9"}"#);
+}
