@@ -3,7 +3,7 @@
 
 use super::fact::{Call, Fact};
 use super::input::CallKind;
-use super::json::{Half, Node};
+use super::json::{Half, Node, to_string};
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -20,7 +20,7 @@ pub(crate) struct Unreadable(pub(crate) &'static str);
 
 /// What has been sent of a text, as its length and digest: enough to tell whether a longer one continues it.
 #[derive(Clone, Debug, Default)]
-struct Sent {
+pub(crate) struct Sent {
     length: usize,
     digest: Sha256,
 }
@@ -52,8 +52,6 @@ pub(crate) struct Item {
     pub(crate) facts: Vec<Fact>,
     /// Its `type`, once it is known.
     kind: Option<String>,
-    /// Its `id`, once it is known.
-    id: Option<String>,
     parts: HashMap<(PartKind, u64), Sent>,
     /// Some of the reasoning was sent.
     thought: bool,
@@ -84,6 +82,19 @@ impl Sent {
         }
         self.push(rest);
         rest
+    }
+
+    /// What a message has beyond the one text that was sent of it.
+    pub(crate) fn rest_of_message(&mut self, message: &Node<'_>) -> Vec<Fact> {
+        let part = match message.member_list("content") {
+            [part] if part.member_text("type").as_deref() == Some("output_text") => part,
+            _ => return Vec::new(),
+        };
+        let whole = part.member_text("text").unwrap_or_default();
+        match self.rest(&whole) {
+            "" => Vec::new(),
+            rest => vec![Fact::Text(rest.to_owned()), Fact::ItemEnd],
+        }
     }
 }
 
@@ -141,19 +152,18 @@ impl Item {
         Ok(())
     }
 
-    /// Whether `item` of the response's output may be this one.
-    pub(crate) fn is(&self, item: &Node<'_>) -> bool {
-        let same = |mine: &Option<String>, theirs: &str| {
-            let theirs = item.member_text(theirs);
-            !matches!((mine, theirs), (Some(mine), Some(theirs)) if *mine != theirs)
-        };
-        same(&self.kind, "type") && same(&self.id, "id")
+    /// What was sent of its text, if it has no other.
+    pub(crate) fn into_text(self) -> Option<Sent> {
+        let mut parts = self.parts.into_iter();
+        match (parts.next(), parts.next()) {
+            (Some(((PartKind::Text, 0), text)), None) => Some(text),
+            _ => None,
+        }
     }
 
     /// `output_item.added`: the item's type, and the call it makes, if it is one.
     fn added(&mut self, item: &Node<'_>) {
-        let own = |name| item.member_text(name).map(Cow::into_owned);
-        (self.kind, self.id) = (own("type"), own("id"));
+        self.kind = item.member_text("type").map(Cow::into_owned);
         let kind = match self.kind.as_deref() {
             Some("function_call") => CallKind::Function,
             Some("custom_tool_call") => CallKind::Custom,
@@ -348,11 +358,16 @@ fn index_of(event: &Node<'_>) -> u64 {
     event.member_number("content_index").unwrap_or(0)
 }
 
-/// The whole arguments of a function, or input of a custom tool.
+/// The whole arguments of a function, or input of a custom tool. They are a text that holds JSON; of gateways that have the
+/// JSON itself there, this is the text of it.
 fn arguments_of(event: &Node<'_>) -> String {
-    let whole = event.member_text("arguments");
-    let whole = whole.or_else(|| event.member_text("input"));
-    whole.unwrap_or_default().into_owned()
+    let text_of = |name: &str| match event.member(name)? {
+        Node::Text(text) => Some(text.plain().into_owned()),
+        object @ Node::Object(_) => Some(to_string(object)),
+        _ => None,
+    };
+    let whole = text_of("arguments").or_else(|| text_of("input"));
+    whole.unwrap_or_default()
 }
 
 /// The texts of a list of parts, as paragraphs.

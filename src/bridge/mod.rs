@@ -46,7 +46,7 @@
 //! What an operator sets: `options`, `models`. Requests: `request` has what both protocols share, `messages_request`
 //! (with `messages_input`, `messages_content`, `messages_tools`) and `chat_request` (with `chat_input`, `chat_tools`)
 //! what is theirs; `input`, `schema`, `names` and `carrier` are pieces of the Responses API. Answers: `sse` finds the
-//! events, `reader` and `item` make facts of them, `messages_response` and `chat_response`, the two of `client_side`, events
+//! events, `reader`, `item_table` and `item` make facts of them, `messages_response` and `chat_response`, the two of `client_side`, events
 //! and chunks of these, `response_converter` drives, with what `delivery` has. `error`, `report` and `failure` have what goes
 //! wrong; `json` and `record` read and write JSON.
 
@@ -65,6 +65,7 @@ mod failure;
 mod headers;
 mod input;
 mod item;
+mod item_table;
 mod json;
 mod messages_content;
 mod messages_event;

@@ -4,18 +4,13 @@
 
 use super::fact::{Fact, Final, Head, Incomplete};
 use super::failure::Failure;
-use super::item::{Item, Unreadable};
+use super::item::{Item, Sent, Unreadable};
+use super::item_table::{ENTRY_BYTES, ItemTable, Place};
 use super::json::{Node, parse};
 use super::report::Report;
 use super::sse::Event;
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-
-/// What an entry of one of the tables is taken to weigh besides its text, in bytes.
-const ENTRY_BYTES: usize = 64;
-
-/// The most that is kept of items to know them again, in bytes: ids and indexes.
-const KNOWN_BYTES: usize = 16 << 20;
+use std::collections::BTreeMap;
 
 /// What some gateways end their streams with, after OpenAI's older API.
 const END_MARK: &[u8] = b"[DONE]";
@@ -25,21 +20,19 @@ const END_MARK: &[u8] = b"[DONE]";
 pub(crate) struct Reader {
     /// Nothing more is read: the answer has ended or failed.
     over: bool,
-    /// Index of the item that is shown.
-    current: Option<u64>,
+    /// All items of which something has come.
+    items: ItemTable,
+    /// The item that is shown.
+    current: Option<Place>,
     item: Item,
     /// Facts that have not been given, but for those of the item that is shown.
     facts: Vec<Fact>,
-    /// Indexes of items that are whole.
-    closed: BTreeSet<u64>,
-    /// Events of other items, by index.
-    waiting: BTreeMap<u64, Vec<Event>>,
-    /// Indexes of items by their ids.
-    by_id: HashMap<String, u64>,
+    /// Texts of messages that are whole: some gateways end a message and go on with it.
+    texts: BTreeMap<Place, Sent>,
+    /// Events of other items.
+    waiting: BTreeMap<Place, Vec<Event>>,
     /// Bytes that wait.
     held: usize,
-    /// Bytes in the other tables.
-    known: usize,
     /// The most that may wait.
     limit: usize,
 }
@@ -49,14 +42,13 @@ impl Reader {
     pub(crate) fn new(limit: usize) -> Self {
         Reader {
             over: false,
+            items: ItemTable::default(),
             current: None,
             item: Item::default(),
             facts: Vec::new(),
-            closed: BTreeSet::new(),
+            texts: BTreeMap::new(),
             waiting: BTreeMap::new(),
-            by_id: HashMap::new(),
             held: 0,
-            known: 0,
             limit,
         }
     }
@@ -137,82 +129,59 @@ impl Reader {
 
     /// An event of an item: shown, or put to those that wait.
     fn item_event(&mut self, kind: &str, event: &Node<'_>, raw: &Event) -> Result<(), Unreadable> {
-        let Some(index) = self.index_of(kind, event)? else {
+        let Some(place) = self.items.find(kind, event, self.current)? else {
             return Ok(());
         };
-        if self.closed.contains(&index) {
-            return Ok(());
+        if let Some(current) = self.current
+            && self.items.is_over(current, place, kind)
+        {
+            self.item.end()?;
+            self.items.end(current);
+            self.close(current)?;
+            self.advance()?;
         }
-        if index != *self.current.get_or_insert(index) {
+        if place != *self.current.get_or_insert(place) {
             self.hold(raw.data.len() + raw.name.len())?;
-            self.waiting.entry(index).or_default().push(raw.clone());
+            self.waiting.entry(place).or_default().push(raw.clone());
             return Ok(());
         }
-        self.show(index, kind, event)?;
+        self.show(place, kind, event)?;
         self.advance()
     }
 
-    /// The index of the item that an event is about, learning the item's id.
-    fn index_of(&mut self, kind: &str, event: &Node<'_>) -> Result<Option<u64>, Unreadable> {
-        let item_id = event.member("item").and_then(|item| item.member_text("id"));
-        let index = match event.member_number("output_index") {
-            Some(index) => Some(index),
-            None => {
-                let id = event.member_text("item_id").or_else(|| item_id.clone());
-                let known = id.and_then(|id| self.by_id.get(id.as_ref()).copied());
-                known.or_else(|| self.index_by_order(kind))
-            }
-        };
-        if let (Some(index), Some(id)) = (index, item_id)
-            && !self.by_id.contains_key(id.as_ref())
-        {
-            self.learn(id.len())?;
-            self.by_id.insert(id.into_owned(), index);
-        }
-        Ok(index)
-    }
-
-    /// The index of an item that names none: the next for a new item, else that of the item that is shown.
-    fn index_by_order(&self, kind: &str) -> Option<u64> {
-        if kind != "response.output_item.added" {
-            return self.current;
-        }
-        let items = self.closed.len() + self.waiting.len() + usize::from(self.current.is_some());
-        Some(items as u64)
-    }
-
     /// Shows an event of the current item.
-    fn show(&mut self, index: u64, kind: &str, event: &Node<'_>) -> Result<(), Unreadable> {
+    fn show(&mut self, place: Place, kind: &str, event: &Node<'_>) -> Result<(), Unreadable> {
         if kind != "response.output_item.done" {
             return self.item.event(kind, event);
         }
         self.item
             .done(event.member("item").unwrap_or(&Node::Null))?;
-        self.close(index)
+        self.close(place)
     }
 
     /// The item that is shown is whole.
-    fn close(&mut self, index: u64) -> Result<(), Unreadable> {
+    fn close(&mut self, place: Place) -> Result<(), Unreadable> {
         self.facts.append(&mut self.item.facts);
-        self.item = Item::default();
+        if let Some(text) = std::mem::take(&mut self.item).into_text() {
+            self.items.count(size_of::<Sent>())?;
+            self.texts.insert(place, text);
+        }
         self.current = None;
-        self.learn(0)?;
-        self.closed.insert(index);
         Ok(())
     }
 
     /// While no item is shown, shows the first that waits.
     fn advance(&mut self) -> Result<(), Unreadable> {
         while self.current.is_none()
-            && let Some((index, events)) = self.waiting.pop_first()
+            && let Some((place, events)) = self.waiting.pop_first()
         {
-            self.current = Some(index);
+            self.current = Some(place);
             for raw in events {
                 let bytes = raw.data.len() + raw.name.len();
                 self.held = self.held.saturating_sub(bytes + ENTRY_BYTES);
-                if self.current == Some(index) {
+                if self.current == Some(place) {
                     let event = parsed(&raw)?;
-                    self.show(index, &kind_of(&raw, &event), &event)?;
+                    self.show(place, &kind_of(&raw, &event), &event)?;
                 }
             }
         }
@@ -247,35 +216,27 @@ impl Reader {
         Ok(())
     }
 
-    /// Shows and closes what is open or waits, and the items of `output` that have not been seen.
+    /// Shows and closes what is open or waits, and what of `output` has not been shown.
     fn show_rest(&mut self, output: &[Node<'_>]) -> Result<(), Unreadable> {
-        while let Some(index) = self.current {
-            let last_word = usize::try_from(index).ok().and_then(|at| output.get(at));
-            match last_word.filter(|item| self.item.is(item)) {
+        let words = self.items.last_words(output);
+        while let Some(place) = self.current {
+            match words.seen.get(&place) {
                 Some(item) => self.item.done(item)?,
                 None => self.item.end()?,
             }
-            self.close(index)?;
+            self.close(place)?;
             self.advance()?;
         }
-        for (item, index) in output.iter().zip(0..) {
-            let id = item.member_text("id");
-            let known = id.is_some_and(|id| self.by_id.contains_key(id.as_ref()));
-            if !known && self.closed.insert(index) {
-                let mut unseen = Item::default();
-                let done = unseen.done(item);
-                self.facts.append(&mut unseen.facts);
-                done?;
+        for (place, item) in &words.seen {
+            if let Some(text) = self.texts.get_mut(place) {
+                self.facts.extend(text.rest_of_message(item));
             }
         }
-        Ok(())
-    }
-
-    /// Counts what is kept of an item until the end.
-    fn learn(&mut self, bytes: usize) -> Result<(), Unreadable> {
-        self.known += bytes + ENTRY_BYTES;
-        if self.known > KNOWN_BYTES {
-            return Err(Unreadable("too many items"));
+        for item in words.unseen {
+            let mut unseen = Item::default();
+            let done = unseen.done(item);
+            self.facts.append(&mut unseen.facts);
+            done?;
         }
         Ok(())
     }

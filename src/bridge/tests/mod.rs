@@ -2,6 +2,7 @@
 
 mod answers;
 mod failures;
+mod items;
 mod properties;
 mod requests;
 
