@@ -48,11 +48,21 @@ pub(super) fn run(admin: &SocketAddress, pid: Option<u32>) -> Result<Reload, Str
     let is_meant = |status: &Status| pid.map_or(!status.draining, |pid| pid == status.pid);
     let before = await_status(admin, until, is_meant)?;
     let process = i32::try_from(before.pid).map_err(|_| "no such process".to_owned())?;
+    if name_of(&process.to_string()) != name_of("self") {
+        return Err(format!(
+            "process {process}, which the proxy at {admin} says it is, is another program here: the proxy may be in a container, and is reloaded from there"
+        ));
+    }
     kill(Pid::from_raw(process), Signal::SIGHUP)
         .map_err(|why| format!("process {process} cannot be sent SIGHUP: {why}"))?;
     let is_done =
         |status: &Status| status.pid == before.pid && status.reload.count > before.reload.count;
     Ok(await_status(admin, until, is_done)?.reload)
+}
+
+/// By what name the kernel knows a process (`proc(5)`); none where there is no such one, or it is not told.
+fn name_of(process: &str) -> Option<Vec<u8>> {
+    std::fs::read(format!("/proc/{process}/comm")).ok()
 }
 
 /// Two processes may answer at one address, while the old one of an upgrade drains.

@@ -38,6 +38,8 @@ pub struct FrameHeader {
     pub kind: u8,
     /// Length of its payload in bytes.
     pub length: usize,
+    /// The stream that it is about, or 0.
+    pub stream: u32,
     /// Of a GOAWAY: the last stream that may have been processed.
     pub last_stream: Option<u32>,
 }
@@ -88,11 +90,12 @@ impl FrameScan {
     }
 
     fn header(&self) -> FrameHeader {
-        let [_, _, _, kind, _, _, _, _, _, last @ ..] = self.begin;
+        let [_, _, _, kind, _, a, b, c, d, last @ ..] = self.begin;
         let has_last = self.length > HEADER_BYTES;
         FrameHeader {
             kind,
             length: self.payload_bytes(),
+            stream: u32::from_be_bytes([a, b, c, d]) & STREAM_MASK,
             last_stream: has_last.then(|| u32::from_be_bytes(last) & STREAM_MASK),
         }
     }
@@ -168,6 +171,7 @@ mod tests {
         let shown = |kind, length, last_stream| FrameHeader {
             kind,
             length,
+            stream: 1,
             last_stream,
         };
         let expected = [

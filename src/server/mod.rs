@@ -318,13 +318,16 @@ fn offer_sockets(state: &State, listeners: &Listeners) -> Option<Arc<SocketHando
     let path = state.config.server.upgrade_socket.as_ref()?;
     let policy = state.policy.clone();
     // A new process knows no policy to hold it against, and would take it at once.
-    let is_held = move || match policy.load_status().newest {
+    let refusal = move || match policy.load_status().newest {
+        _ if std::process::id() == 1 => {
+            Some("the end of process 1 ends its container, and every process in it".to_owned())
+        }
         files::Load::Held(why) => Some(format!("{why}; SIGHUP takes it, an upgrade does not")),
         files::Load::Taken | files::Load::Failed(_) => None,
     };
     match listeners
         .handles()
-        .and_then(|sockets| SocketHandover::offer(path, sockets, is_held))
+        .and_then(|sockets| SocketHandover::offer(path, sockets, refusal))
     {
         Ok(handover) => Some(Arc::new(handover)),
         Err(why) => {

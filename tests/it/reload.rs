@@ -428,15 +428,18 @@ fn ten_thousand_keys_are_exchanged_under_load_and_no_request_notices() {
         let load: Vec<_> = (0..4)
             .map(|_| scope.spawn(|| load(&proxy, &body, &done)))
             .collect();
+        let stop = StopAtEnd(&done);
         for round in 1..=3 {
             fs::write(proxy.path("policy.new"), many_keys(10_000, round)).unwrap();
             fs::rename(proxy.path("policy.new"), proxy.path("policy.yaml")).unwrap();
+            // Of those before nearly all are gone.
+            proxy.signal(libc::SIGHUP);
             let last = format!("{round}-009999");
             eventually("the last key", || {
                 (status_of(&proxy, &last) == 200).then_some(())
             });
         }
-        done.store(true, Ordering::Relaxed);
+        drop(stop);
         let times = load.into_iter().map(|thread| thread.join().unwrap());
         times.flatten().collect::<Vec<_>>()
     });

@@ -1117,13 +1117,14 @@ fn a_connection_that_answers_no_ping_ends_long_before_a_response_is_overdue() {
 // Ends of connections.
 
 /// An upstream that answers one request on a connection, and closes in good order at the next, after a while.
-fn closing_after(time: Duration) -> Upstream {
+fn closing_after(time: Duration, is_silent: bool) -> Upstream {
     upstream(move |peer| {
         let stream = peer.request().unwrap();
         peer.json(stream, 200, "{}");
         if peer.number > 0 {
             return peer.serve(|peer, stream| peer.json(stream, 200, "{}"));
         }
+        peer.opens_window = !is_silent;
         peer.request();
         std::thread::sleep(time);
     })
@@ -1131,19 +1132,24 @@ fn closing_after(time: Duration) -> Upstream {
 
 #[test]
 fn a_request_that_was_worked_on_is_not_sent_again_where_its_connection_then_closes() {
-    let upstream = closing_after(Duration::from_secs(2));
-    let proxy = behind(&upstream);
-    assert_eq!(post(&proxy, "sk-fast", BODY).status, 200);
-    let answer = post(&proxy, "sk-fast", BODY);
-    assert_eq!(answer.status, 502);
-    assert_eq!(answer.header("connection"), Some("close"));
-    assert_eq!(upstream.seen().heads, 2);
-    assert_eq!(outcomes(&proxy.stop()), ["ok", "upstream_error"]);
+    // One that opens the window for it has read it, however soon it closes.
+    for upstream in [
+        closing_after(Duration::from_secs(2), true),
+        closing_after(Duration::ZERO, false),
+    ] {
+        let proxy = behind(&upstream);
+        assert_eq!(post(&proxy, "sk-fast", BODY).status, 200);
+        let answer = post(&proxy, "sk-fast", BODY);
+        assert_eq!(answer.status, 502);
+        assert_eq!(answer.header("connection"), Some("close"));
+        assert_eq!(upstream.seen().heads, 2);
+        assert_eq!(outcomes(&proxy.stop()), ["ok", "upstream_error"]);
+    }
 }
 
 #[test]
 fn a_request_that_a_close_of_its_connection_crossed_is_sent_again() {
-    let upstream = closing_after(Duration::ZERO);
+    let upstream = closing_after(Duration::ZERO, true);
     let proxy = behind(&upstream);
     for _ in 0..2 {
         assert_eq!(told(&post(&proxy, "sk-fast", BODY)), (200, true, "{}"));

@@ -253,7 +253,9 @@ impl WatchedFile {
     fn watch_by(&mut self, events: &FileEvents) {
         let inode = fs::metadata(&self.path).ok();
         let inode = inode.map(|found| (found.dev(), found.ino()));
-        if inode.is_some() && inode != self.watches.inode {
+        // One that could not be read may be told of by now.
+        let is_other = inode != self.watches.inode || self.watches.file.is_none();
+        if inode.is_some() && is_other {
             self.watches.follow(events, &self.path, inode);
         }
     }

@@ -259,7 +259,12 @@ impl StreamControl {
         self.0.lock().is_untaken
     }
 
-    /// Whether anything of the response came.
+    /// The upstream has shown that it knows of the request.
+    pub(super) fn note_received(&self) {
+        self.0.lock().has_received = true;
+    }
+
+    /// Whether anything of the response came, or the upstream has shown otherwise that it knows of the request.
     pub fn has_received(&self) -> bool {
         self.0.lock().has_received
     }

@@ -268,7 +268,13 @@ impl Http2Session {
         } else if is_above || is_refused(&error) {
             NOT_PROCESSED
         } else if last.is_none() && is_plain_end(&error) {
-            if self.notes.as_ref().is_some_and(|notes| notes.has_crossed()) {
+            let notes = self.notes.as_ref();
+            if notes
+                .zip(self.stream)
+                .is_some_and(|(notes, own)| notes.knows(own))
+            {
+                self.control().note_received();
+            } else if self.notes.as_ref().is_some_and(|notes| notes.has_crossed()) {
                 self.control().note_untaken();
             }
             ErrorType::ConnectionClosed

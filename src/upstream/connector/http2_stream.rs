@@ -26,6 +26,8 @@ const NO_LAST_STREAM: u32 = u32::MAX;
 #[derive(Debug)]
 pub(super) struct ServerNotes {
     last_stream: AtomicU32,
+    /// The newest stream of which it has said something.
+    told_stream: AtomicU32,
     /// It has closed the connection while bytes were on their way to it.
     has_crossed: AtomicBool,
 }
@@ -47,6 +49,11 @@ impl ServerNotes {
         (last != NO_LAST_STREAM).then_some(last)
     }
 
+    /// Whether it has said anything of a stream, an interim response or that it takes more, so that it knows of its request.
+    pub fn knows(&self, stream: u32) -> bool {
+        self.told_stream.load(Ordering::Acquire) >= stream
+    }
+
     /// Whether it has closed the connection while bytes were on their way to it.
     pub fn has_crossed(&self) -> bool {
         self.has_crossed.load(Ordering::Acquire)
@@ -62,6 +69,7 @@ impl Http2Stream {
     pub fn new(io: Stream) -> Self {
         let notes = Arc::new(ServerNotes {
             last_stream: AtomicU32::new(NO_LAST_STREAM),
+            told_stream: AtomicU32::new(0),
             has_crossed: AtomicBool::new(false),
         });
         Self {
@@ -93,6 +101,7 @@ impl AsyncRead for Http2Stream {
                 // A server may name a smaller one later, and never a larger one.
                 notes.last_stream.fetch_min(last, Ordering::AcqRel);
             }
+            notes.told_stream.fetch_max(frame.stream, Ordering::AcqRel);
         });
         polled
     }
