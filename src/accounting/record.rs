@@ -521,12 +521,8 @@ impl RequestRecord {
     /// Known credentials never stand in a line, whoever brought them.
     fn texts<'a>(&'a self, end: End<'a>) -> Texts<'a> {
         let (request, observed) = (end.request, end.observed);
-        let own: Vec<KeyFingerprint> = [self.client_key, self.upstream_key]
-            .into_iter()
-            .flatten()
-            .collect();
         let known = KnownKeys {
-            own: &own,
+            own: [self.client_key, self.upstream_key],
             is_listed: &|digest| self.policy.lists_key(digest),
         };
         // A credential that is cut through is not known any more.

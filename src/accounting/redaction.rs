@@ -29,8 +29,8 @@ const TOKEN_PREFIX: &str = "eyJ";
 
 /// The keys that a text may quote.
 pub struct KnownKeys<'k> {
-    /// Those of the request that it is about.
-    pub own: &'k [KeyFingerprint],
+    /// Those of the request that it is about: the client's, and the one that went upstream in its place.
+    pub own: [Option<KeyFingerprint>; 2],
     /// Whether a key is listed, by its SHA-256.
     pub is_listed: &'k dyn Fn(&[u8; 32]) -> bool,
 }
@@ -42,7 +42,7 @@ pub struct KnownKeys<'k> {
 pub fn redacted<'a>(text: &'a str, searched: usize, known: &KnownKeys<'_>) -> Cow<'a, str> {
     let parts = text.len() <= searched;
     let mut clean = Cow::Borrowed(text);
-    for key in known.own {
+    for key in known.own.iter().flatten() {
         clean = replaced(clean, |text| own_key_in(text, key));
     }
     replaced(clean, |text| credential_in(text, parts, known.is_listed))
@@ -200,7 +200,7 @@ mod tests {
     fn with_listed(key: &str, text: &str, searched: usize) -> String {
         let digest: [u8; 32] = Sha256::digest(key.as_bytes()).into();
         let known = KnownKeys {
-            own: &[],
+            own: [None; 2],
             is_listed: &|known| *known == digest,
         };
         redacted(text, searched, &known).into_owned()
@@ -209,7 +209,7 @@ mod tests {
     /// Of a request that came with this key.
     fn of_request(key: &[u8], text: &str) -> String {
         let known = KnownKeys {
-            own: &[KeyFingerprint::of(key)],
+            own: [Some(KeyFingerprint::of(key)), None],
             is_listed: &|_| false,
         };
         redacted(text, 0, &known).into_owned()

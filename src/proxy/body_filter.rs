@@ -271,9 +271,12 @@ pub(super) fn drop_piece(
 
 /// Waits until the last piece of a body may go, or the client has gone.
 pub(super) async fn await_pipe(session: &mut Session, context: &RequestContext) -> Result<()> {
+    let Some(pipe) = &context.pipe else {
+        return Ok(());
+    };
     let left = tokio::select! {
         biased;
-        () = context.pipe.has_room_for_last() => return Ok(()),
+        () = pipe.has_room_for_last() => return Ok(()),
         left = session.as_downstream_mut().read_body_or_idle(true) => left,
     };
     left.map_err(|error| error.into_down())?;

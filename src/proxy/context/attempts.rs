@@ -13,7 +13,6 @@ use crate::accounting::usage::refuses_tier;
 use crate::codec::error::Cause;
 use crate::codec::service_tier::Rewriter;
 use crate::policy::TierAction;
-use crate::proxy::body_pipe::BodyPipe;
 use crate::proxy::client_connection::ClientConnection;
 use crate::proxy::error_mapping::{
     FailureContext, TIER_REFUSED, is_stale_connection, is_unprocessed,
@@ -50,7 +49,7 @@ impl RequestContext {
             .begin(reached, in_header.map(str::to_owned));
         self.attempted = Instant::now();
         self.trailers_seen = false;
-        self.pipe = BodyPipe::default();
+        self.pipe = None;
         if let Some(stream) = &self.stream {
             let upstream = self.upstream.as_ref();
             let write_limit = upstream.map(|upstream| upstream.config.idle_timeout);

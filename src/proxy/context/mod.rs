@@ -52,8 +52,8 @@ pub struct RequestContext {
     pub client_stream: Option<ClientStream>,
     /// The connection of the newest attempt.
     pub stream: Option<Arc<StreamControl>>,
-    /// What of the body is on its way to that connection.
-    pub pipe: BodyPipe,
+    /// What of the body is on its way to that connection, once a piece of it was.
+    pub pipe: Option<BodyPipe>,
     /// When the newest attempt began.
     attempted: Instant,
     /// How long the next piece of a body may take, where Pingora has no limit for it.
@@ -131,7 +131,7 @@ impl RequestContext {
             body: Body::None,
             client: None,
             client_stream: None,
-            pipe: BodyPipe::default(),
+            pipe: None,
             stream: None,
             attempted: Instant::now(),
             body_idle: None,
@@ -217,10 +217,10 @@ impl RequestContext {
     }
 
     /// A piece of the body on its way to the newest attempt's connection. Over HTTP/2 there is no pipe.
-    pub fn in_pipe(&self, piece: Bytes) -> Bytes {
+    pub fn in_pipe(&mut self, piece: Bytes) -> Bytes {
         match self.is_http2_upstream() {
             true => piece,
-            false => self.pipe.put(piece),
+            false => self.pipe.get_or_insert_default().put(piece),
         }
     }
 
