@@ -840,7 +840,11 @@ fn a_client_that_leaves_while_its_passing_body_waits_for_a_window_has_its_line_s
         drop(connection);
         let left = Instant::now();
         assert_eq!(proxy.record()["outcome"], "client_closed", "{large:?}");
-        assert!(left.elapsed() < AT_ONCE, "{large:?}: {:?}", left.elapsed());
+        assert!(
+            left.elapsed() < 4 * AT_ONCE,
+            "{large:?}: {:?}",
+            left.elapsed()
+        );
         eventually("the memory of its body", || {
             (proxy.metric("tiergate_buffered_bytes") == 0.0).then_some(())
         });
