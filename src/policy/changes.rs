@@ -191,7 +191,6 @@ mod tests {
         policy
     }
 
-    /// What is told of the keys; of the bill and of who gets it nothing may change in silence.
     #[test]
     fn a_policy_is_held_where_most_keys_go_however_many_come() {
         let with = |kept: usize, others: usize| {
@@ -214,6 +213,7 @@ mod tests {
         assert!(review(&with(9, 0), &with(1, 0)).held.is_none());
     }
 
+    /// What is told of the keys; of the bill and of who gets it nothing may change in silence.
     #[test]
     fn what_changes_of_a_listed_key_is_counted() {
         const POLICY: &str = "version: 1

@@ -166,8 +166,14 @@ fn health_is_that_of_the_running_proxy() {
     // It runs on with what it has read, whatever is written there since.
     let path = proxy.path("tiergate.yaml");
     let written = fs::read_to_string(&path).unwrap();
-    for broken in [format!("{written}odd: 1\n"), format!("{written}odd: [1\n")] {
-        fs::write(&path, broken).unwrap();
+    let quoted = written.replace("\nadmin:", "\n\"admin\" :");
+    assert_ne!(quoted, written);
+    for other in [
+        format!("{quoted}odd: 1\n"),
+        format!("{written}odd: 1\n"),
+        format!("{written}odd: [1\n"),
+    ] {
+        fs::write(&path, other).unwrap();
         assert_eq!(health(&proxy), (Some(0), "ok\n".to_owned()));
     }
     proxy.kill();

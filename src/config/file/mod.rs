@@ -174,11 +174,14 @@ impl Config {
     }
 
     /// The admin address that a file names, or that it leaves at the default, whatever mistakes are in the rest of it: a process
-    /// that runs has read it before.
+    /// that runs has read it before. Of a file that is no YAML any more, the line of the address is taken as it stands.
     ///
     /// # Errors
     /// Where the file cannot be read.
     pub fn admin_address(path: &Path) -> Result<SocketAddress, Diagnostic> {
+        if let Ok(parsed) = ParsedConfig::read(path) {
+            return Ok(parsed.config.admin);
+        }
         let bytes = yaml::read(path)?;
         let text = String::from_utf8_lossy(&bytes);
         let value = text.lines().find_map(|line| line.strip_prefix("admin:"));
