@@ -1,7 +1,6 @@
 //! Tells a client that has ended its side of the connection only, and waits for its answer (RFC 9112 §9.6), from one that has
 //! left. TCP shows no difference before something is sent: then a client that is gone resets the connection.
 
-use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -9,6 +8,8 @@ use std::time::Duration;
 use pingora::protocols::IO;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::time::{Instant, Sleep, sleep};
+
+use crate::upstream::socket::socket_of;
 
 /// What is sent to see whether the client is there: a client takes any number of interim responses, asked for or not
 /// (RFC 9110 §15.2), and this one every client knows.
@@ -44,10 +45,8 @@ impl ProbeTimer {
 }
 
 /// Whether the other side has reset the connection, or closed all of it. A read does not show it behind the end of that side.
-#[allow(unsafe_code)] // Pingora shows a descriptor as a number only.
 pub fn has_hung_up(io: &impl IO) -> bool {
-    // SAFETY: the descriptor is that of `io`, which has it open for as long as it is borrowed.
-    let socket = unsafe { BorrowedFd::borrow_raw(io.id()) };
+    let socket = socket_of(io);
     let mut sockets = [PollFd::new(&socket, PollFlags::empty())];
     let asked = poll(&mut sockets, Some(&Timespec::default()));
     let gone = PollFlags::HUP | PollFlags::ERR;

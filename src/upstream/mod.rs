@@ -12,6 +12,7 @@ pub(crate) mod outlier_detection;
 pub(crate) mod output_queue;
 pub(crate) mod peer;
 pub(crate) mod resolver;
+pub(crate) mod socket;
 pub(crate) mod tls;
 pub(crate) mod waker_slot;
 pub(crate) mod write_buffer;

@@ -2,16 +2,12 @@
 //! it, and nothing of what comes behind a close: so where the end of a connection is read and bytes are not acknowledged, they
 //! were on their way when the server closed, which then cannot have seen them.
 
-use std::os::fd::BorrowedFd;
-
 use pingora_core::protocols::Stream;
 
 use crate::upstream::output_queue::output_queue;
+use crate::upstream::socket::socket_of;
 
 /// Whether something that was given to the socket is not acknowledged by the peer. False where that cannot be known.
-#[allow(unsafe_code)] // Pingora shows a descriptor as a number only.
 pub(super) fn has_unacknowledged(io: &Stream) -> bool {
-    // SAFETY: the descriptor is that of `io`, which has it open for as long as it is borrowed.
-    let socket = unsafe { BorrowedFd::borrow_raw(io.id()) };
-    output_queue(socket).is_some_and(|bytes| bytes > 0)
+    output_queue(socket_of(&**io)).is_some_and(|bytes| bytes > 0)
 }
