@@ -168,9 +168,10 @@ async fn send(
 ) -> Result<()> {
     head.insert_header(&REQUEST_ID, context.request_id())?;
     let unread = !session.is_body_done();
-    if unread || context.state.is_draining() {
+    if unread {
         session.set_keepalive(None);
     }
+    end_connection_in_drain(session, context);
     let bodyless = context.request_info.method == Method::HEAD || body.is_empty();
     session
         .write_response_header(Box::new(head), bodyless)
@@ -301,12 +302,19 @@ pub(super) fn edit_response(
         response.remove_header(&header::TRANSFER_ENCODING);
         session.set_keepalive(None);
     }
-    if context.state.is_draining() && !response.status.is_informational() {
-        // The client's pool is to hear of it while it can (RFC 9112 §9.6).
-        session.set_keepalive(None);
+    if !response.status.is_informational() {
+        end_connection_in_drain(session, context);
     }
     let cors = context.state.config.cors.as_ref();
     cors::allow(cors, &session.req_header().headers, response)
+}
+
+/// Lets the head that goes out next say that the connection ends, where the proxy drains: the client's pool is to hear of it
+/// while it can (RFC 9112 §9.6).
+pub(super) fn end_connection_in_drain(session: &mut Session, context: &RequestContext) {
+    if context.state.is_draining() {
+        session.set_keepalive(None);
+    }
 }
 
 /// Where a redirect leads that names the upstream by its own address: a client that followed it as it is would go past the

@@ -471,6 +471,35 @@ fn where_the_operator_says_so_an_answer_is_read_on_for_its_usage() {
 }
 
 #[test]
+fn an_answer_that_begins_in_a_drain_says_that_its_connection_ends() {
+    let answers = [
+        reply(200).sse(&[CREATED, TEXT, COMPLETED]),
+        reply(429).json("{\"error\":{\"message\":\"slow down\"}}"),
+    ];
+    let upstream = upstream::script(answers.map(|answer| Reply::default().hold().then_all(answer)));
+    let upstream = upstream.run();
+    let proxy = bridging(&upstream, "").run();
+    let client = claude(&proxy, "sk-fast");
+    let mut running: Vec<_> = (0..2)
+        .map(|number| {
+            let mut connection = client.connect();
+            connection.send(client.message(MESSAGES, &question(json!({}))));
+            upstream.await_heads(number + 1);
+            connection
+        })
+        .collect();
+    proxy.signal(libc::SIGTERM);
+    proxy.await_stderr("draining");
+    upstream.release();
+    for (connection, status) in running.iter_mut().zip([200, 429]) {
+        let answer = connection.answer();
+        assert_eq!(answer.status, status);
+        assert_eq!(answer.header("connection"), Some("close"), "{status}");
+        assert!(connection.try_answer().is_none());
+    }
+}
+
+#[test]
 fn a_silent_upstream_is_waited_for_with_pings_but_not_for_ever() {
     let upstream = upstream::script([reply(200).sse_begun(&[CREATED]).hold()]).run();
     let settings = "idle_timeout: 1s, bridge: {commit_after: 100ms, ping: 100ms}";

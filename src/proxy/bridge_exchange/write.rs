@@ -11,7 +11,7 @@ use super::conversion::refusal_of;
 use crate::accounting::record::Termination;
 use crate::bridge::{Answer, Protocol, REPORT_HEADER, Refusal as BridgeRefusal};
 use crate::policy::endpoint::Endpoint;
-use crate::proxy::client_response::{REQUEST_ID, Stop};
+use crate::proxy::client_response::{REQUEST_ID, Stop, end_connection_in_drain};
 use crate::proxy::context::RequestContext;
 use crate::proxy::cors;
 
@@ -102,6 +102,7 @@ pub(super) async fn head(
     let asked = &session.req_header().headers;
     cors::allow(state.config.cors.as_ref(), asked, &mut head).map_err(Stop::Downstream)?;
     set_client_status(context, head.status.as_u16());
+    end_connection_in_drain(session, context);
     let written = session.write_response_header(Box::new(head), false).await;
     written.map_err(|error| client_left(context, error))
 }
