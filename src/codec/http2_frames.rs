@@ -57,7 +57,7 @@ impl FrameScan {
             bytes = &bytes[taken..];
             if self.length > 0 && self.length == self.wanted() {
                 show(self.header());
-                self.payload = self.payload_bytes() + HEADER_BYTES - self.length;
+                self.payload = payload_bytes(&self.begin) + HEADER_BYTES - self.length;
                 self.length = 0;
                 let [_, _, _, kind, flags, ..] = self.begin;
                 self.in_head = matches!(kind, HEADERS | CONTINUATION) && flags & END_HEADERS == 0;
@@ -78,15 +78,10 @@ impl FrameScan {
     /// How much of a frame is read before it is shown.
     fn wanted(&self) -> usize {
         let is_goaway = self.length >= HEADER_BYTES && self.begin[3] == GOAWAY;
-        match is_goaway && self.payload_bytes() >= LAST_STREAM_BYTES {
+        match is_goaway && payload_bytes(&self.begin) >= LAST_STREAM_BYTES {
             true => HEADER_BYTES + LAST_STREAM_BYTES,
             false => HEADER_BYTES,
         }
-    }
-
-    fn payload_bytes(&self) -> usize {
-        let [high, middle, low, ..] = self.begin;
-        u32::from_be_bytes([0, high, middle, low]) as usize
     }
 
     fn header(&self) -> FrameHeader {
@@ -94,11 +89,16 @@ impl FrameScan {
         let has_last = self.length > HEADER_BYTES;
         FrameHeader {
             kind,
-            length: self.payload_bytes(),
+            length: payload_bytes(&self.begin),
             stream: u32::from_be_bytes([a, b, c, d]) & STREAM_MASK,
             last_stream: has_last.then(|| u32::from_be_bytes(last) & STREAM_MASK),
         }
     }
+}
+
+/// The length of a frame's payload, by its header.
+fn payload_bytes(header: &[u8]) -> usize {
+    u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize
 }
 
 /// Leaves the empty DATA frames out of what is read. They say nothing (RFC 9113 §6.1 allows any number), some servers send one
@@ -142,8 +142,7 @@ impl EmptyFrameFilter {
                 continue;
             }
             give(&self.header);
-            let [high, middle, low, ..] = self.header;
-            self.passing = u32::from_be_bytes([0, high, middle, low]) as usize;
+            self.passing = payload_bytes(&self.header);
         }
         left_out
     }

@@ -6,6 +6,7 @@ pub(crate) mod chat_usage_chunk;
 pub mod content_coding;
 pub mod error;
 pub(crate) mod framing;
+pub(crate) mod guarded_bytes;
 pub(crate) mod http2_flood;
 pub(crate) mod http2_frames;
 pub mod json;

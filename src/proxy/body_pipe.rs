@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use crate::codec::guarded_bytes::guarded;
 use crate::upstream::waker_slot::WakerSlot;
 
 /// How many others may be on their way when the last piece goes: Pingora's pipe has four places.
@@ -27,18 +28,14 @@ struct State {
     waker: WakerSlot,
 }
 
-/// A piece that tells when it was written.
-struct Piece {
-    bytes: Bytes,
-    pipe: BodyPipe,
-}
+/// Tells when its piece was written.
+struct PieceGuard(BodyPipe);
 
 impl BodyPipe {
     /// A piece that is put in.
     pub fn put(&self, bytes: Bytes) -> Bytes {
         self.0.lock().pieces += 1;
-        let pipe = self.clone();
-        Bytes::from_owner(Piece { bytes, pipe })
+        guarded(bytes, PieceGuard(self.clone()))
     }
 
     /// Returns when the last piece may be put in.
@@ -56,15 +53,9 @@ impl BodyPipe {
     }
 }
 
-impl AsRef<[u8]> for Piece {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl Drop for Piece {
+impl Drop for PieceGuard {
     fn drop(&mut self) {
-        let mut state = self.pipe.0.lock();
+        let mut state = self.0.0.lock();
         state.pieces -= 1;
         state.waker.wake();
     }

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+use crate::codec::guarded_bytes::guarded;
+
 /// How long a request is read on that was answered before it was here, in all and between two reads: a close with bytes unread
 /// would take the response away from the client (RFC 9112 §9.6). Some clients look for one only when they have sent all.
 pub const LINGERING_CLOSE_TIME: Duration = Duration::from_secs(30);
@@ -27,18 +29,14 @@ struct Lingering {
     unsent: usize,
 }
 
-/// A piece of a response that has not left.
-struct UnsentPiece {
-    bytes: Bytes,
-    stream: ClientStream,
-}
+/// Tells when its piece of a response has left.
+struct UnsentGuard(ClientStream);
 
 impl ClientStream {
     /// A piece of the response that tells when it has left.
     pub fn send(&self, bytes: Bytes) -> Bytes {
         self.0.send_modify(|lingering| lingering.unsent += 1);
-        let stream = self.clone();
-        Bytes::from_owner(UnsentPiece { bytes, stream })
+        guarded(bytes, UnsentGuard(self.clone()))
     }
 
     /// All of the response is here, and the rest of the request is read for a while.
@@ -76,15 +74,9 @@ impl ClientStream {
     }
 }
 
-impl AsRef<[u8]> for UnsentPiece {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl Drop for UnsentPiece {
+impl Drop for UnsentGuard {
     fn drop(&mut self) {
-        let stream = &self.stream;
+        let Self(stream) = self;
         stream.0.send_modify(|lingering| lingering.unsent -= 1);
         stream.progressed();
     }

@@ -20,7 +20,8 @@ use tokio_util::sync::ReusableBoxFuture;
 use crate::codec::http2_flood::Http2Flood;
 use crate::proxy::client_connection::{ClientConnection, Wait};
 use crate::proxy::error_mapping::head_too_large;
-use crate::server::half_close::{PROBE, ProbeTimer, has_hung_up};
+use crate::server::half_close::{PROBE, PROBES, has_hung_up};
+use crate::upstream::backoff::BackoffTimer;
 use crate::upstream::connector::control::carrying;
 use crate::upstream::delegated::delegate_to_io;
 use crate::upstream::http2_reader::Http2Reader;
@@ -56,7 +57,7 @@ enum Version {
         /// What came of the next request while Pingora only looked whether the client was there.
         ahead: Vec<u8>,
         /// The client's side has ended before its response has begun, and whether the client is there is looked at.
-        probes: Option<ProbeTimer>,
+        probes: Option<BackoffTimer>,
     },
     /// A connection is read by a task of its own, which belongs to no request. So many bytes of its preface are missing.
     Http2 {
@@ -192,7 +193,7 @@ impl<S: IO> Downstream<S> {
                         if !connection.takes_interim() || !is_end(&end) {
                             return Poll::Ready(end);
                         }
-                        *probes = Some(ProbeTimer::new());
+                        *probes = Some(BackoffTimer::new(&PROBES));
                     }
                     return self.poll_gone(cx).map(Ok);
                 }
@@ -237,7 +238,7 @@ impl<S: IO> Downstream<S> {
             && let Poll::Ready(end) = poll_ahead(&mut self.io, ahead, cx)
             && is_end(&end)
         {
-            *probes = Some(ProbeTimer::new());
+            *probes = Some(BackoffTimer::new(&PROBES));
         }
     }
 

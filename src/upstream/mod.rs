@@ -2,6 +2,7 @@
 //! [`outlier_detection`]'s; which of them a request goes to is that of its [`Attempts`].
 
 mod attempts;
+pub(crate) mod backoff;
 pub(crate) mod connector;
 mod credential;
 pub(crate) mod delegated;

@@ -15,6 +15,7 @@ use http::header::CONTENT_ENCODING;
 use crate::codec::body_memory::{BodyMemory, Lease};
 use crate::codec::content_coding::{Coding, Decoder};
 use crate::codec::error::{Cause, Refusal};
+use crate::codec::guarded_bytes::guarded;
 use crate::codec::service_tier::{BodyFault, Edit, Edits, RequestFields, Rewriter};
 use crate::config::Limits;
 pub use streamed::StreamedBody;
@@ -149,7 +150,7 @@ impl BufferedBody {
         let mut lease = self.lease;
         lease.shrink_to(buffer.capacity() as u64);
         Ok(ReadyBody {
-            bytes: leased(buffer, lease).slice(start..),
+            bytes: guarded(buffer, lease).slice(start..),
             facts,
             is_original,
             usage_requested,
@@ -166,32 +167,13 @@ fn count(received: &mut u64, part: &[u8], limits: &Limits) -> Result<(), Refusal
     Ok(())
 }
 
-/// Bytes that count as held until the last of them has been sent.
-fn leased(bytes: impl AsRef<[u8]> + Send + 'static, lease: Lease) -> Bytes {
-    Bytes::from_owner(Leased {
-        bytes,
-        _lease: lease,
-    })
-}
-
-struct Leased<B> {
-    bytes: B,
-    _lease: Lease,
-}
-
-impl<B: AsRef<[u8]>> AsRef<[u8]> for Leased<B> {
-    fn as_ref(&self) -> &[u8] {
-        self.bytes.as_ref()
-    }
-}
-
 /// A piece that passes, for an upstream that may take it later. Until then it counts as held.
 ///
 /// # Errors
 /// Where all bodies together would take more than that.
 pub fn waiting_piece(piece: Bytes, memory: &Arc<BodyMemory>) -> Result<Bytes, Refusal> {
     let lease = memory.lease(piece.len() as u64)?;
-    Ok(leased(piece, lease))
+    Ok(guarded(piece, lease))
 }
 
 fn keep(

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 use crate::codec::framing::{ResponseHeadScan, response_body, without_interim};
+use crate::upstream::backoff::{Backoff, BackoffTimer};
 use crate::upstream::delegated::delegate_to_io;
 use crate::upstream::write_buffer::WriteBuffer;
 
@@ -29,9 +30,14 @@ const KEPT_BYTES: usize = 16 * 1024;
 const EARLY_BYTES: usize = 16 * 1024;
 /// How long an upstream that has begun a good response may take nothing more of its request, before it gets no more of it.
 const STALL_TIME: Duration = Duration::from_secs(1);
-/// When a client is first looked at whose upstream takes nothing. From look to look it takes twice as long, so that little
-/// is gathered of what nobody counts.
-const LOOK_TIME: Duration = Duration::from_secs(1);
+/// When a client is looked at whose upstream takes nothing: ever more rarely, so that little is gathered of what nobody
+/// counts.
+static LOOKS: Backoff = Backoff {
+    first: Duration::from_secs(1),
+    pause: Duration::from_secs(2),
+    factor: 2,
+    longest: Duration::from_secs(3600),
+};
 
 /// A connection that sends what was gathered when its response is next read, which Pingora does as soon as it has written a
 /// head.
@@ -55,7 +61,7 @@ pub(super) struct Http1Stream {
     /// Runs while an upstream that has begun its response takes nothing of its request.
     stall: Option<Pin<Box<Sleep>>>,
     /// Runs to the next look at the client while an upstream takes nothing.
-    look: Option<Look>,
+    look: Option<BackoffTimer>,
     /// Runs while a piece of the request waits to be taken.
     wait: Option<Pin<Box<Sleep>>>,
     /// The response came before its request was taken. No more of the request is sent, and the connection is not used
@@ -63,22 +69,6 @@ pub(super) struct Http1Stream {
     answered_early: bool,
     error: ErrorPrefix,
     head: ResponseHeadScan,
-}
-
-/// The next look at the client.
-#[derive(Debug)]
-struct Look {
-    pause: Duration,
-    sleep: Pin<Box<Sleep>>,
-}
-
-impl Look {
-    fn after(pause: Duration) -> Self {
-        Self {
-            pause,
-            sleep: Box::pin(sleep(pause)),
-        }
-    }
 }
 
 impl Http1Stream {
@@ -263,9 +253,8 @@ impl Http1Stream {
         if self.control().phase() != AwaitedPhase::RequestBody {
             return Poll::Pending;
         }
-        let look = self.look.get_or_insert_with(|| Look::after(LOOK_TIME));
-        ready!(look.sleep.as_mut().poll(cx));
-        *look = Look::after(look.pause * 2);
+        let look = self.look.get_or_insert_with(|| BackoffTimer::new(&LOOKS));
+        ready!(look.poll_due(cx));
         self.gathered.push(buf);
         Poll::Ready(Ok(buf.len()))
     }

@@ -60,21 +60,10 @@ impl OutgoingBody {
         state.stream = stream;
     }
 
-    /// Sends what the upstream takes, and says how many bytes that is. Where there is more to send, `cx` is woken for it.
-    pub fn send(&self, cx: &mut Context<'_>) -> usize {
+    /// Sends what the upstream takes. Where there is more to send, `cx` is woken for it.
+    pub fn send(&self, cx: &mut Context<'_>) {
         let mut state = self.0.lock();
-        let mut sent = 0;
-        while !state.is_done {
-            match state.poll_piece(cx) {
-                Poll::Ready(Some(count)) => sent += count,
-                Poll::Ready(None) => {
-                    state.sender.register(cx);
-                    break;
-                }
-                Poll::Pending => break,
-            }
-        }
-        sent
+        while !state.is_done && state.poll_piece(cx).is_ready() {}
     }
 
     /// Whether bytes wait for the upstream's window.
@@ -100,7 +89,8 @@ impl OutgoingBody {
         self.0.lock().stop();
     }
 
-    fn taken_bytes(&self) -> usize {
+    /// How much of it the upstream has taken so far.
+    pub fn taken_bytes(&self) -> usize {
         self.0.lock().taken_bytes
     }
 
@@ -142,24 +132,24 @@ impl State {
         self.waiting_bytes < MAX_WAITING_BYTES || self.is_answered || self.is_done
     }
 
-    /// Sends a part of the next piece, or the end, and says how many bytes that is; none where there is nothing to send yet.
-    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<usize>> {
-        let Some(stream) = &mut self.stream else {
-            return Poll::Ready(None);
+    /// Sends a part of the next piece, or the end.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let has_next = !self.pieces.is_empty() || self.is_finished;
+        let Some(stream) = self.stream.as_mut().filter(|_| has_next) else {
+            self.sender.register(cx);
+            return Poll::Pending;
         };
         let Some(piece) = self.pieces.front_mut() else {
-            if self.is_finished {
-                // An error would be that of the stream, which whoever reads the response has as well.
-                let _ = stream.send_data(Bytes::new(), true);
-                self.is_done = true;
-            }
-            return Poll::Ready(self.is_finished.then_some(0));
+            // An error would be that of the stream, which whoever reads the response has as well.
+            let _ = stream.send_data(Bytes::new(), true);
+            self.is_done = true;
+            return Poll::Ready(());
         };
         stream.reserve_capacity(piece.len());
         let Some(Ok(room)) = ready!(stream.poll_capacity(cx)) else {
             self.is_refused = true;
             self.stop();
-            return Poll::Ready(Some(0));
+            return Poll::Ready(());
         };
         let part = piece.split_to(room.min(piece.len()));
         let count = part.len();
@@ -173,7 +163,7 @@ impl State {
         let ends = is_last_part && self.pieces.is_empty() && self.is_finished;
         let sent = stream.send_data(part, ends);
         self.is_done = ends || sent.is_err();
-        Poll::Ready(Some(count))
+        Poll::Ready(())
     }
 
     fn stop(&mut self) {

@@ -44,8 +44,8 @@ pub struct Http2Session {
     /// A head that is not to leave yet, and whether it ends the request.
     held_head: Option<(Box<RequestHeader>, bool)>,
     body: Arc<OutgoingBody>,
-    /// Bytes of the body that the upstream has taken since its response was last awaited anew.
-    taken: usize,
+    /// How many bytes of the body the upstream had taken when its response was last awaited anew.
+    awaited_from: usize,
     is_head: bool,
     response: Response,
     error: ErrorPrefix,
@@ -81,7 +81,7 @@ impl Http2Session {
             digest,
             held_head: None,
             body: Arc::default(),
-            taken: 0,
+            awaited_from: 0,
             is_head: false,
             response: Response::default(),
             error: ErrorPrefix::default(),
@@ -154,9 +154,10 @@ impl Http2Session {
                 return Poll::Ready(error);
             }
         }
-        self.taken += self.body.send(cx);
-        if self.taken >= PIECE_BYTES {
-            self.taken = 0;
+        self.body.send(cx);
+        let taken = self.body.taken_bytes();
+        if taken >= self.awaited_from + PIECE_BYTES {
+            self.awaited_from = taken;
             self.watchdog.request_taken();
         }
         Poll::Pending
@@ -261,20 +262,18 @@ impl Http2Session {
 
     /// An error of the h2 crate as an error of Pingora's, whose type says whether the request may be sent again.
     fn explain(&self, error: h2::Error, what: &'static str) -> Box<Error> {
-        let last = self.notes.as_ref().and_then(|notes| notes.last_stream());
+        let notes = self.notes.as_deref();
+        let last = notes.and_then(ServerNotes::last_stream);
         let is_above = self.stream.zip(last).is_some_and(|(own, last)| own > last);
         let etype = if error.is_remote() && error.reason() == Some(Reason::HTTP_1_1_REQUIRED) {
             ErrorType::H2Downgrade
         } else if is_above || is_refused(&error) {
             NOT_PROCESSED
         } else if last.is_none() && is_plain_end(&error) {
-            let notes = self.notes.as_ref();
-            if notes
-                .zip(self.stream)
-                .is_some_and(|(notes, own)| notes.knows(own))
-            {
+            let own = notes.zip(self.stream);
+            if own.is_some_and(|(notes, own)| notes.knows(own)) {
                 self.control().note_received();
-            } else if self.notes.as_ref().is_some_and(|notes| notes.has_crossed()) {
+            } else if notes.is_some_and(ServerNotes::has_crossed) {
                 self.control().note_untaken();
             }
             ErrorType::ConnectionClosed
