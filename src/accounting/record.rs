@@ -17,7 +17,7 @@ use crate::accounting::background::{
 };
 use crate::accounting::metrics::Metrics;
 use crate::accounting::prices::Prices;
-use crate::accounting::redaction::{KnownKeys, redacted};
+use crate::accounting::redaction::{KnownKeys, Search, redacted};
 use crate::accounting::store::Store;
 use crate::accounting::traces::Traces;
 use crate::accounting::usage::{Observed, Usage, UsageState};
@@ -27,7 +27,7 @@ use crate::codec::json::CAPTURE_BYTES;
 use crate::codec::service_tier::{PRIORITY, RequestFields, canonical};
 use crate::codec::trace_context::TraceContext;
 use crate::config::{ServedTier, Upstream};
-use crate::policy::api_key::{KeyFingerprint, key_id};
+use crate::policy::api_key::{RequestKey, key_id};
 use crate::policy::budget::Budgets;
 use crate::policy::endpoint::{Endpoint, response_id_in_path};
 use crate::policy::in_flight::InFlightPermits;
@@ -39,7 +39,7 @@ const TEXT_BYTES: usize = 128;
 const TIER_BYTES: usize = 64;
 /// HTTP allows any word of any length.
 const METHOD_BYTES: usize = 32;
-/// Up to this length a text is searched for credentials within its words, in bytes; longer ones of others are not kept.
+/// The longest id of an upstream's that is searched for credentials, in bytes, as long as what is kept of a body's texts.
 const SEARCHED_BYTES: usize = CAPTURE_BYTES;
 /// The upstream's own name of a request: OpenAI's, and Anthropic's.
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -75,9 +75,9 @@ pub struct RequestRecord {
     /// Name of the key, where it is known.
     pub key: Option<Arc<str>>,
     /// The key that the request came with, known or not.
-    pub client_key: Option<KeyFingerprint>,
+    pub client_key: Option<RequestKey>,
     /// The key that went upstream in its place, if another did.
-    pub upstream_key: Option<KeyFingerprint>,
+    pub upstream_key: Option<RequestKey>,
     /// Group of the key, where it is known.
     pub group: Option<Arc<Group>>,
     /// What is done to set the tier.
@@ -494,7 +494,7 @@ impl RequestRecord {
     }
 
     fn key_digest(&self) -> Option<[u8; 32]> {
-        self.client_key.map(|key| key.digest)
+        self.client_key.as_ref().map(|key| key.digest)
     }
 
     fn billed<'a>(
@@ -522,15 +522,17 @@ impl RequestRecord {
     fn texts<'a>(&'a self, end: End<'a>) -> Texts<'a> {
         let (request, observed) = (end.request, end.observed);
         let known = KnownKeys {
-            own: [self.client_key, self.upstream_key],
+            own: [self.client_key.as_ref(), self.upstream_key.as_ref()],
             is_listed: &|digest| self.policy.lists_key(digest),
         };
         // A credential that is cut through is not known any more.
-        let searched = |text: &'a str| redacted(text, SEARCHED_BYTES, &known);
-        let clean = |text: &'a str| shortened(searched(text), TEXT_BYTES);
-        let clean_tier = |tier: &'a str| shortened(searched(tier), TIER_BYTES);
+        let clean = |text: &'a str, search| shortened(redacted(text, search, &known), TEXT_BYTES);
+        let clean_name = |name: &'a str| clean(name, Search::PartsOfWords);
+        let clean_id = |id: &'a str| clean(id, Search::PartsOfKeys);
+        let clean_tier =
+            |tier: &'a str| shortened(redacted(tier, Search::PartsOfKeys, &known), TIER_BYTES);
         // These are long, and only the client's own.
-        let clean_words = |text: &'a str| redacted(text, 0, &known);
+        let clean_words = |text: &'a str| redacted(text, Search::Words, &known);
         let is_changed =
             self.bridge.is_some() || self.action.is_some_and(|action| action.changes());
         let sent = match is_changed {
@@ -548,22 +550,22 @@ impl RequestRecord {
             user_agent: request.user_agent.as_deref().map(clean_words),
             path: clean_words(&request.path),
             // One that only the target names may be a deployment's name, which has no price.
-            model: self.facts.model.as_deref().map(clean),
+            model: self.facts.model.as_deref().map(clean_name),
             tier_client: self.facts.named_tier().map(clean_tier),
             tier_sent: sent.map(clean_tier),
             tier_served: observed
                 .served_tier
                 .as_deref()
                 .map(|tier| in_lower_case(clean_tier(tier))),
-            model_served: observed.model.as_deref().map(clean),
+            model_served: observed.model.as_deref().map(clean_name),
             bridge_dropped: self
                 .bridge
                 .as_ref()
                 .map(|(_, dropped)| clean_words(dropped)),
-            model_upstream: self.model_upstream.as_deref().map(clean),
-            response_id: observed.response_id.as_deref().map(clean),
-            upstream_request_id: self.answer.upstream_request_id.as_deref().map(clean),
-            upstream_error: error.map(clean),
+            model_upstream: self.model_upstream.as_deref().map(clean_name),
+            response_id: observed.response_id.as_deref().map(clean_id),
+            upstream_request_id: self.answer.upstream_request_id.as_deref().map(clean_id),
+            upstream_error: error.map(clean_id),
         }
     }
 

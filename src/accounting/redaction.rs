@@ -1,19 +1,26 @@
 //! Keeps credentials out of texts that others chose: an upstream may quote the key that it got, in an id, a model or an
-//! error. A text is searched for the two keys of its own request, for words whose SHA-256 is that of a listed key, and for
-//! words of the shape of a key.
+//! error. A text is searched for the two keys of its own request and for parts of them, for words whose SHA-256 is that of a
+//! listed key, and for words of the shape of a key.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
 use sha2::{Digest, Sha256};
 
-use crate::policy::api_key::KeyFingerprint;
+use crate::policy::api_key::RequestKey;
 
 /// What stands in the place of a credential.
 pub const REDACTED: &str = "[redacted]";
 
 /// The shortest part of a text that is held against the digests, in bytes. A key that is shorter is no secret.
 const MIN_KEY_BYTES: usize = 8;
+
+/// The shortest part of one of the request's own keys that is found without the rest, in bytes: some gateways keep keys without
+/// their `sk-`.
+const MIN_PART_BYTES: usize = 16;
+
+/// Where parts of a key begin that are looked for, in bytes. Longer ones are tokens, which have a shape.
+const SEARCHED_KEY_BYTES: usize = 512;
 
 /// How many runs of letters and digits a key may have, to be found within a longer word: a UUID has five.
 const MAX_RUNS: usize = 5;
@@ -30,22 +37,32 @@ const TOKEN_PREFIX: &str = "eyJ";
 /// The keys that a text may quote.
 pub struct KnownKeys<'k> {
     /// Those of the request that it is about: the client's, and the one that went upstream in its place.
-    pub own: [Option<KeyFingerprint>; 2],
+    pub own: [Option<&'k RequestKey>; 2],
     /// Whether a key is listed, by its SHA-256.
     pub is_listed: &'k dyn Fn(&[u8; 32]) -> bool,
 }
 
-/// A text without credentials. Found are: the request's own keys, whatever is around them; words of the shape of a key; words,
-/// and what stands between their slashes, that are a listed key; and of a text of at most `searched` bytes also parts of words,
-/// where they are made of no more than `MAX_RUNS` runs of letters and digits, and no letter or digit stands before or behind
-/// them.
-pub fn redacted<'a>(text: &'a str, searched: usize, known: &KnownKeys<'_>) -> Cow<'a, str> {
-    let parts = text.len() <= searched;
+/// How closely a text is searched.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Search {
+    /// For the request's own keys, whatever is around them; words of the shape of a key; words, and what stands between their
+    /// slashes, that are a listed key.
+    Words,
+    /// Also for listed keys in parts of words, where they are made of no more than `MAX_RUNS` runs of letters and digits, and no
+    /// letter or digit stands before or behind them.
+    PartsOfWords,
+    /// Also for parts of the request's own keys, in any case. Not for names: a key that somebody made up may have the name of a
+    /// model in it.
+    PartsOfKeys,
+}
+
+/// A text without credentials.
+pub fn redacted<'a>(text: &'a str, search: Search, known: &KnownKeys<'_>) -> Cow<'a, str> {
     let mut clean = Cow::Borrowed(text);
     for key in known.own.iter().flatten() {
-        clean = replaced(clean, |text| own_key_in(text, key));
+        clean = replaced(clean, |text| own_key_in(text, &key.secret, search));
     }
-    replaced(clean, |text| credential_in(text, parts, known.is_listed))
+    replaced(clean, |text| credential_in(text, search, known.is_listed))
 }
 
 /// The text with all that is found in it replaced. What takes its place is not looked at again: it may be somebody's key.
@@ -64,15 +81,37 @@ fn replaced(text: Cow<'_, str>, find: impl Fn(&str) -> Option<Range<usize>>) -> 
 }
 
 /// A key that is no text is not quoted in one.
-fn own_key_in(text: &str, key: &KeyFingerprint) -> Option<Range<usize>> {
-    let found = key.find_in(text.as_bytes())?;
-    let is_text = text.get(found.clone()).is_some();
-    (is_text && found.len() >= MIN_KEY_BYTES).then_some(found)
+fn own_key_in(text: &str, key: &[u8], search: Search) -> Option<Range<usize>> {
+    if key.len() < MIN_KEY_BYTES {
+        return None;
+    }
+    let (shortest, begins) = match search {
+        Search::PartsOfKeys => (
+            key.len().min(MIN_PART_BYTES),
+            key.len().min(SEARCHED_KEY_BYTES),
+        ),
+        _ => (key.len(), 1),
+    };
+    let bytes = text.as_bytes();
+    let last = bytes.len().checked_sub(shortest)?;
+    (0..=last).find_map(|at| {
+        let longest = (0..begins)
+            .map(|begin| common(&bytes[at..], &key[begin..]))
+            .max()?;
+        let found = at..at + longest;
+        (longest >= shortest && text.get(found.clone()).is_some()).then_some(found)
+    })
+}
+
+/// How long the beginning is that two texts share, in any case.
+fn common(one: &[u8], other: &[u8]) -> usize {
+    let pairs = one.iter().zip(other);
+    pairs.take_while(|(a, b)| a.eq_ignore_ascii_case(b)).count()
 }
 
 fn credential_in(
     text: &str,
-    parts: bool,
+    search: Search,
     is_known: &dyn Fn(&[u8; 32]) -> bool,
 ) -> Option<Range<usize>> {
     let mut from = 0;
@@ -88,12 +127,9 @@ fn credential_in(
         let found = key_shape(text, &word).or_else(|| {
             let whole = is_credential(&word).then(|| word.clone());
             let whole = whole.or_else(|| segments(text, &word).find(is_credential));
-            whole.or_else(|| {
-                if parts {
-                    known_part(text, &word, is_credential)
-                } else {
-                    None
-                }
+            whole.or_else(|| match search {
+                Search::Words => None,
+                _ => known_part(text, &word, is_credential),
             })
         });
         if found.is_some() {
@@ -194,25 +230,25 @@ mod tests {
     use super::*;
 
     fn without(key: &str, text: &str) -> String {
-        with_listed(key, text, 128)
+        with_listed(key, text, Search::PartsOfWords)
     }
 
-    fn with_listed(key: &str, text: &str, searched: usize) -> String {
+    fn with_listed(key: &str, text: &str, search: Search) -> String {
         let digest: [u8; 32] = Sha256::digest(key.as_bytes()).into();
         let known = KnownKeys {
             own: [None; 2],
             is_listed: &|known| *known == digest,
         };
-        redacted(text, searched, &known).into_owned()
+        redacted(text, search, &known).into_owned()
     }
 
     /// Of a request that came with this key.
-    fn of_request(key: &[u8], text: &str) -> String {
+    fn of_request(key: &[u8], text: &str, search: Search) -> String {
         let known = KnownKeys {
-            own: [Some(KeyFingerprint::of(key)), None],
+            own: [Some(&RequestKey::new(key)), None],
             is_listed: &|_| false,
         };
-        redacted(text, 0, &known).into_owned()
+        redacted(text, search, &known).into_owned()
     }
 
     #[test]
@@ -225,10 +261,10 @@ mod tests {
                 ("{}{}_1", "[redacted][redacted]_1"),
                 ("é{}é", "é[redacted]é"),
             ] {
-                assert_eq!(
-                    of_request(key.as_bytes(), &around.replace("{}", key)),
-                    expected
-                );
+                for search in [Search::Words, Search::PartsOfKeys] {
+                    let found = of_request(key.as_bytes(), &around.replace("{}", key), search);
+                    assert_eq!(found, expected);
+                }
             }
         }
         for key in [
@@ -237,17 +273,16 @@ mod tests {
             b"\x80\x80\x80\x80\x80\x80\x80\x80",
             b"not there",
         ] {
-            assert_eq!(
-                of_request(key, "a short text \u{10000}"),
-                "a short text \u{10000}"
-            );
+            let text = "a short text \u{10000}";
+            assert_eq!(of_request(key, text, Search::PartsOfKeys), text);
         }
     }
 
     #[test]
     fn a_key_may_be_the_word_that_stands_for_keys() {
-        assert_eq!(of_request(b"redacted", "x redacted"), "x [redacted]");
-        assert_eq!(of_request(REDACTED.as_bytes(), "[redacted]"), "[redacted]");
+        let all = |key: &str, text| of_request(key.as_bytes(), text, Search::PartsOfKeys);
+        assert_eq!(all("redacted", "x redacted"), "x [redacted]");
+        assert_eq!(all(REDACTED, "[redacted]"), "[redacted]");
         assert_eq!(
             without("redacted", "redacted redacted"),
             "[redacted] [redacted]"
@@ -311,15 +346,30 @@ mod tests {
             ("/v1/sk-bob-0001/x", "/v1/[redacted]/x"),
             ("/v1/files/sk-bob-00012", "/v1/files/sk-bob-00012"),
         ] {
-            assert_eq!(with_listed("sk-bob-0001", text, 0), expected);
+            assert_eq!(with_listed("sk-bob-0001", text, Search::Words), expected);
         }
     }
 
     #[test]
-    fn a_long_text_is_searched_for_whole_words() {
-        let text = format!("{} team-secret x-team-secret", "é".repeat(100));
-        let found = without("team-secret", &text);
-        assert!(found.ends_with(" [redacted] x-team-secret"), "{found}");
+    fn parts_of_the_requests_own_key_are_found_where_they_are_looked_for() {
+        let key = "sk-gpt-5.5-codex-max-0123";
+        for (text, expected) in [
+            ("gpt-5.5-codex-max-0123", "[redacted]"),
+            ("SK-GPT-5.5-CODEX-MAX-0123", "[redacted]"),
+            ("req_5.5-codex-max-0123", "req_[redacted]"),
+            ("sk%2Dgpt-5.5-codex-max%2d0123", "sk%2D[redacted]%2d0123"),
+            ("xgpt-5.5-codex-ma-", "x[redacted]-"),
+            ("sk-gpt-5****0123", "sk-gpt-5****0123"),
+        ] {
+            let found = |search| of_request(key.as_bytes(), text, search);
+            assert_eq!(found(Search::PartsOfKeys), expected);
+            assert_eq!(found(Search::PartsOfWords) == text, !text.starts_with("SK"));
+        }
+        let long = [b'x'; 4096];
+        assert_eq!(
+            of_request(&long, &"x".repeat(1536), Search::PartsOfKeys),
+            REDACTED
+        );
     }
 
     proptest! {

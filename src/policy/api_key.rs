@@ -1,7 +1,6 @@
-//! API keys: how a request brings one, and the table of those that a policy lists. Keys are held as SHA-256 digests only.
+//! API keys: how a request brings one, and the table of those that a policy lists, which has their SHA-256 digests only.
 
 use std::fmt;
-use std::ops::Range;
 use std::sync::Arc;
 
 use http::header::AUTHORIZATION;
@@ -17,24 +16,23 @@ pub static X_API_KEY: HeaderName = HeaderName::from_static(header_name::X_API_KE
 pub static API_KEY: HeaderName = HeaderName::from_static(header_name::API_KEY);
 
 /// The key that a request came with: of several, the one that decides.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Credential {
-    /// What is known of the key.
-    pub key: KeyFingerprint,
+    /// The key.
+    pub key: RequestKey,
     /// The first header it came in.
     pub header: CredentialHeader,
     /// Whether other credentials came beside it, which are not to go on.
     pub has_others: bool,
 }
 
-/// By what a key is known without being kept, and found where somebody quotes it: besides its digest how long it is, and the
-/// sum of its bytes, which says what parts of a text are worth digesting.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct KeyFingerprint {
+/// A key of a request that is under way: to whom it belongs, and what must not be told of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RequestKey {
     /// SHA-256 of the key.
     pub digest: [u8; 32],
-    length: usize,
-    sum: u64,
+    /// The key itself; nothing where only its digest is known.
+    pub secret: Arc<[u8]>,
 }
 
 /// The header a key came in; the first of these where it came in several.
@@ -131,42 +129,21 @@ pub fn made_name(digest: &[u8; 32]) -> String {
     format!("key-{}", hex::encode(&digest[..4]))
 }
 
-impl KeyFingerprint {
-    /// Of a key.
-    pub fn of(key: &[u8]) -> Self {
+impl RequestKey {
+    /// That a request brings, or goes on with.
+    pub fn new(key: &[u8]) -> Self {
         Self {
             digest: digest(key),
-            length: key.len(),
-            sum: key.iter().map(|byte| u64::from(*byte)).sum(),
+            secret: key.into(),
         }
     }
 
-    /// Of a key of which nothing else is known. It is found nowhere.
+    /// Of which nothing else is known.
     pub fn of_digest(digest: [u8; 32]) -> Self {
         Self {
             digest,
-            length: 0,
-            sum: 0,
+            secret: Arc::default(),
         }
-    }
-
-    /// Where the key stands in a text, whatever is around it.
-    pub fn find_in(&self, text: &[u8]) -> Option<Range<usize>> {
-        if self.length == 0 {
-            return None;
-        }
-        let value = |byte: &u8| u64::from(*byte);
-        let end = text.len().checked_sub(self.length)?;
-        let mut sum: u64 = text[..self.length].iter().map(value).sum();
-        for begin in 0..=end {
-            let part = begin..begin + self.length;
-            if sum == self.sum && digest(&text[part.clone()]) == self.digest {
-                return Some(part);
-            }
-            let next = text.get(part.end).map_or(0, value);
-            sum = sum - value(&text[begin]) + next;
-        }
-        None
     }
 }
 
@@ -184,28 +161,25 @@ impl Credential {
         let (key, header) = keys.next().ok_or((NoKey::Missing, None))?;
         let differ = keys.any(|(other, _)| other != key);
         let first = Credential {
-            key: KeyFingerprint::of(key),
+            key: RequestKey::new(key),
             header,
             has_others: differ || has_other_scheme(headers),
         };
         if differ {
-            return first
-                .choose(headers, is_listed)
-                .map_err(|none| (none, Some(first)));
+            return Self::listed(headers, is_listed).map_err(|none| (none, Some(first)));
         }
         Ok(first)
     }
 
-    /// The one that is listed.
-    fn choose(
-        self,
+    /// The one of several that is listed.
+    fn listed(
         headers: &HeaderMap,
         is_listed: impl Fn(&[u8; 32]) -> bool,
     ) -> Result<Credential, NoKey> {
         let mut chosen: Option<Credential> = None;
         for (key, header) in keys(headers) {
-            let key = KeyFingerprint::of(key);
-            match chosen {
+            let key = RequestKey::new(key);
+            match &chosen {
                 Some(chosen) if chosen.key == key => {}
                 _ if !is_listed(&key.digest) => {}
                 Some(_) => return Err(NoKey::Conflicting),
@@ -213,7 +187,7 @@ impl Credential {
                     chosen = Some(Credential {
                         key,
                         header,
-                        ..self
+                        has_others: true,
                     })
                 }
             }

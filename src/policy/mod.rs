@@ -25,7 +25,7 @@ use crate::codec::framing::connection_headers;
 use crate::config::Upstream;
 pub use crate::config::diagnostic::{Diagnostic, Location};
 pub use crate::policy::api_key::{Credential, CredentialHeader, hash_key};
-use crate::policy::api_key::{KeyFingerprint, KeyTable, NoKey};
+use crate::policy::api_key::{KeyTable, NoKey, RequestKey};
 pub use crate::policy::decide::{BetaHeader, ClientBeta, Condition, TierAction, TierReason};
 use crate::policy::endpoint::Endpoint;
 use crate::policy::group::BudgetRule;
@@ -221,7 +221,7 @@ impl Policy {
     /// As [`Policy::decide`].
     pub fn decide_as(&self, digest: &[u8; 32], request: &Head<'_>) -> Result<Decision, Denied> {
         let credential = Credential {
-            key: KeyFingerprint::of_digest(*digest),
+            key: RequestKey::of_digest(*digest),
             header: CredentialHeader::Authorization,
             has_others: false,
         };
@@ -269,11 +269,11 @@ impl Policy {
             (None, Some(group)) => (None, group),
             (None, None) => {
                 let cause = Cause::InvalidApiKey;
-                return Err(Denied::unknown(cause, Some(*credential), endpoint));
+                return Err(Denied::unknown(cause, Some(credential.clone()), endpoint));
             }
         };
         let key_context = KeyContext {
-            credential: *credential,
+            credential: credential.clone(),
             key: key.map(|key| self.keys.name(key)),
             key_location: key.map(|key| key.location),
             group: group.clone(),

@@ -69,7 +69,7 @@ pub struct HeadEdit<'a> {
     /// The path and query that the client asked for.
     pub target: &'a [u8],
     /// The client's key, and the header in which it came.
-    pub credential: Option<Credential>,
+    pub credential: Option<&'a Credential>,
     pub endpoint: Endpoint,
     pub action: Option<TierAction>,
     pub client_beta: ClientBeta,
@@ -391,7 +391,7 @@ mod tests {
             upstream,
             origin: &upstream.origins[0],
             target: b"/v1/x?y",
-            credential: credential.ok(),
+            credential: credential.as_ref().ok(),
             endpoint,
             action: Some(TierAction {
                 reason: TierReason::GroupForce,

@@ -14,7 +14,7 @@ use crate::codec::error::Cause;
 use crate::codec::service_tier::{RequestFields, Rewriter};
 use crate::codec::websocket::{Message, Opcode, apply_mask, encode_in_place};
 use crate::config::Limits;
-use crate::policy::api_key::KeyFingerprint;
+use crate::policy::api_key::RequestKey;
 use crate::policy::{Decision, Denied, Group, Policy, TierAction};
 use crate::proxy::request_body::waiting_piece;
 use crate::state::State;
@@ -37,8 +37,8 @@ pub struct Turns {
     upstream: Option<Arc<Upstream>>,
     /// The request that the connection began with, its keys, and what it was answered.
     request_info: RequestInfo,
-    client_key: Option<KeyFingerprint>,
-    upstream_key: Option<KeyFingerprint>,
+    client_key: Option<RequestKey>,
+    upstream_key: Option<RequestKey>,
     answer: Answered,
     /// Those that run, in the order in which their messages were sent.
     pub open: Vec<OpenTurn>,
@@ -163,8 +163,8 @@ impl Turns {
             state: state.clone(),
             upstream,
             request_info,
-            client_key: connection.client_key,
-            upstream_key: connection.upstream_key,
+            client_key: connection.client_key.clone(),
+            upstream_key: connection.upstream_key.clone(),
             answer: Answered {
                 status: answer.status,
                 upstream_status: answer.upstream_status,
@@ -189,8 +189,8 @@ impl Turns {
         record.action = verdict.action;
         record.facts = facts;
         record.answer = self.answer.clone();
-        record.client_key = self.client_key;
-        record.upstream_key = self.upstream_key;
+        record.client_key = self.client_key.clone();
+        record.upstream_key = self.upstream_key.clone();
         record
     }
 

@@ -5,15 +5,14 @@ use std::io;
 use http::HeaderValue;
 
 use crate::policy::CredentialHeader;
-use crate::policy::api_key::KeyFingerprint;
+use crate::policy::api_key::RequestKey;
 use crate::policy::key_shape::check_credential;
 
 /// The headers of one upstream key, marked sensitive so that no `Debug` prints them.
 pub(super) struct Credential {
     authorization: HeaderValue,
     x_api_key: HeaderValue,
-    /// By what the key is found where somebody quotes it.
-    pub fingerprint: KeyFingerprint,
+    pub key: RequestKey,
 }
 
 impl Credential {
@@ -37,7 +36,7 @@ impl Credential {
         Ok(Self {
             authorization: header(format!("Bearer {key}"))?,
             x_api_key: header(key.to_owned())?,
-            fingerprint: KeyFingerprint::of(key.as_bytes()),
+            key: RequestKey::new(key.as_bytes()),
         })
     }
 

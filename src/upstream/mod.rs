@@ -31,7 +31,7 @@ use pingora_core::upstreams::peer::HttpPeer;
 use crate::config::secret_file::FileBytes;
 use crate::config::{self, SocketAddress, Url};
 use crate::policy::CredentialHeader;
-use crate::policy::api_key::KeyFingerprint;
+use crate::policy::api_key::RequestKey;
 pub use crate::upstream::attempts::Attempts;
 use crate::upstream::connector::own_peer;
 use crate::upstream::credential::Credential;
@@ -216,10 +216,10 @@ impl Upstream {
         self.credential.load().is_some()
     }
 
-    /// By what the key is found that replaces the client's, if one does.
-    pub fn credential_fingerprint(&self) -> Option<KeyFingerprint> {
+    /// The key that replaces the client's, if one does.
+    pub fn credential_key(&self) -> Option<RequestKey> {
         let credential = self.credential.load();
-        credential.as_ref().map(|credential| credential.fingerprint)
+        credential.as_ref().map(|credential| credential.key.clone())
     }
 
     /// The header that replaces the client's own; none where the client's key goes upstream.

@@ -35,7 +35,7 @@ pub(super) fn outgoing_head(
         // Which one is a matter of turns; the first stands for all.
         origin: &upstream.origins[0],
         target,
-        credential: Some(decision.credential),
+        credential: Some(&decision.credential),
         endpoint: decision.endpoint,
         action: decision.action,
         client_beta: decision.client_beta,
@@ -48,7 +48,7 @@ pub(super) fn outgoing_head(
     };
     let edited = match conversion {
         Some(conversion) => conversion
-            .head(&request.head.headers, Some(decision.credential), edit)
+            .head(&request.head.headers, Some(&decision.credential), edit)
             .map(|head| *head),
         None => {
             let mut head = request.head.clone();

@@ -158,8 +158,8 @@ impl Conversion {
     pub fn head(
         &self,
         headers: &HeaderMap,
-        credential: Option<Credential>,
-        mut edit: HeadEdit<'_>,
+        credential: Option<&Credential>,
+        edit: HeadEdit<'_>,
     ) -> Result<Box<RequestHeader>> {
         let mut head = RequestHeader::build("POST", edit.target, Some(headers.len() + 4))?;
         let named = connection_headers(headers);
@@ -179,11 +179,15 @@ impl Conversion {
         if let Some(credential) = credential {
             set_bearer(&mut head, headers, credential)?;
         }
-        edit.credential = credential.map(|credential| Credential {
+        let bearer = credential.map(|credential| Credential {
+            key: credential.key.clone(),
             header: CredentialHeader::Authorization,
             has_others: false,
-            ..credential
         });
+        let edit = HeadEdit {
+            credential: bearer.as_ref(),
+            ..edit
+        };
         edit.apply(&mut head)?;
         Ok(Box::new(head))
     }
@@ -237,7 +241,11 @@ pub fn refusal_of(refusal: &bridge::Refusal) -> Refusal {
 }
 
 /// The client's key, in the header that Responses servers read.
-fn set_bearer(head: &mut RequestHeader, headers: &HeaderMap, credential: Credential) -> Result<()> {
+fn set_bearer(
+    head: &mut RequestHeader,
+    headers: &HeaderMap,
+    credential: &Credential,
+) -> Result<()> {
     for header in CredentialHeader::ALL {
         head.remove_header(header.name());
     }

@@ -104,7 +104,9 @@ pub(super) fn upstream_head(
 ) -> Result<Box<RequestHeader>> {
     let headers = &session.req_header().headers;
     let edit = context.head_edit(prepared.target.as_bytes())?;
-    prepared.conversion.head(headers, context.credential, edit)
+    prepared
+        .conversion
+        .head(headers, context.credential.as_ref(), edit)
 }
 
 /// Whether the operator's key goes to the upstream, and not the client's.

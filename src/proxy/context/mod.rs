@@ -193,17 +193,16 @@ impl RequestContext {
         self.record.key = decision.key;
         self.record.action = decision.action;
         self.record.client_beta = decision.client_beta;
-        self.credential = Some(decision.credential);
-        self.record.client_key = Some(decision.credential.key);
+        let credential = self.credential.insert(decision.credential);
+        self.record.client_key = Some(credential.key.clone());
         self.upstream = state.upstream(&decision.group.upstream.name).cloned();
         let upstream = self.upstream.as_ref();
-        self.record.upstream_key = upstream.and_then(|upstream| upstream.credential_fingerprint());
+        self.record.upstream_key = upstream.and_then(|upstream| upstream.credential_key());
         let group = self.record.group.insert(decision.group);
         if head_bytes > state.limits.header {
             return Err(Cause::HeaderTooLarge.into());
         }
-        let key = &decision.credential.key.digest;
-        self.record.permits = Some(state.in_flight.enter(group, key)?);
+        self.record.permits = Some(state.in_flight.enter(group, &credential.key.digest)?);
         if state.log.is_full() {
             return Err(Cause::AccessLogUnavailable.into());
         }
@@ -240,7 +239,7 @@ impl RequestContext {
             upstream,
             origin,
             target,
-            credential: self.credential,
+            credential: self.credential.as_ref(),
             endpoint: self.request_info.endpoint,
             action: self.record.action,
             client_beta: self.record.client_beta,
@@ -430,7 +429,7 @@ impl RequestContext {
 
     /// The upstream has agreed to a WebSocket. From here on this is the connection; its responses are turns of their own.
     pub fn begin_websocket(&mut self) -> Result<(), Refusal> {
-        let Some(credential) = self.credential else {
+        let Some(credential) = self.credential.clone() else {
             return Err(Cause::Internal.into());
         };
         // It is the responses on it that count.

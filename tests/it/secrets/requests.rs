@@ -295,6 +295,41 @@ fn a_key_that_is_glued_to_other_signs_is_not_told() {
     planted.assert_not_told_by(&proxy);
 }
 
+/// Some gateways keep keys without their `sk-`, or in one case.
+#[test]
+fn a_part_of_the_requests_own_key_is_not_told() {
+    let mut planted = Planted::default();
+    let key = planted.key("fast");
+    let parts = [&key[3..], &key[..key.len() - 1], &key[key.len() - 16..]];
+    let parts = parts.map(str::to_owned);
+    let quoted: Vec<String> = parts.into_iter().chain([key.to_uppercase()]).collect();
+    let replies = quoted.iter().map(|part| {
+        let error = format!(r#"{{"id":"{part}","service_tier":"{part}","error":{{"code":"{part}"}}}}"#);
+        let length = error.len();
+        Reply::default().send(format!(
+            "HTTP/1.1 400 Bad\r\nX-Request-Id: req_{part}\r\nContent-Length: {length}\r\n\r\n{error}"
+        ))
+    });
+    let upstream = upstream::script(replies.collect::<Vec<_>>()).run();
+    let proxy = start(&upstream, &mut planted);
+    let bearer = format!("Bearer {key}");
+    let client = proxy.anonymous().header("Authorization", &bearer);
+    for _ in &quoted {
+        assert_eq!(client.post(PATH, "{}").status, 400);
+    }
+    for line in proxy.access_log_lines(quoted.len()) {
+        let told = quoted.iter().find(|part| {
+            let part = part.to_lowercase();
+            line.to_lowercase().contains(&part)
+        });
+        assert_eq!(told, None, "{line}");
+        assert!(
+            line.contains(r#""upstream_request_id":"req_[redacted]""#),
+            "{line}"
+        );
+    }
+}
+
 #[test]
 fn a_key_may_be_the_word_that_stands_for_keys() {
     let upstream = upstream::json("{}").run();
