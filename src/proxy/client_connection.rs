@@ -17,6 +17,8 @@ use crate::upstream::waker_slot::WakerSlot;
 const MESSAGE_END: Duration = Duration::from_secs(1);
 /// How long an idle connection stays at a drain: a request that is on its way is answered, with the word that it is the last.
 const IDLE_TIME: Duration = Duration::from_millis(250);
+/// From the end of a request to that of its client's side, where both are sent together.
+const END_TIME: Duration = Duration::from_secs(1);
 
 /// Limits for the heads of a connection's requests.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +49,10 @@ struct State {
     drain_over: bool,
     /// More of the request's body is to come.
     awaits_body: bool,
+    /// Its response began before all of it had come.
+    answered_early: bool,
+    /// When the last of its body came.
+    whole_since: Option<Instant>,
     /// It was not waited for because the drain was over.
     body_cut: bool,
     /// The upstream's connection of a WebSocket, which is told of a drain, and of a message that is late.
@@ -108,6 +114,8 @@ impl ClientConnection {
             drains: false,
             drain_over: false,
             awaits_body: false,
+            answered_early: false,
+            whole_since: None,
             body_cut: false,
             socket: None,
             message: None,
@@ -139,6 +147,8 @@ impl ClientConnection {
         let mut state = self.0.lock();
         state.phase = Phase::Request;
         state.takes_interim = takes_interim;
+        state.answered_early = false;
+        state.whole_since = None;
         state.scan.begin_body(body);
     }
 
@@ -189,7 +199,11 @@ impl ClientConnection {
 
     /// Says whether more of the request's body is to come; the end of a drain interrupts the wait for it.
     pub fn set_awaits_body(&self, awaits: bool) {
-        self.0.lock().awaits_body = awaits;
+        let mut state = self.0.lock();
+        if state.awaits_body && !awaits {
+            state.whole_since = Some(Instant::now());
+        }
+        state.awaits_body = awaits;
     }
 
     /// Whether a request runs of which nothing more is to come.
@@ -198,13 +212,26 @@ impl ClientConnection {
         state.phase == Phase::Request && !state.awaits_body
     }
 
-    /// Something of the response is written. True where an interim response could have been sent up to now. What is written
-    /// before the request is whole is an interim response itself.
-    pub fn response_begins(&self) -> bool {
+    /// These bytes of a response are written. True where the final one begins with them, to a request that is whole and could
+    /// have had an interim one up to now.
+    pub fn response_goes_on(&self, bytes: &[u8]) -> bool {
+        if is_interim(bytes) {
+            return false;
+        }
         let mut state = self.0.lock();
-        let begins = state.takes_interim && !state.awaits_body;
-        state.takes_interim &= state.awaits_body;
-        begins
+        state.answered_early |= state.awaits_body;
+        std::mem::take(&mut state.takes_interim) && !state.awaits_body
+    }
+
+    /// Whether a client whose side ends now may wait for its response: that has not begun, or began before the request was
+    /// whole, and the end of the side belongs to that of the request.
+    pub fn may_wait_for_response(&self) -> bool {
+        let state = self.0.lock();
+        let ends_with_request = || {
+            let whole_since = state.whole_since;
+            whole_since.is_some_and(|since| since.elapsed() < END_TIME)
+        };
+        state.takes_interim || (state.answered_early && ends_with_request())
     }
 
     /// Whether an interim response may be sent to the request.
@@ -299,6 +326,12 @@ impl ClientConnection {
         *ends = (*ends).min(Instant::now() + MESSAGE_END);
         state.waker.wake();
     }
+}
+
+/// Whether a response that begins so is one before the final one. A 101 is the last of HTTP.
+fn is_interim(bytes: &[u8]) -> bool {
+    let status = bytes.strip_prefix(b"HTTP/1.1 ");
+    status.is_some_and(|status| status.starts_with(b"1") && !status.starts_with(b"101"))
 }
 
 impl State {

@@ -56,7 +56,7 @@ enum Version {
         connection: Arc<ClientConnection>,
         /// What came of the next request while Pingora only looked whether the client was there.
         ahead: Vec<u8>,
-        /// The client's side has ended before its response has begun, and whether the client is there is looked at.
+        /// The client's side has ended, though not by its leaving, and whether it is there is looked at.
         probes: Option<BackoffTimer>,
     },
     /// A connection is read by a task of its own, which belongs to no request. So many bytes of its preface are missing.
@@ -190,7 +190,7 @@ impl<S: IO> Downstream<S> {
                 if buf.remaining() == 1 && connection.runs_whole_request() {
                     if probes.is_none() {
                         let end = ready!(poll_ahead(&mut self.io, ahead, cx));
-                        if !connection.takes_interim() || !is_end(&end) {
+                        if !connection.may_wait_for_response() || !is_end(&end) {
                             return Poll::Ready(end);
                         }
                         *probes = Some(BackoffTimer::new(&PROBES));
@@ -222,9 +222,9 @@ impl<S: IO> Downstream<S> {
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 
-    /// Something is written. A client that ended its side before its response has begun is known for that whoever comes first:
-    /// an upstream that answers at once, or Pingora's look at the client.
-    fn begin_response(&mut self, cx: &mut Context<'_>) {
+    /// This is written. A client that ended its side before its response has begun is known for that whoever comes first: an
+    /// upstream that answers at once, or Pingora's look at the client.
+    fn record_response(&mut self, bytes: &[u8], cx: &mut Context<'_>) {
         let Version::Http1 {
             connection,
             ahead,
@@ -233,7 +233,7 @@ impl<S: IO> Downstream<S> {
         else {
             return;
         };
-        if connection.response_begins()
+        if connection.response_goes_on(bytes)
             && probes.is_none()
             && let Poll::Ready(end) = poll_ahead(&mut self.io, ahead, cx)
             && is_end(&end)
@@ -313,7 +313,7 @@ impl<S: IO> Downstream<S> {
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let length: usize = pieces.iter().map(|piece| piece.len()).sum();
-        self.begin_response(cx);
+        self.record_response(pieces.first().map_or(&[], |piece| piece), cx);
         if self.broken {
             return Poll::Ready(Ok(length));
         }

@@ -193,9 +193,19 @@ fn explain_says_what_the_log_of_live_traffic_says() {
     let upstream = upstream::json("{}").run_plain();
     let site = Site::new(&format!(
         "listen: 127.0.0.1:{port}\nadmin: 127.0.0.1:{admin}\npolicy: policy.yaml\naccess_log: {{path: access.log}}\n\
-        upstreams:\n  here: {{url: \"http://127.0.0.1:{}\", kind: gateway, chat_stream_usage: request}}\n",
+        upstreams:\n  here: {{url: \"http://127.0.0.1:{0}\", kind: gateway, chat_stream_usage: request}}\n  \
+        codex: {{url: \"http://127.0.0.1:{0}\", kind: codex, messages: responses, chat_completions: responses, \
+        models: [{{match: m, model: gpt-5.5}}]}}\n",
         upstream.address.port()
     ));
+    let policy = POLICY
+        .replace("platform: openai", "upstream: here, platform: openai")
+        .replace("here, platform: openai\n", "here\n    platform: openai\n")
+        .replace(
+            "keys:\n",
+            "  codex: {platform: openai, upstream: codex}\nkeys:\n  sk-codex-1: codex\n",
+        );
+    site.write("policy.yaml", &policy);
     let run = ["run", "--config", &site.config()];
     let running = command(".", &run).stderr(Stdio::null()).spawn();
     let _running = Running(running.unwrap());
@@ -205,6 +215,7 @@ fn explain_says_what_the_log_of_live_traffic_says() {
     let beta = "anthropic-beta: fast-mode-2026-02-01";
     let flex = r#"{"model":"m","service_tier":" Flex "}"#;
     let chat_stream = r#"{"model":"m","stream":true}"#;
+    let unmapped = flex.replace("\"m\"", "\"n\"");
     for (number, (key, path, header, body)) in [
         ("sk-fast-1", "/v1/responses", "x: y", flex),
         ("sk-fast-1", "/V1/Chat/Completions/?q=1", "x: y", "{}"),
@@ -238,6 +249,35 @@ fn explain_says_what_the_log_of_live_traffic_says() {
         ("sk-calm-1", "/v1/messages", beta, flex),
         ("sk-shut-1", "/v1/responses", "x: y", flex),
         ("sk-nobody", "/v1/responses", "x: y", flex),
+        ("sk-fast-1", "/v1/responses", "x: y", &flex[1..]),
+        (
+            "sk-fast-1",
+            "/v1/responses",
+            "x: y",
+            &flex.replace("\"m\",", "\"m\",,"),
+        ),
+        (
+            "sk-codex-1",
+            "/v1/messages",
+            "x: y",
+            &flex.replace("\"m\",", "\"m\",,"),
+        ),
+        (
+            "sk-fast-1",
+            "/v1/responses",
+            "x: y",
+            &flex[..flex.len() - 1],
+        ),
+        ("sk-codex-1", "/v1/chat/completions", "x: y", &unmapped),
+        ("sk-codex-1", "/v1/chat/completions", "x: y", flex),
+        (
+            "sk-codex-1",
+            "/v1/messages",
+            "x: y",
+            &flex[..flex.len() - 1],
+        ),
+        ("sk-codex-1", "/v1/messages/count_tokens", "x: y", flex),
+        ("sk-codex-1", "/v1/models/none", "x: y", ""),
     ]
     .into_iter()
     .enumerate()

@@ -6,9 +6,9 @@ use bytes::Bytes;
 
 use super::{BudgetState, Request};
 use crate::accounting::record::{own_tier, set_tier};
-use crate::bridge::Converted;
+use crate::bridge::{self, Converted};
 use crate::codec::body_memory::BodyMemory;
-use crate::codec::error::Refusal;
+use crate::codec::error::{Cause, Refusal};
 use crate::codec::service_tier::{Edits, RequestFields};
 use crate::config::Config;
 use crate::policy::{Decision, TierAction};
@@ -21,9 +21,8 @@ const BODY_SHOWN: usize = 240;
 /// The same of a body that was converted, which the client's does not tell.
 const CONVERTED_SHOWN: usize = 16 * 1024;
 
-/// A body as it would go to the upstream, and what it says.
+/// A body as it would go to the upstream.
 pub(super) struct OutgoingBody {
-    pub facts: RequestFields,
     pub tier: Option<String>,
     /// None: the client's own bytes.
     pub rewritten: Option<Bytes>,
@@ -44,13 +43,21 @@ impl OutgoingBody {
     }
 }
 
-/// The body's way to the upstream, past every check on it; `decision` is settled by what the body says.
+/// Why a body does not go on, and the status that says so.
+pub(super) struct Refused {
+    pub refusal: Refusal,
+    pub status: u16,
+}
+
+/// The body's way to the upstream, past every check on it; `decision` is settled by what the body says, and `facts` are what
+/// was read of it by then.
 pub(super) fn carry(
     config: &Config,
     decision: &mut Decision,
     request: &Request,
     allowed_by: Option<&BudgetState>,
-) -> Result<OutgoingBody, Refusal> {
+    facts: &mut RequestFields,
+) -> Result<OutgoingBody, Refused> {
     let limits = Arc::new(config.limits.clone());
     let (head, body) = (&request.head, &request.body);
     let length = Some(request.length());
@@ -62,41 +69,47 @@ pub(super) fn carry(
     if !is_held(action, requests_usage, for_budget) {
         let mut streamed = StreamedBody::open(&head.headers, length, &limits, &memory)?;
         streamed.pass(body)?;
-        let facts = streamed.finish(decision.endpoint.takes_tier());
-        decision.action = within(allowed_by, decision, decision.action, &facts)?;
+        *facts = streamed.finish(decision.endpoint.takes_tier());
+        decision.action = within(allowed_by, decision, decision.action, facts)?;
         return Ok(OutgoingBody {
             tier: match decision.action.filter(TierAction::changes) {
                 Some(action) => set_tier(Some(action), None),
-                None => own_tier(decision.client_beta, &facts),
+                None => own_tier(decision.client_beta, facts),
             }
             .map(str::to_owned),
-            facts,
             rewritten: None,
             is_held: false,
             converted: None,
         });
     }
     let mut held = BufferedBody::open(&head.headers, length, true, &limits, &memory)?;
-    held.push(body)?;
-    decision.client_beta = decision.client_beta.with_body(action, held.facts());
-    let settled = action.and_then(|action| decision.group.settle(action, held.facts()));
-    decision.action = within(allowed_by, decision, settled, held.facts())?;
+    push(&mut held, body, facts)?;
+    decision.client_beta = decision.client_beta.with_body(action, facts);
+    let settled = action.and_then(|action| decision.group.settle(action, facts));
+    decision.action = within(allowed_by, decision, settled, facts)?;
     let ready = held.finish(edits(decision.action, requests_usage))?;
+    *facts = ready.facts;
     let changed = decision.action.filter(TierAction::changes);
     let tier = match changed {
         Some(action) => {
             let found = action.outgoing_tier(&ready.bytes, limits.json_depth, false)?;
             set_tier(Some(action), found)
         }
-        None => own_tier(decision.client_beta, &ready.facts),
+        None => own_tier(decision.client_beta, facts),
     };
     Ok(OutgoingBody {
         tier: tier.map(str::to_owned),
         rewritten: (!ready.is_original).then_some(ready.bytes),
         is_held: true,
-        facts: ready.facts,
         converted: None,
     })
+}
+
+/// Takes a whole body, and notes what was read of it where it is refused too.
+fn push(held: &mut BufferedBody, body: &[u8], facts: &mut RequestFields) -> Result<(), Refusal> {
+    let pushed = held.push(body);
+    facts.clone_from(held.facts());
+    pushed
 }
 
 /// The action as far as the budget allows it.
@@ -122,26 +135,48 @@ pub(super) fn convert(
     request: &Request,
     allowed_by: Option<&BudgetState>,
     conversion: &Conversion,
-) -> Result<OutgoingBody, Refusal> {
+    facts: &mut RequestFields,
+) -> Result<OutgoingBody, Refused> {
     let limits = Arc::new(config.limits.clone());
     let memory = BodyMemory::new(limits.buffered);
     let headers = &request.head.headers;
     let mut held = BufferedBody::open(headers, Some(request.length()), false, &limits, &memory)?;
-    held.push(&request.body)?;
+    push(&mut held, &request.body, facts)?;
     let ready = held.finish(Edits::default())?;
+    *facts = ready.facts;
     let group = &decision.group;
-    let converted = conversion.convert(group, headers, &ready.bytes);
-    let mut converted = converted.map_err(|refusal| conversion::refusal_of(&refusal))?;
-    let settled = conversion.decide(group, headers, &ready.facts, &converted)?;
-    decision.action = within(allowed_by, decision, settled, &ready.facts)?;
+    let mut converted = conversion.convert(group, headers, &ready.bytes)?;
+    let settled = conversion.decide(group, headers, facts, &converted)?;
+    decision.action = within(allowed_by, decision, settled, facts)?;
     let outgoing = conversion::outgoing(&mut converted, decision.action, &limits, &memory)?;
     Ok(OutgoingBody {
-        facts: ready.facts,
         tier: outgoing.tier,
         rewritten: Some(outgoing.bytes),
         is_held: true,
         converted: Some(converted),
     })
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        let status = refusal.cause.status();
+        Self { refusal, status }
+    }
+}
+
+impl From<Cause> for Refused {
+    fn from(cause: Cause) -> Self {
+        Refusal::from(cause).into()
+    }
+}
+
+impl From<bridge::Refusal> for Refused {
+    fn from(refusal: bridge::Refusal) -> Self {
+        Self {
+            refusal: conversion::refusal_of(&refusal),
+            status: refusal.status,
+        }
+    }
 }
 
 /// The first part of a body, on one line.

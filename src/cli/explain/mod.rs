@@ -16,6 +16,7 @@ use crate::accounting::record::{own_tier, tier_reason};
 use crate::bridge::{Answer, ModelsRequest, UpstreamBridge, models_answer};
 pub use crate::cli::explain::request::{Caller, Request};
 use crate::codec::error::{Cause, Refusal};
+use crate::codec::service_tier::RequestFields;
 use crate::config::diagnostic::Location;
 use crate::config::{self, Config};
 use crate::policy::budget::Budgets;
@@ -25,7 +26,7 @@ use crate::policy::{Decision, Denied, Group, Head, Policy, TierAction};
 use crate::proxy::bridge_exchange::conversion::{self, Conversion};
 use crate::proxy::context::{logged_path, path_and_query, without_query};
 use crate::upstream::Upstream;
-use body::{OutgoingBody, carry, convert};
+use body::{OutgoingBody, Refused, carry, convert};
 use headers::{header_edits, outgoing_head};
 
 /// Stands for a key that is not to be read.
@@ -208,10 +209,10 @@ impl Explanation {
         self.refuse(denied.cause.into());
     }
 
-    fn refuse(&mut self, refusal: Refusal) {
-        self.record.denied = Some(refusal.cause.code());
-        self.record.status = Some(refusal.cause.status());
-        self.refusal = Some(refusal);
+    fn refuse(&mut self, refused: Refused) {
+        self.record.denied = Some(refused.refusal.cause.code());
+        self.record.status = Some(refused.status);
+        self.refusal = Some(refused.refusal);
     }
 
     fn admit(
@@ -236,33 +237,40 @@ impl Explanation {
         }
         let mut decision = decision.clone();
         let conversion = conversion_of(request, &decision);
+        let mut facts = RequestFields::default();
         let carried = match &conversion {
             Some(conversion) => {
                 self.record.bridge = Some(conversion.endpoint.protocol().log_word());
                 self.record.bridge_dropped = Some(String::new());
-                convert(config, &mut decision, request, budget, conversion)
+                convert(
+                    config,
+                    &mut decision,
+                    request,
+                    budget,
+                    conversion,
+                    &mut facts,
+                )
             }
-            None => carry(config, &mut decision, request, budget),
+            None => carry(config, &mut decision, request, budget, &mut facts),
         };
-        let facts = carried.as_ref().map(|carried| carried.facts.clone());
-        let facts = facts.unwrap_or_default();
         let own = own_tier(decision.client_beta, &facts);
         self.record.tier_reason = Some(tier_reason(decision.action, own));
+        self.record.take_facts(request, &facts);
         match carried.and_then(|carried| self.send(request, &decision, conversion, carried)) {
             Ok(()) => {}
-            Err(refusal) => self.refuse(refusal),
+            Err(refused) => self.refuse(refused),
         }
     }
 
     /// It needs no upstream.
-    fn answer(&mut self, decision: &Decision, answer: Result<Answer, Refusal>) {
+    fn answer(&mut self, decision: &Decision, answer: Result<Answer, Refused>) {
         self.record.tier_reason = Some(tier_reason(decision.action, None));
         match answer {
             Ok(answer) => {
                 self.record.status = Some(answer.status);
                 self.answered_from = Some(decision.group.upstream.name.clone());
             }
-            Err(refusal) => self.refuse(refusal),
+            Err(refused) => self.refuse(refused),
         }
     }
 
@@ -272,7 +280,7 @@ impl Explanation {
         decision: &Decision,
         conversion: Option<Conversion>,
         carried: OutgoingBody,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), Refused> {
         let settings = &decision.group.upstream;
         let upstream = upstream_of(settings)?;
         let outgoing = outgoing_head(request, decision, &upstream, conversion.as_ref(), &carried)?;
@@ -292,6 +300,13 @@ impl Explanation {
 }
 
 impl Record {
+    /// Takes over what was read of the client's body.
+    fn take_facts(&mut self, request: &Request, facts: &RequestFields) {
+        let shown = |text: &str| request.shown(text).to_owned();
+        self.model = facts.model.as_deref().map(shown);
+        self.service_tier_client = facts.named_tier().map(shown);
+    }
+
     /// Takes over what is known of a request once its outgoing body is.
     fn take_outgoing(&mut self, request: &Request, outgoing: OutgoingBody) {
         let shown = |text: &str| request.shown(text).to_owned();
@@ -301,14 +316,12 @@ impl Record {
             self.bridge_dropped = Some(shown(&converted.dropped.join(",")));
             self.model_upstream = Some(shown(&converted.context.upstream_model));
         }
-        self.model = outgoing.facts.model.as_deref().map(shown);
-        self.service_tier_client = outgoing.facts.named_tier().map(shown);
         self.service_tier = outgoing.tier.as_deref().map(shown);
     }
 }
 
 /// The answer to a request that is answered from the model map.
-fn answered_here(request: &Request, decision: &Decision) -> Option<Result<Answer, Refusal>> {
+fn answered_here(request: &Request, decision: &Decision) -> Option<Result<Answer, Refused>> {
     let settings = &decision.group.upstream;
     let path = logged_path(without_query(request.head.raw_path()));
     let upstream = UpstreamBridge::of(settings)?;
@@ -318,7 +331,7 @@ fn answered_here(request: &Request, decision: &Decision) -> Option<Result<Answer
         query: request.head.uri.query().unwrap_or_default(),
     };
     let answer = models_answer(&asked, &upstream.models);
-    Some(answer.map_err(|refusal| conversion::refusal_of(&refusal)))
+    Some(answer.map_err(Refused::from))
 }
 
 /// What of the request is converted, if anything is.

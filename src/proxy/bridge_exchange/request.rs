@@ -46,6 +46,7 @@ pub(super) async fn read(session: &mut Session, context: &mut RequestContext) ->
     context.complete_body();
     // What is ordered is done to the bytes that come of it.
     if let Body::Buffered(held) = std::mem::replace(&mut context.body, Body::None) {
+        context.record.facts = held.facts().clone();
         let ready = held.finish(Edits::default())?;
         context.record.facts = ready.facts;
         context.body = Body::Ready(ready.bytes);

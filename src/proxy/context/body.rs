@@ -156,8 +156,12 @@ impl RequestContext {
 
     /// Keeps of the body what the line tells of it.
     pub(super) fn drop_body(&mut self) {
-        if let Body::Streamed(body) = std::mem::replace(&mut self.body, Body::None) {
-            self.record.facts = body.finish(self.request_info.endpoint.takes_tier());
+        match std::mem::replace(&mut self.body, Body::None) {
+            Body::Streamed(body) => {
+                self.record.facts = body.finish(self.request_info.endpoint.takes_tier());
+            }
+            Body::Buffered(held) => self.record.facts = held.facts().clone(),
+            Body::Ready(_) | Body::None => {}
         }
     }
 }

@@ -258,6 +258,46 @@ fn a_client_that_ends_its_side_behind_its_request_gets_its_answer() {
     assert_eq!(outcomes, ["ok", "ok", "ok", "client_closed"]);
 }
 
+/// Nothing may be put into an answer that has begun, to see whether its client is there.
+#[test]
+fn a_client_that_ends_its_side_behind_a_request_that_was_answered_early_gets_its_answer() {
+    const REST: usize = 3000;
+    let rest = "z".repeat(REST);
+    let early = |coding: &str, first: &str, last: &str| {
+        let head = format!("HTTP/1.1 200 OK\r\n{coding}\r\n\r\n{first}");
+        Reply::default()
+            .before_body()
+            .send(head)
+            .read_body()
+            .wait(3 * MOMENT)
+            .send(last)
+    };
+    let length = format!("Content-Length: {}", 2 + REST);
+    let chunk = format!("{REST:x}\r\n{rest}\r\n0\r\n\r\n");
+    let upstream = upstream::script([
+        early(&length, "{}", &rest),
+        early("Transfer-Encoding: chunked", "2\r\n{}\r\n", &chunk),
+    ]);
+    let upstream = upstream.run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    let message = proxy.client("sk-plain").message(PATH, BODY);
+    let (head, body) = message.split_at(message.len() - BODY.len());
+    for _ in 0..2 {
+        let mut connection = proxy.anonymous().connect();
+        connection.send(head);
+        let answer = connection.head().unwrap();
+        assert_eq!(answer.status, 200);
+        connection.send(body);
+        connection.socket().shutdown(Shutdown::Write).unwrap();
+        let read = String::from_utf8(connection.rest()).unwrap();
+        assert!(!read.contains("HTTP/1.1"), "{read}");
+        assert!(read.contains(&rest), "{read}");
+    }
+    for record in proxy.access_log(2) {
+        assert_eq!(record["outcome"], "ok", "{record}");
+    }
+}
+
 #[test]
 fn a_client_that_ends_its_side_of_tls_behind_its_request_gets_its_answer() {
     let quiet = Reply::default()
