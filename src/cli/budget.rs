@@ -111,11 +111,12 @@ pub fn of_request(
             row.spent_usd.normalize()
         ));
     }
-    budgets.learn(&[BudgetSum {
+    let sum = BudgetSum {
         account: rule.account(&group.name, key),
         window: rule.window(now),
         usd: row.spent_usd,
-    }]);
+    };
+    budgets.learn(&[sum], now);
     Ok(budgets)
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use jiff::civil::{Date, Weekday};
 use jiff::tz::TimeZone;
-use jiff::{Timestamp, ToSpan};
+use jiff::{SignedDuration, Timestamp, ToSpan};
 use parking_lot::Mutex;
 use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
@@ -18,6 +18,10 @@ use crate::policy::{Group, TierAction, TierReason};
 
 /// The most sums that are kept at once: keys of a default group are anybody's.
 const MAX_ACCOUNTS: usize = 100_000;
+
+/// By so much a clock may be set back without giving a budget anew. What was spent in a period that begins still later was
+/// spent under a clock that was wrong, as one is that no battery kept: it would hold its budget until then.
+const CLOCK_STEP: SignedDuration = SignedDuration::from_hours(24);
 
 /// The days that a budget is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -120,6 +124,13 @@ impl Period {
     }
 }
 
+impl Window {
+    /// Whether what was spent in it counts at this moment.
+    pub fn counts(&self, now: Timestamp) -> bool {
+        self.ends > now && self.begins.duration_since(now) <= CLOCK_STEP
+    }
+}
+
 impl BudgetRule {
     /// The sum that a request of this group and key counts for.
     pub fn account(&self, group: &Arc<str>, key: &[u8; 32]) -> Account {
@@ -168,7 +179,7 @@ impl Budgets {
             return;
         }
         let mut sums = self.sums.lock();
-        if let Some(sum) = sum_of(&mut sums, account, rule.window(now)) {
+        if let Some(sum) = sum_of(&mut sums, account, rule.window(now), now) {
             sum.unsaved = sum.unsaved.saturating_add(usd);
         }
     }
@@ -177,8 +188,7 @@ impl Budgets {
     pub fn standing(&self, rule: &BudgetRule, account: &Account, now: Timestamp) -> Standing {
         let window = rule.window(now);
         let sums = self.sums.lock();
-        // A clock that was set back does not give a budget anew.
-        let sum = sums.get(account).filter(|sum| sum.is_current(window));
+        let sum = sums.get(account).filter(|sum| sum.is_current(window, now));
         Standing {
             spent: sum.map_or(Decimal::ZERO, Sum::total),
             limit: rule.usd,
@@ -255,11 +265,12 @@ impl Budgets {
         }
     }
 
-    /// What the store says, with what others have spent. It is never taken for less than what is known here.
-    pub fn learn(&self, entries: &[BudgetSum]) {
+    /// What the store says, with what others have spent, of those sums that count now. It is never taken for less than what is
+    /// known here.
+    pub fn learn(&self, entries: &[BudgetSum], now: Timestamp) {
         let mut sums = self.sums.lock();
-        for entry in entries {
-            if let Some(sum) = sum_of(&mut sums, &entry.account, entry.window) {
+        for entry in entries.iter().filter(|entry| entry.window.counts(now)) {
+            if let Some(sum) = sum_of(&mut sums, &entry.account, entry.window, now) {
                 sum.saved = sum.saved.max(entry.usd);
             }
         }
@@ -285,9 +296,10 @@ impl Sum {
         self.saved.saturating_add(self.unsaved)
     }
 
-    /// Whether it still counts in this window.
-    fn is_current(&self, window: Window) -> bool {
-        self.window == window || self.window.begins > window.begins
+    /// Whether it still counts in this window, which is that of this moment or has been told of by a store.
+    fn is_current(&self, window: Window, now: Timestamp) -> bool {
+        let is_later = self.window.begins > window.begins;
+        self.window == window || (is_later && self.window.counts(now))
     }
 }
 
@@ -363,9 +375,10 @@ fn sum_of<'s>(
     sums: &'s mut HashMap<Account, Sum>,
     account: &Account,
     window: Window,
+    now: Timestamp,
 ) -> Option<&'s mut Sum> {
     if sums.len() >= MAX_ACCOUNTS && !sums.contains_key(account) {
-        sums.retain(|_, sum| sum.window.ends > window.begins || !sum.unsaved.is_zero());
+        sums.retain(|_, sum| sum.window.counts(now) || !sum.unsaved.is_zero());
         if sums.len() >= MAX_ACCOUNTS {
             return None;
         }
@@ -376,7 +389,7 @@ fn sum_of<'s>(
         unsaved: Decimal::ZERO,
     };
     let sum = sums.entry(account.clone()).or_insert(new);
-    if !sum.is_current(window) {
+    if !sum.is_current(window, now) {
         *sum = new;
     }
     Some(sum)
@@ -473,10 +486,34 @@ mod tests {
         assert_eq!(budgets.verdict(&rule, &account, evening), refused);
         let before = at("2026-11-29T12:00:00Z");
         assert!(budgets.standing(&rule, &account, before).is_exhausted());
+        let long_before = at("2026-11-28T23:59:59Z");
+        assert!(
+            !budgets
+                .standing(&rule, &account, long_before)
+                .is_exhausted()
+        );
         let morning = at("2026-12-01T00:00:00Z");
         assert_eq!(budgets.verdict(&rule, &account, morning), Verdict::Within);
         budgets.charge(&rule, &account, usd("0.5"), morning);
         assert_eq!(budgets.standing(&rule, &account, morning).spent, usd("0.5"));
+    }
+
+    #[test]
+    fn what_was_spent_under_a_clock_that_stood_ahead_holds_no_budget() {
+        let rule = rule("1", Period::Week, Scope::Group, AtLimit::Refuse);
+        let account = rule.account(&"fast".into(), &[1; 32]);
+        let (now, ahead) = (at("2026-11-30T12:00:00Z"), at("2027-10-04T12:00:00Z"));
+        let spent = |budgets: &Budgets| budgets.standing(&rule, &account, now).spent;
+        let early = Budgets::default();
+        early.charge(&rule, &account, usd("2"), ahead);
+        let [told] = &early.unsaved()[..] else {
+            panic!("one sum")
+        };
+        assert_eq!(spent(&early), usd("0"));
+        early.charge(&rule, &account, usd("0.5"), now);
+        // Nor where others were ahead, or it was so before a restart.
+        early.learn(std::slice::from_ref(told), now);
+        assert_eq!(spent(&early), usd("0.5"));
     }
 
     #[test]
@@ -545,7 +582,7 @@ mod tests {
                         let unsaved = budgets.unsaved();
                         stored += unsaved.iter().map(|entry| entry.usd).sum::<Decimal>();
                         budgets.saved(&unsaved);
-                        budgets.learn(&[BudgetSum { account: account.clone(), window: rule.window(now), usd: stored }]);
+                        budgets.learn(&[BudgetSum { account: account.clone(), window: rule.window(now), usd: stored }], now);
                         prop_assert_eq!(budgets.standing(&rule, &account, now).spent, spent);
                     }
                 }

@@ -124,8 +124,8 @@ impl StateFile {
                 .retain(|(.., ends), _| ends >= oldest)
                 .map_err(broken)?;
             if is_replaced {
-                let is_current = |entry: &&BudgetSum| entry.window.ends > now;
-                for entry in budgets.in_store().iter().filter(is_current) {
+                let counts = |entry: &&BudgetSum| entry.window.counts(now);
+                for entry in budgets.in_store().iter().filter(counts) {
                     raise(&mut table, entry).map_err(broken)?;
                 }
             }
@@ -146,9 +146,7 @@ impl StateFile {
         background.learn(&changes, responses, |id| !ids.contains(id));
         // Only now are they in the file; what was spent in the meantime stays unsaved.
         budgets.saved(&unsaved);
-        let is_current = |entry: &BudgetSum| entry.window.ends > now;
-        let current: Vec<BudgetSum> = known.into_iter().filter(is_current).collect();
-        budgets.learn(&current);
+        budgets.learn(&known, now);
         *self.took.lock() = began.elapsed();
         *seen = Some(edition);
         if is_replaced {

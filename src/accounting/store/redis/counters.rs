@@ -88,23 +88,18 @@ impl Counters {
         sum.spent.insert(process, own.usd);
     }
 
-    /// What all processes together have spent, of those sums that still count.
-    pub(super) fn totals<'k>(
-        &self,
-        keys: impl IntoIterator<Item = &'k String>,
-        now: Timestamp,
-    ) -> Vec<BudgetSum> {
+    /// What all processes together have spent.
+    pub(super) fn totals<'k>(&self, keys: impl IntoIterator<Item = &'k String>) -> Vec<BudgetSum> {
         let sums = keys.into_iter().filter_map(|key| self.sums.get(key));
-        let current = sums.filter(|sum| sum.window.ends > now);
-        current.map(Sum::total).collect()
+        sums.map(Sum::total).collect()
     }
 
     /// Gives back what is known here and the server does not have, or has only in part: it came back without it, or with a copy
     /// of earlier.
     pub(super) fn lost(&self, held: &HashMap<String, Held>, now: Timestamp) -> Vec<Cmd> {
         let mut lost = Vec::new();
-        let current = self.sums.iter().filter(|(_, sum)| sum.window.ends > now);
-        for (key, sum) in current {
+        let counted = self.sums.iter().filter(|(_, sum)| sum.window.counts(now));
+        for (key, sum) in counted {
             for (process, usd) in &sum.spent {
                 let held = held.get(key).and_then(|spent| spent.get(process));
                 if held.is_none_or(|held| decimal(held) < *usd) {
@@ -174,7 +169,7 @@ mod tests {
             ),
         ] {
             counters.merge(&name, &spent);
-            assert_eq!(counters.totals([&name], at(NOW)), [entry(total)]);
+            assert_eq!(counters.totals([&name]), [entry(total)]);
         }
     }
 
@@ -206,6 +201,6 @@ mod tests {
                 counters.confirm(&name, &told[0].1);
             }
         }
-        assert_eq!(counters.totals([&name], at(NOW)), [entry("15")]);
+        assert_eq!(counters.totals([&name]), [entry("15")]);
     }
 }

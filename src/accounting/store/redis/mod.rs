@@ -279,7 +279,7 @@ impl RedisStore {
 
         // Only now does the server have them; what was spent in the meantime stays unsaved.
         budgets.saved(&unsaved);
-        budgets.learn(&known.adopt(&changed, &own, now));
+        budgets.learn(&known.adopt(&changed, &own), now);
         background.learn(&changes, changed.created, |id| changed.billed.contains(id));
         Ok(())
     }
@@ -319,12 +319,7 @@ impl Known {
     }
 
     /// The server has what this process has spent, and this knows what the server has. Gives the sums that this concerns.
-    fn adopt(
-        &mut self,
-        changed: &Changed,
-        own: &[(String, BudgetSum)],
-        now: Timestamp,
-    ) -> Vec<BudgetSum> {
+    fn adopt(&mut self, changed: &Changed, own: &[(String, BudgetSum)]) -> Vec<BudgetSum> {
         own.iter()
             .for_each(|(key, own)| self.counters.confirm(key, own));
         if changed.is_all {
@@ -334,7 +329,7 @@ impl Known {
         self.seen = changed.seen;
         let own = own.iter().map(|(key, _)| key);
         let touched: HashSet<&String> = changed.sums.keys().chain(own).collect();
-        self.counters.totals(touched, now)
+        self.counters.totals(touched)
     }
 }
 
