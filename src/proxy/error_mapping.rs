@@ -17,6 +17,12 @@ pub const REFUSED: ErrorType = ErrorType::new("refused");
 /// The upstream refused the tier of an attempt, and another one is made without it.
 pub const TIER_REFUSED: ErrorType = ErrorType::new("the tier was refused");
 
+/// What Pingora 0.9.1 says of a chunked body that it cannot take apart.
+const MALFORMED_BODY: [ErrorType; 2] = [
+    ErrorType::Custom("InvalidChunk"),
+    ErrorType::Custom("InvalidTrailerEnd"),
+];
+
 /// What is known of a request when an error ends it.
 #[derive(Clone, Copy, Debug)]
 pub struct FailureContext {
@@ -99,7 +105,7 @@ impl FailureContext {
             return Termination::Refused(cause);
         }
         match error.esource() {
-            ErrorSource::Downstream if is_malformed_stream(error) && !self.is_answered => {
+            ErrorSource::Downstream if is_malformed_stream(error) => {
                 Termination::Refused(Cause::InvalidHttp)
             }
             ErrorSource::Downstream => self.client_failure(error.etype()),
@@ -148,7 +154,9 @@ impl FailureContext {
             | ErrorType::WriteTimedout
             | ErrorType::ConnectionClosed
             | ErrorType::H2Error => Termination::ClientClosed,
-            _ if self.is_answered => Termination::ClientClosed,
+            etype if self.is_answered && !MALFORMED_BODY.contains(etype) => {
+                Termination::ClientClosed
+            }
             _ => Termination::Refused(Cause::InvalidHttp),
         }
     }

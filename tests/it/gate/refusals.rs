@@ -374,6 +374,31 @@ fn a_malformed_message_gets_an_answer_and_goes_no_further() {
     }
 }
 
+/// The response has begun, so that only the line tells why it does not end.
+#[test]
+fn a_message_that_turns_out_malformed_behind_its_answer_is_told_in_its_line() {
+    let begun = reply(200).sse_begun(&["data: {}\n\n"]).before_body();
+    for rest in [
+        "zz\r\n",
+        "1\r\nxyz\r\n",
+        "1;\u{1}\r\nx\r\n",
+        "0\r\nno field\r\n\r\n",
+    ] {
+        let upstream = upstream::script([begun.clone()]).run();
+        let proxy = proxy::new().upstream(&upstream).run();
+        let client = proxy.client("sk-plain");
+        let client = client.header("Transfer-Encoding", "chunked");
+        let mut connection = client.connect();
+        connection.send(client.head("POST", OPENAI));
+        connection.send(chunk(b"{"));
+        assert_eq!(connection.head().unwrap().status, 200);
+        connection.send(rest);
+        let line = proxy.record();
+        let told = json!([line["status"], line["outcome"], line["error"]]);
+        assert_eq!(told, json!([200, "rejected", "invalid_http"]), "{rest:?}");
+    }
+}
+
 #[test]
 fn a_request_for_a_tunnel_is_refused_and_has_a_line() {
     let upstream = upstream::json("{}").run();

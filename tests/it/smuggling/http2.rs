@@ -12,6 +12,7 @@ use serde_json::json;
 use super::wire;
 use crate::support::client::Connection;
 use crate::support::proxy::{self, Proxy};
+use crate::support::upstream::{self, reply};
 use crate::support::{eventually, frames, tls};
 
 const DATA: u8 = 0;
@@ -237,21 +238,22 @@ fn exchange(proxy: &Proxy, sent: &[u8]) {
         .unwrap();
     let mut stream = StreamOwned::new(session, socket);
     stream.write_all(sent).unwrap();
-    loop {
-        let mut head = [0; 9];
-        if stream.read_exact(&mut head).is_err() {
-            return;
-        }
-        let [a, b, c, kind, flags, _, _, _, stream_id] = head;
-        let length = u32::from_be_bytes([0, a, b, c]) as usize;
-        if stream.read_exact(&mut vec![0; length]).is_err() {
-            return;
-        }
+    while let Some((kind, flags, stream_id)) = read_frame(&mut stream) {
         let ends = matches!(kind, DATA | HEADERS) && flags & END_STREAM != 0;
         if kind == GO_AWAY || (stream_id == 1 && (ends || kind == RST_STREAM)) {
             return;
         }
     }
+}
+
+/// Type and flags of the next frame, and its stream, which has a small number.
+fn read_frame(stream: &mut impl Read) -> Option<(u8, u8, u8)> {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).ok()?;
+    let [a, b, c, kind, flags, _, _, _, stream_id] = head;
+    let length = u32::from_be_bytes([0, a, b, c]) as usize;
+    stream.read_exact(&mut vec![0; length]).ok()?;
+    Some((kind, flags, stream_id))
 }
 
 fn assert_one_reading(cases: &'static [Case]) {
@@ -342,6 +344,29 @@ fn a_body_of_another_length_than_announced_is_told_in_its_line() {
         let told = json!([line["status"], line["outcome"], line["error"]]);
         let expected = json!([400, "rejected", "invalid_http"]);
         assert_eq!(told, expected, "{key}, {length}");
+    }
+}
+
+#[test]
+fn a_body_of_another_length_behind_the_beginning_of_its_answer_is_told_in_its_line() {
+    let begun = reply(200).sse_begun(&["data: {}\n\n"]).before_body();
+    for length in ["1", "3"] {
+        let upstream = upstream::script([begun.clone()]).run();
+        let proxy = proxy::new().upstream(&upstream).tls().run();
+        let mut client = frames::begin(TcpStream::connect(proxy.tls_address).unwrap());
+        let head = [
+            frames::head("sk-plain", "/v1/responses"),
+            frames::field("content-length", length),
+        ];
+        let head = frame(HEADERS, END_HEADERS, 1, &head.concat());
+        client.write_all(&head).unwrap();
+        while read_frame(&mut client).expect("a frame").0 != DATA {}
+        client
+            .write_all(&frame(DATA, END_STREAM, 1, b"{}"))
+            .unwrap();
+        let line = proxy.record();
+        let told = json!([line["status"], line["outcome"], line["error"]]);
+        assert_eq!(told, json!([200, "rejected", "invalid_http"]), "{length}");
     }
 }
 
