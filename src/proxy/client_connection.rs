@@ -347,7 +347,7 @@ impl State {
         self.message = None;
         self.message_late = true;
         if let Some(socket) = &self.socket {
-            socket.end();
+            socket.end_behind_message();
         }
         None
     }

@@ -123,12 +123,17 @@ pub(super) fn from_upstream(
     let Some(websocket) = &mut context.websocket else {
         return;
     };
+    if is_client_late {
+        context.refusal = Some(Cause::RequestTimeout.into());
+    }
     let output = match body {
-        Some(bytes) if !bytes.is_empty() => websocket.server_bytes(bytes),
-        _ if end_of_stream && is_client_late => {
-            context.refusal = Some(Cause::RequestTimeout.into());
-            websocket.client_is_late()
+        Some(bytes) if !bytes.is_empty() => {
+            if is_client_late {
+                websocket.close_behind_message(Cause::RequestTimeout);
+            }
+            websocket.server_bytes(bytes)
         }
+        _ if end_of_stream && is_client_late => websocket.client_is_late(),
         _ if end_of_stream && is_late => websocket.server_is_late(),
         _ if end_of_stream => websocket.server_ended(),
         _ => ServerOutput::default(),
@@ -138,6 +143,9 @@ pub(super) fn from_upstream(
         if let Some(stream) = &context.stream {
             stream.send(message);
         }
+    }
+    if let Some(stream) = &context.stream {
+        stream.set_in_message(websocket.is_in_message());
     }
     await_message(context);
     if let Some(bytes) = output.to_client {

@@ -273,6 +273,17 @@ impl WebSocketSession {
         self.give_up(Cause::UpstreamTimeout, Termination::Timeout)
     }
 
+    /// The client is told so when the message that it has a part of has ended, and goes then.
+    pub fn close_behind_message(&mut self, cause: Cause) {
+        let frames = || refusal_frames(&cause.into(), close_code(cause));
+        self.pending_close.get_or_insert_with(frames);
+    }
+
+    /// Whether the client has a part of a message, of which more can come.
+    pub fn is_in_message(&self) -> bool {
+        !self.is_client_between_messages() && !self.server.has_ended()
+    }
+
     /// The rest of the client's message takes too long. What the client is told.
     pub fn client_is_late(&mut self) -> ServerOutput {
         self.give_up(Cause::RequestTimeout, Termination::ClientClosed)

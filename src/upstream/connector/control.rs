@@ -65,6 +65,9 @@ struct State {
     error: KeptError,
     /// The connection is to read as ended.
     is_ended: bool,
+    /// An upgraded connection is to read as ended once the upstream is not in the middle of a message.
+    ends_behind_message: bool,
+    is_in_message: bool,
     /// The process is about to end, and with it an upgraded connection on which nothing runs.
     drains: bool,
     /// Nothing of the request is to leave yet.
@@ -135,6 +138,8 @@ impl StreamControl {
         state.is_whole = false;
         state.error = KeptError::Unwanted;
         state.is_ended = false;
+        state.ends_behind_message = false;
+        state.is_in_message = false;
         state.drains = false;
         state.holds_request = holds_request;
         state.upgrades = upgrades;
@@ -225,6 +230,18 @@ impl StreamControl {
         let mut state = self.0.lock();
         state.is_ended = true;
         state.waker.wake();
+    }
+
+    /// An upgraded connection is to read as ended, but that the client gets the rest of a message that it has a part of.
+    pub fn end_behind_message(&self) {
+        let mut state = self.0.lock();
+        state.ends_behind_message = true;
+        state.waker.wake();
+    }
+
+    /// Whether the client has a part of a message that came on an upgraded connection.
+    pub fn set_in_message(&self, is_in_message: bool) {
+        self.0.lock().is_in_message = is_in_message;
     }
 
     /// The process is about to end: an upgraded connection on which nothing runs is to read as ended.
@@ -327,7 +344,9 @@ impl StreamControl {
     /// Whether the connection is to read as ended.
     pub fn is_ended(&self) -> bool {
         let state = self.0.lock();
-        state.is_ended || (state.drains && state.phase == AwaitedPhase::UpgradedIdle)
+        state.is_ended
+            || (state.ends_behind_message && !state.is_in_message)
+            || (state.drains && state.phase == AwaitedPhase::UpgradedIdle)
     }
 
     /// The next message of the proxy's own, where there is one that goes behind these many bytes of the client's.

@@ -388,6 +388,35 @@ fn a_response_that_goes_on_does_not_prolong_the_wait_for_a_message() {
 }
 
 #[test]
+fn a_client_that_stops_gets_the_rest_of_the_message_that_it_has_a_part_of() {
+    let upstream = ends::upstream();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .setting("limits: {body_idle_timeout: 300ms}")
+        .run();
+    let mut socket = upstream.open_turn(&proxy, "sk-fast");
+    ends::answer(&mut socket, &[CREATED]);
+    let (start, end) = DELTA.split_at(20);
+    socket.server.fragment(true, false, start);
+    ends::pass_ping(&mut socket, b"");
+    socket.client.raw(&ends::masked(CREATE)[..20]);
+    for byte in end.as_bytes().chunks(1).take(10) {
+        std::thread::sleep(Duration::from_millis(80));
+        socket
+            .server
+            .fragment(false, false, std::str::from_utf8(byte).unwrap());
+    }
+    socket.server.fragment(false, true, &end[10..]);
+    assert_eq!(socket.client.hear_text(), DELTA);
+    assert_too_slow(&mut socket);
+    let lines = proxy.access_log(2);
+    let turn = json!([1, "client_closed", null, "priority", "main"]);
+    assert_eq!(told(&lines[0]), turn);
+    let connection = json!([0, "timeout", "request_timeout", null, "main"]);
+    assert_eq!(told(&lines[1]), connection);
+}
+
+#[test]
 fn a_message_of_a_key_that_was_disabled_is_not_waited_for() {
     let disabled = POLICY.replace("name: fiona}", "name: fiona, enabled: false}");
     let closed = POLICY.replacen(
