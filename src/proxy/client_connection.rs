@@ -18,7 +18,7 @@ const MESSAGE_END: Duration = Duration::from_secs(1);
 /// How long an idle connection stays at a drain: a request that is on its way is answered, with the word that it is the last.
 const IDLE_TIME: Duration = Duration::from_millis(250);
 /// From the end of a request to that of its client's side, where both are sent together.
-const END_TIME: Duration = Duration::from_secs(1);
+const END_TIME: Duration = Duration::from_millis(100);
 
 /// Limits for the heads of a connection's requests.
 #[derive(Clone, Copy, Debug)]
@@ -42,17 +42,17 @@ struct State {
     phase: Phase,
     head_bytes_left: u64,
     scan: RequestScan,
-    /// The request's version knows interim responses, and its response has not begun.
-    takes_interim: bool,
+    /// The request's version knows interim responses.
+    knows_interim: bool,
+    /// The final response to the request has begun.
+    has_begun: bool,
     drains: bool,
     /// The drain has lasted as long as it may.
     drain_over: bool,
     /// More of the request's body is to come.
     awaits_body: bool,
-    /// Its response began before all of it had come.
-    answered_early: bool,
-    /// When the last of its body came.
-    whole_since: Option<Instant>,
+    /// When the last of the request came.
+    whole_since: Instant,
     /// It was not waited for because the drain was over.
     body_cut: bool,
     /// The upstream's connection of a WebSocket, which is told of a drain, and of a message that is late.
@@ -110,12 +110,12 @@ impl ClientConnection {
             phase: Phase::New { until },
             head_bytes_left: limits.bytes,
             scan: RequestScan::default(),
-            takes_interim: false,
+            knows_interim: false,
+            has_begun: false,
             drains: false,
             drain_over: false,
             awaits_body: false,
-            answered_early: false,
-            whole_since: None,
+            whole_since: Instant::now(),
             body_cut: false,
             socket: None,
             message: None,
@@ -142,13 +142,13 @@ impl ClientConnection {
         };
     }
 
-    /// The head of the request has been read. `takes_interim`: its version knows interim responses.
-    pub fn head_is_read(&self, body: BodyFraming, takes_interim: bool) {
+    /// The head of the request has been read. `knows_interim`: its version knows interim responses.
+    pub fn head_is_read(&self, body: BodyFraming, knows_interim: bool) {
         let mut state = self.0.lock();
         state.phase = Phase::Request;
-        state.takes_interim = takes_interim;
-        state.answered_early = false;
-        state.whole_since = None;
+        state.knows_interim = knows_interim;
+        state.has_begun = false;
+        state.whole_since = Instant::now();
         state.scan.begin_body(body);
     }
 
@@ -201,7 +201,7 @@ impl ClientConnection {
     pub fn set_awaits_body(&self, awaits: bool) {
         let mut state = self.0.lock();
         if state.awaits_body && !awaits {
-            state.whole_since = Some(Instant::now());
+            state.whole_since = Instant::now();
         }
         state.awaits_body = awaits;
     }
@@ -219,24 +219,20 @@ impl ClientConnection {
             return false;
         }
         let mut state = self.0.lock();
-        state.answered_early |= state.awaits_body;
-        std::mem::take(&mut state.takes_interim) && !state.awaits_body
+        let begins = !std::mem::replace(&mut state.has_begun, true);
+        begins && state.knows_interim && !state.awaits_body
     }
 
-    /// Whether a client whose side ends now may wait for its response: that has not begun, or began before the request was
-    /// whole, and the end of the side belongs to that of the request.
+    /// Whether a client whose side ends now may wait for its response: that has not begun, or the side ends with the request.
     pub fn may_wait_for_response(&self) -> bool {
         let state = self.0.lock();
-        let ends_with_request = || {
-            let whole_since = state.whole_since;
-            whole_since.is_some_and(|since| since.elapsed() < END_TIME)
-        };
-        state.takes_interim || (state.answered_early && ends_with_request())
+        state.knows_interim && (!state.has_begun || state.whole_since.elapsed() < END_TIME)
     }
 
     /// Whether an interim response may be sent to the request.
     pub fn takes_interim(&self) -> bool {
-        self.0.lock().takes_interim
+        let state = self.0.lock();
+        state.knows_interim && !state.has_begun
     }
 
     /// Whether the rest of the body was not waited for because the drain was over.

@@ -252,6 +252,7 @@ impl<'a> Audit<'a> {
             policy,
             line,
             &plan,
+            self.world.is_http2(tag),
             message.then(|| Spoken::of(recipe, tag)),
         ) {
             Ok(order) => self.check_sent(tag, entries, line, order, &plan, policy),
@@ -454,6 +455,7 @@ fn order(
     policy: &Policy,
     line: &Line,
     plan: &Plan,
+    is_http2: bool,
     spoken: Option<Spoken>,
 ) -> Result<Order, &'static str> {
     let body = match &spoken {
@@ -464,7 +466,7 @@ fn order(
         plan,
         body,
         is_message: spoken.is_some(),
-        is_held: spoken.is_some() || plan.has_length(),
+        is_held: spoken.is_some() || plan.has_length(is_http2),
         reason: line.tier_reason.as_deref().unwrap_or_default(),
     })
 }

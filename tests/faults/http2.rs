@@ -74,15 +74,8 @@ async fn ask(world: &World, plan: &Plan, sender: SendRequest<Bytes>) -> Option<(
     for (name, value) in plan.headers() {
         request = request.header(name, value);
     }
-    let length = plan.wire().len();
-    let announced = match plan.framing {
-        Framing::TooShort(by) => Some(length - by),
-        Framing::TooLong(by) => Some(length + by),
-        Framing::Length | Framing::Both => Some(length),
-        Framing::Chunked | Framing::BadChunk => None,
-    };
     let bodyless = plan.endpoint == Endpoint::Models;
-    if let Some(announced) = announced.filter(|_| !bodyless) {
+    if let Some(announced) = plan.announced().filter(|_| !bodyless) {
         request = request.header("content-length", announced);
     }
     let (answer, stream) = sender.send_request(request.body(()).ok()?, bodyless).ok()?;

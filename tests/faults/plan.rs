@@ -356,14 +356,7 @@ impl Plan {
         if self.endpoint == Endpoint::Models {
             return (head + "\r\n").into_bytes();
         }
-        let length = self.wire.len();
-        let announced = match self.framing {
-            Framing::TooShort(by) => Some(length - by),
-            Framing::TooLong(by) => Some(length + by),
-            Framing::Length | Framing::Both => Some(length),
-            Framing::Chunked | Framing::BadChunk => None,
-        };
-        if let Some(announced) = announced {
+        if let Some(announced) = self.announced() {
             head.push_str(&format!("Content-Length: {announced}\r\n"));
         }
         let chunked = self.is_chunked();
@@ -381,12 +374,21 @@ impl Plan {
         [head.as_bytes(), b"\r\n", &body].concat()
     }
 
-    /// Whether the length of the body is told before it, so that the whole of it is there before anything is sent.
-    pub fn has_length(&self) -> bool {
-        matches!(
-            self.framing,
-            Framing::Length | Framing::TooShort(_) | Framing::TooLong(_)
-        )
+    /// The length of the body that its head tells.
+    pub fn announced(&self) -> Option<usize> {
+        let length = self.wire.len();
+        match self.framing {
+            Framing::TooShort(by) => Some(length - by),
+            Framing::TooLong(by) => Some(length + by),
+            Framing::Length | Framing::Both => Some(length),
+            Framing::Chunked | Framing::BadChunk => None,
+        }
+    }
+
+    /// Whether the length of the body counts, so that the whole of it is there before anything is sent. Over HTTP/2 there are no
+    /// chunks beside it.
+    pub fn has_length(&self, is_http2: bool) -> bool {
+        self.announced().is_some() && (is_http2 || !self.is_chunked())
     }
 
     pub fn is_chunked(&self) -> bool {

@@ -80,7 +80,11 @@ pub fn visit(world: &World, tag: u64) -> Option<()> {
             hear_answers(world, &mut wire, &plans)?;
         }
         Manner::HalfClosing => {
-            wire.send(&all)?;
+            // An answer that comes early has begun when the end is sent.
+            let (first, last) = all.split_at(chance.below(all.len()));
+            wire.send(first)?;
+            std::thread::sleep(chance.millis(0, 40));
+            wire.send(last)?;
             wire.end_sending();
             hear_answers(world, &mut wire, &plans)?;
         }
@@ -149,7 +153,11 @@ fn take_answer(world: &World, wire: &mut Wire, plan: &Plan) -> Option<()> {
         }
     };
     let mut body = Vec::new();
-    let whole = wire.body(&head, &mut body) == End::Whole;
+    let end = wire.body(&head, &mut body);
+    if end == End::Garbled {
+        world.find(format!("{}: the answer is garbled", plan.tag));
+    }
+    let whole = end == End::Whole;
     let request_id = head.header("x-tiergate-request-id").map(str::to_owned);
     note(world, plan, head.status()?, request_id, &body, whole);
     let closes = head

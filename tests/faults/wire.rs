@@ -55,6 +55,8 @@ pub struct Head {
 pub enum End {
     Whole,
     Cut,
+    /// Something stands in it that is none of it.
+    Garbled,
 }
 
 impl Wire {
@@ -190,7 +192,9 @@ impl Wire {
     fn chunks(&mut self, body: &mut Vec<u8>) -> Option<End> {
         loop {
             let line = String::from_utf8(self.until(b"\r\n")?).ok()?;
-            let size = usize::from_str_radix(line.trim_end(), 16).ok()?;
+            let Ok(size) = usize::from_str_radix(line.trim_end(), 16) else {
+                return Some(End::Garbled);
+            };
             if size == 0 {
                 return (self.until(b"\r\n")? == b"\r\n").then_some(End::Whole);
             }
