@@ -113,7 +113,9 @@ fn an_upstream_that_answers_before_it_reads_gets_its_request_whole() {
         let head = hint
             .wait(moment)
             .send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n");
-        head.wait(moment).read_body().send("{}")
+        // Longer than it takes to see that it takes nothing.
+        let pause = Duration::from_millis(1500);
+        head.wait(pause).read_body().send("{}")
     };
     for how in ["held", "streamed", "chunked"] {
         for upstream in both(|| upstream::script([answer()])) {

@@ -28,7 +28,11 @@ use super::error_prefix::ErrorPrefix;
 const KEPT_BYTES: usize = 16 * 1024;
 /// The most of an early response that is read while its request is still being written, in bytes.
 const EARLY_BYTES: usize = 16 * 1024;
-/// How long an upstream that has begun a good response may take nothing more of its request, before it gets no more of it.
+/// What is gathered of a request at most, beside its first piece, for an upstream that answers and takes nothing, in bytes.
+/// Nobody counts it.
+const MOST_GATHERED_BYTES: usize = 4 * 1024 * 1024;
+/// How long an upstream that answers may take nothing more of its request once as much is gathered, before it gets no more
+/// of it.
 const STALL_TIME: Duration = Duration::from_secs(1);
 /// When a client is looked at whose upstream takes nothing: ever more rarely, so that little is gathered of what nobody
 /// counts.
@@ -53,9 +57,10 @@ pub(super) struct Http1Stream {
     /// What is left of a message of the proxy's own, which goes out behind what was gathered. It may be long, and counts
     /// against the budget for bodies for as long as it is here.
     message: Bytes,
-    /// What came of a response while its request was written, from `taken` on.
+    /// What came of a response while its request was written, from `taken` on, and the error behind it.
     early: Vec<u8>,
     taken: usize,
+    early_error: Option<io::Error>,
     /// The last piece of the request that came was not taken.
     is_stuck: bool,
     /// Runs while an upstream that has begun its response takes nothing of its request.
@@ -83,6 +88,7 @@ impl Http1Stream {
             message: Bytes::new(),
             early: Vec::new(),
             taken: 0,
+            early_error: None,
             is_stuck: false,
             stall: None,
             look: None,
@@ -167,25 +173,22 @@ impl Http1Stream {
         ) {
             return None;
         }
-        loop {
-            let status = self.head.status().filter(|_| self.control().has_received());
-            let room = EARLY_BYTES.saturating_sub(self.early.len());
-            if status.is_some() || room == 0 {
-                return status;
-            }
+        while self.early.len() < EARLY_BYTES && self.early_error.is_none() {
             let mut early = std::mem::take(&mut self.early);
             let before = early.len();
             early.resize(EARLY_BYTES, 0);
             let mut read = ReadBuf::new(&mut early[before..]);
-            // A failure shows when the response is read.
-            let _ = self.poll_receive(cx, &mut read);
+            let received = self.poll_receive(cx, &mut read);
             let count = read.filled().len();
             early.truncate(before + count);
             self.early = early;
-            if count == 0 {
-                return None;
+            if let Poll::Ready(Err(error)) = received {
+                self.early_error = Some(error);
+            } else if count == 0 {
+                break;
             }
         }
+        self.head.status().filter(|_| self.control().has_received())
     }
 
     /// Gathers a piece of the request, or writes it behind what was gathered.
@@ -218,22 +221,29 @@ impl Http1Stream {
     }
 
     /// What becomes of a piece of the request that could not be written. Pingora reads nothing of a response while it waits
-    /// for a write. So an upstream that has refused the request gets no more of it, and for one that has begun a good
-    /// response (and may read on) the piece waits here, where the response can be read beside it.
+    /// for a write. So an upstream that has refused the request, or has answered it whole, gets no more of it; and where more
+    /// comes of a good response, whose upstream may read on, the piece waits here, so that the response is read beside it.
     fn poll_stuck(
         &mut self,
         cx: &mut Context<'_>,
         buf: &[u8],
         stuck: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        let Some(status) = self.early_status(cx) else {
+        let is_over = self.control().phase() == AwaitedPhase::Idle;
+        let status = self.early_status(cx);
+        if status.is_none() && !is_over {
             return match stuck {
                 Poll::Pending => self.poll_look(cx, buf),
                 failed => failed,
             };
-        };
-        let takes_no_more = stuck.is_ready() || status >= 300;
-        if !takes_no_more && self.gathered.is_empty() {
+        }
+        let is_refused = status.is_some_and(|status| status >= 300);
+        let takes_no_more = stuck.is_ready() || is_over || is_refused;
+        let unsent = self.gathered.unsent();
+        if !takes_no_more && (unsent == 0 || unsent + buf.len() <= MOST_GATHERED_BYTES) {
+            if self.early.is_empty() {
+                return self.poll_look(cx, buf);
+            }
             self.gathered.push(buf);
             return Poll::Ready(Ok(buf.len()));
         }
@@ -250,7 +260,10 @@ impl Http1Stream {
     /// Gathers a piece of a body that passes now and then although the upstream takes nothing: Pingora looks at its client
     /// only between two of them.
     fn poll_look(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if self.control().phase() != AwaitedPhase::RequestBody {
+        if !matches!(
+            self.control().phase(),
+            AwaitedPhase::RequestBody | AwaitedPhase::ResponseBody
+        ) {
             return Poll::Pending;
         }
         let look = self.look.get_or_insert_with(|| BackoffTimer::new(&LOOKS));
@@ -362,6 +375,9 @@ impl Http1Stream {
         }
         if self.take_early(buf) {
             return Poll::Ready(Ok(()));
+        }
+        if let Some(error) = self.early_error.take() {
+            return Poll::Ready(self.read_result(Err(error)));
         }
         ready!(self.control().poll_upgrade(cx));
         if self.control().wants_error() {
