@@ -18,6 +18,9 @@ pub const MAX_RESPONSES: usize = 100_000;
 /// and other responses for 30 days (<https://platform.openai.com/docs/guides/background>).
 pub const MAX_AGE: SignedDuration = SignedDuration::from_hours(7 * 24);
 
+/// So many are remembered however old they seem: a clock that is wrong for a moment makes all seem so.
+pub const KEPT_ANYWAY: usize = 1000;
+
 /// What the line of a background response's usage takes from the request that created it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackgroundCreate {
@@ -184,7 +187,7 @@ impl Table {
         while let Some((time, id)) = self.order.front() {
             let create = self.creates.get(id);
             let is_billed = create.is_none_or(|create| create.time != *time);
-            let is_old = now.duration_since(*time) > MAX_AGE;
+            let is_old = self.creates.len() > KEPT_ANYWAY && now.duration_since(*time) > MAX_AGE;
             if !is_billed && !is_old && self.order.len() <= most {
                 return;
             }
@@ -255,13 +258,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_older_than_a_week_is_forgotten() {
+    fn what_is_older_than_a_week_is_forgotten_but_for_the_newest() {
         let responses = BackgroundResponses::default();
-        responses.remember("old", create(0));
-        responses.remember("new", create(10));
-        let week = MAX_AGE.as_secs();
-        assert_eq!(responses.take("old", at(week + 1)), None);
-        assert!(responses.take("new", at(week + 1)).is_some());
+        for number in 0..KEPT_ANYWAY + 10 {
+            responses.remember(&number.to_string(), create(number as i64));
+        }
+        let years = at(100 * MAX_AGE.as_secs());
+        assert_eq!(responses.take("9", years), None);
+        assert_eq!(responses.len(), KEPT_ANYWAY);
+        assert!(responses.take("10", years).is_some());
+        responses.remember("new", create(years.as_second()));
+        let newer = at(years.as_second() + MAX_AGE.as_secs());
+        responses.remember("newer", create(newer.as_second()));
+        assert!(responses.take("new", newer).is_some());
     }
 
     #[test]

@@ -406,7 +406,7 @@ impl RequestRecord {
             _ => texts.model_upstream.as_deref().or(model),
         };
         let cost = prices
-            .filter(|_| usage != Usage::default() && !observed.mixes_prices)
+            .filter(|_| usage != Usage::default() && !observed.lacks_price)
             .and_then(|prices| {
                 let usage = priced_usage(end.request.endpoint, usage);
                 prices.cost(to.time, priced_model?, tiers.priced, &usage)

@@ -273,7 +273,7 @@ fn store_fault(file: &Path) -> Option<String> {
         return None;
     }
     match Store::open(&StateStore::File(file.to_owned())) {
-        Err(why @ (StoreError::File(_) | StoreError::Server(_))) => {
+        Err(why @ (StoreError::File(_) | StoreError::FileDamaged | StoreError::Server(_))) => {
             Some(format!("{}: {why}", file.display()))
         }
         // A process that runs may hold it for a moment.

@@ -47,8 +47,8 @@ use crate::server::connection_limit::KeyedLimiter;
 use crate::server::listener::{ACCEPT_BACKOFF, Listeners, ServerContext};
 use crate::server::reload::Reloads;
 use crate::server::shutdown::drain;
+use crate::server::signals::Signals;
 pub(crate) use crate::server::signals::survive_early_signals;
-use crate::server::signals::{Signals, end_when_interrupted};
 use crate::server::socket::{ListeningSocket, SocketFile};
 use crate::server::socket_handover::{InheritedSockets, SocketHandover};
 use crate::server::start_line::start_line;
@@ -133,13 +133,10 @@ impl Server {
             Signals::register()?
         };
         let (state, reload_now) = (self.state.clone(), self.reload_now.clone());
-        let (acting, reloads) = (state.clone(), self.reloads.clone());
-        self.run_until(async move {
-            let interrupt = signals
-                .act(&acting, &reloads, &reload_now, new_process)
-                .await;
-            tokio::spawn(end_when_interrupted(interrupt, acting));
-        });
+        let (reloads, end) = (self.reloads.clone(), CancellationToken::new());
+        let acts = signals.act(state.clone(), reloads, reload_now, new_process, end.clone());
+        self.runtime.spawn(acts);
+        self.run_until(end.cancelled());
         state.log.finish()
     }
 

@@ -7,6 +7,7 @@ use std::sync::mpsc::Sender;
 use nix::sys::signal::Signal::SIGXFSZ;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use crate::config::watch::Reloaded;
 use crate::server::binary_upgrade::NewProcess;
@@ -60,38 +61,39 @@ impl Signals {
         })
     }
 
-    /// Acts on them until one asks for the end. SIGINT may come again.
+    /// Acts on them for as long as the process lives. The first that asks for its end is told by `end`; SIGINT in a drain ends
+    /// that.
     pub async fn act(
         mut self,
-        state: &State,
-        reloads: &Reloads,
-        reload_now: &Sender<Reloaded>,
+        state: Arc<State>,
+        reloads: Arc<Reloads>,
+        reload_now: Sender<Reloaded>,
         mut new_process: NewProcess,
-    ) -> Signal {
+        end: CancellationToken,
+    ) {
         loop {
+            let serves = !end.is_cancelled() && !state.is_draining();
             tokio::select! {
-                _ = self.hangup.recv() => reloads.reload(&state.config, reload_now).await,
+                _ = self.hangup.recv(), if serves => reloads.reload(&state.config, &reload_now).await,
                 _ = self.reopen.recv() => match state.log.reopen() {
                     Ok(()) => log::info!("access log reopened"),
                     Err(why) => log::error!("the access log cannot be reopened: {why}"),
                 },
-                _ = self.upgrade.recv() => upgrade(state, &mut new_process),
+                _ = self.upgrade.recv(), if serves => upgrade(&state, &mut new_process),
                 ended = new_process.failed() => match ended {
                     Ok(status) => log::error!("the new process does not take over ({status}), this one goes on"),
                     Err(why) => log::error!("the new process cannot be waited for: {why}"),
                 },
-                _ = self.terminate.recv() => return self.interrupt,
-                _ = self.interrupt.recv() => return self.interrupt,
+                _ = self.terminate.recv() => end.cancel(),
+                _ = self.interrupt.recv() => {
+                    if end.is_cancelled() || state.is_draining() {
+                        log::warn!("interrupted in a drain");
+                        state.end_drain();
+                    }
+                    end.cancel();
+                }
             }
         }
-    }
-}
-
-/// Whoever interrupts a process that drains wants its end now.
-pub(super) async fn end_when_interrupted(mut interrupt: Signal, state: Arc<State>) {
-    if interrupt.recv().await.is_some() {
-        log::warn!("interrupted again");
-        state.end_drain();
     }
 }
 

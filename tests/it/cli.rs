@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::time::Instant;
 
 use serde_json::Value;
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tiergate::config::Config;
 use tiergate::policy::Policy;
 
-use crate::support::command::{command, run_with_stdin, stderr, stdout};
+use crate::support::command::{Running, command, run_with_stdin, stderr, stdout};
 use crate::support::{PATIENCE, eventually, upstream};
 
 const POLICY: &str = "\
@@ -80,17 +80,6 @@ impl Site {
 
 fn tiergate(arguments: &[&str], stdin: &str) -> Output {
     run_with_stdin(command(".", arguments), stdin.as_bytes())
-}
-
-/// Ends the process with the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 fn free_port() -> u16 {

@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::stat::Mode;
@@ -15,10 +15,11 @@ use nix::unistd::mkfifo;
 use tempfile::TempDir;
 
 use crate::support::client::Connection;
+use crate::support::command::{Running, command};
 use crate::support::frames::{self, DATA, END_HEADERS, END_STREAM, HEADERS, head};
 use crate::support::h2::{self, Framing};
 use crate::support::proxy::{self, Proxy, lines_of};
-use crate::support::upstream::{self, Upstream, reply};
+use crate::support::upstream::{self, Reply, Upstream, reply};
 use crate::support::websocket::frame;
 use crate::support::{eventually, object_of, record, tls};
 use serde_json::{Value, json};
@@ -439,6 +440,47 @@ fn a_rotation_under_load_loses_nothing() {
     let all = parts.concat();
     assert_eq!(all.len(), 200);
     assert_no_gap(&all);
+}
+
+/// Of a drain that was asked for, and that of the old process of an upgrade.
+#[test]
+fn a_rotation_in_a_drain_is_followed() {
+    for is_upgrade in [false, true] {
+        let held = Reply::default().hold().then_all(reply(200).json("{}"));
+        let upstream = upstream::script([held]).run();
+        let proxy = proxy::new().upstream(&upstream);
+        let proxy = match is_upgrade {
+            true => proxy
+                .setting("server: {upgrade_socket: upgrade.sock}")
+                .run(),
+            false => proxy.run(),
+        };
+        let client = proxy.client("sk-fast");
+        let mut connection = client.connect();
+        connection.send(client.message(PATH, b"{}"));
+        upstream.await_heads(1);
+        let _new = if is_upgrade {
+            let take_over = ["run", "--config", "tiergate.yaml", "--takeover"];
+            let new = command(proxy.path(""), &take_over)
+                .stderr(Stdio::null())
+                .spawn();
+            Some(Running(new.unwrap()))
+        } else {
+            proxy.signal(libc::SIGTERM);
+            None
+        };
+        proxy.await_stderr("draining");
+        fs::rename(proxy.log_path(), proxy.path("access.log.1")).unwrap();
+        proxy.signal(libc::SIGUSR1);
+        proxy.await_stderr("access log reopened");
+        upstream.release();
+        assert_eq!(connection.answer().status, 200);
+        assert_eq!(
+            lines_of(&proxy.log_path()).len(),
+            1,
+            "upgrade: {is_upgrade}"
+        );
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 /// The program in this folder, without what the environment of the tests would tell it.
 pub fn command(folder: impl AsRef<Path>, arguments: &[&str]) -> Command {
@@ -13,6 +13,17 @@ pub fn command(folder: impl AsRef<Path>, arguments: &[&str]) -> Command {
         .env_remove("RUST_LOG")
         .env_remove("TIERGATE_CONFIG");
     command
+}
+
+/// Ends the process with the test.
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// What it says and how it ends.

@@ -4,11 +4,12 @@
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -19,7 +20,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::accounting::background::{
-    BackgroundChanges, BackgroundCreate, BackgroundResponses, MAX_AGE,
+    BackgroundChanges, BackgroundCreate, BackgroundResponses, KEPT_ANYWAY, MAX_AGE,
 };
 use crate::accounting::store::{EXCHANGE_EVERY, KEPT_SECONDS, MAX_SUMS, StoreError, decimal};
 use crate::policy::budget::{Account, BudgetSum, Budgets, Window};
@@ -51,7 +52,12 @@ pub struct StateFile {
     took: Mutex<Duration>,
     /// What the file was after the newest exchange of this process.
     seen: Mutex<Option<Edition>>,
+    /// The file as it was found to be damaged.
+    damaged: Mutex<Option<FileId>>,
 }
+
+/// What tells a file from the one that is put in its place, or from what it is when somebody has written to it.
+type FileId = (u64, SystemTime);
 
 /// A state in which the file was.
 #[derive(Clone, Copy, Debug)]
@@ -83,12 +89,15 @@ impl StateFile {
             changed: Notify::new(),
             took: Mutex::default(),
             seen: Mutex::default(),
+            damaged: Mutex::default(),
         };
-        let database = store.database()?;
-        let transaction = database.begin_write().map_err(broken)?;
-        transaction.open_table(BUDGETS).map_err(broken)?;
-        transaction.open_table(BACKGROUND).map_err(broken)?;
-        transaction.commit().map_err(broken)?;
+        store.unless_damaged(|| {
+            let database = store.database()?;
+            let transaction = database.begin_write().map_err(broken)?;
+            transaction.open_table(BUDGETS).map_err(broken)?;
+            transaction.open_table(BACKGROUND).map_err(broken)?;
+            transaction.commit().map_err(broken)
+        })?;
         Ok(store)
     }
 
@@ -99,6 +108,15 @@ impl StateFile {
     /// Where the file cannot be used; the sums in memory go on without it. Where it was deleted or replaced, though it has by
     /// now what is known here.
     pub fn exchange(
+        &self,
+        budgets: &Budgets,
+        background: &BackgroundResponses,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.unless_damaged(|| self.exchange_with_file(budgets, background, now))
+    }
+
+    fn exchange_with_file(
         &self,
         budgets: &Budgets,
         background: &BackgroundResponses,
@@ -165,6 +183,27 @@ impl StateFile {
     /// There is something to exchange.
     pub fn wake(&self) {
         self.changed.notify_one();
+    }
+
+    /// What is done with the file. redb 4 panics where a page of it has another content than it wrote; this is told once, and
+    /// the file let be until it is another.
+    fn unless_damaged<T>(
+        &self,
+        work: impl FnOnce() -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let damaged = *self.damaged.lock();
+        if damaged.is_some() && damaged == self.file_id() {
+            return Err(StoreError::FileDamaged);
+        }
+        // What is in memory is changed only once the file was, and no lock is poisoned.
+        let done = catch_unwind(AssertUnwindSafe(work));
+        *self.damaged.lock() = done.is_err().then(|| self.file_id()).flatten();
+        done.unwrap_or(Err(StoreError::FileDamaged))
+    }
+
+    fn file_id(&self) -> Option<FileId> {
+        let metadata = self.path.metadata().ok()?;
+        Some((metadata.ino(), metadata.modified().ok()?))
     }
 
     fn database(&self) -> Result<Database, StoreError> {
@@ -237,21 +276,23 @@ fn exchange_background(
         table.remove(id.as_str())?;
     }
     let mut known = Vec::new();
-    let mut old = Vec::new();
+    let mut unreadable = Vec::new();
     for row in table.iter()? {
         let (id, text) = row?;
         let create: Option<BackgroundCreate> = serde_json::from_str(text.value()).ok();
         match create {
-            Some(create) if now.duration_since(create.time) <= MAX_AGE => {
-                known.push((id.value().to_owned(), create));
-            }
-            _ => old.push(id.value().to_owned()),
+            Some(create) => known.push((id.value().to_owned(), create)),
+            None => unreadable.push(id.value().to_owned()),
         }
     }
-    for id in &old {
+    known.sort_unstable_by_key(|(_, create)| create.time);
+    let is_old = |(_, create): &(_, BackgroundCreate)| now.duration_since(create.time) > MAX_AGE;
+    let old = known.partition_point(is_old);
+    let forgotten = old.min(known.len().saturating_sub(KEPT_ANYWAY));
+    let forgotten = known.drain(..forgotten).map(|(id, _)| id);
+    for id in forgotten.chain(unreadable) {
         table.remove(id.as_str())?;
     }
-    known.sort_unstable_by_key(|(_, create)| create.time);
     Ok(known)
 }
 
@@ -404,6 +445,44 @@ mod tests {
             assert_eq!(fresh.standing(&rule, &account, at(now)).spent, usd("0"));
             assert_eq!(count(), kept, "{now}");
         }
+    }
+
+    #[test]
+    fn a_damaged_file_is_told_of_and_let_be_until_it_is_moved_away() {
+        const PAGE: usize = 4096;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.redb");
+        let (rule, now) = (rule(Period::Day, Scope::Group), at(NOW));
+        let account = rule.account(&"fast".into(), &[7; 32]);
+        let budgets = Budgets::default();
+        let try_exchange =
+            |store: &StateFile| store.exchange(&budgets, &BackgroundResponses::default(), now);
+        budgets.charge(&rule, &account, usd("1"), now);
+        try_exchange(&StateFile::open(&path).unwrap()).unwrap();
+        let good = std::fs::read(&path).unwrap();
+        let mut damaged = 0;
+        for page in 1..good.len() / PAGE {
+            let store = StateFile::open(&path).unwrap();
+            try_exchange(&store).unwrap();
+            let mut bad = std::fs::read(&path).unwrap();
+            if let Some(page) = bad.chunks_exact_mut(PAGE).nth(page) {
+                page.fill(0);
+            }
+            std::fs::write(&path, bad).unwrap();
+            for _ in 0..2 {
+                if let Err(why) = try_exchange(&store) {
+                    damaged += usize::from(matches!(why, StoreError::FileDamaged));
+                }
+            }
+            std::fs::remove_file(&path).unwrap();
+            // What is known here is given back, unless the file told that it had been replaced before.
+            let _ = try_exchange(&store);
+            try_exchange(&store).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            std::fs::write(&path, &good).unwrap();
+        }
+        assert!(damaged >= 2);
+        assert_eq!(budgets.standing(&rule, &account, now).spent, usd("1"));
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub enum StoreError {
     FileLocked,
     /// The file cannot be read or written, or is none of redb's.
     File(Box<redb::Error>),
+    /// A part of the file is not what redb wrote.
+    FileDamaged,
     /// The file was not the one that it had been. What is known here has been written to it.
     FileReplaced,
     /// The server cannot be reached, does not answer in time, or refuses.
@@ -122,6 +124,9 @@ impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StoreError::FileLocked => f.write_str("another process holds the state file"),
+            StoreError::FileDamaged => {
+                f.write_str("the state file is damaged; where it is moved away, another is made")
+            }
             StoreError::FileReplaced => f.write_str(
                 "the state file was deleted or replaced, and gets back what is known here",
             ),

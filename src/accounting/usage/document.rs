@@ -114,6 +114,11 @@ impl Document {
         self.paths.mixes_prices() || !(others.is_empty() || others == model)
     }
 
+    /// Whether it was cut within its usage: the counts that are still missing may be parts of others with a price of their own.
+    pub fn ends_in_usage(&self) -> bool {
+        self.paths.is_in_usage() && !self.is_whole()
+    }
+
     /// The iterations of a message, where they have counts: the counts beside them leave out what compaction used.
     pub fn iterations(&self) -> Option<&Iterations> {
         match &self.array {

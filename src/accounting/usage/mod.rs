@@ -68,8 +68,9 @@ impl UsageState {
 pub struct Observed {
     /// The token counts that the response reported.
     pub usage: Usage,
-    /// They are not all of one price: of several media, such as text and audio, or of another model too, such as an advisor.
-    pub mixes_prices: bool,
+    /// They cannot be made a cost of: they are not all of one price (of several media, such as text and audio, or of another model
+    /// too, such as an advisor), or what tells which of them have another one was cut off.
+    pub lacks_price: bool,
     /// How complete these counts are.
     pub usage_state: UsageState,
     /// Trimmed. Never `auto`, which says nothing.

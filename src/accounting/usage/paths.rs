@@ -131,6 +131,8 @@ pub(super) struct Paths {
     shape: Shape,
     /// The open objects, the outermost first.
     objects: [Object; DEEPEST],
+    /// How deep the key of a usage stands that is open, if one is.
+    usage_at: Option<usize>,
     /// What the value under way tells. A value is complete before the next key is shown, unless it is entered.
     fact: Option<Fact>,
     pub facts: ResponseFields,
@@ -480,6 +482,7 @@ impl Paths {
         Self {
             shape,
             objects: [shape.root(); DEEPEST],
+            usage_at: None,
             fact: None,
             facts: ResponseFields::default(),
             array_at: None,
@@ -488,6 +491,7 @@ impl Paths {
 
     pub fn reset(&mut self) {
         self.facts.clear();
+        self.usage_at = None;
         self.fact = None;
         self.array_at = None;
     }
@@ -498,6 +502,11 @@ impl Paths {
 
     pub fn mixes_prices(&self) -> bool {
         self.facts.mixes_prices(self.shape)
+    }
+
+    /// Whether a usage is open.
+    pub fn is_in_usage(&self) -> bool {
+        self.usage_at.is_some()
     }
 
     pub fn awaits_kind(&self) -> bool {
@@ -553,6 +562,9 @@ impl Visitor for Paths {
         };
         match member {
             Member::Inner(object) => {
+                if object.is_usage() {
+                    self.usage_at = Some(key.depth);
+                }
                 if let Some(place) = self.objects.get_mut(key.depth) {
                     *place = object;
                 }
@@ -575,6 +587,7 @@ impl Visitor for Paths {
     }
 
     fn value(&mut self, value: Value<'_>) {
+        self.usage_at = self.usage_at.filter(|depth| *depth != value.depth);
         let Some(fact) = self.fact.take() else {
             return;
         };
@@ -641,6 +654,13 @@ impl Shape {
 }
 
 impl Object {
+    fn is_usage(self) -> bool {
+        matches!(
+            self,
+            Object::ResponsesUsage | Object::ChatUsage | Object::MessagesUsage
+        )
+    }
+
     /// The table of the paths. Sources: the OpenAPI description of OpenAI's API (`Response`, `ResponseUsage`,
     /// `CreateChatCompletionStreamResponse`, `CompletionUsage`) and Anthropic's Messages API reference.
     fn member(self, key: &[u8]) -> Member {

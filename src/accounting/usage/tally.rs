@@ -34,7 +34,7 @@ pub(super) struct Tally {
     usage_tier: String,
     speed: String,
     usage: UsageTally,
-    mixes_prices: bool,
+    lacks_price: bool,
     pub terminal: Option<&'static str>,
     /// The response came to its end, and what it told is final.
     pub ended: bool,
@@ -250,7 +250,7 @@ impl Tally {
             set(text, told);
         }
         self.usage.join(&newer.usage);
-        self.mixes_prices |= newer.mixes_prices;
+        self.lacks_price |= newer.lacks_price;
         self.terminal = newer.terminal.or(self.terminal);
         self.ended |= newer.ended;
         self.failed |= newer.failed;
@@ -314,7 +314,7 @@ impl Tally {
     /// Counts in a document that is cut off or broken are better than none, but not final.
     fn count(&mut self, document: &Document) {
         if self.usage.add(document) {
-            self.mixes_prices |= document.mixes_prices(&self.model);
+            self.lacks_price |= document.mixes_prices(&self.model) || document.ends_in_usage();
             self.ended &= document.is_whole();
         }
     }
@@ -377,7 +377,7 @@ impl Tally {
         }
         Observed {
             usage,
-            mixes_prices: self.mixes_prices,
+            lacks_price: self.lacks_price,
             usage_state: match self.ended && !lacks_count {
                 _ if waits => UsageState::Deferred,
                 _ if usage == Usage::default() => UsageState::None,

@@ -213,6 +213,26 @@ fn a_terminal_event_that_is_cut_off_has_partial_usage_and_no_tier() {
     assert_eq!(stream(Responses, &[&format!("{COMPLETED}x")]), expected);
 }
 
+/// The cached tokens, which cost less, stand behind the counts that they are a part of.
+#[test]
+fn a_usage_that_is_cut_off_has_no_cost() {
+    let chat = r#"{"model":"m","usage":{"prompt_tokens":9,"completion_tokens":5,"total_tokens":14,"prompt_tokens_details":{"cached_tokens":8}},"x":1}"#;
+    let message = r#"{"type":"message_start","message":{"usage":{"input_tokens":9,"output_tokens":5,"cache_read_input_tokens":8}}}"#;
+    for (endpoint, whole) in [(ChatCompletions, chat), (Messages, message)] {
+        let usage = whole.find("usage").unwrap();
+        let end = usage + whole[usage..].find('}').unwrap() + 1;
+        let end = end + usize::from(whole[end..].starts_with("},"));
+        for cut in [usage + 8, end - 1, end, whole.len() - 1] {
+            let observed = match endpoint {
+                Messages => stream(endpoint, &[&whole[..cut]]),
+                _ => plain(endpoint, &whole[..cut]),
+            };
+            let is_open = cut < end && observed.usage != Usage::default();
+            assert_eq!(observed.lacks_price, is_open, "{}", &whole[..cut]);
+        }
+    }
+}
+
 #[test]
 fn only_non_negative_numbers_count() {
     for wrong in [
@@ -1387,8 +1407,8 @@ fn media_that_have_prices_of_their_own_are_noted() {
         let made =
             format!(r#"{{"usage":{{"input_tokens":9,"{side}_tokens_details":{{{details}}}}}}}"#);
         [
-            plain(ChatCompletions, &chat).mixes_prices,
-            media("/v1/images/edits", &made).unwrap().mixes_prices,
+            plain(ChatCompletions, &chat).lacks_price,
+            media("/v1/images/edits", &made).unwrap().lacks_price,
         ]
     };
     for (side, details, mixed) in [
@@ -1418,7 +1438,7 @@ fn media_that_have_prices_of_their_own_are_noted() {
     assert!(
         media("/v1/audio/transcriptions", transcribed)
             .unwrap()
-            .mixes_prices
+            .lacks_price
     );
 }
 
@@ -1440,10 +1460,10 @@ fn tokens_of_a_hosted_tool_have_a_price_of_their_own() {
     ] {
         let with_tools = format!(r#"{{"tool_usage":{tools},{}"#, &body[1..]);
         let answer = plain(Responses, &with_tools);
-        assert_eq!(answer.mixes_prices, mixed, "{tools}");
+        assert_eq!(answer.lacks_price, mixed, "{tools}");
         let event = format!(r#"{{"type":"response.completed","response":{with_tools}}}"#);
         let expected = Observed {
-            mixes_prices: mixed,
+            lacks_price: mixed,
             ..completed()
         };
         assert_eq!(stream(Responses, &[&event]), expected, "{tools}");
@@ -1487,12 +1507,12 @@ fn tokens_of_another_model_than_the_message_s_have_a_price_of_their_own() {
             r#""usage":{{"input_tokens":9,"output_tokens":2,"iterations":[{iterations}]}}"#
         );
         let body = format!(r#"{{"id":"msg","model":"m",{usage}}}"#);
-        assert_eq!(plain(Messages, &body).mixes_prices, mixed, "{iterations}");
+        assert_eq!(plain(Messages, &body).lacks_price, mixed, "{iterations}");
         let start = r#"{"type":"message_start","message":{"id":"msg","model":"m"}}"#;
         let delta =
             format!(r#"{{"type":"message_delta","delta":{{"stop_reason":"end_turn"}},{usage}}}"#);
         assert_eq!(
-            stream(Messages, &[start, &delta]).mixes_prices,
+            stream(Messages, &[start, &delta]).lacks_price,
             mixed,
             "{iterations}"
         );
@@ -1558,7 +1578,7 @@ fn a_listed_path_is_read_as_what_it_is_without_the_list() {
         let observer = ResponseObserver::for_request(request, false, &HeaderMap::new());
         let mut observer = observer.unwrap();
         observer.feed(made.as_bytes());
-        assert!(!observer.finish().mixes_prices, "{endpoint:?}");
+        assert!(!observer.finish().lacks_price, "{endpoint:?}");
     }
 }
 
@@ -2176,7 +2196,7 @@ fn a_whole_answer_may_be_wrapped_as_an_event_is() {
 #[test]
 fn a_tool_of_a_response_whose_usage_stands_beside_it_has_a_price_of_its_own() {
     let event = r#"{"type":"response.completed","response":{"id":"r","tool_usage":{"image_gen":{"total_tokens":9}}},"usage":{"input_tokens":1,"output_tokens":2}}"#;
-    assert!(stream(Responses, &[event]).mixes_prices);
+    assert!(stream(Responses, &[event]).lacks_price);
 }
 
 // Counts that cannot be what was used.

@@ -53,6 +53,10 @@ pub struct Table {
     pub total: Option<Vec<Cell>>,
 }
 
+/// A spreadsheet runs a text that begins so as a formula, and texts come from clients
+/// (<https://owasp.org/www-community/attacks/CSV_Injection>).
+const FORMULA_SIGNS: [char; 11] = ['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠'];
+
 impl Cell {
     /// A cell that holds this text.
     pub fn text(text: impl Into<String>) -> Cell {
@@ -106,13 +110,9 @@ impl Cell {
         }
     }
 
-    /// A spreadsheet runs a text that begins so as a formula, and texts come from clients
-    /// (<https://owasp.org/www-community/attacks/CSV_Injection>).
     fn csv(&self) -> String {
         match self {
-            Cell::Text(text) if text.starts_with(['=', '+', '-', '@', '\t', '\r']) => {
-                format!("'{text}")
-            }
+            Cell::Text(text) if text.starts_with(FORMULA_SIGNS) => format!("'{text}"),
             _ => self.plain(),
         }
     }
@@ -446,7 +446,16 @@ total            20,001  1,234,567.90  100.0%
 
     #[test]
     fn no_text_is_a_formula_to_a_spreadsheet() {
-        for text in ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "=cmd|'/c calc'!A1"] {
+        for text in [
+            "=1+1",
+            "+1",
+            "-1",
+            "@SUM(A1)",
+            "\tx",
+            "\n=1",
+            "＝1",
+            "=cmd|'/c calc'!A1",
+        ] {
             assert_eq!(Cell::text(text).csv(), format!("'{text}"));
         }
         assert_eq!(Cell::text("a=1").csv(), "a=1");

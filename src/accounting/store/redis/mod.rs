@@ -25,7 +25,7 @@ use redis::{
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use crate::accounting::background::{BackgroundCreate, BackgroundResponses, MAX_AGE};
+use crate::accounting::background::{BackgroundCreate, BackgroundResponses};
 use crate::accounting::store::redis::commands::{
     CHANGED, INDEX, INDEX_SECONDS, RESPONSE, SEQUENCE, command,
 };
@@ -335,7 +335,7 @@ impl Known {
 
 impl Changed {
     /// Takes what a key holds. False where it holds nothing any more.
-    fn take(&mut self, name: &str, held: Value, now: Timestamp) -> RedisResult<bool> {
+    fn take(&mut self, name: &str, held: Value) -> RedisResult<bool> {
         let Some(id) = name.strip_prefix(RESPONSE) else {
             self.sums
                 .insert(name.to_owned(), redis::from_redis_value(held)?);
@@ -343,9 +343,7 @@ impl Changed {
         };
         let text: Option<String> = redis::from_redis_value(held)?;
         match text.as_deref().map(commands::created) {
-            Some(Some(create)) if now.duration_since(create.time) <= MAX_AGE => {
-                self.created.push((id.to_owned(), create));
-            }
+            Some(Some(create)) => self.created.push((id.to_owned(), create)),
             Some(_) => drop(self.billed.insert(id.to_owned())),
             None => return Ok(false),
         }
@@ -419,7 +417,7 @@ fn read(
         let asked = names_to_ask(names, now, &mut expired);
         let answers = ask(connection, &asked)?;
         for (name, held) in asked.into_iter().zip(answers) {
-            if !changed.take(name, held, now)? {
+            if !changed.take(name, held)? {
                 expired.push(name);
             }
         }
