@@ -44,8 +44,9 @@ struct State {
     scan: RequestScan,
     /// The request's version knows interim responses.
     knows_interim: bool,
-    /// The final response to the request has begun.
+    /// The final response to the request has begun; and it did so before all of the request had come.
     has_begun: bool,
+    began_early: bool,
     drains: bool,
     /// The drain has lasted as long as it may.
     drain_over: bool,
@@ -112,6 +113,7 @@ impl ClientConnection {
             scan: RequestScan::default(),
             knows_interim: false,
             has_begun: false,
+            began_early: false,
             drains: false,
             drain_over: false,
             awaits_body: false,
@@ -148,6 +150,7 @@ impl ClientConnection {
         state.phase = Phase::Request;
         state.knows_interim = knows_interim;
         state.has_begun = false;
+        state.began_early = false;
         state.whole_since = Instant::now();
         state.scan.begin_body(body);
     }
@@ -220,13 +223,16 @@ impl ClientConnection {
         }
         let mut state = self.0.lock();
         let begins = !std::mem::replace(&mut state.has_begun, true);
+        state.began_early |= begins && state.awaits_body;
         begins && state.knows_interim && !state.awaits_body
     }
 
-    /// Whether a client whose side ends now may wait for its response: that has not begun, or the side ends with the request.
+    /// Whether a client whose side ends now may wait for its response: that has not begun, or began early, and the side ends with
+    /// the request.
     pub fn may_wait_for_response(&self) -> bool {
         let state = self.0.lock();
-        state.knows_interim && (!state.has_begun || state.whole_since.elapsed() < END_TIME)
+        let ends_with_request = || state.whole_since.elapsed() < END_TIME;
+        state.knows_interim && (!state.has_begun || (state.began_early && ends_with_request()))
     }
 
     /// Whether an interim response may be sent to the request.

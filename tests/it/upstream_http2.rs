@@ -1103,6 +1103,30 @@ fn a_connection_on_which_a_response_is_overdue_takes_no_further_request() {
     assert_eq!(outcomes(&proxy.stop()), ["timeout", "ok", "ok"]);
 }
 
+/// Its window for the connection is shut for all.
+#[test]
+fn a_connection_on_which_a_body_waits_for_its_window_takes_no_further_request() {
+    for large in LARGE {
+        let upstream = upstream(|peer| match peer.number {
+            0 => {
+                peer.opens_window = false;
+                peer.hear_out();
+            }
+            _ => peer.serve(|peer, stream| peer.json(stream, 200, "{}")),
+        });
+        let proxy = proxy::new().upstream(&upstream).run();
+        let stalled = large.send(&proxy);
+        eventually("the request", || {
+            (proxy.status()["requests_in_flight"] == 1).then_some(())
+        });
+        std::thread::sleep(20 * MOMENT);
+        let begun = Instant::now();
+        assert_eq!(post(&proxy, "sk-plain", BODY).status, 200, "{large:?}");
+        assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+        drop(stalled);
+    }
+}
+
 #[test]
 fn a_connection_that_answers_no_ping_ends_long_before_a_response_is_overdue() {
     let upstream = dying();

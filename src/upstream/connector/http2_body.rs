@@ -42,6 +42,8 @@ struct State {
     taken_bytes: usize,
     /// No further piece will come.
     is_finished: bool,
+    /// Since when the upstream's window has let nothing of it through, while there is something.
+    waits_since: Option<Instant>,
     /// Its end was sent, or nothing of it is to be sent any more.
     is_done: bool,
     /// The stream was ended by the upstream before all of it was sent.
@@ -63,13 +65,25 @@ impl OutgoingBody {
     /// Sends what the upstream takes. Where there is more to send, `cx` is woken for it.
     pub fn send(&self, cx: &mut Context<'_>) {
         let mut state = self.0.lock();
+        let taken = state.taken_bytes;
         while !state.is_done && state.poll_piece(cx).is_ready() {}
+        let since = state
+            .waits_since
+            .filter(|_| state.taken_bytes == taken)
+            .or_else(|| Some(Instant::now()));
+        state.waits_since = since.filter(|_| state.is_waiting());
+    }
+
+    /// Whether the upstream's window has let nothing of it through for so long.
+    pub fn has_waited(&self, time: Duration) -> bool {
+        let state = self.0.lock();
+        let since = state.waits_since.filter(|_| state.is_waiting());
+        since.is_some_and(|since| since.elapsed() >= time)
     }
 
     /// Whether bytes wait for the upstream's window.
     pub fn is_waiting(&self) -> bool {
-        let state = self.0.lock();
-        !state.pieces.is_empty() && !state.is_done
+        self.0.lock().is_waiting()
     }
 
     /// Whether the upstream ended the stream without the rest.
@@ -128,6 +142,10 @@ impl OutgoingBody {
 }
 
 impl State {
+    fn is_waiting(&self) -> bool {
+        !self.pieces.is_empty() && !self.is_done
+    }
+
     fn has_room(&self) -> bool {
         self.waiting_bytes < MAX_WAITING_BYTES || self.is_answered || self.is_done
     }

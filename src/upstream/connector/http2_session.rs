@@ -169,6 +169,9 @@ impl Http2Session {
         sent.map_err(explain_unsent)?;
         let stream = self.session.take_request_body_writer();
         self.stream = stream.as_ref().map(|stream| stream.stream_id().as_u32());
+        if let (Some(notes), false) = (&self.notes, ends) {
+            notes.begin_body(&self.body);
+        }
         self.body.begin(stream.filter(|_| !ends));
         Ok(())
     }

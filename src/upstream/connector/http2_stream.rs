@@ -4,17 +4,20 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::{Shutdown, Stream};
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::acknowledgement::has_unacknowledged;
 use super::control::carrying;
+use super::http2_body::OutgoingBody;
 use crate::codec::http2_frames::FrameScan;
 use crate::upstream::delegated::{delegate_to_io, delegate_writes_to_io};
 use crate::upstream::http2_reader::Http2Reader;
@@ -30,6 +33,8 @@ pub(super) struct ServerNotes {
     told_stream: AtomicU32,
     /// It has closed the connection while bytes were on their way to it.
     has_crossed: AtomicBool,
+    /// Bodies of requests that were begun on the connection; some are gone by now.
+    bodies: Mutex<Vec<Weak<OutgoingBody>>>,
 }
 
 /// The connection.
@@ -63,6 +68,20 @@ impl ServerNotes {
     pub fn goes_away(&self) -> bool {
         self.last_stream().is_some()
     }
+
+    /// A request with this body begins on the connection.
+    pub fn begin_body(&self, body: &Arc<OutgoingBody>) {
+        let mut bodies = self.bodies.lock();
+        bodies.retain(|body| body.strong_count() > 0);
+        bodies.push(Arc::downgrade(body));
+    }
+
+    /// Whether the server has let nothing of a body through for so long. Its window for the connection may be shut for all.
+    pub fn has_stalled(&self, time: Duration) -> bool {
+        let bodies = self.bodies.lock();
+        let mut bodies = bodies.iter().filter_map(Weak::upgrade);
+        bodies.any(|body| body.has_waited(time))
+    }
 }
 
 impl Http2Stream {
@@ -71,6 +90,7 @@ impl Http2Stream {
             last_stream: AtomicU32::new(NO_LAST_STREAM),
             told_stream: AtomicU32::new(0),
             has_crossed: AtomicBool::new(false),
+            bodies: Mutex::default(),
         });
         Self {
             io,

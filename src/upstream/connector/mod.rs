@@ -39,6 +39,10 @@ use http2_stream::{Http2Stream, ServerNotes};
 /// it at 1,024. It remembers the last 50 resets of a second, so that the connection is retired before they can add up.
 const CANCELLED_STREAMS: u32 = 40;
 
+/// How long a server may take nothing of a body before its connection takes no further request, which might wait behind it:
+/// several times what a window's update takes on its way.
+const STALL_TIME: Duration = Duration::from_millis(500);
+
 /// The names by which Pingora knows that a peer is ours; they are never on the wire.
 const ANY_VERSION: &[u8] = b"tiergate";
 const ONLY_HTTP1: &[u8] = b"tiergate-http1";
@@ -118,7 +122,8 @@ impl UpstreamConnector {
 /// crate until others end.
 async fn within_limit(session: PingoraSession) -> Option<PingoraSession> {
     let connection = session.conn.clone();
-    if notes_of(&connection).is_some_and(|notes| notes.goes_away()) {
+    let is_over = |notes: Arc<ServerNotes>| notes.goes_away() || notes.has_stalled(STALL_TIME);
+    if notes_of(&connection).is_some_and(is_over) {
         // What runs on it may end.
         connection.mark_shutdown();
         return None;
