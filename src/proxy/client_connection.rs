@@ -144,6 +144,11 @@ impl ClientConnection {
         };
     }
 
+    /// Whether the connection is between two requests.
+    pub fn awaits_request(&self) -> bool {
+        matches!(self.0.lock().phase, Phase::Idle { .. })
+    }
+
     /// The head of the request has been read. `knows_interim`: its version knows interim responses.
     pub fn head_is_read(&self, body: BodyFraming, knows_interim: bool) {
         let mut state = self.0.lock();

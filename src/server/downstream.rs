@@ -133,6 +133,14 @@ impl<S: IO> Downstream<S> {
         }
     }
 
+    /// Whether the connection is between two requests.
+    fn awaits_request(&self) -> bool {
+        match &self.version {
+            Version::Http1 { connection, .. } => connection.awaits_request(),
+            Version::Http2 { .. } => false,
+        }
+    }
+
     /// Ready where the client has had its time.
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.version {
@@ -391,11 +399,13 @@ impl<S: IO> AsyncRead for Downstream<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !this.broken
-            && let Poll::Ready(sent) = this.poll_send(cx)
-        {
-            // A failure shows in the next write where the response is not read on.
-            let _ = this.written(sent.map(|()| 0), 0);
+        let mut is_sending = false;
+        if !this.broken {
+            match this.poll_send(cx) {
+                // A failure shows in the next write where the response is not read on.
+                Poll::Ready(sent) => drop(this.written(sent.map(|()| 0), 0)),
+                Poll::Pending => is_sending = true,
+            }
         }
         let (before, room) = (buf.filled().len(), buf.remaining());
         let read = this.poll_receive(cx, buf);
@@ -408,7 +418,10 @@ impl<S: IO> AsyncRead for Downstream<S> {
             Poll::Ready(Err(_)) => true,
             Poll::Pending => false,
         };
-        if read.is_ready() && !(has_ended && this.client_aborted()) {
+        // Pingora drops a connection that ends between two requests, and with it the rest of the response.
+        let is_response_leaving = is_sending && this.awaits_request();
+        let goes_on = has_ended && (is_response_leaving || this.client_aborted());
+        if read.is_ready() && !goes_on {
             return read;
         }
         if this.poll_pong(cx, buf).is_ready() {
@@ -476,3 +489,35 @@ impl<S: IO> Shutdown for Downstream<S> {
 }
 
 delegate_to_io!(Downstream<S>, S: IO);
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+    use crate::codec::request_scan::BodyFraming;
+    use crate::proxy::client_connection::HeadLimits;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    #[tokio::test]
+    async fn the_last_of_a_response_leaves_before_the_end_of_its_client_shows() {
+        let (near, mut far) = tokio::io::duplex(4);
+        let limits = HeadLimits {
+            time: HOUR,
+            bytes: 1000,
+            keepalive: HOUR,
+        };
+        let connection = ClientConnection::new(limits, Instant::now() + HOUR);
+        connection.head_is_read(BodyFraming::Length(0), true);
+        let mut stream = Downstream::http1(near, connection.clone());
+        AsyncWriteExt::shutdown(&mut far).await.unwrap();
+        stream.write_all(b"response").await.unwrap();
+        connection.await_request();
+        let reading = tokio::spawn(async move { stream.read(&mut [0; 8]).await });
+        let mut response = [0; 8];
+        far.read_exact(&mut response).await.unwrap();
+        assert_eq!(&response, b"response");
+        assert_eq!(reading.await.unwrap().unwrap(), 0);
+    }
+}
