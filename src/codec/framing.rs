@@ -52,66 +52,8 @@ pub fn is_unambiguous_answer(headers: &HeaderMap) -> bool {
     }))
 }
 
-/// What is to be known early of the head of a response of HTTP/1.1, from the bytes of a connection as they come: its status,
-/// and whether it says more than once how long the body is. By a length and by chunks it is read by its chunks (RFC 9112
-/// §6.3); in any case whoever wrote it may not know where it ends.
-#[derive(Debug, Default)]
-pub struct ResponseHeadScan {
-    /// What has come of a head that is not whole.
-    head: Vec<u8>,
-    is_over: bool,
-    status: Option<u16>,
-    has_two_framings: bool,
-}
-
-/// The longest head that is looked at. Pingora reads none that is longer.
-const MAX_HEAD_BYTES: usize = 1 << 20;
-
-impl ResponseHeadScan {
-    /// Takes what came next, of heads and bodies.
-    pub fn feed(&mut self, bytes: &[u8]) {
-        if self.is_over {
-            return;
-        }
-        if self.head.is_empty() {
-            // Most heads come in one piece.
-            self.head = self.take_heads(bytes).to_vec();
-        } else {
-            let mut head = std::mem::take(&mut self.head);
-            head.extend_from_slice(bytes);
-            self.head = self.take_heads(&head).to_vec();
-        }
-        self.is_over |= self.head.len() > MAX_HEAD_BYTES;
-    }
-
-    /// Looks at the heads that are whole, and gives back the beginning of the next; nothing behind the last.
-    fn take_heads<'h>(&mut self, mut bytes: &'h [u8]) -> &'h [u8] {
-        while let Some(end) = head_end(bytes) {
-            let (head, rest) = bytes.split_at(end);
-            self.has_two_framings = has_two_framings(head);
-            if !is_interim(head) {
-                self.status = status(head);
-                self.is_over = true;
-                return &[];
-            }
-            bytes = rest;
-        }
-        bytes
-    }
-
-    /// The status of a head that is whole and no interim one (1xx).
-    pub fn status(&self) -> Option<u16> {
-        self.status
-    }
-
-    /// Whether that head says more than once how long the body is.
-    pub fn has_two_framings(&self) -> bool {
-        self.has_two_framings
-    }
-}
-
 /// Where a head's empty line ends.
-fn head_end(bytes: &[u8]) -> Option<usize> {
+pub(super) fn head_end(bytes: &[u8]) -> Option<usize> {
     let mut at = 0;
     let mut ends = memchr::memchr_iter(b'\n', bytes);
     ends.find_map(|end| {
@@ -122,17 +64,17 @@ fn head_end(bytes: &[u8]) -> Option<usize> {
 }
 
 /// The status in a head's first line.
-fn status(head: &[u8]) -> Option<u16> {
+pub(super) fn status(head: &[u8]) -> Option<u16> {
     let digits = head.get(b"HTTP/1.1 ".len()..)?.get(..3)?;
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 /// A status below 200 that is not the last.
-fn is_interim(head: &[u8]) -> bool {
+pub(super) fn is_interim(head: &[u8]) -> bool {
     status(head).is_some_and(|status| status < 200 && status != 101)
 }
 
-fn has_two_framings(head: &[u8]) -> bool {
+pub(super) fn has_two_framings(head: &[u8]) -> bool {
     let framings = [CONTENT_LENGTH, TRANSFER_ENCODING];
     let lines = framings
         .into_iter()
@@ -150,7 +92,7 @@ fn response_headers<'h>(head: &'h [u8], wanted: &'h [u8]) -> impl Iterator<Item 
     })
 }
 
-fn response_header<'h>(head: &'h [u8], wanted: &'h [u8]) -> Option<&'h [u8]> {
+pub(super) fn response_header<'h>(head: &'h [u8], wanted: &'h [u8]) -> Option<&'h [u8]> {
     response_headers(head, wanted).next()
 }
 
@@ -298,7 +240,7 @@ fn is_plain_framing(name: &[u8], value: &[u8]) -> bool {
 }
 
 const CONTENT_LENGTH: &[u8] = b"content-length";
-const TRANSFER_ENCODING: &[u8] = b"transfer-encoding";
+pub(super) const TRANSFER_ENCODING: &[u8] = b"transfer-encoding";
 
 /// Also by a name with underscores, which servers in the manner of CGI (RFC 3875 §4.1.18) take for hyphens.
 fn is_framing(name: &[u8]) -> bool {
@@ -424,67 +366,6 @@ mod tests {
         };
         assert!(map(&[]) && map(&["12"]));
         assert!(!map(&["12", "12"]) && !map(&["1", "2"]) && !map(&["+1"]));
-    }
-
-    /// The status of a response that comes in these pieces, and whether it has two framings.
-    fn scan(pieces: &[&[u8]]) -> (Option<u16>, bool) {
-        let mut scan = ResponseHeadScan::default();
-        pieces.iter().for_each(|piece| scan.feed(piece));
-        (scan.status(), scan.has_two_framings())
-    }
-
-    #[test]
-    fn a_response_with_a_length_and_chunks_is_found_however_it_comes() {
-        let both =
-            "HTTP/1.1 200 OK\r\ncontent-LENGTH: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
-        let interim = format!("HTTP/1.1 103 Hints\r\nx: y\r\n\r\n{both}");
-        for whole in [both, &interim, &both.replace("\r\n", "\n")] {
-            for cut in 0..whole.len() {
-                let (first, second) = whole.as_bytes().split_at(cut);
-                assert_eq!(
-                    scan(&[first, second]),
-                    (Some(200), true),
-                    "{cut} of {whole:?}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn a_length_that_is_told_twice_is_found() {
-        for (lines, is_twice) in [
-            ("Content-Length: 2\r\nContent-Length: 2\r\n", true),
-            ("Content-Length: 2, 2\r\n", true),
-            (
-                "Transfer-Encoding: chunked\r\ntransfer-encoding: chunked\r\n",
-                true,
-            ),
-            ("Content-Length: 2\r\nX: 2, 2\r\n", false),
-        ] {
-            let head = format!("HTTP/1.1 200 OK\r\n{lines}\r\n");
-            assert_eq!(scan(&[head.as_bytes()]), (Some(200), is_twice), "{lines:?}");
-        }
-    }
-
-    #[test]
-    fn a_body_or_another_response_adds_no_framing() {
-        let length =
-            "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nTransfer-Encoding: chunked\r\n\r\n";
-        let interim = "HTTP/1.1 103 Hints\r\nContent-Length: 9\r\n\r\n\
-            HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
-        let upgrade =
-            "HTTP/1.1 101 Up\r\nContent-Length: 9\r\n\r\nTransfer-Encoding: chunked\r\n\r\n";
-        for whole in [length, interim, upgrade] {
-            assert!(!scan(&[whole.as_bytes()]).1, "{whole:?}");
-        }
-    }
-
-    #[test]
-    fn an_interim_head_is_not_the_response() {
-        let hints = b"HTTP/1.1 103 Hints\r\nx: y\r\n\r\n";
-        assert_eq!(scan(&[hints]).0, None);
-        assert_eq!(scan(&[hints, b"HTTP/1.1 429 Later\r\n"]).0, None);
-        assert_eq!(scan(&[hints, b"HTTP/1.1 429\r\n\r\n"]).0, Some(429));
     }
 
     #[test]

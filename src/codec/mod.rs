@@ -11,6 +11,7 @@ pub(crate) mod http2_flood;
 pub(crate) mod http2_frames;
 pub mod json;
 pub mod request_scan;
+pub(crate) mod response_scan;
 pub mod service_tier;
 pub mod sse;
 pub(crate) mod text_encoding;

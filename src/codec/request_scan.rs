@@ -46,7 +46,7 @@ enum State {
 
 /// The chunks of one body (RFC 9112 §7.1).
 #[derive(Debug, Default)]
-struct ChunkScan {
+pub(super) struct ChunkScan {
     /// What has come of a line that is not whole.
     line: Vec<u8>,
     /// Bytes left of a chunk's data and of the line end behind it.
@@ -56,7 +56,12 @@ struct ChunkScan {
 }
 
 /// A line that is not what the standard says.
-struct Malformed;
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Malformed {
+    /// There is nothing where a chunk's size is to be. Pingora 0.9.1 takes it for that of the last chunk.
+    NoSize,
+    Other,
+}
 
 impl RequestScan {
     /// Takes what came next.
@@ -76,7 +81,7 @@ impl RequestScan {
                 State::Chunks(chunks) => match chunks.feed(&mut bytes) {
                     Ok(true) => self.state = State::Head,
                     Ok(false) => {}
-                    Err(Malformed) => self.state = State::Malformed,
+                    Err(_) => self.state = State::Malformed,
                 },
                 State::Malformed | State::Over => return,
             }
@@ -120,7 +125,7 @@ impl RequestScan {
 
 impl ChunkScan {
     /// Takes off `bytes` what belongs to the body. True at its end.
-    fn feed(&mut self, bytes: &mut &[u8]) -> Result<bool, Malformed> {
+    pub(super) fn feed(&mut self, bytes: &mut &[u8]) -> Result<bool, Malformed> {
         while !bytes.is_empty() {
             if self.left > 0 {
                 self.left -= skip(bytes, self.left);
@@ -131,7 +136,7 @@ impl ChunkScan {
             *bytes = rest;
             self.line.extend_from_slice(part);
             if self.line.len() > MAX_LINE_BYTES {
-                return Err(Malformed);
+                return Err(Malformed::Other);
             }
             if end.is_some() && self.end_line()? {
                 return Ok(true);
@@ -147,12 +152,17 @@ impl ChunkScan {
         if self.is_last {
             return match line {
                 b"\r" => Ok(true),
-                trailer => name_and_value(trailer).map(|_| false).ok_or(Malformed),
+                trailer => name_and_value(trailer)
+                    .map(|_| false)
+                    .ok_or(Malformed::Other),
             };
         }
-        match chunk_size(line).ok_or(Malformed)? {
+        if line.trim_ascii().is_empty() {
+            return Err(Malformed::NoSize);
+        }
+        match chunk_size(line).ok_or(Malformed::Other)? {
             0 => self.is_last = true,
-            size => self.left = size.checked_add(CRLF_BYTES).ok_or(Malformed)?,
+            size => self.left = size.checked_add(CRLF_BYTES).ok_or(Malformed::Other)?,
         }
         Ok(false)
     }

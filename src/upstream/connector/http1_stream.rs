@@ -15,7 +15,8 @@ use pingora_core::protocols::{Shutdown, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-use crate::codec::framing::{ResponseHeadScan, response_body, without_interim};
+use crate::codec::framing::{response_body, without_interim};
+use crate::codec::response_scan::ResponseScan;
 use crate::upstream::backoff::{Backoff, BackoffTimer};
 use crate::upstream::delegated::delegate_to_io;
 use crate::upstream::write_buffer::WriteBuffer;
@@ -73,7 +74,7 @@ pub(super) struct Http1Stream {
     /// again.
     answered_early: bool,
     error: ErrorPrefix,
-    head: ResponseHeadScan,
+    head: ResponseScan,
 }
 
 impl Http1Stream {
@@ -95,7 +96,7 @@ impl Http1Stream {
             wait: None,
             answered_early: false,
             error: ErrorPrefix::default(),
-            head: ResponseHeadScan::default(),
+            head: ResponseScan::default(),
         }
     }
 
@@ -150,9 +151,13 @@ impl Http1Stream {
         let received = &buf.filled()[before..];
         if !received.is_empty() {
             if !self.control().has_received() {
-                self.head = ResponseHeadScan::default();
+                self.head = ResponseScan::default();
             }
             self.head.feed(received);
+            if self.head.lacks_size() {
+                // Pingora would take it for the end of a response that is cut.
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            }
             self.watchdog.progressed();
         } else if before < buf.capacity() && polled.is_ready() && !self.is_request_taken() {
             self.control().note_untaken();

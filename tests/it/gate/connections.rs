@@ -258,6 +258,26 @@ fn an_answer_with_a_length_that_is_cut_is_cut_for_the_client() {
     assert_eq!(proxy.record()["outcome"], "upstream_cut");
 }
 
+/// Pingora 0.9.1 takes it for the last chunk.
+#[test]
+fn an_answer_with_a_chunk_without_a_size_is_cut_for_the_client() {
+    let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for rest in ["\r\n\r\n", "\r\n1\r\n}\r\n0\r\n\r\n"] {
+        let begun = Reply::default().send(head).chunk("{\"half\":");
+        let broken = begun.wait(Duration::from_millis(50)).send(rest);
+        let upstream = upstream::script([broken, reply(200).json("{}")]).run();
+        let proxy = proxy::new().upstream(&upstream).run();
+        let client = proxy.client("sk-fast");
+        let mut connection = client.connect();
+        connection.send(client.message(PATH, b"{}"));
+        let answer = connection.try_answer();
+        assert!(answer.is_none_or(|answer| !answer.whole), "{rest:?}");
+        assert_eq!(proxy.record()["outcome"], "upstream_cut");
+        assert_eq!(client.post(PATH, "{}").text(), "{}");
+        assert_eq!(upstream.connections(), 2);
+    }
+}
+
 /// So long a request is under way that its connection does not end by itself any more.
 const WORK_TIME: Duration = Duration::from_millis(100);
 
