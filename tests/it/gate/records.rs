@@ -261,7 +261,7 @@ fn a_request_that_is_rejected_for_its_body() {
     );
     upstream.assert_untouched();
     let expected = json!({
-        "model": null, "service_tier_client": null, "status": 400, "outcome": "rejected",
+        "model": "m-1", "service_tier_client": null, "status": 400, "outcome": "rejected",
         "error": "invalid_json", "request_bytes": 16,
     });
     assert_eq!(proxy.stop(), [with(refused(), expected)]);
