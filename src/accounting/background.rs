@@ -19,7 +19,7 @@ pub const MAX_RESPONSES: usize = 100_000;
 pub const MAX_AGE: SignedDuration = SignedDuration::from_hours(7 * 24);
 
 /// So many are remembered however old they seem: a clock that is wrong for a moment makes all seem so.
-pub const KEPT_ANYWAY: usize = 1000;
+const KEPT_ANYWAY: usize = 1000;
 
 /// What the line of a background response's usage takes from the request that created it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +53,11 @@ pub fn id_or_digest(response_id: &str) -> Cow<'_, str> {
         ..=LONGEST => response_id.into(),
         _ => hash_key(response_id.as_bytes()).into(),
     }
+}
+
+/// Whether the oldest of so many responses is too old to be remembered.
+pub fn is_forgotten(oldest: Timestamp, count: usize, now: Timestamp) -> bool {
+    count > KEPT_ANYWAY && now.duration_since(oldest) > MAX_AGE
 }
 
 /// The responses that are still to be billed, by their ids.
@@ -187,7 +192,7 @@ impl Table {
         while let Some((time, id)) = self.order.front() {
             let create = self.creates.get(id);
             let is_billed = create.is_none_or(|create| create.time != *time);
-            let is_old = self.creates.len() > KEPT_ANYWAY && now.duration_since(*time) > MAX_AGE;
+            let is_old = is_forgotten(*time, self.creates.len(), now);
             if !is_billed && !is_old && self.order.len() <= most {
                 return;
             }

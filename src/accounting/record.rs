@@ -526,11 +526,10 @@ impl RequestRecord {
             is_listed: &|digest| self.policy.lists_key(digest),
         };
         // A credential that is cut through is not known any more.
-        let clean = |text: &'a str, search| shortened(redacted(text, search, &known), TEXT_BYTES);
-        let clean_name = |name: &'a str| clean(name, Search::PartsOfWords);
-        let clean_id = |id: &'a str| clean(id, Search::PartsOfKeys);
-        let clean_tier =
-            |tier: &'a str| shortened(redacted(tier, Search::PartsOfKeys, &known), TIER_BYTES);
+        let clean = |text: &'a str, search, most| shortened(redacted(text, search, &known), most);
+        let clean_name = |name: &'a str| clean(name, Search::PartsOfWords, TEXT_BYTES);
+        let clean_id = |id: &'a str| clean(id, Search::PartsOfKeys, TEXT_BYTES);
+        let clean_tier = |tier: &'a str| clean(tier, Search::PartsOfKeys, TIER_BYTES);
         // These are long, and only the client's own.
         let clean_words = |text: &'a str| redacted(text, Search::Words, &known);
         let is_changed =

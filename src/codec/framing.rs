@@ -70,7 +70,7 @@ pub(super) fn status(head: &[u8]) -> Option<u16> {
 }
 
 /// A status below 200 that is not the last.
-pub(super) fn is_interim(head: &[u8]) -> bool {
+pub fn is_interim(head: &[u8]) -> bool {
     status(head).is_some_and(|status| status < 200 && status != 101)
 }
 

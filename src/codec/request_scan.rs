@@ -147,8 +147,15 @@ impl ChunkScan {
 
     /// A line is whole. True where it is the last one.
     fn end_line(&mut self) -> Result<bool, Malformed> {
-        let line = std::mem::take(&mut self.line);
-        let line = line.strip_suffix(b"\n").unwrap_or(&line);
+        // Its memory is for the next one.
+        let mut line = std::mem::take(&mut self.line);
+        let is_end = self.take_line(line.strip_suffix(b"\n").unwrap_or(&line));
+        line.clear();
+        self.line = line;
+        is_end
+    }
+
+    fn take_line(&mut self, line: &[u8]) -> Result<bool, Malformed> {
         if self.is_last {
             return match line {
                 b"\r" => Ok(true),

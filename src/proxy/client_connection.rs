@@ -9,6 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::codec::framing::is_interim;
 use crate::codec::request_scan::{BodyFraming, RequestScan};
 use crate::upstream::connector::control::StreamControl;
 use crate::upstream::waker_slot::WakerSlot;
@@ -335,12 +336,6 @@ impl ClientConnection {
     }
 }
 
-/// Whether a response that begins so is one before the final one. A 101 is the last of HTTP.
-fn is_interim(bytes: &[u8]) -> bool {
-    let status = bytes.strip_prefix(b"HTTP/1.1 ");
-    status.is_some_and(|status| status.starts_with(b"1") && !status.starts_with(b"101"))
-}
-
 impl State {
     /// Until when the next bytes of a message are waited for. One that is late ends the connection from its other side, so
     /// that the client is told.
@@ -381,6 +376,22 @@ impl Wait {
 }
 
 #[cfg(test)]
+impl ClientConnection {
+    /// One with time enough, on which a request without a body runs.
+    pub(crate) fn with_request() -> Arc<Self> {
+        const HOUR: Duration = Duration::from_secs(3600);
+        let limits = HeadLimits {
+            time: HOUR,
+            bytes: 1000,
+            keepalive: HOUR,
+        };
+        let connection = Self::new(limits, Instant::now() + HOUR);
+        connection.head_is_read(BodyFraming::Length(0), true);
+        connection
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::task::Waker;
 
@@ -388,24 +399,13 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3600);
 
-    fn connection() -> Arc<ClientConnection> {
-        let limits = HeadLimits {
-            time: HOUR,
-            bytes: 1000,
-            keepalive: HOUR,
-        };
-        let connection = ClientConnection::new(limits, Instant::now() + HOUR);
-        connection.head_is_read(BodyFraming::Length(0), true);
-        connection
-    }
-
     fn wait(connection: &ClientConnection) -> Wait {
         connection.wait(&Context::from_waker(Waker::noop()))
     }
 
     #[test]
     fn each_message_has_a_time_of_its_own() {
-        let connection = connection();
+        let connection = ClientConnection::with_request();
         connection.await_message(Some(0), HOUR, HOUR);
         assert!(matches!(wait(&connection), Wait::Until(_)));
         // More of it does not give it more time, nor less.
@@ -421,7 +421,8 @@ mod tests {
 
     #[test]
     fn a_message_that_is_late_ends_the_upstreams_side_of_its_socket() {
-        let (connection, socket) = (connection(), StreamControl::new(false));
+        let connection = ClientConnection::with_request();
+        let socket = StreamControl::new(false);
         connection.upgrade(socket.clone());
         connection.await_message(Some(0), Duration::ZERO, HOUR);
         assert_eq!(wait(&connection), Wait::Forever);

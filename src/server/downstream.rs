@@ -495,21 +495,11 @@ mod tests {
     use tokio::io::AsyncReadExt;
 
     use super::*;
-    use crate::codec::request_scan::BodyFraming;
-    use crate::proxy::client_connection::HeadLimits;
-
-    const HOUR: Duration = Duration::from_secs(3600);
 
     #[tokio::test]
     async fn the_last_of_a_response_leaves_before_the_end_of_its_client_shows() {
         let (near, mut far) = tokio::io::duplex(4);
-        let limits = HeadLimits {
-            time: HOUR,
-            bytes: 1000,
-            keepalive: HOUR,
-        };
-        let connection = ClientConnection::new(limits, Instant::now() + HOUR);
-        connection.head_is_read(BodyFraming::Length(0), true);
+        let connection = ClientConnection::with_request();
         let mut stream = Downstream::http1(near, connection.clone());
         AsyncWriteExt::shutdown(&mut far).await.unwrap();
         stream.write_all(b"response").await.unwrap();

@@ -71,22 +71,26 @@ impl Signals {
         mut new_process: NewProcess,
         end: CancellationToken,
     ) {
+        let ends = || end.is_cancelled() || state.is_draining();
         loop {
-            let serves = !end.is_cancelled() && !state.is_draining();
             tokio::select! {
-                _ = self.hangup.recv(), if serves => reloads.reload(&state.config, &reload_now).await,
+                _ = self.hangup.recv() => if !ends() {
+                    reloads.reload(&state.config, &reload_now).await;
+                },
                 _ = self.reopen.recv() => match state.log.reopen() {
                     Ok(()) => log::info!("access log reopened"),
                     Err(why) => log::error!("the access log cannot be reopened: {why}"),
                 },
-                _ = self.upgrade.recv(), if serves => upgrade(&state, &mut new_process),
+                _ = self.upgrade.recv() => if !ends() {
+                    upgrade(&state, &mut new_process);
+                },
                 ended = new_process.failed() => match ended {
                     Ok(status) => log::error!("the new process does not take over ({status}), this one goes on"),
                     Err(why) => log::error!("the new process cannot be waited for: {why}"),
                 },
                 _ = self.terminate.recv() => end.cancel(),
                 _ = self.interrupt.recv() => {
-                    if end.is_cancelled() || state.is_draining() {
+                    if ends() {
                         log::warn!("interrupted in a drain");
                         state.end_drain();
                     }

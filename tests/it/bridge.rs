@@ -480,23 +480,11 @@ fn an_answer_that_begins_in_a_drain_says_that_its_connection_ends() {
     let upstream = upstream.run();
     let proxy = bridging(&upstream, "").run();
     let client = claude(&proxy, "sk-fast");
-    let mut running: Vec<_> = (0..2)
-        .map(|number| {
-            let mut connection = client.connect();
-            connection.send(client.message(MESSAGES, &question(json!({}))));
-            upstream.await_heads(number + 1);
-            connection
-        })
-        .collect();
-    proxy.signal(libc::SIGTERM);
-    proxy.await_stderr("draining");
-    upstream.release();
-    for (connection, status) in running.iter_mut().zip([200, 429]) {
-        let answer = connection.answer();
-        assert_eq!(answer.status, status);
-        assert_eq!(answer.header("connection"), Some("close"), "{status}");
-        assert!(connection.try_answer().is_none());
-    }
+    proxy.assert_drain_is_told(
+        &upstream,
+        &client.message(MESSAGES, &question(json!({}))),
+        [200, 429],
+    );
 }
 
 #[test]

@@ -363,6 +363,31 @@ impl Proxy {
         });
     }
 
+    /// Drains while a request with this message runs for each of these statuses, which the upstream holds: each of the answers
+    /// says that its connection ends.
+    pub fn assert_drain_is_told(
+        &self,
+        upstream: &upstream::Upstream,
+        message: &[u8],
+        statuses: [u16; 2],
+    ) {
+        let mut running = [1, 2].map(|number| {
+            let mut connection = self.anonymous().connect();
+            connection.send(message);
+            upstream.await_heads(number);
+            connection
+        });
+        self.signal(libc::SIGTERM);
+        self.await_stderr("draining");
+        upstream.release();
+        for (connection, status) in running.iter_mut().zip(statuses) {
+            let answer = connection.answer();
+            assert_eq!(answer.status, status);
+            assert_eq!(answer.header("connection"), Some("close"), "{status}");
+            assert!(connection.try_answer().is_none());
+        }
+    }
+
     /// The lines of the log so far, as they stand in the file.
     pub fn log_lines(&self) -> Vec<String> {
         lines_of(&self.log)

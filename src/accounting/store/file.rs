@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::accounting::background::{
-    BackgroundChanges, BackgroundCreate, BackgroundResponses, KEPT_ANYWAY, MAX_AGE,
+    BackgroundChanges, BackgroundCreate, BackgroundResponses, is_forgotten,
 };
 use crate::accounting::store::{EXCHANGE_EVERY, KEPT_SECONDS, MAX_SUMS, StoreError, decimal};
 use crate::policy::budget::{Account, BudgetSum, Budgets, Window};
@@ -286,9 +286,10 @@ fn exchange_background(
         }
     }
     known.sort_unstable_by_key(|(_, create)| create.time);
-    let is_old = |(_, create): &(_, BackgroundCreate)| now.duration_since(create.time) > MAX_AGE;
-    let old = known.partition_point(is_old);
-    let forgotten = old.min(known.len().saturating_sub(KEPT_ANYWAY));
+    let count = known.len();
+    let oldest = known.iter().enumerate();
+    let oldest = oldest.take_while(|(at, (_, create))| is_forgotten(create.time, count - at, now));
+    let forgotten = oldest.count();
     let forgotten = known.drain(..forgotten).map(|(id, _)| id);
     for id in forgotten.chain(unreadable) {
         table.remove(id.as_str())?;

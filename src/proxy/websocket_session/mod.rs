@@ -275,8 +275,7 @@ impl WebSocketSession {
 
     /// The client is told so when the message that it has a part of has ended, and goes then.
     pub fn close_behind_message(&mut self, cause: Cause) {
-        let frames = || refusal_frames(&cause.into(), close_code(cause));
-        self.pending_close.get_or_insert_with(frames);
+        self.pending_close.get_or_insert_with(|| farewell(cause));
     }
 
     /// Whether the client has a part of a message, of which more can come.
@@ -296,8 +295,8 @@ impl WebSocketSession {
         }
         self.closed = true;
         self.turns.end_all(turns);
-        let frames = || refusal_frames(&cause.into(), close_code(cause));
-        ServerOutput::closing(self.is_client_between_messages().then(frames))
+        let is_between = self.is_client_between_messages();
+        ServerOutput::closing(is_between.then(|| farewell(cause)))
     }
 
     /// Whether a message of the proxy's own may follow what the client has. In the middle of a message the client would take
@@ -365,6 +364,11 @@ impl WebSocketSession {
 fn refusal_frames(refusal: &Refusal, close_code: u16) -> Bytes {
     let close = close_frame(close_code, refusal.cause.code(), None);
     Bytes::from([text_frame(&refusal.event(), None), close].concat())
+}
+
+/// What the client is told that goes for this cause.
+fn farewell(cause: Cause) -> Bytes {
+    refusal_frames(&cause.into(), close_code(cause))
 }
 
 /// The code that closes a connection for this cause.

@@ -74,7 +74,7 @@ pub(super) struct Http1Stream {
     /// again.
     answered_early: bool,
     error: ErrorPrefix,
-    head: ResponseScan,
+    scan: ResponseScan,
 }
 
 impl Http1Stream {
@@ -96,7 +96,7 @@ impl Http1Stream {
             wait: None,
             answered_early: false,
             error: ErrorPrefix::default(),
-            head: ResponseScan::default(),
+            scan: ResponseScan::default(),
         }
     }
 
@@ -151,10 +151,10 @@ impl Http1Stream {
         let received = &buf.filled()[before..];
         if !received.is_empty() {
             if !self.control().has_received() {
-                self.head = ResponseScan::default();
+                self.scan = ResponseScan::default();
             }
-            self.head.feed(received);
-            if self.head.lacks_size() {
+            self.scan.feed(received);
+            if self.scan.lacks_size() {
                 // Pingora would take it for the end of a response that is cut.
                 return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
             }
@@ -193,7 +193,7 @@ impl Http1Stream {
                 break;
             }
         }
-        self.head.status().filter(|_| self.control().has_received())
+        self.scan.status().filter(|_| self.control().has_received())
     }
 
     /// Gathers a piece of the request, or writes it behind what was gathered.
@@ -312,7 +312,7 @@ impl Http1Stream {
             };
             self.error.bytes.extend_from_slice(read.filled());
             let has_begun = self.error.has_begun();
-            let status = self.head.status();
+            let status = self.scan.status();
             let may_be_error =
                 has_begun && status.is_none_or(|status| (400..500).contains(&status));
             let body = may_be_error.then(|| response_body(&self.error.bytes).unwrap_or_default());
@@ -364,7 +364,7 @@ impl Http1Stream {
     fn is_used_up(&self) -> bool {
         let is_idle = self.control().phase() == AwaitedPhase::Idle;
         let is_odd =
-            self.answered_early || !self.gathered.is_empty() || self.head.has_two_framings();
+            self.answered_early || !self.gathered.is_empty() || self.scan.has_two_framings();
         self.control().is_used_up() || (is_idle && is_odd)
     }
 

@@ -67,17 +67,16 @@ impl OutgoingBody {
         let mut state = self.0.lock();
         let taken = state.taken_bytes;
         while !state.is_done && state.poll_piece(cx).is_ready() {}
-        let since = state
-            .waits_since
-            .filter(|_| state.taken_bytes == taken)
-            .or_else(|| Some(Instant::now()));
-        state.waits_since = since.filter(|_| state.is_waiting());
+        state.waits_since = match state.waits_since {
+            _ if !state.is_waiting() => None,
+            Some(since) if state.taken_bytes == taken => Some(since),
+            _ => Some(Instant::now()),
+        };
     }
 
     /// Whether the upstream's window has let nothing of it through for so long.
     pub fn has_waited(&self, time: Duration) -> bool {
-        let state = self.0.lock();
-        let since = state.waits_since.filter(|_| state.is_waiting());
+        let since = self.0.lock().waits_since;
         since.is_some_and(|since| since.elapsed() >= time)
     }
 
@@ -186,6 +185,7 @@ impl State {
 
     fn stop(&mut self) {
         self.is_done = true;
+        self.waits_since = None;
         self.pieces.clear();
         self.waiting_bytes = 0;
         self.sender.wake();

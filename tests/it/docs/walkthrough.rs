@@ -4,14 +4,14 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use serde_json::{Map, Value};
 
 use super::page::{blocks, pages};
 use super::{read, root};
 use crate::support::client::Client;
-use crate::support::command::{command, run};
+use crate::support::command::{Running, command, run};
 use crate::support::tls::certificates;
 use crate::support::upstream::Reply;
 use crate::support::{eventually, proxy, upstream};
@@ -174,26 +174,15 @@ fn the_lines_of_troubleshooting_are_those_of_their_symptoms() {
     }
 }
 
-/// The proxy of the quick start; ended when dropped.
-struct Running(Child);
-
-impl Running {
-    fn start(folder: &Path, words: &str, address: SocketAddr) -> Self {
-        let arguments = words.trim_end_matches(" &").split(' ').skip(1);
-        let child = command(folder, &arguments.collect::<Vec<_>>())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        eventually("the proxy listens", || TcpStream::connect(address).ok());
-        Self(child)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
+/// The proxy of the quick start.
+fn start(folder: &Path, words: &str, address: SocketAddr) -> Running {
+    let arguments = words.trim_end_matches(" &").split(' ').skip(1);
+    let child = command(folder, &arguments.collect::<Vec<_>>())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("the proxy listens", || TcpStream::connect(address).ok());
+    Running(child)
 }
 
 #[test]
@@ -226,7 +215,7 @@ fn the_quick_start_leads_to_the_line_that_is_shown() {
     for command in commands.replace("\\\n", "").lines() {
         let command = command.split(" #").next().unwrap().trim();
         if command.starts_with("tiergate run") {
-            running = Some(Running::start(folder.path(), command, address));
+            running = Some(start(folder.path(), command, address));
         } else if command.starts_with("curl") {
             let (_, body) = command.split_once("-d '").unwrap();
             let client = Client::new(address).header("authorization", "Bearer sk-demo-1");
