@@ -41,18 +41,15 @@ pub struct BackgroundCreate {
     pub tier_reason: Option<String>,
 }
 
-/// What a response is remembered by: the name of its upstream, and its id there.
-pub fn background_id(upstream: &str, response_id: &str) -> String {
-    [upstream, "/", &id_or_digest(response_id)].concat()
-}
-
-/// The id, or the digest of one that is long. Responses were once remembered by it alone.
-pub fn id_or_digest(response_id: &str) -> Cow<'_, str> {
+/// What a response is remembered by: the name of its upstream, and its id there, or the digest of an id that is long or
+/// quotes a credential, `is_secret`: a store is no place for one.
+pub fn background_id(upstream: &str, response_id: &str, is_secret: bool) -> String {
     const LONGEST: usize = 128;
-    match response_id.len() {
-        ..=LONGEST => response_id.into(),
-        _ => hash_key(response_id.as_bytes()).into(),
-    }
+    let id = match is_secret || response_id.len() > LONGEST {
+        true => Cow::Owned(hash_key(response_id.as_bytes())),
+        false => Cow::Borrowed(response_id),
+    };
+    [upstream, "/", &id].concat()
 }
 
 /// Whether the oldest of so many responses is too old to be remembered.

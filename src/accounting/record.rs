@@ -12,9 +12,7 @@ use rust_decimal::Decimal;
 use uuid::Uuid;
 
 use crate::accounting::access_log::{AccessLog, AccessRecord, Millis, Transport};
-use crate::accounting::background::{
-    BackgroundCreate, BackgroundResponses, background_id, id_or_digest,
-};
+use crate::accounting::background::{BackgroundCreate, BackgroundResponses, background_id};
 use crate::accounting::metrics::Metrics;
 use crate::accounting::prices::Prices;
 use crate::accounting::redaction::{KnownKeys, Search, redacted};
@@ -328,8 +326,8 @@ impl RequestRecord {
         // Some gateways make the id of each answer anew: what was asked for is what the create was answered with.
         let asked = response_id_in_path(&request.path).into_iter();
         let ids = asked.chain(observed.response_id.as_deref());
-        let mut names =
-            ids.flat_map(|id| [background_id(upstream, id), id_or_digest(id).into_owned()]);
+        let mut names = ids
+            .flat_map(|id| [false, true].map(|is_secret| background_id(upstream, id, is_secret)));
         let (id, create) = names.find_map(|id| {
             let create = ledger.background.take(&id, self.time)?;
             Some((id, create))
@@ -676,7 +674,9 @@ fn remember(
     record: &AccessRecord<'_>,
     key_digest: Option<[u8; 32]>,
 ) {
-    let id = background_id(record.upstream.unwrap_or_default(), response_id);
+    // Of its id a line tells all but credentials.
+    let is_secret = record.response_id != Some(response_id);
+    let id = background_id(record.upstream.unwrap_or_default(), response_id, is_secret);
     let owned = |text: Option<&str>| text.map(str::to_owned);
     let create = BackgroundCreate {
         request_id: record.request_id,

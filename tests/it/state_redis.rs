@@ -503,23 +503,6 @@ fn a_background_response_is_billed_once_whichever_proxy_sees_its_end() {
 }
 
 #[test]
-fn a_background_response_that_was_remembered_without_its_upstream_is_billed() {
-    let Some(redis) = redis() else { return };
-    let create = json!({
-        "request_id": "019a5b2c-0000-7000-8000-000000000001",
-        "time": jiff::Timestamp::now(), "key": "carla", "service_tier": "priority",
-    });
-    let name = "tiergate:background:resp_1";
-    let mut client = redis.client();
-    let () = client.set(name, create.to_string()).unwrap();
-    let () = client.zadd("tiergate:index", name, 1).unwrap();
-    let upstream = upstream::json(ANSWER).run();
-    let proxy = member(&upstream, "5", &redis.url()).run();
-    proxy.client("sk-fast").get("/v1/responses/resp_1");
-    assert_eq!(proxy.record()["key"], "carla");
-}
-
-#[test]
 fn a_response_that_is_fetched_asks_the_server_only_where_it_is_to_be_billed() {
     let Some(redis) = redis() else { return };
     let upstream = background();

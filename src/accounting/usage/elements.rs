@@ -1,9 +1,9 @@
 //! The elements of an array within a document, which the scanner of the document passes over.
 
 use super::paths::{Paths, Shape};
-use super::strings::Strings;
 use super::{DEPTH_LIMIT, Usage, add_model};
 use crate::codec::json::Scanner;
+use crate::codec::json::Strings;
 
 /// The first element of a chat document's `choices`.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //! (<https://docs.litellm.ai/docs/completion/batching>), and Gemini's OpenAI door tells its errors so
 //! (<https://github.com/Simpleyyt/ai-manus/issues/101>).
 
-use super::strings::Strings;
+use crate::codec::json::Strings;
 
 /// Takes a JSON array apart at its elements. Whether they are valid is for whoever reads them to say.
 #[derive(Debug, Default)]

@@ -8,7 +8,6 @@ mod elements;
 mod list;
 mod observer;
 mod paths;
-mod strings;
 mod tally;
 mod usage_tally;
 

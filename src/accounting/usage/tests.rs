@@ -2382,3 +2382,19 @@ fn output_of_no_input_tells_that_the_input_is_missing() {
     assert_eq!(in_and_out(made.usage), [0, 120].map(Some));
     assert_eq!(made.usage_state, UsageState::Final);
 }
+
+#[test]
+fn what_is_nested_deeper_than_is_looked_at_takes_no_counts_away() {
+    let deep = format!(
+        r#""tools":{}"]"{}"#,
+        r#"[{"a":"#.repeat(DEPTH_LIMIT),
+        "}]".repeat(DEPTH_LIMIT)
+    );
+    let within = |text: &str| text.replace(r#""id":"resp_1""#, &format!(r#"{deep},"id":"resp_1""#));
+    let event = format!("data: {}\n\n", within(COMPLETED));
+    assert_eq!(observe_cut(Responses, true, &event), completed());
+    let body = r#"{"id":"resp_1","model":"gpt-5.5","status":"completed","service_tier":"priority","usage":{"input_tokens":3,"output_tokens":2}}"#;
+    let seen = observe_cut(Responses, false, &within(body));
+    assert_eq!(seen, observe_cut(Responses, false, body));
+    assert_eq!(in_and_out(seen.usage), [Some(3), Some(2)]);
+}

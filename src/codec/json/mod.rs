@@ -3,8 +3,10 @@
 //! know what a member means.
 
 mod brackets;
+mod deep;
 mod number;
 mod simd;
+mod strings;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -15,9 +17,11 @@ use std::borrow::Cow;
 use std::fmt;
 
 use brackets::Brackets;
+use deep::Deep;
 use number::{Number, Word};
 pub use simd::Kernel;
 use simd::{Piece, is_escape_letter};
+pub use strings::Strings;
 use token::Token;
 pub use unescape::unescape;
 use unescape::{unescape_into, valid_prefix};
@@ -132,6 +136,7 @@ pub struct Scanner {
     in_key: bool,
     brackets: Brackets,
     depth_limit: usize,
+    deep: Deep,
     /// How many of the open brackets are objects that are shown; these are always the outermost.
     shown: usize,
     /// What the visitor said of the latest shown key; the top-level object is always entered.
@@ -162,6 +167,7 @@ enum State {
     Hex,
     Number,
     Word,
+    Deep,
 }
 
 impl Scanner {
@@ -171,7 +177,8 @@ impl Scanner {
     }
 
     /// A scanner that also passes over what is no JSON and what many readers take all the same: bytes that are no UTF-8, control
-    /// characters and unknown escapes in strings, and the numbers `NaN`, `Infinity` and `-Infinity`, as Python writes them.
+    /// characters and unknown escapes in strings, and the numbers `NaN`, `Infinity` and `-Infinity`, as Python writes them. Of
+    /// what is nested deeper than `depth_limit` it looks for the end.
     pub fn lenient(depth_limit: usize) -> Scanner {
         Scanner::new(depth_limit).made_lenient()
     }
@@ -195,6 +202,7 @@ impl Scanner {
             in_key: false,
             brackets: Brackets::default(),
             depth_limit,
+            deep: Deep::default(),
             shown: 0,
             interest: Interest::Enter,
             key_start: 0,
@@ -269,6 +277,7 @@ impl Scanner {
                 State::Hex => self.hex(bytes, at)?,
                 State::Number => self.number(bytes, at, visitor)?,
                 State::Word => self.word(bytes, at, visitor)?,
+                State::Deep => self.pass_deep(bytes, at, visitor),
                 _ if self.brackets.depth > self.shown => {
                     self.walk::<_, false>(piece, at, visitor)?
                 }
@@ -513,7 +522,7 @@ impl Scanner {
     #[inline]
     fn open<const SHOWN: bool>(&mut self, object: bool) -> Option<()> {
         if self.brackets.depth == self.depth_limit {
-            return self.refuse(Fault::TooDeep);
+            return self.enter_deep(object);
         }
         if SHOWN && object && self.shown == self.brackets.depth && self.interest == Interest::Enter
         {
@@ -526,6 +535,25 @@ impl Scanner {
             State::FirstElement
         };
         Some(())
+    }
+
+    #[cold]
+    fn enter_deep(&mut self, object: bool) -> Option<()> {
+        if !self.is_lenient {
+            return self.refuse(Fault::TooDeep);
+        }
+        self.deep = Deep::behind_bracket(object);
+        self.state = State::Deep;
+        Some(())
+    }
+
+    fn pass_deep<V: Visitor>(&mut self, bytes: &[u8], at: usize, visitor: &mut V) -> usize {
+        let Some(length) = self.deep.find_end(&bytes[at..]) else {
+            return bytes.len();
+        };
+        let end = at + length;
+        self.end_value::<_, true>(self.deep.kind(), &[], end, visitor);
+        end
     }
 
     #[inline]
@@ -711,10 +739,10 @@ impl Scanner {
 }
 
 impl State {
-    /// Whether the next byte belongs to the token of the one before.
+    /// Whether the next byte belongs to the token of the one before, or to what is passed over.
     fn is_in_token(self) -> bool {
         use State::*;
-        matches!(self, String | Escape | Hex | Number | Word)
+        matches!(self, String | Escape | Hex | Number | Word | Deep)
     }
 }
 

@@ -215,3 +215,44 @@ fn what_was_shown_before_a_fault_stays_true() {
     );
     assert_eq!(result, Err(Fault::InvalidJson { at: 11 }));
 }
+
+#[test]
+fn what_is_too_deep_ends_the_document_or_is_passed_over_by_a_lenient_scanner() {
+    const LIMIT: usize = 3;
+    let deep = r#"{"e":{"a":[1,{"x":"]}\\\"]"},[[{"y":NaN,}]]],"c":2},"c":3}"#;
+    let shallow = r#"{"e":{"a":[1,{},[]],"c":2},"c":3}"#;
+    let shown = |document: &str, scanner: Scanner, step: usize| {
+        let (mut recorder, mut scanner) = (Recorder::default(), scanner);
+        let mut pieces = document.as_bytes().chunks(step);
+        let fed = pieces.try_for_each(|piece| scanner.feed(piece, &mut recorder));
+        let texts = recorder.events.iter().map(|event| {
+            let cut = event.rfind(" at ").or(event.rfind(" to "));
+            event[..cut.unwrap()].to_owned()
+        });
+        (
+            texts.collect::<Vec<_>>(),
+            fed.and_then(|()| scanner.finish()),
+        )
+    };
+    for step in 1..=deep.len() {
+        let strict = shown(deep, Scanner::new(LIMIT), step);
+        assert_eq!(strict.1, Err(Fault::TooDeep), "{step}");
+        let lenient = shown(deep, Scanner::lenient(LIMIT), step);
+        assert_eq!(
+            lenient,
+            shown(shallow, Scanner::new(LIMIT + 1), step),
+            "{step}"
+        );
+        let cut = &deep[..deep.find('y').unwrap()];
+        assert!(
+            shown(cut, Scanner::lenient(LIMIT), step).1.is_err(),
+            "{step}"
+        );
+    }
+    // Also where what is too deep is shown.
+    for shown_value in [r#"{"c":[[]]}"#, r#"{"e":{"x":{}}}"#] {
+        let lenient = shown(shown_value, Scanner::lenient(1), 1);
+        assert_eq!(lenient.1, Ok(()), "{shown_value}");
+        assert_eq!(lenient.0.len(), 2, "{shown_value}");
+    }
+}

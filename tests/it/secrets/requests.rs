@@ -1,5 +1,7 @@
 //! Keys in requests and in answers, through every kind of success and failure.
 
+use std::fs;
+
 use super::canary::{Planted, talkative};
 use crate::support::client::Client;
 use crate::support::eventually;
@@ -328,6 +330,39 @@ fn a_part_of_the_requests_own_key_is_not_told() {
             "{line}"
         );
     }
+}
+
+/// What it came to is billed all the same.
+#[test]
+fn a_key_in_the_id_of_a_background_response_is_not_stored() {
+    let mut planted = Planted::default();
+    let key = planted.key("fast");
+    let id = format!("resp_{key}");
+    let queued = format!(r#"{{"id":"{id}","status":"queued","background":true}}"#);
+    let made = format!(
+        r#"{{"id":"{id}","status":"completed","usage":{{"input_tokens":7,"output_tokens":1}}}}"#
+    );
+    let replies = [queued, made].map(|body| reply(200).json(&body));
+    let upstream = upstream::script(replies).run();
+    let proxy = proxy::new()
+        .policy(&policy(&mut planted))
+        .upstream(&upstream)
+        .setting("state: state.redb")
+        .run();
+    let bearer = format!("Bearer {key}");
+    let client = proxy.anonymous().header("Authorization", &bearer);
+    client.post(PATH, r#"{"background":true}"#);
+    let stored = eventually("the create is stored", || {
+        let stored = fs::read(proxy.path("state.redb")).ok()?;
+        let has_create = stored.windows(10).any(|text| text == b"request_id");
+        has_create.then_some(stored)
+    });
+    planted.assert_not_in(&stored, "the state");
+    client.get(&format!("/v1/responses/{id}"));
+    let billed = &proxy.access_log(2)[1];
+    assert_eq!(billed["input_tokens"], 7);
+    assert!(!billed["of_request"].is_null());
+    planted.assert_not_told_by(&proxy);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 /// Where bytes stand.
 #[derive(Debug, Default)]
-pub(super) struct Strings {
+pub struct Strings {
     within: bool,
     /// The last byte of the string under way was a backslash that escapes the next.
     escaped: bool,
