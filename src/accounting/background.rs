@@ -114,14 +114,24 @@ impl BackgroundResponses {
     pub fn take(&self, response_id: &str, now: Timestamp) -> Option<BackgroundCreate> {
         let mut table = self.table.lock();
         table.forget(now, MAX_RESPONSES);
-        table.unsaved.remove(response_id);
         table.creates.remove(response_id)
+    }
+
+    /// Whether the store has not been told of it yet.
+    pub fn is_unsaved(&self, response_id: &str) -> bool {
+        self.table.lock().unsaved.contains(response_id)
+    }
+
+    /// It was taken, and the store knows whose bill it is on.
+    pub fn note_claimed(&self, response_id: &str) {
+        self.table.lock().unsaved.remove(response_id);
     }
 
     /// The store is to be told that this is billed. It is told even where it may not know of it: that may be on its way.
     pub fn note_settled(&self, response_id: &str) {
         let mut table = self.table.lock();
         table.creates.remove(response_id);
+        table.unsaved.remove(response_id);
         if table.has_store {
             table.settled.push(response_id.to_owned());
         }

@@ -367,6 +367,43 @@ keys:
     assert_told(&proxy.access_log(3)[2], &told);
 }
 
+/// As in an upgrade, in which the old process has requests to finish.
+#[test]
+fn a_background_response_is_billed_once_by_two_processes_with_one_state_file() {
+    const FETCHES: usize = 8;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("state.redb");
+    let queued = reply(200).json(r#"{"id":"resp_1","status":"queued","background":true}"#);
+    let done = (0..FETCHES).map(|_| reply(200).json(&made("big", "priority")));
+    let upstream = upstream::script([queued].into_iter().chain(done).collect::<Vec<_>>()).run();
+    let run = || {
+        proxy::new()
+            .upstream(&upstream)
+            .setting(&format!("state: {}", file.display()))
+            .prices(PRICES)
+            .run()
+    };
+    let old = run();
+    let create = r#"{"model":"big","background":true}"#;
+    old.client("sk-fast").post("/v1/responses", create);
+    eventually("the create is in the file", || {
+        let stored = std::fs::read(&file).ok()?;
+        let has_create = stored.windows(10).any(|text| text == b"request_id");
+        has_create.then_some(())
+    });
+    let proxies = [old, run()];
+    std::thread::scope(|scope| {
+        for fetch in 0..FETCHES {
+            let proxy = &proxies[fetch % 2];
+            scope.spawn(move || proxy.client("sk-fast").get("/v1/responses/resp_1"));
+        }
+    });
+    let lines = [1, 0].into_iter().zip(&proxies);
+    let lines = lines.flat_map(|(creates, proxy)| proxy.access_log(creates + FETCHES / 2));
+    let billed = lines.filter(|line| !line["cost_usd"].is_null());
+    assert_eq!(billed.count(), 1);
+}
+
 #[test]
 fn a_background_response_of_a_group_that_is_gone_charges_no_budget() {
     let upstream = background_upstream();

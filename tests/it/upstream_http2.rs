@@ -692,6 +692,26 @@ fn an_early_answer_that_a_reset_without_error_follows_reaches_its_client() {
     });
 }
 
+/// Such a reset ends no response: it asks to stop what is sent behind a whole one (RFC 9113 §8.1).
+#[test]
+fn an_early_answer_that_is_reset_without_error_before_its_end_is_cut() {
+    const PART: &str = r#"{"half":"#;
+    for large in LARGE {
+        let upstream = upstream(|peer| {
+            peer.opens_window = false;
+            while let Some(stream) = peer.head() {
+                peer.respond(stream, 200, &[("content-type", "application/json")]);
+                peer.data(stream, PART.as_bytes());
+                peer.reset(stream, NO_ERROR);
+            }
+        });
+        let proxy = behind(&upstream);
+        let cut = large.send(&proxy).answer();
+        assert_eq!(told(&cut), (200, false, PART), "{large:?}");
+        assert_eq!(proxy.record()["outcome"], "upstream_cut", "{large:?}");
+    }
+}
+
 #[test]
 fn an_early_answer_with_its_window_shut_reaches_its_client_at_once() {
     assert_answered_early(|peer, stream| peer.json(stream, 429, r#"{"error":{}}"#));

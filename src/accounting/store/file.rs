@@ -173,6 +173,39 @@ impl StateFile {
         Ok(())
     }
 
+    /// See [`super::Store::claim`]; none where the file cannot tell: it cannot be used, or is not the one that it was.
+    pub fn claim(&self, background: &BackgroundResponses, id: &str) -> Option<bool> {
+        let claimed = self.unless_damaged(|| self.claim_in_file(background, id));
+        claimed.ok().flatten()
+    }
+
+    fn claim_in_file(
+        &self,
+        background: &BackgroundResponses,
+        id: &str,
+    ) -> Result<Option<bool>, StoreError> {
+        let database = self.database()?;
+        let mut seen = self.seen.lock();
+        let transaction = database.begin_write().map_err(broken)?;
+        let (edition, found) = {
+            let mut table = transaction.open_table(EDITION).map_err(broken)?;
+            next_edition(&mut table, *seen).map_err(broken)?
+        };
+        if found != Found::Intact {
+            return Ok(None);
+        }
+        let was_there = {
+            let mut table = transaction.open_table(BACKGROUND).map_err(broken)?;
+            table.remove(id).map_err(broken)?.is_some()
+        };
+        if was_there {
+            transaction.commit().map_err(broken)?;
+            *seen = Some(edition);
+        }
+        // No exchange runs meanwhile: what was saved and is not there any more, another process has taken out.
+        Ok(Some(was_there || background.is_unsaved(id)))
+    }
+
     /// Returns when there is something to exchange, or another process may have something.
     pub async fn next_exchange(&self) {
         let pause = (*self.took.lock() * PAUSE_FACTOR).clamp(SHORTEST_PAUSE, EXCHANGE_EVERY);
@@ -604,14 +637,18 @@ mod tests {
     #[test]
     fn a_background_response_is_billed_once_by_whichever_process_sees_its_end() {
         let folder = tempfile::tempdir().unwrap();
-        let store = StateFile::open(&folder.path().join("state.redb")).unwrap();
+        let path = folder.path().join("state.redb");
+        let [old_file, new_file] = [(); 2].map(|()| StateFile::open(&path).unwrap());
         let (budgets, now) = (Budgets::default(), Timestamp::now());
         let create = BackgroundCreate::sample(now);
         let (old, new) = (
             BackgroundResponses::with_store(),
             BackgroundResponses::with_store(),
         );
-        let exchange = |with: &BackgroundResponses| store.exchange(&budgets, with, now).unwrap();
+        let exchange = |with: &BackgroundResponses| {
+            let file = [&old_file, &new_file][usize::from(std::ptr::eq(with, &new))];
+            file.exchange(&budgets, with, now).unwrap();
+        };
         exchange(&old);
         exchange(&new);
         old.remember("resp_1", create.clone());
@@ -619,10 +656,16 @@ mod tests {
         exchange(&old);
         exchange(&new);
         assert_eq!(new.take("resp_1", now), Some(create.clone()));
-        new.note_settled("resp_1");
-        exchange(&new);
+        assert_eq!(new_file.claim(&new, "resp_1"), Some(true));
+        // The old one has not heard of it yet, and has it no more once it has.
+        assert_eq!(old.take("resp_1", now), Some(create.clone()));
+        assert_eq!(old_file.claim(&old, "resp_1"), Some(false));
         exchange(&old);
         assert_eq!(old.take("resp_1", now), None);
+        // Of this one the file has never heard.
+        old.remember("resp_3", create.clone());
+        assert_eq!(old.take("resp_3", now), Some(create.clone()));
+        assert_eq!(old_file.claim(&old, "resp_3"), Some(true));
         // The next start knows what is left.
         let next = BackgroundResponses::default();
         exchange(&next);

@@ -95,18 +95,22 @@ impl Store {
         }
     }
 
-    /// Whether processes that run at once bill by it.
-    pub fn is_shared(&self) -> bool {
-        matches!(self, Store::Redis(_))
-    }
-
-    /// Whether a response whose terminal status has come is billed here: false where another process has billed it. It may wait
-    /// for the network: not on a thread that serves requests.
+    /// Whether a response whose terminal status has come, and which was taken, is billed here: false where another process has
+    /// billed it. Where the store does not tell in time it is: rather twice than never. It may wait for the disk or the network:
+    /// not on a thread that serves requests.
     pub fn claim(&self, background: &BackgroundResponses, id: &str) -> bool {
-        match self {
-            Store::File(_) => true,
-            Store::Redis(server) => server.claim(background, id),
+        let claimed = match self {
+            Store::File(file) => file.claim(background, id),
+            Store::Redis(server) => server.claim(id),
+        };
+        match claimed {
+            Some(_) => background.note_claimed(id),
+            None => {
+                background.note_settled(id);
+                self.wake();
+            }
         }
+        claimed.unwrap_or(true)
     }
 }
 

@@ -38,6 +38,9 @@ use crate::upstream::{Attempts, Upstream};
 const PATH_BYTES: usize = 1024;
 const USER_AGENT_BYTES: usize = 512;
 
+/// How long the line of a background response waits to know whether another process has billed it.
+const CLAIM_TIME: Duration = Duration::from_secs(1);
+
 /// A request that is being served; Pingora's context for it.
 pub struct RequestContext {
     pub state: Arc<State>,
@@ -380,7 +383,8 @@ impl RequestContext {
         };
         let state = self.state.clone();
         let claim = tokio::task::spawn_blocking(move || state.claim(&id));
-        if !claim.await.unwrap_or(true) {
+        let claimed = tokio::time::timeout(CLAIM_TIME, claim).await;
+        if matches!(claimed, Ok(Ok(false))) {
             self.record.created_by = None;
         }
     }

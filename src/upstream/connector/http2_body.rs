@@ -46,8 +46,6 @@ struct State {
     waits_since: Option<Instant>,
     /// Its end was sent, or nothing of it is to be sent any more.
     is_done: bool,
-    /// The stream was ended by the upstream before all of it was sent.
-    is_refused: bool,
     /// The head of the response is here.
     is_answered: bool,
     sender: WakerSlot,
@@ -83,11 +81,6 @@ impl OutgoingBody {
     /// Whether bytes wait for the upstream's window.
     pub fn is_waiting(&self) -> bool {
         self.0.lock().is_waiting()
-    }
-
-    /// Whether the upstream ended the stream without the rest.
-    pub fn is_refused(&self) -> bool {
-        self.0.lock().is_refused
     }
 
     /// The head of the response is here: pieces are taken although others wait.
@@ -164,7 +157,7 @@ impl State {
         };
         stream.reserve_capacity(piece.len());
         let Some(Ok(room)) = ready!(stream.poll_capacity(cx)) else {
-            self.is_refused = true;
+            // The upstream has ended the stream without the rest.
             self.stop();
             return Poll::Ready(());
         };

@@ -201,7 +201,6 @@ impl Http2Session {
                 self.watchdog.progressed();
                 Poll::Ready(Ok(Some(piece)))
             }
-            Poll::Ready(Some(Err(error))) if self.is_end(&error) => Poll::Ready(Ok(None)),
             Poll::Ready(Some(Err(error))) => {
                 Poll::Ready(Err(self.explain(error, "the body of a response")))
             }
@@ -251,16 +250,6 @@ impl Http2Session {
                 Error::explain(ErrorType::ReadTimedout, "the response takes too long")
             }
         })
-    }
-
-    /// Whether a reset only says that the rest of the request is not wanted (RFC 9113 §8.1).
-    fn is_end(&self, error: &h2::Error) -> bool {
-        let in_good_order = error.is_reset() && error.reason() == Some(Reason::NO_ERROR);
-        let is_short = self
-            .response
-            .promised
-            .is_some_and(|promised| self.response.received < promised);
-        in_good_order && self.body.is_refused() && !is_short
     }
 
     /// An error of the h2 crate as an error of Pingora's, whose type says whether the request may be sent again.
@@ -446,16 +435,8 @@ impl Session for Http2Session {
 
     async fn check_response_end_or_error(&mut self, _in_head: bool) -> Result<bool> {
         if self.response.is_ended && self.response.trailers.is_none() {
-            // The h2 crate tells a stream that was cut by an error as ended, too (hyperium/h2#806).
-            self.session
-                .check_response_end_or_error()
-                .or_else(|error| {
-                    if self.body.is_refused() {
-                        Ok(true)
-                    } else {
-                        Err(error)
-                    }
-                })?;
+            // The h2 crate has told a stream that was cut by an error as ended, too (hyperium/h2#806).
+            self.session.check_response_end_or_error()?;
         }
         Ok(self.response.is_whole && self.response.trailers.is_none())
     }

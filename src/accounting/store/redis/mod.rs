@@ -143,15 +143,10 @@ impl RedisStore {
         self.changed.notify_one();
     }
 
-    /// See [`super::Store::claim`]. Where the server does not answer in time it is billed here: rather twice than never.
-    pub fn claim(&self, background: &BackgroundResponses, id: &str) -> bool {
-        match self.ask(&commands::bill(id)) {
-            Some(held) => held.is_none_or(|held| !held.is_empty()),
-            None => {
-                background.note_settled(id);
-                true
-            }
-        }
+    /// See [`super::Store::claim`]; none where the server does not answer in time.
+    pub fn claim(&self, id: &str) -> Option<bool> {
+        let held = self.ask(&commands::bill(id))?;
+        Some(held.is_none_or(|held| !held.is_empty()))
     }
 
     /// What the server answers to the question of a request; none where it does not in time.
@@ -481,6 +476,7 @@ fn write(connection: &mut Connection, commands: &[Cmd], process: &str) -> RedisR
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::accounting::store::Store;
     use crate::accounting::store::test::{NOW, at};
 
     #[test]
@@ -509,7 +505,8 @@ mod tests {
         .unwrap();
         background.remember("resp_1", create.clone());
         assert_eq!(background.take("resp_1", at(NOW)), Some(create));
-        assert!(store.claim(&background, "resp_1"));
+        // It is billed all the same, and told to the server later.
+        assert!(Store::Redis(Box::new(store)).claim(&background, "resp_1"));
         assert_eq!(background.take("resp_1", at(NOW)), None);
         assert_eq!(background.changes().settled, ["resp_1"]);
     }
