@@ -1,8 +1,8 @@
 //! A client's connection as Pingora reads and writes it, outside of TLS. It adds what Pingora 0.9.1 does not do itself: a
 //! time and a size for a whole request head (cloudflare/pingora#447), chunks that have one reading only, responses that are
 //! read on although their client has left, clients that are seen to leave behind a next request and told from those that only
-//! send no more, the pieces of a response written together, an end to floods of HTTP/2 frames, and a time for the client's part
-//! in the end of a connection of HTTP/2.
+//! send no more, the pieces of a response written together, an end to floods of HTTP/2 frames, a time for the client's part in
+//! the end of a connection of HTTP/2, and an end that takes no response away.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -21,6 +21,7 @@ use crate::codec::http2_flood::Http2Flood;
 use crate::proxy::client_connection::{ClientConnection, Wait};
 use crate::proxy::error_mapping::head_too_large;
 use crate::server::half_close::{PROBE, PROBES, has_hung_up};
+use crate::server::lingering_close::LingeringClose;
 use crate::upstream::backoff::BackoffTimer;
 use crate::upstream::connector::control::carrying;
 use crate::upstream::delegated::delegate_to_io;
@@ -33,6 +34,8 @@ const KEPT_BYTES: usize = 4 * 1024;
 const AHEAD_BYTES: usize = 16 * 1024;
 /// The preface of HTTP/2 (RFC 9113 §3.4).
 const PREFACE_BYTES: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
+/// More than the frames that end a connection, and less than any response has.
+const CONTROL_BYTES: usize = 64;
 /// The answer to the PING with which the h2 crate asks whether its first GOAWAY has arrived (its `Ping::SHUTDOWN`).
 const SHUTDOWN_PONG: &[u8] = b"\0\0\x08\x06\x01\0\0\0\0\x0b\x7b\xa2\xf0\x8b\x9b\xfe\x54";
 
@@ -73,6 +76,10 @@ enum Version {
         /// answered its PING, however long that takes, and ends the connection with the last of them. A client that is gone,
         /// or takes the GOAWAY for the end, never answers.
         pong: &'static [u8],
+        /// When something of a response was written last.
+        responded_at: Option<Instant>,
+        /// Our side has ended.
+        lingering: Option<LingeringClose>,
     },
 }
 
@@ -104,6 +111,8 @@ impl<S: IO> Downstream<S> {
             flood: Http2Flood::default(),
             drain: Some(ReusableBoxFuture::new(drain)),
             pong: SHUTDOWN_PONG,
+            responded_at: None,
+            lingering: None,
         };
         Self::new(io, version, None)
     }
@@ -343,8 +352,19 @@ impl<S: IO> Downstream<S> {
 
     /// What Pingora is to see of a write: none that could not be done, where the response is read on.
     fn written(&mut self, written: io::Result<usize>, length: usize) -> io::Result<usize> {
-        if let (Ok(count), Version::Http2 { flood, .. }) = (&written, &mut self.version) {
+        if let (
+            Ok(count),
+            Version::Http2 {
+                flood,
+                responded_at,
+                ..
+            },
+        ) = (&written, &mut self.version)
+        {
             flood.record_written(*count);
+            if *count > CONTROL_BYTES {
+                *responded_at = Some(Instant::now());
+            }
         }
         if written.is_err() && self.client_aborted() {
             self.broken = true;
@@ -467,7 +487,22 @@ impl<S: IO> AsyncWrite for Downstream<S> {
         if !this.broken {
             ready!(this.poll_send(cx))?;
         }
-        Pin::new(&mut this.io).poll_shutdown(cx)
+        let Version::Http2 {
+            responded_at,
+            lingering,
+            ..
+        } = &mut this.version
+        else {
+            return Pin::new(&mut this.io).poll_shutdown(cx);
+        };
+        if lingering.is_none() {
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+        }
+        let Some(responded_at) = *responded_at else {
+            return Poll::Ready(Ok(()));
+        };
+        let lingering = lingering.get_or_insert_with(|| LingeringClose::new(responded_at));
+        lingering.poll_over(&mut this.io, cx).map(Ok)
     }
 }
 

@@ -5,6 +5,7 @@ pub(crate) mod binary_upgrade;
 pub(crate) mod connection_limit;
 pub(crate) mod downstream;
 mod half_close;
+mod lingering_close;
 pub(crate) mod listener;
 pub mod logging;
 mod proxy_app;

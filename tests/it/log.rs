@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
+use socket2::SockRef;
 use tempfile::TempDir;
 
 use crate::support::client::Connection;
 use crate::support::command::{Running, command};
-use crate::support::frames::{self, DATA, END_HEADERS, END_STREAM, HEADERS, head};
+use crate::support::frames::{self, DATA, END_HEADERS, END_STREAM, HEADERS, PING, head};
 use crate::support::h2::{self, Framing};
 use crate::support::proxy::{self, Proxy, lines_of};
 use crate::support::upstream::{self, Reply, Upstream, reply};
@@ -754,6 +755,47 @@ fn a_drain_does_not_wait_for_clients_of_http_2_that_have_fallen_silent() {
     let _ = running.read_to_end(&mut read);
     let last = frames::frame(DATA, 0, 1, b"data: 2\n\n");
     assert!(read.windows(last.len()).any(|window| window == last));
+}
+
+/// What it says meanwhile must not meet a socket that nobody has any more.
+#[test]
+fn a_client_of_http_2_that_reads_slowly_gets_the_rest_of_its_response_in_a_drain() {
+    // Within the client's window, so that all of it leaves at once.
+    const LENGTH: usize = 60_000;
+    let upstream = upstream::json(&"x".repeat(LENGTH)).run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .tls()
+        .setting("server: {drain: 60s}")
+        .run();
+    let socket = TcpStream::connect(proxy.tls_address).unwrap();
+    SockRef::from(&socket).set_recv_buffer_size(4096).unwrap();
+    let mut client = frames::begin(socket);
+    let block = head("sk-plain", "/v1/embeddings");
+    client
+        .write_all(&frames::frame(HEADERS, END_HEADERS, 1, &block))
+        .unwrap();
+    client
+        .write_all(&frames::frame(DATA, END_STREAM, 1, b"{}"))
+        .unwrap();
+    proxy.access_log(1);
+    proxy.signal(libc::SIGTERM);
+    proxy.await_stderr("draining for at most");
+    let mut read = 0;
+    let mut room = [0; 2048];
+    while read < LENGTH {
+        // A client goes on although it cannot write.
+        let _ = client.write_all(&frames::frame(PING, 0, 0, &[0; 8]));
+        // Its pace.
+        std::thread::sleep(Duration::from_millis(20));
+        let count = client.read(&mut room).expect("the rest of the response");
+        assert!(count > 0, "an end behind {read} bytes");
+        read += count;
+    }
+    drop(client);
+    let begun = Instant::now();
+    assert_eq!(ended(proxy)[0]["outcome"], "ok");
+    assert!(begun.elapsed() < Duration::from_secs(5));
 }
 
 #[test]
