@@ -302,6 +302,21 @@ fn an_error_that_only_mentions_a_tier_refuses_none() {
 }
 
 #[test]
+fn an_error_that_is_reset_while_it_is_kept_back_is_cut() {
+    const PART: &str = r#"{"error":{"message":"no"#;
+    let begun = [error_head("Connection: close\r\n"), PART.into()].concat();
+    let cut = Reply::default().send(begun).reset();
+    let upstream = upstream::script([cut]).run_plain();
+    let proxy = proxy_to(&upstream);
+    let answer = proxy.client("sk-fast").post(PATH, BODY);
+    assert_eq!(
+        (answer.status, answer.whole, answer.text()),
+        (400, false, PART)
+    );
+    assert_told(&proxy.record(), &json!({"outcome": "upstream_cut"}));
+}
+
+#[test]
 fn an_error_of_another_kind_is_not_waited_for() {
     let body = r#"{"error":{"message":"no","param":"model"}}"#;
     let upstream = upstream::script([reply(400).json(body)]).run();

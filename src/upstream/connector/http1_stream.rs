@@ -58,7 +58,7 @@ pub(super) struct Http1Stream {
     /// What is left of a message of the proxy's own, which goes out behind what was gathered. It may be long, and counts
     /// against the budget for bodies for as long as it is here.
     message: Bytes,
-    /// What came of a response while its request was written, from `taken` on, and the error behind it.
+    /// What came of a response before Pingora is to see it, from `taken` on, and the error behind it.
     early: Vec<u8>,
     taken: usize,
     early_error: Option<io::Error>,
@@ -301,6 +301,7 @@ impl Http1Stream {
             let mut room = [0; 4096];
             let mut read = ReadBuf::new(&mut room);
             let polled = self.poll_receive(cx, &mut read);
+            let is_pending = polled.is_pending();
             let has_ended = match polled {
                 Poll::Pending if !self.error.has_begun() => return Poll::Pending,
                 Poll::Pending => self.error.poll_over(cx).is_ready(),
@@ -308,7 +309,10 @@ impl Http1Stream {
                 Poll::Ready(Err(error)) if !self.error.has_begun() => {
                     return Poll::Ready(Err(error));
                 }
-                Poll::Ready(Err(_)) => true,
+                Poll::Ready(Err(error)) => {
+                    self.early_error = Some(error);
+                    true
+                }
             };
             self.error.bytes.extend_from_slice(read.filled());
             let has_begun = self.error.has_begun();
@@ -327,7 +331,7 @@ impl Http1Stream {
                 self.control().end_error(body.map(|(body, _)| body.into()));
                 return Poll::Ready(Ok(()));
             }
-            if polled.is_pending() {
+            if is_pending {
                 return Poll::Pending;
             }
         }
