@@ -11,7 +11,7 @@ use super::record::Record;
 use super::request::Draft;
 
 /// Members that mean something here. The others are reported as dropped.
-const KNOWN: [&str; 31] = [
+const KNOWN: [&str; 33] = [
     "model",
     "messages",
     "tools",
@@ -40,6 +40,8 @@ const KNOWN: [&str; 31] = [
     "n",
     "modalities",
     "prompt_cache_retention",
+    "prompt_cache_options",
+    "moderation",
     "prediction",
     "logit_bias",
     "audio",
@@ -49,7 +51,16 @@ const KNOWN: [&str; 31] = [
 const REFUSED: [&str; 3] = ["prediction", "logit_bias", "audio"];
 
 /// Members that only OpenAI itself takes.
-const OPENAI_ONLY: [&str; 3] = ["metadata", "safety_identifier", "prompt_cache_retention"];
+const OPENAI_ONLY: [&str; 5] = [
+    "metadata",
+    "safety_identifier",
+    "prompt_cache_retention",
+    "prompt_cache_options",
+    MODERATION,
+];
+
+/// An answer that the client wanted to be looked at, and was not, would be a wrong one.
+const MODERATION: &str = "moderation";
 
 /// The request to send.
 pub(crate) fn convert<'a, 'u>(
@@ -211,7 +222,15 @@ fn set_passed<'a>(draft: &mut Draft<'a, '_>, body: &Record<'_, 'a>) -> Result<()
     body.record("metadata")?;
     body.text("safety_identifier")?;
     body.text("prompt_cache_retention")?;
+    body.record("prompt_cache_options")?;
+    body.record(MODERATION)?;
     let is_openai = draft.upstream.kind == UpstreamKind::OpenAi;
+    if !is_openai && body.says(MODERATION) {
+        return Err(Refusal::invalid(
+            MODERATION,
+            "not supported by this upstream",
+        ));
+    }
     for name in OPENAI_ONLY {
         match body.node(name) {
             Some(value) if is_openai => draft.set(name, value.clone()),

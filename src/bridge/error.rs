@@ -22,6 +22,8 @@ pub struct Refusal {
     pub message: String,
     /// Chat's `error.param`: the member at fault.
     pub param: Option<String>,
+    /// Messages' `error.details`, its `error_code`: what the client may do about it.
+    pub detail: Option<&'static str>,
     /// The cause that the access log and the error body name: [`Cause::UnsupportedByBridge`] or [`Cause::ModelNotMapped`].
     pub cause: Cause,
 }
@@ -35,7 +37,20 @@ impl Refusal {
             kind: "invalid_request_error",
             message: format!("{param}: {}", what.as_ref()),
             param: Some(param),
+            detail: None,
             cause: Cause::UnsupportedByBridge,
+        }
+    }
+
+    /// 400: the rest of the conversation is held by nobody. At this `error_code` Anthropic's SDKs send all of it, and go on
+    /// so (`ThreadState` of its Python SDK 2.15.0).
+    pub(crate) fn held_conversation(place: &'static str) -> Self {
+        Refusal {
+            detail: Some("thread_unsupported_request"),
+            ..Self::invalid(
+                place,
+                "send the whole conversation: no part of it is kept here",
+            )
         }
     }
 
@@ -46,6 +61,7 @@ impl Refusal {
             kind: "not_found_error",
             message: format!("model: {name}"),
             param: Some("model".to_owned()),
+            detail: None,
             cause: Cause::ModelNotMapped,
         }
     }
@@ -57,6 +73,7 @@ impl Refusal {
             kind: "not_found_error",
             message: "counting tokens is not available on this upstream".to_owned(),
             param: None,
+            detail: None,
             cause: Cause::UnsupportedByBridge,
         }
     }
@@ -76,6 +93,7 @@ impl Refusal {
             message: self.message.clone(),
             param: self.param.clone(),
             code: Some(self.cause.code().to_owned()),
+            detail: self.detail,
         };
         Answer::error(self.status, protocol, &words, request_id).never_retry()
     }
@@ -149,13 +167,21 @@ pub(crate) struct ErrorWords {
     pub(crate) param: Option<String>,
     /// `code`, of Chat.
     pub(crate) code: Option<String>,
+    /// `details.error_code`, of Messages.
+    pub(crate) detail: Option<&'static str>,
 }
 
 impl ErrorWords {
     pub(crate) fn object(&self, protocol: Protocol) -> Object<'static> {
         let (kind, message) = (Node::text(&self.kind), Node::text(&self.message));
         match protocol {
-            Protocol::Messages => object! {"type": kind, "message": message},
+            Protocol::Messages => {
+                let mut error = object! {"type": kind, "message": message};
+                if let Some(detail) = self.detail {
+                    error.push("details", object! {"error_code": Node::text(detail)});
+                }
+                error
+            }
             Protocol::Chat => object! {
                 "message": message,
                 "type": kind,

@@ -17,7 +17,7 @@ use crate::config::bridge::{Effort, SystemAs};
 use std::borrow::Cow;
 
 /// Members that mean something here. The others are reported as dropped.
-const KNOWN: [&str; 14] = [
+const KNOWN: [&str; 15] = [
     "model",
     "messages",
     "system",
@@ -26,6 +26,7 @@ const KNOWN: [&str; 14] = [
     "max_tokens",
     "thinking",
     "output_config",
+    "output_format",
     "stream",
     "stop_sequences",
     "speed",
@@ -35,7 +36,10 @@ const KNOWN: [&str; 14] = [
 ];
 
 /// Members without which the answer would be wrong.
-const REFUSED: [&str; 2] = ["mcp_servers", "container"];
+const REFUSED: [&str; 3] = ["mcp_servers", "container", "compaction"];
+
+/// A conversation that the server is to hold, so that later requests have only what is new.
+const THREAD: &str = "thread";
 
 /// What Claude Code puts before its system prompt. It changes with every version, and would make the upstream's cache
 /// miss.
@@ -139,12 +143,15 @@ pub(crate) fn client_tier(
 
 /// 400 for what would give a wrong answer if it were dropped.
 fn refuse_unsupported(body: &Record<'_, '_>) -> Result<(), Refusal> {
-    match REFUSED.into_iter().find(|name| body.says(name)) {
-        Some(name) => Err(Refusal::invalid(
-            name,
-            "not supported by this gateway's upstream",
-        )),
-        None => Ok(()),
+    if let Some(name) = REFUSED.into_iter().find(|name| body.says(name)) {
+        let what = "not supported by this gateway's upstream";
+        return Err(Refusal::invalid(name, what));
+    }
+    // One that begins a thread has all of the conversation.
+    let thread = body.record(THREAD)?;
+    match thread.map(|thread| thread.word("type")).transpose()? {
+        Some(kind) if kind != "create" => Err(Refusal::held_conversation(THREAD)),
+        _ => Ok(()),
     }
 }
 
@@ -221,11 +228,11 @@ fn set_include(draft: &mut Draft<'_, '_>) {
     draft.set_include(include);
 }
 
-/// `output_config.format`.
+/// `output_config.format`, or `output_format`, as it was called before and LiteLLM 1.110 calls it.
 fn set_format<'a>(draft: &mut Draft<'a, '_>, body: &Record<'_, 'a>) -> Result<(), Refusal> {
     let config = body.record("output_config")?;
     let format = config.map(|config| config.record("format")).transpose()?;
-    let Some(format) = format.flatten() else {
+    let Some(format) = format.flatten().or(body.record("output_format")?) else {
         return Ok(());
     };
     if format.word("type")? != "json_schema" {

@@ -58,6 +58,7 @@ impl Verdict {
                 message,
                 param: None,
                 code: None,
+                detail: None,
             },
             retry: true,
             retry_after: None,
@@ -281,6 +282,7 @@ impl Report {
                 message: self.text(),
                 param: self.param.clone(),
                 code: self.code.clone(),
+                detail: None,
             };
         }
         verdict.retry = status >= 429;

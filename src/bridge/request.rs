@@ -13,7 +13,7 @@ use crate::config::bridge::{Effort, StopSequences};
 
 /// The members of a request, in the order in which they are sent: what changes least comes first, because the upstream
 /// caches the beginning of a prompt.
-const ORDER: [&str; 19] = [
+const ORDER: [&str; 21] = [
     "model",
     "instructions",
     "tools",
@@ -29,8 +29,10 @@ const ORDER: [&str; 19] = [
     "top_p",
     "prompt_cache_key",
     "prompt_cache_retention",
+    "prompt_cache_options",
     "metadata",
     "safety_identifier",
+    "moderation",
     "store",
     "stream",
 ];
