@@ -474,6 +474,21 @@ fn no_text_of_a_client_is_a_formula_in_a_spreadsheet() {
     );
 }
 
+/// Shippers write some texts in other ways than the proxy does.
+#[test]
+fn a_text_is_one_row_however_it_is_spelled() {
+    let own = line(1, r#"{"key":"ü/<b>"}"#);
+    let spelled = |seq, key: &str| line(seq, "{}").replace(r#""alice""#, key);
+    let lines = [
+        own,
+        spelled(2, r#""\u00fc/<b>""#),
+        spelled(3, r#""ü\/\u003cb>""#),
+        spelled(4, r#""\u00FC/\u003Cb\u003e""#),
+    ];
+    let report = Report::of(&lines).by("key").format(Format::Csv);
+    assert_eq!(report.columns("key,requests"), ["ü/<b>,4"]);
+}
+
 #[test]
 fn what_has_no_price_is_told_by_the_model_that_would_be_priced() {
     let served = r#"{"model_served":"model-b","tier_billed_by":"served","cost_usd":null}"#;

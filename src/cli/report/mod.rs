@@ -263,7 +263,8 @@ impl<'o> Report<'o> {
     fn add(&mut self, line: &Line<'_>, sums: &Sums) {
         self.key.clear();
         for by in &self.options.by {
-            self.key.push_str(self.values.raw(*by, line));
+            let raw = self.values.raw(*by, line);
+            self.key.push_str(&line::own_spelling(raw));
             self.key.push('\n');
         }
         match self.rows.get_mut(self.key.as_str()) {

@@ -58,7 +58,8 @@ impl Charts {
         if let Some(day) = line::decode(day) {
             self.days.entry(day.into()).or_default().tiers[tier_of(line)].add(sums);
         }
-        let key = format!("{}\n{}", line.raw(KEY), line.raw(GROUP));
+        let [key, group] = [KEY, GROUP].map(|field| line::own_spelling(line.raw(field)));
+        let key = format!("{key}\n{group}");
         self.keys.entry(key.into()).or_default().add(sums);
     }
 
