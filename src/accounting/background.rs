@@ -35,6 +35,9 @@ pub struct BackgroundCreate {
     pub group: Option<String>,
     pub platform: Option<String>,
     pub model: Option<String>,
+    /// Whether it may have asked for another.
+    #[serde(default)]
+    pub has_several_models: bool,
     /// As sent upstream.
     pub service_tier: Option<String>,
     pub service_tier_client: Option<String>,
@@ -224,6 +227,7 @@ impl BackgroundCreate {
             group: None,
             platform: None,
             model: None,
+            has_several_models: false,
             service_tier: Some("priority".to_owned()),
             service_tier_client: None,
             tier_reason: None,

@@ -22,7 +22,7 @@ use crate::accounting::usage::{Observed, Usage, UsageState};
 use crate::codec::cut;
 use crate::codec::error::{Cause, Outcome};
 use crate::codec::json::CAPTURE_BYTES;
-use crate::codec::service_tier::{PRIORITY, RequestFields, canonical};
+use crate::codec::service_tier::{PRIORITY, RequestFields, canonical, is_fast};
 use crate::codec::trace_context::TraceContext;
 use crate::config::{ServedTier, Upstream};
 use crate::policy::api_key::{RequestKey, key_id};
@@ -231,6 +231,8 @@ struct Billed<'a> {
     group: Option<&'a str>,
     platform: Option<&'a str>,
     model: Option<&'a str>,
+    /// Whether it is known that no other was asked for.
+    model_is_sure: bool,
     tier_client: Option<&'a str>,
     tier_sent: Option<&'a str>,
     tier_reason: Option<&'a str>,
@@ -363,7 +365,7 @@ impl RequestRecord {
         self.charge(&bill, ledger);
         let line = self.line(&bill, &texts, end);
         if let (UsageState::Deferred, Some(id)) = (line.usage_state, &observed.response_id) {
-            remember(ledger, id, &line, self.key_digest());
+            remember(ledger, id, &line, self);
         }
         ledger.log.append(&line);
         if let (Some(traces), Some(trace)) = (ledger.traces, &request.trace) {
@@ -395,7 +397,10 @@ impl RequestRecord {
         let priced_model = match model_served {
             Some(served) if is_trusted(end.upstream) => Some(served),
             // The upstream of a bridged request has never heard of the client's.
-            _ => texts.model_upstream.as_deref().or(model),
+            _ => texts
+                .model_upstream
+                .as_deref()
+                .or(model.filter(|_| to.model_is_sure)),
         };
         let cost = prices
             .filter(|_| usage != Usage::default() && !observed.lacks_price)
@@ -502,6 +507,7 @@ impl RequestRecord {
             group: self.group.as_ref().map(|group| &*group.name),
             platform: self.group.as_ref().map(|group| group.platform.as_str()),
             model: texts.model.as_deref(),
+            model_is_sure: !self.facts.several_models,
             tier_client: texts.tier_client.as_deref(),
             tier_sent: texts.tier_sent.as_deref(),
             tier_reason: self.tier_reason(termination),
@@ -605,7 +611,7 @@ impl RequestRecord {
             billed_by: Some(if by_served { "served" } else { "sent" }),
             downgraded: by_served
                 && sent.map(canonical) == Some(PRIORITY)
-                && served.map(canonical) != Some(PRIORITY),
+                && !served.is_some_and(is_fast),
         }
     }
 
@@ -652,6 +658,7 @@ impl<'a> Billed<'a> {
             group: create.group.as_deref(),
             platform: create.platform.as_deref(),
             model: create.model.as_deref(),
+            model_is_sure: !create.has_several_models,
             tier_client: create.service_tier_client.as_deref(),
             tier_sent: create.service_tier.as_deref(),
             tier_reason: create.tier_reason.as_deref(),
@@ -665,25 +672,26 @@ impl<'a> Billed<'a> {
 fn remember(
     ledger: &Ledger<'_>,
     response_id: &str,
-    record: &AccessRecord<'_>,
-    key_digest: Option<[u8; 32]>,
+    line: &AccessRecord<'_>,
+    request: &RequestRecord,
 ) {
     // Of its id a line tells all but credentials.
-    let is_secret = record.response_id != Some(response_id);
-    let id = background_id(record.upstream.unwrap_or_default(), response_id, is_secret);
+    let is_secret = line.response_id != Some(response_id);
+    let id = background_id(line.upstream.unwrap_or_default(), response_id, is_secret);
     let owned = |text: Option<&str>| text.map(str::to_owned);
     let create = BackgroundCreate {
-        request_id: record.request_id,
-        time: record.time,
-        key: owned(record.key),
-        key_digest,
-        key_id: owned(record.key_id),
-        group: owned(record.group),
-        platform: owned(record.platform),
-        model: owned(record.model),
-        service_tier: owned(record.service_tier),
-        service_tier_client: owned(record.service_tier_client),
-        tier_reason: owned(record.tier_reason),
+        request_id: line.request_id,
+        time: line.time,
+        key: owned(line.key),
+        key_digest: request.key_digest(),
+        key_id: owned(line.key_id),
+        group: owned(line.group),
+        platform: owned(line.platform),
+        model: owned(line.model),
+        has_several_models: request.facts.several_models,
+        service_tier: owned(line.service_tier),
+        service_tier_client: owned(line.service_tier_client),
+        tier_reason: owned(line.tier_reason),
     };
     ledger.background.remember(&id, create);
     if let Some(store) = ledger.store {

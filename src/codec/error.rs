@@ -42,6 +42,8 @@ pub enum Cause {
     BatchesNotForced,
     /// The group forces a tier, and the upstream has `messages: off` for `/v1/messages`.
     MessagesNotForced,
+    /// The group forces a tier, which cannot be set where the request asks for one.
+    TierNotForced,
     /// An upstream could read the path as another one.
     AmbiguousPath,
     /// The message is not well-formed HTTP: a bad chunk, a body that is not as long as announced.
@@ -407,6 +409,8 @@ const ROWS: [Row; Cause::Internal as usize + 1] = [
         "batches are not allowed for this API key: the service tier of its group could not be applied to them"),
     row(Cause::MessagesNotForced, 403, "messages_not_forced", PERMISSION, Denied, Never,
         "messages are not allowed for this API key: its upstream cannot apply the service tier of its group to them"),
+    row(Cause::TierNotForced, 403, "tier_not_forced", PERMISSION, Rejected, Never,
+        "the service tier of this API key's group cannot be set where such a request asks for one"),
     row(Cause::AmbiguousPath, 400, "ambiguous_path", INVALID, Denied, Never,
         "ambiguous path: it has an empty or dot segment, a backslash, or an escape of a plain character"),
     row(Cause::InvalidHttp, 400, "invalid_http", INVALID, Rejected, Never,

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
 
-use crate::codec::service_tier::{PRIORITY, canonical};
+use crate::codec::service_tier::is_fast;
 use crate::policy::group::{AtLimit, BudgetRule, Period, Scope};
 use crate::policy::{Group, TierAction, TierReason};
 
@@ -335,7 +335,7 @@ impl Group {
     ) -> Result<Option<TierAction>, u64> {
         let is_changed = action.is_some_and(|action| action.changes());
         let is_set = action.is_some_and(|action| action.asks_for_priority());
-        let is_fast = is_set || (!is_changed && own.map(canonical) == Some(PRIORITY));
+        let is_fast = is_set || (!is_changed && own.is_some_and(is_fast));
         let Some(rule) = self.budget.as_ref().filter(|_| is_fast) else {
             return Ok(action);
         };
@@ -352,7 +352,7 @@ impl Group {
         rule.is_some_and(|rule| rule.then == AtLimit::Refuse)
     }
 
-    /// Counts what a request by this key cost, if it was billed as priority and there is a budget, and says whether it did.
+    /// Counts what a request by this key cost, if it was billed as a fast tier and there is a budget, and says whether it did.
     pub fn charge(
         &self,
         key: &[u8; 32],
@@ -362,7 +362,7 @@ impl Group {
         now: Timestamp,
     ) -> bool {
         let rule = self.budget.as_ref();
-        let Some(rule) = rule.filter(|_| billed_tier == Some(PRIORITY)) else {
+        let Some(rule) = rule.filter(|_| billed_tier.is_some_and(is_fast)) else {
             return false;
         };
         budgets.charge(rule, &rule.account(&self.name, key), usd, now);

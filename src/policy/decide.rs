@@ -306,6 +306,17 @@ impl TierAction {
         }
     }
 
+    /// Whether it can be done to a body that says this.
+    ///
+    /// # Errors
+    /// Where the tier is that of another place in the body than is looked at.
+    pub fn check_place(&self, endpoint: Endpoint, facts: &RequestFields) -> Result<(), Cause> {
+        match endpoint == Endpoint::Extra && facts.names_agent && self.changes() {
+            true => Err(Cause::TierNotForced),
+            false => Ok(()),
+        }
+    }
+
     /// Whether the request is changed at all.
     pub fn changes(&self) -> bool {
         *self != TierAction::none(self.reason)

@@ -194,6 +194,18 @@ impl Turns {
         record
     }
 
+    /// What a response asks for that no message asked for.
+    pub fn inherited_facts(&self) -> &RequestFields {
+        &self.last.facts
+    }
+
+    /// Whether such a response would have the tier that it gets by this action. One that is not changed any more goes on as it is.
+    pub fn keeps_tier(&self, action: Option<TierAction>) -> bool {
+        let edits = |action: TierAction| action.changes().then(|| action.edits(false));
+        let wanted = action.and_then(edits);
+        wanted.is_none() || wanted == self.last.verdict.action.and_then(edits)
+    }
+
     /// The message of a turn goes to the upstream. `message`: it may be sent once more.
     pub fn begin(&mut self, record: RequestRecord, message: Option<SentMessage>) {
         let stream_id = record.facts.stream_id.clone();

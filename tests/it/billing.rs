@@ -90,6 +90,38 @@ fn the_model_that_served_is_told_and_priced_where_the_upstream_is_trusted() {
     assert_told(&billed(nameless, ""), &told);
 }
 
+/// It is not known which of them is served.
+#[test]
+fn a_request_that_may_ask_for_several_models_has_no_cost_where_the_upstreams_word_does_not_count() {
+    let cases = [
+        (r#"{"model":"small","model":"big"}"#, json!(null)),
+        (r#"{"Model":"small","model":"big"}"#, json!(null)),
+        (r#"{"model":"big","fallbacks":["small"]}"#, json!(null)),
+        (r#"{"model":"big","x":{"model":"small"}}"#, json!("0.014")),
+    ];
+    let answers = || {
+        cases
+            .each_ref()
+            .map(|_| reply(200).json(&made("big", "priority")))
+    };
+    for (settings, is_trusted) in [("served_tier: ignored", false), ("", true)] {
+        let upstream = upstream::script(answers()).run();
+        let proxy = proxy::new()
+            .upstream_with("main", &upstream, settings)
+            .prices(PRICES)
+            .run();
+        for (at, (body, cost)) in cases.iter().enumerate() {
+            proxy.client("sk-fast").post("/v1/responses", body);
+            let expected = if is_trusted { &json!("0.014") } else { cost };
+            assert_eq!(
+                &proxy.access_log(at + 1)[at]["cost_usd"],
+                expected,
+                "{body}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_line_names_the_prices_it_was_priced_by() {
     let revision = format!("sha256:{}", hex::encode(&Sha256::digest(PRICES)[..6]));

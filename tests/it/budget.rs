@@ -165,6 +165,31 @@ fn a_state_file_that_is_deleted_is_told_of_and_gets_back_what_was_spent_and_is_t
     });
 }
 
+/// It is the dearest of OpenAI's tiers.
+#[test]
+fn ultrafast_counts_and_is_refused_as_priority_is() {
+    let policy = "version: 1\ngroups:\n  own: {platform: openai, budget: {usd: 0.25, per: month, then: refuse}}\n\
+        keys: {sk-own: {group: own, name: olga}}\n";
+    let prices = PRICES.replace("priority:", "ultrafast:");
+    let answer = r#"{"model":"m","status":"completed","service_tier":"ultrafast","usage":{"input_tokens":1000,"output_tokens":0}}"#;
+    let upstream = upstream::json(answer).run();
+    let proxy = proxy::new()
+        .policy(policy)
+        .prices(&prices)
+        .upstream(&upstream)
+        .run();
+    let client = proxy.client("sk-own");
+    for (tier, status) in [
+        ("ultrafast", 200),
+        ("ultrafast", 429),
+        ("priority", 429),
+        ("default", 200),
+    ] {
+        let body = format!(r#"{{"model":"m","service_tier":"{tier}"}}"#);
+        assert_eq!(client.post("/v1/responses", body).status, status, "{tier}");
+    }
+}
+
 #[test]
 fn without_state_the_running_process_is_asked() {
     let (mut proxy, _upstream) = spending("");

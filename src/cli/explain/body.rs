@@ -87,6 +87,9 @@ pub(super) fn carry(
     decision.client_beta = decision.client_beta.with_body(action, facts);
     let settled = action.and_then(|action| decision.group.settle(action, facts));
     decision.action = within(allowed_by, decision, settled, facts)?;
+    if let Some(action) = decision.action {
+        action.check_place(decision.endpoint, facts)?;
+    }
     let ready = held.finish(edits(decision.action, requests_usage))?;
     *facts = ready.facts;
     let changed = decision.action.filter(TierAction::changes);

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use super::{PRIORITY, canonical};
+use super::is_fast;
 use crate::codec::cut;
 use crate::codec::json::{Interest, Key, Kind, Value, Visitor};
 
@@ -38,6 +38,8 @@ pub struct RequestFields {
     pub model: Option<String>,
     /// Whether [`RequestFields::model`] is all that any reader could take for the model; see [`RequestFields::sole_model`].
     pub(super) model_is_sole: bool,
+    /// Whether several members may name the model that is served.
+    pub several_models: bool,
     /// The dearest tier that a top-level `service_tier` names.
     pub service_tier: Option<ClientTier>,
     /// The dearest tier of members that some readers only take for it: in other spellings, and in the `response` object of a
@@ -47,6 +49,9 @@ pub struct RequestFields {
     pub tier_is_unknown: bool,
     /// The last `type` in any case, if a string, cut to 64 bytes.
     pub kind: Option<String>,
+    /// Whether a member `agent` or `agent_id` says that the tier is that of an agent: sessions of OpenAI's Agents API have none at
+    /// the top level (`SessionCreateParams` of its Python SDK 3.57.0).
+    pub names_agent: bool,
     /// Whether several members may be read as `type`, so that two readers may take the body for different things.
     pub several_types: bool,
     /// The last `stream`, if a boolean.
@@ -69,6 +74,7 @@ enum Dearness {
     Slow,
     Standard,
     Fast,
+    Fastest,
 }
 
 /// Gathers the facts of one body, whichever way the body goes.
@@ -110,6 +116,7 @@ pub(super) enum Topic {
     },
     Background,
     Response,
+    Agent,
     #[default]
     Other,
 }
@@ -169,11 +176,13 @@ impl Reader {
             self.facts.model = text_of(value, MODEL_BYTES);
         }
         self.facts.model_is_sole = exact && !self.modelled && is_plain(value);
+        self.facts.several_models |= self.modelled;
         self.modelled = true;
     }
 
     /// Another model than that of `model` may be served.
     fn further_model(&mut self) {
+        self.facts.several_models |= self.modelled;
         self.modelled = true;
         self.facts.model_is_sole = false;
     }
@@ -193,7 +202,7 @@ impl Visitor for Reader {
         }
         self.topic = key.name.map_or(Topic::Other, Topic::of);
         match self.topic {
-            Topic::Other => Interest::Skip,
+            Topic::Other | Topic::Agent => Interest::Skip,
             Topic::StreamOptions { .. } => Interest::Enter,
             Topic::Response if self.enters_response => Interest::Enter,
             Topic::Response => Interest::Skip,
@@ -209,6 +218,7 @@ impl Visitor for Reader {
         match self.topic {
             Topic::Other | Topic::Response | Topic::StreamOptions { .. } => {}
             Topic::Stream { exact: false } | Topic::Speed { exact: false } => {}
+            Topic::Agent => facts.names_agent = true,
             Topic::Model { exact } => self.model(exact, value),
             Topic::FurtherModels if value.kind == Kind::Null => {}
             Topic::FurtherModels => self.further_model(),
@@ -232,8 +242,8 @@ impl Topic {
         // Most keys begin with another letter; U+017F, which folds to `s`, with 0xc5.
         match name.first() {
             Some(
-                b's' | b'm' | b't' | b'r' | b'b' | b'f' | b'c' | b'S' | b'M' | b'T' | b'R' | b'F'
-                | b'C' | 0xc5,
+                b's' | b'm' | b't' | b'r' | b'b' | b'f' | b'c' | b'a' | b'S' | b'M' | b'T' | b'R'
+                | b'F' | b'C' | b'A' | 0xc5,
             ) => Topic::of_candidate(name),
             _ => Topic::Other,
         }
@@ -243,6 +253,8 @@ impl Topic {
         // U+017F is one byte longer than the `s` it folds to.
         match name.len() {
             4 if folds_to(name, "type") => Topic::Type,
+            5 if folds_to(name, "agent") => Topic::Agent,
+            8 if folds_to(name, "agent_id") => Topic::Agent,
             5 if folds_to(name, "model") => Topic::Model {
                 exact: name == b"model",
             },
@@ -278,6 +290,8 @@ impl RequestFields {
 
     /// Takes over what else readers may find in the same bytes.
     pub fn join(&mut self, other: RequestFields) {
+        let differ = self.model.is_some() && other.model.is_some() && self.model != other.model;
+        self.several_models |= other.several_models || differ;
         self.model = self.model.take().or(other.model);
         self.model_is_sole = false;
         for (tier, other) in [
@@ -298,7 +312,7 @@ impl RequestFields {
         let own_price = own.map_or(Dearness::Standard, ClientTier::dearness);
         let other = self.other_tier.as_ref();
         let dearest = other.filter(|other| other.dearness() > own_price).or(own);
-        let is_fast = dearest.is_some_and(|tier| tier.dearness() == Dearness::Fast);
+        let is_fast = dearest.is_some_and(|tier| is_fast(tier.as_str()));
         if self.tier_is_unknown && !is_fast {
             return Some(UNKNOWN);
         }
@@ -334,8 +348,9 @@ impl ClientTier {
     }
 
     fn dearness(&self) -> Dearness {
-        match canonical(&self.0) {
-            PRIORITY => Dearness::Fast,
+        match self.as_str() {
+            "ultrafast" => Dearness::Fastest,
+            tier if is_fast(tier) => Dearness::Fast,
             "flex" | "batch" => Dearness::Slow,
             _ => Dearness::Standard,
         }

@@ -37,6 +37,11 @@ pub fn canonical(tier: &str) -> &str {
     if tier == "fast" { PRIORITY } else { tier }
 }
 
+/// Whether it is one of those that are faster and dearer than standard processing.
+pub fn is_fast(tier: &str) -> bool {
+    matches!(tier, PRIORITY | "fast" | "ultrafast")
+}
+
 /// How deep a body is looked at that passes unchanged: Go's `encoding/json` reads so deep. It bounds the memory of the scanner,
 /// a bit for each.
 const OBSERVED_DEPTH: usize = 10_000;

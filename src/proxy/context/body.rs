@@ -24,6 +24,9 @@ impl RequestContext {
             if decided.is_none_or(|action| action.condition != Condition::Always) {
                 self.resolve_action()?;
             }
+            if let Some(action) = self.record.action {
+                action.check_place(self.request_info.endpoint, &self.record.facts)?;
+            }
             let ready = held.finish(edits(self.record.action, self.requests_usage()))?;
             self.record.facts = ready.facts;
             self.is_original = ready.is_original;

@@ -1,5 +1,7 @@
 //! What becomes of a client's message: it goes on as it came or with another tier and begins a turn, or it is refused.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use jiff::Timestamp;
 
@@ -10,7 +12,7 @@ use crate::codec::service_tier::{BodyFault, Edits, Observer, RequestFields, Rewr
 use crate::codec::websocket::{ClientEvent, Message, Opcode, ProtocolError, encode_in_place};
 use crate::policy::endpoint::Endpoint;
 use crate::policy::in_flight::InFlightPermits;
-use crate::policy::{Decision, TierAction};
+use crate::policy::{Decision, Denied, Policy, TierAction};
 use crate::proxy::error_mapping::refuse_unforced;
 use crate::proxy::request_body::refuse_json;
 use crate::proxy::websocket_turns::{SentMessage, Verdict};
@@ -18,6 +20,10 @@ use crate::proxy::websocket_turns::{SentMessage, Verdict};
 /// The messages that begin a response: OpenAI's (<https://platform.openai.com/docs/guides/websocket-mode>), and that of Codex's
 /// first version, by which gateways go on with the response before (router-for-me/CLIProxyAPI does).
 const BEGINNINGS: [&str; 2] = ["response.create", "response.append"];
+
+/// The message by which the response that runs goes on in another, with the settings that it has: `ResponseSteerEvent` of OpenAI's
+/// Python SDK 3.57.0.
+const STEER: &str = "response.steer";
 
 /// Why bytes of the client are not passed on.
 pub(super) enum MessageError {
@@ -158,6 +164,10 @@ impl WebSocketSession {
         let policy = self.state.policy.current();
         let mut decided =
             policy.decide_turn(&self.credential, Endpoint::Responses, self.turns.models());
+        let may_steer = !self.turns.open.is_empty() && !facts.several_types;
+        if may_steer && has_type(&facts, STEER) {
+            return self.judge_steer(message, facts, policy, decided);
+        }
         let is_create = self.may_create(&reader);
         let over_budget = match &mut decided {
             Ok(decision) if is_create => self.resolve_action(decision, &facts).err(),
@@ -195,6 +205,32 @@ impl WebSocketSession {
         }
     }
 
+    /// The response that follows has the tier of the one before, which has to be the one that it would get.
+    fn judge_steer(
+        &mut self,
+        message: Message,
+        facts: RequestFields,
+        policy: Arc<Policy>,
+        mut decided: Result<Decision, Denied>,
+    ) -> Result<Bytes, MessageError> {
+        let refusal = match &mut decided {
+            Ok(decision) => {
+                let resolved = self.resolve_action(decision, self.turns.inherited_facts());
+                let keeps_tier = self.turns.keeps_tier(decision.action);
+                let kept = keeps_tier.then_some(()).ok_or(Cause::TierNotForced.into());
+                resolved.and(kept).err()
+            }
+            Err(denied) => Some(denied.cause.into()),
+        };
+        match refusal {
+            Some(refusal) => {
+                let verdict = Verdict::new(policy, &decided);
+                Err(self.refuse_turn(verdict, &message, facts, refusal))
+            }
+            None => Ok(message.raw),
+        }
+    }
+
     /// Whether an upstream may begin a response for a message: one whose `type` says so, also in other spellings of it. Some
     /// gateways take a message without a type for one (Wei-Shaw/sub2api does), and of an object with a fault the type may not be
     /// known.
@@ -207,16 +243,12 @@ impl WebSocketSession {
             MessageReader::Good(rewriter) => rewriter.has_begun() && is_gateway(),
             MessageReader::Faulty(_, observer) => observer.is_object(),
         };
-        reader
-            .facts()
-            .kind
-            .as_deref()
-            .map_or_else(without_type, |kind| {
-                let kind =
-                    kind.trim_matches(|letter: char| letter.is_whitespace() || letter == '\0');
-                let begins = |other: &&str| kind.eq_ignore_ascii_case(other);
-                kind.is_empty() || BEGINNINGS.iter().any(begins)
-            })
+        let facts = reader.facts();
+        if facts.kind.is_none() {
+            return without_type();
+        }
+        let begins = |other: &&str| has_type(facts, other);
+        has_type(facts, "") || BEGINNINGS.iter().any(begins)
     }
 
     /// Decides what only the message itself tells, and what is left of the budget.
@@ -325,6 +357,13 @@ impl WebSocketSession {
         self.turns.begin_refused(record);
         MessageError::Refused(refusal)
     }
+}
+
+/// Whether a message is of this type, also in other spellings of it.
+fn has_type(facts: &RequestFields, other: &str) -> bool {
+    let is_padding = |letter: char| letter.is_whitespace() || letter == '\0';
+    let kind = facts.kind.as_deref();
+    kind.is_some_and(|kind| kind.trim_matches(is_padding).eq_ignore_ascii_case(other))
 }
 
 /// Whether a message that cannot be read is refused: where it would have been rewritten, and where a budget is to see its tier,

@@ -481,3 +481,28 @@ fn a_proxy_that_drains() {
     while running.chunk().is_some() {}
     running.assert_closed();
 }
+
+/// There the tier is a member of `agent`, or of the agent that is named.
+#[test]
+fn a_session_of_agents_is_refused_where_its_tier_would_be_forced() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new().upstream(&upstream).run();
+    for body in [
+        r#"{"agent":{"model":"m","service_tier":"flex"}}"#,
+        r#"{"x":1,"Agent_ID":"agent_1"}"#,
+    ] {
+        let refused = proxy.client("sk-fast").post("/v1/agents/sessions", body);
+        assert_refused(
+            &proxy,
+            "/v1/agents/sessions",
+            &refused,
+            403,
+            "tier_not_forced",
+        );
+        let passed = proxy.client("sk-plain").post("/v1/agents/sessions", body);
+        assert_eq!(passed.status, 200);
+    }
+    for request in upstream.received() {
+        assert!(!request.text().contains("priority"), "{}", request.text());
+    }
+}

@@ -418,6 +418,33 @@ fn a_client_that_stops_gets_the_rest_of_the_message_that_it_has_a_part_of() {
     assert_eq!(told(&lines[1]), connection);
 }
 
+/// It makes a response as a `response.create` does, with the settings of the one that runs.
+#[test]
+fn a_steer_is_asked_of_the_policy_and_has_the_tier_that_it_gives() {
+    const STEER: &str =
+        r#"{"type":"response.steer","previous_response_id":"resp_1","input":"go on"}"#;
+    let disabled = POLICY.replace("name: fiona}", "name: fiona, enabled: false}");
+    let slower = POLICY.replacen("force_fast_mode: true}", "force_tier: flex}", 1);
+    let freed = POLICY.replacen(", force_fast_mode: true}", "}", 1);
+    for (policy, code) in [
+        (disabled, Some("key_disabled")),
+        (slower, Some("tier_not_forced")),
+        (freed, None),
+    ] {
+        let upstream = ends::upstream();
+        let proxy = proxy::new().upstream(&upstream).run();
+        let mut socket = upstream.open_turn(&proxy, "sk-fast");
+        socket.client.say(STEER);
+        assert_eq!(socket.server.hear_text(), STEER);
+        ends::replace_policy(&proxy, &policy);
+        socket.client.say(STEER);
+        match code {
+            Some(code) => assert_sent_away(&mut socket, code, 1008),
+            None => assert_eq!(socket.server.hear_text(), STEER),
+        }
+    }
+}
+
 #[test]
 fn a_message_of_a_key_that_was_disabled_is_not_waited_for() {
     let disabled = POLICY.replace("name: fiona}", "name: fiona, enabled: false}");
