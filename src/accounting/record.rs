@@ -746,7 +746,8 @@ pub fn tier_reason(action: Option<TierAction>, own: Option<&str>) -> &'static st
 pub fn own_tier(beta: ClientBeta, facts: &RequestFields) -> Option<&str> {
     match beta {
         ClientBeta::Asks => Some(PRIORITY),
-        ClientBeta::Ignored | ClientBeta::Removed => facts.asked_tier(),
+        ClientBeta::LeftToSpeed if facts.fast_speed => Some(PRIORITY),
+        ClientBeta::Ignored | ClientBeta::LeftToSpeed | ClientBeta::Removed => facts.asked_tier(),
     }
 }
 

@@ -45,6 +45,8 @@ pub enum ClientBeta {
     /// It says nothing to it, or there is none.
     #[default]
     Ignored,
+    /// There is none, and the body may ask alone: some models take `speed` without it (Anthropic's Python SDK 2.15.0).
+    LeftToSpeed,
     /// It asks for the fast tier.
     Asks,
     /// It would ask, and the group says that it does not: it is taken away.
@@ -231,7 +233,9 @@ impl Group {
         };
         let is_openai = self.platform == Platform::OpenAi;
         match (self.force, self.fast_mode_beta) {
-            _ if !(is_sent && is_read && endpoint == Endpoint::Messages) => ClientBeta::Ignored,
+            _ if !(is_read && endpoint == Endpoint::Messages) => ClientBeta::Ignored,
+            (_, FastModeSignal::Header) if !is_sent => ClientBeta::LeftToSpeed,
+            _ if !is_sent => ClientBeta::Ignored,
             (None, FastModeSignal::Speed | FastModeSignal::Off) if is_openai => ClientBeta::Removed,
             _ => ClientBeta::Asks,
         }

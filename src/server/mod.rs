@@ -124,8 +124,8 @@ impl Server {
     /// Serves until SIGTERM or SIGINT, or until another process has taken over, then drains.
     ///
     /// # Errors
-    /// Where signals cannot be received, the program does not know itself, or lines of the access log are lost because it
-    /// could not be written up to the end.
+    /// Where signals cannot be received, the program does not know itself, or lines of the access log, or sums of
+    /// budgets, are lost because they could not be written up to the end.
     pub fn run(self) -> io::Result<()> {
         let new_process = NewProcess::of_this_process()?;
         let signals = {
@@ -138,7 +138,10 @@ impl Server {
         let acts = signals.act(state.clone(), reloads, reload_now, new_process, end.clone());
         self.runtime.spawn(acts);
         self.run_until(end.cancelled());
-        state.log.finish()
+        match (state.log.finish(), state.all_is_stored()) {
+            (Err(lines), Err(sums)) => Err(io::Error::other(format!("{lines}; {sums}"))),
+            (written, stored) => written.and(stored),
+        }
     }
 
     /// Serves until `stop` is ready, then drains: requests that run may end within `server.drain`.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
+use rust_decimal::Decimal;
 use tokio_util::sync::CancellationToken;
 
 use crate::accounting::access_log::AccessLog;
@@ -19,6 +20,7 @@ use crate::accounting::record::Ledger;
 use crate::accounting::store::{Store, StoreError};
 use crate::accounting::traces::Traces;
 use crate::codec::body_memory::BodyMemory;
+use crate::config::units::counted;
 use crate::config::watch::{FileWatcher, HotReloaded, LoadFaults};
 use crate::config::{Config, Diagnostic, Limits};
 use crate::policy::budget::{Budgets, Standing};
@@ -240,6 +242,24 @@ impl State {
                 *fault = Some(StoreFault { why, failures });
             }
         }
+    }
+
+    /// What is told of at the end of the process: that no other will know what was spent and made here.
+    ///
+    /// # Errors
+    /// Where there is something that the store does not have.
+    pub fn all_is_stored(&self) -> io::Result<()> {
+        let unsaved = self.budgets.unsaved();
+        let responses = self.background.changes().created.len();
+        if self.store.is_none() || (unsaved.is_empty() && responses == 0) {
+            return Ok(());
+        }
+        let usd: Decimal = unsaved.iter().map(|sum| sum.usd).sum();
+        let responses = counted(responses as i64, "background response");
+        let why = self.store_fault().unwrap_or_default();
+        Err(io::Error::other(format!(
+            "{usd} USD of budgets and {responses} are lost to `state`: {why}"
+        )))
     }
 
     /// Whether a response that was made in the background is billed here. It may wait for the store.

@@ -165,6 +165,25 @@ fn a_state_file_that_is_deleted_is_told_of_and_gets_back_what_was_spent_and_is_t
     });
 }
 
+#[test]
+fn the_end_of_a_process_tells_what_its_state_does_not_have() {
+    let (mut proxy, _upstream) = spending("state: state.redb");
+    eventually("the sums of the file", || {
+        let told = rows(&budget(&proxy, &["--format", "json"]));
+        (told[0] == row("shared", None, "month", "1", "0.25", 0.25)).then_some(())
+    });
+    // Whatever stands there now cannot be used.
+    std::fs::remove_file(proxy.path("state.redb")).unwrap();
+    std::fs::create_dir(proxy.path("state.redb")).unwrap();
+    proxy
+        .client("sk-1")
+        .post("/v1/responses", r#"{"model":"m"}"#);
+    proxy.access_log(5);
+    proxy.signal(libc::SIGTERM);
+    assert_eq!(proxy.wait().code(), Some(1));
+    proxy.await_stderr("0.25 USD of budgets and 0 background responses are lost to `state`: ");
+}
+
 /// It is the dearest of OpenAI's tiers.
 #[test]
 fn ultrafast_counts_and_is_refused_as_priority_is() {

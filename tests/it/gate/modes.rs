@@ -673,6 +673,33 @@ fn a_fast_mode_header_that_its_upstream_reads_is_told_and_billed_or_taken_away()
     assert_eq!(reasons, expected);
 }
 
+/// Some models take it without the header.
+#[test]
+fn a_body_that_asks_for_fast_mode_alone_asks_for_priority() {
+    let upstream = upstream::json("{}").run();
+    let proxy = proxy::new()
+        .upstream_with("main", &upstream, "messages: tier_and_beta")
+        .run();
+    for (at, (path, body, tier)) in [
+        ("/v1/messages", r#"{"speed":"fast"}"#, Some("priority")),
+        ("/v1/messages", r#"{"speed":"standard"}"#, None),
+        ("/v1/responses", r#"{"speed":"fast"}"#, None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        proxy.client("sk-plain").post(path, body);
+        assert_eq!(upstream.requests(at + 1)[at].text(), body);
+        let record = &proxy.access_log(at + 1)[at];
+        assert_eq!(record["service_tier"].as_str(), tier, "{path} {body}");
+        assert_eq!(
+            record["service_tier_billed"].as_str(),
+            tier,
+            "{path} {body}"
+        );
+    }
+}
+
 #[test]
 fn what_a_body_decides_holds_without_a_length_too() {
     let upstream = upstream::json("{}").run();
