@@ -1,7 +1,7 @@
 //! The chunks of a Chat answer, as JSON of a stream and as one completion. In which order they come is a matter of
 //! [`super::chat_response`].
 
-use super::fact::Usage;
+use super::fact::{Citation, Usage};
 use super::input::CallKind;
 use super::json::{Node, Object, object, to_string};
 use super::response_context::ResponseContext;
@@ -15,6 +15,8 @@ pub(crate) enum Chunk {
     Content(String),
     /// More of the text in which the model refuses.
     Refusal(String),
+    /// A page that the text cites.
+    Annotation(Citation),
     /// A call, whose arguments follow. Its id and name come only here: a later empty name would take its place.
     Call {
         index: u64,
@@ -79,6 +81,10 @@ impl Chunk {
             Chunk::Role => (object! {"role": "assistant", "content": ""}, None),
             Chunk::Content(text) => (object! {"content": Node::text(text)}, None),
             Chunk::Refusal(text) => (object! {"refusal": Node::text(text)}, None),
+            Chunk::Annotation(citation) => (
+                object! {"annotations": vec![annotation(citation).into()]},
+                None,
+            ),
             Chunk::Call { name, .. } if legacy => {
                 (object! {"function_call": legacy_call(Some(name), "")}, None)
             }
@@ -174,6 +180,17 @@ pub(crate) fn call<'a>(
 /// The legacy form of a call, `function_call`.
 pub(crate) fn legacy_call<'a>(name: Option<&str>, arguments: &str) -> Object<'a> {
     object! {"name": name.map(Node::text), "arguments": Node::text(arguments)}
+}
+
+/// A page that is cited, as an element of `annotations`.
+pub(crate) fn annotation<'a>(citation: &Citation) -> Object<'a> {
+    let cited = object! {
+        "start_index": citation.place.start,
+        "end_index": citation.place.end,
+        "url": Node::text(&citation.url),
+        "title": Node::text(&citation.title),
+    };
+    object! {"type": "url_citation", "url_citation": cited}
 }
 
 /// The `usage` object.

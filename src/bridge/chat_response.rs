@@ -1,11 +1,13 @@
 //! Facts as the chunks of a Chat stream. How a chunk is written stands in [`super::chat_chunk`]. Reasoning and searches
 //! have no place in Chat.
 
+use std::ops::Range;
+
 use super::chat_chunk::{Chunk, Envelope, Finish};
 use super::chat_whole::WholeCompletion;
 use super::client_side::{ClientSide, Sink};
 use super::delivery::Delivery;
-use super::fact::{Call, Fact, Final, Head, Incomplete};
+use super::fact::{Call, Citation, Fact, Final, Head, Incomplete};
 use super::input::CallKind;
 use super::names::call_id;
 use super::response_context::ResponseContext;
@@ -30,6 +32,9 @@ pub(crate) struct ChatResponse {
     hidden: bool,
     /// A call was not shown.
     has_hidden: bool,
+    /// Characters of text so far, and before the item under way.
+    text_length: u64,
+    before_item: u64,
     stops: StopSequences,
     sink: Sink<WholeCompletion>,
 }
@@ -39,7 +44,10 @@ impl ClientSide for ChatResponse {
         match fact {
             Fact::Head(head) => self.head.update(head),
             Fact::Done(last) => self.done(last),
-            Fact::ItemEnd => self.flush(),
+            Fact::ItemEnd => {
+                self.flush();
+                self.before_item = self.text_length;
+            }
             _ if self.stops.found().is_some() => {} // the client's answer is over
             Fact::Text(text) => {
                 let text = self.stops.push(&text);
@@ -49,6 +57,7 @@ impl ClientSide for ChatResponse {
                 self.start();
                 self.give(Chunk::Refusal(text));
             }
+            Fact::Citation(citation) => self.cite(citation),
             Fact::Call(call) => self.call(call),
             Fact::Arguments(arguments) if self.calls > 0 && !self.hidden => {
                 self.give(Chunk::Arguments {
@@ -102,6 +111,8 @@ impl ChatResponse {
             kind: CallKind::Function,
             hidden: false,
             has_hidden: false,
+            text_length: 0,
+            before_item: 0,
             stops: StopSequences::new(context.stops.clone()),
             sink: Sink::new(context.stream),
             context,
@@ -130,9 +141,20 @@ impl ChatResponse {
 
     fn text(&mut self, text: String) {
         if !text.is_empty() {
+            self.text_length += text.chars().count() as u64;
             self.start();
             self.give(Chunk::Content(text));
         }
+    }
+
+    /// What is cited stands at its place in all of the text.
+    fn cite(&mut self, citation: Citation) {
+        let (Range { start, end }, before) = (citation.place, self.before_item);
+        self.start();
+        self.give(Chunk::Annotation(Citation {
+            place: before.saturating_add(start)..before.saturating_add(end),
+            ..citation
+        }));
     }
 
     /// Gives the text that was held back.

@@ -1,7 +1,7 @@
 //! The completion that a client of Chat gets who wants no stream: the same chunks, put together.
 
-use super::chat_chunk::{Chunk, Envelope, Finish, call, legacy_call, usage_object};
-use super::fact::Usage;
+use super::chat_chunk::{Chunk, Envelope, Finish, annotation, call, legacy_call, usage_object};
+use super::fact::{Citation, Usage};
 use super::input::CallKind;
 use super::json::{Node, Object, object, to_string};
 use super::response_context::ResponseContext;
@@ -11,6 +11,7 @@ use super::response_context::ResponseContext;
 pub(crate) struct WholeCompletion {
     content: Option<String>,
     refusal: Option<String>,
+    citations: Vec<Citation>,
     calls: Vec<WholeCall>,
     /// Bytes of text so far.
     pub(crate) length: usize,
@@ -38,6 +39,10 @@ impl WholeCompletion {
             Chunk::Refusal(text) => {
                 self.length += text.len();
                 self.refusal.get_or_insert_default().push_str(&text);
+            }
+            Chunk::Annotation(citation) => {
+                self.length += citation.url.len() + citation.title.len();
+                self.citations.push(citation);
             }
             Chunk::Call { kind, id, name, .. } => {
                 self.calls.push(WholeCall {
@@ -82,10 +87,13 @@ impl WholeCompletion {
         let legacy = |last: &WholeCall| legacy_call(Some(&last.name), &last.arguments);
         let legacy = self.calls.last().map(legacy);
         let is_legacy = context.legacy_functions;
+        let citations = self.citations.iter();
+        let citations: Vec<Node<'_>> = citations.map(|cited| annotation(cited).into()).collect();
         object! {
             "role": "assistant",
             "content": Node::text_or_null(self.content.as_deref()),
             "refusal": Node::text_or_null(self.refusal.as_deref()),
+            "annotations": (!citations.is_empty()).then_some(citations),
             "function_call": legacy.filter(|_| is_legacy),
             "tool_calls": (!is_legacy && !calls.is_empty()).then_some(calls),
         }

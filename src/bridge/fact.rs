@@ -1,5 +1,7 @@
 //! What an answer of a Responses upstream says, free of its protocol: the reader makes facts, the two writers take them.
 
+use std::ops::Range;
+
 use super::failure::Failure;
 use super::input::CallKind;
 use super::json::Node;
@@ -28,6 +30,8 @@ pub(crate) enum Fact {
         /// URLs of what it found.
         sources: Vec<String>,
     },
+    /// A page that the text of the item under way cites.
+    Citation(Citation),
     /// The item under way is whole.
     ItemEnd,
     /// The answer has ended as it should. Nothing follows.
@@ -44,6 +48,14 @@ pub(crate) struct Call {
     pub(crate) name: String,
     /// How the tool is called.
     pub(crate) kind: CallKind,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Citation {
+    /// Where it stands: characters of the item's text.
+    pub(crate) place: Range<u64>,
+    pub(crate) url: String,
+    pub(crate) title: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

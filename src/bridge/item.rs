@@ -1,7 +1,7 @@
 //! One output item of a Responses stream: its events as facts. Text and arguments come from deltas, and from the events
 //! that end them what the deltas did not bring. The order of the items is a matter of [`super::reader`].
 
-use super::fact::{Call, Fact};
+use super::fact::{Call, Citation, Fact};
 use super::input::CallKind;
 use super::json::{Half, Node, to_string};
 use sha2::{Digest, Sha256};
@@ -294,15 +294,24 @@ impl Item {
         Ok(())
     }
 
-    /// The rest of a message's parts.
+    /// The rest of a message's parts, and what they cite.
     fn message_done(&mut self, item: &Node<'_>) -> Result<(), Unreadable> {
+        let (mut length, mut citations) = (0, Vec::new());
         for (part, index) in item.member_list("content").iter().zip(0..) {
             match part.member_text("type").as_deref() {
-                Some("output_text") => self.part_done(PartKind::Text, index, part)?,
+                Some("output_text") => {
+                    self.part_done(PartKind::Text, index, part)?;
+                    let annotations = part.member_list("annotations").iter();
+                    citations.extend(annotations.filter_map(|cited| citation(cited, length)));
+                    let text = part.member_text("text").unwrap_or_default();
+                    length += text.chars().count() as u64;
+                }
                 Some("refusal") => self.part_done(PartKind::Refusal, index, part)?,
                 _ => {}
             }
         }
+        self.give_half()?;
+        self.facts.extend(citations);
         Ok(())
     }
 
@@ -375,6 +384,19 @@ fn texts_of(item: &Node<'_>, member: &str) -> String {
     let parts = item.member_list(member).iter();
     let texts: Vec<String> = parts.filter_map(|part| part.some_text("text")).collect();
     texts.join("\n\n")
+}
+
+/// A page that is cited in a part, which stands behind so many characters of its item.
+fn citation(annotation: &Node<'_>, before: u64) -> Option<Fact> {
+    if annotation.member_text("type").as_deref() != Some("url_citation") {
+        return None;
+    }
+    let [start, end] = ["start_index", "end_index"].map(|name| annotation.member_number(name));
+    Some(Fact::Citation(Citation {
+        place: before.saturating_add(start?)..before.saturating_add(end?),
+        url: annotation.some_text("url")?,
+        title: annotation.some_text("title").unwrap_or_default(),
+    }))
 }
 
 /// A web search, or a page that was opened.
