@@ -1076,6 +1076,20 @@ fn long_values_are_cut_between_characters() {
 }
 
 #[test]
+fn a_tier_behind_more_white_space_than_is_looked_at_is_unknown() {
+    for spaces in [10, 1529, 5000] {
+        let body = format!(r#"{{"service_tier":"{}priority"}}"#, " ".repeat(spaces));
+        let asked = facts(&body).asked_tier().map(str::to_owned);
+        let expected = if spaces == 10 {
+            "priority"
+        } else {
+            "<unknown>"
+        };
+        assert_eq!(asked.as_deref(), Some(expected), "{spaces}");
+    }
+}
+
+#[test]
 fn the_other_facts_are_those_of_the_top_level() {
     let facts = facts(
         r#"{"TYPE":"response.\u0063reate","model":"gpt","stream":true,"x":{"model":"y","type":"z"}}"#,

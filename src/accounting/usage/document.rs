@@ -134,6 +134,11 @@ impl Document {
         self.paths.is_settled() || self.scanner.finish().is_ok()
     }
 
+    /// Whether it ends within its object.
+    pub fn is_cut(&self) -> bool {
+        !self.paths.is_settled() && self.scanner.is_within()
+    }
+
     /// Whether it is the `[DONE]` of a chat stream.
     pub fn is_done_mark(&self) -> bool {
         match self.opening.get(..self.length as usize) {

@@ -319,6 +319,7 @@ impl Body {
             ..
         } = self;
         let is_stream = events.is_some();
+        let is_cut = !is_stream && list.is_none() && document.is_cut();
         match events {
             Some(events) => {
                 events.finish(&mut |part| take(part, protocol, &mut document, &mut tally));
@@ -331,7 +332,7 @@ impl Body {
         let observed = tally.observed(protocol);
         Observed {
             // What is made in the background goes on without its stream.
-            lacks_end: is_stream
+            lacks_end: (is_stream || is_cut)
                 && protocol.expects_end()
                 && !tally.ended
                 && !tally.failed

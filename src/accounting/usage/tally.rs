@@ -216,7 +216,13 @@ impl Tally {
         let facts = document.facts();
         self.name(facts);
         self.count(document);
+        let counts = self.usage.total().has_counts();
+        let waits = matches!(facts.status.as_str(), "queued" | "in_progress");
         if !document.is_whole() {
+            // What is counted was served.
+            if counts && !waits {
+                self.tell_tier(facts);
+            }
             return;
         }
         let flat_kind = facts.flat_error.kind.as_str();
@@ -224,8 +230,6 @@ impl Tally {
             self.failed = true;
         }
         self.tell_error(facts);
-        let counts = self.usage.total().has_counts();
-        let waits = matches!(facts.status.as_str(), "queued" | "in_progress");
         // Some leave the status of a whole answer as it was.
         self.background = waits && (self.background || facts.background || !counts);
         self.settled = match facts.status.as_str() {

@@ -363,7 +363,11 @@ fn a_plain_response_has_its_facts_at_the_top() {
     assert_eq!(plain(Endpoint::ResponsesCompact, body), expected);
     let cut = plain(Responses, &body[..body.len() - 1]);
     assert_eq!(cut.usage_state, UsageState::Partial);
-    assert_eq!((cut.usage, cut.served_tier), (expected.usage, None));
+    assert!(cut.lacks_end);
+    assert_eq!(
+        (cut.usage, cut.served_tier),
+        (expected.usage, expected.served_tier)
+    );
 }
 
 #[test]
@@ -2397,4 +2401,28 @@ fn what_is_nested_deeper_than_is_looked_at_takes_no_counts_away() {
     let seen = observe_cut(Responses, false, &within(body));
     assert_eq!(seen, observe_cut(Responses, false, body));
     assert_eq!(in_and_out(seen.usage), [Some(3), Some(2)]);
+}
+
+#[test]
+fn an_answer_that_is_cut_behind_its_usage_tells_its_tier_and_that_it_was_cut() {
+    let body = r#"{"id":"resp_1","model":"gpt-5.5","service_tier":"priority","usage":{"input_tokens":3,"output_tokens":2},"x":"#;
+    for (endpoint, usage) in [
+        (Responses, body.to_owned()),
+        (
+            ChatCompletions,
+            body.replace("input", "prompt")
+                .replace("output", "completion"),
+        ),
+    ] {
+        let seen = observe_cut(endpoint, false, &usage);
+        assert_eq!(in_and_out(seen.usage), [Some(3), Some(2)]);
+        assert_eq!(seen.served_tier.as_deref(), Some("priority"));
+        assert!(seen.lacks_end && seen.usage_state == UsageState::Partial);
+    }
+    // What is made in the background is not done yet, and what is no JSON has no end that could be missing.
+    let queued = body.replace(r#""model""#, r#""status":"queued","model""#);
+    assert_eq!(observe_cut(Responses, false, &queued).served_tier, None);
+    for whole in ["", "{}", "<html>{", "{]", "null"] {
+        assert!(!observe_cut(Responses, false, whole).lacks_end, "{whole}");
+    }
 }

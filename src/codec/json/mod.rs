@@ -244,6 +244,11 @@ impl Scanner {
         }
     }
 
+    /// Whether an array or object is open, in a document without a fault.
+    pub fn is_within(&self) -> bool {
+        self.fault.is_none() && self.brackets.depth > 0
+    }
+
     /// Shows the grammar whole code points only, so that a fault of syntax and one of encoding at the same place are
     /// told apart in the same way wherever the pieces were split. Like all that it calls, it gives `None` where it has
     /// put down a fault.

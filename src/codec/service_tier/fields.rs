@@ -188,6 +188,13 @@ impl Reader {
     }
 
     fn tier(&mut self, exact: bool, value: Value<'_>) {
+        // What is left of one that is cut within the white space around it may be any other.
+        let is_padded = || {
+            value
+                .text()
+                .is_some_and(|text| text.trim().len() < TIER_BYTES)
+        };
+        self.facts.tier_is_unknown |= value.cut && is_padded();
         ClientTier::of(value).raise(match exact {
             true => &mut self.facts.service_tier,
             false => &mut self.facts.other_tier,
