@@ -238,6 +238,10 @@ impl<'n, 'a, 'u, 'd> Conversation<'n, 'a, 'u, 'd> {
                 .into_iter()
                 .for_each(|text| self.assistant_text(text, call_follows)),
             "compaction" => {
+                // What changed the tools in what was compacted.
+                for change in block.records("tool_changes")? {
+                    self.system_block(&change)?;
+                }
                 if let Some(text) = block.some_text("content")? {
                     self.input.assistant(vec![output_text(text)]);
                 }
