@@ -1,7 +1,5 @@
 //! What becomes of a client's message: it goes on as it came or with another tier and begins a turn, or it is refused.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use jiff::Timestamp;
 
@@ -12,7 +10,7 @@ use crate::codec::service_tier::{BodyFault, Edits, Observer, RequestFields, Rewr
 use crate::codec::websocket::{ClientEvent, Message, Opcode, ProtocolError, encode_in_place};
 use crate::policy::endpoint::Endpoint;
 use crate::policy::in_flight::InFlightPermits;
-use crate::policy::{Decision, Denied, Policy, TierAction};
+use crate::policy::{Decision, TierAction};
 use crate::proxy::error_mapping::refuse_unforced;
 use crate::proxy::request_body::refuse_json;
 use crate::proxy::websocket_turns::{SentMessage, Verdict};
@@ -164,13 +162,15 @@ impl WebSocketSession {
         let policy = self.state.policy.current();
         let mut decided =
             policy.decide_turn(&self.credential, Endpoint::Responses, self.turns.models());
-        let may_steer = !self.turns.open.is_empty() && !facts.several_types;
-        if may_steer && has_type(&facts, STEER) {
-            return self.judge_steer(message, facts, policy, decided);
-        }
         let is_create = self.may_create(&reader);
+        let is_steer = !self.turns.open.is_empty() && has_type(&facts, STEER);
         let over_budget = match &mut decided {
             Ok(decision) if is_create => self.resolve_action(decision, &facts).err(),
+            // The response that follows asks for what the one before did.
+            Ok(decision) if is_steer => {
+                let inherited = self.turns.inherited_facts();
+                self.resolve_action(decision, inherited).err()
+            }
             _ => None,
         };
         let action = decided.as_ref().ok().and_then(|decision| decision.action);
@@ -179,7 +179,7 @@ impl WebSocketSession {
         let verdict = Verdict::new(policy, &decided);
         let may_begin = is_create || facts.several_types;
         let (body, decision) = match (read, decided) {
-            (Ok(_), _) if !may_begin => return Ok(message.raw),
+            (Ok(_), _) if !may_begin && !is_steer => return Ok(message.raw),
             (read, Err(denied)) => {
                 let facts = read.map(|body| body.facts).unwrap_or_default();
                 return Err(self.refuse_turn(verdict, &message, facts, denied.cause.into()));
@@ -199,35 +199,12 @@ impl WebSocketSession {
                 "the message has several members that may be its `type`",
             )
         });
-        match over_budget.or(ambiguous) {
+        let unforced = (is_steer && !self.turns.keeps_tier(decision.action))
+            .then(|| Refusal::from(Cause::TierNotForced));
+        match over_budget.or(ambiguous).or(unforced) {
             Some(refusal) => Err(self.refuse_turn(verdict, &message, facts, refusal)),
+            None if is_steer => Ok(message.raw),
             None => self.begin_turn(verdict, &message, &decision, facts, body),
-        }
-    }
-
-    /// The response that follows has the tier of the one before, which has to be the one that it would get.
-    fn judge_steer(
-        &mut self,
-        message: Message,
-        facts: RequestFields,
-        policy: Arc<Policy>,
-        mut decided: Result<Decision, Denied>,
-    ) -> Result<Bytes, MessageError> {
-        let refusal = match &mut decided {
-            Ok(decision) => {
-                let resolved = self.resolve_action(decision, self.turns.inherited_facts());
-                let keeps_tier = self.turns.keeps_tier(decision.action);
-                let kept = keeps_tier.then_some(()).ok_or(Cause::TierNotForced.into());
-                resolved.and(kept).err()
-            }
-            Err(denied) => Some(denied.cause.into()),
-        };
-        match refusal {
-            Some(refusal) => {
-                let verdict = Verdict::new(policy, &decided);
-                Err(self.refuse_turn(verdict, &message, facts, refusal))
-            }
-            None => Ok(message.raw),
         }
     }
 

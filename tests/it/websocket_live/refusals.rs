@@ -436,6 +436,12 @@ fn a_steer_is_asked_of_the_policy_and_has_the_tier_that_it_gives() {
         let mut socket = upstream.open_turn(&proxy, "sk-fast");
         socket.client.say(STEER);
         assert_eq!(socket.server.hear_text(), STEER);
+        if code.is_none() {
+            // One that may be read as something else is none.
+            let mut other = upstream.open_turn(&proxy, "sk-fast");
+            other.client.say(format!("{STEER} {CREATE}"));
+            assert_sent_away(&mut other, "invalid_json", 1008);
+        }
         ends::replace_policy(&proxy, &policy);
         socket.client.say(STEER);
         match code {
