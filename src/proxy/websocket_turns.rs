@@ -279,9 +279,13 @@ impl Turns {
             .get_or_insert(open.record.began.elapsed());
         open.tally.add(&event);
         open.has_begun |= event.observed.is_none();
-        event.observed?;
+        let observed = event.observed.as_ref()?;
         let ended = self.open.remove(at);
         self.log(&ended, Termination::Whole);
+        if observed.steered {
+            self.last = TurnTemplate::of(&ended.record);
+            self.begin_successor(&event);
+        }
         self.may_be_done_again = !matches!(event.kind.as_deref(), Some(DONE | ERROR));
         if let Some(id) = ended.response_id {
             if self.ended.len() == MAX_REMEMBERED {
@@ -349,7 +353,7 @@ impl Turns {
     }
 
     /// Which turn a message of the server belongs to. One that names a response which nobody waits for begins a turn: a
-    /// steered response goes on in a successor that no message of the client created.
+    /// response that was steered may go on in a successor also where it does not say so.
     fn turn_of(&mut self, event: &Event) -> Option<usize> {
         let Some(id) = event.response_id.as_deref() else {
             return self.turn_without_id(event);
@@ -436,6 +440,7 @@ impl Turns {
         }
     }
 
+    /// A turn that no message of the client creates.
     fn begin_successor(&mut self, event: &Event) -> Option<usize> {
         if !self.has_room() {
             return None;

@@ -89,6 +89,8 @@ pub struct Observed {
     pub error_names_tier: bool,
     /// The response was told to be over, with what it used, or to have failed or been cancelled.
     pub settled: bool,
+    /// Another response follows, with what its client has sent meanwhile.
+    pub steered: bool,
     /// The stream ended with neither its terminal event nor an error.
     pub lacks_end: bool,
     /// Whether the body was an event stream, by its first bytes; none where it was empty.

@@ -51,6 +51,8 @@ pub(super) struct ResponseFields {
     pub background: bool,
     /// A message or a choice names the reason for which it stopped.
     pub stopped: bool,
+    /// The response goes on in another that no message asks for: it was steered.
+    pub steered: bool,
     /// Which of the choices of a chat document this is.
     pub index: Option<u64>,
     /// The `error` member.
@@ -164,6 +166,7 @@ enum Object {
     Media,
     /// What the hosted tools used, each by its name.
     ToolUsage,
+    Incomplete,
     Tool,
     Groq,
     Error,
@@ -201,6 +204,7 @@ enum Fact {
     Status,
     Background,
     StopReason,
+    IncompleteReason,
     Array,
     Count(Spelling, Class),
     Total,
@@ -261,6 +265,7 @@ impl ResponseFields {
         self.error_status = None;
         self.background = false;
         self.stopped = false;
+        self.steered = false;
         self.index = None;
         self.error.clear();
         self.flat_error.clear();
@@ -339,6 +344,7 @@ impl ResponseFields {
             Fact::ErrorStatus => learn_count(&mut self.error_status, value),
             Fact::Background => self.background |= value.raw == b"true",
             Fact::StopReason => self.stopped |= is_reason(value),
+            Fact::IncompleteReason => self.steered |= value.text().as_deref() == Some("steered"),
             Fact::Array => {}
             Fact::Count(..)
             | Fact::Total
@@ -705,6 +711,9 @@ impl Object {
                 Some((_, class)) => Member::Fact(Fact::Count(Spelling::Within, class)),
                 None => Member::Other,
             },
+            // `ResponseSteerEvent` of OpenAI's Python SDK 3.57.0.
+            Object::Incomplete if key == b"reason" => Member::Fact(Fact::IncompleteReason),
+            Object::Incomplete => Member::Other,
             Object::ToolUsage => Member::Inner(Object::Tool),
             Object::Tool => match key {
                 b"input_tokens" | b"output_tokens" | b"total_tokens" => {
@@ -735,6 +744,7 @@ impl Object {
             (_, b"error") => Member::Inner(Object::Error),
             (Object::Response, b"status") => Member::Fact(Fact::Status),
             (Object::Response, b"background") => Member::Fact(Fact::Background),
+            (Object::Response, b"incomplete_details") => Member::Inner(Object::Incomplete),
             // Not in `usage`: the tokens of the image tool are of an image model
             // (<https://github.com/Wei-Shaw/sub2api/issues/1999>).
             (Object::Response, b"tool_usage") => Member::Inner(Object::ToolUsage),

@@ -45,6 +45,7 @@ pub(super) struct Tally {
     pub background: bool,
     /// A status that is the response's last was told.
     settled: bool,
+    steered: bool,
     /// An event of a Responses stream told of output.
     has_output: bool,
     content: Content,
@@ -145,6 +146,7 @@ impl Tally {
         if document.is_whole() {
             self.tell_tier(facts);
             self.end(terminal);
+            self.steered = facts.steered;
             if terminal == "response.failed" || facts.status == "failed" {
                 self.fail(facts);
             }
@@ -396,6 +398,7 @@ impl Tally {
             error: self.error.clone(),
             error_names_tier: self.error_names_tier,
             settled: self.settled,
+            steered: self.steered,
             lacks_end: false,
             event_stream: None,
         }

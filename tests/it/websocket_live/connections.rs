@@ -223,6 +223,39 @@ fn a_drain_lets_a_running_turn_end() {
     assert_eq!(outcomes.collect::<Vec<_>>(), ["ok", "ok"]);
 }
 
+/// What the client has sent meanwhile is answered by another response, which nobody asks for any more.
+#[test]
+fn a_drain_waits_for_the_successor_of_a_steered_response() {
+    const STEERED: &str = r#"{"type":"response.incomplete","response":{"id":"resp_1","incomplete_details":{"reason":"steered"}}}"#;
+    for is_made in [true, false] {
+        let upstream = ends::upstream();
+        let mut proxy = proxy::new().upstream(&upstream).run();
+        let mut socket = upstream.open_turn(&proxy, "sk-fast");
+        ends::answer(&mut socket, &[CREATED]);
+        proxy.signal(libc::SIGTERM);
+        proxy.await_stderr("draining");
+        ends::answer(&mut socket, &[STEERED]);
+        ends::pass_ping(&mut socket, b"");
+        if is_made {
+            let successor =
+                [CREATED, DELTA, COMPLETED].map(|event| event.replace("resp_1", "resp_2"));
+            ends::answer(
+                &mut socket,
+                &successor.each_ref().map(|event| event.as_str()),
+            );
+            assert_eq!(socket.client.hear(), restart());
+            socket.client.vanish();
+        } else {
+            socket.server.vanish();
+        }
+        assert_eq!(proxy.wait().code(), Some(0));
+        let line = &proxy.access_log(3)[1];
+        let outcome = if is_made { "ok" } else { "upstream_cut" };
+        let told = [&line["turn"], &line["outcome"], &line["service_tier"]];
+        assert_eq!(told, [&json!(2), &json!(outcome), &json!("priority")]);
+    }
+}
+
 #[test]
 fn a_drain_waits_for_the_end_of_the_servers_message() {
     let upstream = ends::upstream();
