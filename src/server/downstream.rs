@@ -51,6 +51,10 @@ pub struct Downstream<S: IO> {
     gathered: WriteBuffer,
     /// Nothing can be written any more, and nothing that is written is missed.
     broken: bool,
+    /// When something of a response was written last.
+    responded_at: Option<Instant>,
+    /// The end of the connection, once it has begun.
+    end: Option<LingeringClose>,
 }
 
 #[derive(Debug)]
@@ -76,10 +80,6 @@ enum Version {
         /// answered its PING, however long that takes, and ends the connection with the last of them. A client that is gone,
         /// or takes the GOAWAY for the end, never answers.
         pong: &'static [u8],
-        /// When something of a response was written last.
-        responded_at: Option<Instant>,
-        /// Our side has ended.
-        lingering: Option<LingeringClose>,
     },
 }
 
@@ -111,8 +111,6 @@ impl<S: IO> Downstream<S> {
             flood: Http2Flood::default(),
             drain: Some(ReusableBoxFuture::new(drain)),
             pong: SHUTDOWN_PONG,
-            responded_at: None,
-            lingering: None,
         };
         Self::new(io, version, None)
     }
@@ -125,6 +123,8 @@ impl<S: IO> Downstream<S> {
             sleep: None,
             gathered: WriteBuffer::new(KEPT_BYTES),
             broken: false,
+            responded_at: None,
+            end: None,
         }
     }
 
@@ -331,6 +331,9 @@ impl<S: IO> Downstream<S> {
     ) -> Poll<io::Result<usize>> {
         let length: usize = pieces.iter().map(|piece| piece.len()).sum();
         self.record_response(pieces.first().map_or(&[], |piece| piece), cx);
+        if length > CONTROL_BYTES {
+            self.responded_at = Some(Instant::now());
+        }
         if self.broken {
             return Poll::Ready(Ok(length));
         }
@@ -350,21 +353,31 @@ impl<S: IO> Downstream<S> {
         Poll::Ready(self.written(written, length))
     }
 
+    /// Ends our side behind all that was written, and lets the client have it.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(responded_at) = self.responded_at else {
+            return Pin::new(&mut self.io).poll_shutdown(cx).map(drop);
+        };
+        let begin = || LingeringClose::new(responded_at);
+        let end = self.end.get_or_insert_with(begin);
+        if !end.is_shut {
+            let shut = match self.gathered.poll_send(&mut self.io, cx) {
+                Poll::Ready(Ok(())) => Pin::new(&mut self.io).poll_shutdown(cx),
+                sent => sent,
+            };
+            match shut {
+                Poll::Ready(Ok(())) => end.is_shut = true,
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Pending => return end.poll_stalled(&self.io, cx),
+            }
+        }
+        end.poll_over(&mut self.io, cx)
+    }
+
     /// What Pingora is to see of a write: none that could not be done, where the response is read on.
     fn written(&mut self, written: io::Result<usize>, length: usize) -> io::Result<usize> {
-        if let (
-            Ok(count),
-            Version::Http2 {
-                flood,
-                responded_at,
-                ..
-            },
-        ) = (&written, &mut self.version)
-        {
+        if let (Ok(count), Version::Http2 { flood, .. }) = (&written, &mut self.version) {
             flood.record_written(*count);
-            if *count > CONTROL_BYTES {
-                *responded_at = Some(Instant::now());
-            }
         }
         if written.is_err() && self.client_aborted() {
             self.broken = true;
@@ -419,6 +432,11 @@ impl<S: IO> AsyncRead for Downstream<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.end.is_some() {
+            return this
+                .poll_end(cx)
+                .map(|()| Err(io::ErrorKind::TimedOut.into()));
+        }
         let mut is_sending = false;
         if !this.broken {
             match this.poll_send(cx) {
@@ -448,6 +466,10 @@ impl<S: IO> AsyncRead for Downstream<S> {
             return Poll::Ready(Ok(()));
         }
         ready!(this.poll_late(cx));
+        if this.awaits_request() {
+            // What Pingora has written may be on its way for longer than the next request is waited for.
+            ready!(this.poll_end(cx));
+        }
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
@@ -484,25 +506,13 @@ impl<S: IO> AsyncWrite for Downstream<S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if let Version::Http2 { .. } = this.version {
+            return this.poll_end(cx).map(Ok);
+        }
         if !this.broken {
             ready!(this.poll_send(cx))?;
         }
-        let Version::Http2 {
-            responded_at,
-            lingering,
-            ..
-        } = &mut this.version
-        else {
-            return Pin::new(&mut this.io).poll_shutdown(cx);
-        };
-        if lingering.is_none() {
-            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
-        }
-        let Some(responded_at) = *responded_at else {
-            return Poll::Ready(Ok(()));
-        };
-        let lingering = lingering.get_or_insert_with(|| LingeringClose::new(responded_at));
-        lingering.poll_over(&mut this.io, cx).map(Ok)
+        Pin::new(&mut this.io).poll_shutdown(cx)
     }
 }
 

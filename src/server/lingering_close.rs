@@ -1,6 +1,6 @@
-//! The end of a connection of HTTP/2 whose last response is still on its way. A client goes on to tell how much it has read, and
-//! what it sends to a socket that nobody has any more makes the kernel drop what the client does not have yet: a process that
-//! ends after a drain would take the rest of its responses away (RFC 9112 §9.6 says the same of HTTP/1.1).
+//! The end of a connection whose last response is still on its way. What the process has buffered ends with it. And what a client
+//! sends to a socket that nobody has any more makes the kernel drop what it does not have yet (RFC 9112 §9.6); one of HTTP/2
+//! goes on to tell how much it has read. So a process that ends after a drain would take the rest of its responses away.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -23,9 +23,11 @@ static LOOKS: Backoff = Backoff {
     longest: Duration::from_millis(200),
 };
 
-/// A connection of which our side has ended.
+/// A connection of which our side ends.
 #[derive(Debug)]
 pub(super) struct LingeringClose {
+    /// All was written, and our side has ended.
+    pub is_shut: bool,
     looks: BackoffTimer,
     /// What the client had not acknowledged at the last look, in bytes.
     unsent: Option<u64>,
@@ -39,10 +41,22 @@ impl LingeringClose {
     /// The last of a response was written at `active_at`.
     pub fn new(active_at: Instant) -> Self {
         Self {
+            is_shut: false,
             looks: BackoffTimer::new(&LOOKS),
             unsent: None,
             sent_at: None,
             active_at,
+        }
+    }
+
+    /// Ready where the client takes nothing of what is still to be written.
+    pub fn poll_stalled(&mut self, io: &impl IO, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.looks.poll_due(cx));
+            let unsent = output_queue(socket_of(io)).unwrap_or(0);
+            if self.is_over(unsent + 1) {
+                return Poll::Ready(());
+            }
         }
     }
 

@@ -757,6 +757,38 @@ fn a_drain_does_not_wait_for_clients_of_http_2_that_have_fallen_silent() {
     assert!(read.windows(last.len()).any(|window| window == last));
 }
 
+/// A part of it waits within the process for longer than a drain waits for a next request.
+#[test]
+fn a_client_that_reads_slowly_gets_the_rest_of_its_response_in_a_drain() {
+    const LENGTH: usize = 400_000;
+    let upstream = upstream::json(&"x".repeat(LENGTH)).run();
+    let proxy = proxy::new()
+        .upstream(&upstream)
+        .tls()
+        .setting("server: {drain: 60s}")
+        .run();
+    let socket = TcpStream::connect(proxy.tls_address).unwrap();
+    SockRef::from(&socket)
+        .set_recv_buffer_size(16 << 10)
+        .unwrap();
+    let mut client = tls::client(socket, b"http/1.1");
+    let request = proxy.client("sk-plain").message("/v1/embeddings", b"{}");
+    client.write_all(&request).unwrap();
+    proxy.access_log(1);
+    proxy.signal(libc::SIGTERM);
+    let mut read = 0;
+    let mut room = [0; 16 << 10];
+    while read < LENGTH {
+        // Its pace.
+        std::thread::sleep(Duration::from_millis(100));
+        let count = client.read(&mut room).expect("the rest of the response");
+        assert!(count > 0, "an end behind {read} bytes");
+        read += count;
+    }
+    drop(client);
+    assert_eq!(ended(proxy)[0]["outcome"], "ok");
+}
+
 /// What it says meanwhile must not meet a socket that nobody has any more.
 #[test]
 fn a_client_of_http_2_that_reads_slowly_gets_the_rest_of_its_response_in_a_drain() {
