@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 use tempfile::TempDir;
 
 use crate::support::client::Connection;
@@ -760,24 +760,22 @@ fn a_drain_does_not_wait_for_clients_of_http_2_that_have_fallen_silent() {
 /// A part of it waits within the process for longer than a drain waits for a next request.
 #[test]
 fn a_client_that_reads_slowly_gets_the_rest_of_its_response_in_a_drain() {
-    const LENGTH: usize = 400_000;
+    const LENGTH: usize = 300_000;
     let upstream = upstream::json(&"x".repeat(LENGTH)).run();
     let proxy = proxy::new()
         .upstream(&upstream)
         .tls()
         .setting("server: {drain: 60s}")
         .run();
-    let socket = TcpStream::connect(proxy.tls_address).unwrap();
-    SockRef::from(&socket)
-        .set_recv_buffer_size(16 << 10)
-        .unwrap();
-    let mut client = tls::client(socket, b"http/1.1");
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.connect(&proxy.tls_address.into()).unwrap();
+    let mut client = tls::client(socket.into(), b"http/1.1");
     let request = proxy.client("sk-plain").message("/v1/embeddings", b"{}");
     client.write_all(&request).unwrap();
-    proxy.access_log(1);
+    let mut room = [0; 8 << 10];
+    let mut read = client.read(&mut room).unwrap();
     proxy.signal(libc::SIGTERM);
-    let mut read = 0;
-    let mut room = [0; 16 << 10];
     while read < LENGTH {
         // Its pace.
         std::thread::sleep(Duration::from_millis(100));
