@@ -309,6 +309,7 @@ impl RequestFields {
                 other.raise(tier);
             }
         }
+        self.tier_is_unknown |= other.tier_is_unknown;
         self.background = self.background.or(other.background);
     }
 

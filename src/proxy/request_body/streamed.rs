@@ -149,7 +149,7 @@ impl StreamedBody {
         if is_decoded {
             facts.join(self.decoded.finish());
         }
-        facts.tier_is_unknown = tier_is_unknown;
+        facts.tier_is_unknown |= tier_is_unknown;
         facts
     }
 

@@ -147,6 +147,14 @@ fn what_cannot_be_read_is_not_known() {
     for (coding, body) in bodies {
         assert_eq!(tier(coding, JSON, &body).as_deref(), UNKNOWN, "{coding}");
     }
+    let padded = format!(r#"{{"service_tier":"{}priority"}}"#, " ".repeat(2000));
+    for coding in ["identity", "gzip"] {
+        let body = match coding {
+            "gzip" => gzip(&padded),
+            _ => padded.clone().into_bytes(),
+        };
+        assert_eq!(tier(coding, JSON, &body).as_deref(), UNKNOWN, "{coding}");
+    }
     let cramped = Limits {
         buffered: 1000,
         ..Limits::default()
