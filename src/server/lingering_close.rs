@@ -62,7 +62,7 @@ impl LingeringClose {
 
     /// Ready where the client has closed its side, or has all and says nothing more, or takes nothing. What it says is read, and
     /// is nothing to anybody.
-    pub fn poll_over(&mut self, io: &mut (impl IO + Unpin), cx: &mut Context<'_>) -> Poll<()> {
+    pub fn poll_over(&mut self, io: &mut impl IO, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             let mut room = [0; 1024];
             let mut read = ReadBuf::new(&mut room);
