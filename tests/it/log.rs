@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
 use crate::support::client::Connection;
@@ -757,11 +757,9 @@ fn a_drain_does_not_wait_for_clients_of_http_2_that_have_fallen_silent() {
     assert!(read.windows(last.len()).any(|window| window == last));
 }
 
-/// A part of it waits within the process for longer than a drain waits for a next request.
-#[test]
-fn a_client_that_reads_slowly_gets_the_rest_of_its_response_in_a_drain() {
-    const LENGTH: usize = 300_000;
-    let upstream = upstream::json(&"x".repeat(LENGTH)).run();
+/// An upstream whose answer has so many bytes, a proxy in front of it, and a socket to that which takes little at once.
+fn slow_client_of(length: usize) -> (Upstream, Proxy, TcpStream) {
+    let upstream = upstream::json(&"x".repeat(length)).run();
     let proxy = proxy::new()
         .upstream(&upstream)
         .tls()
@@ -770,54 +768,23 @@ fn a_client_that_reads_slowly_gets_the_rest_of_its_response_in_a_drain() {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     socket.connect(&proxy.tls_address.into()).unwrap();
-    let mut client = tls::client(socket.into(), b"http/1.1");
-    let request = proxy.client("sk-plain").message("/v1/embeddings", b"{}");
-    client.write_all(&request).unwrap();
-    let mut room = [0; 8 << 10];
-    let mut read = client.read(&mut room).unwrap();
-    proxy.signal(libc::SIGTERM);
-    while read < LENGTH {
-        // Its pace.
-        std::thread::sleep(Duration::from_millis(100));
-        let count = client.read(&mut room).expect("the rest of the response");
-        assert!(count > 0, "an end behind {read} bytes");
-        read += count;
-    }
-    drop(client);
-    assert_eq!(ended(proxy)[0]["outcome"], "ok");
+    (upstream, proxy, socket.into())
 }
 
-/// What it says meanwhile must not meet a socket that nobody has any more.
-#[test]
-fn a_client_of_http_2_that_reads_slowly_gets_the_rest_of_its_response_in_a_drain() {
-    // Within the client's window, so that all of it leaves at once.
-    const LENGTH: usize = 60_000;
-    let upstream = upstream::json(&"x".repeat(LENGTH)).run();
-    let proxy = proxy::new()
-        .upstream(&upstream)
-        .tls()
-        .setting("server: {drain: 60s}")
-        .run();
-    let socket = TcpStream::connect(proxy.tls_address).unwrap();
-    SockRef::from(&socket).set_recv_buffer_size(4096).unwrap();
-    let mut client = frames::begin(socket);
-    let block = head("sk-plain", "/v1/embeddings");
-    client
-        .write_all(&frames::frame(HEADERS, END_HEADERS, 1, &block))
-        .unwrap();
-    client
-        .write_all(&frames::frame(DATA, END_STREAM, 1, b"{}"))
-        .unwrap();
-    proxy.access_log(1);
-    proxy.signal(libc::SIGTERM);
-    proxy.await_stderr("draining for at most");
-    let mut read = 0;
-    let mut room = [0; 2048];
-    while read < LENGTH {
-        // A client goes on although it cannot write.
-        let _ = client.write_all(&frames::frame(PING, 0, 0, &[0; 8]));
-        // Its pace.
-        std::thread::sleep(Duration::from_millis(20));
+/// Reads up to `piece` bytes at a time, for longer than a drain waits for a next request, and says this each time, also where it
+/// cannot be sent. The proxy ends with the client.
+fn assert_read_slowly(
+    mut client: impl Read + Write,
+    proxy: Proxy,
+    length: usize,
+    piece: usize,
+    says: &[u8],
+) {
+    const PACE: Duration = Duration::from_millis(100);
+    let (mut read, mut room) = (0, vec![0; piece]);
+    while read < length {
+        let _ = client.write_all(says);
+        std::thread::sleep(PACE);
         let count = client.read(&mut room).expect("the rest of the response");
         assert!(count > 0, "an end behind {read} bytes");
         read += count;
@@ -826,6 +793,39 @@ fn a_client_of_http_2_that_reads_slowly_gets_the_rest_of_its_response_in_a_drain
     let begun = Instant::now();
     assert_eq!(ended(proxy)[0]["outcome"], "ok");
     assert!(begun.elapsed() < Duration::from_secs(5));
+}
+
+/// A part of it waits within the process.
+#[test]
+fn a_client_that_reads_slowly_gets_the_rest_of_its_response_in_a_drain() {
+    const LENGTH: usize = 300_000;
+    let (_upstream, proxy, socket) = slow_client_of(LENGTH);
+    let mut client = tls::client(socket, b"http/1.1");
+    let request = proxy.client("sk-plain").message("/v1/embeddings", b"{}");
+    client.write_all(&request).unwrap();
+    client.read_exact(&mut [0]).unwrap();
+    proxy.signal(libc::SIGTERM);
+    assert_read_slowly(client, proxy, LENGTH, 8 << 10, b"");
+}
+
+/// What it says meanwhile must not meet a socket that nobody has any more.
+#[test]
+fn a_client_of_http_2_that_reads_slowly_gets_the_rest_of_its_response_in_a_drain() {
+    // Within the client's window, so that all of it leaves at once.
+    const LENGTH: usize = 60_000;
+    let (_upstream, proxy, socket) = slow_client_of(LENGTH);
+    let mut client = frames::begin(socket);
+    let block = head("sk-plain", "/v1/embeddings");
+    let request = [
+        frames::frame(HEADERS, END_HEADERS, 1, &block),
+        frames::frame(DATA, END_STREAM, 1, b"{}"),
+    ];
+    client.write_all(&request.concat()).unwrap();
+    proxy.access_log(1);
+    proxy.signal(libc::SIGTERM);
+    proxy.await_stderr("draining for at most");
+    let ping = frames::frame(PING, 0, 0, &[0; 8]);
+    assert_read_slowly(client, proxy, LENGTH, 2 << 10, &ping);
 }
 
 #[test]
