@@ -37,7 +37,7 @@ pub struct BackgroundCreate {
     pub model: Option<String>,
     /// Whether it may have asked for another.
     #[serde(default)]
-    pub has_several_models: bool,
+    pub several_models: bool,
     /// As sent upstream.
     pub service_tier: Option<String>,
     pub service_tier_client: Option<String>,
@@ -227,7 +227,7 @@ impl BackgroundCreate {
             group: None,
             platform: None,
             model: None,
-            has_several_models: false,
+            several_models: false,
             service_tier: Some("priority".to_owned()),
             service_tier_client: None,
             tier_reason: None,

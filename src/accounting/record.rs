@@ -231,8 +231,8 @@ struct Billed<'a> {
     group: Option<&'a str>,
     platform: Option<&'a str>,
     model: Option<&'a str>,
-    /// Whether it is known that no other was asked for.
-    model_is_sure: bool,
+    /// Whether another may have been asked for.
+    several_models: bool,
     tier_client: Option<&'a str>,
     tier_sent: Option<&'a str>,
     tier_reason: Option<&'a str>,
@@ -400,7 +400,7 @@ impl RequestRecord {
             _ => texts
                 .model_upstream
                 .as_deref()
-                .or(model.filter(|_| to.model_is_sure)),
+                .or(model.filter(|_| !to.several_models)),
         };
         let cost = prices
             .filter(|_| usage != Usage::default() && !observed.lacks_price)
@@ -507,7 +507,7 @@ impl RequestRecord {
             group: self.group.as_ref().map(|group| &*group.name),
             platform: self.group.as_ref().map(|group| group.platform.as_str()),
             model: texts.model.as_deref(),
-            model_is_sure: !self.facts.several_models,
+            several_models: self.facts.several_models,
             tier_client: texts.tier_client.as_deref(),
             tier_sent: texts.tier_sent.as_deref(),
             tier_reason: self.tier_reason(termination),
@@ -658,7 +658,7 @@ impl<'a> Billed<'a> {
             group: create.group.as_deref(),
             platform: create.platform.as_deref(),
             model: create.model.as_deref(),
-            model_is_sure: !create.has_several_models,
+            several_models: create.several_models,
             tier_client: create.service_tier_client.as_deref(),
             tier_sent: create.service_tier.as_deref(),
             tier_reason: create.tier_reason.as_deref(),
@@ -688,7 +688,7 @@ fn remember(
         group: owned(line.group),
         platform: owned(line.platform),
         model: owned(line.model),
-        has_several_models: request.facts.several_models,
+        several_models: request.facts.several_models,
         service_tier: owned(line.service_tier),
         service_tier_client: owned(line.service_tier_client),
         tier_reason: owned(line.tier_reason),

@@ -53,8 +53,9 @@ impl LingeringClose {
     pub fn poll_stalled(&mut self, io: &impl IO, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.looks.poll_due(cx));
-            let unsent = output_queue(socket_of(io)).unwrap_or(0);
-            if self.is_over(unsent + 1) {
+            // Beside what the kernel has there is more.
+            let unsent = 1 + output_queue(socket_of(io)).unwrap_or(0);
+            if self.is_over(unsent) {
                 return Poll::Ready(());
             }
         }

@@ -6,9 +6,10 @@ use sha2::{Digest, Sha256};
 use tiergate::accounting::access_log::line::{FIELDS, OTEL_FIELDS};
 
 use crate::support::command::{self, stdout};
-use crate::support::eventually;
 use crate::support::proxy::{self, Proxy};
+use crate::support::record::assert_told;
 use crate::support::upstream::{self, Reply, reply};
+use crate::support::{eventually, stored_create};
 
 const PRICES: &str = "\
 version: 1
@@ -40,12 +41,6 @@ fn billed(answer: Reply, settings: &str) -> Value {
     let client = proxy.client("sk-fast");
     client.post("/v1/responses", r#"{"model":"big"}"#);
     proxy.record()
-}
-
-fn assert_told(record: &Value, told: &Value) {
-    for (name, value) in told.as_object().unwrap() {
-        assert_eq!(&record[name], value, "{name}");
-    }
 }
 
 #[test]
@@ -418,11 +413,7 @@ fn a_background_response_is_billed_once_by_two_processes_with_one_state_file() {
     let old = run();
     let create = r#"{"model":"big","background":true}"#;
     old.client("sk-fast").post("/v1/responses", create);
-    eventually("the create is in the file", || {
-        let stored = std::fs::read(&file).ok()?;
-        let has_create = stored.windows(10).any(|text| text == b"request_id");
-        has_create.then_some(())
-    });
+    stored_create(&file);
     let proxies = [old, run()];
     std::thread::scope(|scope| {
         for fetch in 0..FETCHES {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::h2::{self, Framing};
 use crate::support::proxy::{self, Proxy};
+use crate::support::record::assert_told;
 use crate::support::upstream::{self, Reply, Upstream, reply};
 use crate::support::{eventually, object_of};
 use crate::websocket_live::ends::{self, COMPLETED, CREATE, CREATED, DELTA, FORCED, Heard, Socket};
@@ -51,12 +52,6 @@ const WITHOUT: &str = concat!(
     "                      ",
     r#","n":1.0}"#
 );
-
-fn assert_told(record: &Value, told: &Value) {
-    for (name, value) in told.as_object().unwrap() {
-        assert_eq!(&record[name], value, "{name}");
-    }
-}
 
 /// What a line says of a request that was sent once more.
 fn told_twice() -> Value {

@@ -16,6 +16,7 @@ pub mod tls;
 pub mod upstream;
 pub mod websocket;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long anything may take that is expected to happen. Generous: it is only waited out by a test that fails.
@@ -31,6 +32,15 @@ pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// What is in this state file, once it has who created a background response.
+pub fn stored_create(file: &Path) -> Vec<u8> {
+    eventually("the create is in the state file", || {
+        let stored = std::fs::read(file).ok()?;
+        let has_create = stored.windows(10).any(|text| text == b"request_id");
+        has_create.then_some(stored)
+    })
 }
 
 /// A JSON object of exactly `bytes` bytes that names the standard tier.

@@ -71,3 +71,10 @@ fn uuid(value: &Value) -> String {
     text.parse::<uuid::Uuid>().expect("a UUID");
     text.to_owned()
 }
+
+/// Fails unless the record has these members; of others nothing is said.
+pub fn assert_told(record: &Value, told: &Value) {
+    for (name, value) in told.as_object().unwrap() {
+        assert_eq!(&record[name], value, "{name}");
+    }
+}

@@ -168,10 +168,10 @@ pub fn decode(raw: &str) -> Option<Cow<'_, str>> {
 
 /// The raw JSON of a value as this program writes it: shippers spell some texts in other ways, `"\u00fc"` for `"ü"`.
 pub fn own_spelling(raw: &str) -> Cow<'_, str> {
-    let respelled = decode(raw).filter(|_| raw.contains('\\'));
-    match respelled.map(|text| serde_json::to_string(&text)) {
-        Some(Ok(own)) => Cow::Owned(own),
-        _ => Cow::Borrowed(raw),
+    match decode(raw) {
+        // Only then it is spelled in another way than it reads.
+        Some(Cow::Owned(text)) => serde_json::Value::String(text).to_string().into(),
+        _ => raw.into(),
     }
 }
 

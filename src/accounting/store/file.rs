@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use redb::backends::FileBackend;
-use redb::{Database, DatabaseError, ReadableTable, Table, TableDefinition};
+use redb::{Database, DatabaseError, ReadableTable, Table, TableDefinition, WriteTransaction};
 use rust_decimal::Decimal;
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -126,10 +126,7 @@ impl StateFile {
         let database = self.database()?;
         let mut seen = self.seen.lock();
         let transaction = database.begin_write().map_err(broken)?;
-        let (edition, found) = {
-            let mut table = transaction.open_table(EDITION).map_err(broken)?;
-            next_edition(&mut table, *seen).map_err(broken)?
-        };
+        let (edition, found) = next_edition(&transaction, *seen)?;
         let is_replaced = found != Found::Intact;
         if is_replaced {
             background.save_anew();
@@ -187,10 +184,7 @@ impl StateFile {
         let database = self.database()?;
         let mut seen = self.seen.lock();
         let transaction = database.begin_write().map_err(broken)?;
-        let (edition, found) = {
-            let mut table = transaction.open_table(EDITION).map_err(broken)?;
-            next_edition(&mut table, *seen).map_err(broken)?
-        };
+        let (edition, found) = next_edition(&transaction, *seen)?;
         if found != Found::Intact {
             return Ok(None);
         }
@@ -267,10 +261,11 @@ impl StateFile {
 
 /// Counts this exchange, and says what became of the file since the edition that was seen.
 fn next_edition(
-    table: &mut Table<'_, (), (u128, u64)>,
+    transaction: &WriteTransaction,
     seen: Option<Edition>,
-) -> Result<(Edition, Found), redb::StorageError> {
-    let held = table.get(())?.map(|row| {
+) -> Result<(Edition, Found), StoreError> {
+    let mut table = transaction.open_table(EDITION).map_err(broken)?;
+    let held = table.get(()).map_err(broken)?.map(|row| {
         let (id, exchanges) = row.value();
         Edition {
             id: Uuid::from_u128(id),
@@ -290,7 +285,8 @@ fn next_edition(
         id: known.map_or_else(Uuid::now_v7, |held| held.id),
         exchanges: held.map_or(0, |held| held.exchanges) + 1,
     };
-    table.insert((), (edition.id.as_u128(), edition.exchanges))?;
+    let row = (edition.id.as_u128(), edition.exchanges);
+    table.insert((), row).map_err(broken)?;
     Ok((edition, found))
 }
 

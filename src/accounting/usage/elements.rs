@@ -2,8 +2,7 @@
 
 use super::paths::{Paths, Shape};
 use super::{DEPTH_LIMIT, Usage, add_model};
-use crate::codec::json::Scanner;
-use crate::codec::json::Strings;
+use crate::codec::json::{Scanner, Strings};
 
 /// The first element of a chat document's `choices`.
 #[derive(Debug)]

@@ -1,13 +1,11 @@
 //! Keys in requests and in answers, through every kind of success and failure.
 
-use std::fs;
-
 use super::canary::{Planted, talkative};
 use crate::support::client::Client;
-use crate::support::eventually;
 use crate::support::h2::{self, Framing};
 use crate::support::proxy::{self, Proxy};
 use crate::support::upstream::{self, Reply, reply};
+use crate::support::{eventually, stored_create};
 
 const PATH: &str = "/v1/responses";
 
@@ -352,12 +350,7 @@ fn a_key_in_the_id_of_a_background_response_is_not_stored() {
     let bearer = format!("Bearer {key}");
     let client = proxy.anonymous().header("Authorization", &bearer);
     client.post(PATH, r#"{"background":true}"#);
-    let stored = eventually("the create is stored", || {
-        let stored = fs::read(proxy.path("state.redb")).ok()?;
-        let has_create = stored.windows(10).any(|text| text == b"request_id");
-        has_create.then_some(stored)
-    });
-    planted.assert_not_in(&stored, "the state");
+    planted.assert_not_in(&stored_create(&proxy.path("state.redb")), "the state");
     client.get(&format!("/v1/responses/{id}"));
     let billed = &proxy.access_log(2)[1];
     assert_eq!(billed["input_tokens"], 7);

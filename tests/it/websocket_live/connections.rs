@@ -204,14 +204,20 @@ fn a_drain_ends_an_idle_socket_at_once() {
     assert_eq!((&line["turn"], &line["outcome"]), (&json!(0), &json!("ok")));
 }
 
-#[test]
-fn a_drain_lets_a_running_turn_end() {
+/// A socket on which a response runs as the drain begins.
+fn draining_turn() -> (ends::Upstream, Proxy, Socket) {
     let upstream = ends::upstream();
-    let mut proxy = proxy::new().upstream(&upstream).run();
+    let proxy = proxy::new().upstream(&upstream).run();
     let mut socket = upstream.open_turn(&proxy, "sk-fast");
     ends::answer(&mut socket, &[CREATED]);
     proxy.signal(libc::SIGTERM);
     proxy.await_stderr("draining");
+    (upstream, proxy, socket)
+}
+
+#[test]
+fn a_drain_lets_a_running_turn_end() {
+    let (_upstream, mut proxy, mut socket) = draining_turn();
     ends::answer(&mut socket, &[DELTA, COMPLETED]);
     assert_eq!(socket.client.hear(), restart());
     socket.client.vanish();
@@ -228,12 +234,7 @@ fn a_drain_lets_a_running_turn_end() {
 fn a_drain_waits_for_the_successor_of_a_steered_response() {
     const STEERED: &str = r#"{"type":"response.incomplete","response":{"id":"resp_1","incomplete_details":{"reason":"steered"}}}"#;
     for is_made in [true, false] {
-        let upstream = ends::upstream();
-        let mut proxy = proxy::new().upstream(&upstream).run();
-        let mut socket = upstream.open_turn(&proxy, "sk-fast");
-        ends::answer(&mut socket, &[CREATED]);
-        proxy.signal(libc::SIGTERM);
-        proxy.await_stderr("draining");
+        let (_upstream, mut proxy, mut socket) = draining_turn();
         ends::answer(&mut socket, &[STEERED]);
         ends::pass_ping(&mut socket, b"");
         if is_made {
