@@ -32,7 +32,7 @@ enum Manner {
     Leaving {
         reset: bool,
     },
-    /// It sends no more behind its requests, and waits for the answers.
+    /// It sends no more behind its last request, and waits for the answer.
     HalfClosing,
 }
 
@@ -80,13 +80,19 @@ pub fn visit(world: &World, tag: u64) -> Option<()> {
             hear_answers(world, &mut wire, &plans)?;
         }
         Manner::HalfClosing => {
-            // An answer that comes early has begun when the end is sent.
-            let (first, last) = all.split_at(chance.below(all.len()));
+            let (last_plan, plans) = plans.split_last()?;
+            for (plan, message) in plans.iter().zip(&messages) {
+                let _ = wire.send(message);
+                hear_answer(world, &mut wire, plan)?;
+            }
+            // An answer that comes early has begun when the end is sent. Behind a whole request it would be a client that left.
+            let message = messages.last()?;
+            let (first, last) = message.split_at(chance.below(message.len()));
             wire.send(first)?;
             std::thread::sleep(chance.millis(0, 40));
             wire.send(last)?;
             wire.end_sending();
-            hear_answers(world, &mut wire, &plans)?;
+            hear_answer(world, &mut wire, last_plan)?;
         }
         Manner::Dribbling => {
             for piece in all.chunks(all.len() / 7 + 1) {
